@@ -1,0 +1,5 @@
+"""The command line: `tartan`."""
+
+
+def main() -> None:
+    """Run the command line."""

@@ -1,0 +1,1 @@
+"""Webhook endpoint: a verified POST becomes one record of the topic `webhooks`."""

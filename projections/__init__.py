@@ -1,0 +1,1 @@
+"""Changesets become tables, a ledger, public events and pushes."""

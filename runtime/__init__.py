@@ -1,0 +1,1 @@
+"""What every process shares: settings, Kafka, Postgres, the Plaid client, keys, sync_state, metrics, logs, lifecycle."""
