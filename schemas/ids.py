@@ -68,5 +68,7 @@ def chained_id(key: bytes, *parts: bytes) -> ChangesetId:
 
 def free_id(user: int, idempotency_key: str) -> ChangesetId:
     """The id of a free record: the same user and idempotency key give the same id."""
-    digest = hashlib.blake2b(f"{user}\0{idempotency_key}".encode(), digest_size=CHANGESET_ID_BYTES, person=b"tartan.free")
+    digest = hashlib.blake2b(
+        f"{user}\0{idempotency_key}".encode(), digest_size=CHANGESET_ID_BYTES, person=b"tartan.free"
+    )
     return ChangesetId(digest.digest())

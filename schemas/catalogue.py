@@ -1,0 +1,88 @@
+"""The catalogue of schemas: a number for ever for each `.avsc` file.
+
+Stored bytes carry these numbers, so truth never depends on a registry's numbering.
+The table only grows: a changed schema is a new file with a new number.
+"""
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import fastavro
+
+from schemas.errors import Quarantine
+
+FILES: dict[int, str] = {
+    1: "transaction.v1",
+    2: "account.v1",
+    3: "removal.v1",
+    4: "item.v1",
+    5: "history.v1",
+    6: "edit.v1",
+    7: "decision.v1",
+    8: "events.v1",
+    9: "head.v1",
+    10: "webhook.v1",
+    11: "transaction_event.v1",
+    12: "balance_event.v1",
+    13: "item_event.v1",
+}
+
+TRANSACTION, ACCOUNT, REMOVAL, ITEM, HISTORY, EDIT, DECISION = 1, 2, 3, 4, 5, 6, 7
+EVENTS, HEAD, WEBHOOK, TRANSACTION_EVENT, BALANCE_EVENT, ITEM_EVENT = 8, 9, 10, 11, 12, 13
+
+_PARTS_OF: dict[int, tuple[int, ...]] = {
+    TRANSACTION_EVENT: (TRANSACTION,),
+    BALANCE_EVENT: (ACCOUNT,),
+    ITEM_EVENT: (ITEM,),
+}
+"""Public events nest the log's own records, so an event's bytes are cut from the log's."""
+
+
+@cache
+def declared(number: int) -> dict[str, Any]:
+    """The schema as its file declares it, names of other schemas unresolved.
+
+    Raises: Quarantine, where no schema has this number.
+    """
+    if number not in FILES:
+        raise Quarantine(f"no schema has the number {number}; this code knows 1 to {max(FILES)}")
+    text = resources.files("schemas").joinpath(f"avro/{FILES[number]}.avsc").read_text("utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+@cache
+def complete(number: int) -> dict[str, Any]:
+    """The schema with the records that it nests written out, as a registry or a stranger needs it."""
+    named = {f"tartan.{part['name']}": part for part in map(declared, _PARTS_OF.get(number, ()))}
+    return _inlined(declared(number), named, set())
+
+
+@cache
+def parsed(number: int) -> Any:
+    """The schema as fastavro wants it."""
+    return fastavro.parse_schema(complete(number))
+
+
+def _inlined(schema: Any, named: dict[str, Any], seen: set[str]) -> Any:
+    """Replace the first use of each named record by its declaration; later uses stay names, as Avro asks."""
+    if isinstance(schema, str):
+        if schema in named and schema not in seen:
+            seen.add(schema)
+            return _inlined(named[schema], named, seen)
+        return schema
+    if isinstance(schema, list):
+        return [_inlined(branch, named, seen) for branch in schema]
+    if isinstance(schema, dict):
+        changed = {}
+        for key, value in schema.items():
+            if key in ("type", "items", "values"):
+                changed[key] = _inlined(value, named, seen)
+            elif key == "fields":
+                changed[key] = [_inlined(entry, named, seen) for entry in value]
+            else:
+                changed[key] = value
+        return changed
+    return schema

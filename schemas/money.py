@@ -1,0 +1,88 @@
+"""Exact money: decimal text in the log, value and scale in rows, one fixed ledger scale a currency.
+
+Sign convention, stated here and nowhere else: Plaid's. A positive amount leaves the account, a negative one
+comes in, for every type of account (Source: Plaid API, Transaction, `amount`).
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+
+import pycountry
+
+from schemas.errors import Quarantine
+
+DIGITS_MAX = 1_000
+"""Longest decimal text that the log carries. Plaid's longest amounts have 17 digits; a text without a bound
+would let one exponent (1e999999) fill a record."""
+
+BIGINT_MAX = 2**63 - 1
+"""Largest value that a row's `amount_value` (Postgres bigint) holds."""
+
+ISO_LEDGER_SCALE = 8
+"""Decimals of ledger amounts in ISO 4217 currencies: Plaid sends up to seven, and eight leaves one in hand."""
+
+UNOFFICIAL_LEDGER_SCALE = 18
+"""Decimals of ledger amounts in currencies without ISO code: 18 is the finest that is in use (wei)."""
+
+_POWERS_OF_TEN = tuple(10**exponent for exponent in range(UNOFFICIAL_LEDGER_SCALE + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """An exact amount: `value` * 10 ** -`scale`."""
+
+    value: int
+    scale: int
+
+
+def decimal_text(amount: Decimal) -> str:
+    """Write an amount as plain decimal text without exponent and without trailing zeros: 12.50 is "12.5".
+
+    Equal amounts give equal text, so texts can be compared for change.
+    Raises: Quarantine, where the amount is no finite number or longer than DIGITS_MAX.
+    """
+    if not amount.is_finite() or abs(amount.adjusted()) > DIGITS_MAX:
+        raise Quarantine(f"amount {amount!s:.40} is not a decimal number of at most {DIGITS_MAX} digits")
+    text = format(amount, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text in ("-0", "") else text
+
+
+def scaled(text: str) -> Scaled:
+    """Read decimal text as value and scale.
+
+    Raises: Quarantine, where the value does not fit a bigint or has more decimals than any ledger keeps.
+    """
+    whole, _, fraction = text.partition(".")
+    value, scale = int(whole + fraction), len(fraction)
+    if not -BIGINT_MAX <= value <= BIGINT_MAX:
+        raise Quarantine(f"amount {text:.40} does not fit a 64-bit value")
+    if scale > UNOFFICIAL_LEDGER_SCALE:
+        raise Quarantine(f"amount {text:.40} has more than {UNOFFICIAL_LEDGER_SCALE} decimals")
+    return Scaled(value, scale)
+
+
+def ledger_scale(currency: str) -> int:
+    """Decimals of ledger amounts in a currency code."""
+    return ISO_LEDGER_SCALE if is_iso(currency) else UNOFFICIAL_LEDGER_SCALE
+
+
+def ledger_amount(amount: Scaled, currency: str) -> int:
+    """Bring an amount to its currency's ledger scale, as an integer; exact, never rounded.
+
+    Raises: Quarantine, where the amount has more decimals than the ledger keeps.
+    """
+    missing = ledger_scale(currency) - amount.scale
+    if missing < 0:
+        raise Quarantine(
+            f"an amount in {currency} has {amount.scale} decimals, its ledger keeps {ledger_scale(currency)}"
+        )
+    return amount.value * _POWERS_OF_TEN[missing]
+
+
+@lru_cache(maxsize=1024)
+def is_iso(currency: str) -> bool:
+    """Whether a code is an ISO 4217 currency. Source: pycountry's copy of ISO 4217."""
+    return pycountry.currencies.get(alpha_3=currency) is not None

@@ -1,0 +1,69 @@
+"""The table of topics: what each holds, how it is keyed, how long it is kept, who writes it."""
+
+from dataclasses import dataclass
+
+from schemas import catalogue
+
+DAY_MS = 24 * 60 * 60 * 1000
+PARTITIONS_DEFAULT = 12
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+"""`max.message.bytes` of `changesets`: four times what a record may fill, room for a later limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic. `retention_ms` None means kept for ever; `schemas` are catalogue numbers of its values."""
+
+    name: str
+    key: str
+    value: str
+    retention_ms: int | None
+    written_by: str
+    schemas: tuple[int, ...] = ()
+    event_types: tuple[str, ...] = ()
+    message_bytes_max: int = 1024 * 1024
+
+
+WEBHOOKS = Topic(
+    "webhooks", "item_id, or none", "one webhook as it came in", None, "ingest", (catalogue.WEBHOOK,)
+)
+CHANGESETS = Topic(
+    "changesets", "user number", "one atomic update: clear head, sealed events", None, "streams, gateway",
+    (catalogue.HEAD, catalogue.EVENTS), message_bytes_max=MESSAGE_BYTES_MAX,
+)  # fmt: skip
+TRANSACTIONS = Topic(
+    "transactions", "own transaction id", "one event", 30 * DAY_MS, "projections", (catalogue.TRANSACTION_EVENT,),
+    ("transaction.added", "transaction.modified", "transaction.removed"),
+)  # fmt: skip
+BALANCES = Topic(
+    "balances",
+    "account id",
+    "one event",
+    30 * DAY_MS,
+    "projections",
+    (catalogue.BALANCE_EVENT,),
+    ("balance.updated",),
+)
+ITEMS = Topic(
+    "items", "item id", "one event", 30 * DAY_MS, "projections", (catalogue.ITEM_EVENT,),
+    ("item.linked", "item.unlinked", "item.state_changed"),
+)  # fmt: skip
+PUSH = Topic("push", "user number", "one user's message, JSON", DAY_MS, "projections")
+DEAD_LETTERS = Topic("dead-letters", "original key", "sealed original and why, where, when", 30 * DAY_MS, "any stage",
+                     message_bytes_max=MESSAGE_BYTES_MAX)  # fmt: skip
+
+TOPICS = (WEBHOOKS, CHANGESETS, TRANSACTIONS, BALANCES, ITEMS, PUSH, DEAD_LETTERS)
+PUBLIC = (TRANSACTIONS, BALANCES, ITEMS)
+
+HEADER_POSITION = "tartan-position"
+"""Header of each published record: source offset and index in its changeset, "offset.index" in ASCII decimals."""
+
+
+def full_name(topic: Topic, prefix: str) -> str:
+    """The topic's name in the cluster, for example `tartan.changesets`."""
+    return f"{prefix}{topic.name}"
+
+
+def user_key(user: int) -> bytes:
+    """A record's key for a user: the number in ASCII decimals, so that every client can read and partition it."""
+    return str(user).encode()
