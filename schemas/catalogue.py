@@ -57,7 +57,8 @@ def declared(number: int) -> dict[str, Any]:
 def complete(number: int) -> dict[str, Any]:
     """The schema with the records that it nests written out, as a registry or a stranger needs it."""
     named = {f"tartan.{part['name']}": part for part in map(declared, _PARTS_OF.get(number, ()))}
-    return _inlined(declared(number), named, set())
+    whole: dict[str, Any] = _inlined(declared(number), named, set())
+    return whole
 
 
 @cache

@@ -100,9 +100,7 @@ def read(value: bytes) -> Envelope:
     if value[:1] != MAGIC or len(value) < _PREFIX_BYTES:
         raise Halt(f"a record of {len(value)} bytes in changesets does not begin with a head")
     if value[1] not in HEADS_READABLE:
-        raise Halt(
-            f"a head has schema {value[1]}, this code reads {sorted(HEADS_READABLE)}: upgrade before going on"
-        )
+        raise Halt(f"a head has schema {value[1]}, this code reads {sorted(HEADS_READABLE)}: upgrade before going on")
     end = _PREFIX_BYTES + int.from_bytes(value[2:_PREFIX_BYTES], "big")
     try:
         head, stop = codec.decoder(value[1])(value, _PREFIX_BYTES)

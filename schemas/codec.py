@@ -120,9 +120,7 @@ def decode_events(block: bytes) -> Iterator[Event]:
                 size, position = read_long(block, position)
                 end = position + size
                 if size < 0 or end > len(block):
-                    raise Quarantine(
-                        f"an event of {size} bytes at {position} does not fit its block of {len(block)}"
-                    )
+                    raise Quarantine(f"an event of {size} bytes at {position} does not fit its block of {len(block)}")
                 yield Event(kind, number, block, position, end)
                 position = end
             count, position = read_long(block, position)
@@ -143,9 +141,7 @@ def decode_event(event: Event) -> Any:
 
 def _general_encode(number: int, record: Any) -> bytes:
     buffer = io.BytesIO()
-    plain = (
-        msgspec.to_builtins(record, builtin_types=(bytes,)) if isinstance(record, msgspec.Struct) else record
-    )
+    plain = msgspec.to_builtins(record, builtin_types=(bytes,)) if isinstance(record, msgspec.Struct) else record
     fastavro.schemaless_writer(buffer, catalogue.parsed(number), plain)
     return buffer.getvalue()
 

@@ -28,8 +28,6 @@ def full_digest(**tables: Iterable[tuple[object, ...]]) -> str:
 def _digest(*tables: tuple[str, Iterable[tuple[object, ...]]]) -> str:
     total = hashlib.sha256()
     for name, rows in tables:
-        for line in sorted(
-            "\x1f".join(_NONE if value is None else str(value) for value in row) for row in rows
-        ):
+        for line in sorted("\x1f".join(_NONE if value is None else str(value) for value in row) for row in rows):
             total.update(f"{name}\x1e{line}\n".encode("utf-8", "surrogatepass"))
     return total.hexdigest()

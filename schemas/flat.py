@@ -5,7 +5,7 @@ straight-line code without a look at the schema. Property tests hold both to the
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from schemas.errors import Halt, Quarantine
 
@@ -60,7 +60,7 @@ def encoder(schema: dict[str, Any]) -> Encode:
     for entry in schema["fields"]:
         lines += _write(entry["name"], entry["type"])
     lines.append("    return b''.join(parts)")
-    return _compiled(lines, "encode", {"lengths": _LENGTHS, "zigzag": zigzag, "text": text})
+    return cast(Encode, _compiled(lines, "encode", {"lengths": _LENGTHS, "zigzag": zigzag, "text": text}))
 
 
 def decoder(schema: dict[str, Any], record: type) -> Decode:
@@ -75,7 +75,9 @@ def decoder(schema: dict[str, Any], record: type) -> Decode:
     lines += [f"        return record({names}), i"]
     lines += ["    except (IndexError, UnicodeDecodeError) as error:"]
     lines += [f"        raise Quarantine('bytes are no {schema['name']} at position ' + str(i)) from error"]
-    return _compiled(lines, "decode", {"record": record, "read_long": read_long, "Quarantine": Quarantine})
+    return cast(
+        Decode, _compiled(lines, "decode", {"record": record, "read_long": read_long, "Quarantine": Quarantine})
+    )
 
 
 def _write(name: str, kind: Any) -> list[str]:

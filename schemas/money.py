@@ -25,7 +25,7 @@ ISO_LEDGER_SCALE = 8
 UNOFFICIAL_LEDGER_SCALE = 18
 """Decimals of ledger amounts in currencies without ISO code: 18 is the finest that is in use (wei)."""
 
-_POWERS_OF_TEN = tuple(10**exponent for exponent in range(UNOFFICIAL_LEDGER_SCALE + 1))
+_POWERS_OF_TEN: tuple[int, ...] = tuple(10**exponent for exponent in range(UNOFFICIAL_LEDGER_SCALE + 1))
 
 
 @dataclass(frozen=True, slots=True)

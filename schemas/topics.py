@@ -24,9 +24,7 @@ class Topic:
     message_bytes_max: int = 1024 * 1024
 
 
-WEBHOOKS = Topic(
-    "webhooks", "item_id, or none", "one webhook as it came in", None, "ingest", (catalogue.WEBHOOK,)
-)
+WEBHOOKS = Topic("webhooks", "item_id, or none", "one webhook as it came in", None, "ingest", (catalogue.WEBHOOK,))
 CHANGESETS = Topic(
     "changesets", "user number", "one atomic update: clear head, sealed events", None, "streams, gateway",
     (catalogue.HEAD, catalogue.EVENTS), message_bytes_max=MESSAGE_BYTES_MAX,
