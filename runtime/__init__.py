@@ -1,1 +1,1 @@
-"""What every process shares: settings, Kafka, Postgres, the Plaid client, keys, sync_state, metrics, logs, lifecycle."""
+"""What every process shares: settings, Kafka, Postgres, Plaid, keys, sync_state, metrics, logs, lifecycle."""

@@ -1,0 +1,38 @@
+"""Connections to Postgres, every option written out."""
+
+import asyncpg
+
+from runtime.settings import Settings
+
+CONTROL_SCHEMA = "tartan"
+"""Schema of what is primary or operational: users and keys, tokens, sync_state, heads, positions, parkings."""
+
+CONNECT_TIMEOUT_S = 15.0
+IDLE_LIFETIME_S = 300.0
+
+
+async def open_pool(settings: Settings, *, stage: str, size: int | None = None) -> asyncpg.Pool:
+    """Open a pool whose sessions give up locks and statements by themselves, so a stopped process blocks nobody."""
+    return await asyncpg.create_pool(
+        settings.postgres_dsn.get_secret_value(),
+        min_size=1,
+        max_size=size or settings.postgres_pool_size,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=settings.statement_timeout_s + 5.0,
+        max_inactive_connection_lifetime=IDLE_LIFETIME_S,
+        server_settings=server_settings(settings, stage),
+    )
+
+
+def server_settings(settings: Settings, stage: str) -> dict[str, str]:
+    """The session settings of a stage's connections."""
+    return {
+        "application_name": f"tartan-{stage}-{settings.instance_id}"[:63],
+        "timezone": "UTC",
+        "search_path": CONTROL_SCHEMA,
+        "lock_timeout": f"{int(settings.lock_timeout_s * 1000)}",
+        "statement_timeout": f"{int(settings.statement_timeout_s * 1000)}",
+        "transaction_timeout": f"{int(settings.transaction_timeout_s * 1000)}",
+        "idle_in_transaction_session_timeout": f"{int(settings.transaction_timeout_s * 1000)}",
+        "jit": "off",
+    }

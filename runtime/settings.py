@@ -1,0 +1,150 @@
+"""Settings of every process, from the environment (prefix TARTAN_), checked at start."""
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.errors import Halt
+
+KEY_BYTES = 32
+
+
+class Settings(BaseSettings):
+    """One value a setting; names in the environment are these in capitals behind TARTAN_."""
+
+    model_config = SettingsConfigDict(env_prefix="TARTAN_", extra="ignore", frozen=True)
+
+    kafka_address: str = Field("127.0.0.1:9092", description="bootstrap servers, host:port separated by commas")
+    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    kafka_username: str | None = None
+    kafka_password: SecretStr | None = None
+    kafka_ca_file: Path | None = None
+    topic_prefix: str = Field("tartan.", pattern=r"^[a-zA-Z0-9._-]{0,100}$")
+    partitions: int = Field(12, ge=1, le=1000, description="partitions of each topic; never changed afterwards")
+    replication_factor: int = Field(1, ge=1, le=10)
+
+    postgres_dsn: SecretStr = Field(
+        SecretStr("postgresql://tartan@127.0.0.1:5432/tartan"), description="PostgreSQL 17+"
+    )
+    postgres_pool_size: int = Field(10, ge=2, le=200)
+    lock_timeout_s: float = Field(10.0, gt=0, le=600)
+    statement_timeout_s: float = Field(60.0, gt=0, le=3600)
+    transaction_timeout_s: float = Field(120.0, gt=0, le=3600)
+
+    plaid_environment: Literal["sandbox", "production"] = "sandbox"
+    plaid_url: str | None = Field(None, description="base address; by default that of the environment")
+    plaid_client_id: str = ""
+    plaid_secret: SecretStr = SecretStr("")
+    plaid_timeout_s: float = Field(60.0, gt=0, le=600, description="a first sync after the history can take 8 x longer")
+    webhook_url: str | None = Field(None, description="where Plaid sends this installation's webhooks")
+    days_requested: int = Field(730, ge=1, le=730)
+
+    key_encryption_key: SecretStr | None = Field(None, description="32 bytes in base64: wraps every user's data key")
+    key_encryption_key_file: Path | None = None
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535, description="public port of ingest or gateway")
+    internal_host: str = "127.0.0.1"
+    internal_port: int = Field(9090, ge=0, le=65535, description="/healthz, /readyz, /metrics")
+    instance_id: str = Field("1", pattern=r"^[a-zA-Z0-9._-]{1,100}$", description="one live process a stage and id")
+
+    webhook_stale: Literal["reject", "demote"] = "reject"
+    webhook_body_bytes_max: int = Field(64 * 1024, ge=1024, le=1024 * 1024)
+    webhook_answer_s: float = Field(8.0, gt=0, lt=10, description="Plaid gives up after 10 s")
+
+    fetch_concurrency: int = Field(8, ge=1, le=256)
+    lease_s: float = Field(120.0, ge=1, le=3600)
+    claim_poll_s: float = Field(0.25, gt=0, le=60)
+    schedule_interval_s: float = Field(900.0, ge=1, le=86400)
+    accounts_interval_s: float = Field(86400.0, ge=1, le=7 * 86400)
+
+    batch_records_max: int = Field(
+        500, ge=1, le=100_000, description="changesets a projection folds in one transaction"
+    )
+    batch_bytes_max: int = Field(16 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+
+    api_keys: SecretStr = Field(SecretStr(""), description="tenant:key pairs separated by commas")
+    stream_secret: SecretStr = Field(SecretStr(""), description="signs the tokens that browsers open streams with")
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+
+    @field_validator("key_encryption_key")
+    @classmethod
+    def _is_a_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            decoded_key(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _timeouts_are_ordered(self) -> Self:
+        if not self.lock_timeout_s <= self.statement_timeout_s <= self.transaction_timeout_s:
+            raise ValueError("lock_timeout_s <= statement_timeout_s <= transaction_timeout_s does not hold")
+        return self
+
+    def master_key(self) -> bytes:
+        """The key-encryption key, 32 bytes.
+
+        Raises: Halt, where neither TARTAN_KEY_ENCRYPTION_KEY nor the file is set, or it is no key.
+        """
+        if self.key_encryption_key is not None:
+            return decoded_key(self.key_encryption_key.get_secret_value())
+        if self.key_encryption_key_file is None:
+            raise Halt("no key: set TARTAN_KEY_ENCRYPTION_KEY (32 bytes in base64) or TARTAN_KEY_ENCRYPTION_KEY_FILE")
+        try:
+            return decoded_key(self.key_encryption_key_file.read_text("ascii"))
+        except (OSError, ValueError) as error:
+            raise Halt(f"TARTAN_KEY_ENCRYPTION_KEY_FILE {self.key_encryption_key_file}: {error}") from error
+
+    def tenants(self) -> dict[str, str]:
+        """API key to tenant.
+
+        Raises: Halt, where an entry is not tenant:key.
+        """
+        keys: dict[str, str] = {}
+        for entry in filter(None, self.api_keys.get_secret_value().split(",")):
+            tenant, colon, key = entry.partition(":")
+            if not (tenant and colon and key):
+                raise Halt("TARTAN_API_KEYS: each entry is tenant:key, entries are separated by commas")
+            keys[key] = tenant
+        return keys
+
+    def plaid_address(self) -> str:
+        """Base address of Plaid's API."""
+        return self.plaid_url or f"https://{self.plaid_environment}.plaid.com"
+
+
+def decoded_key(text: str) -> bytes:
+    """Read 32 bytes of base64.
+
+    Raises: ValueError, where it is something else.
+    """
+    try:
+        key = base64.b64decode(text.strip(), validate=True)
+    except binascii.Error as error:
+        raise ValueError("is not base64") from error
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"decodes to {len(key)} bytes, a key has {KEY_BYTES}")
+    return key
+
+
+def load() -> Settings:
+    """Read the settings from the environment.
+
+    Raises: Halt, naming each variable that is wrong, without its value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise Halt("settings: " + "; ".join(_named(entry) for entry in error.errors())) from None
+
+
+def _named(entry: object) -> str:
+    assert isinstance(entry, dict)
+    where = "_".join(str(part) for part in entry["loc"]) or "settings"
+    return f"TARTAN_{where.upper()}: {entry['msg']}"

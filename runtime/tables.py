@@ -1,0 +1,173 @@
+"""Tables of schema `tartan`: what is primary or operational. What is derived lives in projections.tables.
+
+Primary: users, user_keys, credentials, parkings. Operational: sync_state, hints, repeats, heads, positions,
+sync_attempts. Locks are taken in the order users, credentials, sync_state, heads, positions.
+"""
+
+from sqlalchemy import (
+    BigInteger, Boolean, CheckConstraint, Column, DateTime, Double, Index, Integer, LargeBinary, MetaData, SmallInteger, Table,
+    Text, UniqueConstraint, text,
+)  # fmt: skip
+from sqlalchemy.dialects.postgresql import JSONB
+
+from runtime.postgres import CONTROL_SCHEMA
+
+metadata = MetaData(schema=CONTROL_SCHEMA)
+
+
+def _moment(name: str, *, nullable: bool = True, now: bool = False) -> Column[object]:
+    default = text("clock_timestamp()") if now else None
+    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=default)
+
+
+users = Table(
+    "users",
+    metadata,
+    Column("user_number", BigInteger, primary_key=True, autoincrement=False, comment="random 63-bit, stands in topics"),
+    Column("tenant", Text, nullable=False),
+    Column("user_id", Text, nullable=False, comment="the application's own id of the user"),
+    _moment("created_at", nullable=False, now=True),
+    UniqueConstraint("tenant", "user_id", name="users_tenant_user_id"),  # look-up by the application's id
+)
+
+user_keys = Table(
+    "user_keys",
+    metadata,
+    Column("user_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("generation", Integer, nullable=False),
+    Column("wrapped", LargeBinary, comment="data key under the key-encryption key; null once destroyed"),
+    Column("state", Text, nullable=False),
+    _moment("created_at", nullable=False, now=True),
+    _moment("destroyed_at"),
+    # A destroyed key stays as a tombstone and is never made again.
+    CheckConstraint("(state = 'active') = (wrapped IS NOT NULL)", name="user_keys_active_or_destroyed"),
+)
+
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("item_id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("user_number", BigInteger, nullable=False),
+    Column("institution_id", Text),
+    Column("institution_name", Text),
+    Column("sealed_token", LargeBinary, comment="access token bound to the Item; null once unlinked"),
+    _moment("created_at", nullable=False, now=True),
+    _moment("unlinked_at"),
+    Index("credentials_user", "user_number"),  # all Items of a user
+)
+
+sync_state = Table(
+    "sync_state",
+    metadata,
+    Column("item_id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("user_number", BigInteger, nullable=False),
+    Column("partition", Integer, nullable=False, comment="of changesets, by the user number's key"),
+    Column("institution_id", Text),
+    Column(
+        "lane", SmallInteger, nullable=False, server_default="3", comment="0 webhook 1 manual 2 schedule 3 backfill"
+    ),
+    Column(
+        "generation", BigInteger, nullable=False, server_default="1", comment="raised by each mark; dirty while > done"
+    ),
+    Column("done_generation", BigInteger, nullable=False, server_default="0"),
+    _moment("due_at"),
+    Column("attempts", Integer, nullable=False, server_default="0", comment="failures in a row"),
+    Column("lease_token", LargeBinary, comment="random; whoever has it may work"),
+    _moment("lease_until"),
+    Column("wait_offset", BigInteger, comment="not claimed before follow_heads has read this offset"),
+    Column("cause", JSONB, nullable=False, server_default="{}", comment="of the latest mark: schemas.records.Cause"),
+    Column("unlink_requested", Boolean, nullable=False, server_default="false"),
+    Column("accounts_wanted", Boolean, nullable=False, server_default="true", comment="/accounts/get is due"),
+    _moment("accounts_at"),
+    _moment("last_webhook_at"),
+    _moment("last_synced_at"),
+    _moment("last_attempt_at"),
+    Column("last_error", JSONB),
+    Column("stopped", Text, comment="why nothing is scheduled: login_required, revoked, gone, parked"),
+    _moment("created_at", nullable=False, now=True),
+    Index("sync_state_due", "lane", "due_at", postgresql_where=text("due_at IS NOT NULL")),  # the claim
+)
+
+hints = Table(
+    "hints",
+    metadata,
+    Column("item_id", Text, primary_key=True),
+    Column("webhook_offset", BigInteger, primary_key=True, comment="all webhooks of an Item are in one partition"),
+    Column("webhook_partition", Integer, nullable=False),
+    Column("code", Text, nullable=False, comment="webhook_code"),
+    Column("fields", JSONB, nullable=False, server_default="{}"),
+    _moment("received_at", nullable=False),
+)
+
+repeats = Table(
+    "repeats",
+    metadata,
+    Column("key", LargeBinary, primary_key=True, comment="SHA-256 of key id, iat and body hash"),
+    _moment("seen_at", nullable=False),
+    Index("repeats_seen_at", "seen_at"),  # purge after 24 h
+)
+
+heads = Table(
+    "heads",
+    metadata,
+    Column("item_id", Text, primary_key=True),
+    Column("user_number", BigInteger, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("head", LargeBinary, nullable=False, comment="id of the last accepted chained record"),
+    Column("head_offset", BigInteger, nullable=False),
+    Column("head_at", DateTime(timezone=True), nullable=False, comment="the record's own time"),
+    Column("unlinked", Boolean, nullable=False, server_default="false"),
+    Column("cursor", Text),
+    Column("state", Text),
+    Column("code", Text),
+    Column("history_status", Text),
+    Column("fingerprints", JSONB, nullable=False, server_default="{}", comment="account id to hex fingerprint"),
+    Column("hints_until", BigInteger),
+)
+
+positions = Table(
+    "positions",
+    metadata,
+    Column("reader", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("position", BigInteger, nullable=False, comment="first offset not dealt with"),
+    Column("last_checksum", LargeBinary, comment="SHA-256 of the value before it"),
+)
+
+parkings = Table(
+    "parkings",
+    metadata,
+    Column("item_id", Text, primary_key=True),
+    Column("first_offset", BigInteger, primary_key=True),
+    Column("partition", Integer, nullable=False),
+    Column("redrive_offset", BigInteger),
+    Column("reason", Text, nullable=False),
+    Column("reader", Text, nullable=False),
+    _moment("parked_at", nullable=False, now=True),
+)
+
+sync_attempts = Table(
+    "sync_attempts",
+    metadata,
+    Column("attempt", BigInteger, primary_key=True, autoincrement=True),
+    Column("item_id", Text, nullable=False),
+    _moment("started_at", nullable=False),
+    Column("duration_s", Double, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("pages", Integer, nullable=False, server_default="0"),
+    Column("added", Integer, nullable=False, server_default="0"),
+    Column("modified", Integer, nullable=False, server_default="0"),
+    Column("removed", Integer, nullable=False, server_default="0"),
+    Column("outcome", Text, nullable=False, comment="appended, unchanged, not_ready, failed"),
+    Column("error", JSONB),
+    Index("sync_attempts_item", "item_id", "attempt"),  # an Item's history
+)
+
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", Text, primary_key=True, comment="epoch, partitions, live_version, system_identifier, …"),
+    Column("value", JSONB, nullable=False),
+)
