@@ -93,8 +93,8 @@ async def running(app: faust.App) -> AsyncIterator["asyncio.Task[None]"]:
 
 
 async def _watch(app: faust.App) -> None:
-    while not app.should_stop and not app.crashed:
-        await asyncio.sleep(0.05)  # noqa: ASYNC110 - Faust has no event for both
+    while not app.should_stop and not app.crashed:  # noqa: ASYNC110 - Faust has no event for both
+        await asyncio.sleep(0.05)
     raise Halt(f"the stream engine of {app.conf.id} stopped: {app.crash_reason!r}")
 
 
