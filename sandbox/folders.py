@@ -1,0 +1,98 @@
+"""The folder in which a server keeps its data, held by one sandbox at a time."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import psutil
+
+from schemas.errors import Halt
+
+# A server whose parent was killed ends within a second or two; after this it is stuck, and a person must look.
+ORPHAN_TIMEOUT_S = 15.0
+RETRY_INTERVAL_S = 0.05
+
+
+class DataFolder:
+    """A folder with a lock and a few small facts that outlive a run.
+
+    The lock is an flock on the file `lock`. A child inherits the descriptor, so the folder stays locked until
+    the last of its processes is gone, even where this process was killed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock: int | None = None
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that a child must inherit."""
+        assert self._lock is not None, "the folder is not held"
+        return self._lock
+
+    async def acquire(self) -> None:
+        """Make the folder where it is new, and hold it.
+
+        Raises: Halt, where another living sandbox holds it; the servers of a dead one are waited for.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            await self._wait_for_lock(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._lock = descriptor
+
+    def release(self) -> None:
+        """Let go of the folder; its processes are gone by now."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def read(self, name: str) -> str | None:
+        """Return a fact kept from an earlier run, or None."""
+        try:
+            return (self.path / name).read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def keep(self, name: str, value: str) -> None:
+        """Keep a fact for later runs: there whole or not at all, and readable by its owner only."""
+        unfinished = self.path / f"{name}.new"
+        with contextlib.suppress(FileNotFoundError):
+            unfinished.unlink()
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{value}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.path / name)
+
+    async def _wait_for_lock(self, descriptor: int) -> None:
+        deadline = time.monotonic() + ORPHAN_TIMEOUT_S
+        while not _try_lock(descriptor):
+            holder = _holder(descriptor)
+            if (holder is not None and psutil.pid_exists(holder)) or time.monotonic() > deadline:
+                raise Halt(
+                    f"The data folder {self.path} is locked by another running sandbox "
+                    f"(process {holder or 'unknown'}). Stop that one, or choose another folder."
+                )
+            await asyncio.sleep(RETRY_INTERVAL_S)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(descriptor: int) -> int | None:
+    text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+    return int(text) if text.isdecimal() else None
