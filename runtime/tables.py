@@ -149,6 +149,15 @@ positions = Table(
     Column("last_checksum", LargeBinary, comment="SHA-256 of the value before it"),
 )
 
+floors = Table(
+    "floors",
+    metadata,
+    Column("partition", Integer, primary_key=True),
+    Column(
+        "published", BigInteger, nullable=False, comment="all events of changesets below this offset were acknowledged"
+    ),
+)
+
 parkings = Table(
     "parkings",
     metadata,
