@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_bytes
 from shutil import rmtree
 
 from sandbox.jars import class_path
@@ -121,7 +121,8 @@ class Kafka(Server):
         # Kept before formatting, so that a format that is killed half-way is repeated with the same id.
         cluster_id = self._folder.read("cluster-id")
         if cluster_id is None:
-            cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            # 16 bytes in base64, as Kafka wants it; one that began with `-` would be taken for an option.
+            cluster_id = urlsafe_b64encode(b"tartan" + token_bytes(10)).decode().rstrip("=")
             self._folder.keep("cluster-id", cluster_id)
         arguments = ["format", "--ignore-formatted", "-t", cluster_id, "-c", str(self._properties)]
         return self._command("Kafka's format", [*launcher, "kafka.tools.StorageTool", *arguments])
