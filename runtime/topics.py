@@ -1,0 +1,124 @@
+"""The table of topics against the cluster: what is missing, what differs, make it so."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from runtime.kafka import connection
+from runtime.settings import Settings
+from schemas.errors import Halt, Retry
+from schemas.topics import TOPICS, Topic, full_name
+
+READY_S_MAX = 30.0
+"""A topic is led within milliseconds of its creation; a cluster that takes longer than this is not well."""
+
+
+class Difference(NamedTuple):
+    """One way in which the cluster is not as the table says. `partitions_found` is 0 where the topic is missing."""
+
+    topic: Topic
+    name: str
+    partitions_wanted: int
+    partitions_found: int
+
+
+async def compare(settings: Settings) -> list[Difference]:
+    """List what the cluster lacks. Raises: Retry, where it does not answer."""
+    admin = await _admin(settings)
+    try:
+        found = await _partitions(admin, [full_name(topic, settings.topic_prefix) for topic in TOPICS])
+    finally:
+        await admin.close()
+    wanted = settings.partitions
+    rows = ((topic, full_name(topic, settings.topic_prefix)) for topic in TOPICS)
+    return [Difference(topic, name, wanted, found.get(name, 0)) for topic, name in rows if found.get(name, 0) != wanted]
+
+
+async def apply(settings: Settings) -> list[Difference]:
+    """Create what is missing, and give what was done.
+
+    Raises: Halt, where a topic has another number of partitions: a key would then be in two of them.
+    """
+    differences = await compare(settings)
+    for difference in differences:
+        if difference.partitions_found:
+            raise Halt(
+                f"topic {difference.name} has {difference.partitions_found} partitions, TARTAN_PARTITIONS says "
+                f"{difference.partitions_wanted}: records are ordered by key within a partition, so the number stays"
+            )
+    if differences:
+        await _create(settings, differences)
+    return differences
+
+
+async def verify(settings: Settings) -> None:
+    """Raises: Halt, where the cluster is not as the table says."""
+    differences = await compare(settings)
+    if differences:
+        rows = ", ".join(f"{row.name} ({row.partitions_found} of {row.partitions_wanted})" for row in differences)
+        raise Halt(f"topics are missing or have other partitions: {rows}; run `tartan topics apply`")
+
+
+async def _create(settings: Settings, missing: list[Difference]) -> None:
+    admin = await _admin(settings)
+    try:
+        answer = await admin.create_topics([_new(row, settings) for row in missing])
+        for name, code, *_ in answer.topic_errors:
+            problem = for_code(code)
+            if code and problem is not TopicAlreadyExistsError:
+                raise Halt(f"topic {name} cannot be created: {problem.__name__}")
+        await _led(admin, [row.name for row in missing], settings.partitions)
+    finally:
+        await admin.close()
+
+
+def _new(row: Difference, settings: Settings) -> NewTopic:
+    retention = -1 if row.topic.retention_ms is None else row.topic.retention_ms
+    return NewTopic(
+        name=row.name,
+        num_partitions=settings.partitions,
+        replication_factor=settings.replication_factor,
+        topic_configs={
+            "cleanup.policy": "delete",
+            "retention.ms": str(retention),
+            "retention.bytes": "-1",
+            "max.message.bytes": str(row.topic.message_bytes_max),
+            # Half of three replicas or more; one replica can only promise itself.
+            "min.insync.replicas": str(max(1, settings.replication_factor - 1)),
+            "compression.type": "producer",
+            "message.timestamp.type": "CreateTime",
+        },
+    )
+
+
+async def _led(admin: AIOKafkaAdminClient, names: Iterable[str], partitions: int) -> None:
+    """Wait until each topic is listed whole: just after its creation a producer would be told there is no leader."""
+    wanted = list(names)
+    try:
+        async with asyncio.timeout(READY_S_MAX):
+            while any(count != partitions for count in (await _partitions(admin, wanted)).values()):
+                await asyncio.sleep(0.05)  # Kafka tells nobody when a leader is there
+    except TimeoutError as error:
+        raise Retry(f"topics have no leaders after {READY_S_MAX} s: {', '.join(wanted)}") from error
+
+
+async def _partitions(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, int]:
+    try:
+        answer = await admin.describe_topics(names)
+    except KafkaError as error:
+        raise Retry(f"Kafka does not list its topics: {type(error).__name__}") from error
+    return {row["topic"]: sum(1 for partition in row["partitions"] if partition["leader"] >= 0) for row in answer}
+
+
+async def _admin(settings: Settings) -> AIOKafkaAdminClient:
+    options = connection(settings)
+    admin = AIOKafkaAdminClient(client_id="tartan-topics", **options)
+    try:
+        await admin.start()
+    except KafkaError as error:
+        await admin.close()
+        raise Retry(f"no Kafka at {settings.kafka_address}: {type(error).__name__}") from error
+    return admin

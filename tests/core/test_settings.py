@@ -1,0 +1,88 @@
+"""Settings are checked at start, by name, and never show a secret."""
+
+import base64
+
+import pytest
+
+from runtime import settings
+from runtime.vault import Vault
+from schemas.errors import Halt
+
+KEY = base64.b64encode(b"k" * 32).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TARTAN_PORT", "70000"),
+        ("TARTAN_PARTITIONS", "0"),
+        ("TARTAN_PLAID_ENVIRONMENT", "development"),
+        ("TARTAN_WEBHOOK_ANSWER_S", "10"),
+        ("TARTAN_KEY_ENCRYPTION_KEY", "c2hvcnQ="),
+        ("TARTAN_KEY_ENCRYPTION_KEY", "not base64"),
+        ("TARTAN_TOPIC_PREFIX", "no spaces"),
+        ("TARTAN_FETCH_CONCURRENCY", "0"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(Halt, match=name) as refused:
+        settings.load()
+
+    if "KEY" in name:
+        assert value not in str(refused.value)
+
+
+def test_timeouts_out_of_order_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARTAN_LOCK_TIMEOUT_S", "90")
+
+    with pytest.raises(Halt, match="lock_timeout_s"):
+        settings.load()
+
+
+def test_without_any_key_the_message_says_what_to_set() -> None:
+    with pytest.raises(Halt, match="TARTAN_KEY_ENCRYPTION_KEY"):
+        settings.Settings().master_key()
+
+
+def test_the_key_is_read_from_the_environment_or_a_file(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = f"{tmp_path}/key"
+    with open(file, "w", encoding="ascii") as out:
+        out.write(KEY + "\n")
+    monkeypatch.setenv("TARTAN_KEY_ENCRYPTION_KEY_FILE", file)
+
+    assert settings.load().master_key() == b"k" * 32
+
+
+def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARTAN_PLAID_SECRET", "very-secret")
+    monkeypatch.setenv("TARTAN_POSTGRES_DSN", "postgresql://me:very-secret@db/tartan")
+    monkeypatch.setenv("TARTAN_API_KEYS", "bank:very-secret")
+
+    assert "very-secret" not in repr(settings.load())
+
+
+def test_an_api_key_that_is_no_pair_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARTAN_API_KEYS", "acme:k1,broken")
+
+    with pytest.raises(Halt, match="TARTAN_API_KEYS"):
+        settings.load().tenants()
+
+
+def test_a_token_opens_for_its_own_item_only() -> None:
+    vault = Vault(b"k" * 32)
+    sealed = vault.seal_token("access-sandbox-1", item_id="item-1")
+
+    assert vault.open_token(sealed, item_id="item-1") == "access-sandbox-1"
+    assert b"access-sandbox" not in sealed
+    with pytest.raises(Halt, match="item-2"):
+        vault.open_token(sealed, item_id="item-2")
+
+
+def test_a_data_key_does_not_unwrap_under_another_master_key() -> None:
+    wrapped = Vault(b"k" * 32).wrap_data_key(b"d" * 32, user=7, generation=1)
+
+    assert Vault(b"k" * 32).unwrap_data_key(wrapped, user=7, generation=1) == b"d" * 32
+    with pytest.raises(Halt, match="TARTAN_KEY_ENCRYPTION_KEY"):
+        Vault(b"x" * 32).unwrap_data_key(wrapped, user=7, generation=1)
