@@ -19,7 +19,7 @@ KEY = base64.b64encode(b"k" * 32).decode()
         ("TARTAN_PLAID_ENVIRONMENT", "development"),
         ("TARTAN_WEBHOOK_ANSWER_S", "10"),
         ("TARTAN_KEY_ENCRYPTION_KEY", "c2hvcnQ="),
-        ("TARTAN_KEY_ENCRYPTION_KEY", "not base64"),
+        ("TARTAN_KEY_ENCRYPTION_KEY", "%%%"),
         ("TARTAN_TOPIC_PREFIX", "no spaces"),
         ("TARTAN_FETCH_CONCURRENCY", "0"),
     ],
