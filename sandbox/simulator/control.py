@@ -1,0 +1,368 @@
+"""The simulator's own API under `/simulator/`, for the demo, tests and benchmarks. Shell.
+
+It is not Plaid's: it makes Items at once, lets things happen, declares faults, and tells the truth.
+"""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+import msgspec
+from aiohttp import web
+
+from sandbox.simulator.bank import Item
+from sandbox.simulator.delivery import Record
+from sandbox.simulator.faults import Fault
+from sandbox.simulator.plaid_errors import PlaidFailure
+from sandbox.simulator.pulse import Pulse
+from sandbox.simulator.transactions import Change, amount_text
+from sandbox.simulator.truth import digest, truth_of, verbatim
+from sandbox.simulator.world import Outcome, World
+
+ITEMS_AT_ONCE_MAX = 5_000
+TRANSACTIONS_MAX = 200_000
+"""History of one Item; at 2 kB a row this is 400 MB of memory."""
+
+QUIET_WAIT_MAX_S = 60.0
+QUIET_POLL_S = 0.02
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class MakeItems(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/items`. With `count` above 1 the users are `user-1`, `user-2`, ..."""
+
+    user: str = "user"
+    count: Annotated[int, msgspec.Meta(ge=1, le=ITEMS_AT_ONCE_MAX)] = 1
+    transactions: Annotated[int, msgspec.Meta(ge=0, le=TRANSACTIONS_MAX)] | None = None
+    days: Annotated[int, msgspec.Meta(ge=1, le=730)] | None = None
+    institution_id: str | None = None
+    webhook: str | None = None
+    ready: bool = True
+    prerender: bool = True
+    exchange: bool = False
+
+
+class MakeSteps(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/step`."""
+
+    item_id: str | None = None
+    changes: Positive = 1
+    count: Positive = 1
+
+
+class Live(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/activity`."""
+
+    rate_per_s: float
+    changes: Positive = 1
+
+
+class Fire(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/webhooks`; without `item_ids`, every Item."""
+
+    item_ids: list[str] | None = None
+    type: str = "TRANSACTIONS"
+    code: str = "SYNC_UPDATES_AVAILABLE"
+    extra: dict[str, Any] = {}
+    times: Positive = 1
+
+
+class Link(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/link`: what a user does in Link with a link token."""
+
+    link_token: str
+    institution_id: str | None = None
+
+
+class Rotate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/keys/rotate`."""
+
+    expire_old: bool = True
+
+
+class MakeFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/faults`: a fault of requests (`fail`), or of an Item or an institution."""
+
+    kind: Literal[
+        "fail",
+        "item_error",
+        "repair",
+        "permission_revoked",
+        "account_revoked",
+        "cursors_refused",
+        "ready",
+        "institution_down",
+        "institution_up",
+    ] = "fail"
+    code: str = "INTERNAL_SERVER_ERROR"
+    reason: str | None = None
+    endpoint: str = "/transactions/sync"
+    item_id: str | None = None
+    institution_id: str | None = None
+    account_id: str | None = None
+    page: Positive | None = None
+    times: Positive | None = 1
+    silent: bool = False
+
+
+class Control:
+    """Handlers of the control API over one world."""
+
+    def __init__(self, world: World, pulse: Pulse) -> None:
+        self._world = world
+        self._pulse = pulse
+
+    def routes(self) -> list[web.RouteDef]:
+        """Give the routes of the control API."""
+        return [
+            web.get("/health", self.health),
+            web.post("/items", self.make_items),
+            web.get("/items", self.list_items),
+            web.post("/link", self.link),
+            web.post("/step", self.step),
+            web.post("/activity", self.activity),
+            web.post("/webhooks", self.fire),
+            web.post("/keys/rotate", self.rotate),
+            web.post("/faults", self.declare),
+            web.get("/faults", self.declared),
+            web.delete("/faults", self.withdraw),
+            web.get("/truth", self.truth),
+            web.get("/stats", self.stats),
+            web.get("/quiet", self.quiet),
+        ]
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """Say that the simulator is up, with its seed."""
+        return _json({"status": "up", "seed": self._world.options.seed})
+
+    async def make_items(self, request: web.Request) -> web.Response:
+        """Make Items with their history at once."""
+        wish = msgspec.json.decode(await request.read() or b"{}", type=MakeItems)
+        made = []
+        for number in range(wish.count):
+            item = self._world.create_item(
+                wish.user if wish.count == 1 else f"{wish.user}-{number + 1}",
+                institution_id=wish.institution_id,
+                transactions=wish.transactions,
+                days=wish.days,
+                webhook_url=wish.webhook,
+                ready=wish.ready,
+            )
+            if wish.prerender:
+                self._world.prerender(item)
+            made.append(self._shown(item, exchange=wish.exchange))
+            await asyncio.sleep(0)
+        return _json({"items": made, **made[0]})
+
+    async def list_items(self, _request: web.Request) -> web.Response:
+        """List the active Items."""
+        items = self._world.bank.active_items()
+        return _json({"items": [_summary(item) for item in items]})
+
+    async def link(self, request: web.Request) -> web.Response:
+        """Complete Link for a link token."""
+        wish = msgspec.json.decode(await request.read(), type=Link)
+        item = self._world.complete_link(wish.link_token, institution_id=wish.institution_id)
+        return _json(self._shown(item, exchange=False))
+
+    async def step(self, request: web.Request) -> web.Response:
+        """Let updates happen."""
+        wish = msgspec.json.decode(await request.read() or b"{}", type=MakeSteps)
+        outcomes = [self._world.step(wish.item_id, changes=wish.changes) for _ in range(wish.count)]
+        return _json({"updates": [_outcome(outcome) for outcome in outcomes if outcome is not None]})
+
+    async def activity(self, request: web.Request) -> web.Response:
+        """Start, change or stop the living bank."""
+        wish = msgspec.json.decode(await request.read(), type=Live)
+        self._pulse.live(rate_per_s=wish.rate_per_s, changes=wish.changes)
+        return _json({"rate_per_s": wish.rate_per_s, "changes": wish.changes})
+
+    async def fire(self, request: web.Request) -> web.Response:
+        """Send webhooks for some or all Items, whatever their state."""
+        wish = msgspec.json.decode(await request.read() or b"{}", type=Fire)
+        world = self._world
+        items = world.bank.active_items() if wish.item_ids is None else map(world.item, wish.item_ids)
+        fired = 0
+        for item in items:
+            for _ in range(wish.times):
+                if wish.code == "SYNC_UPDATES_AVAILABLE":
+                    fired += world.tell_updates(item)
+                else:
+                    fired += world.notify(item, wish.type, wish.code, wish.extra)
+        return _json({"fired": fired})
+
+    async def rotate(self, request: web.Request) -> web.Response:
+        """Sign with a new key from now on."""
+        wish = msgspec.json.decode(await request.read() or b"{}", type=Rotate)
+        key = self._world.keyring.rotate(self._world.clock.now(), expire_old=wish.expire_old)
+        return _json({"kid": key.kid})
+
+    async def declare(self, request: web.Request) -> web.Response:
+        """Declare a fault, or put an Item or an institution into a state."""
+        wish = msgspec.json.decode(await request.read(), type=MakeFault)
+        if wish.kind == "fail":
+            fault = self._world.faults.declare(
+                Fault(
+                    code=wish.code,
+                    endpoint=wish.endpoint,
+                    item_id=wish.item_id,
+                    institution_id=wish.institution_id,
+                    page=wish.page,
+                    times=wish.times,
+                )
+            )
+            return _json({"number": fault.number})
+        self._change_state(wish)
+        return _json({"done": True})
+
+    def _change_state(self, wish: MakeFault) -> None:
+        world = self._world
+        if wish.kind in ("institution_down", "institution_up"):
+            institution_id = wish.institution_id or world.item(_given(wish.item_id)).institution.institution_id
+            if wish.kind == "institution_down":
+                world.institutions_down.add(institution_id)
+            else:
+                world.institution_up(institution_id)
+            return
+        item = world.item(_given(wish.item_id))
+        if wish.kind == "item_error":
+            world.break_item(item, wish.code, reason=wish.reason, silent=wish.silent)
+        elif wish.kind == "permission_revoked":
+            world.break_item(item, "USER_PERMISSION_REVOKED", silent=wish.silent)
+        elif wish.kind == "repair":
+            world.repair_item(item, silent=wish.silent)
+        elif wish.kind == "account_revoked":
+            world.revoke_account(item, wish.account_id or next(iter(item.accounts)))
+        elif wish.kind == "cursors_refused":
+            item.cursor_epoch += 1
+        else:
+            world.become_ready(item)
+
+    async def declared(self, _request: web.Request) -> web.Response:
+        """List the faults that have not struck yet."""
+        return _json({"faults": self._world.faults.declared()})
+
+    async def withdraw(self, _request: web.Request) -> web.Response:
+        """Forget the declared faults."""
+        return _json({"withdrawn": self._world.faults.withdraw()})
+
+    async def truth(self, request: web.Request) -> web.Response:
+        """Tell the ground truth of all active Items, or of one; `verbatim` adds the rows as Plaid sends them."""
+        world = self._world
+        wanted = request.query.get("item_id")
+        items = [world.item(wanted)] if wanted else world.bank.active_items()
+        version = world.options.category_version
+        shown: list[dict[str, Any]] = []
+        for item in items:
+            truth = truth_of(item, version=version)
+            truth["digest"] = digest([truth["accounts"], truth["transactions"]])
+            if "digests" in request.query:
+                truth = {"item_id": item.item_id, "user": item.user, "digest": truth["digest"]}
+            elif "verbatim" in request.query:
+                truth["verbatim"] = verbatim(item, version=version)
+            shown.append(truth)
+            await asyncio.sleep(0)
+        return _json({"items": shown})
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """Count requests and webhooks; `records` adds each attempt with its times."""
+        world = self._world
+        endpoints: dict[str, dict[str, int]] = {}
+        for (path, outcome), count in world.requests.items():
+            endpoints.setdefault(path, {})[outcome] = count
+        courier = world.courier
+        shown: dict[str, Any] = {
+            "requests": endpoints,
+            "webhooks": {
+                **courier.counts,
+                "waiting": courier.waiting,
+                "in_flight": courier.in_flight,
+            },
+            "items": len(world.bank.active_items()),
+            "transactions": sum(len(item.live) for item in world.bank.active_items()),
+            "changes": sum(len(item.log) for item in world.bank.items.values()),
+        }
+        if "records" in request.query:
+            shown["records"] = list(courier.records)
+        return _json(shown)
+
+    async def quiet(self, request: web.Request) -> web.Response:
+        """Say whether no delivery is outstanding; `wait_s` waits for it, up to a minute."""
+        world = self._world
+        wait_s = min(float(request.query.get("wait_s", "0")), QUIET_WAIT_MAX_S)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while not world.courier.quiet and loop.time() < deadline:
+            await asyncio.sleep(QUIET_POLL_S)
+        next_due_at = world.next_due_at()
+        return _json(
+            {
+                "quiet": world.courier.quiet,
+                "waiting": world.courier.waiting,
+                "in_flight": world.courier.in_flight,
+                "agenda": next_due_at.isoformat() if next_due_at else None,
+            }
+        )
+
+    def _shown(self, item: Item, *, exchange: bool) -> dict[str, Any]:
+        shown = {**_summary(item), "public_token": self._world.public_token(item)}
+        if exchange:
+            shown["access_token"] = item.access_token
+        return shown
+
+
+@web.middleware
+async def refusals(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Answer a refused control request with what was wrong."""
+    try:
+        response: web.StreamResponse = await handler(request)
+    except msgspec.ValidationError as error:
+        return _json({"error": str(error)}, status=400)
+    except (ValueError, PlaidFailure) as error:
+        return _json({"error": str(error)}, status=400)
+    return response
+
+
+def _summary(item: Item) -> dict[str, Any]:
+    return {
+        "item_id": item.item_id,
+        "user": item.user,
+        "institution_id": item.institution.institution_id,
+        "status": item.phase,
+        "error_code": item.error_code,
+        "accounts": len(item.accounts),
+        "transactions": len(item.live),
+        "changes": len(item.log),
+    }
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "item_id": outcome.item.item_id,
+        "at": outcome.at.timestamp(),
+        "changes": [_change(change) for change in outcome.changes],
+    }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    row = change.transaction
+    return {
+        "kind": change.kind,
+        "transaction_id": row.transaction_id,
+        "account_id": row.account_id,
+        "amount": amount_text(row.amount),
+        "pending": row.pending,
+    }
+
+
+def _given(item_id: str | None) -> str:
+    if item_id is None:
+        raise ValueError("item_id is missing")
+    return item_id
+
+
+def _json(value: object, *, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+__all__ = ["Control", "Record", "refusals"]

@@ -1,0 +1,71 @@
+"""Everything that can be chosen about a simulated Plaid."""
+
+import datetime as dt
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sandbox.simulator.transactions import CategoryVersion
+
+RateLimits = Literal["off", "sandbox", "production"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookRates:
+    """Shares of webhooks with a fate, decided by the seed. Units: shares in [0, 1]; `delay_max_s` seconds."""
+
+    lost: float = 0.0
+    repeated: float = 0.0
+    delayed: float = 0.0
+    delay_max_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultRates:
+    """Shares of `/transactions/sync` requests that go wrong by themselves, decided by the seed.
+
+    `mutation` counts requests in the middle of a pagination; `failure` any, with a code drawn of `failures`.
+    """
+
+    mutation: float = 0.0
+    failure: float = 0.0
+    failures: tuple[str, ...] = ("INTERNAL_SERVER_ERROR", "RATE_LIMIT", "HTML", "RESET")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of a simulated Plaid.
+
+    Units: `_s` in seconds, shares in [0, 1]. `time_scale` multiplies every wait and window of Plaid's own (retries,
+    refreshes, readiness, the day of the 90 percent rule), so a test can shrink a day to a second.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    seed: int = 1
+    start_at: dt.datetime | None = None
+    client_id: str = "simulated-client"
+    secret: str = "simulated-secret"  # noqa: S105 - it opens an imaginary bank
+    webhook_url: str | None = None
+    validate_requests: bool = True
+    time_scale: float = 1.0
+
+    history_transactions: int = 120
+    history_days: int = 90
+    initial_update_delay_s: float = 3.0
+    historical_update_delay_s: float = 20.0
+    refresh_delay_s: float = 2.0
+
+    novelty: float = 0.02
+    unfolded_share: float = 0.3
+    page_split_share: float = 0.2
+    category_version: CategoryVersion = "v2"
+
+    rate_limits: RateLimits = "sandbox"
+    faults: FaultRates = field(default_factory=FaultRates)
+    webhooks: WebhookRates = field(default_factory=WebhookRates)
+    legacy_webhooks: bool = False
+    resign_retries: bool = True
+    rotate_key_every: int | None = None
+    deliveries_in_flight_max: int = 64
+    delivery_timeout_s: float = 10.0
+    """Source: Plaid documentation, Webhooks: no reply within ten seconds is a failure."""

@@ -1,0 +1,385 @@
+"""What happens at the bank: an Item's history, and each step of its later life.
+
+A step is one update: purchases that wait, pendings that post under a new id (with or without the link, with a
+tip), holds that vanish, amendments, late enrichment, removals, churn, rows that come back, and `modified` rows
+in which nothing changed. Within one update no id occurs twice, so its changes may stand in any order; they are
+shuffled, and a pending row and its successor are seldom neighbours.
+"""
+
+import datetime as dt
+import random
+from bisect import bisect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import accumulate
+
+import msgspec
+
+from sandbox.simulator.bank import Account, Item
+from sandbox.simulator.patterns import PATTERNS, Sketch, money, purchase, refund, wages
+from sandbox.simulator.randomness import plaid_id
+from sandbox.simulator.transactions import Change, Confidence, Currency, Merchant, Transaction
+
+PENDING_DAYS = 3
+"""Youngest days of a history whose rows may still be pending; banks take one to five."""
+
+PENDINGS_MAX = 60
+"""Waiting rows of an Item above which a step posts instead of buying: an unposted row would wait for ever."""
+
+DRAWS_MAX = 8
+"""Tries to find a row that this update has not touched yet; then the event becomes a purchase."""
+
+_ACCOUNT_WEIGHTS = {"checking": 6, "savings": 1, "money market": 1, "credit card": 7, "student": 1}
+_CONFIDENCES: tuple[Confidence | None, ...] = ("VERY_HIGH", "HIGH", "MEDIUM", "LOW", "UNKNOWN", None)
+_CONFIDENCE_SHARES = (0.58, 0.80, 0.89, 0.95, 0.985)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every scenario is drawn from."""
+
+    merchants: tuple[Merchant, ...]
+    novelty: float = 0.0
+
+
+class Drawing:
+    """One drawing of transactions for one Item: its random stream, its accounts and the time."""
+
+    def __init__(self, rng: random.Random, item: Item, around: Surroundings, now: dt.datetime) -> None:
+        self.rng = rng
+        self.item = item
+        self.around = around
+        self.now = now
+        self.accounts = item.account_of_transactions
+        self._weights = list(accumulate(_ACCOUNT_WEIGHTS.get(a.plan.subtype, 3) for a in self.accounts))
+        self._speaks_codes = item.institution.country != "US"
+
+    def account(self) -> Account:
+        """Draw an account, the everyday ones more often."""
+        return self.accounts[bisect(self._weights, self.rng.random() * self._weights[-1])]
+
+    def sketch(self, account: Account) -> Sketch:
+        """Draw what happens on an account."""
+        patterns, weights = PATTERNS[account.plan.type]
+        return patterns[bisect(weights, self.rng.random() * 100)](self.rng, account, self.around.merchants)
+
+    def transaction(self, account: Account, sketch: Sketch, day: dt.date, *, pending: bool) -> Transaction:
+        """Make a sketch a transaction of a day."""
+        rng = self.rng
+        lag = 0 if pending else int(rng.random() * rng.random() * 4)
+        authorized = day - dt.timedelta(lag) if lag else day
+        knows_authorized = pending or rng.random() < 0.85
+        confidence = _CONFIDENCES[bisect(_CONFIDENCE_SHARES, rng.random())]
+        return Transaction(
+            transaction_id=plaid_id(rng),
+            account_id=account.account_id,
+            amount=sketch.amount,
+            currency=account.plan.currency,
+            date=day,
+            authorized_date=authorized if knows_authorized else None,
+            datetime=self._moment(day),
+            authorized_datetime=self._moment(authorized) if knows_authorized else None,
+            name=sketch.name,
+            original_description=sketch.raw,
+            merchant=sketch.merchant,
+            counterparties=sketch.counterparties,
+            category=sketch.category if rng.random() < 0.985 else None,
+            confidence=confidence,
+            place=sketch.place,
+            pending=pending,
+            pending_transaction_id=None,
+            payment_channel=sketch.channel,
+            transaction_code=sketch.code if self._speaks_codes or sketch.merchant is None else None,
+            check_number=sketch.check_number,
+            account_owner=account.mask if rng.random() < 0.02 else None,
+            payment_meta=sketch.meta,
+            novelty=1 + int(rng.random() * 1_000_000) if rng.random() < self.around.novelty else 0,
+        )
+
+    def _moment(self, day: dt.date) -> str | None:
+        # Some banks say the minute, some send midnight for every row, most say nothing.
+        drawn = self.rng.random()
+        if drawn > 0.3:
+            return None
+        if drawn > 0.2:
+            return f"{day.isoformat()}T00:00:00Z"
+        second = int(drawn / 0.2 * 86_400)
+        return f"{day.isoformat()}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}Z"
+
+
+def history(drawing: Drawing, *, transactions: int, days: int) -> list[Change]:
+    """Draw an Item's past, oldest first; the youngest rows may still be pending.
+
+    Shape: `transactions` changes of kind `added` over `days` days that end today.
+    """
+    rng = drawing.rng
+    today = drawing.now.date()
+    ages = sorted((int(rng.random() * days) for _ in range(transactions)), reverse=True)
+    dates = [today - dt.timedelta(age) for age in range(days + 1)]
+    shows = drawing.item.institution.shows_pendings
+    links = drawing.item.institution.links_pendings * 0.7
+    changes = []
+    for age in ages:
+        account = drawing.account()
+        sketch = drawing.sketch(account)
+        pending = shows and age < PENDING_DAYS and not sketch.settles_at_once and rng.random() < 0.7
+        row = drawing.transaction(account, sketch, dates[age], pending=pending)
+        if not pending and not sketch.settles_at_once and rng.random() < links:
+            # Its pending row was gone before the Item was linked: a link to an id that nobody has seen.
+            row = msgspec.structs.replace(row, pending_transaction_id=plaid_id(rng))
+        changes.append(Change("added", row))
+    return changes
+
+
+@dataclass(slots=True)
+class Step:
+    """One update in the making: its changes and the ids that it has touched."""
+
+    drawing: Drawing
+    changes: list[Change] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+
+    def add(self, row: Transaction) -> None:
+        """Put a new or returning row into the update."""
+        self.touched.add(row.transaction_id)
+        self.changes.append(Change("added", row))
+
+    def modify(self, row: Transaction) -> None:
+        """Put a changed row into the update."""
+        self.touched.add(row.transaction_id)
+        self.changes.append(Change("modified", row))
+
+    def remove(self, row: Transaction) -> None:
+        """Take a row away with the update."""
+        self.touched.add(row.transaction_id)
+        self.changes.append(Change("removed", row))
+
+    def untouched(self, *, pending: bool) -> Transaction | None:
+        """Draw a live row that this update has not touched; None where a few tries find none."""
+        item = self.drawing.item
+        pool = item.pending if pending else item.posted
+        if not len(pool):
+            return None
+        for _ in range(DRAWS_MAX):
+            drawn = pool.draw(self.drawing.rng)
+            if drawn not in self.touched:
+                return item.live[drawn]
+        return None
+
+
+def step(drawing: Drawing, *, changes: int) -> list[Change]:
+    """Draw one update of at least `changes` changes, in shuffled order."""
+    update = Step(drawing)
+    while len(update.changes) < changes:
+        event = _EVENTS[bisect(_EVENT_WEIGHTS, drawing.rng.random() * _EVENT_WEIGHTS[-1])]
+        if len(drawing.item.pending) > PENDINGS_MAX:
+            event = _post
+        if not event(update):
+            _buy(update)
+    drawing.rng.shuffle(update.changes)
+    return update.changes
+
+
+def refreshed(drawing: Drawing) -> list[Change]:
+    """Draw what a refresh brings for the sandbox's dynamic user.
+
+    Source: Plaid documentation, Sandbox test credentials, user_transactions_dynamic: new pendings, all old pendings
+    posted, one dollar more on an earlier transaction.
+    """
+    update = Step(drawing)
+    for waiting in list(drawing.item.pending):
+        _post_row(update, drawing.item.live[waiting])
+    for _ in range(1 + int(drawing.rng.random() * 3)):
+        _buy(update)
+    earlier = update.untouched(pending=False)
+    if earlier is not None:
+        update.modify(_next_version(earlier, amount=earlier.amount + 1))
+    return update.changes
+
+
+def dictated(
+    drawing: Drawing,
+    account: Account,
+    *,
+    amount: Decimal,
+    description: str,
+    transacted: dt.date,
+    posted: dt.date,
+    currency: Currency | None = None,
+) -> Transaction:
+    """Make a transaction that a developer asked for; it is pending until its date of posting."""
+    pending = posted > drawing.now.date()
+    sketch = purchase(drawing.rng, account, drawing.around.merchants)._replace(
+        amount=amount, name=description, raw=description, merchant=None, counterparties=(), place=None
+    )
+    row = drawing.transaction(account, sketch, transacted if pending else posted, pending=pending)
+    return msgspec.structs.replace(
+        row, authorized_date=transacted, datetime=None, authorized_datetime=None, novelty=0,
+        currency=currency or row.currency,
+    )  # fmt: skip
+
+
+def _buy(update: Step) -> bool:
+    drawing = update.drawing
+    account = drawing.account()
+    sketch = drawing.sketch(account)
+    waits = drawing.item.institution.shows_pendings and not sketch.settles_at_once
+    pending = waits and drawing.rng.random() < 0.85
+    update.add(drawing.transaction(account, sketch, drawing.now.date(), pending=pending))
+    return True
+
+
+def _earn(update: Step) -> bool:
+    return _of(update, "depository", wages)
+
+
+def _give_back(update: Step) -> bool:
+    return _of(update, "credit", refund)
+
+
+def _of(update: Step, account_type: str, pattern: Callable[..., Sketch]) -> bool:
+    drawing = update.drawing
+    account = next((a for a in drawing.accounts if a.plan.type == account_type), None)
+    if account is None:
+        return False
+    sketch = pattern(drawing.rng, account, drawing.around.merchants)
+    update.add(drawing.transaction(account, sketch, drawing.now.date(), pending=False))
+    return True
+
+
+def _post(update: Step) -> bool:
+    for _ in range(1 + int(update.drawing.rng.random() * 3)):
+        waiting = update.untouched(pending=True)
+        if waiting is None:
+            return bool(update.touched)
+        _post_row(update, waiting)
+    return True
+
+
+def _post_row(update: Step, waiting: Transaction) -> None:
+    drawing = update.drawing
+    rng = drawing.rng
+    linked = rng.random() < drawing.item.institution.links_pendings
+    update.remove(waiting)
+    update.add(
+        msgspec.structs.replace(
+            waiting,
+            transaction_id=plaid_id(rng),
+            amount=_settled_amount(rng, waiting, drawing.item),
+            date=max(drawing.now.date(), waiting.date),
+            name=waiting.merchant.name if waiting.merchant else waiting.name,
+            pending=False,
+            pending_transaction_id=waiting.transaction_id if linked else None,
+            version=0,
+        )
+    )
+
+
+def _settled_amount(rng: random.Random, waiting: Transaction, item: Item) -> Decimal:
+    merchant = waiting.merchant
+    if merchant is None or not (merchant.takes_tips or merchant.holds) or rng.random() < 0.25:
+        return waiting.amount
+    plan = item.accounts[waiting.account_id].plan
+    # A tip is 10 to 25 percent; an estimate ends anywhere between half and double.
+    factor = 0.1 + 0.15 * rng.random() if merchant.takes_tips else rng.random() * 1.5 - 0.5
+    return waiting.amount + money(rng, round(float(waiting.amount) / plan.unit * 100 * factor), plan)
+
+
+def _release(update: Step) -> bool:
+    waiting = update.untouched(pending=True)
+    if waiting is None:
+        return False
+    update.remove(waiting)
+    return True
+
+
+def _amend(update: Step) -> bool:
+    row = update.untouched(pending=False)
+    if row is None:
+        return False
+    rng = update.drawing.rng
+    account = update.drawing.item.accounts[row.account_id]
+    if rng.random() < 0.6:
+        amended = _next_version(row, amount=row.amount + money(rng, 100, account.plan))
+    else:
+        day = min(row.date + dt.timedelta(1), update.drawing.now.date())
+        amended = _next_version(row, name=row.original_description, date=max(day, row.date))
+    update.modify(amended)
+    return True
+
+
+def _enrich(update: Step) -> bool:
+    row = update.untouched(pending=update.drawing.rng.random() < 0.3)
+    if row is None:
+        return False
+    rng = update.drawing.rng
+    merchant = row.merchant or update.drawing.around.merchants[
+        int(rng.random() * len(update.drawing.around.merchants))
+    ]  # fmt: skip
+    update.modify(
+        _next_version(
+            row,
+            merchant=merchant,
+            counterparties=merchant.counterparties,
+            category=merchant.category,
+            confidence=_CONFIDENCES[int(rng.random() * 5)],
+        )
+    )
+    return True
+
+
+def _touch(update: Step) -> bool:
+    row = update.untouched(pending=update.drawing.rng.random() < 0.3)
+    if row is None:
+        return False
+    update.modify(row)
+    return True
+
+
+def _withdraw(update: Step) -> bool:
+    row = update.untouched(pending=False)
+    if row is None:
+        return False
+    update.remove(row)
+    return True
+
+
+def _churn(update: Step) -> bool:
+    row = update.untouched(pending=False)
+    if row is None:
+        return False
+    update.remove(row)
+    update.add(msgspec.structs.replace(row, transaction_id=plaid_id(update.drawing.rng), version=0))
+    return True
+
+
+def _return(update: Step) -> bool:
+    item = update.drawing.item
+    back = [row for row in item.gone if row.transaction_id not in item.live]
+    back = [row for row in back if row.transaction_id not in update.touched]
+    if not back:
+        return False
+    update.add(_next_version(back[int(update.drawing.rng.random() * len(back))]))
+    return True
+
+
+def _next_version(row: Transaction, **changes: object) -> Transaction:
+    return msgspec.structs.replace(row, version=row.version + 1, **changes)
+
+
+_WEIGHTED: tuple[tuple[Callable[[Step], bool], int], ...] = (
+    (_buy, 38),
+    (_post, 24),
+    (_amend, 7),
+    (_enrich, 5),
+    (_touch, 7),
+    (_withdraw, 4),
+    (_churn, 4),
+    (_return, 3),
+    (_release, 2),
+    (_earn, 3),
+    (_give_back, 3),
+)
+_EVENTS = tuple(event for event, _ in _WEIGHTED)
+_EVENT_WEIGHTS = list(accumulate(weight for _, weight in _WEIGHTED))

@@ -1,0 +1,106 @@
+"""The HTTP server of a simulated Plaid. Shell."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import web
+
+from sandbox.simulator.clock import Clock
+from sandbox.simulator.control import Control, refusals
+from sandbox.simulator.endpoints import Answer, answer
+from sandbox.simulator.options import Options
+from sandbox.simulator.pulse import Pulse
+from sandbox.simulator.sender import HttpTransport, Sender
+from sandbox.simulator.world import World
+
+HANG_S = 120.0
+"""How long a request hangs that is to run into its client's timeout; then the connection is cut."""
+
+SHUTDOWN_S = 1.0
+"""Patience with open connections when the server stops; a simulator owes its clients nothing."""
+
+BODY_BYTES_MAX = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that runs: where it is, and the world behind it."""
+
+    url: str
+    world: World
+    pulse: Pulse
+
+
+def build(world: World, pulse: Pulse) -> web.Application:
+    """Build the application: Plaid's endpoints and the control API over one world."""
+
+    async def plaid(request: web.Request) -> web.StreamResponse:
+        answered = answer(world, request.path, request.headers, await request.read())
+        if answered.wire is not None and answered.wire != "HTML":
+            return await _break(request, answered)
+        return web.Response(body=answered.body, status=answered.status, headers={"Content-Type": answered.content_type})
+
+    app = web.Application(client_max_size=BODY_BYTES_MAX)
+    control = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[refusals])
+    control.add_routes(Control(world, pulse).routes())
+    app.add_subapp("/simulator", control)
+    app.router.add_post("/{path:.*}", plaid)
+    return app
+
+
+@asynccontextmanager
+async def running(options: Options, clock: Clock | None = None) -> AsyncIterator[Running]:
+    """Run a simulated Plaid in this event loop for the length of a block."""
+    world = World(options, clock)
+    wakes = (asyncio.Event(), asyncio.Event())
+
+    def wake_all() -> None:
+        for wake in wakes:
+            wake.set()
+
+    world.on_wake = wake_all
+    pulse = Pulse(world, wakes[1])
+    runner = web.AppRunner(build(world, pulse), access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    site = web.TCPSite(runner, options.host, options.port)
+    await site.start()
+    connector = aiohttp.TCPConnector(limit=options.deliveries_in_flight_max)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        sender = Sender(world, HttpTransport(session, options.delivery_timeout_s), wakes[0])
+        tasks = [asyncio.create_task(work) for work in (sender.run(), pulse.run_agenda(), pulse.run_activity())]
+        try:
+            yield Running(f"http://{options.host}:{_port(runner)}", world, pulse)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await runner.cleanup()
+
+
+async def serve(options: Options) -> None:
+    """Run a simulated Plaid until this task is cancelled; its address is the first line printed."""
+    async with running(options) as simulator:
+        print(f"simulated Plaid at {simulator.url}, seed {options.seed}", flush=True)
+        await asyncio.Event().wait()
+
+
+async def _break(request: web.Request, answered: Answer) -> web.StreamResponse:
+    transport = request.transport
+    if answered.wire == "TIMEOUT":
+        await asyncio.sleep(HANG_S)
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    response.content_length = len(answered.body)
+    if answered.wire == "TRUNCATED":
+        await response.prepare(request)
+        await response.write(answered.body[: len(answered.body) // 2])
+    if transport is not None:
+        transport.abort()
+    return response
+
+
+def _port(runner: web.AppRunner) -> int:
+    address = runner.addresses[0]
+    return int(address[1])

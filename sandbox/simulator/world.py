@@ -1,0 +1,372 @@
+"""A simulated Plaid as one object: the bank, the clock, the scenarios, the webhooks and what goes wrong.
+
+Nothing here awaits. What Plaid does later (readiness, refreshes) waits in `agenda` until `run_due` is called;
+what it sends waits in `courier`.
+"""
+
+import datetime as dt
+import heapq
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sandbox.simulator import scenarios
+from sandbox.simulator.bank import Bank, Item
+from sandbox.simulator.clock import Clock, RealClock
+from sandbox.simulator.delivery import Courier, Webhook
+from sandbox.simulator.faults import Faults
+from sandbox.simulator.institutions import BY_ID, INSTITUTIONS
+from sandbox.simulator.limits import TABLES, Buckets
+from sandbox.simulator.merchants import catalogue
+from sandbox.simulator.options import Options
+from sandbox.simulator.plaid_errors import ITEM_STATES, PlaidFailure, item_error
+from sandbox.simulator.randomness import derive, plaid_id, token
+from sandbox.simulator.rendering import Kept, Variant
+from sandbox.simulator.signing import Keyring
+from sandbox.simulator.sync import Pager
+from sandbox.simulator.transactions import Change
+
+INITIAL_DAYS = 30
+"""Source: Plaid documentation, Transactions webhooks: the initial update holds 30 days."""
+
+LINK_TOKENS_MAX = 10_000
+"""Link tokens remembered; the oldest is forgotten first, as Plaid's expire within hours."""
+
+REQUEST_ID_LENGTH = 15
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSession:
+    """What `/link/token/create` was told; the simulator's Link makes an Item of it."""
+
+    user: str
+    webhook_url: str | None
+    products: tuple[str, ...]
+    access_token: str | None
+    days_requested: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step did: its update, or none because Plaid cannot reach the bank now."""
+
+    item: Item
+    changes: Sequence[Change]
+    at: dt.datetime
+
+
+class World:
+    """One simulated Plaid.
+
+    `on_wake` is called when something new waits in the agenda or in the courier.
+    """
+
+    def __init__(self, options: Options, clock: Clock | None = None) -> None:
+        self.options = options
+        self.clock = clock or RealClock(options.start_at)
+        self.bank = Bank(INSTITUTIONS)
+        self.kept = Kept()
+        self.keyring = Keyring(options.seed, self.clock.now())
+        self.faults = Faults(options.seed, options.faults)
+        self.buckets = Buckets(TABLES[options.rate_limits])
+        self.pager = Pager(
+            seed=options.seed,
+            unfolded_share=options.unfolded_share,
+            page_split_share=options.page_split_share,
+        )
+        self.courier = Courier(
+            seed=options.seed,
+            rates=options.webhooks,
+            time_scale=options.time_scale,
+            in_flight_max=options.deliveries_in_flight_max,
+        )
+        self.around = scenarios.Surroundings(catalogue(options.seed), options.novelty)
+        self.institutions_down: set[str] = set()
+        self.link_sessions: dict[str, LinkSession] = {}
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.on_wake: Callable[[], None] = lambda: None
+        self._agenda: list[tuple[dt.datetime, int, Callable[[], None]]] = []
+        self._tasks = 0
+        self._steps = 0
+        self._webhooks = 0
+        self._request_ids = derive(options.seed, "request ids")
+        self._tokens = derive(options.seed, "tokens")
+
+    def create_item(
+        self,
+        user: str,
+        *,
+        institution_id: str | None = None,
+        transactions: int | None = None,
+        days: int | None = None,
+        webhook_url: str | None = None,
+        products: tuple[str, ...] = ("transactions",),
+        ready: bool = True,
+    ) -> Item:
+        """Make an Item with a history: there at once (`ready`), or by and by as Plaid fetches it.
+
+        Raises: PlaidFailure, where the institution is unknown.
+        """
+        ordinal = len(self.bank.items)
+        institution = BY_ID.get(institution_id or INSTITUTIONS[ordinal % len(INSTITUTIONS)].institution_id)
+        if institution is None:
+            raise PlaidFailure("INVALID_INSTITUTION")
+        now = self.clock.now()
+        item = self.bank.open_item(
+            derive(self.options.seed, "item", ordinal),
+            user=user,
+            institution=institution,
+            created_at=now,
+            webhook_url=webhook_url or self.options.webhook_url,
+            products=products,
+        )
+        history = scenarios.history(
+            scenarios.Drawing(derive(self.options.seed, "history", ordinal), item, self.around, now),
+            transactions=self.options.history_transactions if transactions is None else transactions,
+            days=days or self.options.history_days,
+        )
+        if ready:
+            item.apply_history(history)
+            item.phase = "HISTORICAL_UPDATE_COMPLETE"
+            item.last_successful_update = now
+        else:
+            first_day = now.date() - dt.timedelta(INITIAL_DAYS)
+            item.recent_history = [c for c in history if c.transaction.date > first_day]
+            item.older_history = [c for c in history if c.transaction.date <= first_day]
+            self.schedule(self.options.initial_update_delay_s, lambda: self._finish_initial(item))
+            self.schedule(self.options.historical_update_delay_s, lambda: self._finish_historical(item))
+        return item
+
+    def prerender(self, item: Item) -> None:
+        """Render an Item's rows before anyone asks, as the usual request will ask for them."""
+        variant = Variant(original_description=True, category_version=self.options.category_version)
+        for row in item.live.values():
+            self.kept.body(row, variant)
+
+    def step(self, item_id: str | None = None, *, changes: int = 1) -> Outcome | None:
+        """Let something happen at an Item, or at one that the seed chooses; the webhook follows.
+
+        Returns None where there is no Item to choose. Raises: PlaidFailure, where the Item is unknown.
+        """
+        self._steps += 1
+        if item_id is None:
+            candidates = [item for item in self.bank.active_items() if self.reachable(item)]
+            if not candidates:
+                return None
+            item = derive(self.options.seed, "chosen", self._steps).choice(candidates)
+        else:
+            item = self.item(item_id)
+        if not self.reachable(item):
+            item.withheld_changes += changes
+            return Outcome(item, (), self.clock.now())
+        return self._update(item, lambda drawing: scenarios.step(drawing, changes=changes))
+
+    def refresh(self, item: Item) -> None:
+        """Ask the bank for news: they come a little later, if Plaid can reach it then."""
+
+        def arrive() -> None:
+            if not item.removed and self.reachable(item):
+                self._update(item, scenarios.refreshed)
+
+        self.schedule(self.options.refresh_delay_s, arrive)
+
+    def publish(self, item: Item, changes: Sequence[Change]) -> Outcome:
+        """Apply an update that is already drawn, and tell."""
+        return self._update(item, lambda _: list(changes))
+
+    def item(self, item_id: str) -> Item:
+        """Find an Item that is not removed. Raises: PlaidFailure (ITEM_NOT_FOUND)."""
+        item = self.bank.items.get(item_id)
+        if item is None or item.removed:
+            raise PlaidFailure("ITEM_NOT_FOUND")
+        return item
+
+    def reachable(self, item: Item) -> bool:
+        """Whether Plaid can read the Item's bank now."""
+        down = item.institution.institution_id in self.institutions_down
+        return item.error_code is None and not down and item.phase != "NOT_READY"
+
+    def break_item(self, item: Item, code: str, *, reason: str | None = None, silent: bool = False) -> None:
+        """Put an Item into an error state and tell it by webhook, unless `silent`."""
+        if code not in ITEM_STATES:
+            raise ValueError(f"{code!r} is not a state of an Item")
+        item.error_code, item.error_reason = code, reason
+        item.last_failed_update = self.clock.now()
+        if silent:
+            return
+        error = item_error(code, reason=reason)
+        revoked = code == "USER_PERMISSION_REVOKED"
+        self.notify(item, "ITEM", "USER_PERMISSION_REVOKED" if revoked else "ERROR", {"error": error})
+
+    def repair_item(self, item: Item, *, silent: bool = False) -> None:
+        """Bring an Item back; what the bank did meanwhile arrives in one update."""
+        item.error_code = item.error_reason = None
+        if not silent:
+            self.notify(item, "ITEM", "LOGIN_REPAIRED", {})
+        self._catch_up(item)
+
+    def revoke_account(self, item: Item, account_id: str) -> None:
+        """Let a user withdraw one account of an Item.
+
+        Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
+        """
+        account = item.accounts.get(account_id)
+        if account is None:
+            raise PlaidFailure("INVALID_ACCOUNT_ID")
+        account.revoked = True
+        self.notify(item, "ITEM", "USER_ACCOUNT_REVOKED", {"account_id": account_id})
+
+    def institution_up(self, institution_id: str) -> None:
+        """End a bank's outage; what happened meanwhile arrives."""
+        self.institutions_down.discard(institution_id)
+        for item in self.bank.active_items():
+            if item.institution.institution_id == institution_id:
+                self._catch_up(item)
+
+    def become_ready(self, item: Item) -> None:
+        """Finish an Item's first fetches now."""
+        self._finish_initial(item)
+        self._finish_historical(item)
+
+    def notify(self, item: Item, webhook_type: str, code: str, extra: Mapping[str, object]) -> bool:
+        """Send a webhook to the Item's address; False where it has none."""
+        if item.webhook_url is None:
+            return False
+        now = self.clock.now()
+        body = {
+            "webhook_type": webhook_type,
+            "webhook_code": code,
+            "item_id": item.item_id,
+            **extra,
+            "environment": "sandbox",
+        }
+        # Plaid sends two spaces of indentation, and the signature is over these very bytes.
+        raw = json.dumps(body, indent=2, ensure_ascii=False).encode()
+        self._webhooks += 1
+        every = self.options.rotate_key_every
+        if every and self._webhooks % every == 0:
+            self.keyring.rotate(now, expire_old=False)
+        item.last_webhook_at, item.last_webhook_code = now, code
+        self.courier.submit(Webhook(self._webhooks, item.item_id, item.webhook_url, code, raw, now))
+        self.on_wake()
+        return True
+
+    def tell_updates(self, item: Item) -> bool:
+        """Send SYNC_UPDATES_AVAILABLE as it stands now, whether or not there is anything new."""
+        flags = {
+            "initial_update_complete": item.phase != "NOT_READY",
+            "historical_update_complete": item.phase == "HISTORICAL_UPDATE_COMPLETE",
+        }
+        return self.notify(item, "TRANSACTIONS", "SYNC_UPDATES_AVAILABLE", flags)
+
+    def public_token(self, item: Item) -> str:
+        """Make a public token."""
+        return self.bank.offer(item, self._tokens, self.clock.now())
+
+    def new_access_token(self, item: Item) -> str:
+        """Replace an Item's access token."""
+        return self.bank.rotate(item, self._tokens)
+
+    def link_token(self, session: LinkSession) -> str:
+        """Remember a Link session and name it."""
+        link_token = token("link", self._tokens)
+        while len(self.link_sessions) >= LINK_TOKENS_MAX:
+            del self.link_sessions[next(iter(self.link_sessions))]
+        self.link_sessions[link_token] = session
+        return link_token
+
+    def complete_link(self, link_token: str, *, institution_id: str | None) -> Item:
+        """Do what a user does in Link: a new Item, or in update mode the repair of the old one.
+
+        Raises: PlaidFailure (INVALID_LINK_TOKEN).
+        """
+        session = self.link_sessions.pop(link_token, None)
+        if session is None:
+            raise PlaidFailure("INVALID_LINK_TOKEN")
+        if session.access_token is not None:
+            item = self.bank.by_access_token(session.access_token)
+            if item is None:
+                raise PlaidFailure("INVALID_ACCESS_TOKEN")
+            self.repair_item(item)
+            return item
+        return self.create_item(
+            session.user,
+            institution_id=institution_id,
+            days=session.days_requested,
+            webhook_url=session.webhook_url,
+            products=session.products,
+            ready=False,
+        )
+
+    def request_id(self) -> str:
+        """Give the next request id."""
+        return plaid_id(self._request_ids)[:REQUEST_ID_LENGTH]
+
+    def schedule(self, delay_s: float, task: Callable[[], None]) -> None:
+        """Do something later. Units: Plaid's seconds, scaled like all its waits."""
+        due_at = self.clock.now() + dt.timedelta(seconds=delay_s * self.options.time_scale)
+        self._tasks += 1
+        heapq.heappush(self._agenda, (due_at, self._tasks, task))
+        self.on_wake()
+
+    def next_due_at(self) -> dt.datetime | None:
+        """Say when the agenda's next task is due."""
+        return self._agenda[0][0] if self._agenda else None
+
+    def run_due(self) -> int:
+        """Do what is due now and say how much that was."""
+        done = 0
+        while self._agenda and self._agenda[0][0] <= self.clock.now():
+            heapq.heappop(self._agenda)[2]()
+            done += 1
+        return done
+
+    def _update(self, item: Item, draw: Callable[[scenarios.Drawing], list[Change]]) -> Outcome:
+        now = self.clock.now()
+        rng = derive(self.options.seed, "step", item.ordinal, item.updates)
+        changes = draw(scenarios.Drawing(rng, item, self.around, now))
+        item.apply(changes)
+        item.last_successful_update = now
+        if item.synced_once:
+            self.tell_updates(item)
+        if self.options.legacy_webhooks:
+            self._tell_legacy(item, changes)
+        return Outcome(item, changes, now)
+
+    def _tell_legacy(self, item: Item, changes: Sequence[Change]) -> None:
+        added = sum(change.kind == "added" for change in changes)
+        removed = [c.transaction.transaction_id for c in changes if c.kind == "removed"]
+        if added:
+            self.notify(item, "TRANSACTIONS", "DEFAULT_UPDATE", {"new_transactions": added, "error": None})
+        if removed:
+            extra = {"removed_transactions": removed, "error": None}
+            self.notify(item, "TRANSACTIONS", "TRANSACTIONS_REMOVED", extra)
+
+    def _finish_initial(self, item: Item) -> None:
+        if item.phase != "NOT_READY" or item.removed:
+            return
+        item.phase = "INITIAL_UPDATE_COMPLETE"
+        self._arrive(item, item.recent_history, legacy_code="INITIAL_UPDATE")
+        item.recent_history = []
+
+    def _finish_historical(self, item: Item) -> None:
+        if item.phase != "INITIAL_UPDATE_COMPLETE" or item.removed:
+            return
+        item.phase = "HISTORICAL_UPDATE_COMPLETE"
+        self._arrive(item, item.older_history, legacy_code="HISTORICAL_UPDATE")
+        item.older_history = []
+
+    def _arrive(self, item: Item, changes: Sequence[Change], *, legacy_code: str) -> None:
+        item.apply_history(changes)
+        item.last_successful_update = self.clock.now()
+        if item.synced_once:
+            self.tell_updates(item)
+        if self.options.legacy_webhooks:
+            extra = {"new_transactions": len(changes), "error": None}
+            self.notify(item, "TRANSACTIONS", legacy_code, extra)
+
+    def _catch_up(self, item: Item) -> None:
+        if item.withheld_changes and self.reachable(item):
+            changes, item.withheld_changes = item.withheld_changes, 0
+            self._update(item, lambda drawing: scenarios.step(drawing, changes=changes))
