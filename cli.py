@@ -1,5 +1,231 @@
 """The command line: `tartan`."""
 
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from runtime import lifecycle, settings, topics
+from schemas.errors import TartanError
+
+# Each command imports what it needs itself: `tartan --help` stays quick, and a production image runs the stages
+# without the sandbox's packages.
+
+app = typer.Typer(
+    name="tartan",
+    help="Keeps an application's copy of its users' bank data true: Plaid's webhooks in, tables, ledger, events and "
+    "pushes out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+topics_app = typer.Typer(help="The topics of Kafka against the table in schemas/topics.py.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure on this machine, with real parts.", no_args_is_help=True)
+app.add_typer(topics_app, name="topics")
+app.add_typer(bench_app, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="The last line of the output is one JSON object.")]
+Folder = Annotated[Path | None, typer.Option(help="Keep the data in this folder; by default it is thrown away.")]
+
+STAGES = ("ingest", "streams", "projections", "gateway")
+
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; errors of ours are one line and exit code 1."""
+    try:
+        app()
+    except TartanError as error:
+        typer.secho(f"tartan: {error}", err=True, fg="red")
+        sys.exit(1)
+
+
+@app.command()
+def ingest() -> NoReturn:
+    """Run the webhook endpoint: POST /webhooks/plaid into the topic `webhooks`."""
+    _serve("ingest")
+
+
+@app.command()
+def streams() -> NoReturn:
+    """Run the stage that asks Plaid what changed and appends it to the topic `changesets`."""
+    _serve("streams")
+
+
+@app.command()
+def projections() -> NoReturn:
+    """Run the stage that turns changesets into tables, a ledger, public events and pushes."""
+    _serve("projections")
+
+
+@app.command()
+def gateway() -> NoReturn:
+    """Run the REST API, the WebSocket and the page that shows them."""
+    _serve("gateway")
+
+
+@app.command()
+def run(stages: Annotated[list[str], typer.Argument(help="ingest, streams, projections, gateway")]) -> NoReturn:
+    """Run several stages in one process, for development. ingest then listens one port above the gateway."""
+    _serve(*stages)
+
+
+@app.command()
+def migrate() -> None:
+    """Create or upgrade the tables in Postgres. Safe to run again, and while stages run."""
+    from projections.migrate import migrate as upgrade
+
+    upgrade(settings.load().postgres_dsn.get_secret_value())
+    typer.echo("The tables are up to date.")
+
+
+@topics_app.command("plan")
+def topics_plan(as_json: Json = False) -> None:
+    """Show what `apply` would do."""
+    differences = asyncio.run(topics.compare(settings.load()))
+    rows = [
+        {"topic": row.name, "partitions": row.partitions_wanted, "found": row.partitions_found} for row in differences
+    ]
+    if as_json:
+        typer.echo(json.dumps({"differences": rows}))
+        return
+    for row in rows:
+        typer.echo(
+            f"create {row['topic']} with {row['partitions']} partitions" if not row["found"] else f"differs: {row}"
+        )
+    if not rows:
+        typer.echo("The cluster has every topic as the table says.")
+
+
+@topics_app.command("apply")
+def topics_apply() -> None:
+    """Create the topics that are missing. A topic with another number of partitions is refused."""
+    done = asyncio.run(topics.apply(settings.load()))
+    typer.echo(f"Created {len(done)} topics." if done else "Nothing to do.")
+
+
+@topics_app.command("verify")
+def topics_verify(as_json: Json = False) -> None:
+    """Exit with 1 where the cluster is not as the table says."""
+    differences = asyncio.run(topics.compare(settings.load()))
+    if as_json:
+        typer.echo(json.dumps({"violations": len(differences), "topics": [row.name for row in differences]}))
+    else:
+        typer.echo("\n".join(f"{row.name}: {row.partitions_found} of {row.partitions_wanted} partitions" for row in differences)
+                   or "The cluster has every topic as the table says.")  # fmt: skip
+    raise typer.Exit(1 if differences else 0)
+
+
+@app.command("plaid-simulator")
+def plaid_simulator(
+    port: Annotated[int, typer.Option(help="Port on the loopback; 0 is any.")] = 8090,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
+    webhook_url: Annotated[str | None, typer.Option(help="Where webhooks go where an Item names no address.")] = None,
+    validate_requests: Annotated[bool, typer.Option(help="Read each request with plaid-python's models.")] = True,
+    rate_limits: Annotated[str, typer.Option(help="off, sandbox or production (per minute, as Plaid's)")] = "sandbox",
+    ready: Annotated[
+        bool, typer.Option(help="Items have their whole history at once, without a not-ready phase.")
+    ] = False,
+) -> None:
+    """Run a simulated Plaid: a seeded bank with its own truth behind Plaid's API, signed webhooks included."""
+    from sandbox.simulator.options import Options
+    from sandbox.simulator.server import serve
+
+    delays: dict[str, Any] = {"initial_update_delay_s": 0.0, "historical_update_delay_s": 0.0} if ready else {}
+    options = Options(port=port, seed=seed, webhook_url=webhook_url, validate_requests=validate_requests,
+                      rate_limits=rate_limits, **delays)  # type: ignore[arg-type]  # fmt: skip
+    _run(serve(options))
+
+
+@app.command()
+def demo(
+    seconds: Annotated[
+        float | None, typer.Option("--for", min=1, help="Stop after this many seconds; else Ctrl-C.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the simulated bank.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run the whole way on this machine, live: a simulated bank, every stage, a page in the browser."""
+    from sandbox.demo import DemoOptions, run_demo
+
+    raise typer.Exit(_run(run_demo(DemoOptions(seconds=seconds, seed=seed, as_json=as_json))))
+
+
+@app.command()
+def up(
+    folder: Annotated[Path, typer.Option(help="Where the data stays.")] = Path(".tartan"),
+    seed: Annotated[int, typer.Option(help="Of the simulated bank.")] = 1,
+) -> None:
+    """Run a sandbox that stays: Kafka, Postgres, the Plaid simulator and every stage, until Ctrl-C."""
+    from sandbox.up import run_up
+
+    raise typer.Exit(_run(run_up(folder, seed)))
+
+
+@app.command()
+def link(
+    gateway_url: Annotated[str, typer.Option(help="Address of the gateway.")] = "http://127.0.0.1:8080",
+    api_key: Annotated[str, typer.Option(envvar="TARTAN_API_KEY", help="One of TARTAN_API_KEYS.")] = "",
+    user: Annotated[str, typer.Option(help="Your application's id of the user.")] = "first-user",
+    institution: Annotated[str, typer.Option(help="Plaid's id of a non-OAuth bank in Sandbox.")] = "ins_109508",
+    as_json: Json = False,
+) -> None:
+    """Link a first Item in Plaid's Sandbox (or the simulator) and show what arrives."""
+    from sandbox.link import run_link
+
+    raise typer.Exit(_run(run_link(settings.load(), gateway_url, api_key, user, institution, as_json=as_json)))
+
+
+@bench_app.command("end-to-end")
+def bench_end_to_end(
+    items: Annotated[int, typer.Option(min=1, max=10_000)] = 40,
+    transactions: Annotated[int, typer.Option(min=1, help="In all, in the Items' histories.")] = 100_000,
+    rate: Annotated[float, typer.Option(help="Webhooks a second afterwards, five transactions each.")] = 100.0,
+    seconds: Annotated[float, typer.Option(help="Of webhooks.")] = 10.0,
+    projectors: Annotated[int, typer.Option(min=1, max=12)] = 2,
+    as_json: Json = False,
+) -> None:
+    """Measure backfill and latency: link Items with history, then webhooks at a steady rate."""
+    from sandbox.bench import BenchOptions, run_end_to_end
+
+    options = BenchOptions(items=items, transactions=transactions, rate=rate, seconds=seconds, projectors=projectors,
+                           as_json=as_json)  # fmt: skip
+    raise typer.Exit(_run(run_end_to_end(options)))
+
+
+def _serve(*names: str) -> NoReturn:
+    for name in names:
+        if name not in STAGES:
+            raise typer.BadParameter(f"{name} is no stage; the stages are {', '.join(STAGES)}")
+    loaded = settings.load()
+    code = lifecycle.run({name: _stage(name, shared="gateway" in names) for name in names}, loaded)
+    # A hard end: whatever a library left running must not hold up a restart.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _stage(name: str, *, shared: bool) -> lifecycle.Stage:
+    from importlib import import_module
+
+    stage: lifecycle.Stage = import_module(f"{name}.app").stage
+    if name == "ingest" and shared:
+        return lambda given: stage(given.model_copy(update={"port": given.port + 1 if given.port else 0}))
+    return stage
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(work)
+        except KeyboardInterrupt:
+            return 130
+
+
+if __name__ == "__main__":
+    main()

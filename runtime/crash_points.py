@@ -1,0 +1,52 @@
+"""Named places where a test can cut the power.
+
+`TARTAN_CRASH_AT=project.after_commit:3` makes the process kill itself the third time it comes by. Unset, which
+is always so outside of tests, a place costs one comparison.
+"""
+
+import os
+import signal
+from enum import StrEnum
+
+VARIABLE = "TARTAN_CRASH_AT"
+
+
+class CrashPoint(StrEnum):
+    """The steps of the way, between which a crash must lose and double nothing (docs/architecture.md)."""
+
+    INGEST_BEFORE_APPEND = "ingest.before_append"
+    INGEST_AFTER_APPEND = "ingest.after_append"
+    MARK_BEFORE_COMMIT = "mark_due.before_commit"
+    MARK_AFTER_COMMIT = "mark_due.after_commit"
+    FETCH_CLAIMED = "fetch_deltas.claimed"
+    FETCH_BETWEEN_PAGES = "fetch_deltas.between_pages"
+    FETCH_BEFORE_APPEND = "fetch_deltas.before_append"
+    FETCH_AFTER_APPEND = "fetch_deltas.after_append"
+    FETCH_AFTER_RELEASE = "fetch_deltas.after_release"
+    FOLLOW_BEFORE_COMMIT = "follow_heads.before_commit"
+    FOLLOW_AFTER_COMMIT = "follow_heads.after_commit"
+    PROJECT_BEFORE_COMMIT = "project.before_commit"
+    PROJECT_AFTER_COMMIT = "project.after_commit"
+    PUBLISH_BETWEEN_TOPICS = "publish.between_topics"
+    PUBLISH_AFTER_SEND = "publish.after_send"
+
+
+class _Plan:
+    """Which point this process dies at, and how many passes are left."""
+
+    def __init__(self, text: str | None) -> None:
+        name, _, times = (text or "").partition(":")
+        self.point = CrashPoint(name) if name else None
+        self.left = int(times or "1")
+
+
+_plan = _Plan(os.environ.get(VARIABLE))
+
+
+def reach(point: CrashPoint) -> None:
+    """Die here, as by a power cut, if a test asked for it."""
+    if point is not _plan.point:
+        return
+    _plan.left -= 1
+    if _plan.left <= 0:
+        os.kill(os.getpid(), signal.SIGKILL)
