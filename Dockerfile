@@ -1,0 +1,36 @@
+# Every stage of Tartan in one image: `tartan ingest`, `tartan streams`, `tartan projections`, `tartan gateway`.
+
+FROM python:3.11-slim AS build
+
+RUN python -m venv /opt/tartan
+ENV PATH=/opt/tartan/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# Before the code, so that a change of the code does not install everything again.
+# plaid-python alone is published as source only; it is pure Python and needs no compiler.
+COPY requirements/runtime.txt /build/runtime.txt
+RUN pip install --require-hashes --only-binary :all: --no-binary plaid-python -r /build/runtime.txt
+
+RUN printf '#!/opt/tartan/bin/python\nfrom cli import main\n\nmain()\n' > /opt/tartan/bin/tartan \
+    && chmod 755 /opt/tartan/bin/tartan
+
+FROM python:3.11-slim
+
+RUN useradd --system --create-home --home-dir /var/lib/tartan --shell /usr/sbin/nologin tartan
+
+COPY --from=build /opt/tartan /opt/tartan
+COPY schemas/ /app/schemas/
+COPY runtime/ /app/runtime/
+COPY ingest/ /app/ingest/
+COPY streams/ /app/streams/
+COPY projections/ /app/projections/
+COPY gateway/ /app/gateway/
+COPY sandbox/ /app/sandbox/
+COPY cli.py /app/
+
+ENV PATH=/opt/tartan/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+RUN python -m compileall -q /app
+
+USER tartan
+WORKDIR /var/lib/tartan
+
+CMD ["tartan", "--help"]
