@@ -1,0 +1,58 @@
+"""Bring a database to the schema of this code: Alembic writes the SQL of the missing revisions, asyncpg runs it."""
+
+import asyncio
+import io
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+
+from runtime.postgres import CONNECT_TIMEOUT_S, CONTROL_SCHEMA
+from schemas.errors import Halt
+
+POSTGRES_MIN = 17
+"""`transaction_timeout`, which makes a stopped process lose its locks, came with 17."""
+SCRIPTS = "projections:migrations"
+MIGRATION_S_MAX = 3600.0
+"""A revision may build an index over years of rows."""
+
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tartan migrations', 0))"
+_HAS_REVISIONS = f"SELECT to_regclass('{CONTROL_SCHEMA}.alembic_version') IS NOT NULL"
+_REVISION = f"SELECT version_num FROM {CONTROL_SCHEMA}.alembic_version"  # noqa: S608
+
+
+def migrate(dsn: str) -> None:
+    """Apply all revisions that the database lacks, in one transaction; two at once wait for each other.
+
+    It runs an event loop of its own: from a coroutine call it through asyncio.to_thread.
+    Idempotence: a database at the newest revision stays as it is.
+    Raises: Halt, where Postgres is older than POSTGRES_MIN.
+    """
+    asyncio.run(_migrate(dsn))
+
+
+def script(revision: str | None) -> str:
+    """The SQL that leads from a revision (None: an empty database) to the newest one."""
+    written = io.StringIO()
+    config = Config(output_buffer=written)
+    config.set_main_option("script_location", SCRIPTS)
+    config.set_main_option("path_separator", "os")
+    command.upgrade(config, f"{revision}:head" if revision else "head", sql=True)
+    # Alembic makes its own table first, and expects the schema of it to be there.
+    return f"CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};\n" + written.getvalue()
+
+
+async def _migrate(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
+    try:
+        major = connection.get_server_version().major
+        if major < POSTGRES_MIN:
+            raise Halt(f"PostgreSQL {major} is too old: Tartan needs {POSTGRES_MIN} or newer")
+        async with connection.transaction():
+            # Two processes that start at once: the second waits here, then finds nothing to do.
+            await connection.execute(_LOCK)
+            has_revisions = await connection.fetchval(_HAS_REVISIONS)
+            revision = await connection.fetchval(_REVISION) if has_revisions else None
+            await connection.execute(script(revision), timeout=MIGRATION_S_MAX)
+    finally:
+        await connection.close()

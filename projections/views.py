@@ -1,0 +1,45 @@
+"""What readers see: views of schema `reads` over the tables of one projection version."""
+
+from projections.tables import READS_SCHEMA
+
+_TRANSACTIONS = """
+SELECT own_id, user_number, item_id, account_id, transaction_id, pending,
+       round(amount_value / power(10::numeric, amount_scale), amount_scale) AS amount,
+       amount_value, amount_scale, currency,
+       date, authorized_date, datetime, name, merchant_name, merchant_entity_id, logo_url,
+       category_primary, category_detailed, category_confidence, enriched_at, user_fields,
+       removed_at, version, transfers, first_changeset, last_changeset, known_at, words, words_schema
+  FROM {schema}.transactions"""
+
+_LEDGER_TRANSFERS = """
+SELECT t.own_id, t.number, t.user_number, t.debit, t.credit, round(t.amount / power(10::numeric, a.scale), a.scale)
+       AS amount, t.currency, t.layer, t.reverses, t.effective, t.partition, t.changeset, t.known_at
+  FROM {schema}.ledger_transfers t JOIN {schema}.ledger_accounts a ON a.id = t.debit"""
+
+_LEDGER_BALANCES = """
+SELECT a.id AS account, a.user_number, a.kind, a.reference, a.currency, b.layer,
+       round(b.debits / power(10::numeric, a.scale), a.scale) AS debits,
+       round(b.credits / power(10::numeric, a.scale), a.scale) AS credits,
+       round((b.debits - b.credits) / power(10::numeric, a.scale), a.scale) AS balance
+  FROM {schema}.ledger_balances b JOIN {schema}.ledger_accounts a ON a.id = b.account"""
+
+_PLAIN = "SELECT * FROM {schema}.{name}"
+
+VIEWS = {
+    "items": _PLAIN,
+    "accounts": _PLAIN,
+    "transactions": _TRANSACTIONS,
+    "ledger_accounts": _PLAIN,
+    "ledger_transfers": _LEDGER_TRANSFERS,
+    "ledger_balances": _LEDGER_BALANCES,
+    "changesets": _PLAIN,
+    "positions": _PLAIN,
+}
+
+
+def statements(schema: str) -> list[str]:
+    """The statements that point the views of `reads` at the tables of `schema`."""
+    return [
+        f"CREATE OR REPLACE VIEW {READS_SCHEMA}.{name} AS " + select.format(schema=schema, name=name)
+        for name, select in VIEWS.items()
+    ]
