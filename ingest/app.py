@@ -1,0 +1,121 @@
+"""The composition root of `tartan ingest`."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from ingest.keys import FetchKey, KeyCache
+from ingest.server import Endpoint
+from runtime import logs
+from runtime.kafka import Appended, Appender, LogEnds, Outgoing
+from runtime.lifecycle import Running
+from runtime.plaid import Plaid, PlaidRefused
+from runtime.settings import Settings
+from schemas.errors import Quarantine, Retry
+from schemas.topics import WEBHOOKS, full_name
+
+DRAIN_S = 10.0
+"""A stop waits this long for requests, then for appends: Plaid gives up on a request after 10 s anyway."""
+
+PROBE_S = 5.0
+"""How often /readyz's word on Kafka is renewed, and how long Kafka may take to answer."""
+
+UNKNOWN_KEY_CODES = frozenset({"INVALID_WEBHOOK_VERIFICATION_KEY_ID", "INVALID_FIELD"})
+"""Plaid's words for a key id that it never gave. Any other refusal is about us, and no reason to answer 401."""
+
+_log = logs.logger(__name__)
+
+
+@asynccontextmanager
+async def stage(settings: Settings) -> AsyncIterator[Running]:
+    """Serve the webhook endpoint. It starts without Kafka too: an honest 429 is better than no answer."""
+    topic = full_name(WEBHOOKS, settings.topic_prefix)
+    appender, plaid = Appender(settings, client="ingest"), Plaid(settings)
+    keys, readiness = KeyCache(fetch_key(plaid)), _Readiness(settings, topic)
+
+    async def append(record: Outgoing) -> Appended:
+        return await appender.append(topic, record)
+
+    endpoint = Endpoint(settings, keys=keys, append=append)
+    probe = asyncio.create_task(readiness.watch())
+    try:
+        async with serving(endpoint, settings):
+            yield Running("ingest", readiness.reasons, asyncio.get_running_loop().create_future())
+    finally:
+        probe.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await probe
+        await endpoint.drain(timeout_s=DRAIN_S)
+        await keys.close()
+        await appender.stop()
+        await plaid.close()
+
+
+@asynccontextmanager
+async def serving(endpoint: Endpoint, settings: Settings) -> AsyncIterator[int]:
+    """Listen on the public port, and give the port; on the way out no new request is taken."""
+    # auto_decompress: the signature covers the bytes as they were sent, and a bomb must not be unpacked.
+    runner = web.AppRunner(
+        endpoint.app(), access_log=None, handle_signals=False, auto_decompress=False, shutdown_timeout=DRAIN_S
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        await site.start()
+        port = runner.addresses[0][1]
+        _log.info("webhook endpoint", host=settings.host, port=port)
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+def fetch_key(plaid: Plaid) -> FetchKey:
+    """Ask Plaid for a key in the cache's terms: bytes, None for an unknown id, Retry for all else."""
+
+    async def fetch(key_id: str) -> bytes | None:
+        try:
+            return await plaid.verification_key(key_id)
+        except PlaidRefused as refused:
+            if refused.error_code in UNKNOWN_KEY_CODES:
+                return None
+            raise Retry(f"Plaid gives no webhook key: {refused.error_code}") from refused
+        except Quarantine as error:
+            raise Retry("Plaid's answer holds no webhook key") from error
+
+    return fetch
+
+
+class _Readiness:
+    """What /readyz says: whether Kafka answers for the topic `webhooks`."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._reasons = ["Kafka: not asked yet"]
+
+    def reasons(self) -> list[str]:
+        """Why this process is not ready."""
+        return self._reasons
+
+    async def watch(self) -> None:
+        """Ask Kafka, again and again."""
+        while True:
+            ends = LogEnds(self._settings)
+            try:
+                await asyncio.wait_for(ends.start(), PROBE_S)
+                await self._ask(ends)
+            except (Retry, TimeoutError) as error:
+                self._reasons = [f"Kafka: {error or 'no answer'}"]
+            finally:
+                await ends.stop()
+            await asyncio.sleep(PROBE_S)
+
+    async def _ask(self, ends: LogEnds) -> None:
+        """Ask over one connection until it fails."""
+        while True:
+            await asyncio.wait_for(ends.ends(self._topic, range(self._settings.partitions)), PROBE_S)
+            self._reasons = []
+            await asyncio.sleep(PROBE_S)
