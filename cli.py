@@ -115,8 +115,9 @@ def topics_verify(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({"violations": len(differences), "topics": [row.name for row in differences]}))
     else:
-        typer.echo("\n".join(f"{row.name}: {row.partitions_found} of {row.partitions_wanted} partitions" for row in differences)
-                   or "The cluster has every topic as the table says.")  # fmt: skip
+        for row in differences:
+            typer.echo(f"{row.name}: {row.partitions_found} of {row.partitions_wanted} partitions")
+        typer.echo("Run `tartan topics apply`." if differences else "The cluster has every topic as the table says.")
     raise typer.Exit(1 if differences else 0)
 
 
@@ -168,7 +169,9 @@ def up(
 
 @app.command()
 def link(
-    gateway_url: Annotated[str, typer.Option(help="Address of the gateway.")] = "http://127.0.0.1:8080",
+    gateway_url: Annotated[
+        str, typer.Option(envvar="TARTAN_GATEWAY_URL", help="Address of the gateway.")
+    ] = "http://127.0.0.1:8080",
     api_key: Annotated[str, typer.Option(envvar="TARTAN_API_KEY", help="One of TARTAN_API_KEYS.")] = "",
     user: Annotated[str, typer.Option(help="Your application's id of the user.")] = "first-user",
     institution: Annotated[str, typer.Option(help="Plaid's id of a non-OAuth bank in Sandbox.")] = "ins_109508",

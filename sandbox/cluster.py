@@ -8,11 +8,13 @@ from shutil import rmtree
 from types import TracebackType
 from typing import Self
 
+from sandbox.folders import remove_abandoned
 from sandbox.kafka import Kafka, KafkaOptions
 from sandbox.postgres import Postgres, PostgresOptions
 from sandbox.servers import Server
 
 DATABASE = "tartan"
+PREFIX = "tartan-sandbox-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,9 @@ class Cluster:
         await self.stop()
 
     def _make_temporary(self) -> Path:
-        self._temporary = Path(tempfile.mkdtemp(prefix="tartan-"))
+        parent = Path(tempfile.gettempdir())
+        remove_abandoned(parent, prefix=PREFIX)
+        self._temporary = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         return self._temporary
 
     def _prepare(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from schemas.errors import Halt
 # A server whose parent was killed ends within a second or two; after this it is stuck, and a person must look.
 ORPHAN_TIMEOUT_S = 15.0
 RETRY_INTERVAL_S = 0.05
+
+# A folder is this old before it counts as abandoned: a new one is not locked yet for a moment.
+ABANDONED_AGE_S = 60.0
+
+LOCK = "lock"
 
 
 class DataFolder:
@@ -36,10 +42,14 @@ class DataFolder:
     async def acquire(self) -> None:
         """Make the folder where it is new, and hold it.
 
-        Raises: Halt, where another living sandbox holds it; the servers of a dead one are waited for.
+        Raises: Halt, where it cannot be written or another living sandbox holds it; the servers of a dead one
+        are waited for.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as problem:
+            raise Halt(f"The data folder {self.path} cannot be used: {problem.strerror}.") from problem
         try:
             await self._wait_for_lock(descriptor)
         except BaseException:
@@ -83,6 +93,28 @@ class DataFolder:
                     f"(process {holder or 'unknown'}). Stop that one, or choose another folder."
                 )
             await asyncio.sleep(RETRY_INTERVAL_S)
+
+
+def remove_abandoned(parent: Path, *, prefix: str) -> None:
+    """Remove temporary folders whose sandbox was killed before it could do so itself.
+
+    Only folders of this user that hold a server's folder, and only where no process holds its lock.
+    """
+    for folder in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            old = time.time() - status.st_mtime > ABANDONED_AGE_S
+            locks = list(folder.glob(f"*/{LOCK}"))
+            if status.st_uid == os.geteuid() and old and locks and not any(map(_is_held, locks)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_held(lock: Path) -> bool:
+    descriptor = os.open(lock, os.O_RDWR)
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -92,7 +92,7 @@ class Child:
         """Wait for the process to end by itself and return its code; at the bound it is killed."""
         deadline = time.monotonic() + timeout_s
         try:
-            while self.running() and time.monotonic() < deadline:  # noqa: ASYNC110 - a Popen has no event
+            while self.running() and time.monotonic() < deadline:
                 await asyncio.sleep(POLL_INTERVAL_S)
         finally:
             self.kill()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
+from runtime.crash_points import VARIABLE, CrashPoint
 from sandbox.machine import LOOPBACK, free_port
 from sandbox.processes import Child, Command, start, tail
 from schemas.errors import Halt
@@ -39,6 +40,7 @@ class StageProcess:
         self._environment = {**os.environ, **environment, "TARTAN_INTERNAL_PORT": str(self.internal_port)}
         self.log = folder / f"{name}.log"
         self._child: Child | None = None
+        self._once: dict[str, str] = {}
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -76,6 +78,13 @@ class StageProcess:
         assert self._child is not None, "the stage was never started"
         self._child.kill()
 
+    async def die_at(self, point: CrashPoint, *, times: int = 1) -> None:
+        """Start the process again so that it kills itself when it comes by `point`; the run after that is whole."""
+        await self.stop()
+        self._once = {VARIABLE: f"{point}:{times}"}
+        self.start()
+        await self.ready()
+
     async def stop(self) -> None:
         """SIGTERM, and wait for a graceful end."""
         if self._supervisor is not None:
@@ -86,9 +95,8 @@ class StageProcess:
 
     def _launch(self) -> None:
         command = [sys.executable, "-m", "cli", *self._arguments]
-        self._child = start(
-            Command(name=self.name, arguments=command, log=self.log, environment=self._environment)
-        )  # fmt: skip
+        environment, self._once = self._environment | self._once, {}
+        self._child = start(Command(name=self.name, arguments=command, log=self.log, environment=environment))  # fmt: skip
 
     async def _supervise(self) -> None:
         while self.restarts < RESTARTS_MAX:

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Self
 
 from projections.migrate import migrate
-
 from runtime import topics
 from runtime.settings import Settings
 from sandbox.cluster import Cluster, ClusterOptions
@@ -79,7 +78,7 @@ class World:
 
     def settings(self) -> Settings:
         """The settings that the stages have, for tools that look at the same world."""
-        return Settings.model_validate({name[7:].lower(): value for name, value in self._environment().items()})
+        return Settings.model_validate({name[7:].lower(): value for name, value in self.environment().items()})
 
     async def start(self) -> None:
         """Start all of it, in the order of its dependencies; what stands alone starts together.
@@ -119,7 +118,7 @@ class World:
         self._progress("tables and topics")
         await asyncio.gather(asyncio.to_thread(migrate, self.postgres_dsn), topics.apply(self.settings()))
         self._progress("stages: ingest, streams, projections, gateway")
-        environment = self._environment()
+        environment = self.environment()
         self._launch(INGEST, [INGEST], environment | {"TARTAN_PORT": str(self._ports[INGEST])})
         self._launch(STREAMS, [STREAMS], environment)
         for number in range(1, self._options.projectors + 1):
@@ -137,7 +136,8 @@ class World:
         stage.start()
         self.stages[name] = stage
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """The settings of the stages, as they find them in their environment."""
         return {
             "TARTAN_KAFKA_ADDRESS": self.cluster.kafka_address,
             "TARTAN_POSTGRES_DSN": self.postgres_dsn,
@@ -146,6 +146,8 @@ class World:
             "TARTAN_PLAID_SECRET": "simulated-secret",
             "TARTAN_WEBHOOK_URL": f"{self.ingest_url}/webhooks/plaid",
             "TARTAN_KEY_ENCRYPTION_KEY": self.secrets.master_key,
+            "TARTAN_API_KEY": self.secrets.api_key,
+            "TARTAN_GATEWAY_URL": self.gateway_url,
             "TARTAN_API_KEYS": f"{TENANT}:{self.secrets.api_key}",
             "TARTAN_STREAM_SECRET": self.secrets.stream_secret,
             "TARTAN_LOG_FORMAT": "json",

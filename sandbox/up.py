@@ -1,0 +1,48 @@
+"""`tartan up`: a sandbox that stays, for developing against Tartan."""
+
+import asyncio
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from sandbox.clients import Application
+from sandbox.world import World, WorldOptions
+
+
+async def run_up(folder: Path, seed: int) -> int:
+    """Run every part with its data in `folder`, and print how to use it, until cancelled."""
+    console = Console(stderr=True)
+    with console.status("Starting …") as status:
+        world = World(
+            WorldOptions(folder=folder.resolve(), simulator=("--seed", str(seed))),
+            progress=lambda what: status.update(f"Starting {what} …"),
+        )
+        await world.start()
+    try:
+        await _tell(world, folder, console)
+        await asyncio.Event().wait()
+    finally:
+        with console.status("Stopping …"):
+            await world.stop()
+        console.print(f"Stopped; the data is in {folder}.")
+    return 0
+
+
+async def _tell(world: World, folder: Path, console: Console) -> None:
+    environment = folder / "environment"
+    environment.touch(mode=0o600)
+    environment.write_text(
+        "".join(f"export {name}={shlex.quote(value)}\n" for name, value in world.environment().items()), "utf-8"
+    )
+    console.print(f"gateway          {world.gateway_url}   (API key: {world.secrets.api_key})")
+    console.print(f"webhooks         {world.ingest_url}/webhooks/plaid")
+    console.print(f"simulated Plaid  {world.simulator_url}")
+    console.print(f"Kafka            {world.cluster.kafka_address}")
+    console.print(f"Postgres         {world.postgres_dsn}")
+    for stage in world.stages.values():
+        console.print(f"metrics of {stage.name:16} {stage.metrics_url}")
+    async with Application(world.gateway_url, world.secrets.api_key) as application:
+        await application.link_token("first-user")  # the way to Plaid is open, or this says why not
+    console.print(f"\nIn another terminal:  . {environment}  &&  tartan link --user first-user")
+    console.print("Ctrl-C stops it; the data stays.")
