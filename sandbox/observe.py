@@ -50,7 +50,7 @@ class Observer:
     """Reads the tables and the log's ends of a running world."""
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool, ends: LogEnds) -> None:
-        self._settings = settings
+        self.settings = settings
         self.pool = pool
         self._ends = ends
 
@@ -118,7 +118,7 @@ class Observer:
         )
 
     async def _behind(self, reader: str, topic: Topic, query: str) -> list[str]:
-        ends = await self._ends.ends(full_name(topic, self._settings.topic_prefix), range(self._settings.partitions))
+        ends = await self._ends.ends(full_name(topic, self.settings.topic_prefix), range(self.settings.partitions))
         rows = await self.pool.fetch(query, *([reader] if "$1" in query else []))
         at = {row["partition"]: row["position"] for row in rows}
         late = sum(max(0, end.end - at.get(number, 0)) for number, end in ends.items())

@@ -96,7 +96,7 @@ class StageProcess:
     def _launch(self) -> None:
         command = [sys.executable, "-m", "cli", *self._arguments]
         environment, self._once = self._environment | self._once, {}
-        self._child = start(Command(name=self.name, arguments=command, log=self.log, environment=environment))  # fmt: skip
+        self._child = start(Command(name=self.name, arguments=command, log=self.log, environment=environment))
 
     async def _supervise(self) -> None:
         while self.restarts < RESTARTS_MAX:

@@ -1,0 +1,49 @@
+"""The whole way, as a user runs it: every stage a process, the simulated bank behind it."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from runtime.kafka import LogEnds
+from runtime.postgres import open_pool
+from sandbox.clients import Application, Bank
+from sandbox.cluster import ClusterOptions
+from sandbox.observe import Observer
+from sandbox.postgres import Postgres
+from sandbox.world import World, WorldOptions
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running world and the ways to look at it."""
+
+    world: World
+    bank: Bank
+    application: Application
+    observer: Observer
+
+
+@pytest.fixture
+async def running(
+    tmp_path: Path, kafka_address: str, topic_prefix: str, postgres: Postgres, database: str
+) -> AsyncIterator[Running]:
+    """Every stage as a process of its own, on the session's Kafka and Postgres."""
+    options = WorldOptions(
+        folder=tmp_path,
+        simulator=("--ready", "--rate-limits", "off"),
+        environment={"TARTAN_TOPIC_PREFIX": topic_prefix, "TARTAN_PARTITIONS": "4"},
+        cluster=ClusterOptions(kafka_address=kafka_address, postgres_dsn=database),
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        world = await stack.enter_async_context(World(options))
+        pool = await open_pool(world.settings(), stage="test")
+        stack.push_async_callback(pool.close)
+        ends = LogEnds(world.settings())
+        await ends.start()
+        stack.push_async_callback(ends.stop)
+        bank = await stack.enter_async_context(Bank(world.simulator_url))
+        application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))
+        yield Running(world, bank, application, Observer(world.settings(), pool, ends))

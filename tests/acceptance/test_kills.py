@@ -1,0 +1,51 @@
+"""kill -9 of each process at each step of the way: nothing is lost, nothing is doubled."""
+
+import asyncio
+import time
+
+import pytest
+
+from projections import digests
+from runtime.crash_points import CrashPoint
+from sandbox.world import INGEST, PROJECTIONS, STREAMS
+from tests.acceptance.conftest import Running
+from tests.acceptance.published import net_events, read_topics
+
+STAGE_OF = {"ingest": INGEST, "mark_due": STREAMS, "fetch_deltas": STREAMS, "follow_heads": STREAMS,
+            "project": PROJECTIONS, "publish": PROJECTIONS}  # fmt: skip
+CRASH_S_MAX = 60.0
+QUIET_S_MAX = 120.0
+
+
+@pytest.mark.timeout(900)
+async def test_a_kill_at_each_step_loses_and_doubles_nothing(running: Running) -> None:
+    for user in ("ada", "bob", "cleo"):
+        [item] = await running.bank.make_items(user, transactions=120)
+        await running.application.link(user, item["public_token"])
+    await running.observer.until_quiet(running.bank, timeout_s=QUIET_S_MAX)
+
+    for point in CrashPoint:
+        await die_at(running, point)
+
+        await assert_true(running, after=point)
+    assert await read_topics(running.observer) == await net_events(running.observer)
+
+
+async def die_at(running: Running, point: CrashPoint) -> None:
+    stage = running.world.stages[STAGE_OF[point.partition(".")[0]]]
+    restarts = stage.restarts
+    await stage.die_at(point, times=2)
+    deadline = time.monotonic() + CRASH_S_MAX
+    while stage.restarts == restarts:
+        assert time.monotonic() < deadline, f"nothing came by {point}"
+        # More than a page of 500 changes at once, so that a pass has something between its pages.
+        await running.bank.step(changes=600 if point is CrashPoint.FETCH_BETWEEN_PAGES else 5)
+        await asyncio.sleep(0.05)
+    await stage.ready()
+
+
+async def assert_true(running: Running, *, after: CrashPoint) -> None:
+    await running.observer.until_quiet(running.bank, timeout_s=QUIET_S_MAX)
+    async with running.observer.pool.acquire() as connection:
+        assert await digests.state_digest(connection) == await running.bank.digest(), f"after a kill at {after}"
+        assert await digests.ledger_problems(connection) == [], f"after a kill at {after}"
