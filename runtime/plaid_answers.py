@@ -1,8 +1,8 @@
 """What Plaid answers, read exactly: amounts as Decimal, and every field that has no name here kept as JSON.
 
 Fields that Plaid adds later must survive until this code knows them (Source: PLAID.md 1.3: all objects are open).
-A page is first decoded by structs that refuse unknown fields, the fast way; where that fails it is decoded once
-more by tolerant ones, with the raw fields beside them.
+A page is first decoded by structs that refuse unknown fields, the fast way; where that fails its transactions are
+decoded one by one, and those that are refused alone once more by a tolerant struct, with the raw fields beside it.
 """
 
 from collections.abc import Hashable
@@ -221,7 +221,7 @@ def sync_page(body: bytes) -> SyncPage:
         strict: _StrictPage = _decoder(_StrictPage).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         page = decode(_TolerantPage, body)
-        return _page(page, [_tolerant(raw) for raw in page.added], [_tolerant(raw) for raw in page.modified])
+        return _page(page, [_either(raw) for raw in page.added], [_either(raw) for raw in page.modified])
     return _page(strict, [_strict(wire) for wire in strict.added], [_strict(wire) for wire in strict.modified])
 
 
@@ -315,6 +315,13 @@ def _transaction(wire: _Transaction, extra: str | None) -> Transaction:
 
 
 _NO_CATEGORY = _Category()
+
+
+def _either(raw: Raw) -> Transaction:
+    try:
+        return _strict(_decoder(_StrictTransaction).decode(raw))
+    except msgspec.ValidationError:
+        return _tolerant(raw)
 
 
 def _tolerant(raw: Raw) -> Transaction:
