@@ -4,105 +4,25 @@ It is not Plaid's: it makes Items at once, lets things happen, declares faults, 
 """
 
 import asyncio
-from typing import Annotated, Any, Literal
+import dataclasses
+from decimal import Decimal
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from sandbox.simulator.bank import Item
-from sandbox.simulator.delivery import Record
-from sandbox.simulator.faults import Fault
+from sandbox.simulator.faults import Fault, check_code
+from sandbox.simulator.limits import TABLES, Limit
 from sandbox.simulator.plaid_errors import PlaidFailure
 from sandbox.simulator.pulse import Pulse
 from sandbox.simulator.transactions import Change, amount_text
 from sandbox.simulator.truth import digest, truth_of, verbatim
+from sandbox.simulator.wishes import Fire, Link, Live, MakeFault, MakeItems, MakeSteps, Rotate, SetLimits, SetRates
 from sandbox.simulator.world import Outcome, World
-
-ITEMS_AT_ONCE_MAX = 5_000
-TRANSACTIONS_MAX = 200_000
-"""History of one Item; at 2 kB a row this is 400 MB of memory."""
 
 QUIET_WAIT_MAX_S = 60.0
 QUIET_POLL_S = 0.02
-
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class MakeItems(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/items`. With `count` above 1 the users are `user-1`, `user-2`, ..."""
-
-    user: str = "user"
-    count: Annotated[int, msgspec.Meta(ge=1, le=ITEMS_AT_ONCE_MAX)] = 1
-    transactions: Annotated[int, msgspec.Meta(ge=0, le=TRANSACTIONS_MAX)] | None = None
-    days: Annotated[int, msgspec.Meta(ge=1, le=730)] | None = None
-    institution_id: str | None = None
-    webhook: str | None = None
-    ready: bool = True
-    prerender: bool = True
-    exchange: bool = False
-
-
-class MakeSteps(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/step`."""
-
-    item_id: str | None = None
-    changes: Positive = 1
-    count: Positive = 1
-
-
-class Live(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/activity`."""
-
-    rate_per_s: float
-    changes: Positive = 1
-
-
-class Fire(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/webhooks`; without `item_ids`, every Item."""
-
-    item_ids: list[str] | None = None
-    type: str = "TRANSACTIONS"
-    code: str = "SYNC_UPDATES_AVAILABLE"
-    extra: dict[str, Any] = {}
-    times: Positive = 1
-
-
-class Link(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/link`: what a user does in Link with a link token."""
-
-    link_token: str
-    institution_id: str | None = None
-
-
-class Rotate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/keys/rotate`."""
-
-    expire_old: bool = True
-
-
-class MakeFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/faults`: a fault of requests (`fail`), or of an Item or an institution."""
-
-    kind: Literal[
-        "fail",
-        "item_error",
-        "repair",
-        "permission_revoked",
-        "account_revoked",
-        "cursors_refused",
-        "ready",
-        "institution_down",
-        "institution_up",
-    ] = "fail"
-    code: str = "INTERNAL_SERVER_ERROR"
-    reason: str | None = None
-    endpoint: str = "/transactions/sync"
-    item_id: str | None = None
-    institution_id: str | None = None
-    account_id: str | None = None
-    page: Positive | None = None
-    times: Positive | None = 1
-    silent: bool = False
 
 
 class Control:
@@ -126,6 +46,8 @@ class Control:
             web.post("/faults", self.declare),
             web.get("/faults", self.declared),
             web.delete("/faults", self.withdraw),
+            web.post("/rates", self.rates),
+            web.post("/limits", self.limits),
             web.get("/truth", self.truth),
             web.get("/stats", self.stats),
             web.get("/quiet", self.quiet),
@@ -140,13 +62,17 @@ class Control:
         wish = msgspec.json.decode(await request.read() or b"{}", type=MakeItems)
         made = []
         for number in range(wish.count):
-            item = self._world.create_item(
-                wish.user if wish.count == 1 else f"{wish.user}-{number + 1}",
-                institution_id=wish.institution_id,
-                transactions=wish.transactions,
-                days=wish.days,
-                webhook_url=wish.webhook,
-                ready=wish.ready,
+            item = (
+                self._world.relink(self._world.item(wish.relink))
+                if wish.relink
+                else self._world.create_item(
+                    wish.user if wish.count == 1 else f"{wish.user}-{number + 1}",
+                    institution_id=wish.institution_id,
+                    transactions=wish.transactions,
+                    days=wish.days,
+                    webhook_url=wish.webhook,
+                    ready=wish.ready,
+                )
             )
             if wish.prerender:
                 self._world.prerender(item)
@@ -186,9 +112,9 @@ class Control:
         for item in items:
             for _ in range(wish.times):
                 if wish.code == "SYNC_UPDATES_AVAILABLE":
-                    fired += world.tell_updates(item)
+                    fired += world.announcer.tell_updates(item)
                 else:
-                    fired += world.notify(item, wish.type, wish.code, wish.extra)
+                    fired += world.announcer.notify(item, wish.type, wish.code, wish.extra)
         return _json({"fired": fired})
 
     async def rotate(self, request: web.Request) -> web.Response:
@@ -209,6 +135,7 @@ class Control:
                     institution_id=wish.institution_id,
                     page=wish.page,
                     times=wish.times,
+                    delay_s=wish.delay_s,
                 )
             )
             return _json({"number": fault.number})
@@ -233,6 +160,8 @@ class Control:
             world.repair_item(item, silent=wish.silent)
         elif wish.kind == "account_revoked":
             world.revoke_account(item, wish.account_id or next(iter(item.accounts)))
+        elif wish.kind == "balance_drift":
+            world.drift(item, wish.account_id or next(iter(item.accounts)), Decimal(wish.amount))
         elif wish.kind == "cursors_refused":
             item.cursor_epoch += 1
         else:
@@ -245,6 +174,35 @@ class Control:
     async def withdraw(self, _request: web.Request) -> web.Response:
         """Forget the declared faults."""
         return _json({"withdrawn": self._world.faults.withdraw()})
+
+    async def rates(self, request: web.Request) -> web.Response:
+        """Change how often the seed lets things go wrong."""
+        wish = msgspec.json.decode(await request.read(), type=SetRates)
+        world = self._world
+        webhooks = {
+            name: share
+            for name in ("lost", "repeated", "delayed", "delay_max_s")
+            if (share := getattr(wish, f"webhooks_{name}")) is not None
+        }
+        faults: dict[str, Any] = {
+            name: share for name in ("mutation", "failure") if (share := getattr(wish, f"sync_{name}")) is not None
+        }
+        if wish.sync_failures is not None:
+            faults["failures"] = tuple(check_code(code) for code in wish.sync_failures)
+        world.courier.rates = dataclasses.replace(world.courier.rates, **webhooks)
+        world.faults.rates = dataclasses.replace(world.faults.rates, **faults)
+        return _json({"webhooks": world.courier.rates, "sync": world.faults.rates})
+
+    async def limits(self, request: web.Request) -> web.Response:
+        """Choose a table of rate limits and change single ones."""
+        wish = msgspec.json.decode(await request.read(), type=SetLimits)
+        buckets = self._world.buckets
+        if wish.table is not None:
+            buckets.limits = dict(TABLES[wish.table])
+        for endpoint, (item, client) in wish.limits.items():
+            code = TABLES["sandbox"][endpoint].code if endpoint in TABLES["sandbox"] else "RATE_LIMIT"
+            buckets.limits[endpoint] = Limit(item, client, code)
+        return _json({"limits": {path: [limit.item, limit.client] for path, limit in buckets.limits.items()}})
 
     async def truth(self, request: web.Request) -> web.Response:
         """Tell the ground truth of all active Items, or of one; `verbatim` adds the rows as Plaid sends them."""
@@ -294,7 +252,7 @@ class Control:
         deadline = loop.time() + wait_s
         while not world.courier.quiet and loop.time() < deadline:
             await asyncio.sleep(QUIET_POLL_S)
-        next_due_at = world.next_due_at()
+        next_due_at = world.agenda.next_due_at()
         return _json(
             {
                 "quiet": world.courier.quiet,
@@ -363,6 +321,3 @@ def _given(item_id: str | None) -> str:
 
 def _json(value: object, *, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
-
-
-__all__ = ["Control", "Record", "refusals"]

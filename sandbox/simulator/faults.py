@@ -2,7 +2,7 @@
 
 `/transactions/sync` pages are counted from 1 within a pagination. A fault hits the requests that match all that it
 names, as often as it says. What it does is one of Plaid's error codes, or one of `WIRE`, which break the
-connection instead, or `MUTATION`, which changes the bank's data just before the page is cut.
+connection instead, or `MUTATION`, which changes the bank's data just before the page is cut, or `SLOW`.
 """
 
 from typing import Literal, get_args
@@ -16,6 +16,8 @@ from sandbox.simulator.randomness import derive
 Wire = Literal["HTML", "TIMEOUT", "RESET", "TRUNCATED"]
 WIRE = get_args(Wire)
 MUTATION = "MUTATION"
+SLOW = "SLOW"
+"""A proper answer, `delay_s` seconds late."""
 
 FAULTS_MAX = 10_000
 """Faults declared at once; a test that needs more declares a rate."""
@@ -30,6 +32,7 @@ class Fault(msgspec.Struct, kw_only=True):
     institution_id: str | None = None
     page: int | None = None
     times: int | None = 1
+    delay_s: float = 0.0
     number: int = 0
 
 
@@ -44,8 +47,7 @@ class Faults:
 
     def declare(self, fault: Fault) -> Fault:
         """Add a fault. Raises: ValueError, where its code is unknown or there are too many."""
-        if fault.code not in KINDS and fault.code not in WIRE and fault.code != MUTATION:
-            raise ValueError(f"unknown fault code {fault.code!r}")
+        check_code(fault.code)
         if len(self._declared) >= FAULTS_MAX:
             raise ValueError(f"more than {FAULTS_MAX} faults declared")
         self._numbers += 1
@@ -63,15 +65,17 @@ class Faults:
         """Give what is declared and not yet used up."""
         return list(self._declared)
 
-    def strike(self, endpoint: str, *, item_id: str | None, institution_id: str | None, page: int | None) -> str | None:
-        """Take the first declared fault that matches a request; give its code, or None."""
+    def strike(
+        self, endpoint: str, *, item_id: str | None, institution_id: str | None, page: int | None
+    ) -> Fault | None:
+        """Take the first declared fault that matches a request, or None."""
         for fault in self._declared:
             if _matches(fault, endpoint, item_id=item_id, institution_id=institution_id, page=page):
                 if fault.times is not None:
                     fault.times -= 1
                     if fault.times <= 0:
                         self._declared.remove(fault)
-                return fault.code
+                return fault
         return None
 
     def chance(self, *, ordinal: int, request: int, page: int) -> str | None:
@@ -84,6 +88,13 @@ class Faults:
         if rng.random() < self.rates.failure:
             return rng.choice(self.rates.failures)
         return None
+
+
+def check_code(code: str) -> str:
+    """Give a fault's code back. Raises: ValueError, where nothing is known by it."""
+    if code not in KINDS and code not in WIRE and code not in (MUTATION, SLOW):
+        raise ValueError(f"unknown fault code {code!r}")
+    return code
 
 
 def _matches(fault: Fault, endpoint: str, *, item_id: str | None, institution_id: str | None, page: int | None) -> bool:

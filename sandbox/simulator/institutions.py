@@ -38,10 +38,15 @@ class AccountPlan(NamedTuple):
     limit: int | None = None
     reports_available: bool = True
     reports_transactions: bool = True
+    reports_current: bool = True
 
 
 class Institution(NamedTuple):
-    """A bank: how it names posted successors of pending rows, and whether it shows pending rows at all."""
+    """A bank: how it names posted successors of pending rows, and whether it shows pending rows at all.
+
+    `dates_balances`: it says when balances were last updated, and asks for `min_last_updated_datetime` before it
+    gives a credit card's; it cannot be refreshed either. `in_rotation`: an Item that names no bank may get it.
+    """
 
     institution_id: str
     name: str
@@ -49,6 +54,8 @@ class Institution(NamedTuple):
     shows_pendings: bool
     links_pendings: float
     plans: tuple[AccountPlan, ...]
+    dates_balances: bool = False
+    in_rotation: bool = True
 
 
 _CHECKING = AccountPlan(
@@ -179,6 +186,26 @@ INSTITUTIONS = (
             AccountPlan("Holdings", None, "investment", "brokerage", US_DOLLAR, 9_000, reports_transactions=False),
         ),
     ),
+    Institution(
+        "ins_900004",
+        "Capital Gingham",
+        "US",
+        False,
+        0.0,
+        (
+            _CHECKING._replace(name="360 Checking", official_name=None),
+            _CREDIT._replace(name="Venture", official_name=None),
+            _CHECKING._replace(
+                name="Limited Purpose Checking",
+                official_name=None,
+                subtype="limited purpose checking",
+                reports_available=False,
+                reports_current=False,
+            ),
+        ),
+        dates_balances=True,
+        in_rotation=False,
+    ),
 )
 
-BY_ID = {institution.institution_id: institution for institution in INSTITUTIONS}
+ROTATION = tuple(institution.institution_id for institution in INSTITUTIONS if institution.in_rotation)

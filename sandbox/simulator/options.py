@@ -48,6 +48,7 @@ class Options:
     webhook_url: str | None = None
     validate_requests: bool = True
     time_scale: float = 1.0
+    latency_s: float = 0.0
 
     history_transactions: int = 120
     history_days: int = 90

@@ -32,9 +32,9 @@ class Pulse:
     async def run_agenda(self) -> None:
         """Run what is due, and sleep until the next task."""
         while True:
-            self._world.run_due()
+            self._world.agenda.run_due()
             self._wake.clear()
-            await sleep_until(self._world.next_due_at(), self._world, self._wake)
+            await sleep_until(self._world.agenda.next_due_at(), self._world, self._wake)
 
     async def run_activity(self) -> None:
         """Step at the rate that was asked for; steps that a tick owes are made together."""
@@ -50,4 +50,11 @@ class Pulse:
                 for _ in range(min(owed, int(rate * TICK_S) + 1)):
                     self._world.step(changes=self.changes)
                 made += owed
-                await asyncio.sleep(max(TICK_S, 1 / rate if rate < 1 / TICK_S else TICK_S))
+                await self._pause(max(TICK_S, 1 / rate))
+
+    async def _pause(self, wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return

@@ -99,14 +99,14 @@ def removal(row: Transaction) -> bytes:
     return f'{{"account_id":"{row.account_id}","transaction_id":"{row.transaction_id}"}}'.encode()
 
 
-def account(held: Account, *, novel: bool) -> dict[str, Any]:
-    """Give an account as `/accounts/get` and `/transactions/sync` show it."""
+def account(held: Account, *, novel: bool, updated_at: dt.datetime | None = None) -> dict[str, Any]:
+    """Give an account as `/accounts/get` and `/transactions/sync` show it; `updated_at` where the bank says it."""
     plan = held.plan
     shown: dict[str, Any] = {
         "account_id": held.account_id,
         "balances": {
             "available": number(held.available),
-            "current": number(held.current),
+            "current": number(held.current) if plan.reports_current else None,
             "iso_currency_code": plan.currency.iso_code,
             "limit": number(held.limit_amount) if plan.limit is not None else None,
             "unofficial_currency_code": plan.currency.unofficial_code,
@@ -121,6 +121,8 @@ def account(held: Account, *, novel: bool) -> dict[str, Any]:
     }
     if plan.subtype not in ("checking", "savings"):
         del shown["persistent_account_id"]
+    if updated_at is not None:
+        shown["balances"]["last_updated_datetime"] = moment(updated_at)
     if novel:
         shown["stewardship"] = {"tier": "TIER_GREEN", "since": "2026-02-01"}
     return shown

@@ -1,4 +1,4 @@
-"""What happens at the bank: an Item's history, and each step of its later life.
+"""What happens at the bank: each step of an Item's later life.
 
 A step is one update: purchases that wait, pendings that post under a new id (with or without the link, with a
 tip), holds that vanish, amendments, late enrichment, removals, churn, rows that come back, and `modified` rows
@@ -17,119 +17,16 @@ from itertools import accumulate
 import msgspec
 
 from sandbox.simulator.bank import Account, Item
-from sandbox.simulator.patterns import PATTERNS, Sketch, money, purchase, refund, wages
+from sandbox.simulator.drawing import CONFIDENCES, Drawing
+from sandbox.simulator.patterns import Sketch, money, purchase, refund, wages
 from sandbox.simulator.randomness import plaid_id
-from sandbox.simulator.transactions import Change, Confidence, Currency, Merchant, Transaction
-
-PENDING_DAYS = 3
-"""Youngest days of a history whose rows may still be pending; banks take one to five."""
+from sandbox.simulator.transactions import Change, Transaction
 
 PENDINGS_MAX = 60
 """Waiting rows of an Item above which a step posts instead of buying: an unposted row would wait for ever."""
 
 DRAWS_MAX = 8
 """Tries to find a row that this update has not touched yet; then the event becomes a purchase."""
-
-_ACCOUNT_WEIGHTS = {"checking": 6, "savings": 1, "money market": 1, "credit card": 7, "student": 1}
-_CONFIDENCES: tuple[Confidence | None, ...] = ("VERY_HIGH", "HIGH", "MEDIUM", "LOW", "UNKNOWN", None)
-_CONFIDENCE_SHARES = (0.58, 0.80, 0.89, 0.95, 0.985)
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every scenario is drawn from."""
-
-    merchants: tuple[Merchant, ...]
-    novelty: float = 0.0
-
-
-class Drawing:
-    """One drawing of transactions for one Item: its random stream, its accounts and the time."""
-
-    def __init__(self, rng: random.Random, item: Item, around: Surroundings, now: dt.datetime) -> None:
-        self.rng = rng
-        self.item = item
-        self.around = around
-        self.now = now
-        self.accounts = item.account_of_transactions
-        self._weights = list(accumulate(_ACCOUNT_WEIGHTS.get(a.plan.subtype, 3) for a in self.accounts))
-        self._speaks_codes = item.institution.country != "US"
-
-    def account(self) -> Account:
-        """Draw an account, the everyday ones more often."""
-        return self.accounts[bisect(self._weights, self.rng.random() * self._weights[-1])]
-
-    def sketch(self, account: Account) -> Sketch:
-        """Draw what happens on an account."""
-        patterns, weights = PATTERNS[account.plan.type]
-        return patterns[bisect(weights, self.rng.random() * 100)](self.rng, account, self.around.merchants)
-
-    def transaction(self, account: Account, sketch: Sketch, day: dt.date, *, pending: bool) -> Transaction:
-        """Make a sketch a transaction of a day."""
-        rng = self.rng
-        lag = 0 if pending else int(rng.random() * rng.random() * 4)
-        authorized = day - dt.timedelta(lag) if lag else day
-        knows_authorized = pending or rng.random() < 0.85
-        confidence = _CONFIDENCES[bisect(_CONFIDENCE_SHARES, rng.random())]
-        return Transaction(
-            transaction_id=plaid_id(rng),
-            account_id=account.account_id,
-            amount=sketch.amount,
-            currency=account.plan.currency,
-            date=day,
-            authorized_date=authorized if knows_authorized else None,
-            datetime=self._moment(day),
-            authorized_datetime=self._moment(authorized) if knows_authorized else None,
-            name=sketch.name,
-            original_description=sketch.raw,
-            merchant=sketch.merchant,
-            counterparties=sketch.counterparties,
-            category=sketch.category if rng.random() < 0.985 else None,
-            confidence=confidence,
-            place=sketch.place,
-            pending=pending,
-            pending_transaction_id=None,
-            payment_channel=sketch.channel,
-            transaction_code=sketch.code if self._speaks_codes or sketch.merchant is None else None,
-            check_number=sketch.check_number,
-            account_owner=account.mask if rng.random() < 0.02 else None,
-            payment_meta=sketch.meta,
-            novelty=1 + int(rng.random() * 1_000_000) if rng.random() < self.around.novelty else 0,
-        )
-
-    def _moment(self, day: dt.date) -> str | None:
-        # Some banks say the minute, some send midnight for every row, most say nothing.
-        drawn = self.rng.random()
-        if drawn > 0.3:
-            return None
-        if drawn > 0.2:
-            return f"{day.isoformat()}T00:00:00Z"
-        second = int(drawn / 0.2 * 86_400)
-        return f"{day.isoformat()}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}Z"
-
-
-def history(drawing: Drawing, *, transactions: int, days: int) -> list[Change]:
-    """Draw an Item's past, oldest first; the youngest rows may still be pending.
-
-    Shape: `transactions` changes of kind `added` over `days` days that end today.
-    """
-    rng = drawing.rng
-    today = drawing.now.date()
-    ages = sorted((int(rng.random() * days) for _ in range(transactions)), reverse=True)
-    dates = [today - dt.timedelta(age) for age in range(days + 1)]
-    shows = drawing.item.institution.shows_pendings
-    links = drawing.item.institution.links_pendings * 0.7
-    changes = []
-    for age in ages:
-        account = drawing.account()
-        sketch = drawing.sketch(account)
-        pending = shows and age < PENDING_DAYS and not sketch.settles_at_once and rng.random() < 0.7
-        row = drawing.transaction(account, sketch, dates[age], pending=pending)
-        if not pending and not sketch.settles_at_once and rng.random() < links:
-            # Its pending row was gone before the Item was linked: a link to an id that nobody has seen.
-            row = msgspec.structs.replace(row, pending_transaction_id=plaid_id(rng))
-        changes.append(Change("added", row))
-    return changes
 
 
 @dataclass(slots=True)
@@ -163,8 +60,9 @@ class Step:
             return None
         for _ in range(DRAWS_MAX):
             drawn = pool.draw(self.drawing.rng)
-            if drawn not in self.touched:
-                return item.live[drawn]
+            row = item.live[drawn]
+            if drawn not in self.touched and not item.accounts[row.account_id].revoked:
+                return row
         return None
 
 
@@ -206,7 +104,6 @@ def dictated(
     description: str,
     transacted: dt.date,
     posted: dt.date,
-    currency: Currency | None = None,
 ) -> Transaction:
     """Make a transaction that a developer asked for; it is pending until its date of posting."""
     pending = posted > drawing.now.date()
@@ -215,8 +112,7 @@ def dictated(
     )
     row = drawing.transaction(account, sketch, transacted if pending else posted, pending=pending)
     return msgspec.structs.replace(
-        row, authorized_date=transacted, datetime=None, authorized_datetime=None, novelty=0,
-        currency=currency or row.currency,
+        row, authorized_date=transacted, datetime=None, authorized_datetime=None, novelty=0
     )  # fmt: skip
 
 
@@ -323,7 +219,7 @@ def _enrich(update: Step) -> bool:
             merchant=merchant,
             counterparties=merchant.counterparties,
             category=merchant.category,
-            confidence=_CONFIDENCES[int(rng.random() * 5)],
+            confidence=CONFIDENCES[int(rng.random() * 5)],
         )
     )
     return True

@@ -1,7 +1,7 @@
 """The HTTP server of a simulated Plaid. Shell."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from aiohttp import web
 
 from sandbox.simulator.clock import Clock
 from sandbox.simulator.control import Control, refusals
-from sandbox.simulator.endpoints import Answer, answer
+from sandbox.simulator.door import Answer, answer
 from sandbox.simulator.options import Options
 from sandbox.simulator.pulse import Pulse
 from sandbox.simulator.sender import HttpTransport, Sender
@@ -27,11 +27,12 @@ BODY_BYTES_MAX = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that runs: where it is, and the world behind it."""
+    """A server that runs: where it is, the world behind it, and its tasks, which end only by a mistake."""
 
     url: str
     world: World
     pulse: Pulse
+    tasks: tuple[asyncio.Task[None], ...]
 
 
 def build(world: World, pulse: Pulse) -> web.Application:
@@ -39,6 +40,8 @@ def build(world: World, pulse: Pulse) -> web.Application:
 
     async def plaid(request: web.Request) -> web.StreamResponse:
         answered = answer(world, request.path, request.headers, await request.read())
+        if late_s := world.options.latency_s + answered.delay_s:
+            await asyncio.sleep(late_s)
         if answered.wire is not None and answered.wire != "HTML":
             return await _break(request, answered)
         return web.Response(body=answered.body, status=answered.status, headers={"Content-Type": answered.content_type})
@@ -70,21 +73,20 @@ async def running(options: Options, clock: Clock | None = None) -> AsyncIterator
     connector = aiohttp.TCPConnector(limit=options.deliveries_in_flight_max)
     async with aiohttp.ClientSession(connector=connector) as session:
         sender = Sender(world, HttpTransport(session, options.delivery_timeout_s), wakes[0])
-        tasks = [asyncio.create_task(work) for work in (sender.run(), pulse.run_agenda(), pulse.run_activity())]
+        works = (sender.run(), pulse.run_agenda(), pulse.run_activity())
+        tasks = tuple(asyncio.create_task(work) for work in works)
         try:
-            yield Running(f"http://{options.host}:{_port(runner)}", world, pulse)
+            yield Running(f"http://{options.host}:{_port(runner)}", world, pulse, tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await runner.cleanup()
+            await _end(tasks)
 
 
 async def serve(options: Options) -> None:
     """Run a simulated Plaid until this task is cancelled; its address is the first line printed."""
     async with running(options) as simulator:
         print(f"simulated Plaid at {simulator.url}, seed {options.seed}", flush=True)
-        await asyncio.Event().wait()
+        await asyncio.wait(simulator.tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _break(request: web.Request, answered: Answer) -> web.StreamResponse:
@@ -99,6 +101,15 @@ async def _break(request: web.Request, answered: Answer) -> web.StreamResponse:
     if transport is not None:
         transport.abort()
     return response
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks; what one of them died of is raised here and not lost."""
+    for task in tasks:
+        task.cancel()
+    for end in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(end, Exception):
+            raise end
 
 
 def _port(runner: web.AppRunner) -> int:

@@ -153,6 +153,9 @@ class Pager:
         else:
             ghosts = share(self._seed, "ghosts", *purpose) < 0.5
             changes = fold(item.log[key.start : key.until], tell_unseen_removals=ghosts)
+        withdrawn = {held.account_id for held in item.accounts.values() if held.revoked}
+        if withdrawn:
+            changes = [change for change in changes if change.transaction.account_id not in withdrawn]
         if key.account_id:
             changes = [change for change in changes if change.transaction.account_id == key.account_id]
         if key.origin:

@@ -16,7 +16,7 @@ from sandbox.simulator.transactions import CategoryVersion, Transaction, amount_
 def truth_of(item: Item, *, version: CategoryVersion) -> dict[str, Any]:
     """Give one Item's final transactions and accounts as plain values."""
     accounts = sorted(item.accounts.values(), key=lambda account: account.account_id)
-    rows = sorted(item.live.values(), key=lambda row: row.transaction_id)
+    rows = _rows(item)
     return {
         "item_id": item.item_id,
         "user": item.user,
@@ -41,7 +41,7 @@ def account_truth(account: Account) -> dict[str, Any]:
         "subtype": plan.subtype,
         "iso_currency_code": plan.currency.iso_code,
         "unofficial_currency_code": plan.currency.unofficial_code,
-        "current": amount_text(account.current),
+        "current": amount_text(account.current) if plan.reports_current else None,
         "available": None if account.available is None else amount_text(account.available),
         "limit": None if plan.limit is None else amount_text(account.limit_amount),
         "opening": amount_text(account.opening),
@@ -78,10 +78,15 @@ def transaction_truth(row: Transaction, *, version: CategoryVersion) -> dict[str
 def verbatim(item: Item, *, version: CategoryVersion) -> list[msgspec.Raw]:
     """Give every live transaction exactly as Plaid would send it now, sorted by id."""
     variant = rendering.Variant(original_description=True, category_version=version)
-    rows = sorted(item.live.values(), key=lambda row: row.transaction_id)
-    return [msgspec.Raw(rendering.transaction(row, variant)) for row in rows]
+    return [msgspec.Raw(rendering.transaction(row, variant)) for row in _rows(item)]
 
 
 def digest(value: object) -> str:
     """Give the SHA-256 of a value's JSON with sorted keys: one line to compare two truths by."""
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+
+
+def _rows(item: Item) -> list[Transaction]:
+    # A reader deletes what it has of a withdrawn account, so the truth has nothing of it either.
+    told = (row for row in item.live.values() if not item.accounts[row.account_id].revoked)
+    return sorted(told, key=lambda row: row.transaction_id)

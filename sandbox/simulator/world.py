@@ -1,22 +1,25 @@
 """A simulated Plaid as one object: the bank, the clock, the scenarios, the webhooks and what goes wrong.
 
-Nothing here awaits. What Plaid does later (readiness, refreshes) waits in `agenda` until `run_due` is called;
-what it sends waits in `courier`.
+Nothing here awaits. What Plaid does later (readiness, refreshes) waits in `agenda`; what it sends waits in `courier`.
 """
 
 import datetime as dt
-import heapq
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+
+import msgspec
 
 from sandbox.simulator import scenarios
-from sandbox.simulator.bank import Bank, Item
+from sandbox.simulator.agenda import Agenda
+from sandbox.simulator.announcements import Announcer
+from sandbox.simulator.bank import Account, Bank, Item
 from sandbox.simulator.clock import Clock, RealClock
-from sandbox.simulator.delivery import Courier, Webhook
+from sandbox.simulator.delivery import Courier
+from sandbox.simulator.drawing import Drawing, Surroundings, history
 from sandbox.simulator.faults import Faults
-from sandbox.simulator.institutions import BY_ID, INSTITUTIONS
+from sandbox.simulator.institutions import INSTITUTIONS, ROTATION
 from sandbox.simulator.limits import TABLES, Buckets
 from sandbox.simulator.merchants import catalogue
 from sandbox.simulator.options import Options
@@ -29,6 +32,9 @@ from sandbox.simulator.transactions import Change
 
 INITIAL_DAYS = 30
 """Source: Plaid documentation, Transactions webhooks: the initial update holds 30 days."""
+
+DAYS_REQUESTED_DEFAULT = 90
+"""Source: Plaid API, /transactions/sync, days_requested."""
 
 LINK_TOKENS_MAX = 10_000
 """Link tokens remembered; the oldest is forgotten first, as Plaid's expire within hours."""
@@ -81,15 +87,20 @@ class World:
             time_scale=options.time_scale,
             in_flight_max=options.deliveries_in_flight_max,
         )
-        self.around = scenarios.Surroundings(catalogue(options.seed), options.novelty)
+        self.around = Surroundings(catalogue(options.seed), options.novelty)
         self.institutions_down: set[str] = set()
         self.link_sessions: dict[str, LinkSession] = {}
         self.requests: Counter[tuple[str, str]] = Counter()
         self.on_wake: Callable[[], None] = lambda: None
-        self._agenda: list[tuple[dt.datetime, int, Callable[[], None]]] = []
-        self._tasks = 0
+        self.agenda = Agenda(self.clock, time_scale=options.time_scale, on_wake=self._wake)
+        self.announcer = Announcer(
+            self.clock,
+            self.keyring,
+            self.courier,
+            rotate_key_every=options.rotate_key_every,
+            on_wake=self._wake,
+        )
         self._steps = 0
-        self._webhooks = 0
         self._request_ids = derive(options.seed, "request ids")
         self._tokens = derive(options.seed, "tokens")
 
@@ -109,7 +120,7 @@ class World:
         Raises: PlaidFailure, where the institution is unknown.
         """
         ordinal = len(self.bank.items)
-        institution = BY_ID.get(institution_id or INSTITUTIONS[ordinal % len(INSTITUTIONS)].institution_id)
+        institution = self.bank.institutions.get(institution_id or ROTATION[ordinal % len(ROTATION)])
         if institution is None:
             raise PlaidFailure("INVALID_INSTITUTION")
         now = self.clock.now()
@@ -121,21 +132,61 @@ class World:
             webhook_url=webhook_url or self.options.webhook_url,
             products=products,
         )
-        history = scenarios.history(
-            scenarios.Drawing(derive(self.options.seed, "history", ordinal), item, self.around, now),
+        past = history(
+            Drawing(derive(self.options.seed, "history", ordinal), item, self.around, now),
             transactions=self.options.history_transactions if transactions is None else transactions,
             days=days or self.options.history_days,
         )
         if ready:
-            item.apply_history(history)
+            item.apply_history(past)
             item.phase = "HISTORICAL_UPDATE_COMPLETE"
             item.last_successful_update = now
         else:
             first_day = now.date() - dt.timedelta(INITIAL_DAYS)
-            item.recent_history = [c for c in history if c.transaction.date > first_day]
-            item.older_history = [c for c in history if c.transaction.date <= first_day]
-            self.schedule(self.options.initial_update_delay_s, lambda: self._finish_initial(item))
-            self.schedule(self.options.historical_update_delay_s, lambda: self._finish_historical(item))
+            item.recent_history = [c for c in past if c.transaction.date > first_day]
+            item.older_history = [c for c in past if c.transaction.date <= first_day]
+            self.agenda.add(self.options.initial_update_delay_s, lambda: self._finish_initial(item))
+            self.agenda.add(self.options.historical_update_delay_s, lambda: self._finish_historical(item))
+        return item
+
+    def relink(self, old: Item) -> Item:
+        """Link the same login again: the same accounts and rows, and not one id in common.
+
+        Source: measured re-links, 0 of 108 transaction ids shared; `persistent_account_id` and mask stay.
+        """
+        ordinal = len(self.bank.items)
+        item = self.bank.open_item(
+            derive(self.options.seed, "item", ordinal),
+            user=old.user,
+            institution=old.institution,
+            created_at=self.clock.now(),
+            webhook_url=old.webhook_url,
+            products=old.products,
+        )
+        accounts: dict[str, Account] = {}
+        for before, after in zip(old.accounts.values(), item.accounts.values(), strict=True):
+            after.mask, after.persistent_id, after.opening = before.mask, before.persistent_id, before.current
+            accounts[before.account_id] = after
+        rng = derive(self.options.seed, "relink", ordinal)
+        ids = {transaction_id: plaid_id(rng) for transaction_id in old.live}
+        rows = sorted(old.live.values(), key=lambda row: (row.date, row.transaction_id))
+        item.apply_history(
+            [
+                Change(
+                    "added",
+                    msgspec.structs.replace(
+                        row,
+                        transaction_id=ids[row.transaction_id],
+                        account_id=accounts[row.account_id].account_id,
+                        pending_transaction_id=row.pending_transaction_id and plaid_id(rng),
+                        version=0,
+                    ),
+                )
+                for row in rows
+            ]
+        )
+        item.phase = "HISTORICAL_UPDATE_COMPLETE"
+        item.last_successful_update = self.clock.now()
         return item
 
     def prerender(self, item: Item) -> None:
@@ -169,7 +220,7 @@ class World:
             if not item.removed and self.reachable(item):
                 self._update(item, scenarios.refreshed)
 
-        self.schedule(self.options.refresh_delay_s, arrive)
+        self.agenda.add(self.options.refresh_delay_s, arrive)
 
     def publish(self, item: Item, changes: Sequence[Change]) -> Outcome:
         """Apply an update that is already drawn, and tell."""
@@ -185,7 +236,8 @@ class World:
     def reachable(self, item: Item) -> bool:
         """Whether Plaid can read the Item's bank now."""
         down = item.institution.institution_id in self.institutions_down
-        return item.error_code is None and not down and item.phase != "NOT_READY"
+        has_rows = bool(item.account_of_transactions)
+        return item.error_code is None and not down and item.phase != "NOT_READY" and has_rows
 
     def break_item(self, item: Item, code: str, *, reason: str | None = None, silent: bool = False) -> None:
         """Put an Item into an error state and tell it by webhook, unless `silent`."""
@@ -197,13 +249,13 @@ class World:
             return
         error = item_error(code, reason=reason)
         revoked = code == "USER_PERMISSION_REVOKED"
-        self.notify(item, "ITEM", "USER_PERMISSION_REVOKED" if revoked else "ERROR", {"error": error})
+        self.announcer.notify(item, "ITEM", "USER_PERMISSION_REVOKED" if revoked else "ERROR", {"error": error})
 
     def repair_item(self, item: Item, *, silent: bool = False) -> None:
         """Bring an Item back; what the bank did meanwhile arrives in one update."""
         item.error_code = item.error_reason = None
         if not silent:
-            self.notify(item, "ITEM", "LOGIN_REPAIRED", {})
+            self.announcer.notify(item, "ITEM", "LOGIN_REPAIRED", {})
         self._catch_up(item)
 
     def revoke_account(self, item: Item, account_id: str) -> None:
@@ -215,7 +267,17 @@ class World:
         if account is None:
             raise PlaidFailure("INVALID_ACCOUNT_ID")
         account.revoked = True
-        self.notify(item, "ITEM", "USER_ACCOUNT_REVOKED", {"account_id": account_id})
+        self.announcer.notify(item, "ITEM", "USER_ACCOUNT_REVOKED", {"account_id": account_id})
+
+    def drift(self, item: Item, account_id: str, amount: Decimal) -> None:
+        """Let a bank correct a balance without a transaction; nothing tells of it but the balance.
+
+        Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
+        """
+        account = item.accounts.get(account_id)
+        if account is None:
+            raise PlaidFailure("INVALID_ACCOUNT_ID")
+        account.opening += amount
 
     def institution_up(self, institution_id: str) -> None:
         """End a bank's outage; what happened meanwhile arrives."""
@@ -228,37 +290,6 @@ class World:
         """Finish an Item's first fetches now."""
         self._finish_initial(item)
         self._finish_historical(item)
-
-    def notify(self, item: Item, webhook_type: str, code: str, extra: Mapping[str, object]) -> bool:
-        """Send a webhook to the Item's address; False where it has none."""
-        if item.webhook_url is None:
-            return False
-        now = self.clock.now()
-        body = {
-            "webhook_type": webhook_type,
-            "webhook_code": code,
-            "item_id": item.item_id,
-            **extra,
-            "environment": "sandbox",
-        }
-        # Plaid sends two spaces of indentation, and the signature is over these very bytes.
-        raw = json.dumps(body, indent=2, ensure_ascii=False).encode()
-        self._webhooks += 1
-        every = self.options.rotate_key_every
-        if every and self._webhooks % every == 0:
-            self.keyring.rotate(now, expire_old=False)
-        item.last_webhook_at, item.last_webhook_code = now, code
-        self.courier.submit(Webhook(self._webhooks, item.item_id, item.webhook_url, code, raw, now))
-        self.on_wake()
-        return True
-
-    def tell_updates(self, item: Item) -> bool:
-        """Send SYNC_UPDATES_AVAILABLE as it stands now, whether or not there is anything new."""
-        flags = {
-            "initial_update_complete": item.phase != "NOT_READY",
-            "historical_update_complete": item.phase == "HISTORICAL_UPDATE_COMPLETE",
-        }
-        return self.notify(item, "TRANSACTIONS", "SYNC_UPDATES_AVAILABLE", flags)
 
     def public_token(self, item: Item) -> str:
         """Make a public token."""
@@ -303,45 +334,20 @@ class World:
         """Give the next request id."""
         return plaid_id(self._request_ids)[:REQUEST_ID_LENGTH]
 
-    def schedule(self, delay_s: float, task: Callable[[], None]) -> None:
-        """Do something later. Units: Plaid's seconds, scaled like all its waits."""
-        due_at = self.clock.now() + dt.timedelta(seconds=delay_s * self.options.time_scale)
-        self._tasks += 1
-        heapq.heappush(self._agenda, (due_at, self._tasks, task))
+    def _wake(self) -> None:
         self.on_wake()
 
-    def next_due_at(self) -> dt.datetime | None:
-        """Say when the agenda's next task is due."""
-        return self._agenda[0][0] if self._agenda else None
-
-    def run_due(self) -> int:
-        """Do what is due now and say how much that was."""
-        done = 0
-        while self._agenda and self._agenda[0][0] <= self.clock.now():
-            heapq.heappop(self._agenda)[2]()
-            done += 1
-        return done
-
-    def _update(self, item: Item, draw: Callable[[scenarios.Drawing], list[Change]]) -> Outcome:
+    def _update(self, item: Item, draw: Callable[[Drawing], list[Change]]) -> Outcome:
         now = self.clock.now()
         rng = derive(self.options.seed, "step", item.ordinal, item.updates)
-        changes = draw(scenarios.Drawing(rng, item, self.around, now))
+        changes = draw(Drawing(rng, item, self.around, now))
         item.apply(changes)
         item.last_successful_update = now
         if item.synced_once:
-            self.tell_updates(item)
+            self.announcer.tell_updates(item)
         if self.options.legacy_webhooks:
-            self._tell_legacy(item, changes)
+            self.announcer.tell_legacy(item, changes)
         return Outcome(item, changes, now)
-
-    def _tell_legacy(self, item: Item, changes: Sequence[Change]) -> None:
-        added = sum(change.kind == "added" for change in changes)
-        removed = [c.transaction.transaction_id for c in changes if c.kind == "removed"]
-        if added:
-            self.notify(item, "TRANSACTIONS", "DEFAULT_UPDATE", {"new_transactions": added, "error": None})
-        if removed:
-            extra = {"removed_transactions": removed, "error": None}
-            self.notify(item, "TRANSACTIONS", "TRANSACTIONS_REMOVED", extra)
 
     def _finish_initial(self, item: Item) -> None:
         if item.phase != "NOT_READY" or item.removed:
@@ -361,10 +367,9 @@ class World:
         item.apply_history(changes)
         item.last_successful_update = self.clock.now()
         if item.synced_once:
-            self.tell_updates(item)
+            self.announcer.tell_updates(item)
         if self.options.legacy_webhooks:
-            extra = {"new_transactions": len(changes), "error": None}
-            self.notify(item, "TRANSACTIONS", legacy_code, extra)
+            self.announcer.tell_legacy_history(item, legacy_code, len(changes))
 
     def _catch_up(self, item: Item) -> None:
         if item.withheld_changes and self.reachable(item):

@@ -1,0 +1,77 @@
+"""What Plaid tells by webhook, and in which words."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from sandbox.simulator.bank import Item
+from sandbox.simulator.clock import Clock
+from sandbox.simulator.delivery import Courier, Webhook
+from sandbox.simulator.signing import Keyring
+from sandbox.simulator.transactions import Change
+
+
+class Announcer:
+    """Makes webhooks of Items and hands them to the courier.
+
+    `rotate_key_every` changes the signing key after so many webhooks. `on_wake` is called for each one made.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        keyring: Keyring,
+        courier: Courier,
+        *,
+        rotate_key_every: int | None,
+        on_wake: Callable[[], None],
+    ) -> None:
+        self._clock = clock
+        self._keyring = keyring
+        self._courier = courier
+        self._rotate_key_every = rotate_key_every
+        self._on_wake = on_wake
+        self._made = 0
+
+    def notify(self, item: Item, webhook_type: str, code: str, extra: Mapping[str, object]) -> bool:
+        """Send a webhook to the Item's address; False where it has none."""
+        if item.webhook_url is None:
+            return False
+        now = self._clock.now()
+        body = {
+            "webhook_type": webhook_type,
+            "webhook_code": code,
+            "item_id": item.item_id,
+            **extra,
+            "environment": "sandbox",
+        }
+        # Plaid sends two spaces of indentation, and the signature is over these very bytes.
+        raw = json.dumps(body, indent=2, ensure_ascii=False).encode()
+        self._made += 1
+        if self._rotate_key_every and self._made % self._rotate_key_every == 0:
+            self._keyring.rotate(now, expire_old=False)
+        item.last_webhook_at, item.last_webhook_code = now, code
+        self._courier.submit(Webhook(self._made, item.item_id, item.webhook_url, code, raw, now))
+        self._on_wake()
+        return True
+
+    def tell_updates(self, item: Item) -> bool:
+        """Send SYNC_UPDATES_AVAILABLE as it stands now, whether or not there is anything new."""
+        flags = {
+            "initial_update_complete": item.phase != "NOT_READY",
+            "historical_update_complete": item.phase == "HISTORICAL_UPDATE_COMPLETE",
+        }
+        return self.notify(item, "TRANSACTIONS", "SYNC_UPDATES_AVAILABLE", flags)
+
+    def tell_legacy(self, item: Item, changes: Sequence[Change]) -> None:
+        """Send what clients of `/transactions/get` are told about an update."""
+        added = sum(change.kind == "added" for change in changes)
+        removed = [c.transaction.transaction_id for c in changes if c.kind == "removed"]
+        if added:
+            self.notify(item, "TRANSACTIONS", "DEFAULT_UPDATE", {"new_transactions": added, "error": None})
+        if removed:
+            extra = {"removed_transactions": removed, "error": None}
+            self.notify(item, "TRANSACTIONS", "TRANSACTIONS_REMOVED", extra)
+
+    def tell_legacy_history(self, item: Item, code: str, transactions: int) -> None:
+        """Send INITIAL_UPDATE or HISTORICAL_UPDATE."""
+        self.notify(item, "TRANSACTIONS", code, {"new_transactions": transactions, "error": None})
