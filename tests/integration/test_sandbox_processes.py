@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sandbox.folders import DataFolder
+from sandbox.folders import DataFolder, remove_abandoned
 from sandbox.machine import KAFKA_PORTS, free_port, require_disk, require_memory, require_port
 from sandbox.processes import Command, run, start, tail
 from schemas.errors import Halt
@@ -198,3 +198,26 @@ async def test_facts_of_a_folder_outlive_it_and_are_private(tmp_path: Path) -> N
     assert DataFolder(tmp_path).read("port") == "20002"
     assert DataFolder(tmp_path).read("never-kept") is None
     assert (tmp_path / "port").stat().st_mode & 0o077 == 0
+
+
+async def test_temporary_folders_of_killed_sandboxes_are_removed_and_no_others(tmp_path: Path) -> None:
+    held, abandoned, new = (DataFolder(tmp_path / f"sandbox-{name}" / "kafka") for name in "abc")
+    for folder in (held, abandoned, new):
+        await folder.acquire()
+    abandoned.release()
+    new.release()
+    (tmp_path / "sandbox-of-a-person").mkdir()
+    for name in ("a", "b", "of-a-person"):
+        os.utime(tmp_path / f"sandbox-{name}", (0, 0))
+
+    remove_abandoned(tmp_path, prefix="sandbox-")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sandbox-a", "sandbox-c", "sandbox-of-a-person"]
+    held.release()
+
+
+async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(Halt, match=r"data folder .*file/data cannot be used: Not a directory"):
+        await DataFolder(tmp_path / "file" / "data").acquire()
