@@ -15,6 +15,7 @@ from ingest.reasons import Reason, Refused
 from ingest.tokens import Token, parse
 from ingest.verification import check_body, check_signature
 from runtime import logs
+from runtime.crash_points import CrashPoint, reach
 from runtime.kafka import Outgoing
 from runtime.settings import Settings
 from schemas import codec
@@ -124,6 +125,7 @@ class Endpoint:
         return entry
 
     async def _log_it(self, entry: intake.Entry, *, deadline: float) -> web.Response:
+        reach(CrashPoint.INGEST_BEFORE_APPEND)
         append = asyncio.ensure_future(self._append(Outgoing(entry.key, codec.encode(entry.record))))
         done, _ = await asyncio.wait({append}, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
@@ -135,6 +137,7 @@ class Endpoint:
         except Retry as error:
             _log.warning("webhook not in the log", reason=str(error))
             return self._later("log", OUTAGE_S)
+        reach(CrashPoint.INGEST_AFTER_APPEND)
         metrics.APPENDED.labels(entry.type).inc()
         metrics.ANSWERS.labels("200", "taken_stale" if entry.record.stale else "taken").inc()
         return web.json_response({"received": True})
