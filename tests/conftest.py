@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
+from projections.migrate import migrate
 from sandbox.kafka import Kafka
 from sandbox.postgres import Postgres, PostgresOptions
 
@@ -49,8 +50,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def template_dsn(postgres: Postgres) -> str:
-    """The database that each test gets a copy of. Close every connection to it: a copy needs it alone."""
-    return finish(postgres.create_database(TEMPLATE))
+    """The database that each test gets a copy of, with every table. A copy needs it alone: nothing stays connected."""
+    dsn = finish(postgres.create_database(TEMPLATE))
+    migrate(dsn)
+    return dsn
 
 
 @pytest.fixture
