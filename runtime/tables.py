@@ -1,7 +1,7 @@
 """Tables of schema `tartan`: what is primary or operational. What is derived lives in projections.tables.
 
 Primary: users, user_keys, credentials, parkings. Operational: sync_state, hints, repeats, heads, positions,
-sync_attempts. Locks are taken in the order users, credentials, sync_state, heads, positions.
+sync_attempts. Locks are taken in the order positions, users, user_keys, credentials, sync_state, hints, heads.
 """
 
 from sqlalchemy import (
@@ -86,7 +86,10 @@ sync_state = Table(
     ),
     Column("done_generation", BigInteger, nullable=False, server_default="0"),
     _moment("due_at"),
+    _moment("not_before"),  # not claimed earlier, whatever marks say: Plaid's limits do not end because of a webhook
     Column("attempts", Integer, nullable=False, server_default="0", comment="failures in a row"),
+    # Apart from attempts: an Item whose history is not there yet has not failed, yet each wait is longer.
+    Column("not_ready", Integer, nullable=False, server_default="0", comment="answers in a row: history not ready"),
     Column("lease_token", LargeBinary, comment="random; whoever has it may work"),
     _moment("lease_until"),
     Column("wait_offset", BigInteger, comment="not claimed before follow_heads has read this offset"),
@@ -98,9 +101,16 @@ sync_state = Table(
     _moment("last_synced_at"),
     _moment("last_attempt_at"),
     Column("last_error", JSONB),
-    Column("stopped", Text, comment="why nothing is scheduled: login_required, revoked, gone, parked"),
+    Column(
+        "stopped",
+        Text,
+        comment="why nothing is scheduled: login_required, revoked, gone, refused, parked, erased, unlinked",
+    ),
     _moment("created_at", nullable=False, now=True),
     Index("sync_state_due", "lane", "due_at", postgresql_where=text("due_at IS NOT NULL")),  # the claim
+    Index("sync_state_oldest", "due_at", postgresql_where=text("due_at IS NOT NULL")),  # the claim that starves no lane
+    Index("sync_state_idle", "last_synced_at", postgresql_where=text("due_at IS NULL")),  # the schedule's tick
+    Index("sync_state_user", "user_number"),  # an erasure
 )
 
 hints = Table(
@@ -162,7 +172,7 @@ parkings = Table(
     "parkings",
     metadata,
     Column("item_id", Text, primary_key=True),
-    Column("first_offset", BigInteger, primary_key=True),
+    Column("first_offset", BigInteger, primary_key=True, comment="-1: streams could not make a record"),
     Column("partition", Integer, nullable=False),
     Column("redrive_offset", BigInteger),
     Column("reason", Text, nullable=False),
@@ -182,8 +192,13 @@ sync_attempts = Table(
     Column("added", Integer, nullable=False, server_default="0"),
     Column("modified", Integer, nullable=False, server_default="0"),
     Column("removed", Integer, nullable=False, server_default="0"),
-    Column("outcome", Text, nullable=False, comment="appended, unchanged, not_ready, failed"),
+    Column("outcome", Text, nullable=False, comment="appended, unchanged, not_ready, stopped, unlinked, failed"),
     Column("error", JSONB),
+    # How a manual sync that waits finds its pass, and what of the log it has to see applied.
+    Column(
+        "generation", BigInteger, nullable=False, server_default="0", comment="of the mark that the pass dealt with"
+    ),
+    Column("changeset_offset", BigInteger, comment="of the last record appended, in the partition of the Item"),
     Index("sync_attempts_item", "item_id", "attempt"),  # an Item's history
 )
 

@@ -1,0 +1,287 @@
+"""Who works on what is due: claiming Items, renewing the claim, giving them back.
+
+A lease is a random token with an end in time. Whoever holds the row's token may write the row; whoever lost it
+finds so at the next renewal. What a late worker still appends is skipped by the gate, so a lease only saves work.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from schemas.records import Cause
+
+FOLLOWER = "follow_heads"
+"""Reader of `positions` that keeps `heads`."""
+HINTS_MAX = 100
+"""Hints that one pass deals with; an Item that has more is asked about again."""
+REMARKED_WAIT_S_MAX = 60.0
+"""Longest wait after a failure where a webhook landed during the pass: it says that the bank is alive."""
+NO_OFFSET = -1
+"""`first_offset` of a parking by streams: there is no record."""
+
+
+class KnownHead(Struct, frozen=True):
+    """An Item's head, as follow_heads read it from the log."""
+
+    id: bytes
+    offset: int
+    at: datetime
+    unlinked: bool
+    cursor: str | None
+    state: str | None
+    code: str | None
+    history_status: str | None
+    fingerprints: dict[str, bytes]
+
+
+class KnownHint(Struct, frozen=True):
+    """A webhook that said something about the Item's state."""
+
+    offset: int
+    code: str
+    fields: dict[str, Any]
+
+
+class Claimed(Struct, frozen=True):
+    """An Item under a lease, with everything that a pass over it needs.
+
+    `expired`: the lease before this one was never given back, so its work may be in the log, or still on the way.
+    """
+
+    item_id: str
+    tenant: str
+    user: int
+    partition: int
+    institution_id: str | None
+    institution_name: str | None
+    sealed_token: bytes | None
+    lease: bytes
+    expired: bool
+    generation: int
+    lane: int
+    cause: Cause
+    unlink_requested: bool
+    accounts_wanted: bool
+    accounts_at: datetime | None
+    attempts: int
+    not_ready: int
+    head: KnownHead | None
+    hints: tuple[KnownHint, ...]
+
+
+class Released(Struct, frozen=True, kw_only=True):
+    """What became of a pass, and when the Item is due again.
+
+    `done`: the claim's generation is dealt with. `due_in_s` None: not by itself. `wait_offset`: the last append,
+    which follow_heads has to read first. `hints_until`: hints up to it are dealt with although nothing was appended.
+    """
+
+    outcome: str
+    done: bool
+    due_in_s: float | None = None
+    not_before_s: float | None = None
+    wait_offset: int | None = None
+    accounts_read: bool = False
+    synced: bool = False
+    attempts: int = 0
+    not_ready: int = 0
+    stopped: str | None = None
+    error: dict[str, Any] | None = None
+    hints_until: int | None = None
+    started_at: datetime
+    duration_s: float = 0.0
+    pages: int = 0
+    added: int = 0
+    modified: int = 0
+    removed: int = 0
+
+
+async def claim(
+    connection: asyncpg.Connection, *, slots: int, lease_s: float, oldest_first: bool = False
+) -> list[Claimed]:
+    """Lease Items that are due, at most `slots`: by lane, or those that wait longest."""
+    rows = await connection.fetch(_CLAIM_OLDEST if oldest_first else _CLAIM, slots, lease_s, HINTS_MAX)
+    return [_claimed(row) for row in rows]
+
+
+async def renew(connection: asyncpg.Connection, claimed: Claimed, *, lease_s: float) -> bool:
+    """Prolong a lease; False where it was lost."""
+    return bool(await connection.fetchval(_RENEW, claimed.item_id, claimed.lease, lease_s))
+
+
+async def release(connection: asyncpg.Connection, claimed: Claimed, result: Released) -> bool:
+    """Give an Item back with what became of it; False where the lease was lost, and then only the attempt is kept."""
+    error = None if result.error is None else msgspec.json.encode(result.error).decode()
+    async with connection.transaction():
+        held = await connection.fetchval(
+            _RELEASE, claimed.item_id, claimed.lease, claimed.generation, result.done, result.due_in_s,
+            result.not_before_s, result.wait_offset, result.accounts_read, result.synced, result.attempts,
+            result.not_ready, result.stopped, error, 0.0 if result.done else REMARKED_WAIT_S_MAX,
+        )  # fmt: skip
+        if held and result.hints_until is not None:
+            await connection.execute(_DROP_HINTS, claimed.item_id, result.hints_until)
+        await connection.execute(
+            _ATTEMPT, claimed.item_id, result.started_at, result.duration_s, claimed.cause.kind, result.pages,
+            result.added, result.modified, result.removed, result.outcome, error, claimed.generation,
+            result.wait_offset,
+        )  # fmt: skip
+    return bool(held)
+
+
+async def let_go(connection: asyncpg.Connection, claimed: Claimed, *, wait_offset: int) -> bool:
+    """Give an Item back untouched, not to be claimed before follow_heads has read this offset."""
+    return bool(await connection.fetchval(_LET_GO, claimed.item_id, claimed.lease, wait_offset))
+
+
+async def expire(connection: asyncpg.Connection, claimed: Claimed) -> None:
+    """End a lease as if time had: the next claimer first waits for whatever this one may have appended."""
+    await connection.execute(_EXPIRE, claimed.item_id, claimed.lease)
+
+
+async def finish_unlink(connection: asyncpg.Connection, claimed: Claimed) -> None:
+    """Delete the token and the schedule of an Item whose unlink was accepted."""
+    async with connection.transaction():
+        await connection.execute(_FORGET_CREDENTIAL, claimed.item_id)
+        await connection.execute(_STOP_UNLINKED, claimed.item_id)
+        await connection.execute(_DROP_HINTS, claimed.item_id, None)
+
+
+async def park(connection: asyncpg.Connection, claimed: Claimed, *, reason: str) -> None:
+    """Set an Item aside until it is redriven."""
+    await connection.execute(_PARK, claimed.item_id, NO_OFFSET, claimed.partition, reason)
+
+
+async def gone_lately(connection: asyncpg.Connection) -> tuple[int, int]:
+    """How many Items Plaid called gone within the last hour, and how many Items there are."""
+    [row] = await connection.fetch(_GONE)
+    return row["gone"], row["items"]
+
+
+def _claimed(row: asyncpg.Record) -> Claimed:
+    head = None
+    if row["head"] is not None:
+        prints = msgspec.json.decode(row["fingerprints"], type=dict[str, str])
+        head = KnownHead(
+            row["head"],
+            row["head_offset"],
+            row["head_at"],
+            row["unlinked"],
+            row["cursor"],
+            row["state"],
+            row["code"],
+            row["history_status"],
+            {account: bytes.fromhex(value) for account, value in prints.items()},
+        )
+    hints: Sequence[KnownHint] = msgspec.json.decode(row["hints"], type=tuple[KnownHint, ...])
+    return Claimed(
+        item_id=row["item_id"],
+        tenant=row["tenant"],
+        user=row["user_number"],
+        partition=row["partition"],
+        institution_id=row["institution_id"],
+        institution_name=row["institution_name"],
+        sealed_token=row["sealed_token"],
+        lease=row["lease_token"],
+        expired=row["expired"],
+        generation=row["generation"],
+        lane=row["lane"],
+        cause=msgspec.json.decode(row["cause"], type=Cause),
+        unlink_requested=row["unlink_requested"],
+        accounts_wanted=row["accounts_wanted"],
+        accounts_at=row["accounts_at"],
+        attempts=row["attempts"],
+        not_ready=row["not_ready"],
+        head=head,
+        hints=tuple(hints),
+    )
+
+
+# One statement, so one snapshot: the follower's position and the head that it wrote with it are read together, and
+# a row that another claimer or a release changed meanwhile is checked again after it was locked.
+# A parked Item is passed over; only its unlink is not held up, because that ends what the user pays for.
+_CLAIM_BY = f"""
+    WITH picked AS (
+        SELECT s.item_id, s.lease_token IS NOT NULL AS expired
+        FROM tartan.sync_state s
+        LEFT JOIN tartan.positions p ON p.reader = '{FOLLOWER}' AND p.partition = s.partition
+        WHERE s.due_at <= now() AND (s.lease_until IS NULL OR s.lease_until <= now())
+          AND (s.not_before IS NULL OR s.not_before <= now())
+          AND (s.wait_offset IS NULL OR s.wait_offset < coalesce(p.position, 0))
+          AND (s.unlink_requested OR NOT EXISTS (
+              SELECT FROM tartan.parkings k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL))
+        ORDER BY %s LIMIT $1
+        FOR UPDATE OF s SKIP LOCKED
+    ), claimed AS (
+        UPDATE tartan.sync_state s
+        SET lease_token = uuid_send(gen_random_uuid()), lease_until = now() + make_interval(secs => $2),
+            last_attempt_at = now()
+        FROM picked WHERE s.item_id = picked.item_id
+        RETURNING s.item_id, s.tenant, s.user_number, s.partition, s.institution_id, s.lease_token, s.generation,
+            s.lane, s.due_at, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.attempts, s.not_ready,
+            picked.expired
+    )
+    SELECT c.*, k.institution_name, k.sealed_token, h.head, h.head_offset, h.head_at, h.unlinked, h.cursor, h.state,
+        h.code, h.history_status, h.fingerprints,
+        (SELECT coalesce(jsonb_agg(jsonb_build_object('offset', w.webhook_offset, 'code', w.code, 'fields', w.fields)
+                                   ORDER BY w.webhook_offset), '[]')
+         FROM (SELECT * FROM tartan.hints WHERE hints.item_id = c.item_id ORDER BY webhook_offset LIMIT $3) w) AS hints
+    FROM claimed c JOIN tartan.credentials k USING (item_id) LEFT JOIN tartan.heads h USING (item_id)
+    ORDER BY %s"""
+_CLAIM = _CLAIM_BY % ("s.lane, s.due_at", "c.lane, c.due_at")
+_CLAIM_OLDEST = _CLAIM_BY % ("s.due_at", "c.due_at")
+
+_RENEW = """
+    UPDATE tartan.sync_state SET lease_until = now() + make_interval(secs => $3)
+    WHERE item_id = $1 AND lease_token = $2 AND lease_until > now() RETURNING true"""
+
+# A mark that landed during the pass left a higher generation: the Item stays due.
+_RELEASE = """
+    UPDATE tartan.sync_state
+    SET lease_token = NULL, lease_until = NULL,
+        done_generation = CASE WHEN $4 THEN greatest(done_generation, $3) ELSE done_generation END,
+        due_at = CASE WHEN generation > $3 THEN now() + make_interval(secs => least(coalesce($5::float8, 0), $14))
+                      ELSE now() + make_interval(secs => $5::float8) END,
+        not_before = now() + make_interval(secs => $6::float8),
+        wait_offset = coalesce($7, wait_offset),
+        accounts_at = CASE WHEN $8 THEN now() ELSE accounts_at END,
+        accounts_wanted = accounts_wanted AND (generation > $3 OR NOT $8),
+        last_synced_at = CASE WHEN $9 THEN now() ELSE last_synced_at END,
+        attempts = $10, not_ready = $11, stopped = $12, last_error = $13::text::jsonb
+    WHERE item_id = $1 AND lease_token = $2 AND lease_until > now()
+    RETURNING true"""
+
+_DROP_HINTS = "DELETE FROM tartan.hints WHERE item_id = $1 AND ($2::bigint IS NULL OR webhook_offset <= $2)"
+
+_ATTEMPT = """
+    INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, pages, added, modified, removed, outcome,
+        error, generation, changeset_offset)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11, $12)"""
+
+_LET_GO = """
+    UPDATE tartan.sync_state SET lease_token = NULL, lease_until = NULL, wait_offset = greatest(wait_offset, $3)
+    WHERE item_id = $1 AND lease_token = $2 AND lease_until > now() RETURNING true"""
+
+_EXPIRE = "UPDATE tartan.sync_state SET lease_until = now() WHERE item_id = $1 AND lease_token = $2"
+
+_FORGET_CREDENTIAL = """
+    UPDATE tartan.credentials SET sealed_token = NULL, unlinked_at = coalesce(unlinked_at, now()) WHERE item_id = $1"""
+
+_STOP_UNLINKED = """
+    UPDATE tartan.sync_state
+    SET stopped = 'unlinked', due_at = NULL, lease_token = NULL, lease_until = NULL, done_generation = generation,
+        attempts = 0, last_error = NULL
+    WHERE item_id = $1"""
+
+_PARK = """
+    INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader) VALUES ($1, $2, $3, $4, 'streams')
+    ON CONFLICT (item_id, first_offset) DO UPDATE
+    SET reason = excluded.reason, redrive_offset = NULL, parked_at = clock_timestamp()"""
+
+_GONE = """
+    SELECT count(*) FILTER (WHERE stopped = 'gone' AND last_attempt_at > now() - interval '1 hour') AS gone,
+        count(*) AS items
+    FROM tartan.sync_state WHERE stopped IS DISTINCT FROM 'unlinked'"""
