@@ -83,6 +83,15 @@ def migrate() -> None:
     typer.echo("The tables are up to date.")
 
 
+@app.command("settings")
+def show_settings() -> None:
+    """List every setting: its variable, the value in force, its meaning. Secrets are hidden."""
+    loaded = settings.load()
+    for variable, _, meaning in settings.described():
+        value = getattr(loaded, variable.removeprefix("TARTAN_").lower())
+        typer.echo(f"{variable}={'' if value is None else value}\n    {meaning}")
+
+
 @topics_app.command("plan")
 def topics_plan(as_json: Json = False) -> None:
     """Show what `apply` would do."""

@@ -19,60 +19,72 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TARTAN_", extra="ignore", frozen=True)
 
     kafka_address: str = Field("127.0.0.1:9092", description="bootstrap servers, host:port separated by commas")
-    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
-    kafka_username: str | None = None
-    kafka_password: SecretStr | None = None
-    kafka_ca_file: Path | None = None
-    topic_prefix: str = Field("tartan.", pattern=r"^[a-zA-Z0-9._-]{0,100}$")
+    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="to Kafka"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="with SASL"
+    )
+    kafka_username: str | None = Field(None, description="with SASL")
+    kafka_password: SecretStr | None = Field(None, description="with SASL")
+    kafka_ca_file: Path | None = Field(None, description="authority that signed the brokers' certificates")
+    topic_prefix: str = Field("tartan.", pattern=r"^[a-zA-Z0-9._-]{0,100}$", description="before each topic's name")
     partitions: int = Field(12, ge=1, le=1000, description="partitions of each topic; never changed afterwards")
-    replication_factor: int = Field(1, ge=1, le=10)
+    replication_factor: int = Field(1, ge=1, le=10, description="of topics; 3 in production")
 
     postgres_dsn: SecretStr = Field(
         SecretStr("postgresql://tartan@127.0.0.1:5432/tartan"), description="PostgreSQL 17+"
     )
-    postgres_pool_size: int = Field(10, ge=2, le=200)
-    lock_timeout_s: float = Field(10.0, gt=0, le=600)
-    statement_timeout_s: float = Field(60.0, gt=0, le=3600)
-    transaction_timeout_s: float = Field(120.0, gt=0, le=3600)
+    postgres_pool_size: int = Field(10, ge=2, le=200, description="connections a process")
+    lock_timeout_s: float = Field(10.0, gt=0, le=600, description="longest wait for a lock in Postgres")
+    statement_timeout_s: float = Field(60.0, gt=0, le=3600, description="longest statement")
+    transaction_timeout_s: float = Field(
+        120.0, gt=0, le=3600, description="longest transaction: a stopped process loses its locks"
+    )
 
-    plaid_environment: Literal["sandbox", "production"] = "sandbox"
+    plaid_environment: Literal["sandbox", "production"] = Field(
+        "sandbox", description="of Plaid; webhooks of another one are refused"
+    )
     plaid_url: str | None = Field(None, description="base address; by default that of the environment")
-    plaid_client_id: str = ""
-    plaid_secret: SecretStr = SecretStr("")
+    plaid_client_id: str = Field("", description="of Plaid's dashboard, Keys")
+    plaid_secret: SecretStr = Field(SecretStr(""), description="of the same environment")
     plaid_timeout_s: float = Field(60.0, gt=0, le=600, description="a first sync after the history can take 8 x longer")
     webhook_url: str | None = Field(None, description="where Plaid sends this installation's webhooks")
-    days_requested: int = Field(730, ge=1, le=730)
+    days_requested: int = Field(730, ge=1, le=730, description="history asked for at an Item's first sync")
 
     key_encryption_key: SecretStr | None = Field(None, description="32 bytes in base64: wraps every user's data key")
-    key_encryption_key_file: Path | None = None
+    key_encryption_key_file: Path | None = Field(None, description="a file with the same, instead")
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="address of the public port")
     port: int = Field(8080, ge=0, le=65535, description="public port of ingest or gateway")
-    internal_host: str = "127.0.0.1"
+    internal_host: str = Field("127.0.0.1", description="address of the internal port")
     internal_port: int = Field(9090, ge=0, le=65535, description="/healthz, /readyz, /metrics")
     instance_id: str = Field("1", pattern=r"^[a-zA-Z0-9._-]{1,100}$", description="one live process a stage and id")
 
-    webhook_stale: Literal["reject", "demote"] = "reject"
-    webhook_body_bytes_max: int = Field(64 * 1024, ge=1024, le=1024 * 1024)
+    webhook_stale: Literal["reject", "demote"] = Field(
+        "reject", description="a genuine webhook older than 5 minutes: 401, or kept as stale"
+    )
+    webhook_body_bytes_max: int = Field(64 * 1024, ge=1024, le=1024 * 1024, description="larger ones get 413")
     webhook_answer_s: float = Field(8.0, gt=0, lt=10, description="Plaid gives up after 10 s")
 
-    fetch_concurrency: int = Field(8, ge=1, le=256)
-    lease_s: float = Field(120.0, ge=1, le=3600)
-    claim_poll_s: float = Field(0.25, gt=0, le=60)
-    schedule_interval_s: float = Field(900.0, ge=1, le=86400)
-    accounts_interval_s: float = Field(86400.0, ge=1, le=7 * 86400)
+    fetch_concurrency: int = Field(8, ge=1, le=256, description="Items that a process fetches at once")
+    lease_s: float = Field(120.0, ge=1, le=3600, description="how long a claim holds without renewal")
+    claim_poll_s: float = Field(0.25, gt=0, le=60, description="how often others' marks are looked for")
+    schedule_interval_s: float = Field(900.0, ge=1, le=86400, description="an Item is asked about at least this often")
+    accounts_interval_s: float = Field(86400.0, ge=1, le=7 * 86400, description="all accounts are asked for this often")
 
     batch_records_max: int = Field(
         500, ge=1, le=100_000, description="changesets a projection folds in one transaction"
     )
-    batch_bytes_max: int = Field(16 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    batch_bytes_max: int = Field(
+        16 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="bytes of changesets in one transaction"
+    )
 
     api_keys: SecretStr = Field(SecretStr(""), description="tenant:key pairs separated by commas")
     stream_secret: SecretStr = Field(SecretStr(""), description="signs the tokens that browsers open streams with")
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["json", "text"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least that is logged")
+    log_format: Literal["json", "text"] = Field("json", description="one object a line, or for people")
 
     @field_validator("key_encryption_key")
     @classmethod
@@ -131,6 +143,16 @@ def decoded_key(text: str) -> bytes:
     if len(key) != KEY_BYTES:
         raise ValueError(f"decodes to {len(key)} bytes, a key has {KEY_BYTES}")
     return key
+
+
+def described() -> list[tuple[str, str, str]]:
+    """Each setting's variable, default and meaning, in the order of the class."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+        shown = "" if default is None else str(default)
+        rows.append((f"TARTAN_{name.upper()}", shown, field.description or ""))
+    return rows
 
 
 def load() -> Settings:

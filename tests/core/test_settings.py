@@ -1,6 +1,7 @@
 """Settings are checked at start, by name, and never show a secret."""
 
 import base64
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +87,12 @@ def test_a_data_key_does_not_unwrap_under_another_master_key() -> None:
     assert Vault(b"k" * 32).unwrap_data_key(wrapped, user=7, generation=1) == b"d" * 32
     with pytest.raises(Halt, match="TARTAN_KEY_ENCRYPTION_KEY"):
         Vault(b"x" * 32).unwrap_data_key(wrapped, user=7, generation=1)
+
+
+def test_every_setting_is_described_and_listed_in_the_operations_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
+
+    for variable, default, meaning in settings.described():
+        shown = f"`{default}`" if default else ""
+        assert meaning
+        assert f"| `{variable}` | {shown} | {meaning} |" in page
