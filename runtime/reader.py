@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
+
+from schemas.errors import Halt
 
 
 class Received(NamedTuple):
@@ -25,6 +27,24 @@ class Position(NamedTuple):
 
     next: int
     last_checksum: bytes | None = None
+
+
+def unread(records: Sequence[Received], positions: Mapping[int, int]) -> list[Received]:
+    """The records at or above their partitions' positions; those below were dealt with before.
+
+    Raises: Halt, where one between them is missing: going on would lose it.
+    """
+    following = dict(positions)
+    found = []
+    for record in records:
+        expected = following.get(record.partition, 0)
+        if record.offset < expected:
+            continue
+        if record.offset > expected:
+            raise Halt(f"partition {record.partition} continues at {record.offset}, expected {expected}: a gap")
+        following[record.partition] = expected + 1
+        found.append(record)
+    return found
 
 
 class Reader(Protocol):

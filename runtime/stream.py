@@ -78,6 +78,11 @@ def reader(app: faust.App, topic: str, *, agent: str, records_max: int, bytes_ma
     return gathered
 
 
+def assigned(app: faust.App, topic: str) -> set[int]:
+    """The partitions of a topic that this process reads now."""
+    return {tp.partition for tp in app.consumer.assignment() if tp.topic == topic}
+
+
 @asynccontextmanager
 async def running(app: faust.App) -> AsyncIterator["asyncio.Task[None]"]:
     """Run the app on this loop; the task given ends, with Halt, when the app has crashed or stopped by itself.
@@ -93,7 +98,7 @@ async def running(app: faust.App) -> AsyncIterator["asyncio.Task[None]"]:
 
 
 async def _watch(app: faust.App) -> None:
-    while not app.should_stop and not app.crashed:  # noqa: ASYNC110 - Faust has no event for both
+    while not app.should_stop and not app.crashed:  # Faust has no event for both
         await asyncio.sleep(0.05)
     raise Halt(f"the stream engine of {app.conf.id} stopped: {app.crash_reason!r}")
 
