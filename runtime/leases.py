@@ -5,13 +5,11 @@ finds so at the next renewal. What a late worker still appends is skipped by the
 """
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
 
 import asyncpg
 import msgspec
-from msgspec import Struct
 
+from runtime.dues import Claimed, KnownHead, KnownHint, Released
 from schemas.records import Cause
 
 FOLLOWER = "follow_heads"
@@ -22,82 +20,6 @@ REMARKED_WAIT_S_MAX = 60.0
 """Longest wait after a failure where a webhook landed during the pass: it says that the bank is alive."""
 NO_OFFSET = -1
 """`first_offset` of a parking by streams: there is no record."""
-
-
-class KnownHead(Struct, frozen=True):
-    """An Item's head, as follow_heads read it from the log."""
-
-    id: bytes
-    offset: int
-    at: datetime
-    unlinked: bool
-    cursor: str | None
-    state: str | None
-    code: str | None
-    history_status: str | None
-    fingerprints: dict[str, bytes]
-
-
-class KnownHint(Struct, frozen=True):
-    """A webhook that said something about the Item's state."""
-
-    offset: int
-    code: str
-    fields: dict[str, Any]
-
-
-class Claimed(Struct, frozen=True):
-    """An Item under a lease, with everything that a pass over it needs.
-
-    `expired`: the lease before this one was never given back, so its work may be in the log, or still on the way.
-    """
-
-    item_id: str
-    tenant: str
-    user: int
-    partition: int
-    institution_id: str | None
-    institution_name: str | None
-    sealed_token: bytes | None
-    lease: bytes
-    expired: bool
-    generation: int
-    lane: int
-    cause: Cause
-    unlink_requested: bool
-    accounts_wanted: bool
-    accounts_at: datetime | None
-    attempts: int
-    not_ready: int
-    head: KnownHead | None
-    hints: tuple[KnownHint, ...]
-
-
-class Released(Struct, frozen=True, kw_only=True):
-    """What became of a pass, and when the Item is due again.
-
-    `done`: the claim's generation is dealt with. `due_in_s` None: not by itself. `wait_offset`: the last append,
-    which follow_heads has to read first. `hints_until`: hints up to it are dealt with although nothing was appended.
-    """
-
-    outcome: str
-    done: bool
-    due_in_s: float | None = None
-    not_before_s: float | None = None
-    wait_offset: int | None = None
-    accounts_read: bool = False
-    synced: bool = False
-    attempts: int = 0
-    not_ready: int = 0
-    stopped: str | None = None
-    error: dict[str, Any] | None = None
-    hints_until: int | None = None
-    started_at: datetime
-    duration_s: float = 0.0
-    pages: int = 0
-    added: int = 0
-    modified: int = 0
-    removed: int = 0
 
 
 async def claim(
@@ -202,6 +124,7 @@ def _claimed(row: asyncpg.Record) -> Claimed:
 
 # One statement, so one snapshot: the follower's position and the head that it wrote with it are read together, and
 # a row that another claimer or a release changed meanwhile is checked again after it was locked.
+# The commit need not reach the disk: a claim that a crash of Postgres forgets is made again.
 # A parked Item is passed over; only its unlink is not held up, because that ends what the user pays for.
 _CLAIM_BY = f"""
     WITH picked AS (
@@ -224,7 +147,8 @@ _CLAIM_BY = f"""
             s.lane, s.due_at, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.attempts, s.not_ready,
             picked.expired
     )
-    SELECT c.*, k.institution_name, k.sealed_token, h.head, h.head_offset, h.head_at, h.unlinked, h.cursor, h.state,
+    SELECT c.*, set_config('synchronous_commit', 'off', true), k.institution_name, k.sealed_token,
+        h.head, h.head_offset, h.head_at, h.unlinked, h.cursor, h.state,
         h.code, h.history_status, h.fingerprints,
         (SELECT coalesce(jsonb_agg(jsonb_build_object('offset', w.webhook_offset, 'code', w.code, 'fields', w.fields)
                                    ORDER BY w.webhook_offset), '[]')

@@ -5,13 +5,11 @@ later is done. So a mark that lands during a pass causes one more, and a thousan
 """
 
 from collections.abc import Sequence
-from datetime import datetime
-from enum import IntEnum
-from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
 
+from runtime.dues import Attempt, Hint, Lane, Mark
 from runtime.kafka import partition_of
 from runtime.vault import Vault
 from schemas.errors import Quarantine
@@ -27,53 +25,6 @@ ATTEMPTS_KEPT = "90 days"
 PURGED_MAX = 10_000
 """Rows that one purge deletes: about 50 ms; the next one goes on."""
 HINT_FIELDS_BYTES_MAX = 2_000
-
-
-class Lane(IntEnum):
-    """Who goes first among those that are due."""
-
-    WEBHOOK = 0
-    MANUAL = 1
-    SCHEDULE = 2
-    BACKFILL = 3
-
-
-class Mark(NamedTuple):
-    """What a webhook says of an Item: that it may have changed.
-
-    `accounts`: its accounts, too. `unread_only`: counts only while nothing of its history was read (the legacy
-    codes, which come beside the others). `stale`: came too late, counts at most once in STALE_PASS_S.
-    """
-
-    item_id: str
-    cause: Cause
-    received_at: datetime
-    accounts: bool = False
-    unread_only: bool = False
-    stale: bool = False
-
-
-class Hint(NamedTuple):
-    """A webhook that says something about an Item's state, to be asked of Plaid. `fields`: a few of its body's."""
-
-    item_id: str
-    partition: int
-    offset: int
-    code: str
-    fields: dict[str, Any]
-    received_at: datetime
-
-
-class Attempt(NamedTuple):
-    """A pass over an Item, as `sync_attempts` keeps it."""
-
-    outcome: str
-    added: int
-    modified: int
-    removed: int
-    changeset_offset: int | None
-    error: dict[str, Any] | None
-    generation: int
 
 
 async def register_item(

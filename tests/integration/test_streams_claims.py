@@ -8,11 +8,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from projections.migrate import migrate
 from runtime import leases, sync_state
+from runtime.dues import Claimed, Hint, Lane, Mark, Released
 from runtime.kafka import partition_of
-from runtime.leases import Claimed, Released
-from runtime.sync_state import Hint, Lane, Mark
 from runtime.vault import Vault
 from schemas.errors import Quarantine
 from schemas.records import Cause
@@ -27,7 +25,6 @@ USER = 4711
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
     """Connections to a database that has Tartan's tables."""
-    await asyncio.to_thread(migrate, database)
     async with asyncpg.create_pool(database, min_size=1, max_size=8) as opened:
         yield opened
 
