@@ -7,7 +7,7 @@ rows: what is posted moves `current`, what is pending moves `available` only.
 
 import datetime as dt
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
@@ -20,6 +20,9 @@ Phase = Literal["NOT_READY", "INITIAL_UPDATE_COMPLETE", "HISTORICAL_UPDATE_COMPL
 
 GONE_MAX = 200
 """Removed rows that an Item remembers so that they may come back; older ones stay removed for ever."""
+
+DRAWS_MAX = 32
+"""Tries to draw an Item at random; where nearly all are unfit, a look at each one is quicker than more tries."""
 
 
 class Pool:
@@ -73,7 +76,13 @@ class Account:
     posted: Decimal = Decimal(0)
     held: Decimal = Decimal(0)
     revoked: bool = False
+    closed: bool = False
     has_rows: bool = False
+
+    @property
+    def shown(self) -> bool:
+        """Whether Plaid shows the account: the user did not withdraw it, and no other id replaced it."""
+        return not (self.revoked or self.closed)
 
     @property
     def currency(self) -> Currency:
@@ -132,6 +141,7 @@ class Item:
     cursor_epoch: int = 0
     cursor_requests: int = 0
     withheld_changes: int = 0
+    offered_accounts: int = 0
     error_code: str | None = None
     error_reason: str | None = None
     removed: bool = False
@@ -144,7 +154,7 @@ class Item:
     @property
     def account_of_transactions(self) -> list[Account]:
         """The accounts whose transactions the institution reports."""
-        return [a for a in self.accounts.values() if a.plan.reports_transactions and not a.revoked]
+        return [a for a in self.accounts.values() if a.plan.reports_transactions and a.shown]
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Append one update to the log and let live rows and balances follow.
@@ -155,6 +165,10 @@ class Item:
             self._take(change)
         self.log.extend(changes)
         self.updates += 1
+
+    def add_account(self, account: Account) -> None:
+        """Show one more account."""
+        self.accounts[account.account_id] = account
 
     def apply_history(self, changes: Sequence[Change]) -> None:
         """Append an update of past rows: they explain the balance that stands, they do not move it."""
@@ -214,6 +228,7 @@ class Bank:
     def __init__(self, institutions: Iterable[Institution]) -> None:
         self.institutions = {institution.institution_id: institution for institution in institutions}
         self.items: dict[str, Item] = {}
+        self._order: list[Item] = []
         self._by_access_token: dict[str, Item] = {}
         self._public_tokens: dict[str, PublicToken] = {}
 
@@ -228,7 +243,7 @@ class Bank:
         products: tuple[str, ...],
     ) -> Item:
         """Open an Item without history: its accounts stand at their usual balances."""
-        accounts = [_account(rng, plan) for plan in institution.plans]
+        accounts = [open_account(rng, plan) for plan in institution.plans]
         item = Item(
             ordinal=len(self.items),
             item_id=plaid_id(rng),
@@ -241,12 +256,22 @@ class Bank:
             accounts={account.account_id: account for account in accounts},
         )
         self.items[item.item_id] = item
+        self._order.append(item)
         self._by_access_token[item.access_token] = item
         return item
 
     def active_items(self) -> list[Item]:
         """Items that were not removed, in the order of their making."""
         return [item for item in self.items.values() if not item.removed]
+
+    def draw(self, rng: random.Random, accepts: Callable[[Item], bool]) -> Item | None:
+        """Draw an active Item that is accepted; None where there is none."""
+        for _ in range(min(DRAWS_MAX, len(self._order))):
+            item = self._order[int(rng.random() * len(self._order))]
+            if not item.removed and accepts(item):
+                return item
+        accepted = [item for item in self.active_items() if accepts(item)]
+        return rng.choice(accepted) if accepted else None
 
     def by_access_token(self, access_token: str) -> Item | None:
         """Find the Item of an access token that is still valid."""
@@ -275,7 +300,8 @@ class Bank:
         return item.access_token
 
 
-def _account(rng: random.Random, plan: AccountPlan) -> Account:
+def open_account(rng: random.Random, plan: AccountPlan) -> Account:
+    """Open an account near its usual balance."""
     # A usual balance is met within a factor of two, with cents where the currency has them.
     whole = int(plan.usual_balance * plan.unit * (0.5 + rng.random()))
     cents = Decimal(rng.randrange(100)).scaleb(-2) if plan.currency.decimals >= 2 else Decimal(0)

@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from sandbox.simulator.bank import Item
+from sandbox.simulator.dictation import Update, update
 from sandbox.simulator.faults import Fault, check_code
 from sandbox.simulator.limits import TABLES, Limit
 from sandbox.simulator.plaid_errors import PlaidFailure
@@ -40,6 +41,7 @@ class Control:
             web.get("/items", self.list_items),
             web.post("/link", self.link),
             web.post("/step", self.step),
+            web.post("/changes", self.dictate),
             web.post("/activity", self.activity),
             web.post("/webhooks", self.fire),
             web.post("/keys/rotate", self.rotate),
@@ -62,23 +64,26 @@ class Control:
         wish = msgspec.json.decode(await request.read() or b"{}", type=MakeItems)
         made = []
         for number in range(wish.count):
-            item = (
-                self._world.relink(self._world.item(wish.relink))
-                if wish.relink
-                else self._world.create_item(
-                    wish.user if wish.count == 1 else f"{wish.user}-{number + 1}",
-                    institution_id=wish.institution_id,
-                    transactions=wish.transactions,
-                    days=wish.days,
-                    webhook_url=wish.webhook,
-                    ready=wish.ready,
-                )
-            )
+            item = self._make(wish, user=wish.user if wish.count == 1 else f"{wish.user}-{number + 1}")
             if wish.prerender:
                 self._world.prerender(item)
             made.append(self._shown(item, exchange=wish.exchange))
             await asyncio.sleep(0)
         return _json({"items": made, **made[0]})
+
+    def _make(self, wish: MakeItems, *, user: str) -> Item:
+        world = self._world
+        if wish.relink is not None:
+            return world.relink(world.item(wish.relink))
+        return world.create_item(
+            user,
+            institution_id=wish.institution_id,
+            transactions=wish.transactions,
+            days=wish.days,
+            webhook_url=wish.webhook,
+            ready=wish.ready,
+            custom=msgspec.json.encode(wish.custom).decode() if wish.custom is not None else None,
+        )
 
     async def list_items(self, _request: web.Request) -> web.Response:
         """List the active Items."""
@@ -96,6 +101,13 @@ class Control:
         wish = msgspec.json.decode(await request.read() or b"{}", type=MakeSteps)
         outcomes = [self._world.step(wish.item_id, changes=wish.changes) for _ in range(wish.count)]
         return _json({"updates": [_outcome(outcome) for outcome in outcomes if outcome is not None]})
+
+    async def dictate(self, request: web.Request) -> web.Response:
+        """Let exactly one dictated update happen at an Item."""
+        wish = msgspec.json.decode(await request.read(), type=Update)
+        item = self._world.item(wish.item_id)
+        outcome = self._world.dictate(item, lambda drawing: update(drawing, wish.changes))
+        return _json(_outcome(outcome))
 
     async def activity(self, request: web.Request) -> web.Response:
         """Start, change or stop the living bank."""
@@ -160,6 +172,10 @@ class Control:
             world.repair_item(item, silent=wish.silent)
         elif wish.kind == "account_revoked":
             world.revoke_account(item, wish.account_id or next(iter(item.accounts)))
+        elif wish.kind == "account_reissued":
+            world.reissue_account(item, wish.account_id or item.account_of_transactions[0].account_id)
+        elif wish.kind == "account_offered":
+            world.offer_account(item)
         elif wish.kind == "balance_drift":
             world.drift(item, wish.account_id or next(iter(item.accounts)), Decimal(wish.amount))
         elif wish.kind == "cursors_refused":

@@ -4,11 +4,12 @@ import datetime as dt
 from decimal import Decimal
 from typing import Any
 
-from sandbox.simulator import scenarios
+import msgspec
+
+from sandbox.simulator import dictation
 from sandbox.simulator.calls import Call, endpoint, healthy
 from sandbox.simulator.drawing import Drawing
 from sandbox.simulator.plaid_errors import PlaidFailure
-from sandbox.simulator.randomness import derive
 from sandbox.simulator.transactions import Change, Transaction
 from sandbox.simulator.world import DAYS_REQUESTED_DEFAULT
 
@@ -24,8 +25,10 @@ def _sandbox_public_token_create(call: Call) -> dict[str, Any]:
     days = DAYS_REQUESTED_DEFAULT
     if "start_date" in dates:
         days = max(1, (call.world.clock.now().date() - dt.date.fromisoformat(dates["start_date"])).days)
+    user = options.get("override_username") or "user_good"
     item = call.world.create_item(
-        options.get("override_username") or "user_good",
+        user,
+        custom=options.get("override_password") if user == "user_custom" else None,
         institution_id=call.body["institution_id"],
         days=days,
         webhook_url=options.get("webhook"),
@@ -74,9 +77,7 @@ def _sandbox_transactions_create(call: Call) -> dict[str, Any]:
     asked = call.body["transactions"]
     if not 1 <= len(asked) <= CREATED_AT_ONCE_MAX:
         raise PlaidFailure("INVALID_FIELD", "transactions must hold between 1 and 10 transactions")
-    rng = derive(world.options.seed, "dictated", item.ordinal, item.updates)
-    drawing = Drawing(rng, item, world.around, world.clock.now())
-    world.publish(item, [Change("added", _dictated(drawing, wish)) for wish in asked])
+    world.dictate(item, lambda drawing: [Change("added", _dictated(drawing, wish)) for wish in asked])
     return {}
 
 
@@ -90,14 +91,19 @@ def _dictated(drawing: Drawing, wish: dict[str, Any]) -> Transaction:
         accounts = [held for held in accounts if held.account_id == wish["account_id"]]
     if not accounts:
         raise PlaidFailure("INVALID_ACCOUNT_ID")
-    return scenarios.dictated(
+    currency = accounts[0].currency
+    if wish.get("iso_currency_code") not in (None, currency.iso_code):
+        raise PlaidFailure("INVALID_FIELD", f"iso_currency_code must be that of the account, {currency.iso_code}")
+    pending = posted > today
+    row = dictation.dictated(
         drawing,
         accounts[0],
         amount=Decimal(wish["amount"]),
         description=wish["description"],
-        transacted=transacted,
-        posted=posted,
+        day=transacted if pending else posted,
+        pending=pending,
     )
+    return msgspec.structs.replace(row, authorized_date=transacted)
 
 
 _FIRED_AS = {

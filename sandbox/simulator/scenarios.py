@@ -16,9 +16,9 @@ from itertools import accumulate
 
 import msgspec
 
-from sandbox.simulator.bank import Account, Item
+from sandbox.simulator.bank import Item
 from sandbox.simulator.drawing import CONFIDENCES, Drawing
-from sandbox.simulator.patterns import Sketch, money, purchase, refund, wages
+from sandbox.simulator.patterns import Sketch, money, refund, wages
 from sandbox.simulator.randomness import plaid_id
 from sandbox.simulator.transactions import Change, Transaction
 
@@ -94,26 +94,6 @@ def refreshed(drawing: Drawing) -> list[Change]:
     if earlier is not None:
         update.modify(_next_version(earlier, amount=earlier.amount + 1))
     return update.changes
-
-
-def dictated(
-    drawing: Drawing,
-    account: Account,
-    *,
-    amount: Decimal,
-    description: str,
-    transacted: dt.date,
-    posted: dt.date,
-) -> Transaction:
-    """Make a transaction that a developer asked for; it is pending until its date of posting."""
-    pending = posted > drawing.now.date()
-    sketch = purchase(drawing.rng, account, drawing.around.merchants)._replace(
-        amount=amount, name=description, raw=description, merchant=None, counterparties=(), place=None
-    )
-    row = drawing.transaction(account, sketch, transacted if pending else posted, pending=pending)
-    return msgspec.structs.replace(
-        row, authorized_date=transacted, datetime=None, authorized_datetime=None, novelty=0
-    )  # fmt: skip
 
 
 def _buy(update: Step) -> bool:

@@ -31,7 +31,7 @@ def _transactions_sync(call: Call) -> bytes:
         return _sync_body(call, sync.Page(number=1, next_cursor="", has_more=False), variant, accounts=[])
     cursor = sync.position(item, call.body.get("cursor") or "", account_id=account_id)
     page = world.pager.page(item, cursor, count)
-    accounts = [held for held in item.accounts.values() if held.has_rows and not held.revoked]
+    accounts = [held for held in item.accounts.values() if held.has_rows and held.shown]
     if account_id:
         accounts = [held for held in accounts if held.account_id == account_id]
     return _sync_body(call, page, variant, accounts=accounts)
@@ -95,7 +95,7 @@ def _accounts_balance_get(call: Call) -> dict[str, Any]:
 
 def _asked_accounts(call: Call, item: Item) -> list[Account]:
     asked = (call.body.get("options") or {}).get("account_ids")
-    accounts = [held for held in item.accounts.values() if not held.revoked]
+    accounts = [held for held in item.accounts.values() if held.shown]
     if asked is None:
         return accounts
     accounts = [held for held in accounts if held.account_id in asked]

@@ -24,7 +24,7 @@ def truth_of(item: Item, *, version: CategoryVersion) -> dict[str, Any]:
         "status": item.phase,
         "error_code": item.error_code,
         "changes": len(item.log),
-        "accounts": [account_truth(account) for account in accounts if not account.revoked],
+        "accounts": [account_truth(account) for account in accounts if account.shown],
         "transactions": [transaction_truth(row, version=version) for row in rows],
     }
 

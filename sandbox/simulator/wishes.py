@@ -15,7 +15,8 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 class MakeItems(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /simulator/items`. With `count` above 1 the users are `user-1`, `user-2`, ...
 
-    `relink` names an Item that is linked again under new ids; `exchange` shows the access token at once.
+    `relink` names an Item that is linked again under new ids; `exchange` shows the access token at once;
+    `custom` is the configuration of one of Plaid's custom users, `{"override_accounts": [...]}`.
     """
 
     user: str = "user"
@@ -28,6 +29,7 @@ class MakeItems(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prerender: bool = True
     exchange: bool = False
     relink: str | None = None
+    custom: dict[str, Any] | None = None
 
 
 class MakeSteps(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -77,6 +79,8 @@ class MakeFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         "repair",
         "permission_revoked",
         "account_revoked",
+        "account_reissued",
+        "account_offered",
         "balance_drift",
         "cursors_refused",
         "ready",

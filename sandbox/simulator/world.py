@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-import msgspec
-
-from sandbox.simulator import scenarios
+from sandbox.simulator import dictation, identity, scenarios
 from sandbox.simulator.agenda import Agenda
 from sandbox.simulator.announcements import Announcer
-from sandbox.simulator.bank import Account, Bank, Item
+from sandbox.simulator.bank import Account, Bank, Item, open_account
 from sandbox.simulator.clock import Clock, RealClock
 from sandbox.simulator.delivery import Courier
 from sandbox.simulator.drawing import Drawing, Surroundings, history
@@ -114,15 +112,19 @@ class World:
         webhook_url: str | None = None,
         products: tuple[str, ...] = ("transactions",),
         ready: bool = True,
+        custom: str | None = None,
     ) -> Item:
         """Make an Item with a history: there at once (`ready`), or by and by as Plaid fetches it.
 
-        Raises: PlaidFailure, where the institution is unknown.
+        `custom` is a custom user's configuration, which then says what accounts and rows there are.
+        Raises: PlaidFailure, where the institution is unknown or the configuration is none.
         """
         ordinal = len(self.bank.items)
         institution = self.bank.institutions.get(institution_id or ROTATION[ordinal % len(ROTATION)])
         if institution is None:
             raise PlaidFailure("INVALID_INSTITUTION")
+        if custom is not None:
+            institution = dictation.custom_user(custom, institution)
         now = self.clock.now()
         item = self.bank.open_item(
             derive(self.options.seed, "item", ordinal),
@@ -132,11 +134,12 @@ class World:
             webhook_url=webhook_url or self.options.webhook_url,
             products=products,
         )
-        past = history(
-            Drawing(derive(self.options.seed, "history", ordinal), item, self.around, now),
-            transactions=self.options.history_transactions if transactions is None else transactions,
-            days=days or self.options.history_days,
-        )
+        drawing = Drawing(derive(self.options.seed, "history", ordinal), item, self.around, now)
+        if custom is not None:
+            past = dictation.custom_history(drawing, custom)
+        else:
+            count = self.options.history_transactions if transactions is None else transactions
+            past = history(drawing, transactions=count, days=days or self.options.history_days)
         if ready:
             item.apply_history(past)
             item.phase = "HISTORICAL_UPDATE_COMPLETE"
@@ -163,31 +166,26 @@ class World:
             webhook_url=old.webhook_url,
             products=old.products,
         )
-        accounts: dict[str, Account] = {}
-        for before, after in zip(old.accounts.values(), item.accounts.values(), strict=True):
-            after.mask, after.persistent_id, after.opening = before.mask, before.persistent_id, before.current
-            accounts[before.account_id] = after
-        rng = derive(self.options.seed, "relink", ordinal)
-        ids = {transaction_id: plaid_id(rng) for transaction_id in old.live}
-        rows = sorted(old.live.values(), key=lambda row: (row.date, row.transaction_id))
-        item.apply_history(
-            [
-                Change(
-                    "added",
-                    msgspec.structs.replace(
-                        row,
-                        transaction_id=ids[row.transaction_id],
-                        account_id=accounts[row.account_id].account_id,
-                        pending_transaction_id=row.pending_transaction_id and plaid_id(rng),
-                        version=0,
-                    ),
-                )
-                for row in rows
-            ]
-        )
+        item.apply_history(identity.copied(derive(self.options.seed, "relink", ordinal), old, item))
         item.phase = "HISTORICAL_UPDATE_COMPLETE"
         item.last_successful_update = self.clock.now()
         return item
+
+    def reissue_account(self, item: Item, account_id: str) -> Outcome:
+        """Let an account come back under another id, all its rows with it, in one update.
+
+        Source: Plaid API, account_id: it changes where Plaid cannot reconcile the account with the bank's data.
+        Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
+        """
+        account = self._account(item, account_id)
+        outcome = self._update(item, lambda drawing: identity.reissued(drawing.rng, item, account))
+        account.closed = True
+        return outcome
+
+    def offer_account(self, item: Item) -> None:
+        """Tell of a new account; it is shown after the user was in update mode."""
+        item.offered_accounts += 1
+        self.announcer.notify(item, "ITEM", "NEW_ACCOUNTS_AVAILABLE", {"error": None})
 
     def prerender(self, item: Item) -> None:
         """Render an Item's rows before anyone asks, as the usual request will ask for them."""
@@ -202,10 +200,10 @@ class World:
         """
         self._steps += 1
         if item_id is None:
-            candidates = [item for item in self.bank.active_items() if self.reachable(item)]
-            if not candidates:
+            chosen = self.bank.draw(derive(self.options.seed, "chosen", self._steps), self.reachable)
+            if chosen is None:
                 return None
-            item = derive(self.options.seed, "chosen", self._steps).choice(candidates)
+            item = chosen
         else:
             item = self.item(item_id)
         if not self.reachable(item):
@@ -222,9 +220,11 @@ class World:
 
         self.agenda.add(self.options.refresh_delay_s, arrive)
 
-    def publish(self, item: Item, changes: Sequence[Change]) -> Outcome:
-        """Apply an update that is already drawn, and tell."""
-        return self._update(item, lambda _: list(changes))
+    def dictate(self, item: Item, draw: Callable[[Drawing], list[Change]]) -> Outcome:
+        """Let exactly this update happen. Raises: ValueError, where Plaid cannot reach the bank to see it."""
+        if not self.reachable(item):
+            raise ValueError(f"Item {item.item_id} cannot be reached: an update would not be seen")
+        return self._update(item, draw)
 
     def item(self, item_id: str) -> Item:
         """Find an Item that is not removed. Raises: PlaidFailure (ITEM_NOT_FOUND)."""
@@ -263,10 +263,7 @@ class World:
 
         Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
         """
-        account = item.accounts.get(account_id)
-        if account is None:
-            raise PlaidFailure("INVALID_ACCOUNT_ID")
-        account.revoked = True
+        self._account(item, account_id).revoked = True
         self.announcer.notify(item, "ITEM", "USER_ACCOUNT_REVOKED", {"account_id": account_id})
 
     def drift(self, item: Item, account_id: str, amount: Decimal) -> None:
@@ -274,10 +271,7 @@ class World:
 
         Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
         """
-        account = item.accounts.get(account_id)
-        if account is None:
-            raise PlaidFailure("INVALID_ACCOUNT_ID")
-        account.opening += amount
+        self._account(item, account_id).opening += amount
 
     def institution_up(self, institution_id: str) -> None:
         """End a bank's outage; what happened meanwhile arrives."""
@@ -319,7 +313,8 @@ class World:
             item = self.bank.by_access_token(session.access_token)
             if item is None:
                 raise PlaidFailure("INVALID_ACCESS_TOKEN")
-            self.repair_item(item)
+            self._show_offered(item)
+            self.repair_item(item, silent=item.error_code is None)
             return item
         return self.create_item(
             session.user,
@@ -333,6 +328,19 @@ class World:
     def request_id(self) -> str:
         """Give the next request id."""
         return plaid_id(self._request_ids)[:REQUEST_ID_LENGTH]
+
+    def _account(self, item: Item, account_id: str) -> Account:
+        account = item.accounts.get(account_id)
+        if account is None or not account.shown:
+            raise PlaidFailure("INVALID_ACCOUNT_ID")
+        return account
+
+    def _show_offered(self, item: Item) -> None:
+        rng = derive(self.options.seed, "offered", item.ordinal, len(item.accounts))
+        for _ in range(item.offered_accounts):
+            plan = rng.choice(item.institution.plans)
+            item.add_account(open_account(rng, plan._replace(name=f"{plan.name} {len(item.accounts) + 1}")))
+        item.offered_accounts = 0
 
     def _wake(self) -> None:
         self.on_wake()

@@ -46,7 +46,6 @@ from sandbox.simulator.faults import Fault
 from sandbox.simulator.institutions import INSTITUTIONS
 from sandbox.simulator.options import Options
 from sandbox.simulator.plaid_errors import KINDS
-from sandbox.simulator.reader import Reader
 from sandbox.simulator.server import Running, running
 from sandbox.simulator.truth import truth_of
 
@@ -221,6 +220,60 @@ async def test_the_sandbox_makes_a_public_token(simulator: Running, client: Clie
 
     assert item.user == "user_transactions_dynamic"
     assert item.webhook_url == "http://tartan.example/w"
+
+
+async def test_a_custom_user_has_the_accounts_and_rows_that_were_written(simulator: Running, client: Client) -> None:
+    today = START.date()
+    written = {
+        "override_accounts": [
+            {
+                "type": "depository",
+                "subtype": "checking",
+                "starting_balance": 1000.25,
+                "currency": "CHF",
+                "meta": {"name": "Konto"},
+                "transactions": [
+                    {
+                        "date_transacted": str(today),
+                        "date_posted": str(today),
+                        "amount": 12.05,
+                        "description": "MIGROS",
+                    },
+                    {
+                        "date_transacted": str(today),
+                        "date_posted": str(today + dt.timedelta(days=3)),
+                        "amount": 7,
+                        "description": "SBB",
+                    },
+                ],
+            },
+            {"type": "credit", "subtype": "credit card", "starting_balance": 10, "meta": {"limit": 500}},
+        ]
+    }
+    options = SandboxPublicTokenCreateRequestOptions(
+        override_username="user_custom", override_password=json.dumps(written)
+    )
+    made = await client.ask(
+        "sandbox_public_token_create",
+        SandboxPublicTokenCreateRequest(institution_id="ins_109508", initial_products=PRODUCTS, options=options),
+    )
+    exchanged = await client.ask(
+        "item_public_token_exchange", ItemPublicTokenExchangeRequest(public_token=made.public_token)
+    )
+    item = simulator.world.item(exchanged.item_id)
+    simulator.world.become_ready(item)
+
+    rows, _ = await pull(client, item)
+    accounts = (await client.ask("accounts_get", AccountsGetRequest(access_token=item.access_token))).accounts
+
+    assert {(row.name, row.amount, row.pending, row.iso_currency_code) for row in rows.values()} == {
+        ("MIGROS", 12.05, False, "CHF"),
+        ("SBB", 7.0, True, "CHF"),
+    }
+    assert [(a.name, a.balances.current, a.balances.available) for a in accounts] == [
+        ("Konto", 1000.25, 993.25),
+        ("Custom Account 2", 10, 490),
+    ]
 
 
 async def test_accounts_and_balances_say_what_the_bank_holds(simulator: Running, client: Client) -> None:
@@ -424,7 +477,3 @@ async def test_the_older_taxonomy_can_be_asked_for(simulator: Running, client: C
 
     assert {kind.version.value for kind in versions["v1"]} == {"v1"}
     assert {kind.detailed for kind in versions["v1"]} != {kind.detailed for kind in versions["v2"]}
-
-
-def test_a_reader_is_importable_for_others() -> None:
-    assert Reader.__doc__

@@ -332,6 +332,20 @@ async def test_the_bank_lives_until_it_is_told_to_stop(inbox: Inbox) -> None:
         assert len(next(iter(simulator.world.bank.items.values())).log) == before
 
 
+async def test_an_update_can_be_dictated_word_by_word(inbox: Inbox) -> None:
+    async with simulated(inbox) as (_, caller):
+        item = await synced(caller)
+        wishes = [{"amount": "12.3400001", "name": "RENT", "date": "2026-05-01"}, {"amount": "-3", "pending": True}]
+
+        made = await caller.post("/changes", item_id=item["item_id"], changes=wishes)
+        await until(lambda: len(inbox.got) == 1)
+
+        assert [(change["kind"], change["amount"], change["pending"]) for change in made["changes"]] == [
+            ("added", "12.3400001", False),
+            ("added", "-3", True),
+        ]
+
+
 async def test_the_truth_can_be_had_whole_by_item_and_as_digests(inbox: Inbox) -> None:
     async with simulated(inbox) as (_, caller):
         made = await caller.post("/items", count=3, transactions=10)
@@ -356,6 +370,7 @@ async def test_the_truth_can_be_had_whole_by_item_and_as_digests(inbox: Inbox) -
         ("/faults", {"code": "NO_SUCH"}),
         ("/faults", {"kind": "item_error"}),
         ("/activity", {"rate_per_s": -1}),
+        ("/changes", {"item_id": "no", "changes": [{"amount": "1"}]}),
         ("/link", {"link_token": "no"}),
     ],
 )

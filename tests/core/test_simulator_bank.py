@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from sandbox.simulator.bank import Item
 from sandbox.simulator.clock import ManualClock
+from sandbox.simulator.dictation import Wish, update
 from sandbox.simulator.door import answer
 from sandbox.simulator.institutions import INSTITUTIONS, ROTATION
 from sandbox.simulator.options import Options
-from sandbox.simulator.transactions import Change, amount_text
+from sandbox.simulator.transactions import Change, Transaction, amount_text
 from sandbox.simulator.truth import truth_of
-from sandbox.simulator.world import World
+from sandbox.simulator.world import LinkSession, World
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 KEYS = {"PLAID-CLIENT-ID": "simulated-client", "PLAID-SECRET": "simulated-secret"}
@@ -253,6 +254,83 @@ def test_a_withdrawn_account_leaves_the_truth_and_the_feed() -> None:
     body = json.dumps({"access_token": item.access_token, "count": 500}).encode()
     page = json.loads(answer(world, "/transactions/sync", KEYS, body).body)
     assert account_id not in {row["account_id"] for row in page["added"]}
+
+
+def test_an_account_that_comes_back_under_another_id_keeps_its_rows_and_balance() -> None:
+    world = make_world()
+    item = world.create_item("ada", institution_id="ins_109511", transactions=100)
+    account = next(iter(item.accounts.values()))
+    before = [(row.date, row.amount) for row in item.live.values() if row.account_id == account.account_id]
+    current, available = account.current, account.available
+
+    world.reissue_account(item, account.account_id)
+
+    (successor,) = [a for a in item.accounts.values() if a.mask == account.mask and a.shown]
+    after = [(row.date, row.amount) for row in item.live.values() if row.account_id == successor.account_id]
+    assert successor.account_id != account.account_id
+    assert (successor.current, successor.available) == (current, available)
+    assert Counter(after) == Counter(before)
+    assert account.account_id not in {row.account_id for row in item.live.values()}
+    assert len(truth_of(item, version="v2")["accounts"]) == 4
+
+
+def test_an_offered_account_shows_after_update_mode() -> None:
+    world = make_world()
+    item = world.create_item("ada", institution_id="ins_109511", transactions=10)
+    world.offer_account(item)
+    before = len(item.accounts)
+    session = LinkSession("ada", None, ("transactions",), item.access_token, 90)
+
+    same = world.complete_link(world.link_token(session), institution_id=None)
+
+    assert same is item
+    assert (before, len(item.accounts)) == (4, 5)
+
+
+def test_an_update_can_be_dictated() -> None:
+    world = make_world()
+    item = world.create_item("ada", institution_id="ins_109511", transactions=0)
+
+    def dictate(*wishes: Wish) -> list[Transaction]:
+        outcome = world.dictate(item, lambda drawing: update(drawing, wishes))
+        return [change.transaction for change in outcome.changes]
+
+    (waiting,) = dictate(Wish(amount="4.50", merchant="Starbucks", pending=True, date=START.date()))
+    dictate(
+        Wish(kind="removed", transaction_id=waiting.transaction_id),
+        Wish(
+            amount="5.25", merchant="Starbucks", transaction_id="own-id", pending_transaction_id=waiting.transaction_id
+        ),
+    )
+    (amended,) = dictate(Wish(kind="modified", transaction_id="own-id", amount="5.2500001", name="STARBUCKS"))
+
+    assert set(item.live) == {"own-id"}
+    assert (amended.amount, amended.name, amended.pending) == (Decimal("5.2500001"), "STARBUCKS", False)
+    assert amended.pending_transaction_id == waiting.transaction_id
+    assert amended.category is not None
+    assert amended.category.detailed == "FOOD_AND_DRINK_COFFEE"
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish(),
+        Wish(amount="much"),
+        Wish(amount="NaN"),
+        Wish(amount="1", account_id="no"),
+        Wish(amount="1", merchant="Nobody & Sons"),
+        Wish(kind="removed", transaction_id="no"),
+        Wish(kind="modified", amount="1"),
+    ],
+)
+def test_what_cannot_be_dictated_changes_nothing(wish: Wish) -> None:
+    world = make_world()
+    item = world.create_item("ada", transactions=5)
+
+    with pytest.raises(ValueError):
+        world.dictate(item, lambda drawing: update(drawing, [wish]))
+
+    assert len(item.log) == 5
 
 
 def test_a_balance_can_drift_without_a_row() -> None:
