@@ -1,0 +1,129 @@
+"""What Plaid's codes ask for: the action after an error, and the state of an Item. Core.
+
+Source: PLAID.md 1.5 and 1.9. Programs branch on `error_code`, never on the HTTP status or the message.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from runtime.dues import KnownHint
+from runtime.plaid_answers import ItemAnswer
+from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REVOKED
+
+
+class Action(Enum):
+    """What to do after an error of Plaid's."""
+
+    RESTART = "restart the loop from its first cursor"
+    SOON = "try again soon"
+    LIMITED = "wait for the rate limit's minute"
+    HOURS = "try again in hours"
+    USER = "stop until the user has acted"
+    GONE = "stop, the Item is gone"
+    NEVER = "stop, an operator has to look"
+    CURSOR = "the cursor is broken"
+    NOT_READY = "the history is not there yet"
+
+
+_CODES: dict[Action, frozenset[str]] = {
+    Action.RESTART: frozenset({"TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"}),
+    Action.SOON: frozenset({"INTERNAL_SERVER_ERROR", "PLANNED_MAINTENANCE"}),
+    # Wrong keys concern every Item alike: no Item is stopped for them.
+    Action.HOURS: frozenset(
+        {
+            "INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_NOT_AVAILABLE", "INVALID_API_KEYS",
+            "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ACCESS",
+        }
+    ),
+    Action.USER: frozenset(
+        {
+            "ITEM_LOGIN_REQUIRED", "ITEM_LOCKED", "PASSWORD_RESET_REQUIRED", "USER_SETUP_REQUIRED",
+            "ACCESS_NOT_GRANTED", "INVALID_CREDENTIALS", "INVALID_MFA", "INVALID_UPDATED_USERNAME", "NO_ACCOUNTS",
+        }
+    ),
+    Action.GONE: frozenset(
+        {"ITEM_NOT_FOUND", "USER_PERMISSION_REVOKED", "INVALID_ACCESS_TOKEN", "ITEM_CONCURRENTLY_DELETED"}
+    ),
+    Action.NEVER: frozenset(
+        {
+            "INSTITUTION_NO_LONGER_SUPPORTED", "UNSUPPORTED_RESPONSE", "ITEM_NOT_SUPPORTED", "PRODUCTS_NOT_SUPPORTED",
+            "PRODUCT_NOT_ENABLED",
+        }
+    ),
+    Action.NOT_READY: frozenset({"PRODUCT_NOT_READY"}),
+}  # fmt: skip
+_ACTIONS = {code: action for action, codes in _CODES.items() for code in codes}
+_LIMIT_CODES = frozenset({"RATE_LIMIT", "INSTITUTION_RATE_LIMIT"})
+
+HINTED_STATES = {"PENDING_DISCONNECT": PENDING_DISCONNECT, "PENDING_EXPIRATION": PENDING_EXPIRATION}
+"""Webhook codes whose state /item/get cannot confirm: their word is taken."""
+NEW_ACCOUNTS = "NEW_ACCOUNTS_AVAILABLE"
+REPAIRED = "LOGIN_REPAIRED"
+
+
+class ItemState(NamedTuple):
+    """An Item's state and the code behind it. `told`: a webhook's word, to be told even where the state was known."""
+
+    state: str
+    code: str | None = None
+    reason: str | None = None
+    effective_at: str | None = None
+    told: bool = False
+
+
+def action(error_type: str, error_code: str, *, with_cursor: bool = False) -> Action:
+    """What to do after an error. An unknown code is tried again: codes are added without notice.
+
+    `with_cursor`: the request carried one, so a field that Plaid does not take is that cursor.
+    """
+    if error_type == "RATE_LIMIT_EXCEEDED" or error_code in _LIMIT_CODES:
+        return Action.LIMITED
+    if error_code in _ACTIONS:
+        return _ACTIONS[error_code]
+    if error_code == "INVALID_FIELD" and with_cursor:
+        return Action.CURSOR
+    if error_type == "INVALID_REQUEST":
+        return Action.NEVER
+    return Action.SOON
+
+
+def refused_state(error_code: str, reason: str | None) -> ItemState:
+    """The state of an Item whose request was refused with a code of USER or GONE."""
+    if error_code == "USER_PERMISSION_REVOKED":
+        return ItemState(REVOKED, error_code, reason)
+    if _ACTIONS.get(error_code) is Action.GONE:
+        return ItemState(GONE, error_code, reason)
+    return ItemState(LOGIN_REQUIRED, error_code, reason)
+
+
+def item_state(
+    answer: ItemAnswer, hints: Sequence[KnownHint], *, known_state: str | None, known_code: str | None
+) -> ItemState:
+    """An Item's state from what /item/get says now, and from hints only where it cannot say.
+
+    So an ERROR webhook that arrives after the repair stops nothing.
+    """
+    if answer.error_code is not None and _ACTIONS.get(answer.error_code) in (Action.USER, Action.GONE):
+        return refused_state(answer.error_code, answer.error_reason)
+    kept = known_state in HINTED_STATES.values()
+    state = ItemState(known_state or ACTIVE, known_code) if kept else ItemState(ACTIVE)
+    for hint in hints:
+        if hint.code in HINTED_STATES:
+            state = _hinted(hint, answer)
+        elif hint.code == REPAIRED:
+            state = ItemState(ACTIVE)
+        elif hint.code == NEW_ACCOUNTS and state.state == ACTIVE:
+            state = ItemState(ACTIVE, NEW_ACCOUNTS, told=True)
+    return state
+
+
+def _hinted(hint: KnownHint, answer: ItemAnswer) -> ItemState:
+    ends = hint.fields.get("disconnect_time") or hint.fields.get("consent_expiration_time")
+    return ItemState(
+        HINTED_STATES[hint.code],
+        hint.code,
+        hint.fields.get("reason"),
+        ends or answer.consent_expiration_time,
+        told=True,
+    )

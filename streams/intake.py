@@ -1,0 +1,96 @@
+"""What a webhook asks for: a mark, a hint, or nothing. Core.
+
+A webhook carries no id, no time and no data: it says "this Item may have changed". Source: PLAID.md 1.5, 1.7.
+"""
+
+import base64
+import binascii
+import hashlib
+from typing import Any, NamedTuple
+
+import msgspec
+
+from runtime.dues import Hint, Mark
+from schemas.records import Cause, Webhook
+from streams.times import moment
+
+REACTIONS = ("marked", "hinted", "legacy", "nothing", "unknown", "unreadable")
+
+_LEGACY = frozenset({"INITIAL_UPDATE", "HISTORICAL_UPDATE", "DEFAULT_UPDATE", "TRANSACTIONS_REMOVED"})
+_HINTS = frozenset(
+    {
+        "ERROR", "LOGIN_REPAIRED", "PENDING_EXPIRATION", "PENDING_DISCONNECT", "USER_PERMISSION_REVOKED",
+        "USER_ACCOUNT_REVOKED", "NEW_ACCOUNTS_AVAILABLE",
+    }
+)  # fmt: skip
+_OF_ACCOUNTS = frozenset({"USER_ACCOUNT_REVOKED", "NEW_ACCOUNTS_AVAILABLE", "LOGIN_REPAIRED"})
+_KNOWN_WITHOUT_EFFECT = frozenset(
+    {
+        ("TRANSACTIONS", "RECURRING_TRANSACTIONS_UPDATE"), ("ITEM", "WEBHOOK_UPDATE_ACKNOWLEDGED"),
+        ("HOLDINGS", "DEFAULT_UPDATE"), ("INVESTMENTS_TRANSACTIONS", "DEFAULT_UPDATE"),
+        ("INVESTMENTS_TRANSACTIONS", "HISTORICAL_UPDATE"), ("LIABILITIES", "DEFAULT_UPDATE"),
+    }
+)  # fmt: skip
+_HINT_FIELDS = ("reason", "disconnect_time", "consent_expiration_time", "account_id")
+
+
+class Seen(NamedTuple):
+    """What a webhook asks for. `reaction` is one of REACTIONS, for counting."""
+
+    reaction: str
+    mark: Mark | None = None
+    hint: Hint | None = None
+
+
+def repeat_key(webhook: Webhook) -> bytes:
+    """What two deliveries of one webhook have in common, and two webhooks that only look alike have not.
+
+    Bodies repeat themselves byte for byte, so the key is that of the signature: key id, time and hash. A JWT that
+    cannot be read, which no ingest lets in, is a key by itself.
+    """
+    try:
+        header, claims = (_json_part(part) for part in webhook.jwt.split(".")[:2])
+        said = f"{header['kid']}\0{claims['iat']}\0".encode()
+    except (ValueError, KeyError, TypeError, binascii.Error, msgspec.DecodeError):
+        said = webhook.jwt.encode()
+    return hashlib.sha256(said + webhook.body_sha256).digest()
+
+
+def react(webhook: Webhook, *, partition: int, offset: int) -> Seen:
+    """Decide what a webhook asks for; an unknown one asks for nothing."""
+    if webhook.body is None:
+        return Seen("nothing")  # of type LINK: ingest keeps no body that carries tokens
+    try:
+        body = msgspec.json.decode(webhook.body)
+    except msgspec.DecodeError:
+        return Seen("unreadable")
+    if not isinstance(body, dict):
+        return Seen("unreadable")
+    kind, code, item_id = body.get("webhook_type"), body.get("webhook_code"), body.get("item_id")
+    if not isinstance(item_id, str) or not isinstance(code, str):
+        return Seen("unknown")
+    received_at = moment(webhook.received_at)
+    mark = Mark(item_id, Cause("webhook", partition, offset, webhook.received_at), received_at, stale=webhook.stale)
+    if kind == "TRANSACTIONS" and code == "SYNC_UPDATES_AVAILABLE":
+        return Seen("marked", mark)
+    if kind == "TRANSACTIONS" and code in _LEGACY:
+        return Seen("legacy", mark._replace(unread_only=True))
+    if kind == "ITEM" and code in _HINTS:
+        # A webhook of unknown age says only "look": its word about a state would be taken for new.
+        hint = None if webhook.stale else Hint(item_id, partition, offset, code, _fields(body), received_at)
+        return Seen("hinted", mark._replace(accounts=code in _OF_ACCOUNTS), hint)
+    return Seen("nothing" if (kind, code) in _KNOWN_WITHOUT_EFFECT else "unknown")
+
+
+def _fields(body: dict[str, Any]) -> dict[str, Any]:
+    """The few fields of a body that a hint needs. Not every ITEM webhook has an `error` (PLAID.md 1.13, trap 17)."""
+    fields = {name: body[name] for name in _HINT_FIELDS if isinstance(body.get(name), str)}
+    error = body.get("error")
+    if isinstance(error, dict):
+        found = {name: error.get(name) for name in ("error_code", "error_code_reason")}
+        fields |= {name: value for name, value in found.items() if isinstance(value, str)}
+    return fields
+
+
+def _json_part(text: str) -> Any:
+    return msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
