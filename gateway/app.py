@@ -1,0 +1,149 @@
+"""The composition root of `tartan gateway`."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import asyncpg
+from aiohttp import web
+
+from gateway import page
+from gateway.authentication import StreamTokens, Tenants
+from gateway.call import Handle, guarded
+from gateway.hub import GOING_AWAY, Ending, Hub
+from gateway.items import Items
+from gateway.limits import Buckets
+from gateway.openapi import document
+from gateway.problems import UNAVAILABLE, problems
+from gateway.push import PushReader
+from gateway.reads import Reads
+from gateway.routes import ROUTES, Route
+from gateway.stream import Streams
+from runtime import logs
+from runtime.lifecycle import Running
+from runtime.plaid import Plaid
+from runtime.postgres import open_pool
+from runtime.settings import Settings
+from runtime.vault import Vault
+from schemas.errors import Retry
+
+BODY_BYTES_MAX = 16 * 1024
+"""The largest body here is a public token and two ids."""
+
+DRAIN_S = 10.0
+PROBE_S = 5.0
+
+_log = logs.logger(__name__)
+
+
+class Gateway:
+    """Everything that answers, and the application that it answers through."""
+
+    def __init__(self, settings: Settings, *, pool: asyncpg.Pool, plaid: Plaid, hub: Hub) -> None:
+        self._tenants = Tenants(settings.tenants())
+        self._buckets = Buckets()
+        self._hub = hub
+        tokens = StreamTokens(settings)
+        self._items = Items(settings, pool=pool, plaid=plaid, vault=Vault(settings.master_key()))
+        self._reads = Reads(pool=pool, tokens=tokens)
+        self._streams = Streams(pool=pool, hub=hub, tokens=tokens, partitions=settings.partitions)
+
+    def app(self) -> web.Application:
+        """The application: one route for each row of the table, and the page."""
+        app = web.Application(middlewares=[problems], client_max_size=BODY_BYTES_MAX)
+        for route in ROUTES:
+            app.router.add_route(route.method, route.path, self._answering(route))
+        app.add_routes(page.routes())
+        app.on_shutdown.append(self._say_goodbye)
+        return app
+
+    def _answering(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """The handler of a route: the method that is named like its operation, behind key, rate and values."""
+        if route.operation == "stream":
+            return self._streams.handle
+        if route.operation == "openapi":
+            return _openapi
+        handle: Handle = getattr(self._items, route.operation, None) or getattr(self._reads, route.operation)
+        return guarded(route, handle, tenants=self._tenants, buckets=self._buckets)
+
+    async def _say_goodbye(self, _: web.Application) -> None:
+        self._hub.close(Ending(GOING_AWAY, "the server stops: connect again"))
+
+
+@asynccontextmanager
+async def stage(settings: Settings) -> AsyncIterator[Running]:
+    """Serve REST, streams and the page."""
+    async with AsyncExitStack() as stack:
+        pool = await _pool(settings)
+        stack.push_async_callback(pool.close)
+        plaid = Plaid(settings)
+        stack.push_async_callback(plaid.close)
+        hub = Hub()
+        push, database = PushReader(settings, hub), _Database(pool)
+        gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub)
+        reading = await stack.enter_async_context(_background(push.run()))
+        await stack.enter_async_context(_background(database.watch()))
+        await stack.enter_async_context(serving(gateway, settings))
+        yield Running("gateway", lambda: database.not_ready() + push.not_ready(), reading)
+
+
+@asynccontextmanager
+async def serving(gateway: Gateway, settings: Settings) -> AsyncIterator[int]:
+    """Listen on the public port, and give the port; on the way out streams are closed and answers finished."""
+    runner = web.AppRunner(
+        gateway.app(), access_log=None, handle_signals=False, auto_decompress=False, shutdown_timeout=DRAIN_S
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+        port = runner.addresses[0][1]
+        _log.info("gateway", host=settings.host, port=port)
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+async def _pool(settings: Settings) -> asyncpg.Pool:
+    try:
+        return await open_pool(settings, stage="gateway")
+    except UNAVAILABLE as error:
+        raise Retry(f"no Postgres: {type(error).__name__}") from error
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator["asyncio.Task[None]"]:
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+class _Database:
+    """What /readyz says about Postgres."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._problem: str | None = "not asked yet"
+
+    def not_ready(self) -> list[str]:
+        """Why reads fail."""
+        return [f"Postgres: {self._problem}"] if self._problem else []
+
+    async def watch(self) -> None:
+        """Ask Postgres, again and again."""
+        while True:
+            try:
+                await self._pool.fetchval("SELECT 1", timeout=PROBE_S)
+                self._problem = None
+            except UNAVAILABLE as error:
+                self._problem = type(error).__name__
+            await asyncio.sleep(PROBE_S)
+
+
+async def _openapi(_: web.Request) -> web.StreamResponse:
+    return web.json_response(document())

@@ -1,0 +1,92 @@
+"""Who is asking: API keys for applications, short-lived signed tokens for their users' browsers."""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import NamedTuple
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import OctKey
+
+from gateway.problems import Problem
+from runtime.settings import Settings
+from schemas.errors import Halt
+
+STREAM_TOKEN_S = 300
+"""A browser opens its stream at once; a token that leaks into a log or a history is worth five minutes."""
+
+SECRET_CHARS_MIN = 32
+"""HS256 wants a key as long as its hash, 256 bits. Source: RFC 7518, 3.2."""
+
+TOKEN_CHARS_MAX = 1024
+AUDIENCE = "tartan.stream"
+ALGORITHM = "HS256"
+
+
+class Viewer(NamedTuple):
+    """Whose stream a token opens."""
+
+    tenant: str
+    user: int
+
+
+class Tenants:
+    """API keys, each of a tenant."""
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        if not keys:
+            raise Halt("no API keys: set TARTAN_API_KEYS (tenant:key, entries separated by commas)")
+        self._digests = [(hashlib.sha256(key.encode()).digest(), tenant) for key, tenant in keys.items()]
+
+    def of(self, authorization: str | None) -> str:
+        """The tenant of an `Authorization` header.
+
+        Raises: Problem 401. All keys are compared, each in constant time, so the answer's time tells nothing.
+        """
+        scheme, _, key = (authorization or "").partition(" ")
+        given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        matching = [tenant for digest, tenant in self._digests if hmac.compare_digest(digest, given)]
+        if scheme.lower() != "bearer" or not matching:
+            kind = "api_key_wrong" if authorization else "api_key_missing"
+            raise Problem(HTTPStatus.UNAUTHORIZED, kind, headers={"WWW-Authenticate": "Bearer"})
+        return matching[0]
+
+
+class StreamTokens:
+    """Issues and reads the tokens with which browsers open streams."""
+
+    def __init__(self, settings: Settings) -> None:
+        secret = settings.stream_secret.get_secret_value()
+        if len(secret) < SECRET_CHARS_MIN:
+            raise Halt(f"TARTAN_STREAM_SECRET has {len(secret)} characters, it needs at least {SECRET_CHARS_MIN}")
+        self._key = OctKey.import_key(secret)
+
+    def issue(self, viewer: Viewer) -> tuple[str, int]:
+        """A token for a user's stream, and when it ends, in seconds since 1970."""
+        ends_at = int(time.time()) + STREAM_TOKEN_S
+        # As text: a number of 63 bits loses digits in every reader that keeps numbers as doubles.
+        claims = {"aud": AUDIENCE, "tenant": viewer.tenant, "user": str(viewer.user), "exp": ends_at}
+        return jwt.encode({"alg": ALGORITHM}, claims, self._key, algorithms=[ALGORITHM]), ends_at
+
+    def read(self, token: str) -> Viewer | None:
+        """Whose token this is; None where it is no token of ours, or over."""
+        if len(token) > TOKEN_CHARS_MAX:
+            return None
+        try:
+            claims = jwt.decode(token, self._key, algorithms=[ALGORITHM]).claims
+            _RULES.validate(claims)
+            return Viewer(str(claims["tenant"]), int(claims["user"]))
+        except (JoseError, ValueError, TypeError):
+            return None
+
+
+_RULES = jwt.JWTClaimsRegistry(
+    leeway=0,
+    aud={"essential": True, "value": AUDIENCE},
+    exp={"essential": True},
+    tenant={"essential": True},
+    user={"essential": True},
+)

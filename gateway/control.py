@@ -1,0 +1,66 @@
+"""What the gateway asks of the control tables: whose an Item is, and where its sync stands."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+import asyncpg
+
+
+class Owned(NamedTuple):
+    """An Item of a tenant, as credentials and schedule know it, before any table shows it."""
+
+    item_id: str
+    user: int
+    user_id: str
+    partition: int
+    institution_id: str | None
+    institution_name: str | None
+    created_at: datetime
+    unlinked_at: datetime | None
+    unlink_requested: bool
+    last_asked_at: datetime | None
+    last_webhook_at: datetime | None
+    next_sync_at: datetime | None
+    head_offset: int | None
+
+
+async def item(connection: asyncpg.Connection, tenant: str, item_id: str) -> Owned | None:
+    """One Item of a tenant; None too where it is another tenant's."""
+    row = await connection.fetchrow(_ITEM, tenant, item_id)
+    return Owned(*row.values()) if row else None
+
+
+async def items(connection: asyncpg.Connection, tenant: str, user: int) -> list[Owned]:
+    """All Items of a user."""
+    return [Owned(*row.values()) for row in await connection.fetch(_ITEMS, tenant, user)]
+
+
+async def is_linked(connection: asyncpg.Connection, item_id: str) -> bool:
+    """Whether this Item was linked before, by anybody."""
+    return bool(await connection.fetchval("SELECT true FROM tartan.credentials WHERE item_id = $1", item_id))
+
+
+async def is_user(connection: asyncpg.Connection, tenant: str, user: int) -> bool:
+    """Whether a user with this number is there still."""
+    return bool(await connection.fetchval(_USER, tenant, user))
+
+
+async def owner_of(connection: asyncpg.Connection, tenant: str, own_id: bytes) -> int | None:
+    """The user whose transaction this is; None too where it is another tenant's."""
+    user: int | None = await connection.fetchval(_OWNER, tenant, own_id)
+    return user
+
+
+_COLUMNS = """
+    SELECT c.item_id, c.user_number, u.user_id, s.partition, c.institution_id, c.institution_name, c.created_at,
+           c.unlinked_at, s.unlink_requested, s.last_synced_at, s.last_webhook_at, s.due_at, h.head_offset
+    FROM tartan.credentials c JOIN tartan.users u USING (user_number)
+    JOIN tartan.sync_state s USING (item_id) LEFT JOIN tartan.heads h USING (item_id)"""
+_ITEM = f"{_COLUMNS} WHERE c.tenant = $1 AND c.item_id = $2"
+_ITEMS = f"{_COLUMNS} WHERE c.tenant = $1 AND c.user_number = $2 ORDER BY c.item_id"
+
+_USER = "SELECT true FROM tartan.users WHERE tenant = $1 AND user_number = $2"
+
+_OWNER = """
+    SELECT t.user_number FROM reads.transactions t JOIN tartan.users u USING (user_number)
+    WHERE u.tenant = $1 AND t.own_id = $2"""

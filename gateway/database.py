@@ -1,0 +1,24 @@
+"""Connections for one answer."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import asyncpg
+
+ACQUIRE_S_MAX = 5.0
+"""How long an answer waits for a connection; then it is 503, which is better than a queue that only grows."""
+
+
+@asynccontextmanager
+async def connected(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the pool. Never take a second one while holding it: a full pool would wait for itself."""
+    async with pool.acquire(timeout=ACQUIRE_S_MAX) as connection:
+        yield cast(asyncpg.Connection, connection)
+
+
+@asynccontextmanager
+async def snapshot(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A connection on which all reads see one moment."""
+    async with connected(pool) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+        yield connection

@@ -1,0 +1,148 @@
+"""Values in requests: read strictly, and refused by name. The table of routes says which there are."""
+
+import datetime
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from gateway.problems import Fault, invalid
+
+TEXT_CHARS_MAX = 200
+"""Longest id: Plaid's have 37 characters, applications' own are UUIDs or addresses."""
+
+SHOWN_CHARS_MAX = 100
+"""A wrong value is shown up to here."""
+
+_OWN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+Place = Literal["path", "query", "body", "header"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One value. `read` turns its text into what handlers want and raises ValueError with the reason."""
+
+    name: str
+    place: Place
+    read: Callable[[str], Any]
+    schema: Mapping[str, Any]
+    description: str
+    required: bool = False
+    secret: bool = False
+
+
+def text(value: str) -> str:
+    """An id or name: not empty, printable, of bounded length."""
+    if not value or len(value) > TEXT_CHARS_MAX or not value.isprintable():
+        raise ValueError(f"must be 1 to {TEXT_CHARS_MAX} printable characters")
+    return value
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """A reader of whole numbers between two bounds."""
+
+    def read(value: str) -> int:
+        # int() reads "1_0", " 1" and "１" too.
+        if not re.fullmatch(r"-?[0-9]{1,18}", value, re.ASCII) or not low <= int(value) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(value)
+
+    return read
+
+
+def seconds(high: float) -> Callable[[str], float]:
+    """A reader of durations up to a bound."""
+
+    def read(value: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value, re.ASCII) or float(value) > high:
+            raise ValueError(f"must be a number of seconds from 0 to {high:g}")
+        return float(value)
+
+    return read
+
+
+def date(value: str) -> datetime.date:
+    """A calendar date."""
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value, re.ASCII):
+        try:
+            return datetime.date.fromisoformat(value)
+        except ValueError:
+            pass
+    raise ValueError("must be a date as YYYY-MM-DD")
+
+
+def boolean(value: str) -> bool:
+    """true or false."""
+    if value not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return value == "true"
+
+
+def own_id(value: str) -> bytes:
+    """A transaction's own id."""
+    if not _OWN_ID.fullmatch(value):
+        raise ValueError("must be 32 hexadecimal digits")
+    return bytes.fromhex(value)
+
+
+def read_all(
+    parameters: Sequence[Parameter], *, path: Mapping[str, str], query: Sequence[tuple[str, str]],
+    headers: Mapping[str, str], body: bytes,
+) -> dict[str, Any]:  # fmt: skip
+    """Read all values of a request; those that are optional and missing are None.
+
+    Raises: Problem 400, naming every wrong, missing, repeated or unknown one at once.
+    """
+    faults: list[Fault] = []
+    places: dict[Place, Mapping[str, Any]] = {
+        "path": path,
+        "query": _once(query, faults),
+        "header": headers,
+        "body": _object(body, faults) if any(one.place == "body" for one in parameters) else {},
+    }
+    values = {one.name: _value(one, places[one.place].get(one.name), faults) for one in parameters}
+    for place in ("query", "body"):
+        known = {one.name for one in parameters if one.place == place}
+        faults += [Fault(name, "is not known here") for name in places[place] if name not in known]
+    if faults:
+        raise invalid(*faults)
+    return values
+
+
+def _value(parameter: Parameter, given: Any, faults: list[Fault]) -> Any:
+    if given is None:
+        if parameter.required:
+            faults.append(Fault(parameter.name, "is missing"))
+        return None
+    if not isinstance(given, str):
+        faults.append(Fault(parameter.name, f"must be text, is {type(given).__name__}"))
+        return None
+    try:
+        return parameter.read(given)
+    except ValueError as error:
+        shown = None if parameter.secret else given[:SHOWN_CHARS_MAX]
+        faults.append(Fault(parameter.name, str(error), shown))
+        return None
+
+
+def _once(pairs: Sequence[tuple[str, str]], faults: list[Fault]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name in values:
+            faults.append(Fault(name, "is given more than once"))
+        values[name] = value
+    return values
+
+
+def _object(body: bytes, faults: list[Fault]) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    faults.append(Fault("body", "must be a JSON object"))
+    return {}
