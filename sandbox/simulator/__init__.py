@@ -1,10 +1,10 @@
 """A deterministic Plaid: a seeded bank with its own ground truth behind Plaid's HTTP API.
 
-The core knows no clock and no network: `bank` holds Items and their logs of changes, `merchants` and
-`scenarios` invent what happens, `sync` cuts a log into pages behind cursors, `truth` says what a reader
-must end up with, `faults` and `limits` decide what goes wrong, `delivery` what becomes of a webhook.
-`world` composes them with a clock and an outbox; `endpoints` speaks Plaid, `control` speaks to tests and
-the demo; `server` and `sender` are the only modules that await.
+The core knows no clock and no network. `bank` holds Items and their logs of changes; `merchants`, `patterns`,
+`drawing` and `scenarios` invent what happens, `dictation` takes it word by word; `sync` cuts a log into pages behind
+cursors; `truth` says what a reader must end up with; `faults` and `limits` decide what goes wrong, `delivery` what
+becomes of a webhook. `world` composes them with a clock. `door` answers Plaid's requests and can be called without
+a network, as a simulation in virtual time does. Only `server`, `control`, `sender` and `pulse` await.
 
-The same seed, the same start and the same calls give the same bytes.
+The same seed, the same clock and the same calls give the same bytes, webhooks and their signatures included.
 """

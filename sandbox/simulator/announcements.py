@@ -36,23 +36,22 @@ class Announcer:
         """Send a webhook to the Item's address; False where it has none."""
         if item.webhook_url is None:
             return False
+        item.last_webhook_at, item.last_webhook_code = self._clock.now(), code
+        body = {"webhook_type": webhook_type, "webhook_code": code, "item_id": item.item_id}
+        self.send(item.webhook_url, {**body, **extra, "environment": "sandbox"})
+        return True
+
+    def send(self, url: str, body: Mapping[str, object]) -> None:
+        """Send any body, signed like every other; many of Plaid's webhooks are of no Item."""
         now = self._clock.now()
-        body = {
-            "webhook_type": webhook_type,
-            "webhook_code": code,
-            "item_id": item.item_id,
-            **extra,
-            "environment": "sandbox",
-        }
-        # Plaid sends two spaces of indentation, and the signature is over these very bytes.
-        raw = json.dumps(body, indent=2, ensure_ascii=False).encode()
         self._made += 1
         if self._rotate_key_every and self._made % self._rotate_key_every == 0:
             self._keyring.rotate(now, expire_old=False)
-        item.last_webhook_at, item.last_webhook_code = now, code
-        self._courier.submit(Webhook(self._made, item.item_id, item.webhook_url, code, raw, now))
+        # Plaid sends two spaces of indentation, and the signature is over these very bytes.
+        raw = json.dumps(body, indent=2, ensure_ascii=False).encode()
+        item_id, code = (str(body.get(name, "")) for name in ("item_id", "webhook_code"))
+        self._courier.submit(Webhook(self._made, item_id, url, code, raw, now))
         self._on_wake()
-        return True
 
     def tell_updates(self, item: Item) -> bool:
         """Send SYNC_UPDATES_AVAILABLE as it stands now, whether or not there is anything new."""

@@ -21,6 +21,9 @@ Phase = Literal["NOT_READY", "INITIAL_UPDATE_COMPLETE", "HISTORICAL_UPDATE_COMPL
 GONE_MAX = 200
 """Removed rows that an Item remembers so that they may come back; older ones stay removed for ever."""
 
+LOG_MAX = 2_000_000
+"""Changes of one Item: a cursor stays valid for a year, so none is ever dropped; at 1 kB each this is 2 GB."""
+
 DRAWS_MAX = 32
 """Tries to draw an Item at random; where nearly all are unfit, a look at each one is quicker than more tries."""
 
@@ -161,6 +164,7 @@ class Item:
 
         Idempotence: none; an `added` id must not be live, a `modified` or `removed` one must be.
         """
+        assert len(self.log) + len(changes) <= LOG_MAX
         for change in changes:
             self._take(change)
         self.log.extend(changes)

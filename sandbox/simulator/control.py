@@ -119,7 +119,11 @@ class Control:
         """Send webhooks for some or all Items, whatever their state."""
         wish = msgspec.json.decode(await request.read() or b"{}", type=Fire)
         world = self._world
-        items = world.bank.active_items() if wish.item_ids is None else map(world.item, wish.item_ids)
+        if wish.body is not None:
+            return _json({"fired": self._fire_body(wish, wish.body)})
+        items = (
+            world.bank.active_items() if wish.item_ids is None else [world.item(item_id) for item_id in wish.item_ids]
+        )
         fired = 0
         for item in items:
             for _ in range(wish.times):
@@ -128,6 +132,14 @@ class Control:
                 else:
                     fired += world.announcer.notify(item, wish.type, wish.code, wish.extra)
         return _json({"fired": fired})
+
+    def _fire_body(self, wish: Fire, body: dict[str, Any]) -> int:
+        url = wish.url or self._world.options.webhook_url
+        if url is None:
+            raise ValueError("url is missing, and the simulator has no default one")
+        for _ in range(wish.times):
+            self._world.announcer.send(url, body)
+        return wish.times
 
     async def rotate(self, request: web.Request) -> web.Response:
         """Sign with a new key from now on."""

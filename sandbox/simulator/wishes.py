@@ -48,13 +48,15 @@ class Live(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Fire(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/webhooks`; without `item_ids`, every Item."""
+    """`POST /simulator/webhooks`; without `item_ids`, every Item. `body` is sent as it is instead, to `url`."""
 
     item_ids: list[str] | None = None
     type: str = "TRANSACTIONS"
     code: str = "SYNC_UPDATES_AVAILABLE"
     extra: dict[str, Any] = {}
     times: Positive = 1
+    body: dict[str, Any] | None = None
+    url: str | None = None
 
 
 class Link(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

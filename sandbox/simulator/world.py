@@ -378,6 +378,7 @@ class World:
             self.announcer.tell_updates(item)
         if self.options.legacy_webhooks:
             self.announcer.tell_legacy_history(item, legacy_code, len(changes))
+        self._catch_up(item)
 
     def _catch_up(self, item: Item) -> None:
         if item.withheld_changes and self.reachable(item):

@@ -195,6 +195,16 @@ async def test_a_rotated_key_signs_from_then_on(inbox: Inbox) -> None:
         assert old["key"]["expired_at"] is not None
 
 
+async def test_a_webhook_of_no_item_can_be_sent_as_it_is(inbox: Inbox) -> None:
+    async with simulated(inbox) as (_, caller):
+        body = {"webhook_type": "LINK", "webhook_code": "SESSION_FINISHED", "public_tokens": ["public-sandbox-1"]}
+
+        await caller.post("/webhooks", body=body, times=2)
+        await until(lambda: len(inbox.got) == 2)
+
+        assert json.loads(inbox.got[0][0]) == body
+
+
 async def test_keys_are_taken_from_the_body_or_the_headers(inbox: Inbox) -> None:
     async with simulated(inbox) as (_, caller):
         item = await synced(caller)

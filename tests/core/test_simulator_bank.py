@@ -224,6 +224,18 @@ def test_an_item_in_error_is_not_told_anything_until_its_repair() -> None:
     assert len(item.log) >= changes + 4
 
 
+def test_what_happens_before_an_item_is_ready_arrives_when_it_is() -> None:
+    world = make_world()
+    item = world.create_item("ada", transactions=20, ready=False)
+
+    world.step(item.item_id, changes=3)
+    before = len(item.log)
+    world.become_ready(item)
+
+    assert before == 0
+    assert len(item.log) >= 23
+
+
 def test_a_second_link_of_a_login_shares_rows_and_no_id() -> None:
     world = make_world()
     item = world.create_item("ada", transactions=100)
