@@ -58,6 +58,10 @@ class Bank(_Json):
         """Declare a fault."""
         await self._ask("POST", "/simulator/faults", fault)
 
+    async def rates(self, **rates: float) -> None:
+        """Set the shares of webhooks that are lost, repeated or delayed, and of requests that fail."""
+        await self._ask("POST", "/simulator/rates", rates)
+
     async def quiet(self) -> bool:
         """Whether no webhook is on its way."""
         answer = await self._ask("GET", "/simulator/quiet")
@@ -107,6 +111,21 @@ class Application(_Json):
         """A short-lived token with which a browser opens the user's stream."""
         answer = await self._ask("POST", f"/v1/users/{user_id}/stream-token")
         return str(answer["token"])
+
+    async def item(self, item_id: str) -> dict[str, Any]:
+        """An Item and its state."""
+        answer: dict[str, Any] = await self._ask("GET", f"/v1/items/{item_id}")
+        return answer
+
+    async def sync(self, item_id: str, *, wait_s: float) -> dict[str, Any]:
+        """Ask Plaid now, and wait for what comes of it."""
+        answer: dict[str, Any] = await self._ask("POST", f"/v1/items/{item_id}/sync", None, wait=str(wait_s))
+        return answer
+
+    async def unlink(self, item_id: str, *, wait_s: float) -> dict[str, Any]:
+        """End an Item, and wait until it is."""
+        answer: dict[str, Any] = await self._ask("DELETE", f"/v1/items/{item_id}", None, wait=str(wait_s))
+        return answer
 
     async def transactions(self, user_id: str, **filters: str) -> dict[str, Any]:
         """A page of a user's transactions."""

@@ -1,0 +1,79 @@
+"""What is personal is sealed: no planted marker and no token in any topic's clear part, log or metric."""
+
+from pathlib import Path
+
+import aiohttp
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from runtime.kafka import connection
+from schemas.topics import CHANGESETS, DEAD_LETTERS, WEBHOOKS, full_name
+from tests.acceptance.conftest import Running
+
+QUIET_S_MAX = 120.0
+MARKER_LENGTH_MIN = 6
+"""Shorter names stand in any text by chance."""
+
+
+async def test_nothing_personal_is_readable_in_clear_topics_logs_and_metrics(running: Running, tmp_path: Path) -> None:
+    [item] = await running.bank.make_items("grace-hopper-the-user", transactions=300)
+    await running.application.link("grace-hopper-the-user", item["public_token"])
+    await running.bank.step(item["item_id"], changes=20)
+    await running.bank.fault(kind="item_error", item_id=item["item_id"], code="ITEM_LOGIN_REQUIRED")
+    await running.observer.until_quiet(running.bank, timeout_s=QUIET_S_MAX)
+
+    markers = await personal_markers(running)
+    assert len(markers) > 50
+    clear = await clear_topics(running)
+    logs = b"".join(path.read_bytes() for path in tmp_path.glob("*.log") if "simulator" not in path.name)
+    metrics = await scraped(running)
+
+    assert len(clear) > 1000
+    assert [marker for marker in markers if marker in clear] == []
+    assert [marker for marker in markers if marker in logs] == []
+    assert [marker for marker in [*markers, item["item_id"].encode()] if marker in metrics] == []
+
+
+async def personal_markers(running: Running) -> list[bytes]:
+    """Names, merchants, account names and ids of the bank's truth, the application's user id, beginnings of tokens."""
+    truth = await running.bank.truth()
+    rows = [row for item in truth for row in item["transactions"]]
+    names = {row[name] for row in rows for name in ("name", "merchant_name", "original_description", "transaction_id")}
+    accounts = {
+        row[name] for item in truth for row in item["accounts"] for name in ("name", "official_name", "account_id")
+    }
+    secrets = {"grace-hopper-the-user", "access-sandbox", "public-sandbox", running.world.secrets.api_key}
+    return [text.encode() for text in names | accounts | secrets if text and len(text) >= MARKER_LENGTH_MIN]
+
+
+async def clear_topics(running: Running) -> bytes:
+    """All bytes of the topics that are kept: keys, values and headers."""
+    settings = running.world.settings()
+    consumer = AIOKafkaConsumer(
+        group_id=None, auto_offset_reset="none", enable_auto_commit=False, **connection(settings)
+    )
+    await consumer.start()
+    found: list[bytes] = []
+    try:
+        for topic in (WEBHOOKS, CHANGESETS, DEAD_LETTERS):
+            for number in range(settings.partitions):
+                where = TopicPartition(full_name(topic, settings.topic_prefix), number)
+                end = (await consumer.end_offsets([where]))[where]
+                consumer.assign([where])
+                consumer.seek(where, 0)
+                while await consumer.position(where) < end:
+                    for record in (await consumer.getmany(where, timeout_ms=500)).get(where, []):
+                        found += [record.key or b"", record.value, *(value for _, value in record.headers)]
+    finally:
+        await consumer.stop()
+    return b"".join(found)
+
+
+async def scraped(running: Running) -> bytes:
+    """The metrics of every stage."""
+    found = []
+    async with aiohttp.ClientSession() as session:
+        for stage in running.world.stages.values():
+            if stage.name != "plaid-simulator":
+                async with session.get(stage.metrics_url) as answer:
+                    found.append(await answer.read())
+    return b"".join(found)
