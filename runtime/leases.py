@@ -83,21 +83,23 @@ async def gone_lately(connection: asyncpg.Connection) -> tuple[int, int]:
     return row["gone"], row["items"]
 
 
+def known_head(row: asyncpg.Record) -> KnownHead:
+    """An Item's head from a row of `heads`."""
+    prints = msgspec.json.decode(row["fingerprints"], type=dict[str, str])
+    return KnownHead(
+        row["head"],
+        row["head_offset"],
+        row["head_at"],
+        row["unlinked"],
+        row["cursor"],
+        row["state"],
+        row["code"],
+        row["history_status"],
+        {account: bytes.fromhex(value) for account, value in prints.items()},
+    )
+
+
 def _claimed(row: asyncpg.Record) -> Claimed:
-    head = None
-    if row["head"] is not None:
-        prints = msgspec.json.decode(row["fingerprints"], type=dict[str, str])
-        head = KnownHead(
-            row["head"],
-            row["head_offset"],
-            row["head_at"],
-            row["unlinked"],
-            row["cursor"],
-            row["state"],
-            row["code"],
-            row["history_status"],
-            {account: bytes.fromhex(value) for account, value in prints.items()},
-        )
     hints: Sequence[KnownHint] = msgspec.json.decode(row["hints"], type=tuple[KnownHint, ...])
     return Claimed(
         item_id=row["item_id"],
@@ -117,7 +119,7 @@ def _claimed(row: asyncpg.Record) -> Claimed:
         accounts_at=row["accounts_at"],
         attempts=row["attempts"],
         not_ready=row["not_ready"],
-        head=head,
+        head=known_head(row) if row["head"] is not None else None,
         hints=tuple(hints),
     )
 

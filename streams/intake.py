@@ -6,6 +6,8 @@ A webhook carries no id, no time and no data: it says "this Item may have change
 import base64
 import binascii
 import hashlib
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -40,6 +42,43 @@ class Seen(NamedTuple):
     reaction: str
     mark: Mark | None = None
     hint: Hint | None = None
+
+
+class Found(NamedTuple):
+    """A webhook as it stands in the log."""
+
+    partition: int
+    offset: int
+    key: bytes
+    webhook: Webhook
+
+
+class Batch(NamedTuple):
+    """What webhooks that were read together ask for: one mark an Item."""
+
+    marks: list[Mark]
+    hints: list[Hint]
+    reactions: Counter[str]
+    repeats: int
+
+
+def gather(found: Sequence[Found], fresh: Collection[bytes]) -> Batch:
+    """Decide about webhooks read together; `fresh` are the repeat keys that were not known before."""
+    left = set(fresh)
+    marks: dict[str, Mark] = {}
+    batch = Batch([], [], Counter(), len(found) - len(left))
+    for one in found:
+        if one.key not in left:
+            continue
+        left.discard(one.key)  # the second of two in one batch is a repeat, too
+        seen = react(one.webhook, partition=one.partition, offset=one.offset)
+        batch.reactions[seen.reaction] += 1
+        if seen.mark is not None:
+            marks[seen.mark.item_id] = _joined(marks.get(seen.mark.item_id), seen.mark)
+        if seen.hint is not None:
+            batch.hints.append(seen.hint)
+    batch.marks.extend(marks.values())
+    return batch
 
 
 def repeat_key(webhook: Webhook) -> bytes:
@@ -80,6 +119,17 @@ def react(webhook: Webhook, *, partition: int, offset: int) -> Seen:
         hint = None if webhook.stale else Hint(item_id, partition, offset, code, _fields(body), received_at)
         return Seen("hinted", mark._replace(accounts=code in _OF_ACCOUNTS), hint)
     return Seen("nothing" if (kind, code) in _KNOWN_WITHOUT_EFFECT else "unknown")
+
+
+def _joined(before: Mark | None, after: Mark) -> Mark:
+    """One mark for two webhooks of an Item read at once: the later one's cause, and all that either asked for."""
+    if before is None:
+        return after
+    return after._replace(
+        accounts=before.accounts or after.accounts,
+        unread_only=before.unread_only and after.unread_only,
+        stale=before.stale and after.stale,
+    )
 
 
 def _fields(body: dict[str, Any]) -> dict[str, Any]:

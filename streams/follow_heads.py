@@ -1,0 +1,69 @@
+"""The agent follow_heads: the one way to know an Item's head. It applies the gate to `changesets`. Shell.
+
+Heads and position are one transaction. Only here an Item is made due again after a skip, and only here an erasure
+is carried out.
+"""
+
+from collections.abc import Callable, Sequence
+
+from runtime import metrics as shared
+from runtime.crash_points import CrashPoint, reach
+from runtime.leases import FOLLOWER
+from runtime.reader import Position, Reader, Received, unread
+from runtime.witness import checksum
+from schemas import changesets
+from streams.following import Read, follow
+from streams.insisting import insist
+from streams.ports import BeginFollowing
+
+READER = FOLLOWER
+
+
+class FollowHeads:
+    """Reads `changesets` for ever. `on_erased` is told users whose keys are to be forgotten."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        begin: BeginFollowing,
+        *,
+        on_commit: Callable[[], None],
+        on_erased: Callable[[int], None],
+    ) -> None:
+        self._reader = reader
+        self._begin = begin
+        self._on_commit = on_commit
+        self._on_erased = on_erased
+
+    async def run(self) -> None:
+        """Take what waits, follow, acknowledge. Raises: Halt."""
+        while True:
+            records = await self._reader.take()
+            erased = await insist(lambda records=records: self.deal_with(records), what=READER)  # type: ignore[misc]
+            self._reader.acknowledge(records)
+            for user in erased:
+                self._on_erased(user)
+            self._on_commit()
+
+    async def deal_with(self, records: Sequence[Received]) -> list[int]:
+        """Write what these records cause, in one transaction, and give users that were erased. Raises: Halt, Retry."""
+        with shared.BATCH_SECONDS.labels(READER).time():
+            async with self._begin({record.partition for record in records}) as following:
+                new = unread(records, {number: found.next for number, found in following.positions.items()})
+                if not new:
+                    return []
+                read = [Read(record.partition, record.offset, changesets.read(record.value).head) for record in new]
+                known = await following.heads({one.head.item_id for one in read if one.head.item_id is not None})
+                erased = await following.erased({one.head.user for one in read})
+                followed = follow(read, known, erased=erased)
+                await following.apply(followed)
+                await following.advance(
+                    {record.partition: Position(record.offset + 1, checksum(record.value)) for record in new}
+                )
+                reach(CrashPoint.FOLLOW_BEFORE_COMMIT)
+        reach(CrashPoint.FOLLOW_AFTER_COMMIT)
+        shared.BATCHES.labels(READER).inc()
+        shared.RECORDS.labels(READER).inc(len(new))
+        for verdict, count in followed.verdicts.items():
+            shared.GATE.labels(READER, verdict.value).inc(count)
+        return followed.erased

@@ -1,0 +1,73 @@
+"""The agent mark_due: webhooks read from the log make Items due. Shell.
+
+Marks, repeats and position are one transaction, so a webhook counts once however often it is read or delivered.
+No record is held while Plaid is slow: what follows a mark is another agent's work.
+"""
+
+from collections.abc import Callable, Sequence
+
+from runtime import logs
+from runtime import metrics as shared
+from runtime.crash_points import CrashPoint, reach
+from runtime.reader import Position, Reader, Received, unread
+from runtime.witness import checksum
+from schemas import codec
+from schemas.errors import Quarantine
+from schemas.records import Webhook
+from streams import intake, metrics
+from streams.insisting import insist
+from streams.ports import Begin
+
+READER = "mark_due"
+
+_log = logs.logger(__name__)
+
+
+class MarkDue:
+    """Reads `webhooks` for ever."""
+
+    def __init__(self, reader: Reader, begin: Begin, *, on_commit: Callable[[], None]) -> None:
+        self._reader = reader
+        self._begin = begin
+        self._on_commit = on_commit
+
+    async def run(self) -> None:
+        """Take what waits, mark, acknowledge. Raises: Halt."""
+        while True:
+            records = await self._reader.take()
+            await insist(lambda records=records: self.deal_with(records), what=READER)  # type: ignore[misc]
+            self._reader.acknowledge(records)
+            self._on_commit()
+
+    async def deal_with(self, records: Sequence[Received]) -> None:
+        """Write what these records cause, in one transaction. Raises: Halt, Retry."""
+        with shared.BATCH_SECONDS.labels(READER).time():
+            async with self._begin({record.partition for record in records}) as marking:
+                new = unread(records, {number: found.next for number, found in marking.positions.items()})
+                if not new:
+                    return
+                found = [one for record in new if (one := _found(record)) is not None]
+                fresh = await marking.new_keys(list(dict.fromkeys(one.key for one in found)))
+                batch = intake.gather(found, fresh)
+                await marking.mark(batch.marks, batch.hints)
+                await marking.advance(
+                    {record.partition: Position(record.offset + 1, checksum(record.value)) for record in new}
+                )
+                reach(CrashPoint.MARK_BEFORE_COMMIT)
+        reach(CrashPoint.MARK_AFTER_COMMIT)
+        shared.BATCHES.labels(READER).inc()
+        shared.RECORDS.labels(READER).inc(len(new))
+        metrics.REPEATS.inc(batch.repeats)
+        for reaction, count in batch.reactions.items():
+            metrics.WEBHOOKS.labels(reaction).inc(count)
+
+
+def _found(record: Received) -> intake.Found | None:
+    """A record's webhook. One that is none, which no ingest writes, stays in the log and stops nothing."""
+    try:
+        webhook = codec.decode(Webhook, record.value)
+    except Quarantine as error:
+        metrics.WEBHOOKS.labels("unreadable").inc()
+        _log.error("no webhook", partition=record.partition, offset=record.offset, reason=str(error))
+        return None
+    return intake.Found(record.partition, record.offset, intake.repeat_key(webhook), webhook)

@@ -1,0 +1,115 @@
+"""What this stage's agents need of the world. Postgres, Kafka and Plaid are one implementation, memory another."""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Protocol
+
+from runtime.dues import Claimed, Hint, Mark, Released
+from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
+from runtime.reader import Position
+from schemas.changesets import UserKeys
+from streams.following import Followed, ItemHead
+
+Clock = Callable[[], datetime]
+Sleep = Callable[[float], Awaitable[None]]
+Random = Callable[[], float]
+"""A number in [0, 1)."""
+Nonce = Callable[[], bytes]
+
+
+class Bank(Protocol):
+    """Plaid. Each raises PlaidRefused, Retry or Quarantine; runtime.plaid.Plaid is one."""
+
+    async def sync_page(self, token: str, cursor: str | None) -> SyncPage:
+        """One page of what changed after a cursor."""
+
+    async def accounts(self, token: str) -> AccountsAnswer:
+        """The accounts with their cached balances."""
+
+    async def item(self, token: str) -> ItemAnswer:
+        """The Item's state."""
+
+    async def remove(self, token: str) -> None:
+        """End the Item."""
+
+
+class Log(Protocol):
+    """The topic `changesets`."""
+
+    async def append(self, partition: int, key: bytes, value: bytes) -> int:
+        """Append a record and give its offset. Raises: InDoubt, Retry."""
+
+    async def end(self, partition: int) -> int:
+        """The next offset of a partition. Raises: Retry."""
+
+
+class Store(Protocol):
+    """What a pass needs of the scheduler. Each raises Retry where Postgres is away."""
+
+    async def claim(self, slots: int) -> Sequence[Claimed]:
+        """Lease what is due."""
+
+    async def renew(self, claimed: Claimed) -> bool:
+        """Prolong a lease; False where it was lost."""
+
+    async def release(self, claimed: Claimed, result: Released) -> bool:
+        """Give an Item back; False where the lease was lost."""
+
+    async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
+        """Give an Item back untouched, to wait for the follower."""
+
+    async def expire(self, claimed: Claimed) -> None:
+        """End a lease as if time had."""
+
+    async def finish_unlink(self, claimed: Claimed) -> None:
+        """Delete token and schedule."""
+
+    async def park(self, claimed: Claimed, reason: str) -> None:
+        """Set an Item aside until it is redriven."""
+
+    async def keys(self, user: int) -> UserKeys | None:
+        """A user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""
+
+    def token(self, claimed: Claimed) -> str | None:
+        """The Item's access token; None where there is none. Raises: Halt, where it does not open."""
+
+    async def gone_lately(self) -> tuple[int, int]:
+        """How many Items Plaid called gone within the hour, of how many."""
+
+
+class Marking(Protocol):
+    """One transaction of mark_due, its positions locked."""
+
+    positions: Mapping[int, Position]
+
+    async def new_keys(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Remember repeat keys and give those that were not known."""
+
+    async def mark(self, marks: Sequence[Mark], hints: Sequence[Hint]) -> int:
+        """Make Items due; how many there were."""
+
+    async def advance(self, positions: Mapping[int, Position]) -> None:
+        """Move the positions."""
+
+
+class Following(Protocol):
+    """One transaction of follow_heads, its positions locked."""
+
+    positions: Mapping[int, Position]
+
+    async def heads(self, items: Collection[str]) -> dict[str, ItemHead]:
+        """The heads that are known."""
+
+    async def erased(self, users: Collection[int]) -> set[int]:
+        """Users whose key is destroyed."""
+
+    async def apply(self, followed: Followed) -> None:
+        """Write heads, make due again what was skipped or redriven, erase."""
+
+    async def advance(self, positions: Mapping[int, Position]) -> None:
+        """Move the positions."""
+
+
+Begin = Callable[[Collection[int]], AbstractAsyncContextManager[Marking]]
+BeginFollowing = Callable[[Collection[int]], AbstractAsyncContextManager[Following]]
