@@ -1,0 +1,62 @@
+"""The OpenAPI document says all that the routes do, and nothing else."""
+
+import re
+from typing import Any
+
+from aiohttp import web
+
+from gateway.app import Gateway
+from gateway.documents import SCHEMAS
+from gateway.hub import Hub
+from gateway.openapi import document
+from gateway.routes import ROUTES
+from runtime.settings import Settings
+
+SETTINGS = Settings(
+    api_keys="tenant:key", stream_secret="s" * 32, key_encryption_key="MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+)  # fmt: skip
+
+
+def served() -> set[tuple[str, str]]:
+    app: web.Application = Gateway(SETTINGS, pool=None, plaid=None, hub=Hub()).app()  # type: ignore[arg-type]
+    found = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
+    return {(method, path) for method, path in found if path.startswith("/v1")}
+
+
+def operations() -> list[tuple[str, str, dict[str, Any]]]:
+    return [(method.upper(), path, what) for path, item in document()["paths"].items() for method, what in item.items()]
+
+
+def references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [ref for name, one in value.items() for ref in ([one] if name == "$ref" else references(one))]
+    return [ref for one in value for ref in references(one)] if isinstance(value, list) else []
+
+
+def test_each_route_that_is_served_is_in_the_document_and_each_in_the_document_is_served() -> None:
+    assert {(method, path) for method, path, _ in operations()} == served()
+
+
+def test_each_operation_has_a_name_of_its_own_a_summary_and_its_path_parameters() -> None:
+    names = [what["operationId"] for _, _, what in operations()]
+    assert len(names) == len(set(names)) == len(ROUTES)
+    for _, path, what in operations():
+        in_path = {one["name"] for one in what["parameters"] if one["in"] == "path"}
+        assert in_path == set(re.findall(r"{(\w+)}", path))
+        assert all(one["required"] for one in what["parameters"] if one["in"] == "path")
+        assert what["summary"]
+        assert what["responses"]
+
+
+def test_each_reference_leads_to_a_schema_and_each_schema_is_used() -> None:
+    names = {reference.rpartition("/")[2] for reference in references(document())}
+
+    assert names == set(SCHEMAS)
+
+
+def test_each_operation_but_the_open_ones_asks_for_a_key() -> None:
+    open_ones = {what["operationId"] for _, _, what in operations() if not what["security"]}
+
+    assert open_ones == {"stream", "openapi"}
+    for _, _, what in operations():
+        assert ("401" in what["responses"]) == (what["operationId"] not in open_ones)
