@@ -18,7 +18,7 @@ MIGRATION_S_MAX = 3600.0
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tartan migrations', 0))"
 _HAS_REVISIONS = f"SELECT to_regclass('{CONTROL_SCHEMA}.alembic_version') IS NOT NULL"
-_REVISION = f"SELECT version_num FROM {CONTROL_SCHEMA}.alembic_version"  # noqa: S608
+_REVISION = f"SELECT version_num FROM {CONTROL_SCHEMA}.alembic_version"
 
 
 def migrate(dsn: str) -> None:

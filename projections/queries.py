@@ -201,9 +201,9 @@ def _text(value: Any) -> Any:
 _ITEM_COLUMNS = """item_id, institution_id, institution_name, state, code, reason, effective_at, history_status,
     unlinked, transaction_rows, linked_at, unlinked_at, last_sync_at, known_at"""
 
-_ITEMS = f"SELECT {_ITEM_COLUMNS} FROM reads.items WHERE user_number = $1 ORDER BY item_id"  # noqa: S608 - constants
+_ITEMS = f"SELECT {_ITEM_COLUMNS} FROM reads.items WHERE user_number = $1 ORDER BY item_id"
 
-_ITEM = f"SELECT {_ITEM_COLUMNS} FROM reads.items WHERE user_number = $1 AND item_id = $2"  # noqa: S608
+_ITEM = f"SELECT {_ITEM_COLUMNS} FROM reads.items WHERE user_number = $1 AND item_id = $2"
 
 _ACCOUNTS = """
 SELECT item_id, account_id, persistent_account_id, name, official_name, mask, type, subtype, currency,
@@ -222,9 +222,9 @@ SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
    AND date >= coalesce($4::date, '-infinity') AND date <= coalesce($5::date, 'infinity')
    AND ($6::boolean IS NULL OR pending = $6) AND ($7::boolean IS NULL OR (removed_at IS NOT NULL) = $7)
    AND date <= coalesce($8::date, 'infinity') AND ($8::date IS NULL OR date < $8 OR own_id < $9::bytea)
- ORDER BY date DESC, own_id DESC LIMIT $10"""  # noqa: S608
+ ORDER BY date DESC, own_id DESC LIMIT $10"""
 
-_TRANSACTION = f"SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions WHERE user_number = $1 AND own_id = $2"  # noqa: S608
+_TRANSACTION = f"SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions WHERE user_number = $1 AND own_id = $2"
 
 _TRANSFERS = """
 SELECT number, debit, credit, amount, currency, layer, reverses, effective, partition, changeset, known_at

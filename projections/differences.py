@@ -1,0 +1,44 @@
+"""What differs between two sayings of the bank."""
+
+import json
+from functools import cache
+from typing import Any
+
+from schemas import codec
+
+_JSON = "_json"
+
+
+@cache
+def _fields(number: int) -> tuple[str, ...]:
+    return codec.STRUCTS[number].__struct_fields__  # type: ignore[attr-defined,no-any-return]
+
+
+def changed_fields(before: bytes, before_schema: int, after: bytes, after_schema: int) -> list[str]:
+    """The names of the fields in which two records differ, in the order of the newer schema.
+
+    JSON texts that differ only in the order of keys or in white space are equal.
+    """
+    if before == after and before_schema == after_schema:
+        return []
+    old = codec.decoder(before_schema)(before, 0)[0]
+    new = codec.decoder(after_schema)(after, 0)[0]
+    return [name for name in _fields(after_schema) if not _same(name, getattr(old, name, None), getattr(new, name))]
+
+
+def _same(name: str, old: Any, new: Any) -> bool:
+    if old == new:
+        return True
+    return bool(name.endswith(_JSON) and old is not None and new is not None and _parsed(old) == _parsed(new))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text, parse_float=_number, parse_int=_number)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _number(written: str) -> tuple[str]:
+    # A tuple, which JSON has none of: a number equals neither true nor the same digits as a text.
+    return (written,)

@@ -1,0 +1,261 @@
+"""The fold: what an accepted changeset changes, compared with what is known. Pure.
+
+First everything that the record says is applied to the working set, then the difference to the state before the
+record is settled: at most one net event, and the transfers from one posting to another, for each transaction. So
+the order within a record does not matter: a posted transaction and the removal of its pending one are one change.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from projections import net_events
+from projections.differences import changed_fields
+from projections.ledger import Posting
+from projections.net_events import Envelope, NetEvent, public_schema
+from projections.reading import CACHED, Reported, Said
+from projections.state import AccountRow, Folded, ItemRow, Place, Row, WorkingSet
+from projections.words import ENRICHMENT, Words
+from schemas import codec, events, gate
+from schemas.ids import own_id
+from schemas.records import Head, Item, Removal
+
+
+class _Before(NamedTuple):
+    """A transaction as it was before the record."""
+
+    words: bytes
+    schema: int
+    removed_at: int | None
+    posting: Posting | None
+
+
+_Touched = dict[bytes, tuple[Row, _Before | None]]
+"""Own id to row and its state before the record; None for a row that the record made."""
+
+
+def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, said: Said) -> Folded:
+    """Apply an accepted record to the working set, and give what it caused.
+
+    `item` is None for a record that concerns no Item. The gate's own state is not touched here.
+    Raises: Quarantine; the working set is of no use then.
+    """
+    net: list[NetEvent] = []
+    if item is not None and (said.items or said.transactions or said.balances or head.kind == gate.CHAINED):
+        common = net_events.envelope(
+            tenant=place.tenant, user_id=place.user_id, item_id=item.item_id, known_at=place.known_at,
+            changeset=place.changeset,
+        )  # fmt: skip
+        _fold_item(working, item, head, place, said, common, net)
+        touched = _apply(working, item, place, said.transactions)
+        _settle(working, item, touched, place, common, net)
+        _fold_balances(working, item, place, said.balances, common, net)
+    folded = Folded(
+        place, head.item_id, head.kind, head.type, _cause(head), head.at, said.counts, said.not_effective, len(net),
+        codec.encode_events(net),
+    )  # fmt: skip
+    working.folded.append(folded)
+    return folded
+
+
+def _fold_item(
+    working: WorkingSet, item: ItemRow, head: Head, place: Place, said: Said, common: Envelope, net: list[NetEvent]
+) -> None:
+    if head.kind != gate.CHAINED and not said.items:
+        return
+    known_at = item.known_at = place.known_at
+    working.changed_items[item.item_id] = item
+    if head.type == gate.SYNC:
+        item.last_sync_at = known_at
+    item.history_status = head.history_status or item.history_status
+    if not said.items:
+        return
+    kinds = {kind for kind, *_ in said.items}
+    _, last, words, schema = said.items[-1]
+    before, before_schema, item.words, item.schema = item.words, item.schema, words, schema
+    item.history_status = last.history_status or item.history_status
+    if events.ITEM_UNLINKED in kinds:
+        kind, item.unlinked_at = events.ITEM_UNLINKED, known_at
+    elif events.ITEM_LINKED in kinds:
+        kind, item.linked_at = events.ITEM_LINKED, known_at
+    elif before is None or changed_fields(before, before_schema, words, schema):
+        kind = events.ITEM_STATE_CHANGED
+    else:
+        item.words, item.schema = before, before_schema
+        return
+    previous: Item | None = codec.decoder(before_schema)(before, 0)[0] if before is not None else None
+    event = net_events.item_event(common, words, previous.state if previous else None)
+    net.append((kind, public_schema(schema), event))
+
+
+def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Words | Removal]) -> _Touched:
+    """Apply all that is said of transactions, in order, save that a posted one waits for its pending one."""
+    touched: _Touched = {}
+    waiting: list[Words] = []
+    by_id = item.by_id
+    for words in said:
+        if type(words) is not Words:
+            _remove(item, touched, words.transaction_id, place)
+            continue
+        row = by_id.get(words.transaction_id)
+        if row is not None:
+            _change(working, row, words, touched)
+        elif words.pending_transaction_id is None:
+            _insert(working, item, words, touched, place)
+        else:
+            row = by_id.get(words.pending_transaction_id)
+            if row is not None:
+                _inherit(working, item, row, words, touched)
+            else:
+                waiting.append(words)
+    for words in waiting:
+        row = by_id.get(words.transaction_id) or by_id.get(words.pending_transaction_id or "")
+        if row is None:
+            _insert(working, item, words, touched, place)
+        elif row.transaction_id == words.transaction_id:
+            _change(working, row, words, touched)
+        else:
+            _inherit(working, item, row, words, touched)
+    return touched
+
+
+def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: _Touched, place: Place) -> None:
+    transaction_id = words.transaction_id
+    salt = item.item_id.encode()
+    own = first = own_id(transaction_id, salt=salt)
+    repeats = 0
+    while own in item.own_ids:
+        # The chain that began with this id lives on under another one; this is a second chain.
+        own = own_id(transaction_id, salt=salt + place.changeset + repeats.to_bytes(4, "big"))
+        repeats += 1
+    row = Row(
+        own, item.item_id, place.user, transaction_id, own is not first, words.data, words.schema, words.columns,
+        working.book.posting(place.user, words), place.offset, place.offset, place.known_at,
+        place.known_at if words.is_enriched else None,
+    )  # fmt: skip
+    item.by_id[transaction_id] = row
+    item.own_ids.add(own)
+    touched[own] = (row, None)
+
+
+def _change(working: WorkingSet, row: Row, words: Words, touched: _Touched) -> None:
+    if row.words == words.data and row.removed_at is None:
+        return  # says nothing new, like most of what Plaid calls modified
+    _remember(row, touched)
+    row.words, row.schema, row.columns, row.removed_at = words.data, words.schema, words.columns, None
+    row.posting = working.book.posting(row.user, words)
+    if not row.version:
+        row.enriched_at = row.known_at if words.is_enriched else None
+
+
+def _inherit(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched: _Touched) -> None:
+    """Let a posted transaction go on in the row of its pending one, removed or not."""
+    _remember(row, touched)
+    del item.by_id[row.transaction_id]
+    row.transaction_id, row.chained = words.transaction_id, True
+    item.by_id[words.transaction_id] = row
+    _change(working, row, words, touched)
+
+
+def _remove(item: ItemRow, touched: _Touched, transaction_id: str, place: Place) -> None:
+    """Take a transaction back. An id that no row has is either unknown or superseded: nothing to do."""
+    row = item.by_id.get(transaction_id)
+    if row is not None and row.removed_at is None:
+        _remember(row, touched)
+        row.removed_at, row.posting = place.known_at, None
+
+
+def _remember(row: Row, touched: _Touched) -> None:
+    if row.own_id not in touched:
+        touched[row.own_id] = (row, _Before(row.words, row.schema, row.removed_at, row.posting))
+
+
+def _settle(
+    working: WorkingSet, item: ItemRow, touched: _Touched, place: Place, common: Envelope, net: list[NetEvent]
+) -> None:
+    settle, new = working.book.settle, working.new
+    where = (place.user, place.partition, place.offset, place.known_at)
+    for own, (row, before) in touched.items():
+        if before is not None:
+            _settle_known(working, row, before, where, common, net)
+        elif row.removed_at is not None:  # came and went within the record
+            del item.by_id[row.transaction_id]
+            item.own_ids.discard(own)
+        else:
+            row.version = 1
+            row.transfers = settle(own, 0, None, row.posting, where)
+            new.append(row)
+            item.transaction_rows += 1
+            event = net_events.transaction_event(common, own, 1, row.words, changed=[], previous=None)
+            net.append((events.TRANSACTION_ADDED, public_schema(row.schema), event))
+    if touched:
+        working.changed_items[item.item_id] = item
+
+
+def _settle_known(
+    working: WorkingSet, row: Row, before: _Before, where: tuple[int, int, int, int], common: Envelope,
+    net: list[NetEvent],
+) -> None:  # fmt: skip
+    was_there, is_there = before.removed_at is None, row.removed_at is None
+    if not was_there and not is_there:  # came back and went again within the record
+        if not row.is_new:
+            working.changed[row.own_id] = row
+        return
+    changed = changed_fields(before.words, before.schema, row.words, row.schema) if is_there else []
+    if was_there and is_there and not changed:  # other bytes, the same content
+        row.words, row.schema, row.posting = before.words, before.schema, before.posting
+        return
+    row.version += 1
+    row.last_changeset, row.known_at = where[2], where[3]
+    if not ENRICHMENT.isdisjoint(changed):
+        row.enriched_at = where[3]
+    row.transfers = working.book.settle(row.own_id, row.transfers, before.posting, row.posting, where)
+    if not row.is_new:
+        working.changed[row.own_id] = row
+    net.append(_event_of(row, before, changed, common))
+
+
+def _event_of(row: Row, before: _Before, changed: list[str], common: Envelope) -> NetEvent:
+    """The one net event of a known transaction. One that comes back after a removal was added, to its readers."""
+    if row.removed_at is not None:
+        kind, changed, previous = events.TRANSACTION_REMOVED, [], None
+    elif before.removed_at is not None:
+        kind, changed, previous = events.TRANSACTION_ADDED, [], None
+    else:
+        kind, previous = events.TRANSACTION_MODIFIED, before.words
+    event = net_events.transaction_event(
+        common, row.own_id, row.version, row.words, changed=changed, previous=previous
+    )  # fmt: skip
+    return kind, public_schema(row.schema), event
+
+
+def _fold_balances(
+    working: WorkingSet, item: ItemRow, place: Place, said: list[Reported], common: Envelope, net: list[NetEvent]
+) -> None:
+    last = {(reported.account.account_id, reported.source): reported for reported in said}
+    for (account_id, source), reported in last.items():
+        account = item.accounts.get(account_id) or AccountRow(account_id, item.item_id, place.user)
+        before, schema = (
+            (account.cached_words, account.cached_schema)
+            if source == CACHED
+            else (account.realtime_words, account.realtime_schema)
+        )
+        if before is not None and not changed_fields(before, schema, reported.words, reported.schema):
+            continue
+        item.accounts[account_id] = account
+        working.changed_accounts[item.item_id, account_id] = account
+        account.source = source
+        if source == CACHED:
+            account.cached_words, account.cached_schema = reported.words, reported.schema
+            account.cached_at = place.known_at
+        else:
+            account.realtime_words, account.realtime_schema = reported.words, reported.schema
+            account.realtime_at = place.known_at
+        account.version += 1
+        account.last_changeset, account.known_at = place.offset, place.known_at
+        event = net_events.balance_event(common, source, reported.words, before)
+        net.append((events.BALANCE_UPDATED, public_schema(reported.schema), event))
+
+
+def _cause(head: Head) -> dict[str, object]:
+    cause = head.cause
+    return {name: getattr(cause, name) for name in cause.__struct_fields__ if getattr(cause, name) not in (None, [])}

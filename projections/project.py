@@ -1,0 +1,227 @@
+"""The projector: takes what waits, folds it, writes it in one transaction, hands the events over, acknowledges."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import asyncpg
+
+from projections import admission, known, store
+from projections.admission import Admission, Admitted, Gatekeeper, Opened
+from projections.fold import fold
+from projections.ownership import Ownership
+from projections.publish import Committed, Publisher
+from projections.records import Outbound
+from projections.session import Session
+from projections.state import WorkingSet
+from projections.store import Advanced
+from runtime import crash_points, logs, metrics
+from runtime.crash_points import CrashPoint
+from runtime.reader import Reader
+from runtime.witness import checksum
+from schemas import gate
+from schemas.errors import Halt, Retry, TartanError
+
+READER = "projections"
+EVENTS_MAX = 20_000
+"""Events that one transaction folds, by the counts in the heads: at about 2 kB of working memory each 40 MB. A single
+record may hold more, and is then a batch of its own."""
+RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
+
+AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InvalidTransactionStateError,
+    OSError,
+    TimeoutError,
+)
+"""What the world's state causes and no record does: the same work can succeed after a wait."""
+
+Poisoned = Mapping[tuple[int, int], str]
+"""Partition and offset of records that fail by themselves, with the reason."""
+
+_log = logs.logger(__name__)
+
+
+class _FoldFailed(Exception):
+    """The fold of one record raised."""
+
+    def __init__(self, record: Opened, cause: Exception) -> None:
+        super().__init__(reason(cause))
+        self.record = record
+
+
+class _Batch(NamedTuple):
+    """What of a batch lies at the locked positions or behind, and how it moves them."""
+
+    opened: list[Opened]
+    spans: dict[int, tuple[int, int]]
+    advanced: list[Advanced]
+
+
+class Projector:
+    """One process's projector; others may run beside it on other partitions."""
+
+    def __init__(self, session: Session, publisher: Publisher, ownership: Ownership) -> None:
+        self._session = session
+        self._publisher = publisher
+        self._ownership = ownership
+
+    async def run(self, reader: Reader) -> None:
+        """Project for ever. Raises: Halt, and whatever is an error of this code."""
+        while True:
+            taken = await reader.take()
+            for batch in admission.batches([admission.opened(record) for record in taken], EVENTS_MAX):
+                await self._publisher.room()
+                await self._patiently(batch)
+                reader.acknowledge([record.received for record in batch])
+
+    async def project(self, records: Sequence[Opened], poisoned: Poisoned | None = None) -> None:
+        """Project records in one transaction or, where Postgres refuses one of them, in several.
+
+        Idempotence: records below their partition's position are passed over.
+        Raises: Retry or one of AWAY, where not all was committed; Halt.
+        """
+        poisoned = poisoned or {}
+        try:
+            await self._transact(records, poisoned)
+        except (Retry, Halt, *AWAY):
+            raise
+        except _FoldFailed as failed:
+            await self._set_aside(records, poisoned, failed.record, failed)
+        except Exception as error:  # noqa: BLE001 - what one record causes must not stop the others
+            if len(records) == 1:
+                await self._set_aside(records, poisoned, records[0], error)
+            else:
+                middle = len(records) // 2
+                await self.project(records[:middle], poisoned)
+                await self.project(records[middle:], poisoned)
+
+    async def _set_aside(
+        self, records: Sequence[Opened], poisoned: Poisoned, found: Opened, error: Exception
+    ) -> None:  # fmt: skip
+        where = (found.received.partition, found.received.offset)
+        if where in poisoned or found.head.item_id is None:
+            raise error  # parking did not help or cannot, so it is not for one record to answer for
+        await self.project(records, {**poisoned, where: reason(error)})
+
+    async def _patiently(self, records: Sequence[Opened]) -> None:
+        wait_s = RETRY_S_MIN
+        while True:
+            try:
+                await self.project(records)
+            except (Retry, *AWAY) as error:
+                metrics.RETRIES.labels(READER, "batch").inc()
+                _log.warning("batch waits", reason=reason(error), records=len(records))
+                self._session.drop()
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_S_MAX)
+            else:
+                return
+
+    async def _transact(self, records: Sequence[Opened], poisoned: Poisoned) -> None:
+        connection = await self._session.connection()
+        floors = self._publisher.floors()
+        try:
+            with metrics.BATCH_SECONDS.labels(READER).time():
+                async with connection.transaction():
+                    batch = await _begin(connection, records)
+                    working, outcome = await self._fold(connection, batch.opened, poisoned)
+                    await store.write(connection, working, outcome, batch.advanced, floors)
+                    crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
+        except asyncpg.InterfaceError as error:
+            if connection.is_closed():
+                raise Retry("the connection to Postgres was lost") from error
+            raise
+        crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
+        self._publisher.stored(floors)
+        self._publisher.hand(Committed(batch.spans, _outbound(working)))
+        _count(batch, outcome)
+
+    async def _fold(
+        self, connection: asyncpg.Connection, opened: Sequence[Opened], poisoned: Poisoned
+    ) -> tuple[WorkingSet, Admission]:
+        heads = [record.head for record in opened]
+        items = {head.item_id for head in heads if head.item_id is not None}
+        control = await known.control(connection, items, [head.id for head in heads if head.kind == gate.FREE])
+        owners = await self._ownership.of(connection, {head.user for head in heads})
+        working = WorkingSet()
+        working.items = control.items
+        keeper = Gatekeeper(
+            items=working.items, parked=control.parked, known_ids=control.known_ids, owners=owners, poisoned=poisoned
+        )
+        outcome = keeper.admit(opened)
+        await known.rows(connection, working, outcome.admitted)
+        for record in outcome.admitted:
+            _fold_one(working, record)
+        return working, outcome
+
+
+def reason(error: BaseException) -> str:
+    """Why something was refused, without its content: a library's message may quote the data."""
+    if isinstance(error, TartanError | _FoldFailed):
+        return str(error)
+    state = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__}{f', SQLSTATE {state}' if state else ''}"
+
+
+def _fold_one(working: WorkingSet, record: Admitted) -> None:
+    try:
+        fold(working, record.item, record.opened.head, record.place, record.said)
+    except Halt:
+        raise
+    except Exception as error:
+        raise _FoldFailed(record.opened, error) from error
+
+
+async def _begin(connection: asyncpg.Connection, records: Sequence[Opened]) -> _Batch:
+    """Lock the positions, and give what was not dealt with before.
+
+    Raises: Halt, where a record lies above its partition's position: what is between them would be lost.
+    """
+    locked = await known.lock(connection, {record.received.partition for record in records})
+    opened: list[Opened] = []
+    last: dict[int, Advanced] = {}
+    for record in records:
+        received = record.received
+        at = locked.get(received.partition)
+        if at is None:
+            raise Halt(f"partition {received.partition} has no position: was the number of partitions changed?")
+        if received.offset < at.position:
+            continue
+        if received.offset > at.position:
+            raise Halt(f"partition {received.partition} goes on at {received.offset}, expected {at.position}: a gap")
+        moment = admission.known_at(record, at.known_at)
+        locked[received.partition] = known.Locked(received.offset + 1, moment)
+        opened.append(record._replace(known_at=moment))
+        last[received.partition] = Advanced(received.partition, received.offset + 1, checksum(received.value), moment)
+    first = {record.received.partition: record.received.offset for record in reversed(opened)}
+    spans = {number: (first.get(number, at.position), at.position) for number, at in locked.items()}
+    return _Batch(opened, spans, list(last.values()))
+
+
+def _outbound(working: WorkingSet) -> list[Outbound]:
+    return [
+        Outbound(
+            folded.place.partition, folded.place.offset, folded.place.changeset, folded.place.user, folded.item_id,
+            folded.place.known_at, folded.net_events, folded.events,
+        )
+        for folded in working.folded
+        if folded.net_events
+    ]  # fmt: skip
+
+
+def _count(batch: _Batch, outcome: Admission) -> None:
+    metrics.BATCHES.labels(READER).inc()
+    metrics.RECORDS.labels(READER).inc(len(batch.opened))
+    for verdict, count in outcome.verdicts.items():
+        metrics.GATE.labels(READER, verdict).inc(count)
+    for advanced in batch.advanced:
+        metrics.POSITION.labels(READER, str(advanced.partition)).set(advanced.position)
+    for parking in outcome.parkings:
+        metrics.PARKED.labels(READER).inc()
+        _log.error("item parked", item=parking.item_id, offset=parking.first_offset, reason=parking.reason)

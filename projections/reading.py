@@ -1,0 +1,84 @@
+"""Reads what an accepted changeset says, before anything is known or changed: whatever is wrong with it shows here."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from projections import words
+from projections.words import Words
+from schemas import codec, events, money
+from schemas.records import Account, Item, Removal
+
+CACHED, REALTIME = "cached", "realtime"
+
+_SOURCES = {events.BALANCE_REPORTED: CACHED, events.BALANCE_REPORTED_REALTIME: REALTIME}
+_ABOUT_ITEM = frozenset({events.ITEM_LINKED, events.ITEM_STATE_CHANGED, events.ITEM_UNLINKED})
+
+
+class Reported(NamedTuple):
+    """A balance as reported: the account, its words and their schema."""
+
+    source: str
+    account: Account
+    words: bytes
+    schema: int
+
+
+class Said(NamedTuple):
+    """What a record says, in its order. `counts` are all events by type, `not_effective` those of no effect yet."""
+
+    transactions: list[Words | Removal]
+    balances: list[Reported]
+    items: list[tuple[str, Item, bytes, int]]
+    counts: dict[str, int]
+    not_effective: dict[str, int]
+
+    @property
+    def speaks(self) -> bool:
+        """Whether anything in it has an effect."""
+        return bool(self.transactions or self.balances or self.items)
+
+    def ids(self) -> Iterable[str]:
+        """The ids of all transactions that are named, pending ones of posted ones too."""
+        for said in self.transactions:
+            yield said.transaction_id
+            if type(said) is Words and said.pending_transaction_id is not None:
+                yield said.pending_transaction_id
+
+
+def read(blocks: Iterable[bytes]) -> Said:
+    """Read the blocks of events of a record: those of its parts, in the order named, then its own.
+
+    Raises: Quarantine, where an event of a known type cannot be read or its amounts do not fit.
+    """
+    said = Said([], [], [], {}, {})
+    counts, transactions = said.counts, said.transactions
+    for block in blocks:
+        for event in codec.decode_events(block):
+            kind = event.type
+            counts[kind] = counts.get(kind, 0) + 1
+            if kind in (events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED):
+                transactions.append(words.reader(event.schema)(block, event.start, event.end))
+            else:
+                _read_other(event, said)
+    return said
+
+
+def none_effective(counts: dict[str, int]) -> Said:
+    """What a record says whose events have no effect yet."""
+    return Said([], [], [], dict(counts), dict(counts))
+
+
+def _read_other(event: codec.Event, said: Said) -> None:
+    kind = event.type
+    if kind == events.TRANSACTION_REMOVED:
+        said.transactions.append(codec.decode_event(event))
+    elif kind in _SOURCES:
+        account: Account = codec.decode_event(event)
+        for amount in (account.current, account.available, account.limit):
+            if amount is not None:
+                money.scaled(amount)
+        said.balances.append(Reported(_SOURCES[kind], account, event.data, event.schema))
+    elif kind in _ABOUT_ITEM:
+        said.items.append((kind, codec.decode_event(event), event.data, event.schema))
+    else:
+        said.not_effective[kind] = said.not_effective.get(kind, 0) + 1

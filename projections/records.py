@@ -1,0 +1,69 @@
+"""Net events as Kafka records: the public topics and `push`. Pure."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from projections import net_events, push
+from runtime.kafka import Outgoing
+from schemas import catalogue, events, topics
+from schemas.topics import Topic
+
+_TOPICS: dict[int, Topic] = {
+    catalogue.TRANSACTION_EVENT: topics.TRANSACTIONS,
+    catalogue.BALANCE_EVENT: topics.BALANCES,
+    catalogue.ITEM_EVENT: topics.ITEMS,
+}
+_SOURCE = ("ce_source", events.PUBLIC_SOURCE.encode())
+_SPECIFICATION = ("ce_specversion", b"1.0")
+_WIRE = {schema: b"\x00" + schema.to_bytes(4, "big") for schema in _TOPICS}
+"""Confluent's wire format: magic 0 and the schema's id, which is the catalogue's number."""
+
+
+class Outbound(NamedTuple):
+    """A changeset that caused net events. Units: `known_at` in microseconds since 1970, UTC."""
+
+    partition: int
+    offset: int
+    changeset: bytes
+    user: int
+    item_id: str | None
+    known_at: int
+    net_events: int
+    block: bytes
+
+
+class Lane(NamedTuple):
+    """Where records go in order."""
+
+    topic: Topic
+    partition: int
+
+
+def records(outbound: Iterable[Outbound]) -> dict[Lane, list[Outgoing]]:
+    """The records of changesets, by topic and partition, in order.
+
+    Source: CloudEvents 1.0, Kafka protocol binding, binary content mode.
+    """
+    lanes: dict[Lane, list[Outgoing]] = {}
+    for changeset in outbound:
+        lane_of = {schema: lanes.setdefault(Lane(topic, changeset.partition), []) for schema, topic in _TOPICS.items()}
+        time = ("ce_time", push.iso_time(changeset.known_at).encode())
+        place = f"{changeset.offset}."
+        for event in net_events.published(changeset.block):
+            key = event.key.encode()
+            headers = (
+                ("ce_id", event.id(changeset.changeset).encode()), ("ce_type", event.type.encode()), time, _SOURCE,
+                ("ce_subject", key), _SPECIFICATION, (topics.HEADER_POSITION, f"{place}{event.place}".encode()),
+            )  # fmt: skip
+            lane_of[event.schema].append(Outgoing(key, _WIRE[event.schema] + event.data, headers))
+        _push(lanes.setdefault(Lane(topics.PUSH, changeset.partition), []), changeset)
+    return {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
+
+
+def _push(lane: list[Outgoing], changeset: Outbound) -> None:
+    key = topics.user_key(changeset.user)
+    for message in push.messages(
+        changeset.block, item_id=changeset.item_id, known_at=changeset.known_at, net_events_count=changeset.net_events
+    ):
+        position = f"{changeset.offset}.{message.place}".encode()
+        lane.append(Outgoing(key, message.value, ((topics.HEADER_POSITION, position),)))

@@ -1,0 +1,56 @@
+"""The projector's own connection: held for good, set up once, replaced when it breaks."""
+
+import asyncpg
+
+from projections import store
+from runtime.postgres import CONNECT_TIMEOUT_S, server_settings
+from runtime.settings import Settings
+from schemas.errors import Retry
+
+CLOSE_S = 5.0
+
+
+class Session:
+    """One prepared connection. A pool would reset it after each batch, a round trip more."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection: asyncpg.Connection | None = None
+
+    async def connection(self) -> asyncpg.Connection:
+        """The connection, ready for store.write.
+
+        Raises: Retry, where Postgres is away.
+        """
+        if self._connection is not None and self._connection.is_closed():
+            self.drop()
+        if self._connection is None:
+            try:
+                self._connection = await self._connect()
+                await store.prepare(self._connection)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+                self.drop()
+                raise Retry(f"no Postgres: {type(error).__name__}") from error
+        return self._connection
+
+    def drop(self) -> None:
+        """Give the connection up, without a word to a server that may not answer."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close(timeout=CLOSE_S)
+
+    async def _connect(self) -> asyncpg.Connection:
+        settings = self._settings
+        return await asyncpg.connect(
+            settings.postgres_dsn.get_secret_value(),
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=settings.statement_timeout_s + 5.0,
+            # The planner learns nothing from arrays: a plan made once is as good, and costs nothing the next time.
+            server_settings={**server_settings(settings, "projections"), "plan_cache_mode": "force_generic_plan"},
+        )

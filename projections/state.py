@@ -1,0 +1,130 @@
+"""The working set: what the fold knows and changes, from the first record of a batch to its last.
+
+It is filled from the database (projections.known) and written back (projections.store); in between only the fold
+touches it, in the order of the log, so how a log is cut into batches makes no difference.
+"""
+
+from typing import NamedTuple
+
+from msgspec import Struct, field
+
+from projections.ledger import Book, Posting
+from schemas.gate import ItemGate
+
+
+class Row(Struct, gc=False):
+    """A transaction. Units: `known_at`, `enriched_at`, `removed_at` in microseconds since 1970, UTC.
+
+    `columns` are the bank's words as COPY fields; None where they are still those of the database.
+    """
+
+    own_id: bytes
+    item_id: str
+    user: int
+    transaction_id: str
+    chained: bool
+    words: bytes
+    schema: int
+    columns: bytes | None
+    posting: Posting | None
+    first_changeset: int
+    last_changeset: int
+    known_at: int
+    enriched_at: int | None = None
+    removed_at: int | None = None
+    version: int = 0
+    transfers: int = 0
+    user_fields: str | None = None
+    is_new: bool = True
+
+
+class AccountRow(Struct, gc=False):
+    """An account with its last words of each source. Units: times in microseconds since 1970, UTC."""
+
+    account_id: str
+    item_id: str
+    user: int
+    cached_words: bytes | None = None
+    cached_schema: int = 0
+    cached_at: int | None = None
+    realtime_words: bytes | None = None
+    realtime_schema: int = 0
+    realtime_at: int | None = None
+    source: str = "cached"
+    version: int = 0
+    last_changeset: int = 0
+    known_at: int = 0
+
+
+class ItemRow(Struct):
+    """An Item: the gate's state, what Plaid says about it, and its known transactions and accounts.
+
+    `by_id` finds a transaction by the id that the bank uses now, `own_ids` says which own ids are in use. Both hold
+    all of the Item where `is_complete`, else all that this batch can touch. `parts` are kept aside: id to offset
+    and sealed value; `parts_stored` are those that the database has.
+    """
+
+    item_id: str
+    user: int
+    partition: int
+    gate: ItemGate = ItemGate()
+    head_offset: int | None = None
+    words: bytes | None = None
+    schema: int = 0
+    history_status: str | None = None
+    linked_at: int | None = None
+    unlinked_at: int | None = None
+    last_sync_at: int | None = None
+    known_at: int = 0
+    transaction_rows: int = 0
+    is_complete: bool = False
+    by_id: dict[str, Row] = field(default_factory=dict)
+    own_ids: set[bytes] = field(default_factory=set)
+    accounts: dict[str, AccountRow] = field(default_factory=dict)
+    parts: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
+    parts_stored: frozenset[bytes] = frozenset()
+
+    def add(self, row: Row) -> None:
+        """Make a row findable."""
+        self.by_id[row.transaction_id] = row
+        self.own_ids.add(row.own_id)
+
+
+class Place(NamedTuple):
+    """Where and when a changeset is, and whose it is. Units: `known_at` in microseconds since 1970, UTC."""
+
+    partition: int
+    offset: int
+    changeset: bytes
+    known_at: int
+    user: int
+    tenant: str
+    user_id: str
+
+
+class Folded(NamedTuple):
+    """What an accepted record caused: a row of `changesets`. `events` is the block of its net events."""
+
+    place: Place
+    item_id: str | None
+    kind: str
+    type: str
+    cause: dict[str, object]
+    said_at: int
+    counts: dict[str, int]
+    not_effective: dict[str, int]
+    net_events: int
+    events: bytes
+
+
+class WorkingSet:
+    """All that a batch knows and changes."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, ItemRow] = {}
+        self.book = Book()
+        self.new: list[Row] = []
+        self.changed: dict[bytes, Row] = {}
+        self.changed_accounts: dict[tuple[str, str], AccountRow] = {}
+        self.changed_items: dict[str, ItemRow] = {}
+        self.folded: list[Folded] = []

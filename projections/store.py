@@ -1,0 +1,148 @@
+"""Writes a folded batch: a small one in one statement, many rows by COPY.
+
+Inserts need no conflict clause: under the position locks the look-up of known rows is exact, and an own id holds its
+Item's id, so no other partition can make the same one.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from projections import copying, rows, statements
+from projections.admission import Admission
+from projections.known import PARKED_BY
+from projections.rows import Values, moment
+from projections.state import WorkingSet
+from projections.statements import Target
+from projections.tables import SCHEMA
+
+ONE_STATEMENT_ROWS_MAX = 500
+"""Up to this many rows of a table go into the one statement; above it COPY costs less than arrays of values."""
+CHUNK_BYTES = 256 * 1024
+"""What is handed to the socket at once."""
+
+
+class Advanced(NamedTuple):
+    """A partition's position behind the batch. Units: `known_at` in microseconds since 1970, UTC."""
+
+    partition: int
+    position: int
+    checksum: bytes
+    known_at: int
+
+
+async def prepare(connection: asyncpg.Connection) -> None:
+    """Set up a connection for `write`."""
+    await connection.execute(statements.STAGING)
+
+
+async def ensure_positions(connection: asyncpg.Connection, partitions: int) -> None:
+    """Make the rows that projectors lock."""
+    await connection.execute(_POSITIONS, partitions)
+
+
+async def write(
+    connection: asyncpg.Connection, working: WorkingSet, admission: Admission, advanced: Sequence[Advanced],
+    floors: Mapping[int, int],
+) -> None:  # fmt: skip
+    """Write all that a batch caused, in the transaction that holds the position locks.
+
+    Raises: asyncpg's errors; those of its data (asyncpg.DataError and kin) concern single records.
+    """
+    small: list[tuple[Target, Iterable[Values]]] = []
+    if len(working.new) > ONE_STATEMENT_ROWS_MAX:
+        await _copy(connection, SCHEMA, "transactions", rows.TRANSACTION_COLUMNS,
+                    map(rows.transaction_copied, working.new))  # fmt: skip
+    else:
+        small.append((statements.INSERT_TRANSACTIONS, map(rows.transaction_values, working.new)))
+    changed = working.changed.values()
+    if len(changed) > ONE_STATEMENT_ROWS_MAX:
+        await _copy(connection, None, statements.CHANGED, rows.TRANSACTION_COLUMNS,
+                    map(rows.transaction_copied, changed))  # fmt: skip
+        await connection.execute(statements.UPDATE_STAGED)
+    else:
+        small.append((statements.UPDATE_TRANSACTIONS, map(rows.transaction_values, changed)))
+    transfers = working.book.transfers
+    if len(transfers) > ONE_STATEMENT_ROWS_MAX:
+        await _copy(connection, SCHEMA, "ledger_transfers", rows.TRANSFER_COLUMNS, map(rows.transfer_copied, transfers))
+    else:
+        small.append((statements.INSERT_TRANSFERS, map(rows.transfer_values, transfers)))
+    small += _few(working, admission, advanced, floors)
+    await _in_one_statement(connection, small)
+
+
+def _few(
+    working: WorkingSet, admission: Admission, advanced: Sequence[Advanced], floors: Mapping[int, int]
+) -> list[tuple[Target, Iterable[Values]]]:
+    """The tables of which a batch touches few rows."""
+    described = [account for account in working.book.accounts.values() if account.meaning is not None]
+    new_parts, old_parts = _parts(working)
+    return [
+        (statements.LEDGER_ACCOUNTS, map(rows.ledger_account_values, described)),
+        (statements.LEDGER_BALANCES, rows.ledger_balance_values(working)),
+        (statements.ACCOUNTS, map(rows.account_values, working.changed_accounts.values())),
+        (statements.ITEMS, map(rows.item_values, working.changed_items.values())),
+        (statements.CHANGESETS, map(rows.changeset_values, working.folded)),
+        (statements.NEW_PARTS, new_parts),
+        (statements.OLD_PARTS, old_parts),
+        (statements.WITHHELD, [
+            (held.head.item_id, held.received.partition, held.received.offset, held.received.value)
+            for held in admission.withheld
+        ]),
+        (statements.PARKINGS, [
+            (parked.item_id, parked.first_offset, parked.partition, parked.reason, PARKED_BY)
+            for parked in admission.parkings
+        ]),
+        (statements.POSITIONS, [(at.partition, at.position, at.checksum, moment(at.known_at)) for at in advanced]),
+        (statements.FLOORS, list(floors.items())),
+    ]  # fmt: skip
+
+
+def _parts(working: WorkingSet) -> tuple[list[Values], list[Values]]:
+    new: list[Values] = []
+    old: list[Values] = []
+    for item in working.items.values():
+        for number, (offset, value) in item.parts.items():
+            if number not in item.parts_stored:
+                new.append((item.item_id, number, offset, value))
+        old += [(item.item_id, number) for number in item.parts_stored if number not in item.parts]
+    return new, old
+
+
+async def _in_one_statement(connection: asyncpg.Connection, small: Iterable[tuple[Target, Iterable[Values]]]) -> None:
+    targets: list[Target] = []
+    arguments: list[Sequence[Any]] = []
+    for target, values in small:
+        columns = list(zip(*values, strict=True))
+        if columns:
+            targets.append(target)
+            arguments += columns
+    if targets:
+        await connection.execute(statements.combined(tuple(targets)), *arguments)
+
+
+async def _copy(
+    connection: asyncpg.Connection, schema: str | None, table: str, columns: Sequence[str], copied: Iterator[bytes]
+) -> None:
+    await connection.copy_to_table(
+        table, schema_name=schema, columns=columns, source=_chunks(copied), format="binary"
+    )  # fmt: skip
+
+
+async def _chunks(copied: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Gather rows into chunks: a row by itself would cost a call into asyncpg each."""
+    gathered, size = [copying.SIGNATURE], 0
+    for row in copied:
+        gathered.append(row)
+        size += len(row)
+        if size >= CHUNK_BYTES:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    gathered.append(copying.TRAILER)
+    yield b"".join(gathered)
+
+
+_POSITIONS = f"""
+INSERT INTO {SCHEMA}.positions (partition, position) SELECT number, 0 FROM generate_series(0, $1::int - 1) AS number
+ON CONFLICT DO NOTHING"""

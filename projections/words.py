@@ -1,0 +1,178 @@
+"""Reads the bank's words about a transaction from Avro, once, into all that the fold and the tables need of them.
+
+The reader is generated from the schema. It goes through the bytes of a transaction once and cuts the row's columns
+from them, in COPY's binary form, without making Python texts: a fold over dicts costs 13 to 28 µs a transaction
+more (SPEED.md).
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+from projections import copying
+from schemas import catalogue, flat, money
+from schemas.errors import Quarantine
+
+COLUMNS = (
+    "account_id", "amount_value", "amount_scale", "currency", "pending", "date", "datetime", "authorized_date",
+    "name", "merchant_name", "merchant_entity_id", "logo_url", "category_primary", "category_detailed",
+    "category_confidence",
+)  # fmt: skip
+"""Columns of `transactions` that say what the bank said, in the order of the schema's fields."""
+
+ENRICHMENT = frozenset({
+    "merchant_name", "merchant_entity_id", "logo_url", "category_primary", "category_detailed", "category_confidence",
+})  # fmt: skip
+
+UNCATEGORISED = b"UNCATEGORISED"
+"""Ledger category of what the bank gave no category for."""
+NO_CURRENCY = b"XXX"
+"""ISO 4217: no currency."""
+REMEMBERED_MAX = 100_000
+"""Amounts and dates kept in their encoded form, about 400 bytes each; bank data repeats them."""
+
+
+class Amount(NamedTuple):
+    """An amount in a currency: its row's columns, and the ledger's integer as number and as COPY has it."""
+
+    columns: bytes
+    is_outflow: bool
+    ledger: int
+    ledger_field: bytes
+
+
+class Words(NamedTuple):
+    """What the bank says of a transaction.
+
+    `data[start:end]` are its Avro bytes under schema number `schema`; `columns` are the fields of COLUMNS for COPY.
+    """
+
+    transaction_id: str
+    pending_transaction_id: str | None
+    is_pending: bool
+    account: bytes
+    currency: bytes
+    amount: Amount
+    category: bytes
+    date: bytes
+    is_enriched: bool
+    columns: bytes
+    data: bytes
+    schema: int
+
+
+Read = Callable[[bytes, int, int], Words]
+
+
+@cache
+def reader(number: int) -> Read:
+    """The function that reads a transaction of this schema at `start`, which must end at `end`.
+
+    Raises: Quarantine, where the schema is none of a transaction; so does the function, on bytes that are no such
+    record, on an amount that does not fit and on a date that is none.
+    """
+    if number != catalogue.TRANSACTION:
+        raise Quarantine(f"schema {number} is none of a transaction that this code reads")
+    lines = ["def read(data, i, end):", "    start = i", "    try:"]
+    for entry in catalogue.declared(number)["fields"]:
+        lines += ["        " + line for line in _field(entry["name"], entry["type"])]
+    lines += ["        " + line for line in _ENDING]
+    lines += ["    except (IndexError, UnicodeDecodeError) as error:"]
+    lines += ["        raise Quarantine('bytes are no transaction') from error"]
+    names: dict[str, Any] = {
+        "read_long": flat.read_long, "Quarantine": Quarantine, "Words": Words, "make": tuple.__new__,
+        "LENGTHS": copying.LENGTHS, "length": copying.length, "NULL": copying.NULL, "TRUE": copying.TRUE,
+        "FALSE": copying.FALSE, "amounts": _Amounts(), "dates": _Dates(), "join": b"".join,
+        "NO_CURRENCY": NO_CURRENCY, "UNCATEGORISED": UNCATEGORISED, "schema": number,
+    }  # fmt: skip
+    # The source comes from the schema in this repository alone, never from data.
+    exec("\n".join(lines), names)  # noqa: S102
+    return cast(Read, names["read"])
+
+
+_ENDING = (
+    "if i != end: raise Quarantine(f'a transaction ends at byte {i}, its event at {end}')",
+    "currency = iso_currency_code or unofficial_currency_code or NO_CURRENCY",
+    "amount = amounts[amount, currency]",
+    "return make(Words, (",
+    "    transaction_id.decode(), pending_transaction_id and pending_transaction_id.decode(), pending, account_id,",
+    "    currency, amount, category_primary or UNCATEGORISED, c_date,",
+    "    c_category_primary is not NULL or c_merchant_name is not NULL or c_logo_url is not NULL,",
+    "    join((length(len(account_id)), account_id, amount[0], length(len(currency)), currency,",
+    "          TRUE if pending else FALSE, c_date, c_datetime, c_authorized_date, c_name, c_merchant_name,",
+    "          c_merchant_entity_id, c_logo_url, c_category_primary, c_category_detailed, c_category_confidence)),",
+    "    data[start:end], schema))",
+)
+
+_VALUES = frozenset({
+    "transaction_id", "account_id", "amount", "iso_currency_code", "unofficial_currency_code",
+    "pending_transaction_id", "category_primary",
+})  # fmt: skip
+"""Fields whose bytes the reader needs by themselves."""
+
+_TEXTS = frozenset({
+    "datetime", "name", "merchant_name", "merchant_entity_id", "logo_url", "category_primary", "category_detailed",
+    "category_confidence",
+})  # fmt: skip
+"""Fields that are a text column."""
+
+_DATES = frozenset({"date", "authorized_date"})
+
+
+def _field(name: str, kind: Any) -> list[str]:
+    """The lines that read one field."""
+    if kind == "boolean":
+        return [f"{name} = data[i] == 1; i += 1"]
+    length = ["n = data[i]; i += 1", "if n > 127: n, i = read_long(data, i - 1); n <<= 1", "j = i + (n >> 1)"]
+    taken = [*length, *_take(name), "i = j"]
+    if kind == "string":
+        return taken
+    nothing = [f"{name} = None"] * (name in _VALUES) + [f"c_{name} = NULL"] * (name in _TEXTS | _DATES)
+    return [
+        "i += 1", "if data[i - 1]:", *("    " + line for line in taken),
+        *(["else:", *("    " + line for line in nothing)] if nothing else []),
+    ]  # fmt: skip
+
+
+def _take(name: str) -> list[str]:
+    lines = []
+    if name in _VALUES:
+        lines.append(f"{name} = data[i:j]")
+    if name in _TEXTS:
+        lines.append(f"c_{name} = (LENGTHS[n >> 1] if n < 16384 else length(n >> 1)) + data[i:j]")
+    if name in _DATES:
+        lines.append(f"c_{name} = dates[data[i:j]]")
+    return lines
+
+
+class _Amounts(dict[tuple[bytes, bytes], Amount]):
+    """Amounts in a currency, read once."""
+
+    def __missing__(self, key: tuple[bytes, bytes]) -> Amount:
+        text, currency = key[0].decode(), key[1].decode()
+        try:
+            scaled = money.scaled(text)
+        except ValueError:
+            raise Quarantine(f"amount {text:.40} is no decimal number") from None
+        ledger = abs(money.ledger_amount(scaled, currency))
+        columns = copying.int8(scaled.value) + copying.int2(scaled.scale)
+        # Zero counts as money that left: it is recorded too, and needs one side or the other.
+        amount = Amount(columns, scaled.value >= 0, ledger, copying.numeric(ledger))
+        _make_room(self)
+        self[key] = amount
+        return amount
+
+
+class _Dates(dict[bytes, bytes]):
+    """Date fields, read once."""
+
+    def __missing__(self, key: bytes) -> bytes:
+        field = copying.date(key.decode())
+        _make_room(self)
+        self[key] = field
+        return field
+
+
+def _make_room(remembered: dict[Any, Any]) -> None:
+    if len(remembered) >= REMEMBERED_MAX:
+        remembered.clear()
