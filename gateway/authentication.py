@@ -26,11 +26,16 @@ AUDIENCE = "tartan.stream"
 ALGORITHM = "HS256"
 
 
+SESSION_S_MAX = 12 * 3600
+"""An open stream may renew its token for so long; then the application, which knows its user, is asked again."""
+
+
 class Viewer(NamedTuple):
-    """Whose stream a token opens."""
+    """Whose stream a token opens. `since` is when the application gave the first token, in seconds since 1970."""
 
     tenant: str
     user: int
+    since: int
 
 
 class Tenants:
@@ -64,12 +69,13 @@ class StreamTokens:
             raise Halt(f"TARTAN_STREAM_SECRET has {len(secret)} characters, it needs at least {SECRET_CHARS_MIN}")
         self._key = OctKey.import_key(secret)
 
-    def issue(self, viewer: Viewer) -> tuple[str, int]:
+    def issue(self, tenant: str, user: int) -> tuple[str, int]:
         """A token for a user's stream, and when it ends, in seconds since 1970."""
-        ends_at = int(time.time()) + STREAM_TOKEN_S
-        # As text: a number of 63 bits loses digits in every reader that keeps numbers as doubles.
-        claims = {"aud": AUDIENCE, "tenant": viewer.tenant, "user": str(viewer.user), "exp": ends_at}
-        return jwt.encode({"alg": ALGORITHM}, claims, self._key, algorithms=[ALGORITHM]), ends_at
+        return self._signed(Viewer(tenant, user, int(time.time())))
+
+    def renewed(self, viewer: Viewer) -> tuple[str, int] | None:
+        """A new token for an open stream, so that it can connect again; None where it is open for too long."""
+        return self._signed(viewer) if time.time() - viewer.since < SESSION_S_MAX else None
 
     def read(self, token: str) -> Viewer | None:
         """Whose token this is; None where it is no token of ours, or over."""
@@ -78,9 +84,15 @@ class StreamTokens:
         try:
             claims = jwt.decode(token, self._key, algorithms=[ALGORITHM]).claims
             _RULES.validate(claims)
-            return Viewer(str(claims["tenant"]), int(claims["user"]))
+            return Viewer(str(claims["tenant"]), int(claims["user"]), int(claims["since"]))
         except (JoseError, ValueError, TypeError):
             return None
+
+    def _signed(self, viewer: Viewer) -> tuple[str, int]:
+        ends_at = int(time.time()) + STREAM_TOKEN_S
+        # The user as text: a number of 63 bits loses digits in every reader that keeps numbers as doubles.
+        claims = {**viewer._asdict(), "user": str(viewer.user), "aud": AUDIENCE, "exp": ends_at}
+        return jwt.encode({"alg": ALGORITHM}, claims, self._key, algorithms=[ALGORITHM]), ends_at
 
 
 _RULES = jwt.JWTClaimsRegistry(
@@ -89,4 +101,5 @@ _RULES = jwt.JWTClaimsRegistry(
     exp={"essential": True},
     tenant={"essential": True},
     user={"essential": True},
+    since={"essential": True},
 )

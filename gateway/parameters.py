@@ -103,7 +103,12 @@ def read_all(
         "header": headers,
         "body": _object(body, faults) if any(one.place == "body" for one in parameters) else {},
     }
-    values = {one.name: _value(one, places[one.place].get(one.name), faults) for one in parameters}
+    has_object = not any(fault.field == "body" for fault in faults)
+    values = {
+        one.name: _value(one, places[one.place].get(one.name), faults)
+        for one in parameters
+        if one.place != "body" or has_object  # the fields of what is no object are not missing one by one
+    }
     for place in ("query", "body"):
         known = {one.name for one in parameters if one.place == place}
         faults += [Fault(name, "is not known here") for name in places[place] if name not in known]

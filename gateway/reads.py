@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 
 from gateway import control, cursors
-from gateway.authentication import StreamTokens, Viewer
+from gateway.authentication import StreamTokens
 from gateway.call import Call, ok
 from gateway.control import Owned
 from gateway.database import connected, snapshot
@@ -78,7 +78,7 @@ class Reads:
         """A token for the user's browser."""
         async with connected(self._pool) as connection:
             user = await _user(connection, call)
-        token, ends_at = self._tokens.issue(Viewer(call.tenant, user))
+        token, ends_at = self._tokens.issue(call.tenant, user)
         ends = datetime.datetime.fromtimestamp(ends_at, datetime.UTC)
         return Answer(HTTPStatus.CREATED, {"token": token, "expires_at": ends})
 

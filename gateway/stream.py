@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -30,7 +31,10 @@ CLOSE_S_MAX = 5.0
 """How long a browser may take to say goodbye before the connection is cut."""
 
 MESSAGE_BYTES_MAX = 4096
-"""Browsers send a token and nothing else."""
+"""Browsers send a token, and ask for a new one, and nothing else."""
+
+RENEW_S_MIN = 10.0
+"""A browser that asks for a new token more often than this is not answered."""
 
 FIRST_TRANSACTIONS = 50
 
@@ -87,7 +91,7 @@ class Streams:
     async def _follow(self, socket: web.WebSocketResponse, viewer: Viewer, subscriber: Subscriber) -> Ending:
         """Send, listen and watch for the end, until the first of these is over."""
         sending = asyncio.create_task(self._send(socket, viewer, subscriber))
-        listening = asyncio.create_task(_listen(socket))
+        listening = asyncio.create_task(self._listen(socket, viewer))
         ended = asyncio.create_task(subscriber.ended())
         tasks = (ended, sending, listening)
         try:
@@ -112,6 +116,24 @@ class Streams:
                 await socket.send_str(await subscriber.next())
         except ConnectionError:
             return Ending(GOING_AWAY, "the browser is gone")
+
+    async def _listen(self, socket: web.WebSocketResponse, viewer: Viewer) -> Ending:
+        """Take what the browser sends: pongs, `{"renew": true}`, its goodbye."""
+        answered_at = -RENEW_S_MIN
+        async for message in socket:
+            now = time.monotonic()
+            if message.type is WSMsgType.TEXT and _asks_to_renew(message.data) and now - answered_at >= RENEW_S_MIN:
+                answered_at = now
+                await socket.send_str(self._renewal(viewer))
+        return Ending(GOING_AWAY, "the browser is gone")
+
+    def _renewal(self, viewer: Viewer) -> str:
+        """A token that outlives this one, so that a browser which loses its connection can come back."""
+        renewed = self._tokens.renewed(viewer)
+        token, ends_at = renewed or (None, None)
+        now = datetime.datetime.now(datetime.UTC)
+        data = {"token": token, "expires_at": ends_at and datetime.datetime.fromtimestamp(ends_at, datetime.UTC)}
+        return msgspec.json.encode({"event": "stream.token", "data": data, "timestamp": now}).decode()
 
     async def _snapshot(self, viewer: Viewer) -> queries.Snapshot:
         partition = partition_of(user_key(viewer.user), self._partitions)
@@ -145,11 +167,10 @@ async def _sent_token(socket: web.WebSocketResponse) -> str | None:
     return None
 
 
-async def _listen(socket: web.WebSocketResponse) -> Ending:
-    """Take what the browser sends, which is pings and its goodbye."""
-    async for _ in socket:
-        pass
-    return Ending(GOING_AWAY, "")
+def _asks_to_renew(text: str) -> bool:
+    with contextlib.suppress(msgspec.DecodeError):
+        return bool(msgspec.json.decode(text) == {"renew": True})
+    return False
 
 
 async def _close(request: web.Request, socket: web.WebSocketResponse, ending: Ending) -> None:

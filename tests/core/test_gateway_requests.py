@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import json
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import authentication, cursors, idempotency, limits
-from gateway.authentication import StreamTokens, Tenants, Viewer
+from gateway.authentication import SESSION_S_MAX, StreamTokens, Tenants, Viewer
 from gateway.idempotency import Answer, Answers
 from gateway.limits import BURST_MAX, REQUESTS_PER_S, Buckets
 from gateway.parameters import Parameter, read_all
@@ -78,7 +79,7 @@ def test_all_wrong_values_are_named_at_once_unknown_and_repeated_ones_too() -> N
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"{", b'"text"', b"\xff", b"[" * 5000])
 def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
-    assert faults("link_item", body=body)["body"] == ("must be a JSON object", None)
+    assert faults("link_item", body=body) == {"body": ("must be a JSON object", None)}
 
 
 def test_fields_of_a_body_are_checked_and_a_secret_is_never_repeated() -> None:
@@ -147,20 +148,32 @@ def test_a_gateway_without_keys_or_with_a_short_secret_does_not_start() -> None:
 
 def test_a_stream_token_opens_its_users_stream_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = StreamTokens(Settings(stream_secret=SECRET))
-    viewer = Viewer("tenant", 2**63 - 1)
-    token, _ = tokens.issue(viewer)
+    token, _ = tokens.issue("tenant", 2**63 - 1)
 
-    assert tokens.read(token) == viewer
+    viewer = tokens.read(token)
+    assert viewer is not None
+    assert (viewer.tenant, viewer.user) == ("tenant", 2**63 - 1)
     monkeypatch.setattr(authentication, "STREAM_TOKEN_S", -1)
-    over, _ = tokens.issue(viewer)
+    over, _ = tokens.issue("tenant", 1)
     assert tokens.read(over) is None
+
+
+def test_a_token_is_renewed_for_some_hours_and_no_longer() -> None:
+    tokens, now = StreamTokens(Settings(stream_secret=SECRET)), int(time.time())
+
+    young = tokens.renewed(Viewer("tenant", 1, now - SESSION_S_MAX + 10))
+    old = tokens.renewed(Viewer("tenant", 1, now - SESSION_S_MAX))
+
+    assert young is not None
+    assert tokens.read(young[0]) == Viewer("tenant", 1, now - SESSION_S_MAX + 10)
+    assert old is None
 
 
 def test_a_token_that_is_not_ours_or_was_changed_opens_nothing() -> None:
     ours = StreamTokens(Settings(stream_secret=SECRET))
-    token, _ = ours.issue(Viewer("tenant", 1))
+    token, _ = ours.issue("tenant", 1)
     head, claims, signature = token.split(".")
-    stranger, _ = StreamTokens(Settings(stream_secret="t" * 32)).issue(Viewer("tenant", 1))
+    stranger, _ = StreamTokens(Settings(stream_secret="t" * 32)).issue("tenant", 1)
 
     none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0"
     for forged in ("", "x", stranger, f"{head}.{claims}.", f"{none}.{claims}.", f"{none}.{claims}.{signature}",

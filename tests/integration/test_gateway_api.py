@@ -1,0 +1,406 @@
+"""The REST API on a real Postgres and a simulated Plaid: who may see what, what linking does, how waits end."""
+
+import asyncio
+import datetime
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from aiohttp import ClientSession
+
+from gateway import items
+from gateway.app import Gateway, serving
+from gateway.documents import SCHEMAS
+from gateway.hub import Hub
+from projections.tables import SCHEMA
+from runtime.plaid import Exchanged, Plaid
+from runtime.postgres import open_pool
+from runtime.settings import Settings
+from runtime.vault import Vault
+from sandbox.simulator.options import Options
+from sandbox.simulator.server import running as simulator_running
+from schemas.ids import own_id
+
+KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+TODAY = datetime.date(2026, 9, 21)
+NOW = datetime.datetime(2026, 9, 21, 12, tzinfo=datetime.UTC)
+
+
+class Api:
+    """The gateway as two tenants' back ends see it, and the tables behind it."""
+
+    def __init__(self, address: str, session: ClientSession, pool: asyncpg.Pool, settings: Settings) -> None:
+        self.address, self.session, self.pool, self.settings = address, session, pool, settings
+
+    async def ask(
+        self, method: str, path: str, body: object = None, *, key: str | None = "key-a",
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, Any]:  # fmt: skip
+        sent = {**({"Authorization": f"Bearer {key}"} if key else {}), **(headers or {})}
+        async with self.session.request(method, self.address + path, json=body, headers=sent) as answer:
+            return answer.status, await answer.json(content_type=None)
+
+    async def link(self, user: str = "ada", *, key: str = "key-a") -> str:
+        body = {"user_id": user, "public_token": await self.token()}
+        status, linked = await self.ask("POST", "/v1/items", body, key=key)
+        assert (status, linked["status"]) == (201, "linking")
+        return str(linked["item_id"])
+
+    async def token(self) -> str:
+        plaid = Plaid(self.settings)
+        try:
+            return await plaid.sandbox_public_token("ins_109508")
+        finally:
+            await plaid.close()
+
+    async def number(self, user: str = "ada") -> int:
+        return int(await self.pool.fetchval("SELECT user_number FROM tartan.users WHERE user_id = $1", user))
+
+    async def show(self, item_id: str, *, user: int, transactions: int = 0) -> list[bytes]:
+        """Put rows into the tables as the projection would."""
+        await self.pool.execute(
+            f"""INSERT INTO {SCHEMA}.items (item_id, user_number, partition, state, head_offset, linked_at, known_at)
+                VALUES ($1, $2, 0, 'active', 0, $3, $3)""",
+            item_id, user, NOW,
+        )  # fmt: skip
+        await self.pool.execute(
+            f"""INSERT INTO {SCHEMA}.accounts (item_id, account_id, user_number, type, currency, current, source,
+                version, last_changeset, known_at)
+                VALUES ($1, $2, $3, 'depository', 'USD', '1204.5000001', 'cached', 1, 0, $4)""",
+            item_id, f"account-of-{item_id}", user, NOW,
+        )  # fmt: skip
+        ids: list[bytes] = [own_id(f"{item_id}-{number}") for number in range(transactions)]
+        await self.pool.executemany(
+            f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, chained, version,
+                transfers, first_changeset, last_changeset, known_at, words, words_schema, account_id, amount_value,
+                amount_scale, currency, pending, date) VALUES ($1, $2, $3, $4, false, 1, 1, 0, 0, $5, '', 1, $6, $7, 2,
+                'USD', $8, $9)""",
+            [(own, user, item_id, f"plaid-{number}", NOW, f"account-of-{item_id}", -1999, number % 2 == 0,
+              TODAY - datetime.timedelta(days=number // 3)) for number, own in enumerate(ids)],
+        )  # fmt: skip
+        return ids
+
+
+@asynccontextmanager
+async def serving_api(database: str) -> AsyncIterator[Api]:
+    async with simulator_running(Options(rate_limits="off")) as simulator:
+        settings = Settings(
+            postgres_dsn=database, port=0, api_keys="a:key-a,b:key-b", stream_secret="s" * 32, partitions=4,
+            key_encryption_key=KEY, plaid_url=simulator.url, plaid_client_id="simulated-client",
+            plaid_secret="simulated-secret",
+        )  # fmt: skip
+        pool, plaid, hub = await open_pool(settings, stage="test"), Plaid(settings), Hub()
+        gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub)
+        try:
+            async with serving(gateway, settings) as port, ClientSession() as session:
+                yield Api(f"http://127.0.0.1:{port}", session, pool, settings)
+        finally:
+            await plaid.close()
+            await pool.close()
+
+
+@pytest.fixture
+async def api(database: str) -> AsyncIterator[Api]:
+    async with serving_api(database) as served:
+        yield served
+
+
+def assert_shape(document: dict[str, Any], name: str) -> None:
+    assert set(document) == set(SCHEMAS[name]["properties"]), name
+
+
+async def test_a_link_makes_the_user_its_key_and_a_due_item_with_a_sealed_token(api: Api) -> None:
+    listening = await asyncpg.connect(api.settings.postgres_dsn.get_secret_value())
+    woken: asyncio.Queue[str] = asyncio.Queue()
+    await listening.add_listener("tartan_due", lambda *call: woken.put_nowait(call[2]))
+
+    item_id = await api.link()
+
+    await asyncio.wait_for(woken.get(), 5)
+    await listening.close()
+    row = await api.pool.fetchrow("SELECT * FROM tartan.credentials JOIN tartan.sync_state USING (item_id)")
+    assert row is not None
+    keys = await api.pool.fetchval("SELECT count(*) FROM tartan.user_keys WHERE state = 'active'")
+    assert (row["item_id"], row["tenant"], row["institution_id"], keys) == (item_id, "a", "ins_109508", 1)
+    assert row["due_at"] is not None
+    opened = Vault(api.settings.master_key()).open_token(row["sealed_token"], item_id=item_id)
+    assert opened.startswith("access-")
+
+
+async def test_a_second_item_of_a_user_is_theirs(api: Api) -> None:
+    items = {await api.link(), await api.link(), await api.link("bob")}
+
+    assert len(items) == 3
+    assert await api.pool.fetchval("SELECT count(*) FROM tartan.users") == 2
+
+
+async def test_an_item_that_was_linked_is_409_for_its_user_and_for_others(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item_id = await api.link()
+
+    async def exchange(self: Plaid, public_token: str) -> Exchanged:
+        return Exchanged("access-sandbox-again", item_id)
+
+    monkeypatch.setattr(Plaid, "exchange", exchange)
+    for user, key in (("ada", "key-a"), ("bob", "key-a"), ("ada", "key-b")):
+        status, problem = await api.ask("POST", "/v1/items", {"user_id": user, "public_token": "public-1"}, key=key)
+        assert (status, problem["type"]) == (409, "urn:tartan:problem:item_linked")
+
+    assert await api.pool.fetchval("SELECT count(*) FROM tartan.users") == 1
+
+
+async def test_an_item_that_cannot_be_registered_is_given_back_to_plaid(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+
+    async def remove(self: Plaid, token: str) -> None:
+        removed.append(token)
+
+    monkeypatch.setattr(Plaid, "remove", remove)
+    monkeypatch.setattr(items, "REGISTER_TRIES", 1)
+    await api.pool.execute("CREATE FUNCTION tartan.away() RETURNS trigger LANGUAGE plpgsql AS "
+                           "$$BEGIN RAISE EXCEPTION 'away' USING ERRCODE = '08006'; END$$")  # fmt: skip
+    await api.pool.execute("CREATE TRIGGER away BEFORE INSERT ON tartan.sync_state EXECUTE FUNCTION tartan.away()")
+
+    status, _ = await api.ask("POST", "/v1/items", {"user_id": "ada", "public_token": await api.token()})
+
+    assert status == 503
+    assert len(removed) == 1
+    assert await api.pool.fetchval("SELECT count(*) FROM tartan.credentials") == 0
+
+
+async def test_the_same_idempotency_key_links_once_and_answers_twice(api: Api) -> None:
+    body = {"user_id": "ada", "public_token": await api.token()}
+    headers = {"Idempotency-Key": "link-1"}
+
+    answers = await asyncio.gather(*(api.ask("POST", "/v1/items", body, headers=headers) for _ in range(3)))
+    other = await api.ask("POST", "/v1/items", {**body, "user_id": "bob"}, headers=headers)
+
+    assert {status for status, _ in answers} == {201}
+    assert len({answer["item_id"] for _, answer in answers}) == 1
+    assert (other[0], other[1]["type"]) == (409, "urn:tartan:problem:idempotency_key_reused")
+
+
+async def test_a_public_token_that_plaid_refuses_is_422_with_plaids_code_and_makes_no_user(api: Api) -> None:
+    status, problem = await api.ask("POST", "/v1/items", {"user_id": "ada", "public_token": "public-sandbox-wrong"})
+
+    assert (status, problem["plaid"]["error_code"]) == (422, "INVALID_PUBLIC_TOKEN")
+    assert "public-sandbox-wrong" not in str(problem)
+    assert await api.pool.fetchval("SELECT count(*) FROM tartan.users") == 0
+
+
+async def test_a_link_token_is_plaids(api: Api) -> None:
+    status, answer = await api.ask("POST", "/v1/link/token", {"user_id": "ada"})
+
+    assert status == 200
+    assert_shape(answer, "LinkToken")
+    assert answer["link_token"].startswith("link-")
+
+
+PATHS = (
+    ("GET", "/v1/items/{item}"), ("DELETE", "/v1/items/{item}"), ("POST", "/v1/items/{item}/sync"),
+    ("GET", "/v1/users/ada/items"), ("GET", "/v1/users/ada/accounts"), ("GET", "/v1/users/ada/transactions"),
+    ("GET", "/v1/transactions/{transaction}"), ("POST", "/v1/users/ada/stream-token"),
+)  # fmt: skip
+
+
+async def test_another_tenant_sees_404_and_nobody_401_where_the_owner_sees_its_own(api: Api) -> None:
+    item = await api.link()
+    [transaction] = await api.show(item, user=await api.number(), transactions=1)
+
+    for method, pattern in PATHS:
+        path = pattern.format(item=item, transaction=transaction.hex())
+        assert (await api.ask(method, path, key="key-b"))[0] == 404, path
+        assert (await api.ask(method, path, key="wrong"))[0] == 401, path
+        status, problem = await api.ask(method, path, key=None)
+        assert (status, problem["type"]) == (401, "urn:tartan:problem:api_key_missing"), path
+    marked = await api.pool.fetchrow("SELECT generation, unlink_requested FROM tartan.sync_state")
+    assert marked is not None
+    assert tuple(marked) == (1, False)
+    for method, pattern in PATHS:
+        path = pattern.format(item=item, transaction=transaction.hex())
+        assert (await api.ask(method, path))[0] in (200, 201, 202), path
+
+
+async def test_two_tenants_users_of_one_name_are_two_users(api: Api) -> None:
+    await api.link("ada", key="key-a")
+    await api.link("ada", key="key-b")
+
+    ours = (await api.ask("GET", "/v1/users/ada/items", key="key-a"))[1]["items"]
+    theirs = (await api.ask("GET", "/v1/users/ada/items", key="key-b"))[1]["items"]
+
+    assert (len(ours), len(theirs)) == (1, 1)
+    assert ours[0]["item_id"] != theirs[0]["item_id"]
+
+
+async def test_what_the_tables_show_is_answered_in_the_documents_shape(api: Api) -> None:
+    item = await api.link()
+    fresh = (await api.ask("GET", f"/v1/items/{item}"))[1]
+    [own] = await api.show(item, user=await api.number(), transactions=1)
+
+    shown = (await api.ask("GET", f"/v1/items/{item}"))[1]
+    items = (await api.ask("GET", "/v1/users/ada/items"))[1]
+    accounts = (await api.ask("GET", "/v1/users/ada/accounts"))[1]
+    one = (await api.ask("GET", f"/v1/transactions/{own.hex()}"))[1]
+    page = (await api.ask("GET", "/v1/users/ada/transactions"))[1]
+
+    assert (fresh["status"], shown["status"], items["items"]) == ("linking", "active", [shown])
+    assert accounts["accounts"][0]["current"] == "1204.5000001"
+    assert (one["amount"], one["currency"], one["id"]) == ("-19.99", "USD", own.hex())
+    assert page == {"transactions": [one], "next_cursor": None}
+    for document, name in ((fresh, "Item"), (shown, "Item"), (accounts["accounts"][0], "Account"),
+                           (one, "Transaction"), (page, "Transactions")):  # fmt: skip
+        assert_shape(document, name)
+
+
+async def test_pages_give_each_row_once_whatever_their_size_and_filters(api: Api) -> None:
+    item = await api.link()
+    ids = await api.show(item, user=await api.number(), transactions=40)
+
+    async def pages(limit: int, filters: str) -> list[dict[str, Any]]:
+        rows, cursor = [], ""
+        while True:
+            status, page = await api.ask("GET", f"/v1/users/ada/transactions?limit={limit}{filters}{cursor}")
+            assert status == 200
+            assert len(page["transactions"]) <= limit
+            rows += page["transactions"]
+            if page["next_cursor"] is None:
+                return rows
+            cursor = f"&cursor={page['next_cursor']}"
+
+    whole = await pages(500, "")
+    assert sorted(row["id"] for row in whole) == sorted(own.hex() for own in ids)
+    assert whole == sorted(whole, key=lambda row: (row["date"], row["id"]), reverse=True)
+    for limit in (1, 3, 7, 40, 41):
+        assert await pages(limit, "") == whole
+    pending = await pages(3, "&pending=true")
+    assert pending == [row for row in whole if row["pending"]]
+    since = (TODAY - datetime.timedelta(days=5)).isoformat()
+    assert await pages(2, f"&from={since}&to={since}") == [row for row in whole if row["date"] == since]
+    assert await pages(2, "&account_id=unknown") == []
+
+
+async def test_a_sync_is_accepted_at_once_and_reported_once_readers_see_it(api: Api) -> None:
+    item = await api.link()
+    await api.show(item, user=await api.number())
+    partition = await api.pool.fetchval("SELECT partition FROM tartan.sync_state")
+
+    status, answer = await api.ask("POST", f"/v1/items/{item}/sync")
+    assert (status, answer["status"], answer["changed"]) == (202, "accepted", None)
+    assert_shape(answer, "Sync")
+
+    waiting = asyncio.create_task(api.ask("POST", f"/v1/items/{item}/sync?wait=10"))
+    await generation_is(api, 3)
+    await api.pool.execute(
+        """INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, added, outcome, generation,
+           changeset_offset) VALUES ($1, now(), 0.1, 'manual', 2, 'appended', 3, 17)""",
+        item,
+    )
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    await api.pool.execute(f"UPDATE {SCHEMA}.items SET head_offset = 17, last_sync_at = now()")
+    await api.pool.execute(
+        f"""INSERT INTO {SCHEMA}.positions (partition, position) VALUES ($1, 18)
+            ON CONFLICT (partition) DO UPDATE SET position = 18""",
+        partition,
+    )  # fmt: skip
+    status, answer = await waiting
+
+    assert (status, answer["status"], answer["changed"], answer["added"]) == (200, "applied", True, 2)
+    assert answer["bank_asked"] is False
+    assert answer["last_sync_at"] is not None
+
+
+async def generation_is(api: Api, wanted: int) -> None:
+    async with asyncio.timeout(5):
+        while await api.pool.fetchval("SELECT generation FROM tartan.sync_state") < wanted:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_sync_that_failed_says_why_and_one_that_takes_too_long_is_only_accepted(api: Api) -> None:
+    item = await api.link()
+    assert (await api.ask("POST", f"/v1/items/{item}/sync?wait=0.1"))[0] == 202
+    waiting = asyncio.create_task(api.ask("POST", f"/v1/items/{item}/sync?wait=10"))
+    await generation_is(api, 3)
+
+    await api.pool.execute(
+        """INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, outcome, generation, error)
+           VALUES ($1, now(), 0.1, 'manual', 'failed', 3, '{"code": "ITEM_LOGIN_REQUIRED"}')""",
+        item,
+    )
+    await api.pool.execute(
+        f"INSERT INTO {SCHEMA}.positions (partition, position) SELECT n, 0 FROM generate_series(0, 3) n"
+    )
+    status, answer = await waiting
+
+    assert (status, answer["status"]) == (200, "failed")
+    assert answer["error"] == {"code": "ITEM_LOGIN_REQUIRED"}
+
+
+async def test_an_unlink_is_asked_for_waited_for_and_answered_again(api: Api) -> None:
+    item = await api.link()
+
+    status, answer = await api.ask("DELETE", f"/v1/items/{item}")
+    assert (status, answer) == (202, {"item_id": item, "status": "unlinking"})
+    assert (await api.ask("GET", f"/v1/items/{item}"))[1]["status"] == "unlinking"
+    waiting = asyncio.create_task(api.ask("DELETE", f"/v1/items/{item}?wait=10"))
+    await generation_is(api, 3)
+    await api.pool.execute("UPDATE tartan.credentials SET sealed_token = NULL, unlinked_at = now()")
+    assert await waiting == (200, {"item_id": item, "status": "unlinked"})
+    await api.pool.execute("UPDATE tartan.sync_state SET stopped = 'unlinked'")
+
+    assert (await api.ask("DELETE", f"/v1/items/{item}"))[0] == 200
+    assert (await api.ask("POST", f"/v1/items/{item}/sync"))[0] == 409
+    assert (await api.ask("GET", f"/v1/items/{item}"))[1]["status"] == "unlinked"
+
+
+@pytest.mark.parametrize(("method", "path", "field"), [
+    ("GET", "/v1/users/u/transactions?limit=1000", "limit"), ("GET", "/v1/users/u/transactions?sort=x", "sort"),
+    ("GET", "/v1/users/u/transactions?cursor=%21", "cursor"), ("POST", "/v1/items/i/sync?wait=61", "wait"),
+    ("GET", "/v1/transactions/xyz", "transaction_id"), ("POST", "/v1/link/token", "body"),
+    ("GET", f"/v1/items/{'i' * 201}", "item_id"), ("GET", "/v1/items/%00", "item_id"),
+])  # fmt: skip
+async def test_wrong_values_are_named_over_http_too(api: Api, method: str, path: str, field: str) -> None:
+    status, problem = await api.ask(method, path, [] if method == "POST" else None)
+
+    assert (status, problem["type"]) == (400, "urn:tartan:problem:invalid_request")
+    assert [fault["field"] for fault in problem["faults"]] == [field]
+
+
+async def test_large_bodies_other_methods_and_unknown_paths_are_problems(api: Api) -> None:
+    large = await api.ask("POST", "/v1/items", {"user_id": "u", "public_token": "p" * 20_000})
+    method = await api.ask("PUT", "/v1/items")
+    path = await api.ask("GET", "/v1/nothing")
+
+    assert [large[0], method[0], path[0]] == [413, 405, 404]
+    assert path[1] == {"type": "urn:tartan:problem:not_found", "title": "Not Found", "status": 404}
+
+
+async def test_while_postgres_is_away_it_is_503_with_retry_after(api: Api) -> None:
+    await api.pool.close()
+
+    async with api.session.get(f"{api.address}/v1/users/u/items", headers={"Authorization": "Bearer key-a"}) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
+
+
+async def test_the_page_comes_with_a_policy_that_lets_nothing_foreign_in(api: Api) -> None:
+    for path, kind in (("/", "text/html"), ("/static/page.js", "text/javascript"), ("/static/page.css", "text/css")):
+        async with api.session.get(api.address + path) as answer:
+            assert (answer.status, answer.content_type) == (200, kind)
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+            text = await answer.text()
+            assert "http://" not in text.replace("http://www.w3.org/", "")
+            assert "https://" not in text
+    async with api.session.get(api.address + "/static/../app.py") as answer:
+        assert answer.status == 404
+
+
+async def test_the_openapi_document_is_open_and_the_stream_wants_an_upgrade(api: Api) -> None:
+    status, document = await api.ask("GET", "/v1/openapi.json", key=None)
+    plain = await api.ask("GET", "/v1/stream", key=None)
+
+    assert (status, document["openapi"], plain[0]) == (200, "3.1.0", 426)
