@@ -124,7 +124,6 @@ class Released(Struct, frozen=True, kw_only=True):
     stopped: str | None = None
     error: dict[str, Any] | None = None
     hints_until: int | None = None
-    started_at: datetime
     duration_s: float = 0.0
     pages: int = 0
     added: int = 0

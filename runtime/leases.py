@@ -47,7 +47,7 @@ async def release(connection: asyncpg.Connection, claimed: Claimed, result: Rele
         if held and result.hints_until is not None:
             await connection.execute(_DROP_HINTS, claimed.item_id, result.hints_until)
         await connection.execute(
-            _ATTEMPT, claimed.item_id, result.started_at, result.duration_s, claimed.cause.kind, result.pages,
+            _ATTEMPT, claimed.item_id, result.duration_s, claimed.cause.kind, result.pages,
             result.added, result.modified, result.removed, result.outcome, error, claimed.generation,
             result.wait_offset,
         )  # fmt: skip
@@ -185,7 +185,7 @@ _DROP_HINTS = "DELETE FROM tartan.hints WHERE item_id = $1 AND ($2::bigint IS NU
 _ATTEMPT = """
     INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, pages, added, modified, removed, outcome,
         error, generation, changeset_offset)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11, $12)"""
+    VALUES ($1, now() - make_interval(secs => $2), $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11)"""
 
 _LET_GO = """
     UPDATE tartan.sync_state SET lease_token = NULL, lease_until = NULL, wait_offset = greatest(wait_offset, $3)

@@ -114,10 +114,11 @@ def is_news(tip: Tip, draft: Draft, *, now: datetime) -> bool:
         return True
     if draft.history_status not in (None, tip.history_status):
         return True
+    if any(schema != catalogue.ACCOUNT for _, schema, _ in draft.events):
+        return True
     if draft.cursor in (None, tip.cursor):
         return False
-    changed = any(schema != catalogue.ACCOUNT for _, schema, _ in draft.events)
-    return changed or tip.cursor is None or tip.at is None or now - tip.at >= CURSOR_ALONE_EVERY
+    return tip.cursor is None or tip.at is None or now - tip.at >= CURSOR_ALONE_EVERY
 
 
 def transactions(changes: Sequence[Change]) -> Events:

@@ -46,7 +46,7 @@ async def claim(pool: asyncpg.Pool, slots: int = 10, **options: Any) -> list[Cla
 
 async def release(pool: asyncpg.Pool, claimed: Claimed, **result: Any) -> bool:
     """Give an Item back."""
-    given = {"outcome": "unchanged", "done": True, "started_at": NOW} | result
+    given = {"outcome": "unchanged", "done": True} | result
     async with pool.acquire() as connection:
         return await leases.release(connection, claimed, Released(**given))
 

@@ -1,0 +1,208 @@
+"""The stage's composition root: everything made, connected, watched, and taken down in order. Shell."""
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import asyncpg
+import faust
+
+from runtime import stream, topics
+from runtime.dues import Claimed
+from runtime.instance import alone
+from runtime.kafka import Appender, LogEnds, Outgoing
+from runtime.lifecycle import Running
+from runtime.plaid import Plaid
+from runtime.postgres import open_pool
+from runtime.settings import Settings
+from runtime.users import Keyring
+from runtime.vault import Vault
+from runtime.witness import Witness
+from schemas.changesets import NONCE_BYTES
+from schemas.errors import Halt
+from schemas.topics import CHANGESETS, WEBHOOKS, full_name
+from streams import due_channel, scheduler, store
+from streams.claimer import Claimer
+from streams.fetch_deltas import FetchDeltas
+from streams.follow_heads import READER as FOLLOWER
+from streams.follow_heads import FollowHeads
+from streams.mark_due import READER as MARKER
+from streams.mark_due import MarkDue
+from streams.passes import World
+from streams.store import PostgresStore
+
+STAGE = "streams"
+DRAIN_S = 30.0
+"""Longest wait at a stop for passes under way; half of what the process may take."""
+POOL_SPARE = 6
+"""Connections beyond one a pass: two agents, the claimer, the schedule, renewals."""
+WEBHOOKS_A_BATCH_MAX = 500
+"""Marks in one transaction: about 20 ms, which is what a webhook behind them waits at most."""
+BATCH_BYTES_MAX = 16 * 1024 * 1024
+
+
+class ChangesetLog:
+    """The topic `changesets`, through Kafka."""
+
+    def __init__(self, appender: Appender, ends: LogEnds, topic: str) -> None:
+        self._appender = appender
+        self._ends = ends
+        self._topic = topic
+
+    async def append(self, partition: int, key: bytes, value: bytes) -> int:
+        """Append a record and give its offset. Raises: InDoubt, Retry."""
+        appended = await self._appender.append(self._topic, Outgoing(key, value), partition=partition)
+        return appended.offset
+
+    async def end(self, partition: int) -> int:
+        """The next offset of a partition. Raises: Retry."""
+        return (await self._ends.ends(self._topic, [partition]))[partition].end
+
+
+@asynccontextmanager
+async def stage(settings: Settings) -> AsyncIterator[Running]:
+    """Run the stage for a block. Raises: Halt, Retry, where it cannot start."""
+    async with AsyncExitStack() as stack:
+        await topics.verify(settings)
+        lock = await stack.enter_async_context(alone(settings, STAGE))
+        parts = await _Parts.opened(settings, stack)
+        tasks = [lock, *await _started(parts, stack)]
+        ended = asyncio.ensure_future(_first_end(tasks))
+        try:
+            yield Running(STAGE, parts.not_ready, ended)
+        finally:
+            ended.cancel()
+            await parts.claimer.drain(timeout_s=DRAIN_S)
+
+
+class _Parts:
+    """What the stage is made of."""
+
+    def __init__(self, settings: Settings, pool: asyncpg.Pool, plaid: Plaid, appender: Appender, ends: LogEnds) -> None:
+        self.settings = settings
+        self.pool = pool
+        vault = Vault(settings.master_key())
+        self.keyring = Keyring(vault)
+        self.changesets = full_name(CHANGESETS, settings.topic_prefix)
+        self.webhooks = full_name(WEBHOOKS, settings.topic_prefix)
+        self.store = PostgresStore(pool, self.keyring, vault, settings)
+        world = World(
+            bank=plaid,
+            log=ChangesetLog(appender, ends, self.changesets),
+            store=self.store,
+            clock=lambda: datetime.now(UTC),
+            sleep=asyncio.sleep,
+            random=random.random,
+            nonce=lambda: os.urandom(NONCE_BYTES),
+            accounts_interval_s=settings.accounts_interval_s,
+        )
+        self.fetcher = FetchDeltas(world, lease_s=settings.lease_s)
+        self.witnesses = {
+            self.webhooks: self._witness(ends, self.webhooks, MARKER),
+            self.changesets: self._witness(ends, self.changesets, FOLLOWER),
+        }
+        self.app = stream.build(settings, name=STAGE, positions=self._positions)
+        due = self.app.channel(maxsize=settings.fetch_concurrency)
+        self.claimer = Claimer(
+            self.store,
+            lambda claimed: due.send(value=claimed),
+            slots=settings.fetch_concurrency,
+            poll_s=settings.claim_poll_s,
+        )
+        self.app.agent(due, name="fetch_deltas", concurrency=settings.fetch_concurrency)(self._fetch)
+        self.marker, self.follower = self._agents(self.app)
+
+    @classmethod
+    async def opened(cls, settings: Settings, stack: AsyncExitStack) -> "_Parts":
+        """Connect to everything. Raises: Halt, Retry."""
+        size = max(settings.postgres_pool_size, settings.fetch_concurrency + POOL_SPARE)
+        pool = await open_pool(settings, stage=STAGE, size=size)
+        stack.push_async_callback(pool.close)
+        plaid = Plaid(settings)
+        stack.push_async_callback(plaid.close)
+        appender, ends = Appender(settings, client=STAGE), LogEnds(settings)
+        for connected in (appender, ends):
+            await connected.start()
+            stack.push_async_callback(connected.stop)
+        return cls(settings, pool, plaid, appender, ends)
+
+    def not_ready(self) -> list[str]:
+        """Why this process does no work now."""
+        reasons = [f"Postgres is away: {self.claimer.away}"] if self.claimer.away else []
+        # An instance to which no partition is assigned is ready all the same: it fetches.
+        if not self.app.started or self.app.rebalancing:
+            reasons.append("partitions are being assigned")
+        return reasons
+
+    def _agents(self, app: faust.App) -> tuple[MarkDue, FollowHeads]:
+        webhooks = stream.reader(
+            app, self.webhooks, agent=MARKER, records_max=WEBHOOKS_A_BATCH_MAX, bytes_max=BATCH_BYTES_MAX
+        )
+        changesets = stream.reader(
+            app,
+            self.changesets,
+            agent=FOLLOWER,
+            records_max=self.settings.batch_records_max,
+            bytes_max=self.settings.batch_bytes_max,
+        )
+        wake = self.claimer.wake
+        return (
+            MarkDue(webhooks, partial(store.marking, self.pool), on_commit=wake),
+            FollowHeads(changesets, partial(store.following, self.pool), on_commit=wake, on_erased=self.keyring.forget),
+        )
+
+    def _witness(self, ends: LogEnds, topic: str, reader: str) -> Witness:
+        return Witness(ends, topic=topic, reader=reader, load=partial(store.load_positions, self.pool, reader))
+
+    async def _positions(self, wanted: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
+        """Where to begin in each partition, after a look whether the log is the one that was read."""
+        found: dict[tuple[str, int], int] = {}
+        for topic, witness in self.witnesses.items():
+            numbers = [number for name, number in wanted if name == topic]
+            starts = await witness.starts(numbers) if numbers else {}
+            found |= {(topic, number): position for number, position in starts.items()}
+        return found
+
+    async def _fetch(self, due: Any) -> None:
+        claimed: Claimed
+        async for claimed in due:
+            try:
+                await self.fetcher.fetch(claimed)
+            finally:
+                self.claimer.done(claimed)
+
+
+async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[None]"]:
+    """Start the stream engine, then what feeds and watches it; all of it ends before the engine does."""
+    engine = await stack.enter_async_context(stream.running(parts.app))
+    works: dict[str, Coroutine[Any, Any, None]] = {
+        "mark_due": parts.marker.run(),
+        "follow_heads": parts.follower.run(),
+        "claimer": parts.claimer.run(),
+        "schedule": scheduler.run(parts.pool, parts.settings, on_marked=parts.claimer.wake),
+        "due_channel": due_channel.listen(parts.settings, on_due=parts.claimer.wake),
+    }
+    for topic, witness in parts.witnesses.items():
+        works[f"witness of {topic}"] = witness.watch(partial(stream.assigned, parts.app, topic))
+    tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
+    stack.push_async_callback(_cancelled, tasks)
+    return [engine, *tasks]
+
+
+async def _cancelled(tasks: list["asyncio.Task[None]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _first_end(tasks: list["asyncio.Task[None]"]) -> None:
+    """Wait for the first task that ends; none of them does by itself. Raises: its error, or Halt."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        await task
+        raise Halt(f"{task.get_name()} ended by itself")

@@ -1,0 +1,78 @@
+"""What follows when a pass fails: how long to wait, whether to stop, when to set the Item aside. Core."""
+
+from typing import Any
+
+from runtime.dues import Claimed, Released
+from streams import waits
+from streams.classify import Action
+
+PARKED, REFUSED, ERASED = "parked", "refused", "erased"
+
+
+def refused(claimed: Claimed, action: Action, error: dict[str, Any], *, jitter: float) -> Released:
+    """After an error of Plaid's that says nothing about the Item's state."""
+    attempts = claimed.attempts + 1
+    match action:
+        case Action.NOT_READY:
+            return not_ready(claimed, jitter=jitter)
+        case Action.LIMITED:
+            wait_s = waits.after_limit(attempts, jitter)
+            return _failed(attempts, error, wait_s, not_before_s=wait_s)
+        case Action.HOURS:
+            return _failed(attempts, error, waits.after_outage(attempts, jitter))
+        case Action.NEVER:
+            return _failed(attempts, error, None, stopped=REFUSED)
+    # CURSOR, too: until the history can be read again and compared, the attempts in hours keep the Item in sight.
+    return _failed(attempts, error, waits.after_failure(attempts, jitter))
+
+
+def late(claimed: Claimed, error: dict[str, Any], *, jitter: float, wait_s: float | None = None) -> Released:
+    """After a failure of the way to Plaid, or of ours."""
+    attempts = claimed.attempts + 1
+    return _failed(attempts, error, max(wait_s or 0.0, waits.after_failure(attempts, jitter)))
+
+
+def is_hopeless(claimed: Claimed) -> bool:
+    """Whether an Item that cannot be processed was tried often enough to be set aside."""
+    return claimed.attempts + 1 >= waits.ATTEMPTS_MAX
+
+
+def parked(claimed: Claimed, error: dict[str, Any]) -> Released:
+    """After an Item was set aside: only its redrive makes it due again."""
+    return _failed(claimed.attempts + 1, error, None, stopped=PARKED)
+
+
+def not_ready(claimed: Claimed, *, jitter: float) -> Released:
+    """After an answer that the history is not there: not a failure, and not an empty account either."""
+    answers = claimed.not_ready + 1
+    return Released(
+        outcome="not_ready",
+        done=False,
+        due_in_s=waits.not_ready(answers, jitter),
+        not_ready=answers,
+    )
+
+
+def erased() -> Released:
+    """The user's key was destroyed: nothing of them is asked for any more."""
+    return Released(outcome="stopped", done=True, stopped=ERASED)
+
+
+def _failed(
+    attempts: int,
+    error: dict[str, Any],
+    due_in_s: float | None,
+    *,
+    not_before_s: float | None = None,
+    stopped: str | None = None,
+) -> Released:
+    return Released(
+        outcome="failed",
+        # An Item that is stopped is dealt with: who waits for this pass is told so.
+        done=stopped is not None,
+        due_in_s=due_in_s,
+        not_before_s=not_before_s,
+        attempts=attempts,
+        stopped=stopped,
+        error=error,
+    )

@@ -1,0 +1,64 @@
+"""Reading one update of Plaid's from its first page to its last. Shell.
+
+An update is taken whole or not at all: a failure in the middle, whatever it is, leads back to the first cursor.
+Source: PLAID.md 1.2, points 5 and 6; specification of /transactions/sync.
+"""
+
+from runtime import logs
+from runtime.crash_points import CrashPoint, reach
+from runtime.plaid import PlaidRefused
+from runtime.plaid_answers import SyncPage
+from schemas.errors import Retry
+from streams import classify, metrics, waits
+from streams.classify import Action
+from streams.pages import is_ready
+from streams.ports import Bank, Random, Sleep
+
+PAGES_MAX = 2_000
+"""A million transactions: Plaid's longest history of the busiest Item. More would be a loop without end."""
+
+_RESTARTED = frozenset({Action.RESTART, Action.SOON})
+_log = logs.logger(__name__)
+
+
+async def read_update(bank: Bank, token: str, cursor: str | None, *, sleep: Sleep, random: Random) -> list[SyncPage]:
+    """Read all pages of the update after a cursor; none, where Plaid has not read the history yet.
+
+    Raises: PlaidRefused, Retry, Quarantine: of the first page, or of any page of the last restart.
+    """
+    for restarts in range(1, waits.RESTARTS_MAX + 2):
+        pages: list[SyncPage] = []
+        try:
+            await _read_into(pages, bank, token, cursor)
+        except (PlaidRefused, Retry) as error:
+            if restarts > waits.RESTARTS_MAX or not _can_restart(error, in_the_middle=bool(pages)):
+                raise
+            metrics.RESTARTS.inc()
+            _log.info("update begun again", pages=len(pages), reason=str(error))
+            await sleep(waits.before_restart(restarts, random()))
+        else:
+            return pages
+    raise AssertionError("unreachable")
+
+
+async def _read_into(pages: list[SyncPage], bank: Bank, token: str, cursor: str | None) -> None:
+    following = cursor
+    while True:
+        page = await bank.sync_page(token, following)
+        if not pages and not is_ready(page):
+            return
+        pages.append(page)
+        if not page.has_more:
+            return
+        if page.next_cursor in ("", following) or len(pages) >= PAGES_MAX:
+            raise Retry(f"an update does not end: {len(pages)} pages, and the cursor stands still or more follow")
+        following = page.next_cursor
+        reach(CrashPoint.FETCH_BETWEEN_PAGES)
+
+
+def _can_restart(error: PlaidRefused | Retry, *, in_the_middle: bool) -> bool:
+    """A mutation is answered at once, even on a first page; what else fails there has the waits between passes."""
+    if isinstance(error, Retry):
+        return in_the_middle
+    action = classify.action(error.error_type, error.error_code)
+    return action is Action.RESTART or (in_the_middle and action in _RESTARTED)
