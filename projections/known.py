@@ -11,6 +11,7 @@ from projections.ledger import Posting
 from projections.rows import microseconds
 from projections.state import AccountRow, ItemRow, Row, WorkingSet
 from projections.tables import SCHEMA
+from runtime.reader import Position
 from schemas.gate import ItemGate
 from schemas.ids import own_id
 
@@ -36,6 +37,12 @@ async def lock(connection: asyncpg.Connection, partitions: Collection[int]) -> d
     """Lock the position rows of partitions, always in the same order, so two projectors never wait in a circle."""
     rows = await connection.fetch(_LOCK, sorted(partitions))
     return {row["partition"]: Locked(row["position"], microseconds(row["known_at"]) or 0) for row in rows}
+
+
+async def positions(connection: asyncpg.Connection | asyncpg.Pool, partitions: Collection[int]) -> dict[int, Position]:
+    """The positions of partitions, as they are committed."""
+    rows = await connection.fetch(_POSITIONS, list(partitions))
+    return {row["partition"]: Position(row["position"], row["last_checksum"]) for row in rows}
 
 
 async def control(connection: asyncpg.Connection, items: Collection[str], free_ids: Collection[bytes]) -> Control:
@@ -127,6 +134,8 @@ def _transaction(row: asyncpg.Record, working: WorkingSet) -> Row:
 _LOCK = f"""
 SELECT partition, position, known_at FROM {SCHEMA}.positions WHERE partition = ANY($1::int[])
  ORDER BY partition FOR UPDATE"""
+
+_POSITIONS = f"SELECT partition, position, last_checksum FROM {SCHEMA}.positions WHERE partition = ANY($1::int[])"
 
 _ITEMS = f"""
 SELECT wanted, i.*, i.item_id IS NOT NULL AS has_row,

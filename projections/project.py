@@ -70,6 +70,11 @@ class Projector:
         self._session = session
         self._publisher = publisher
         self._ownership = ownership
+        self._trouble: str | None = None
+
+    def troubles(self) -> list[str]:
+        """Why nothing is committed now; empty where it is."""
+        return [] if self._trouble is None else [self._trouble]
 
     async def run(self, reader: Reader) -> None:
         """Project for ever. Raises: Halt, and whatever is an error of this code."""
@@ -117,10 +122,12 @@ class Projector:
             except (Retry, *AWAY) as error:
                 metrics.RETRIES.labels(READER, "batch").inc()
                 _log.warning("batch waits", reason=reason(error), records=len(records))
+                self._trouble = f"batch waits: {reason(error)}"
                 self._session.drop()
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S_MAX)
             else:
+                self._trouble = None
                 return
 
     async def _transact(self, records: Sequence[Opened], poisoned: Poisoned) -> None:

@@ -58,6 +58,7 @@ class Publisher:
         self._idle.set()
         self._published: dict[int, int] = {}
         self._stored: dict[int, int] = {}
+        self._trouble: str | None = None
 
     def hand(self, committed: Committed) -> None:
         """Take over what was committed. A span that does not follow on the last one is first read from the table."""
@@ -67,6 +68,10 @@ class Publisher:
             self._room.clear()
         self._idle.clear()
         self._handed.set()
+
+    def troubles(self) -> list[str]:
+        """Why nothing is published now; empty where it is."""
+        return [] if self._trouble is None else [self._trouble]
 
     async def room(self) -> None:
         """Wait until the next batch may be committed."""
@@ -151,6 +156,7 @@ class Publisher:
                     raise result
             # A lane that failed begins again at its first record of the batch, never behind it.
             left = failed
+            self._trouble = f"{len(left)} lanes are not published" if left else None
             if left:
                 metrics.RETRIES.labels("projections", "publish").inc()
                 _log.warning("not published", lanes=len(left))

@@ -37,7 +37,7 @@ async def prepare(connection: asyncpg.Connection) -> None:
     await connection.execute(statements.STAGING)
 
 
-async def ensure_positions(connection: asyncpg.Connection, partitions: int) -> None:
+async def ensure_positions(connection: asyncpg.Connection | asyncpg.Pool, partitions: int) -> None:
     """Make the rows that projectors lock."""
     await connection.execute(_POSITIONS, partitions)
 
