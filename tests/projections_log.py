@@ -104,6 +104,11 @@ class Log:
         value = changesets.seal(whole, block, keys, nonce=next(self._nonces).to_bytes(12, "big"))
         return self.put(value, user)
 
+    @staticmethod
+    def stranger() -> UserKeys:
+        """Keys of nobody in the log: what they seal does not open."""
+        return keys_of(999_999)
+
     def put(self, value: bytes, user: int) -> Received:
         """Append bytes."""
         partition = user % self.partitions
