@@ -73,7 +73,7 @@ async def _show(world: World, options: DemoOptions, console: Console) -> int:
         await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
         await bank.live(RATE_PER_S)
         token = await application.stream_token(users[0])
-        console.print(f"See it in a browser: {world.gateway_url}/#token={token}")
+        console.print(f"See it in a browser: {world.gateway_url}/#token={token}", soft_wrap=True)
         await _live(View(world, observer, bank, watch), options, console)
         return await _prove(observer, bank, watch, options, console)
 
@@ -102,7 +102,8 @@ async def _prove(observer: Observer, bank: Bank, watch: Watch, options: DemoOpti
     await bank.live(0)
     await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
     async with observer.pool.acquire() as connection:
-        await sync_state.mark_all_due(connection)
+        # One tick of the schedule that finds every Item overdue, with all its accounts.
+        await sync_state.mark_scheduled(connection, interval_s=0, recheck_s=0, spread_s=0, items_max=USERS * ITEMS_A_USER)
     await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
     deliveries = await bank.deliveries()
     counts = await observer.counts()
