@@ -1,7 +1,7 @@
 """Who listens: each browser's queue, and the rule by which no message comes twice and none is missed.
 
 A browser joins before its snapshot is read, so what is pushed meanwhile waits in its queue; when the snapshot is
-there, `begin` drops what the snapshot shows already: messages whose source lies below the snapshot's position.
+there, what it shows already is dropped, queued or still to come: messages whose source lies below its position.
 """
 
 import asyncio
@@ -56,12 +56,13 @@ class Subscriber:
         self._waiting: deque[tuple[Position, str]] = deque()
         self._bytes = 0
         self._begun = False
+        self._from = 0
         self._arrived = asyncio.Event()
         self._ended = asyncio.Event()
 
     def offer(self, position: Position, text: str) -> None:
         """Queue a message; where the queue is full the browser is cut off."""
-        if self.ending is not None:
+        if self.ending is not None or position.offset < self._from:
             return
         if len(self._waiting) >= QUEUE_MESSAGES_MAX or self._bytes + len(text) > QUEUE_BYTES_MAX:
             self.end(Ending(TRY_LATER, "too slow: connect again for a new snapshot"))
@@ -73,6 +74,7 @@ class Subscriber:
 
     def begin(self, position: int) -> None:
         """Let messages out from here on, but those that a snapshot at this position shows."""
+        self._from = position
         kept = [(where, text) for where, text in self._waiting if where.offset >= position]
         self._waiting = deque(kept)
         self._bytes = sum(len(text) for _, text in kept)

@@ -52,14 +52,17 @@ async def test_the_position_is_added_to_the_message() -> None:
 
 async def test_what_the_snapshot_shows_is_dropped_and_what_came_meanwhile_is_kept() -> None:
     hub = opened()
-    subscriber = hub.join(1)
+    early, late = hub.join(1), hub.join(1)
     for offset in (8, 9, 10, 11):
         send(hub, offset)
 
-    subscriber.begin(10)
-    send(hub, 12)
+    early.begin(10)
+    late.begin(14)
+    for offset in (12, 13, 14):
+        send(hub, offset)
 
-    assert waiting(subscriber) == ["0:10.0", "0:11.0", "0:12.0"]
+    assert waiting(early) == ["0:10.0", "0:11.0", "0:12.0", "0:13.0", "0:14.0"]
+    assert waiting(late) == ["0:14.0"]
 
 
 async def test_nothing_is_sent_before_the_snapshot() -> None:
