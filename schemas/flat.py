@@ -38,13 +38,21 @@ def read_long(data: bytes, position: int) -> tuple[int, int]:
 
 
 _LENGTHS = tuple(zigzag(length) for length in range(_SHORT))
+_SOME_LENGTHS = tuple(b"\x02" + length for length in _LENGTHS)
+"""The second branch of a union with null, and the length behind it."""
+_STEP = tuple(1 + (size >> 1) if size % 2 == 0 else None for size in range(128))
+"""How far it is from a text's length, where that is one byte, to behind the text. An odd byte is a negative length."""
+
+
+def length(size: int) -> bytes:
+    """Write a length."""
+    return _LENGTHS[size] if size < _SHORT else zigzag(size)
 
 
 def text(value: str) -> bytes:
     """Write a text with its length before it."""
     encoded = value.encode()
-    size = len(encoded)
-    return (_LENGTHS[size] if size < _SHORT else zigzag(size)) + encoded
+    return length(len(encoded)) + encoded
 
 
 Encode = Callable[[Any], bytes]
@@ -60,7 +68,7 @@ def encoder(schema: dict[str, Any]) -> Encode:
     for entry in schema["fields"]:
         lines += _write(entry["name"], entry["type"])
     lines.append("    return b''.join(parts)")
-    return cast(Encode, _compiled(lines, "encode", {"lengths": _LENGTHS, "zigzag": zigzag, "text": text}))
+    return cast(Encode, _compiled(lines, "encode", {"lengths": _LENGTHS, "some": _SOME_LENGTHS, "zigzag": zigzag}))
 
 
 def decoder(schema: dict[str, Any], record: type) -> Decode:
@@ -73,10 +81,11 @@ def decoder(schema: dict[str, Any], record: type) -> Decode:
         lines += ["        " + line for line in _read(entry["name"], entry["type"])]
     names = ", ".join(f"_{entry['name']}" for entry in schema["fields"])
     lines += [f"        return record({names}), i"]
-    lines += ["    except (IndexError, UnicodeDecodeError) as error:"]
+    lines += ["    except (IndexError, TypeError, UnicodeDecodeError) as error:"]
     lines += [f"        raise Quarantine('bytes are no {schema['name']} at position ' + str(i)) from error"]
     return cast(
-        Decode, _compiled(lines, "decode", {"record": record, "read_long": read_long, "Quarantine": Quarantine})
+        Decode,
+        _compiled(lines, "decode", {"record": record, "read_long": read_long, "Quarantine": Quarantine, "STEP": _STEP}),
     )
 
 
@@ -92,24 +101,37 @@ def _write(name: str, kind: Any) -> list[str]:
         case "boolean":
             return [f"    add(b'\\x01' if record.{name} else b'\\x00')"]
         case ["null", "string"]:
-            return [f"    v = record.{name}", "    add(b'\\x00' if v is None else b'\\x02' + text(v))"]
+            return [
+                f"    v = record.{name}",
+                "    if v is None:",
+                "        add(b'\\x00')",
+                "    else:",
+                "        v = v.encode()",
+                "        n = len(v)",
+                f"        add(some[n] if n < {_SHORT} else b'\\x02' + zigzag(n))",
+                "        add(v)",
+            ]
     raise Halt(f"field {name} has type {kind}: only texts and booleans are flat")
 
 
 def _read(name: str, kind: Any) -> list[str]:
-    length = ["n = data[i]; i += 1", "if n > 127: n, i = read_long(data, i - 1); n <<= 1", "j = i + (n >> 1)"]
-    take = f"_{name} = data[i:j].decode(); i = j"
+    text = [
+        "n = data[i]",
+        "if n < 128: j = i + STEP[n]; i += 1",
+        "else: n, i = read_long(data, i); j = i + n",
+        f"_{name} = data[i:j].decode(); i = j",
+    ]
     match kind:
         case "string":
-            return [*length, take]
+            return text
         case "boolean":
             return [f"_{name} = data[i] == 1; i += 1"]
         case ["null", "string"]:
             return [
-                f"_{name} = None",
                 "i += 1",
                 "if data[i - 1]:",
-                *("    " + line for line in [*length, take]),
+                *("    " + line for line in text),
+                f"else: _{name} = None",
             ]
     raise Halt(f"field {name} has type {kind}: only texts and booleans are flat")
 
