@@ -17,15 +17,13 @@ LENGTHS = tuple(struct.pack(">i", length) for length in range(8192))
 """Length prefixes of texts and bytes; longer ones are computed."""
 
 _EPOCH_DAY = datetime.date(2000, 1, 1).toordinal()
-_EPOCH_US = 946_684_800_000_000
+EPOCH_US = 946_684_800_000_000
 """Postgres counts days and microseconds from 2000-01-01, Tartan microseconds from 1970-01-01."""
 _NUMERIC_NEGATIVE = 0x4000
 
 smallint = struct.Struct(">ih").pack
 integer = struct.Struct(">ii").pack
 bigint = struct.Struct(">iq").pack
-counters = struct.Struct(">iiiiiqiq").pack
-"""Two integer and two bigint fields, each behind its length."""
 _numeric_header = struct.Struct(">ihhhh").pack
 
 
@@ -61,7 +59,7 @@ def int8(value: int) -> bytes:
 
 def moment(microseconds: int | None) -> bytes:
     """A timestamptz field. Units: microseconds since 1970, UTC."""
-    return NULL if microseconds is None else bigint(8, microseconds - _EPOCH_US)
+    return NULL if microseconds is None else bigint(8, microseconds - EPOCH_US)
 
 
 def date(value: str) -> bytes:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from projections import net_events
 from projections.differences import changed_fields
-from projections.ledger import Posting
-from projections.net_events import Envelope, NetEvent, public_schema
+from projections.ledger import Posting, Where
+from projections.net_events import Envelope, public_schema
 from projections.reading import CACHED, Reported, Said
-from projections.state import AccountRow, Folded, ItemRow, Place, Row, WorkingSet
+from projections.state import AccountRow, Folded, ItemRow, NetEvent, Place, Row, WorkingSet
 from projections.words import ENRICHMENT, Words
 from schemas import codec, events, gate
 from schemas.ids import own_id
@@ -50,8 +50,8 @@ def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, sa
         _settle(working, item, touched, place, common, net)
         _fold_balances(working, item, place, said.balances, common, net)
     folded = Folded(
-        place, head.item_id, head.kind, head.type, _cause(head), head.at, said.counts, said.not_effective, len(net),
-        codec.encode_events(net),
+        place, head.item_id, head.kind, head.type, _cause(head), head.at, said.counts, said.not_effective, net,
+        net_events.encoded(net),
     )  # fmt: skip
     working.folded.append(folded)
     return folded
@@ -84,7 +84,7 @@ def _fold_item(
         return
     previous: Item | None = codec.decoder(before_schema)(before, 0)[0] if before is not None else None
     event = net_events.item_event(common, words, previous.state if previous else None)
-    net.append((kind, public_schema(schema), event))
+    net.append(NetEvent(kind, public_schema(schema), item.item_id.encode(), event))
 
 
 def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Words | Removal]) -> _Touched:
@@ -120,7 +120,7 @@ def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Word
 
 def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: _Touched, place: Place) -> None:
     transaction_id = words.transaction_id
-    salt = item.item_id.encode()
+    salt = item.salt
     own = first = own_id(transaction_id, salt=salt)
     repeats = 0
     while own in item.own_ids:
@@ -173,7 +173,7 @@ def _settle(
     working: WorkingSet, item: ItemRow, touched: _Touched, place: Place, common: Envelope, net: list[NetEvent]
 ) -> None:
     settle, new = working.book.settle, working.new
-    where = (place.user, place.partition, place.offset, place.known_at)
+    where = Where(place.user, place.partition, place.offset, place.known_at)
     for own, (row, before) in touched.items():
         if before is not None:
             _settle_known(working, row, before, where, common, net)
@@ -185,14 +185,14 @@ def _settle(
             row.transfers = settle(own, 0, None, row.posting, where)
             new.append(row)
             item.transaction_rows += 1
-            event = net_events.transaction_event(common, own, 1, row.words, changed=[], previous=None)
-            net.append((events.TRANSACTION_ADDED, public_schema(row.schema), event))
+            event = net_events.first_transaction_event(common, own, row.words)
+            net.append(NetEvent(events.TRANSACTION_ADDED, public_schema(row.schema), own, event))
     if touched:
         working.changed_items[item.item_id] = item
 
 
 def _settle_known(
-    working: WorkingSet, row: Row, before: _Before, where: tuple[int, int, int, int], common: Envelope,
+    working: WorkingSet, row: Row, before: _Before, where: Where, common: Envelope,
     net: list[NetEvent],
 ) -> None:  # fmt: skip
     was_there, is_there = before.removed_at is None, row.removed_at is None
@@ -205,9 +205,9 @@ def _settle_known(
         row.words, row.schema, row.posting = before.words, before.schema, before.posting
         return
     row.version += 1
-    row.last_changeset, row.known_at = where[2], where[3]
+    row.last_changeset, row.known_at = where.offset, where.known_at
     if not ENRICHMENT.isdisjoint(changed):
-        row.enriched_at = where[3]
+        row.enriched_at = where.known_at
     row.transfers = working.book.settle(row.own_id, row.transfers, before.posting, row.posting, where)
     if not row.is_new:
         working.changed[row.own_id] = row
@@ -225,7 +225,7 @@ def _event_of(row: Row, before: _Before, changed: list[str], common: Envelope) -
     event = net_events.transaction_event(
         common, row.own_id, row.version, row.words, changed=changed, previous=previous
     )  # fmt: skip
-    return kind, public_schema(row.schema), event
+    return NetEvent(kind, public_schema(row.schema), row.own_id, event)
 
 
 def _fold_balances(
@@ -253,7 +253,8 @@ def _fold_balances(
         account.version += 1
         account.last_changeset, account.known_at = place.offset, place.known_at
         event = net_events.balance_event(common, source, reported.words, before)
-        net.append((events.BALANCE_UPDATED, public_schema(reported.schema), event))
+        entity = net_events.balance_entity(account_id, source)
+        net.append(NetEvent(events.BALANCE_UPDATED, public_schema(reported.schema), entity, event))
 
 
 def _cause(head: Head) -> dict[str, object]:

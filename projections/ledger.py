@@ -38,7 +38,7 @@ class LedgerAccount(Struct, gc=False):
     posted_credits: int = 0
 
 
-class Posting(NamedTuple):
+class Posting(Struct, frozen=True, gc=False):
     """What the ledger says of a transaction while it lives. `amount_field` and `effective` are as COPY has them."""
 
     debit: LedgerAccount
@@ -60,8 +60,17 @@ class Posting(NamedTuple):
         )
 
 
-class Transfer(NamedTuple):
-    """A row of `ledger_transfers`. `place` is (user, partition, offset, known_at) of the changeset that caused it."""
+class Where(Struct, frozen=True, gc=False):
+    """The changeset that a transfer comes from. Units: `known_at` in microseconds since 1970, UTC."""
+
+    user: int
+    partition: int
+    offset: int
+    known_at: int
+
+
+class Transfer(Struct, frozen=True, gc=False):
+    """A row of `ledger_transfers`."""
 
     own_id: bytes
     number: int
@@ -73,7 +82,7 @@ class Transfer(NamedTuple):
     layer: str
     reverses: int | None
     effective: bytes
-    place: tuple[int, int, int, int]
+    where: Where
 
 
 class Book:
@@ -82,8 +91,7 @@ class Book:
     def __init__(self) -> None:
         self.accounts: dict[bytes, LedgerAccount] = {}
         self.transfers: list[Transfer] = []
-        self._bank: dict[tuple[int, bytes, bytes], LedgerAccount] = {}
-        self._category: dict[tuple[int, bytes, bytes], LedgerAccount] = {}
+        self._sides: dict[tuple[int, bytes, bytes, bytes], tuple[LedgerAccount, LedgerAccount, str]] = {}
 
     def known(self, account: bytes) -> LedgerAccount:
         """The account with this id, which a known transfer names."""
@@ -94,17 +102,12 @@ class Book:
 
     def posting(self, user: int, words: Words) -> Posting:
         """What the ledger has to say of these words: money out is a debit of the category, money in a credit."""
-        key = (user, words.account, words.currency)
-        bank = self._bank.get(key) or self._found(self._bank, key, BANK)
-        key = (user, words.category, words.currency)
-        category = self._category.get(key) or self._found(self._category, key, CATEGORY)
+        key = (user, words.account, words.category, words.currency)
+        bank, category, currency = self._sides.get(key) or self._found(key)
         amount = words.amount
         debit, credit = (category, bank) if amount.is_outflow else (bank, category)
-        assert bank.meaning is not None
-        return Posting(
-            debit, credit, amount.ledger, amount.ledger_field, bank.meaning.currency,
-            PENDING if words.is_pending else POSTED, words.date,
-        )  # fmt: skip
+        layer = PENDING if words.is_pending else POSTED
+        return Posting(debit, credit, amount.ledger, amount.ledger_field, currency, layer, words.date)
 
     def settle(
         self,
@@ -112,7 +115,7 @@ class Book:
         transfers: int,
         before: Posting | None,
         after: Posting | None,
-        place: tuple[int, int, int, int],
+        where: Where,
     ) -> int:
         """Post what leads from one posting to another, and give the number of transfers of the transaction then.
 
@@ -122,16 +125,16 @@ class Book:
             return transfers
         if before is not None:
             # The reverse has the effective date of what it takes back, so both vanish together as of any date.
-            self._post(own_id, transfers + 1, before.credit, before.debit, before, transfers, place)
+            self._post(own_id, transfers + 1, before.credit, before.debit, before, transfers, where)
             transfers += 1
         if after is not None:
             transfers += 1
-            self._post(own_id, transfers, after.debit, after.credit, after, None, place)
+            self._post(own_id, transfers, after.debit, after.credit, after, None, where)
         return transfers
 
     def _post(
         self, own_id: bytes, number: int, debit: LedgerAccount, credit: LedgerAccount, what: Posting,
-        reverses: int | None, place: tuple[int, int, int, int],
+        reverses: int | None, where: Where,
     ) -> None:  # fmt: skip
         amount = what.amount
         if what.layer == POSTED:
@@ -143,15 +146,19 @@ class Book:
         self.transfers.append(
             Transfer(
                 own_id, number, debit.id, credit.id, amount, what.amount_field, what.currency, what.layer, reverses,
-                what.effective, place,
+                what.effective, where,
             )
         )  # fmt: skip
 
-    def _found(
-        self, known: dict[tuple[int, bytes, bytes], LedgerAccount], key: tuple[int, bytes, bytes], kind: str
-    ) -> LedgerAccount:
-        user, reference, currency = key[0], key[1].decode(), key[2].decode()
-        account = self.known(ledger_account_id(user, kind, reference, currency))
-        account.meaning = Meaning(user, kind, reference, currency, money.ledger_scale(currency))
-        known[key] = account
+    def _found(self, key: tuple[int, bytes, bytes, bytes]) -> tuple[LedgerAccount, LedgerAccount, str]:
+        user, account, category, currency = key[0], key[1].decode(), key[2].decode(), key[3].decode()
+        bank = self._account(Meaning(user, BANK, account, currency, money.ledger_scale(currency)))
+        sides = self._sides[key] = (
+            bank, self._account(Meaning(user, CATEGORY, category, currency, money.ledger_scale(currency))), currency
+        )  # fmt: skip
+        return sides
+
+    def _account(self, meaning: Meaning) -> LedgerAccount:
+        account = self.known(ledger_account_id(meaning.user, meaning.kind, meaning.reference, meaning.currency))
+        account.meaning = meaning
         return account

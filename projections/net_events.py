@@ -4,13 +4,13 @@ Encoding an event from a struct costs 3.8 µs, from a dict 8.7 µs, cut and join
 Source: avro/transaction_event.v1.avsc, balance_event.v1.avsc, item_event.v1.avsc.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from projections.state import NetEvent
 from schemas import catalogue, codec, flat
 from schemas.errors import Quarantine
-from schemas.ids import event_id
 from schemas.records import Account, Item, Transaction
 
 _TYPES = {
@@ -20,25 +20,34 @@ _TYPES = {
 }
 """The public event that nests a record of the log, by their numbers."""
 
+_OWN_ID = flat.zigzag(32)
+"""The length of an own id as text."""
 NONE, SOME = b"\x00", b"\x02"
 """The two branches of a union with null."""
 
-NetEvent = tuple[str, int, bytes]
-"""Type, schema number and Avro bytes."""
-
 
 class Envelope(NamedTuple):
-    """The parts of an event's bytes that all events of a changeset have in common."""
+    """The parts of an event's bytes that all events of a changeset have in common.
+
+    `first` is all between own id and words of a transaction that is added for the first time.
+    """
 
     owner: bytes
     item: bytes
     said: bytes
+    first: bytes
 
 
 def envelope(*, tenant: str, user_id: str, item_id: str, known_at: int, changeset: bytes) -> Envelope:
     """Write what all events of a changeset have in common: whose, of which Item, known when, said where."""
-    owner = flat.text(tenant) + flat.text(user_id)
-    return Envelope(owner, flat.text(item_id), flat.zigzag(known_at) + flat.text(changeset.hex()))
+    owner, item = flat.text(tenant) + flat.text(user_id), flat.text(item_id)
+    said = flat.zigzag(known_at) + flat.text(changeset.hex())
+    return Envelope(owner, item, said, owner + item + _version(1) + said + NONE)
+
+
+def first_transaction_event(common: Envelope, own_id: bytes, words: bytes) -> bytes:
+    """The event of a transaction that is added for the first time: what transaction_event gives, in half the time."""
+    return b"".join((_OWN_ID, own_id.hex().encode(), common.first, words, NONE, NONE))
 
 
 def public_schema(number: int) -> int:
@@ -57,7 +66,7 @@ def transaction_event(
 ) -> bytes:
     """A transaction's event: `words` are the bank's last ones, `previous` those before where it is modified."""
     return b"".join((
-        b"\x40", own_id.hex().encode(), common.owner, common.item, _version(version), common.said,
+        _OWN_ID, own_id.hex().encode(), common.owner, common.item, _version(version), common.said,
         _names(tuple(changed)), words, NONE if previous is None else SOME + previous, NONE,
     ))  # fmt: skip
 
@@ -74,33 +83,38 @@ def item_event(common: Envelope, words: bytes, previous_state: str | None) -> by
     return common.owner + common.said + words + before
 
 
-class Published(NamedTuple):
-    """A net event as it leaves: `entity` is what it is about, in bytes for its id and as text for key and subject."""
-
-    place: int
-    type: str
-    schema: int
-    entity: bytes
-    key: str
-    data: bytes
-
-    def id(self, changeset: bytes) -> str:
-        """The event's id."""
-        return event_id(changeset, self.type, self.entity)
+def encoded(net: Sequence[NetEvent]) -> bytes:
+    """The block of net events that the table `changesets` keeps: events.v1, in order."""
+    return codec.encode_events([(event.type, event.schema, event.data) for event in net])
 
 
-def published(block: bytes) -> Iterator[Published]:
-    """Walk through a changeset's block of net events in order."""
-    for index, (kind, schema, data) in enumerate(_walk(block)):
-        if schema == catalogue.TRANSACTION_EVENT:
-            own = data[1:33].decode()
-            yield Published(index, kind, schema, bytes.fromhex(own), own, data)
-        elif schema == catalogue.BALANCE_EVENT:
-            source, account_id = _balance_entity(data)
-            yield Published(index, kind, schema, f"{account_id}\0{source}".encode(), account_id, data)
-        else:
-            item_id = _item_entity(data)
-            yield Published(index, kind, schema, item_id.encode(), item_id, data)
+def decoded(block: bytes) -> list[NetEvent]:
+    """The net events of a block."""
+    return [
+        NetEvent(kind, schema, _entity(schema, block[start:end]), block[start:end])
+        for kind, schema, start, end in codec.places(block)
+    ]
+
+
+def key_of(event: NetEvent) -> str:
+    """The record's key and the event's subject: own id in hex, account id or Item id."""
+    if event.schema == catalogue.TRANSACTION_EVENT:
+        return event.entity.hex()
+    return event.entity.partition(b"\0")[0].decode()
+
+
+def balance_entity(account_id: str, source: str) -> bytes:
+    """What a balance's event is about: two sources of one account can speak in one changeset."""
+    return f"{account_id}\0{source}".encode()
+
+
+def _entity(schema: int, data: bytes) -> bytes:
+    if schema == catalogue.TRANSACTION_EVENT:
+        return bytes.fromhex(data[1:33].decode())
+    if schema == catalogue.BALANCE_EVENT:
+        said = read_balance(data)
+        return balance_entity(said.account.account_id, said.source)
+    return read_item(data).item.item_id.encode()
 
 
 class TransactionSaid(NamedTuple):
@@ -164,26 +178,6 @@ def read_item(data: bytes) -> ItemSaid:
     _, at = _text(data, at)
     item, at = codec.decoder(catalogue.ITEM)(data, at)
     return ItemSaid(item, _text(data, at + 1)[0] if data[at : at + 1] == SOME else None)
-
-
-def _walk(block: bytes) -> Iterator[tuple[str, int, bytes]]:
-    for event in codec.decode_events(block):
-        yield event.type, event.schema, event.data
-
-
-def _balance_entity(data: bytes) -> tuple[str, str]:
-    at = _after_texts(data, 0, 3)
-    _, at = flat.read_long(data, at)
-    _, at = _text(data, at)
-    source, at = _text(data, at)
-    return source, _text(data, at)[0]
-
-
-def _item_entity(data: bytes) -> str:
-    at = _after_texts(data, 0, 2)
-    _, at = flat.read_long(data, at)
-    _, at = _text(data, at)
-    return _text(data, at)[0]
 
 
 def _text(data: bytes, at: int) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import asyncpg
 
+from projections import net_events
 from projections.records import Outbound
 from projections.rows import decompressed, microseconds
 from projections.tables import SCHEMA
@@ -48,7 +49,7 @@ class Outbox:
 def _outbound(row: asyncpg.Record) -> Outbound:
     return Outbound(
         row["partition"], row["source_offset"], row["id"], row["user_number"], row["item_id"],
-        microseconds(row["known_at"]) or 0, row["net_events"], decompressed(row["events"]),
+        microseconds(row["known_at"]) or 0, net_events.decoded(decompressed(row["events"])),
     )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ _FLOOR = "SELECT published FROM tartan.floors WHERE partition = $1"
 
 # Events whose bytes are no longer kept are older than the topics' retention: nobody misses them there.
 _EVENTS = f"""
-SELECT partition, source_offset, id, user_number, item_id, known_at, net_events, events FROM {SCHEMA}.changesets
+SELECT partition, source_offset, id, user_number, item_id, known_at, events FROM {SCHEMA}.changesets
  WHERE partition = $1 AND source_offset >= $2 AND source_offset < $3 AND net_events > 0 AND events IS NOT NULL
  ORDER BY source_offset LIMIT $4"""
 

@@ -215,7 +215,7 @@ def _outbound(working: WorkingSet) -> list[Outbound]:
     return [
         Outbound(
             folded.place.partition, folded.place.offset, folded.place.changeset, folded.place.user, folded.item_id,
-            folded.place.known_at, folded.net_events, folded.events,
+            folded.place.known_at, folded.net_events,
         )
         for folded in working.folded
         if folded.net_events

@@ -41,6 +41,11 @@ class Committed(NamedTuple):
     spans: Mapping[int, tuple[int, int]]
     outbound: Sequence[Outbound]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the net events."""
+        return sum(len(event.data) for outbound in self.outbound for event in outbound.net_events)
+
 
 class Publisher:
     """Sends committed batches in the order handed over."""
@@ -63,7 +68,7 @@ class Publisher:
     def hand(self, committed: Committed) -> None:
         """Take over what was committed. A span that does not follow on the last one is first read from the table."""
         self._waiting.append(committed)
-        self._waiting_bytes += sum(len(outbound.block) for outbound in committed.outbound)
+        self._waiting_bytes += committed.size
         if self._waiting_bytes > WAITING_BYTES_MAX:
             self._room.clear()
         self._idle.clear()
@@ -92,7 +97,7 @@ class Publisher:
                 committed = self._waiting[0]
                 await self._publish(committed)
                 self._waiting.popleft()
-                self._waiting_bytes -= sum(len(outbound.block) for outbound in committed.outbound)
+                self._waiting_bytes -= committed.size
                 if self._waiting_bytes <= WAITING_BYTES_MAX:
                     self._room.set()
             self._handed.clear()

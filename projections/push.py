@@ -5,13 +5,14 @@ resumes: the same bytes at the same positions.
 """
 
 import datetime
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from projections import net_events
-from projections.net_events import Published
+from projections.state import NetEvent
 from schemas import catalogue, events
 
 MESSAGES_MAX = 100
@@ -32,25 +33,24 @@ class Message(NamedTuple):
     value: bytes
 
 
-def messages(block: bytes, *, item_id: str | None, known_at: int, net_events_count: int) -> Iterator[Message]:
-    """The messages of a changeset in order; `block` holds its net events.
+def messages(net: Sequence[NetEvent], *, item_id: str | None, known_at: int) -> Iterator[Message]:
+    """The messages of a changeset in order.
 
     Units: `known_at` in microseconds since 1970, UTC.
     """
     timestamp = iso_time(known_at)
-    counts: dict[str, int] = {}
-    last = -1
-    for event in net_events.published(block):
-        if net_events_count > MESSAGES_MAX and event.schema == catalogue.TRANSACTION_EVENT:
-            counts[event.type] = counts.get(event.type, 0) + 1
-            last = event.place
-            continue
-        if counts and last >= 0:
-            yield _summary(counts, last, item_id, timestamp)
-            last = -1
-        yield _message(event.place, event.type, _shown(event), timestamp)
-    if last >= 0:
-        yield _summary(counts, last, item_id, timestamp)
+    if len(net) <= MESSAGES_MAX:
+        for place, event in enumerate(net):
+            yield _message(place, event.type, _shown(event), timestamp)
+        return
+    transactions = [place for place, event in enumerate(net) if event.schema == catalogue.TRANSACTION_EVENT]
+    for place, event in enumerate(net):
+        if event.schema != catalogue.TRANSACTION_EVENT:
+            yield _message(place, event.type, _shown(event), timestamp)
+        elif place == transactions[-1]:
+            # It stands at the last of them, so a resume begins behind all.
+            counts = Counter(net[each].type for each in transactions)
+            yield _message(place, TRANSACTIONS_CHANGED, _summary(counts, item_id), timestamp)
 
 
 def iso_time(microseconds: int) -> str:
@@ -58,22 +58,20 @@ def iso_time(microseconds: int) -> str:
     return (_EPOCH + datetime.timedelta(microseconds=microseconds)).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
-def _summary(counts: dict[str, int], index: int, item_id: str | None, timestamp: str) -> Message:
-    """One message for all transactions: it stands at the last of them, so a resume begins behind it."""
-    shown = {
+def _summary(counts: Mapping[str, int], item_id: str | None) -> dict[str, Any]:
+    return {
         "item_id": item_id,
-        "added": counts.get(events.TRANSACTION_ADDED, 0),
-        "modified": counts.get(events.TRANSACTION_MODIFIED, 0),
-        "removed": counts.get(events.TRANSACTION_REMOVED, 0),
+        "added": counts[events.TRANSACTION_ADDED],
+        "modified": counts[events.TRANSACTION_MODIFIED],
+        "removed": counts[events.TRANSACTION_REMOVED],
     }
-    return _message(index, TRANSACTIONS_CHANGED, shown, timestamp)
 
 
 def _message(index: int, event: str, shown: dict[str, Any], timestamp: str) -> Message:
     return Message(index, event, _encode({"event": event, "data": shown, "timestamp": timestamp}))
 
 
-def _shown(event: Published) -> dict[str, Any]:
+def _shown(event: NetEvent) -> dict[str, Any]:
     if event.schema == catalogue.TRANSACTION_EVENT:
         return _transaction(event.data)
     if event.schema == catalogue.BALANCE_EVENT:

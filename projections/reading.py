@@ -10,6 +10,7 @@ from schemas.records import Account, Item, Removal
 
 CACHED, REALTIME = "cached", "realtime"
 
+_SAY_WORDS = frozenset({events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED})
 _SOURCES = {events.BALANCE_REPORTED: CACHED, events.BALANCE_REPORTED_REALTIME: REALTIME}
 _ABOUT_ITEM = frozenset({events.ITEM_LINKED, events.ITEM_STATE_CHANGED, events.ITEM_UNLINKED})
 
@@ -51,15 +52,14 @@ def read(blocks: Iterable[bytes]) -> Said:
     Raises: Quarantine, where an event of a known type cannot be read or its amounts do not fit.
     """
     said = Said([], [], [], {}, {})
-    counts, transactions = said.counts, said.transactions
+    counts, transactions, reader = said.counts, said.transactions, words.reader
     for block in blocks:
-        for event in codec.decode_events(block):
-            kind = event.type
+        for kind, schema, start, end in codec.places(block):
             counts[kind] = counts.get(kind, 0) + 1
-            if kind in (events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED):
-                transactions.append(words.reader(event.schema)(block, event.start, event.end))
+            if kind in _SAY_WORDS:
+                transactions.append(reader(schema)(block, start, end))
             else:
-                _read_other(event, said)
+                _read_other(codec.Event(kind, schema, block, start, end), said)
     return said
 
 

@@ -1,11 +1,13 @@
 """Net events as Kafka records: the public topics and `push`. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from projections import net_events, push
+from projections.state import NetEvent
 from runtime.kafka import Outgoing
 from schemas import catalogue, events, topics
+from schemas.ids import event_id
 from schemas.topics import Topic
 
 _TOPICS: dict[int, Topic] = {
@@ -28,8 +30,7 @@ class Outbound(NamedTuple):
     user: int
     item_id: str | None
     known_at: int
-    net_events: int
-    block: bytes
+    net_events: Sequence[NetEvent]
 
 
 class Lane(NamedTuple):
@@ -48,22 +49,21 @@ def records(outbound: Iterable[Outbound]) -> dict[Lane, list[Outgoing]]:
     for changeset in outbound:
         lane_of = {schema: lanes.setdefault(Lane(topic, changeset.partition), []) for schema, topic in _TOPICS.items()}
         time = ("ce_time", push.iso_time(changeset.known_at).encode())
-        place = f"{changeset.offset}."
-        for event in net_events.published(changeset.block):
-            key = event.key.encode()
+        number, start = changeset.changeset, f"{changeset.offset}."
+        for place, event in enumerate(changeset.net_events):
+            kind, schema, entity, data = event
+            key = net_events.key_of(event).encode()
             headers = (
-                ("ce_id", event.id(changeset.changeset).encode()), ("ce_type", event.type.encode()), time, _SOURCE,
-                ("ce_subject", key), _SPECIFICATION, (topics.HEADER_POSITION, f"{place}{event.place}".encode()),
+                ("ce_id", event_id(number, kind, entity).encode()), ("ce_type", kind.encode()), time, _SOURCE,
+                ("ce_subject", key), _SPECIFICATION, (topics.HEADER_POSITION, f"{start}{place}".encode()),
             )  # fmt: skip
-            lane_of[event.schema].append(Outgoing(key, _WIRE[event.schema] + event.data, headers))
+            lane_of[schema].append(Outgoing(key, _WIRE[schema] + data, headers))
         _push(lanes.setdefault(Lane(topics.PUSH, changeset.partition), []), changeset)
     return {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
 
 
 def _push(lane: list[Outgoing], changeset: Outbound) -> None:
     key = topics.user_key(changeset.user)
-    for message in push.messages(
-        changeset.block, item_id=changeset.item_id, known_at=changeset.known_at, net_events_count=changeset.net_events
-    ):
+    for message in push.messages(changeset.net_events, item_id=changeset.item_id, known_at=changeset.known_at):
         position = f"{changeset.offset}.{message.place}".encode()
         lane.append(Outgoing(key, message.value, ((topics.HEADER_POSITION, position),)))

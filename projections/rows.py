@@ -6,13 +6,14 @@ A row's values are in the order of its table's columns as named here.
 import datetime
 import hashlib
 import json
+import struct
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
 import zstandard
 
 from projections import copying, ledger, words
-from projections.copying import LENGTHS
 from projections.ledger import LedgerAccount, Transfer
 from projections.state import AccountRow, Folded, ItemRow, Row, WorkingSet
 from schemas import codec, money
@@ -50,10 +51,12 @@ ZSTD_LEVEL = 1
 Values = tuple[Any, ...]
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_TRANSACTION_FIELDS = len(TRANSACTION_COLUMNS).to_bytes(2, "big")
-_TRANSFER_FIELDS = len(TRANSFER_COLUMNS).to_bytes(2, "big")
-_ID = LENGTHS[16]
-_LAYERS = {name: copying.text(name) for name in (ledger.PENDING, ledger.POSTED)}
+_ID = copying.length(16)
+_TRANSACTION_START = len(TRANSACTION_COLUMNS).to_bytes(2, "big") + _ID
+_TRANSFER_START = len(TRANSFER_COLUMNS).to_bytes(2, "big") + _ID
+_counters = struct.Struct(">i?iiiiiqiqiq").pack
+"""chained, version, transfers, first_changeset, last_changeset, known_at: each behind its length."""
+_number_and_user = struct.Struct(">iiiq").pack
 
 
 def moment(microseconds: int | None) -> datetime.datetime | None:
@@ -69,29 +72,42 @@ def microseconds(at: datetime.datetime | None) -> int | None:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-def transaction_copied(row: Row) -> bytes:
-    """A row of `transactions` for COPY."""
-    columns = row.columns
-    if columns is None:
-        columns = words.reader(row.schema)(row.words, 0, len(row.words)).columns
-    return b"".join((
-        _TRANSACTION_FIELDS, _ID, row.own_id, copying.int8(row.user), copying.text(row.item_id),
-        copying.text(row.transaction_id), copying.TRUE if row.chained else copying.FALSE,
-        copying.counters(4, row.version, 4, row.transfers, 8, row.first_changeset, 8, row.last_changeset),
-        copying.moment(row.known_at), copying.moment(row.enriched_at), copying.moment(row.removed_at),
-        copying.length(len(row.words)), row.words, copying.int2(row.schema), columns,
-    ))  # fmt: skip
+def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
+    """Rows of `transactions` for COPY."""
+    join, text, moment_field, length, counters = b"".join, copying.text, copying.moment, copying.length, _counters
+    user, item_id, owner = None, None, b""
+    for row in changed:
+        if row.item_id is not item_id or row.user != user:
+            user, item_id = row.user, row.item_id
+            owner = copying.int8(user) + text(item_id)
+        columns = row.columns
+        if columns is None:
+            columns = words.reader(row.schema)(row.words, 0, len(row.words)).columns
+        yield join((
+            _TRANSACTION_START, row.own_id, owner, text(row.transaction_id),
+            counters(1, row.chained, 4, row.version, 4, row.transfers, 8, row.first_changeset, 8, row.last_changeset,
+                     8, row.known_at - copying.EPOCH_US),
+            moment_field(row.enriched_at), moment_field(row.removed_at),
+            length(len(row.words)), row.words, copying.int2(row.schema), columns,
+        ))  # fmt: skip
 
 
-def transfer_copied(transfer: Transfer) -> bytes:
-    """A row of `ledger_transfers` for COPY."""
-    user, partition, offset, known_at = transfer.place
-    return b"".join((
-        _TRANSFER_FIELDS, _ID, transfer.own_id, copying.int4(transfer.number), copying.int8(user), _ID,
-        transfer.debit, _ID, transfer.credit, transfer.amount_field, copying.text(transfer.currency),
-        _LAYERS[transfer.layer], copying.int4(transfer.reverses), transfer.effective, copying.int4(partition),
-        copying.int8(offset), copying.moment(known_at),
-    ))  # fmt: skip
+def transfers_copied(transfers: Iterable[Transfer]) -> Iterator[bytes]:
+    """Rows of `ledger_transfers` for COPY."""
+    join, number_and_user, int4 = b"".join, _number_and_user, copying.int4
+    kinds: dict[tuple[str, str], bytes] = {}
+    where, tail = None, b""
+    for one in transfers:
+        if one.where is not where:
+            where = one.where
+            tail = int4(where.partition) + copying.int8(where.offset) + copying.moment(where.known_at)
+        kind = kinds.get((one.currency, one.layer))
+        if kind is None:
+            kind = kinds[one.currency, one.layer] = copying.text(one.currency) + copying.text(one.layer)
+        yield join((
+            _TRANSFER_START, one.own_id, number_and_user(4, one.number, 8, where.user), _ID, one.debit, _ID, one.credit,
+            one.amount_field, kind, int4(one.reverses), one.effective, tail,
+        ))  # fmt: skip
 
 
 def transaction_values(row: Row) -> Values:
@@ -110,11 +126,11 @@ def transaction_values(row: Row) -> Values:
 
 def transfer_values(transfer: Transfer) -> Values:
     """A row of `ledger_transfers`."""
-    user, partition, offset, known_at = transfer.place
+    where = transfer.where
     return (
-        transfer.own_id, transfer.number, user, transfer.debit, transfer.credit, Decimal(transfer.amount),
-        transfer.currency, transfer.layer, transfer.reverses, copying.read_date(transfer.effective), partition, offset,
-        moment(known_at),
+        transfer.own_id, transfer.number, where.user, transfer.debit, transfer.credit, Decimal(transfer.amount),
+        transfer.currency, transfer.layer, transfer.reverses, copying.read_date(transfer.effective),
+        where.partition, where.offset, moment(where.known_at),
     )  # fmt: skip
 
 
@@ -171,8 +187,8 @@ def changeset_values(folded: Folded) -> Values:
     place = folded.place
     return (
         place.partition, place.offset, place.changeset, folded.item_id, place.user, folded.kind, folded.type,
-        _json(folded.cause), _json(folded.counts), _json(folded.not_effective), folded.net_events,
-        hashlib.sha256(folded.events).digest(), compressed(folded.events), moment(folded.said_at),
+        _json(folded.cause), _json(folded.counts), _json(folded.not_effective), len(folded.net_events),
+        hashlib.sha256(folded.block).digest(), compressed(folded.block), moment(folded.said_at),
         moment(place.known_at),
     )  # fmt: skip
 

@@ -84,13 +84,18 @@ class ItemRow(Struct):
     parts: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     parts_stored: frozenset[bytes] = frozenset()
 
+    @property
+    def salt(self) -> bytes:
+        """What tells own ids of this Item from those of another one with the same Plaid ids."""
+        return self.item_id.encode()
+
     def add(self, row: Row) -> None:
         """Make a row findable."""
         self.by_id[row.transaction_id] = row
         self.own_ids.add(row.own_id)
 
 
-class Place(NamedTuple):
+class Place(Struct, frozen=True):
     """Where and when a changeset is, and whose it is. Units: `known_at` in microseconds since 1970, UTC."""
 
     partition: int
@@ -102,8 +107,17 @@ class Place(NamedTuple):
     user_id: str
 
 
+class NetEvent(NamedTuple):
+    """A net event: `entity` is what it is about (own id, account and source, Item), `data` its Avro bytes."""
+
+    type: str
+    schema: int
+    entity: bytes
+    data: bytes
+
+
 class Folded(NamedTuple):
-    """What an accepted record caused: a row of `changesets`. `events` is the block of its net events."""
+    """What an accepted record caused: a row of `changesets`. `block` holds its net events, encoded."""
 
     place: Place
     item_id: str | None
@@ -113,8 +127,8 @@ class Folded(NamedTuple):
     said_at: int
     counts: dict[str, int]
     not_effective: dict[str, int]
-    net_events: int
-    events: bytes
+    net_events: list[NetEvent]
+    block: bytes
 
 
 class WorkingSet:

@@ -53,19 +53,19 @@ async def write(
     small: list[tuple[Target, Iterable[Values]]] = []
     if len(working.new) > ONE_STATEMENT_ROWS_MAX:
         await _copy(connection, SCHEMA, "transactions", rows.TRANSACTION_COLUMNS,
-                    map(rows.transaction_copied, working.new))  # fmt: skip
+                    rows.transactions_copied(working.new))  # fmt: skip
     else:
         small.append((statements.INSERT_TRANSACTIONS, map(rows.transaction_values, working.new)))
     changed = working.changed.values()
     if len(changed) > ONE_STATEMENT_ROWS_MAX:
         await _copy(connection, None, statements.CHANGED, rows.TRANSACTION_COLUMNS,
-                    map(rows.transaction_copied, changed))  # fmt: skip
+                    rows.transactions_copied(changed))  # fmt: skip
         await connection.execute(statements.UPDATE_STAGED)
     else:
         small.append((statements.UPDATE_TRANSACTIONS, map(rows.transaction_values, changed)))
     transfers = working.book.transfers
     if len(transfers) > ONE_STATEMENT_ROWS_MAX:
-        await _copy(connection, SCHEMA, "ledger_transfers", rows.TRANSFER_COLUMNS, map(rows.transfer_copied, transfers))
+        await _copy(connection, SCHEMA, "ledger_transfers", rows.TRANSFER_COLUMNS, rows.transfers_copied(transfers))
     else:
         small.append((statements.INSERT_TRANSFERS, map(rows.transfer_values, transfers)))
     small += _few(working, admission, advanced, floors)

@@ -7,7 +7,9 @@ more (SPEED.md).
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
+
+from msgspec import Struct
 
 from projections import copying
 from schemas import catalogue, flat, money
@@ -32,7 +34,7 @@ REMEMBERED_MAX = 100_000
 """Amounts and dates kept in their encoded form, about 400 bytes each; bank data repeats them."""
 
 
-class Amount(NamedTuple):
+class Amount(Struct, frozen=True, gc=False):
     """An amount in a currency: its row's columns, and the ledger's integer as number and as COPY has it."""
 
     columns: bytes
@@ -41,10 +43,10 @@ class Amount(NamedTuple):
     ledger_field: bytes
 
 
-class Words(NamedTuple):
+class Words(Struct, frozen=True, gc=False):
     """What the bank says of a transaction.
 
-    `data[start:end]` are its Avro bytes under schema number `schema`; `columns` are the fields of COLUMNS for COPY.
+    `data` are its Avro bytes under schema number `schema`; `columns` are the fields of COLUMNS for COPY.
     """
 
     transaction_id: str
@@ -77,12 +79,12 @@ def reader(number: int) -> Read:
     for entry in catalogue.declared(number)["fields"]:
         lines += ["        " + line for line in _field(entry["name"], entry["type"])]
     lines += ["        " + line for line in _ENDING]
-    lines += ["    except (IndexError, UnicodeDecodeError) as error:"]
+    lines += ["    except (IndexError, TypeError, UnicodeDecodeError) as error:"]
     lines += ["        raise Quarantine('bytes are no transaction') from error"]
     names: dict[str, Any] = {
-        "read_long": flat.read_long, "Quarantine": Quarantine, "Words": Words, "make": tuple.__new__,
-        "LENGTHS": copying.LENGTHS, "length": copying.length, "NULL": copying.NULL, "TRUE": copying.TRUE,
-        "FALSE": copying.FALSE, "amounts": _Amounts(), "dates": _Dates(), "join": b"".join,
+        "read_long": flat.read_long, "Quarantine": Quarantine, "Words": Words, "STEP": _STEP, "PREFIX": _PREFIX,
+        "length": copying.length, "NULL": copying.NULL, "TRUE": copying.TRUE,
+        "FALSE": copying.FALSE, "amounts": _RememberedAmounts(), "dates": _RememberedDates(), "join": b"".join,
         "NO_CURRENCY": NO_CURRENCY, "UNCATEGORISED": UNCATEGORISED, "schema": number,
     }  # fmt: skip
     # The source comes from the schema in this repository alone, never from data.
@@ -94,14 +96,14 @@ _ENDING = (
     "if i != end: raise Quarantine(f'a transaction ends at byte {i}, its event at {end}')",
     "currency = iso_currency_code or unofficial_currency_code or NO_CURRENCY",
     "amount = amounts[amount, currency]",
-    "return make(Words, (",
+    "return Words(",
     "    transaction_id.decode(), pending_transaction_id and pending_transaction_id.decode(), pending, account_id,",
     "    currency, amount, category_primary or UNCATEGORISED, c_date,",
     "    c_category_primary is not NULL or c_merchant_name is not NULL or c_logo_url is not NULL,",
-    "    join((length(len(account_id)), account_id, amount[0], length(len(currency)), currency,",
+    "    join((length(len(account_id)), account_id, amount.columns, length(len(currency)), currency,",
     "          TRUE if pending else FALSE, c_date, c_datetime, c_authorized_date, c_name, c_merchant_name,",
     "          c_merchant_entity_id, c_logo_url, c_category_primary, c_category_detailed, c_category_confidence)),",
-    "    data[start:end], schema))",
+    "    data[start:end], schema)",
 )
 
 _VALUES = frozenset({
@@ -119,33 +121,52 @@ _TEXTS = frozenset({
 _DATES = frozenset({"date", "authorized_date"})
 
 
+_SHORT = 128
+"""Lengths below 64 are one byte as read, twice themselves by zigzag; nearly all texts are so short."""
+_STEP = tuple(1 + (size >> 1) if size % 2 == 0 else None for size in range(_SHORT))
+"""How far it is from a text's one length byte to behind the text. An odd byte would be a negative length."""
+_PREFIX = tuple(copying.length(size >> 1) for size in range(_SHORT))
+"""The length of such a text as COPY has it."""
+
+
 def _field(name: str, kind: Any) -> list[str]:
-    """The lines that read one field."""
+    """The lines that read one field. `i` is at the field, and behind it afterwards."""
     if kind == "boolean":
         return [f"{name} = data[i] == 1; i += 1"]
-    length = ["n = data[i]; i += 1", "if n > 127: n, i = read_long(data, i - 1); n <<= 1", "j = i + (n >> 1)"]
-    taken = [*length, *_take(name), "i = j"]
     if kind == "string":
-        return taken
+        return _text(name)
     nothing = [f"{name} = None"] * (name in _VALUES) + [f"c_{name} = NULL"] * (name in _TEXTS | _DATES)
     return [
-        "i += 1", "if data[i - 1]:", *("    " + line for line in taken),
-        *(["else:", *("    " + line for line in nothing)] if nothing else []),
+        "if data[i]:", "    i += 1", *("    " + line for line in _text(name)),
+        "else:", "    i += 1", *("    " + line for line in nothing),
     ]  # fmt: skip
 
 
-def _take(name: str) -> list[str]:
+def _text(name: str) -> list[str]:
+    """The lines that read a text, by its one byte of length or by the general way."""
+    if name not in _VALUES | _TEXTS | _DATES:
+        return ["n = data[i]", "if n < 128: i += STEP[n]", "else:", "    n, i = read_long(data, i); i += n"]
+    return [
+        "n = data[i]", "if n < 128:", "    j = i + STEP[n]; i += 1",
+        *("    " + line for line in _take(name, "PREFIX[n]")),
+        "else:", "    n, i = read_long(data, i); j = i + n",
+        *("    " + line for line in _take(name, "length(n)")),
+        "i = j",
+    ]  # fmt: skip
+
+
+def _take(name: str, prefix: str) -> list[str]:
     lines = []
     if name in _VALUES:
         lines.append(f"{name} = data[i:j]")
     if name in _TEXTS:
-        lines.append(f"c_{name} = (LENGTHS[n >> 1] if n < 16384 else length(n >> 1)) + data[i:j]")
+        lines.append(f"c_{name} = {prefix} + data[i:j]")
     if name in _DATES:
         lines.append(f"c_{name} = dates[data[i:j]]")
     return lines
 
 
-class _Amounts(dict[tuple[bytes, bytes], Amount]):
+class _RememberedAmounts(dict[tuple[bytes, bytes], Amount]):
     """Amounts in a currency, read once."""
 
     def __missing__(self, key: tuple[bytes, bytes]) -> Amount:
@@ -163,7 +184,7 @@ class _Amounts(dict[tuple[bytes, bytes], Amount]):
         return amount
 
 
-class _Dates(dict[bytes, bytes]):
+class _RememberedDates(dict[bytes, bytes]):
     """Date fields, read once."""
 
     def __missing__(self, key: bytes) -> bytes:

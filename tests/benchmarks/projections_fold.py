@@ -1,0 +1,133 @@
+"""What the projections spend on a transaction, part by part, without Kafka and Postgres.
+
+    python -m tests.benchmarks.projections_fold [transactions] [rounds]
+
+CPU time of this process, the best of the rounds, in µs a transaction: other work on the machine disturbs less so.
+"""
+
+import gc
+import random
+import string
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from projections import admission, reading, records, rows
+from projections.admission import Gatekeeper, Owners
+from projections.fold import fold
+from projections.records import Outbound
+from projections.state import WorkingSet
+from schemas import changesets, codec
+from schemas.records import Transaction
+from tests.projections_log import Log, added, keys_of, modified, transaction
+
+PER_CHANGESET = 2_500
+"""About what a first synchronisation of an Item brings."""
+
+
+def bank(count: int, seed: int = 1) -> list[Transaction]:
+    """Transactions about as varied as a bank's: 400 bytes each."""
+    random_ = random.Random(seed)
+
+    def plaid_id() -> str:
+        return "".join(random_.choices(string.ascii_letters + string.digits, k=37))
+
+    merchants = [(f"Merchant {number}", plaid_id(), f"https://logos.example/{number}.png") for number in range(300)]
+    said = []
+    for _ in range(count):
+        name, entity, logo = random_.choice(merchants)
+        said.append(
+            transaction(
+                plaid_id(), f"{random_.randrange(100, 20_000) / 100:g}", date=f"2026-{random_.randrange(1, 13):02d}-11",
+                authorized_date="2026-01-02", name=name.upper() + " #1234", merchant_name=name,
+                merchant_entity_id=entity, logo_url=logo, website="merchant.example", payment_channel="in store",
+                category_version="v2", location_json='{"city":"Springfield","country":"US"}',
+                counterparties_json=f'[{{"name":"{name}","type":"merchant","entity_id":"{entity}"}}]',
+            )
+        )  # fmt: skip
+    return said
+
+
+class Bench:
+    """One batch of changesets of one new Item, and what each part makes of it."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.said = bank(count)
+        log = Log()
+        log.link("item")
+        for begin in range(0, count, PER_CHANGESET):
+            log.sync("item", *added(*self.said[begin : begin + PER_CHANGESET]))
+        self.opened = [admission.opened(record) for record in log.records]
+        self.blocks = [changesets.unseal(record.envelope, keys_of(1)) for record in self.opened]
+
+    def admit(self) -> list[admission.Admitted]:
+        """Gate, unseal, read."""
+        owners = Owners({1: keys_of(1)}, {1: ("tenant", "user")})
+        keeper = Gatekeeper(items={}, parked={}, known_ids=set(), owners=owners, poisoned={})
+        return keeper.admit(self.opened).admitted
+
+    def folded(self) -> WorkingSet:
+        """Admit and fold."""
+        working = WorkingSet()
+        for record in self.admit():
+            fold(working, record.item, record.opened.head, record.place, record.said)
+        return working
+
+
+def main(count: int, rounds: int = 10) -> None:
+    """Print the table."""
+    bench = Bench(count)
+    working = bench.folded()
+    outbound = [
+        Outbound(0, folded.place.offset, folded.place.changeset, 1, "item", 0, folded.net_events)
+        for folded in working.folded
+    ]
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
+
+    def unseal() -> Any:
+        return [changesets.unseal(record.envelope, keys_of(1)) for record in bench.opened]
+
+    parts: dict[str, Callable[[], Any]] = {
+        "unseal": unseal,
+        "walk events": lambda: [list(codec.decode_events(block)) for block in bench.blocks],
+        "read (with walk)": lambda: reading.read(bench.blocks),
+        "admit (gate, unseal, read)": bench.admit,
+        "admit and fold": bench.folded,
+        "transactions for COPY": lambda: list(rows.transactions_copied(working.new)),
+        "transfers for COPY": lambda: list(rows.transfers_copied(working.book.transfers)),
+        "changesets (zstd, digest)": lambda: [rows.changeset_values(folded) for folded in working.folded],
+        "records for Kafka": lambda: records.records(outbound),
+    }
+    spent = {name: _best(work, rounds) / count * 1e6 for name, work in parts.items()}
+    for name, each in spent.items():
+        print(f"{name:30} {each:6.2f} µs")
+    core = sum(spent[name] for name in list(parts)[4:8])
+    print(f"{'decode + fold + rows + events':30} {core:6.2f} µs")
+    print(f"{'no-op modified':30} {_unchanged(bench, rounds):6.2f} µs")
+
+
+def _unchanged(bench: Bench, rounds: int) -> float:
+    """What a modified transaction costs that says nothing new."""
+    working = bench.folded()
+    item = working.items.get("item") or next(row for row in working.changed_items.values())
+    said = reading.read([codec.encode_events(modified(*bench.said))])
+    record = bench.admit()[-1]
+    return _best(lambda: fold(working, item, record.opened.head, record.place, said), rounds) / bench.count * 1e6
+
+
+def _best(work: Callable[[], Any], rounds: int) -> float:
+    best = float("inf")
+    for _ in range(rounds):
+        begin = time.process_time()
+        work()
+        best = min(best, time.process_time() - begin)
+    return best
+
+
+if __name__ == "__main__":
+    arguments = [int(argument) for argument in sys.argv[1:]]
+    main(*(arguments or [10_000]))
