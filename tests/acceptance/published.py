@@ -1,12 +1,13 @@
 """A reader of the public topics, written from docs/architecture.md alone: the reader's rule of positions."""
 
-import zstandard
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from typing import Any
 
-from runtime.kafka import connection
+import zstandard
+
 from sandbox.observe import Observer
 from schemas import codec
-from schemas.topics import HEADER_POSITION, PUBLIC, full_name
+from schemas.topics import HEADER_POSITION, PUBLIC
+from tests.acceptance.topics import whole
 
 Position = tuple[int, int]
 """Source offset and index within the changeset."""
@@ -14,36 +15,20 @@ Position = tuple[int, int]
 
 async def read_topics(observer: Observer) -> dict[tuple[int, str], list[tuple[Position, str]]]:
     """Read each public topic from its start: (partition, topic) to (position, event type), by the reader's rule."""
-    settings = observer.settings
-    consumer = AIOKafkaConsumer(
-        group_id=None, auto_offset_reset="none", enable_auto_commit=False, **connection(settings)
-    )
-    await consumer.start()
-    try:
-        seen: dict[tuple[int, str], list[tuple[Position, str]]] = {}
-        for topic in PUBLIC:
-            for number in range(settings.partitions):
-                where = TopicPartition(full_name(topic, settings.topic_prefix), number)
-                seen[number, topic.name] = await _read(consumer, where)
-        return seen
-    finally:
-        await consumer.stop()
+    records = await whole(observer.settings, PUBLIC)
+    return {(number, topic): _kept(found) for (topic, number), found in records.items()}
 
 
-async def _read(consumer: AIOKafkaConsumer, where: TopicPartition) -> list[tuple[Position, str]]:
-    end = (await consumer.end_offsets([where]))[where]
-    consumer.assign([where])
-    consumer.seek(where, 0)
+def _kept(records: list[Any]) -> list[tuple[Position, str]]:
     kept: list[tuple[Position, str]] = []
     last: Position = (-1, -1)
-    while await consumer.position(where) < end:
-        for record in (await consumer.getmany(where, timeout_ms=500)).get(where, []):
-            headers = dict(record.headers)
-            offset, _, index = headers[HEADER_POSITION].decode().partition(".")
-            position = (int(offset), int(index))
-            if position > last:
-                kept.append((position, headers["ce_type"].decode()))
-                last = position
+    for record in records:
+        headers = dict(record.headers)
+        offset, _, index = headers[HEADER_POSITION].decode().partition(".")
+        position = (int(offset), int(index))
+        if position > last:
+            kept.append((position, headers["ce_type"].decode()))
+            last = position
     return kept
 
 

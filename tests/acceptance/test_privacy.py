@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import aiohttp
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from runtime.kafka import connection
-from schemas.topics import CHANGESETS, DEAD_LETTERS, WEBHOOKS, full_name
+from schemas.topics import CHANGESETS, DEAD_LETTERS, WEBHOOKS
 from tests.acceptance.conftest import Running
+from tests.acceptance.topics import whole
 
 QUIET_S_MAX = 120.0
 MARKER_LENGTH_MIN = 6
@@ -47,25 +46,13 @@ async def personal_markers(running: Running) -> list[bytes]:
 
 async def clear_topics(running: Running) -> bytes:
     """All bytes of the topics that are kept: keys, values and headers."""
-    settings = running.world.settings()
-    consumer = AIOKafkaConsumer(
-        group_id=None, auto_offset_reset="none", enable_auto_commit=False, **connection(settings)
+    found = await whole(running.world.settings(), (WEBHOOKS, CHANGESETS, DEAD_LETTERS))
+    return b"".join(
+        part
+        for records in found.values()
+        for record in records
+        for part in (record.key or b"", record.value, *(value for _, value in record.headers))
     )
-    await consumer.start()
-    found: list[bytes] = []
-    try:
-        for topic in (WEBHOOKS, CHANGESETS, DEAD_LETTERS):
-            for number in range(settings.partitions):
-                where = TopicPartition(full_name(topic, settings.topic_prefix), number)
-                end = (await consumer.end_offsets([where]))[where]
-                consumer.assign([where])
-                consumer.seek(where, 0)
-                while await consumer.position(where) < end:
-                    for record in (await consumer.getmany(where, timeout_ms=500)).get(where, []):
-                        found += [record.key or b"", record.value, *(value for _, value in record.headers)]
-    finally:
-        await consumer.stop()
-    return b"".join(found)
 
 
 async def scraped(running: Running) -> bytes:
