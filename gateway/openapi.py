@@ -12,7 +12,8 @@ ALWAYS = {400: "Problem", 401: "Problem", 429: "Problem", 503: "Problem"}
 PHRASES = {
     101: "the connection becomes a WebSocket", 200: "done", 201: "made", 202: "accepted, not done yet",
     400: "a value is wrong", 401: "no valid API key", 404: "not found", 409: "not possible in this state",
-    422: "Plaid refused", 429: "too many requests", 503: "try again later",
+    413: "the body is too large", 422: "Plaid refused a token", 426: "only over WebSocket",
+    429: "too many requests", 502: "Plaid refused, or was not understood", 503: "try again later",
 }  # fmt: skip
 
 

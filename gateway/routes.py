@@ -72,9 +72,9 @@ FILTERS = (
 
 ROUTES = (
     Route("POST", "/v1/link/token", "create_link_token", "Make a token that opens Plaid Link in a browser",
-          {200: "LinkToken"}, (USER_FIELD,)),
+          {200: "LinkToken", 502: "Problem"}, (USER_FIELD,)),
     Route("POST", "/v1/items", "link_item", "Exchange Link's public token and begin to sync the Item",
-          {201: "Linked", 409: "Problem", 422: "Problem"}, (USER_FIELD, PUBLIC_TOKEN, IDEMPOTENCY)),
+          {201: "Linked", 409: "Problem", 413: "Problem", 422: "Problem", 502: "Problem"}, (USER_FIELD, PUBLIC_TOKEN, IDEMPOTENCY)),
     Route("GET", "/v1/items/{item_id}", "get_item", "An Item and its state", {200: "Item", 404: "Problem"}, (ITEM,)),
     Route("DELETE", "/v1/items/{item_id}", "unlink_item", "End an Item at Plaid and here",
           {200: "Unlinking", 202: "Unlinking", 404: "Problem"}, (ITEM, WAIT)),
@@ -89,7 +89,7 @@ ROUTES = (
           {200: "Transaction", 404: "Problem"}, (TRANSACTION,)),
     Route("POST", "/v1/users/{user_id}/stream-token", "create_stream_token",
           "Make a token with which the user's browser opens the stream", {201: "StreamToken", 404: "Problem"}, (USER,)),
-    Route("GET", "/v1/stream", "stream", "The user's stream, over WebSocket", {101: None},
+    Route("GET", "/v1/stream", "stream", "The user's stream, over WebSocket", {101: None, 426: "Problem"},
           (_query("token", str, "a stream token; without it the first message must be {\"token\": …}",
                   type="string"),), key=False),
     Route("GET", "/v1/openapi.json", "openapi", "This document", {200: None}, key=False),

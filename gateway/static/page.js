@@ -245,7 +245,7 @@ function drawAccounts() {
       element("span", { class: "bank" }, [of.institution_name, words(account.subtype || account.type)].filter(Boolean).join(" · ")),
       element("span", { class: "name" }, accountName(account.account_id)),
       changeable(account.account_id, "balance", element("span", { class: "balance" }, money(account.current, account.currency))),
-      element("span", { class: "more" }, owes ? ["owed", more].filter(Boolean).join(" · ") : more));
+      element("span", { class: "more" }, owes ? [account.current?.startsWith("-") ? "in credit" : "owed", more].filter(Boolean).join(" · ") : more));
     card.addEventListener("click", () => choose(state.chosen === account.account_id ? null : account.account_id));
     return element("li", {}, card);
   }));
@@ -318,7 +318,7 @@ function note(event, data, timestamp) {
   const kind = event.split(".").at(-1);
   const told = event.startsWith("transaction.")
     ? `${data.merchant_name || data.name || ""} ${money(negated(data.amount || "0"), data.currency)}${data.changed?.length ? ` · ${data.changed.map((one) => words(one).toLowerCase()).join(", ")}` : ""}`
-    : event === "balance.updated" ? `${accountName(data.account_id)} ${money(data.previous?.current, data.currency)} → ${money(data.current, data.currency)}`
+    : event === "balance.updated" ? `${money(data.current, data.currency)} · ${accountName(data.account_id)}`
     : event === "transactions.changed" ? `${data.added} added, ${data.modified} modified, ${data.removed} removed`
     : [data.institution_name, words(data.state)].filter(Boolean).join(" · ");
   const list = find("events");
