@@ -4,23 +4,34 @@ Source: FAUST.md, measured on faust-streaming 0.15.3 and Kafka 4.3.1; tests hold
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import faust
+from aiokafka.errors import NoOffsetForPartitionError
 from faust.contrib.asgi import faust_app_running
 from faust.transport.drivers.aiokafka import Consumer, Transport
 from faust.types import TP
 
+from runtime import logs
 from runtime.kafka import connection
 from runtime.reader import GatheringReader, Received
 from runtime.settings import Settings
 from schemas.errors import Halt
 from schemas.topics import MESSAGE_BYTES_MAX
 
+_log = logs.logger(__name__)
+
 STREAM_BUFFER = 4096
 """Records that Faust fetches ahead. At 4 MiB a record the byte bound of the reader behind it acts first."""
+
+UNPLACED_S_MAX = 30.0
+"""How long a partition may be assigned and not placed: the seek follows within milliseconds, or never."""
+UNPLACED_WAIT_S = 0.02
+STOP_S_MAX = 20.0
+"""How long a stop waits for records that were read and not acknowledged; what is left is read again after it."""
 
 Positions = Callable[[Collection[tuple[str, int]]], Awaitable[Mapping[tuple[str, int], int]]]
 """Given (topic, partition) pairs, the next offset of each."""
@@ -88,13 +99,17 @@ async def running(app: faust.App) -> AsyncIterator["asyncio.Task[None]"]:
     """Run the app on this loop; the task given ends, with Halt, when the app has crashed or stopped by itself.
 
     A hosted app that crashes is silent otherwise (FAUST.md), while everything else in the process goes on.
+    Its stop waits for what was read and is not acknowledged, so the readers' bodies go on until after the block.
     """
-    async with faust_app_running(app):
-        watch = asyncio.create_task(_watch(app))
-        try:
-            yield watch
-        finally:
-            watch.cancel()
+    try:
+        async with faust_app_running(app, stop_timeout=STOP_S_MAX):
+            watch = asyncio.create_task(_watch(app), name="stream engine")
+            try:
+                yield watch
+            finally:
+                watch.cancel()
+    except TimeoutError:
+        _log.warning("stream engine left running", app=app.conf.id, seconds=STOP_S_MAX)
 
 
 async def _watch(app: faust.App) -> None:
@@ -122,6 +137,8 @@ def _credentials(settings: Settings) -> dict[str, Any]:
 class _SeekingConsumer(Consumer):  # type: ignore[misc]
     """Starts each partition where Postgres says. Kafka's committed offset is a hint for lag displays."""
 
+    _unplaced_since: float | None = None
+
     async def perform_seek(self) -> None:
         await super().perform_seek()
         assigned = self.assignment()
@@ -131,6 +148,24 @@ class _SeekingConsumer(Consumer):  # type: ignore[misc]
             await self.seek(tp, position)
             self._committed_offset[tp] = position or None
             self._read_offset[tp] = position - 1 if position else None
+        self._unplaced_since = None
+
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's own signature
+        """Fetch, passing over one moment of a rebalance.
+
+        The interleaving: a partition without committed offset is assigned; aiokafka's fetcher finds no offset for it
+        and notes the error that `auto_offset_reset="none"` asks for; then perform_seek places it; then this call
+        would raise the error that is no longer true, and the app would crash.
+        """
+        try:
+            return await super()._getmany(active_partitions, timeout)
+        except NoOffsetForPartitionError:
+            now = time.monotonic()
+            self._unplaced_since = self._unplaced_since or now
+            if now - self._unplaced_since > UNPLACED_S_MAX:
+                raise
+            await asyncio.sleep(UNPLACED_WAIT_S)
+            return {}
 
 
 class _Transport(Transport):  # type: ignore[misc]

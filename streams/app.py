@@ -178,7 +178,12 @@ class _Parts:
 
 
 async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[None]"]:
-    """Start the stream engine, then what feeds and watches it; all of it ends before the engine does."""
+    """Start the stream engine and what feeds and watches it.
+
+    At a stop the engine ends first: it waits until the agents' bodies have dealt with what it has read.
+    """
+    tasks: list[asyncio.Task[None]] = []
+    stack.push_async_callback(_cancelled, tasks)
     engine = await stack.enter_async_context(stream.running(parts.app))
     works: dict[str, Coroutine[Any, Any, None]] = {
         "mark_due": parts.marker.run(),
@@ -189,8 +194,7 @@ async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[N
     }
     for topic, witness in parts.witnesses.items():
         works[f"witness of {topic}"] = witness.watch(partial(stream.assigned, parts.app, topic))
-    tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
-    stack.push_async_callback(_cancelled, tasks)
+    tasks += [asyncio.create_task(work, name=name) for name, work in works.items()]
     return [engine, *tasks]
 
 
