@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import hub as hubs
@@ -93,6 +93,7 @@ async def test_a_repeat_is_dropped_for_those_who_joined_after_it_too() -> None:
     assert waiting(subscriber) == ["0:6.1", "1:5.0"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), max_size=60))
 def test_positions_of_a_stream_only_rise(sent: list[tuple[int, int]]) -> None:
     async def play() -> list[str]:

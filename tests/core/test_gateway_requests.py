@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import authentication, cursors, idempotency, limits
@@ -92,6 +92,7 @@ def test_fields_of_a_body_are_checked_and_a_secret_is_never_repeated() -> None:
     assert faults("link_item", body={})["public_token"] == ("is missing", None)
 
 
+@settings(deadline=None)
 @given(
     date=st.dates(), own_id=st.binary(min_size=16, max_size=16), item=st.none() | st.text(max_size=5),
     pending=st.none() | st.booleans(),
@@ -104,6 +105,7 @@ def test_a_cursor_is_read_as_it_was_written(
     assert cursors.read(cursors.write((date, own_id), which), which) == (date, own_id)
 
 
+@settings(deadline=None)
 @given(cursor=st.text(max_size=60))
 def test_a_cursor_that_nobody_gave_is_refused_by_name(cursor: str) -> None:
     with pytest.raises(Problem) as problem:

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest import intake
@@ -285,6 +285,7 @@ def test_the_table_has_at_least_sixty_rows_and_each_reason_of_the_core_occurs_in
     assert set(Reason) - found == {Reason.TOKEN_REPEATED, Reason.KEY_UNKNOWN}
 
 
+@settings(deadline=None)
 @given(where=st.integers(0, len(BODY) - 1), flip=st.integers(1, 255))
 def test_a_body_with_one_byte_changed_is_refused(where: int, flip: int) -> None:
     changed = bytearray(BODY)
@@ -294,6 +295,7 @@ def test_a_body_with_one_byte_changed_is_refused(where: int, flip: int) -> None:
         take(Sent(body=bytes(changed)))
 
 
+@settings(deadline=None)
 @given(where=st.integers(0, len(Sent().token()) - 1), flip=st.integers(1, 255))
 def test_a_token_with_one_byte_changed_is_refused(where: int, flip: int) -> None:
     changed = bytearray(Sent().token().encode())
@@ -303,12 +305,14 @@ def test_a_token_with_one_byte_changed_is_refused(where: int, flip: int) -> None
         take(Sent(finish=lambda _: changed.decode("utf-8", "surrogateescape")))
 
 
+@settings(deadline=None)
 @given(token=st.text(max_size=300))
 def test_any_text_is_refused_and_never_an_error(token: str) -> None:
     with pytest.raises(Refused):
         parse(token)
 
 
+@settings(deadline=None)
 @given(body=st.binary(max_size=300) | st.from_regex(rb'\{"item_id":.{0,40}\}', fullmatch=True))
 def test_any_body_can_be_read(body: bytes) -> None:
     said = intake.read_body(body)
