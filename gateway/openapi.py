@@ -42,6 +42,7 @@ def _operation(route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.operation,
         "summary": route.summary,
+        **({"description": route.description} if route.description else {}),
         "security": [{"key": []}] if route.key else [],
         "parameters": [
             {"name": one.name, "in": one.place, "required": one.required, "description": one.description,

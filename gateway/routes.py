@@ -29,6 +29,7 @@ class Route:
     answers: Mapping[int, str | None]
     parameters: tuple[Parameter, ...] = ()
     key: bool = True
+    description: str = ""
 
 
 def _in_path(name: str, description: str) -> Parameter:
@@ -59,6 +60,16 @@ IDEMPOTENCY = Parameter(
 )  # fmt: skip
 USER_FIELD = _body("user_id", "the application's own id of the user")
 PUBLIC_TOKEN = _body("public_token", "what Plaid Link gave to the browser", secret=True)
+STREAM = """\
+Messages are JSON texts `{event, data, timestamp, position}`. First `initial.balances` (accounts and Items) and
+`initial.transactions` (the latest 50), read at one moment; then each change after it, once and in order:
+`transaction.added`, `transaction.modified`, `transaction.removed`, `balance.updated`, `item.linked`,
+`item.state_changed`, `item.unlinked`, and `transactions.changed`, which stands for more than 100 at once: connect
+again to read them. `position` is `partition:offset.number`. A client that sends `{"renew": true}` is sent
+`stream.token` with a new token.
+
+Close codes: 1001 the server stops, 1008 no valid token or too many streams of one user, 1012 the server's own
+stream began anew, 1013 too slow or the tables are away. After all but 1008: connect again for a new snapshot."""
 FILTERS = (
     _query("account_id", read.text, "of this account only", type="string"),
     _query("item_id", read.text, "of this Item only", type="string"),
@@ -92,6 +103,6 @@ ROUTES = (
           "Make a token with which the user's browser opens the stream", {201: "StreamToken", 404: "Problem"}, (USER,)),
     Route("GET", "/v1/stream", "stream", "The user's stream, over WebSocket", {101: None, 426: "Problem"},
           (_query("token", str, "a stream token; without it the first message must be {\"token\": …}",
-                  type="string"),), key=False),
+                  type="string"),), key=False, description=STREAM),
     Route("GET", "/v1/openapi.json", "openapi", "This document", {200: None}, key=False),
 )  # fmt: skip
