@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from runtime import instance, sync_state
+from sandbox.simulator.bank import Item
 from sandbox.simulator.faults import Fault
 from sandbox.simulator.options import Options
 from schemas import changesets, codec, gate
@@ -128,6 +129,8 @@ async def test_a_history_that_is_not_ready_is_no_empty_account(
         await made.register(item)
         await made.until(lambda: _passes(made, item, 2), what="two passes")
         early = await made.held(item)
+        await made.until(lambda: _complete(item), what="the bank's whole history")
+        await made.webhook(item, historical_update_complete=True)
         await made.until(lambda: _history(made, item), what="the whole history")
         await made.settled(item)
         await made.assert_true(item)
@@ -468,12 +471,16 @@ async def _leased(made: World) -> bool:
     return bool(await made.pool.fetchval("SELECT count(*) FROM tartan.sync_state WHERE lease_token IS NOT NULL"))
 
 
-async def _passes(made: World, item: object, count: int) -> bool:
-    return len(await made.attempts(item)) >= count  # type: ignore[arg-type]
+async def _passes(made: World, item: Item, count: int) -> bool:
+    return len(await made.attempts(item)) >= count
 
 
-async def _history(made: World, item: object) -> bool:
-    held = await made.held(item)  # type: ignore[arg-type]
+async def _complete(item: Item) -> bool:
+    return item.phase == "HISTORICAL_UPDATE_COMPLETE"
+
+
+async def _history(made: World, item: Item) -> bool:
+    held = await made.held(item)
     return held.head is not None and held.head.history_status == "HISTORICAL_UPDATE_COMPLETE"
 
 
