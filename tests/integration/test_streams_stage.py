@@ -122,7 +122,7 @@ async def test_what_a_zombie_appends_late_is_skipped_and_the_item_synced_again(m
 async def test_a_history_that_is_not_ready_is_no_empty_account(
     kafka_address: str, topic_prefix: str, database: str
 ) -> None:
-    options = Options(rate_limits="off", initial_update_delay_s=1.5, historical_update_delay_s=3.0)
+    options = Options(rate_limits="off", initial_update_delay_s=5.0, historical_update_delay_s=7.0)
 
     async with world(kafka_address, topic_prefix, database, options=options) as made, streams(made):
         item = made.bank.create_item("user", ready=False)
