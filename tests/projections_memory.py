@@ -1,0 +1,147 @@
+"""The projections' database in memory: what projections.known reads and projections.store writes, without Postgres."""
+
+import copy
+from collections.abc import Sequence
+
+from projections import admission, copying
+from projections.admission import Gatekeeper, Owners, Parked
+from projections.fold import fold
+from projections.ledger import Posting, Transfer
+from projections.rows import ledger_balance_values
+from projections.state import AccountRow, Folded, ItemRow, Row, WorkingSet
+from runtime.reader import Received
+from schemas import gate
+from schemas.ids import own_id
+from tests.projections_log import keys_of
+
+USERS = range(1, 20)
+
+
+class Memory:
+    """Tables in memory, and a projector that folds batches into them."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, ItemRow] = {}
+        self.rows: dict[bytes, Row] = {}
+        self.accounts: dict[tuple[str, str], AccountRow] = {}
+        self.transfers: list[Transfer] = []
+        self.balances: dict[tuple[bytes, str], tuple[int, int]] = {}
+        self.meanings: dict[bytes, tuple[object, ...]] = {}
+        self.folded: list[Folded] = []
+        self.known_at: dict[int, int] = {}
+        self.parked: dict[str, list[Parked]] = {}
+        self.withheld: list[tuple[str | None, int]] = []
+        self.verdicts: dict[str, int] = {}
+
+    def project(self, records: Sequence[Received]) -> None:
+        """Fold records as one batch."""
+        opened = []
+        for received in records:
+            record = admission.opened(received)
+            moment = admission.known_at(record, self.known_at.get(received.partition, 0))
+            self.known_at[received.partition] = moment
+            opened.append(record._replace(known_at=moment))
+        heads = [record.head for record in opened]
+        working = WorkingSet()
+        working.items = {head.item_id: self._item(head.item_id) for head in heads if head.item_id in self.items}  # type: ignore[index,misc]
+        free = {head.id for head in heads if head.kind == gate.FREE}
+        keeper = Gatekeeper(
+            items=working.items, parked=self.parked,
+            known_ids={folded.place.changeset for folded in self.folded} & free,
+            owners=Owners({user: keys_of(user) for user in USERS}, {user: ("t", f"u{user}") for user in USERS}),
+            poisoned={},
+        )  # fmt: skip
+        outcome = keeper.admit(opened)
+        for verdict, count in outcome.verdicts.items():
+            self.verdicts[verdict] = self.verdicts.get(verdict, 0) + count
+        for parking in outcome.parkings:
+            self.parked.setdefault(parking.item_id, []).append(Parked(parking.first_offset, None))
+        self.withheld += [(held.head.item_id, held.received.offset) for held in outcome.withheld]
+        self._look_up(working, outcome.admitted)
+        for one in outcome.admitted:
+            fold(working, one.item, one.opened.head, one.place, one.said)
+        self._write(working)
+
+    def _item(self, item_id: str) -> ItemRow:
+        item = copy.copy(self.items[item_id])
+        item.by_id, item.own_ids, item.accounts = {}, set(), {}
+        item.parts = dict(item.parts)
+        item.is_complete = not item.transaction_rows
+        return item
+
+    def _look_up(self, working: WorkingSet, admitted: Sequence[admission.Admitted]) -> None:
+        for one in admitted:
+            item = one.item
+            if item is None:
+                continue
+            for (item_id, account_id), account in self.accounts.items():
+                if item_id == item.item_id and account_id not in item.accounts:
+                    item.accounts[account_id] = copy.copy(account)
+            if item.is_complete:
+                continue
+            wanted = set(one.said.ids())
+            own_ids = {own_id(name, salt=item.item_id.encode()) for name in wanted}
+            for row in self.rows.values():
+                if row.item_id != item.item_id or row.own_id in item.own_ids:
+                    continue
+                if row.own_id in own_ids or (row.chained and row.transaction_id in wanted):
+                    item.add(self._row(row, working))
+
+    def _row(self, row: Row, working: WorkingSet) -> Row:
+        known = copy.copy(row)
+        known.columns, known.is_new, known.posting = None, False, None
+        live = [one for one in self.transfers if one.own_id == row.own_id and one.number == row.transfers]
+        if row.removed_at is None:
+            [last] = live
+            known.posting = Posting(
+                working.book.known(last.debit), working.book.known(last.credit), last.amount,
+                copying.numeric(last.amount), last.currency, last.layer, last.effective,
+            )  # fmt: skip
+        return known
+
+    def _write(self, working: WorkingSet) -> None:
+        for row in [*working.new, *working.changed.values()]:
+            assert row.is_new == (row.own_id not in self.rows)
+            self.rows[row.own_id] = copy.copy(row)
+        self.transfers += working.book.transfers
+        for account, layer, debits, credits_ in ledger_balance_values(working):
+            before = self.balances.get((account, layer), (0, 0))
+            self.balances[account, layer] = (before[0] + int(debits), before[1] + int(credits_))
+        for ledger_account in working.book.accounts.values():
+            if ledger_account.meaning is not None:
+                assert self.meanings.setdefault(ledger_account.id, ledger_account.meaning) == ledger_account.meaning
+        self.accounts.update({key: copy.copy(row) for key, row in working.changed_accounts.items()})
+        for item_id, item in working.items.items():
+            if item_id in working.changed_items or item.parts or item_id in self.items:
+                self.items[item_id] = item
+        self.folded += working.folded
+
+    def full(self) -> dict[str, list[tuple[object, ...]]]:
+        """Everything that any cut into batches must give again."""
+        return {
+            "rows": sorted(
+                (
+                    row.own_id, row.item_id, row.user, row.transaction_id, row.chained, row.version, row.transfers,
+                    row.first_changeset, row.last_changeset, row.known_at, row.enriched_at, row.removed_at, row.words,
+                )
+                for row in self.rows.values()
+            ),
+            "transfers": sorted(
+                (one.own_id, one.number, one.debit, one.credit, one.amount, one.layer, one.reverses, one.effective,
+                 one.where.offset, one.where.known_at)
+                for one in self.transfers
+            ),
+            "balances": sorted((*key, *value) for key, value in self.balances.items()),
+            "meanings": sorted((key, *value) for key, value in self.meanings.items()),
+            "accounts": sorted(
+                (row.item_id, row.account_id, row.cached_words, row.realtime_words, row.source, row.version,
+                 row.known_at)
+                for row in self.accounts.values()
+            ),
+            "items": sorted(
+                (row.item_id, row.user, row.gate.head, row.gate.unlinked, row.words, row.transaction_rows,
+                 row.history_status, row.linked_at, row.last_sync_at, row.known_at, tuple(row.parts))
+                for row in self.items.values()
+            ),
+            "events": [(one.place.offset, one.block, tuple(one.counts.items())) for one in self.folded],
+        }  # fmt: skip
