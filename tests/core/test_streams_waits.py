@@ -1,0 +1,66 @@
+"""Waits: exponential from a second, then hours; bounded however long it goes on."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from runtime.dues import Claimed
+from schemas.records import Cause
+from streams import failures, times, waits
+from streams.classify import Action
+
+CLAIMED = Claimed(
+    item_id="item", tenant="t", user=1, partition=0, institution_id=None, institution_name=None, sealed_token=b"",
+    lease=b"l", expired=False, generation=1, lane=0, cause=Cause("webhook"), unlink_requested=False,
+    accounts_wanted=False, accounts_at=None, attempts=0, not_ready=0, head=None, hints=(),
+)  # fmt: skip
+
+
+def test_five_attempts_double_from_a_second_and_then_come_hours() -> None:
+    assert [waits.after_failure(attempts, 0.0) for attempts in range(1, 8)] == [1, 2, 4, 8, 16, 3600, 7200]
+
+
+def test_jitter_stretches_a_wait_by_up_to_half() -> None:
+    assert waits.after_failure(1, 0.5) == 1.25
+    assert waits.after_limit(1, 0.999) < 90
+
+
+@pytest.mark.parametrize("wait", [waits.after_failure, waits.after_outage, waits.after_limit, waits.not_ready])
+def test_no_wait_grows_for_ever(wait: object) -> None:
+    assert wait(10_000, 0.99) <= 18 * 3600  # type: ignore[operator]
+
+
+def test_a_limit_holds_back_whatever_is_marked_and_an_outage_does_not() -> None:
+    limited = failures.refused(CLAIMED, Action.LIMITED, {}, jitter=0.0)
+    outage = failures.refused(CLAIMED, Action.HOURS, {}, jitter=0.0)
+
+    assert (limited.due_in_s, limited.not_before_s) == (60.0, 60.0)
+    assert (outage.due_in_s, outage.not_before_s) == (3600.0, None)
+    assert not limited.done
+
+
+def test_what_never_works_stops_and_what_is_broken_is_tried_in_hours() -> None:
+    never = failures.refused(CLAIMED, Action.NEVER, {}, jitter=0.0)
+    cursor = failures.refused(CLAIMED, Action.CURSOR, {}, jitter=0.0)
+
+    assert (never.stopped, never.due_in_s, never.done) == ("refused", None, True)
+    assert (cursor.stopped, cursor.due_in_s) == (None, 1.0)
+
+
+def test_a_history_that_is_not_there_counts_as_no_failure() -> None:
+    result = failures.not_ready(CLAIMED, jitter=0.0)
+
+    assert (result.attempts, result.not_ready, result.due_in_s) == (0, 1, 1.0)
+
+
+def test_plaids_own_wait_counts_where_it_is_longer() -> None:
+    assert failures.late(CLAIMED, {}, jitter=0.0, wait_s=30.0).due_in_s == 30.0
+    assert failures.late(CLAIMED, {}, jitter=0.0).due_in_s == 1.0
+
+
+def test_moments_are_exact_both_ways() -> None:
+    at = datetime(2026, 11, 22, 8, 9, 10, 999_999, tzinfo=UTC)
+
+    for step in range(1_000):
+        moment = at + timedelta(microseconds=step * 7_919)
+        assert times.moment(times.micros(moment)) == moment
