@@ -40,12 +40,13 @@ async def state_digest(connection: asyncpg.Connection) -> str:
 
 
 async def full_rows(connection: asyncpg.Connection) -> dict[str, list[tuple[Any, ...]]]:
-    """Everything that any replay of the same log gives again, by table."""
+    """Everything that any replay of the same log gives again, by table, in the order of the primary keys."""
     tables: dict[str, list[tuple[Any, ...]]] = {}
     for table in metadata.sorted_tables:
         columns = [name for name in table.columns.keys() if (table.name, name) not in _OF_NO_REPLAY]  # noqa: SIM118
         chosen = ", ".join(f'"{name}"' for name in columns)
-        rows = await connection.fetch(f"SELECT {chosen} FROM {table.fullname}")
+        order = ", ".join(f'"{name}"' for name in table.primary_key.columns.keys())  # noqa: SIM118
+        rows = await connection.fetch(f"SELECT {chosen} FROM {table.fullname} ORDER BY {order}")
         tables[table.name] = [tuple(_plain(value) for value in row.values()) for row in rows]
     return tables
 
