@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
@@ -53,7 +53,8 @@ class World(NamedTuple):
 
     async def until_projected(self, count: int) -> None:
         """Wait until so many records lie below the positions and their events were published."""
-        query = "SELECT (SELECT sum(position) FROM reads.positions) = $1 AND (SELECT sum(published) FROM tartan.floors) = $1"
+        query = """SELECT (SELECT sum(position) FROM reads.positions) = $1
+                      AND (SELECT sum(published) FROM tartan.floors) = $1"""
 
         async def done() -> bool:
             return bool(await self.tables.fetchval(query, count))
@@ -62,10 +63,18 @@ class World(NamedTuple):
 
     async def read(self, topic: Topic) -> list[tuple[dict[str, str], bytes | None, bytes]]:
         """All records of a topic: headers, key, value, partition by partition."""
-        consumer = AIOKafkaConsumer(group_id=None, auto_offset_reset="none", enable_auto_commit=False,
-                                    **connection(self.settings))  # fmt: skip
+        return [(_headers(record), record.key, record.value) for record in await self._records(topic)]
+
+    async def read_places(self, topic: Topic) -> list[tuple[int, dict[str, str]]]:
+        """Partition and headers of all records of a topic, in order."""
+        return [(record.partition, _headers(record)) for record in await self._records(topic)]
+
+    async def _records(self, topic: Topic) -> list[Any]:
+        consumer = AIOKafkaConsumer(
+            group_id=None, auto_offset_reset="none", enable_auto_commit=False, **connection(self.settings)
+        )
         await consumer.start()
-        found = []
+        found: list[Any] = []
         try:
             for number in range(PARTITIONS):
                 where = TopicPartition(full_name(topic, self.settings.topic_prefix), number)
@@ -73,12 +82,14 @@ class World(NamedTuple):
                 consumer.assign([where])
                 consumer.seek(where, 0)
                 while await consumer.position(where) < end:
-                    for record in (await consumer.getmany(where, timeout_ms=500)).get(where, []):
-                        headers = {name: value.decode() for name, value in record.headers}
-                        found.append((headers, record.key, record.value))
+                    found += (await consumer.getmany(where, timeout_ms=500)).get(where, [])
         finally:
             await consumer.stop()
         return found
+
+
+def _headers(record: Any) -> dict[str, str]:
+    return {name: value.decode() for name, value in record.headers}
 
 
 @pytest.fixture
