@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    KafkaError,
+    LeaderNotAvailableError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from runtime.kafka import connection
 from runtime.settings import Settings
@@ -29,12 +35,13 @@ async def compare(settings: Settings) -> list[Difference]:
     """List what the cluster lacks. Raises: Retry, where it does not answer."""
     admin = await _admin(settings)
     try:
-        found = await _partitions(admin, [full_name(topic, settings.topic_prefix) for topic in TOPICS])
+        described = await _described(admin, [full_name(topic, settings.topic_prefix) for topic in TOPICS])
     finally:
         await admin.close()
     wanted = settings.partitions
     rows = ((topic, full_name(topic, settings.topic_prefix)) for topic in TOPICS)
-    return [Difference(topic, name, wanted, found.get(name, 0)) for topic, name in rows if found.get(name, 0) != wanted]
+    found = ((topic, name, described[name].partitions if name in described else 0) for topic, name in rows)
+    return [Difference(topic, name, wanted, number) for topic, name, number in found if number != wanted]
 
 
 async def apply(settings: Settings) -> list[Difference]:
@@ -66,11 +73,14 @@ async def _create(settings: Settings, missing: list[Difference]) -> None:
     admin = await _admin(settings)
     try:
         answer = await admin.create_topics([_new(row, settings) for row in missing])
-        for name, code, *_ in answer.topic_errors:
+        for name, code, *said in answer.topic_errors:
             problem = for_code(code)
             if code and problem is not TopicAlreadyExistsError:
-                raise Halt(f"topic {name} cannot be created: {problem.__name__}")
+                words = next((f": {word}" for word in said if word), "")
+                raise Halt(f"topic {name} cannot be created: {problem.__name__}{words}")
         await _led(admin, [row.name for row in missing], settings.partitions)
+    except KafkaError as error:
+        raise Retry(f"Kafka does not create topics: {type(error).__name__}") from error
     finally:
         await admin.close()
 
@@ -99,18 +109,37 @@ async def _led(admin: AIOKafkaAdminClient, names: Iterable[str], partitions: int
     wanted = list(names)
     try:
         async with asyncio.timeout(READY_S_MAX):
-            while any(count != partitions for count in (await _partitions(admin, wanted)).values()):
+            while any(found.led < partitions for found in (await _described(admin, wanted)).values()):
                 await asyncio.sleep(0.05)  # Kafka tells nobody when a leader is there
     except TimeoutError as error:
         raise Retry(f"topics have no leaders after {READY_S_MAX} s: {', '.join(wanted)}") from error
 
 
-async def _partitions(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, int]:
+class _Found(NamedTuple):
+    """A topic's partitions, and how many of them have a leader: one whose broker is away is there all the same."""
+
+    partitions: int
+    led: int
+
+
+async def _described(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, _Found]:
+    """What the cluster has of these topics; no partitions where it has none of them."""
     try:
         answer = await admin.describe_topics(names)
     except KafkaError as error:
         raise Retry(f"Kafka does not list its topics: {type(error).__name__}") from error
-    return {row["topic"]: sum(1 for partition in row["partitions"] if partition["leader"] >= 0) for row in answer}
+    found = {}
+    for row in answer:
+        problem = for_code(row["error_code"])
+        if row["error_code"] and problem not in _NOT_THERE:
+            raise Retry(f"Kafka does not describe topic {row['topic']}: {problem.__name__}")
+        leaders = [partition["leader"] for partition in row["partitions"]]
+        found[row["topic"]] = _Found(len(leaders), sum(1 for leader in leaders if leader >= 0))
+    return found
+
+
+_NOT_THERE = (UnknownTopicOrPartitionError, LeaderNotAvailableError)
+"""What Kafka says of a topic that it does not have, or not quite yet."""
 
 
 async def _admin(settings: Settings) -> AIOKafkaAdminClient:
