@@ -16,6 +16,10 @@ from runtime.dues import Hint, Mark
 from schemas.records import Cause, Webhook
 from streams.times import moment
 
+PROMPT_S = 10
+"""The signature's time has whole seconds, so two genuine webhooks about one Item within a second have one key, and
+the second one must count. A repeat comes 30 s later at the earliest, when Plaid tries again (PLAID.md 1.7); one that
+is sent again sooner costs a pass that finds nothing."""
 REACTIONS = ("marked", "hinted", "legacy", "nothing", "unknown", "unreadable")
 
 _LEGACY = frozenset({"INITIAL_UPDATE", "HISTORICAL_UPDATE", "DEFAULT_UPDATE", "TRANSACTIONS_REMOVED"})
@@ -45,11 +49,12 @@ class Seen(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A webhook as it stands in the log."""
+    """A webhook as it stands in the log. `prompt`: it came so soon after its signing that it is no repeat."""
 
     partition: int
     offset: int
     key: bytes
+    prompt: bool
     webhook: Webhook
 
 
@@ -59,16 +64,17 @@ class Batch(NamedTuple):
     marks: list[Mark]
     hints: list[Hint]
     reactions: Counter[str]
-    repeats: int
+    repeats: list[Found]
 
 
 def gather(found: Sequence[Found], fresh: Collection[bytes]) -> Batch:
     """Decide about webhooks read together; `fresh` are the repeat keys that were not known before."""
     left = set(fresh)
     marks: dict[str, Mark] = {}
-    batch = Batch([], [], Counter(), len(found) - len(left))
+    batch = Batch([], [], Counter(), [])
     for one in found:
-        if one.key not in left:
+        if one.key not in left and not one.prompt:
+            batch.repeats.append(one)
             continue
         left.discard(one.key)  # the second of two in one batch is a repeat, too
         seen = react(one.webhook, partition=one.partition, offset=one.offset)
@@ -81,18 +87,21 @@ def gather(found: Sequence[Found], fresh: Collection[bytes]) -> Batch:
     return batch
 
 
-def repeat_key(webhook: Webhook) -> bytes:
-    """What two deliveries of one webhook have in common, and two webhooks that only look alike have not.
+def identified(webhook: Webhook, *, partition: int, offset: int) -> Found:
+    """A webhook of the log with what tells its repeats.
 
-    Bodies repeat themselves byte for byte, so the key is that of the signature: key id, time and hash. A JWT that
-    cannot be read, which no ingest lets in, is a key by itself.
+    What two deliveries of one webhook have in common is the signature's key id, time and hash; bodies alone repeat
+    themselves byte for byte. A JWT that cannot be read, which no ingest lets in, is a key by itself.
     """
     try:
         header, claims = (_json_part(part) for part in webhook.jwt.split(".")[:2])
-        said = f"{header['kid']}\0{claims['iat']}\0".encode()
-    except (ValueError, KeyError, TypeError, binascii.Error, msgspec.DecodeError):
-        said = webhook.jwt.encode()
-    return hashlib.sha256(said + webhook.body_sha256).digest()
+        signed_at = int(claims["iat"])
+        said = f"{header['kid']}\0{signed_at}\0".encode()
+    except (ValueError, KeyError, TypeError, OverflowError, binascii.Error, msgspec.DecodeError):
+        signed_at, said = 0, webhook.jwt.encode()
+    key = hashlib.sha256(said + webhook.body_sha256).digest()
+    prompt = webhook.received_at - signed_at * 1_000_000 < PROMPT_S * 1_000_000
+    return Found(partition, offset, key, prompt, webhook)
 
 
 def react(webhook: Webhook, *, partition: int, offset: int) -> Seen:

@@ -57,7 +57,7 @@ class MarkDue:
         reach(CrashPoint.MARK_AFTER_COMMIT)
         shared.BATCHES.labels(READER).inc()
         shared.RECORDS.labels(READER).inc(len(new))
-        metrics.REPEATS.inc(batch.repeats)
+        metrics.REPEATS.inc(len(batch.repeats))
         for reaction, count in batch.reactions.items():
             metrics.WEBHOOKS.labels(reaction).inc(count)
 
@@ -70,4 +70,4 @@ def _found(record: Received) -> intake.Found | None:
         metrics.WEBHOOKS.labels("unreadable").inc()
         _log.error("no webhook", partition=record.partition, offset=record.offset, reason=str(error))
         return None
-    return intake.Found(record.partition, record.offset, intake.repeat_key(webhook), webhook)
+    return intake.identified(webhook, partition=record.partition, offset=record.offset)

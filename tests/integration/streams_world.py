@@ -92,12 +92,11 @@ class World:
         self, item: Item | str, code: str = "SYNC_UPDATES_AVAILABLE", kind: str = "TRANSACTIONS", *,
         same_as: int | None = None, **fields: Any,
     ) -> int:  # fmt: skip
-        """Append a webhook as ingest does; `same_as` repeats the signature of an earlier one. Gives its number."""
+        """Append a webhook as ingest does. Gives the time in its signature, which `same_as` repeats."""
         item_id = item if isinstance(item, str) else item.item_id
         body = json.dumps({"webhook_type": kind, "webhook_code": code, "item_id": item_id} | fields).encode()
-        if same_as is None:
-            self._webhooks += 1
-        number = same_as or self._webhooks
+        self._webhooks += 1
+        number = self._webhooks if same_as is None else same_as
         jwt = ".".join(_part(part) for part in ({"alg": "ES256", "kid": "k"}, {"iat": number})) + ".signature"
         record = Webhook(time.time_ns() // 1000, body, b"\0" * 32, jwt, "{}")
         sent = await self._appender.append(self.topic("webhooks"), Outgoing(item_id.encode(), codec.encode(record)))

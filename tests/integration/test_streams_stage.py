@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -98,6 +99,22 @@ async def test_a_repeated_webhook_has_no_effect_and_one_that_looks_alike_has(mad
         await made.settled(item)
 
     assert await made.attempts(item) == ["appended", "unchanged", "unchanged"]
+
+
+async def test_two_genuine_webhooks_of_one_second_are_two_passes(made: World) -> None:
+    item = made.bank.create_item("user")
+    now = int(time.time())
+
+    async with streams(made):
+        await made.register(item)
+        await made.settled(item)
+        for _ in range(2):
+            made.bank.step(item.item_id)
+            await made.webhook(item, same_as=now)
+            await made.settled(item)
+            await made.assert_true(item)
+
+    assert await made.attempts(item) == ["appended", "appended", "appended"]
 
 
 async def test_what_a_zombie_appends_late_is_skipped_and_the_item_synced_again(made: World) -> None:
