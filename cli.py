@@ -137,6 +137,9 @@ def plaid_simulator(
     webhook_url: Annotated[str | None, typer.Option(help="Where webhooks go where an Item names no address.")] = None,
     validate_requests: Annotated[bool, typer.Option(help="Read each request with plaid-python's models.")] = True,
     rate_limits: Annotated[str, typer.Option(help="off, sandbox or production (per minute, as Plaid's)")] = "sandbox",
+    time_scale: Annotated[
+        float, typer.Option(min=0.0001, help="Of Plaid's own waits: 0.1 retries after 3 s, not 30.")
+    ] = 1.0,
     ready: Annotated[
         bool, typer.Option(help="Items have their whole history at once, without a not-ready phase.")
     ] = False,
@@ -147,7 +150,7 @@ def plaid_simulator(
 
     delays: dict[str, Any] = {"initial_update_delay_s": 0.0, "historical_update_delay_s": 0.0} if ready else {}
     options = Options(port=port, seed=seed, webhook_url=webhook_url, validate_requests=validate_requests,
-                      rate_limits=rate_limits, **delays)  # type: ignore[arg-type]  # fmt: skip
+                      rate_limits=rate_limits, time_scale=time_scale, **delays)  # type: ignore[arg-type]  # fmt: skip
     _run(serve(options))
 
 

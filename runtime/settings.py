@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     webhook_answer_s: float = Field(8.0, gt=0, lt=10, description="Plaid gives up after 10 s")
 
     fetch_concurrency: int = Field(8, ge=1, le=256, description="Items that a process fetches at once")
-    lease_s: float = Field(120.0, ge=1, le=3600, description="how long a claim holds without renewal")
+    lease_s: float = Field(30.0, ge=1, le=3600, description="how long a claim holds without renewal")
     claim_poll_s: float = Field(0.25, gt=0, le=60, description="how often others' marks are looked for")
     schedule_interval_s: float = Field(900.0, ge=1, le=86400, description="an Item is asked about at least this often")
     accounts_interval_s: float = Field(86400.0, ge=1, le=7 * 86400, description="all accounts are asked for this often")

@@ -33,8 +33,8 @@ async def running(
     """Every stage as a process of its own, on the session's Kafka and Postgres."""
     options = WorldOptions(
         folder=tmp_path,
-        simulator=("--ready", "--rate-limits", "off"),
-        environment={"TARTAN_TOPIC_PREFIX": topic_prefix, "TARTAN_PARTITIONS": "4"},
+        simulator=("--ready", "--rate-limits", "off", "--time-scale", "0.05"),
+        environment={"TARTAN_TOPIC_PREFIX": topic_prefix, "TARTAN_PARTITIONS": "4", "TARTAN_LEASE_S": "3"},
         cluster=ClusterOptions(kafka_address=kafka_address, postgres_dsn=database),
     )
     async with contextlib.AsyncExitStack() as stack:
