@@ -73,7 +73,9 @@ def step(drawing: Drawing, *, changes: int) -> list[Change]:
         event = _EVENTS[bisect(_EVENT_WEIGHTS, drawing.rng.random() * _EVENT_WEIGHTS[-1])]
         if len(drawing.item.pending) > PENDINGS_MAX:
             event = _post
-        if not event(update):
+        before = len(update.changes)
+        event(update)
+        if len(update.changes) == before:  # nothing was left that this event could happen to
             _buy(update)
     drawing.rng.shuffle(update.changes)
     return update.changes
@@ -96,41 +98,37 @@ def refreshed(drawing: Drawing) -> list[Change]:
     return update.changes
 
 
-def _buy(update: Step) -> bool:
+def _buy(update: Step) -> None:
     drawing = update.drawing
     account = drawing.account()
     sketch = drawing.sketch(account)
     waits = drawing.item.institution.shows_pendings and not sketch.settles_at_once
     pending = waits and drawing.rng.random() < 0.85
     update.add(drawing.transaction(account, sketch, drawing.now.date(), pending=pending))
-    return True
 
 
-def _earn(update: Step) -> bool:
-    return _of(update, "depository", wages)
+def _earn(update: Step) -> None:
+    _of(update, "depository", wages)
 
 
-def _give_back(update: Step) -> bool:
-    return _of(update, "credit", refund)
+def _give_back(update: Step) -> None:
+    _of(update, "credit", refund)
 
 
-def _of(update: Step, account_type: str, pattern: Callable[..., Sketch]) -> bool:
+def _of(update: Step, account_type: str, pattern: Callable[..., Sketch]) -> None:
     drawing = update.drawing
     account = next((a for a in drawing.accounts if a.plan.type == account_type), None)
     if account is None:
-        return False
+        return
     sketch = pattern(drawing.rng, account, drawing.around.merchants)
     update.add(drawing.transaction(account, sketch, drawing.now.date(), pending=False))
-    return True
 
 
-def _post(update: Step) -> bool:
+def _post(update: Step) -> None:
     for _ in range(1 + int(update.drawing.rng.random() * 3)):
         waiting = update.untouched(pending=True)
-        if waiting is None:
-            return bool(update.touched)
-        _post_row(update, waiting)
-    return True
+        if waiting is not None:
+            _post_row(update, waiting)
 
 
 def _post_row(update: Step, waiting: Transaction) -> None:
@@ -162,18 +160,17 @@ def _settled_amount(rng: random.Random, waiting: Transaction, item: Item) -> Dec
     return waiting.amount + money(rng, round(float(waiting.amount) / plan.unit * 100 * factor), plan)
 
 
-def _release(update: Step) -> bool:
+def _release(update: Step) -> None:
     waiting = update.untouched(pending=True)
     if waiting is None:
-        return False
+        return
     update.remove(waiting)
-    return True
 
 
-def _amend(update: Step) -> bool:
+def _amend(update: Step) -> None:
     row = update.untouched(pending=False)
     if row is None:
-        return False
+        return
     rng = update.drawing.rng
     account = update.drawing.item.accounts[row.account_id]
     if rng.random() < 0.6:
@@ -182,13 +179,12 @@ def _amend(update: Step) -> bool:
         day = min(row.date + dt.timedelta(1), update.drawing.now.date())
         amended = _next_version(row, name=row.original_description, date=max(day, row.date))
     update.modify(amended)
-    return True
 
 
-def _enrich(update: Step) -> bool:
+def _enrich(update: Step) -> None:
     row = update.untouched(pending=update.drawing.rng.random() < 0.3)
     if row is None:
-        return False
+        return
     rng = update.drawing.rng
     merchant = row.merchant or update.drawing.around.merchants[
         int(rng.random() * len(update.drawing.around.merchants))
@@ -202,49 +198,44 @@ def _enrich(update: Step) -> bool:
             confidence=CONFIDENCES[int(rng.random() * 5)],
         )
     )
-    return True
 
 
-def _touch(update: Step) -> bool:
+def _touch(update: Step) -> None:
     row = update.untouched(pending=update.drawing.rng.random() < 0.3)
     if row is None:
-        return False
+        return
     update.modify(row)
-    return True
 
 
-def _withdraw(update: Step) -> bool:
+def _withdraw(update: Step) -> None:
     row = update.untouched(pending=False)
     if row is None:
-        return False
+        return
     update.remove(row)
-    return True
 
 
-def _churn(update: Step) -> bool:
+def _churn(update: Step) -> None:
     row = update.untouched(pending=False)
     if row is None:
-        return False
+        return
     update.remove(row)
     update.add(msgspec.structs.replace(row, transaction_id=plaid_id(update.drawing.rng), version=0))
-    return True
 
 
-def _return(update: Step) -> bool:
+def _return(update: Step) -> None:
     item = update.drawing.item
     back = [row for row in item.gone if row.transaction_id not in item.live]
     back = [row for row in back if row.transaction_id not in update.touched]
     if not back:
-        return False
+        return
     update.add(_next_version(back[int(update.drawing.rng.random() * len(back))]))
-    return True
 
 
 def _next_version(row: Transaction, **changes: object) -> Transaction:
     return msgspec.structs.replace(row, version=row.version + 1, **changes)
 
 
-_WEIGHTED: tuple[tuple[Callable[[Step], bool], int], ...] = (
+_WEIGHTED: tuple[tuple[Callable[[Step], None], int], ...] = (
     (_buy, 38),
     (_post, 24),
     (_amend, 7),

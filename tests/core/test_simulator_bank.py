@@ -362,3 +362,14 @@ def test_a_balance_can_drift_without_a_row() -> None:
 )
 def test_amounts_are_written_exactly(amount: str, text: str) -> None:
     assert amount_text(Decimal(amount)) == text
+
+
+def test_an_update_larger_than_what_waits_to_post_is_drawn_and_ends() -> None:
+    world = World(Options(seed=1), ManualClock(START))
+    item = world.create_item("user", transactions=120, ready=True)
+
+    for changes in (600, 600):
+        outcome = world.step(item.item_id, changes=changes)
+
+        assert outcome is not None
+        assert len(outcome.changes) >= changes
