@@ -1,9 +1,13 @@
 """Structured logs: one JSON object a line, without personal data or tokens."""
 
 import logging
+import re
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from runtime.settings import Settings
 
@@ -11,34 +15,99 @@ _NOISY = {"aiokafka": logging.CRITICAL, "faust": logging.ERROR, "mode": logging.
 """aiokafka writes about 4,000 ERROR lines while a broker restarts (FAUST.md); what matters of them reaches us as
 exceptions and metrics."""
 
+REDACTED = "***"
+DEPTH_MAX = 8
+"""How deep names are looked for in a value. What lies deeper is shown as REDACTED: a log line is no dump."""
+
+_SECRET_NAME = re.compile(r"token|secret|password|passphrase|authorization|cookie|api_?key|credential|jwt|dsn", re.I)
+_SECRET_TEXT = re.compile(
+    # Plaid's tokens begin with their kind and environment. Source: Plaid API, "Tokens, identifiers and keys".
+    r"(?P<plaid>\b(?:access|public|link|processor|user)-(?:sandbox|development|production)-)[\w-]+"
+    r"|(?P<scheme>\bBearer\s+)[\w.~+/=-]+"
+    r"|(?P<address>\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)"
+    r"|(?P<jwt>\beyJ)[\w-]+\.[\w-]+(?:\.[\w-]*)?",
+    re.I,
+)
+
 
 def configure(settings: Settings, stage: str) -> None:
-    """Set up the logs of this process."""
+    """Set up the logs of this process, those of its libraries included."""
     level = getattr(logging, settings.log_level.upper())
-    logging.basicConfig(
-        level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
-    )
-    for name, quiet in _NOISY.items():
-        logging.getLogger(name).setLevel(quiet)
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
-    )
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _of(stage),
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    written = _written(settings.log_format)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.StackInfoRenderer(),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=[*shared, *written],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    structlog.contextvars.bind_contextvars(stage=stage)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *written],
+        )
+    )
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+    for name, quiet in _NOISY.items():
+        logging.getLogger(name).setLevel(quiet)
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:
     """A logger that says which module speaks."""
     bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=name)
     return bound
+
+
+def redact(value: Any, *, depth: int = 0) -> Any:
+    """A value without what its names call secret, at every depth."""
+    if isinstance(value, Mapping):
+        if depth == DEPTH_MAX:
+            return REDACTED
+        return {
+            name: REDACTED if _is_secret(name) and inner else redact(inner, depth=depth + 1)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return REDACTED if depth == DEPTH_MAX else [redact(inner, depth=depth + 1) for inner in value]
+    return value
+
+
+def mask(text: str) -> str:
+    """A text without what looks like a token, a key or a password, wherever it stands in it."""
+    return _SECRET_TEXT.sub(lambda found: next(filter(None, found.groups()), "") + REDACTED, text)
+
+
+def _is_secret(name: object) -> bool:
+    return isinstance(name, str) and _SECRET_NAME.search(name) is not None
+
+
+def _of(stage: str) -> Processor:
+    def add(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event.setdefault("stage", stage)
+        return event
+
+    return add
+
+
+def _written(form: str) -> list[Processor]:
+    """From an event to its line. The text of an exception may hold anything, so the whole line is masked at the end."""
+    if form == "json":
+        return [structlog.processors.format_exc_info, _redacted, structlog.processors.JSONRenderer(), _masked]
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+    return [_redacted, console, _masked]
+
+
+def _redacted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {name: REDACTED if _is_secret(name) and value else redact(value) for name, value in event.items()}
+
+
+def _masked(_: WrappedLogger, __: str, line: Any) -> str:
+    return mask(line)
