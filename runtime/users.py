@@ -9,6 +9,7 @@ import asyncpg
 
 from runtime.vault import Vault
 from schemas.changesets import UserKeys, user_keys
+from schemas.errors import Retry
 from schemas.ids import UserNumber
 
 FIRST_GENERATION = 1
@@ -65,7 +66,11 @@ class Keyring:
 
 
 async def find_or_create(connection: asyncpg.Connection, vault: Vault, *, tenant: str, user_id: str) -> User:
-    """The user with this id of the application; made with number and key, in one synchronous commit, if new."""
+    """The user with this id of the application; made with number and key, in one synchronous commit, if new.
+
+    Idempotence: first links of one user at the same time find one number and one key.
+    Raises: Retry, where the user was erased at the same moment.
+    """
     found = await find(connection, tenant=tenant, user_id=user_id)
     if found is not None:
         return found
@@ -78,7 +83,8 @@ async def find_or_create(connection: asyncpg.Connection, vault: Vault, *, tenant
         if made is not None:
             await connection.execute(_CREATE_KEY, number, FIRST_GENERATION, wrapped)
     user = await find(connection, tenant=tenant, user_id=user_id)
-    assert user is not None
+    if user is None:
+        raise Retry("the user was erased while being linked")
     return user
 
 

@@ -52,7 +52,7 @@ class Vault:
             raise Halt(f"{bound_to} was locked by another version of this code")
         try:
             return self._cipher.decrypt(nonce, sealed, bound_to.encode())
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:  # ValueError: what is there is too short to hold a nonce
             raise Halt(
                 f"the key-encryption key does not open {bound_to}: is TARTAN_KEY_ENCRYPTION_KEY right?"
             ) from error
