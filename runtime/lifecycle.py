@@ -1,11 +1,14 @@
 """A process: start, health, metrics, graceful stop on SIGTERM, exit on what it cannot survive."""
 
 import asyncio
+import faulthandler
 import gc
+import os
 import signal
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import uvloop
 from aiohttp import web
@@ -13,12 +16,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from runtime import logs
 from runtime.settings import Settings
-from schemas.errors import TartanError
+from schemas.errors import Halt, TartanError
 
 GC_THRESHOLD = 50_000
 """Objects between collections after start: with what was loaded frozen, this is worth 5 % (SPEED.md)."""
 STOP_S_MAX = 60.0
-"""A stop waits for the transaction under way; longer than this and the process ends all the same."""
+"""A stop waits for the transaction under way; longer than this and the process ends all the same, with code 1 and
+the stacks of its threads in the log. A thread of C keeps the time, so a blocked event loop does not stop it."""
 
 _log = logs.logger(__name__)
 
@@ -40,77 +44,125 @@ Stage = Callable[[Settings], AbstractAsyncContextManager[Running]]
 
 def run(stages: dict[str, Stage], settings: Settings) -> int:
     """Run stages in this process until SIGTERM, SIGINT or the failure of one. Gives the exit code."""
-    name = "+".join(stages)
-    logs.configure(settings, name)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_main(stages, settings))
+    logs.configure(settings, "+".join(stages))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_main(stages, settings))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@dataclass(slots=True)
+class _Process:
+    """What this process has come to: /readyz and the signals ask for it."""
+
+    expected: int
+    running: list[Running] = field(default_factory=list)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def not_ready(self) -> list[str]:
+        reasons = [f"{stage.name}: {reason}" for stage in self.running for reason in stage.not_ready()]
+        if self.stop.is_set():
+            reasons.append("stopping")
+        elif len(self.running) < self.expected:
+            reasons.append("starting")
+        return reasons
 
 
 async def _main(stages: dict[str, Stage], settings: Settings) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    running: list[Running] = []
+    process = _Process(expected=len(stages))
+    _stop_on_signals(process)
     try:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(health_server(settings, running, expected=len(stages)))
+            await stack.enter_async_context(_health_server(settings, process))
             for stage in stages.values():
-                running.append(await stack.enter_async_context(stage(settings)))  # noqa: PERF401 - /readyz reads it
+                process.running.append(await stack.enter_async_context(stage(settings)))
             gc.collect()
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD)
             _log.info("ready", stages=list(stages))
-            failed = await _until(stop, running)
-            _log.info("stopping")
-            stop_by = loop.call_later(STOP_S_MAX, _give_up)
-        stop_by.cancel()
-    except TartanError as error:
-        _log.error("stopped", kind=type(error).__name__, reason=str(error))
+            failed = await _until_stopped(process)
+    except asyncio.CancelledError:
+        if not process.stop.is_set():
+            raise
+        return 0  # told to stop before all had started
+    except Exception as error:  # noqa: BLE001 - the last place that can say why
+        _log.error("stopped", **_told(error))
         return 1
     return 1 if failed else 0
 
 
-async def _until(stop: asyncio.Event, running: list[Running]) -> bool:
-    """Wait for the stop signal or the first stage that ends by itself; True where one did."""
-    asked = asyncio.create_task(stop.wait())
-    stages = {asyncio.ensure_future(stage.ended): stage.name for stage in running}
+def _stop_on_signals(process: _Process) -> None:
+    """Let SIGTERM and SIGINT stop this task's process, also while its stages wait for their neighbours to start."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+
+    def stop() -> None:
+        if process.stop.is_set():
+            return
+        process.stop.set()
+        _stopping()
+        if len(process.running) < process.expected:
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def _stopping() -> None:
+    _log.info("stopping", seconds_max=STOP_S_MAX)
+    faulthandler.dump_traceback_later(STOP_S_MAX, exit=True)
+
+
+async def _until_stopped(process: _Process) -> bool:
+    """Wait for the signal to stop or the first stage that ends by itself; True where one did."""
+    asked = asyncio.create_task(process.stop.wait())
+    stages = {asyncio.ensure_future(stage.ended): stage.name for stage in process.running}
     done, _ = await asyncio.wait({asked, *stages}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
     failed = [task for task in done if task in stages]
     for task in failed:
         error = None if task.cancelled() else task.exception()
-        _log.error("stage failed", stage=stages[task], kind=type(error).__name__, reason=str(error))
+        _log.error("stage failed", failed=stages[task], **_told(error))
+    if failed:
+        process.stop.set()
+        _stopping()
     return bool(failed)
 
 
-def _give_up() -> None:
-    _log.error("stop took too long", seconds=STOP_S_MAX)
-    signal.raise_signal(signal.SIGKILL)
+def _told(error: BaseException | None) -> dict[str, Any]:
+    """What a log line says of an error: ours and the system's say all in their words, of others the trace is needed."""
+    if error is None:
+        return {"reason": "it ended by itself"}
+    plain = isinstance(error, TartanError | OSError) and str(error)
+    return {"kind": type(error).__name__, "reason": str(error), "exc_info": None if plain else error}
 
 
-class health_server(AbstractAsyncContextManager[None]):  # noqa: N801 - used as a function
-    """/healthz, /readyz and /metrics on the internal port."""
+@asynccontextmanager
+async def _health_server(settings: Settings, process: _Process) -> AsyncIterator[None]:
+    """/healthz, /readyz and /metrics on the internal port.
 
-    def __init__(self, settings: Settings, running: list[Running], *, expected: int) -> None:
-        self._settings, self._running, self._expected = settings, running, expected
-        app = web.Application()
-        app.add_routes([web.get("/healthz", _healthz), web.get("/readyz", self._readyz), web.get("/metrics", _metrics)])
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    Raises: Halt, where the port cannot be listened on.
+    """
 
-    async def __aenter__(self) -> None:
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._settings.internal_host, self._settings.internal_port, reuse_port=False)
-        await site.start()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
-
-    async def _readyz(self, _: web.Request) -> web.Response:
-        reasons = [f"{stage.name}: {reason}" for stage in self._running for reason in stage.not_ready()]
-        if len(self._running) < self._expected:
-            reasons.append("starting")
+    async def readyz(_: web.Request) -> web.Response:
+        reasons = process.not_ready()
         return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", _healthz), web.get("/readyz", readyz), web.get("/metrics", _metrics)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    host, port = settings.internal_host, settings.internal_port
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port, reuse_port=False).start()
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error  # below 0: no such host
+            raise Halt(f"internal port {host}:{port} cannot be used ({why}): set TARTAN_INTERNAL_PORT") from error
+        yield
+    finally:
+        await runner.cleanup()
 
 
 async def _healthz(_: web.Request) -> web.Response:
