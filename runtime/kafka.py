@@ -18,8 +18,8 @@ from schemas.topics import MESSAGE_BYTES_MAX
 REQUEST_TIMEOUT_MS = 30_000
 """How long one request waits for its answer. A broker's restart takes 4 to 12 s (FAUST.md), so one is sat out."""
 APPEND_S_MAX = 30.0
-"""How long an append waits for its answer before it is in doubt. aiokafka's idempotent producer would try for ever;
-a lease (120 s) must not end meanwhile."""
+"""How long an append waits for its answer before it is in doubt: as long as one request, so that a restart is sat out.
+aiokafka's idempotent producer would try for ever, and whoever waits with it would hold a lease or a stop for ever."""
 FLUSH_S_MAX = 10.0
 """A stop waits this long for what is in flight. Whoever wanted an answer has waited for it already."""
 CUT_S_MAX = 1.0
