@@ -10,8 +10,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from runtime import lifecycle, settings, topics
-from schemas.errors import TartanError
+from runtime import lifecycle, logs, settings, topics
+from schemas.errors import Retry, TartanError
 
 # Each command imports what it needs itself: `tartan --help` stays quick, and a production image runs the stages
 # without the sandbox's packages.
@@ -36,11 +36,11 @@ STAGES = ("ingest", "streams", "projections", "gateway")
 
 
 def main() -> None:
-    """Run the command line; errors of ours are one line and exit code 1."""
+    """Run the command line; errors of ours and of the network are one line and exit code 1."""
     try:
         app()
-    except TartanError as error:
-        typer.secho(f"tartan: {error}", err=True, fg="red")
+    except (TartanError, OSError) as error:
+        typer.secho(f"tartan: {logs.mask(str(error)) or type(error).__name__}", err=True, fg="red")
         sys.exit(1)
 
 
@@ -77,9 +77,15 @@ def run(stages: Annotated[list[str], typer.Argument(help="ingest, streams, proje
 @app.command()
 def migrate() -> None:
     """Create or upgrade the tables in Postgres. Safe to run again, and while stages run."""
+    import asyncpg
+
     from projections.migrate import migrate as upgrade
 
-    upgrade(settings.load().postgres_dsn.get_secret_value())
+    dsn = settings.load().postgres_dsn.get_secret_value()
+    try:
+        upgrade(dsn)
+    except (OSError, asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise Retry(f"no database at {dsn}: {error or type(error).__name__}") from error  # main masks the password
     typer.echo("The tables are up to date.")
 
 
@@ -197,11 +203,11 @@ def link(
 
 @bench_app.command("end-to-end")
 def bench_end_to_end(
-    items: Annotated[int, typer.Option(min=1, max=10_000)] = 40,
+    items: Annotated[int, typer.Option(min=1, max=10_000, help="Items to link, each of a user of its own.")] = 40,
     transactions: Annotated[int, typer.Option(min=1, help="In all, in the Items' histories.")] = 100_000,
     rate: Annotated[float, typer.Option(help="Webhooks a second afterwards, five transactions each.")] = 100.0,
     seconds: Annotated[float, typer.Option(help="Of webhooks.")] = 10.0,
-    projectors: Annotated[int, typer.Option(min=1, max=12)] = 2,
+    projectors: Annotated[int, typer.Option(min=1, max=12, help="Processes of the stage projections.")] = 2,
     as_json: Json = False,
 ) -> None:
     """Measure backfill and latency: link Items with history, then webhooks at a steady rate."""

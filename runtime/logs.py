@@ -25,6 +25,7 @@ _SECRET_TEXT = re.compile(
     r"(?P<plaid>\b(?:access|public|link|processor|user)-(?:sandbox|development|production)-)[\w-]+"
     r"|(?P<scheme>\bBearer\s+)[\w.~+/=-]+"
     r"|(?P<address>\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)"
+    r"|(?P<query>[?&](?:password|secret|token|api_key)=)[^\s&]+"
     r"|(?P<jwt>\beyJ)[\w-]+\.[\w-]+(?:\.[\w-]*)?",
     re.I,
 )
