@@ -40,7 +40,7 @@ def main() -> None:
     try:
         app()
     except (TartanError, OSError) as error:
-        typer.secho(f"tartan: {logs.mask(str(error)) or type(error).__name__}", err=True, fg="red")
+        typer.secho(f"tartan: {logs.mask(str(error) or type(error).__name__)}", err=True, fg="red")
         sys.exit(1)
 
 
@@ -85,7 +85,7 @@ def migrate() -> None:
     try:
         upgrade(dsn)
     except (OSError, asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        raise Retry(f"no database at {dsn}: {error or type(error).__name__}") from error  # main masks the password
+        raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
     typer.echo("The tables are up to date.")
 
 

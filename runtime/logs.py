@@ -24,7 +24,7 @@ _SECRET_TEXT = re.compile(
     # Plaid's tokens begin with their kind and environment. Source: Plaid API, "Tokens, identifiers and keys".
     r"(?P<plaid>\b(?:access|public|link|processor|user)-(?:sandbox|development|production)-)[\w-]+"
     r"|(?P<scheme>\bBearer\s+)[\w.~+/=-]+"
-    r"|(?P<address>\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)"
+    r"|(?P<address>\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/]+(?=@)"
     r"|(?P<query>[?&](?:password|secret|token|api_key)=)[^\s&]+"
     r"|(?P<jwt>\beyJ)[\w-]+\.[\w-]+(?:\.[\w-]*)?",
     re.I,

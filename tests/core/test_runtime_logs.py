@@ -20,6 +20,7 @@ SECRETS = {
     "link token": ("link-development-0a1b2c3d-1234-1234-1234-0a1b2c3d4e5f", "0a1b2c3d"),
     "bearer": ("Bearer dGhpcyBpcyBub3QgYSB0b2tlbg==", "dGhpcyBpcyBub3QgYSB0b2tlbg"),
     "address": ("postgresql://tartan:pa55w%40rd@db.internal:5432/tartan", "pa55w"),
+    "address with an @ in the password": ("postgresql://tartan:first@second@db.internal/tartan", "second"),
     "query": ("postgresql://db.internal/tartan?user=tartan&password=pa55word", "pa55"),
     "jwt": ("eyJhbGciOiJFUzI1NiJ9.eyJpYXQiOjE3MDAwMDAwMDB9.c2lnbmF0dXJl", "eyJpYXQiOjE3MDAwMDAwMDB9"),
 }
