@@ -23,10 +23,10 @@ NO_OFFSET = -1
 
 
 async def claim(
-    connection: asyncpg.Connection, *, slots: int, lease_s: float, oldest_first: bool = False
+    connection: asyncpg.Connection, *, slots: int, lease_s: float, holder: str, oldest_first: bool = False
 ) -> list[Claimed]:
-    """Lease Items that are due, at most `slots`: by lane, or those that wait longest."""
-    rows = await connection.fetch(_CLAIM_OLDEST if oldest_first else _CLAIM, slots, lease_s, HINTS_MAX)
+    """Lease Items that are due, at most `slots`: by lane, or those that wait longest. `holder`: an instance id."""
+    rows = await connection.fetch(_CLAIM_OLDEST if oldest_first else _CLAIM, slots, lease_s, HINTS_MAX, holder)
     return [_claimed(row) for row in rows]
 
 
@@ -62,6 +62,12 @@ async def let_go(connection: asyncpg.Connection, claimed: Claimed, *, wait_offse
 async def expire(connection: asyncpg.Connection, claimed: Claimed) -> None:
     """End a lease as if time had: the next claimer first waits for whatever this one may have appended."""
     await connection.execute(_EXPIRE, claimed.item_id, claimed.lease)
+
+
+async def expire_all(connection: asyncpg.Connection, *, holder: str) -> int:
+    """End the leases of a process that is dead, so that its Items need not wait for their ends. Gives how many."""
+    rows = await connection.fetch(_EXPIRE_ALL, holder)
+    return len(rows)
 
 
 async def finish_unlink(connection: asyncpg.Connection, claimed: Claimed) -> None:
@@ -143,7 +149,7 @@ _CLAIM_BY = f"""
     ), claimed AS (
         UPDATE tartan.sync_state s
         SET lease_token = uuid_send(gen_random_uuid()), lease_until = now() + make_interval(secs => $2),
-            last_attempt_at = now()
+            lease_holder = $4, last_attempt_at = now()
         FROM picked WHERE s.item_id = picked.item_id
         RETURNING s.item_id, s.tenant, s.user_number, s.partition, s.institution_id, s.lease_token, s.generation,
             s.lane, s.due_at, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.attempts, s.not_ready,
@@ -192,6 +198,10 @@ _LET_GO = """
     WHERE item_id = $1 AND lease_token = $2 AND lease_until > now() RETURNING true"""
 
 _EXPIRE = "UPDATE tartan.sync_state SET lease_until = now() WHERE item_id = $1 AND lease_token = $2"
+
+_EXPIRE_ALL = """
+    UPDATE tartan.sync_state SET lease_until = now()
+    WHERE lease_holder = $1 AND lease_token IS NOT NULL AND lease_until > now() RETURNING item_id"""
 
 _FORGET_CREDENTIAL = """
     UPDATE tartan.credentials SET sealed_token = NULL, unlinked_at = coalesce(unlinked_at, now()) WHERE item_id = $1"""

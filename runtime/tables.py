@@ -92,6 +92,8 @@ sync_state = Table(
     Column("not_ready", Integer, nullable=False, server_default="0", comment="answers in a row: history not ready"),
     Column("lease_token", LargeBinary, comment="random; whoever has it may work"),
     _moment("lease_until"),
+    # A process that starts ends the leases of its dead predecessor: its Items do not wait for the lease's end.
+    Column("lease_holder", Text, comment="instance id of the process that has the lease"),
     Column("wait_offset", BigInteger, comment="not claimed before follow_heads has read this offset"),
     Column("cause", JSONB, nullable=False, server_default="{}", comment="of the latest mark: schemas.records.Cause"),
     Column("unlink_requested", Boolean, nullable=False, server_default="false"),

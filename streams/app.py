@@ -31,6 +31,7 @@ from streams.claimer import Claimer
 from streams.fetch_deltas import FetchDeltas
 from streams.follow_heads import READER as FOLLOWER
 from streams.follow_heads import FollowHeads
+from streams.insisting import insist
 from streams.mark_due import READER as MARKER
 from streams.mark_due import MarkDue
 from streams.passes import World
@@ -71,6 +72,8 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         await topics.verify(settings)
         lock = await stack.enter_async_context(alone(settings, STAGE))
         parts = await _Parts.opened(settings, stack)
+        # The lock says that the process before this one is dead; what it appended is read before its Items go on.
+        await insist(parts.store.inherit, what="inherit")
         tasks = [lock, *await _started(parts, stack)]
         ended = asyncio.ensure_future(_first_end(tasks))
         try:

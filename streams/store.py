@@ -66,13 +66,21 @@ class PostgresStore:
         self._keyring = keyring
         self._vault = vault
         self._lease_s = settings.lease_s
+        self._holder = settings.instance_id
         self._claims = count(1)
 
     async def claim(self, slots: int) -> Sequence[Claimed]:
         """Lease what is due."""
         oldest_first = next(self._claims) % OLDEST_FIRST_EVERY == 0
         async with session(self._pool) as connection:
-            return await leases.claim(connection, slots=slots, lease_s=self._lease_s, oldest_first=oldest_first)
+            return await leases.claim(
+                connection, slots=slots, lease_s=self._lease_s, holder=self._holder, oldest_first=oldest_first
+            )
+
+    async def inherit(self) -> int:
+        """End the leases that a dead process with this instance id left. Gives how many."""
+        async with session(self._pool) as connection:
+            return await leases.expire_all(connection, holder=self._holder)
 
     async def renew(self, claimed: Claimed) -> bool:
         """Prolong a lease; False where it was lost."""

@@ -41,7 +41,7 @@ async def register(pool: asyncpg.Pool, item_id: str = "item", user: int = USER) 
 async def claim(pool: asyncpg.Pool, slots: int = 10, **options: Any) -> list[Claimed]:
     """Claim what is due."""
     async with pool.acquire() as connection:
-        return await leases.claim(connection, slots=slots, lease_s=options.pop("lease_s", 60.0), **options)
+        return await leases.claim(connection, slots=slots, **({"lease_s": 60.0, "holder": "1"} | options))
 
 
 async def release(pool: asyncpg.Pool, claimed: Claimed, **result: Any) -> bool:
@@ -132,6 +132,20 @@ async def test_a_lost_lease_is_noticed_and_the_next_claim_says_that_it_expired(p
         assert not await leases.let_go(connection, lost, wait_offset=5)
     assert not await release(pool, lost)
     assert (await row(pool))["lease_token"] == found.lease
+
+
+async def test_the_leases_of_a_dead_process_end_when_its_successor_starts(pool: asyncpg.Pool) -> None:
+    await register(pool, "first", USER)
+    await register(pool, "second", USER)
+    mine = await claim(pool, slots=1, holder="1")
+    await claim(pool, slots=1, holder="2")
+
+    async with pool.acquire() as connection:
+        ended = await leases.expire_all(connection, holder="1")
+    [found] = await claim(pool)
+
+    assert ended == 1
+    assert (found.item_id, found.expired) == (mine[0].item_id, True)
 
 
 async def test_an_item_waits_until_the_follower_has_read_its_append(pool: asyncpg.Pool) -> None:

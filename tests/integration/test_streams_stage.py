@@ -354,21 +354,21 @@ async def test_an_outage_waits_for_hours_and_a_webhook_ends_the_wait(made: World
     assert await made.attempts(item) == ["appended", "failed", "appended"]
 
 
-async def test_after_an_expired_lease_the_log_is_read_before_anything_is_asked(made: World) -> None:
+async def test_what_a_dead_process_left_is_read_before_anything_is_asked(made: World) -> None:
     item = made.bank.create_item("user")
     user = await made.register(item)
     await made.pool.execute(
-        "UPDATE tartan.sync_state "
-        "SET lease_token = '\\x01', lease_until = now() - interval '1 s', last_attempt_at = now()"
+        "UPDATE tartan.sync_state SET lease_token = '\\x01', lease_holder = '1', "
+        "lease_until = now() + interval '1 hour', last_attempt_at = now()"
     )
-    # The dead holder's root is in the log, and no one has read it yet.
-    parent = await _append_root(made, user, item.item_id)
+    # The dead process's root is in the log, and no one has read it yet.
+    root = await _append_root(made, user, item.item_id)
 
     async with streams(made):
         await made.settled(item)
         held = await made.assert_true(item)
 
-    assert held.records[0].head.id == parent
+    assert held.records[0].head.id == root
     assert held.verdicts == [Verdict.ACCEPTED, Verdict.ACCEPTED]
 
 
