@@ -1,6 +1,7 @@
 """Reads from the database what a batch can touch: positions under lock, Items with their gates, rows, accounts."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import asyncpg
@@ -12,6 +13,7 @@ from projections.rows import microseconds
 from projections.state import AccountRow, ItemRow, Row, WorkingSet
 from projections.tables import SCHEMA
 from runtime.reader import Position
+from schemas.errors import Retry
 from schemas.gate import ItemGate
 from schemas.ids import own_id
 
@@ -26,17 +28,39 @@ class Locked(NamedTuple):
 
 
 class Control(NamedTuple):
-    """What decides which records of a batch count."""
+    """What decides which records of a batch count, and the accounts of its Items."""
 
+    positions: dict[int, Locked]
     items: dict[str, ItemRow]
     parked: dict[str, list[Parked]]
     known_ids: set[bytes]
 
 
-async def lock(connection: asyncpg.Connection, partitions: Collection[int]) -> dict[int, Locked]:
-    """Lock the position rows of partitions, always in the same order, so two projectors never wait in a circle."""
-    rows = await connection.fetch(_LOCK, sorted(partitions))
-    return {row["partition"]: Locked(row["position"], microseconds(row["known_at"]) or 0) for row in rows}
+@asynccontextmanager
+async def locked(connection: asyncpg.Connection, partitions: Collection[int]) -> AsyncIterator[None]:
+    """A transaction that holds the position rows of partitions, in order, so two projectors never wait in a circle.
+
+    It begins and locks in one round trip. Whatever is read in it is read after the lock, by a snapshot of its own.
+    """
+    numbers = ", ".join(str(int(number)) for number in sorted(partitions))
+    try:
+        await connection.execute(_BEGIN.format(numbers=numbers))
+        yield
+    except BaseException:
+        await _roll_back(connection)
+        raise
+    # A transaction that failed before answers ROLLBACK, without an error.
+    if await connection.execute("COMMIT") != "COMMIT":
+        raise Retry("Postgres rolled a batch back")
+
+
+async def _roll_back(connection: asyncpg.Connection) -> None:
+    if connection.is_closed():
+        return
+    try:
+        await connection.execute("ROLLBACK")
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        connection.terminate()  # the server rolls back what a vanished client left
 
 
 async def positions(connection: asyncpg.Connection | asyncpg.Pool, partitions: Collection[int]) -> dict[int, Position]:
@@ -45,36 +69,36 @@ async def positions(connection: asyncpg.Connection | asyncpg.Pool, partitions: C
     return {row["partition"]: Position(row["position"], row["last_checksum"]) for row in rows}
 
 
-async def control(connection: asyncpg.Connection, items: Collection[str], free_ids: Collection[bytes]) -> Control:
-    """Read the gates and parkings of Items, and which free records were accepted before."""
-    rows = await connection.fetch(_ITEMS, list(items)) if items else []
+async def control(
+    connection: asyncpg.Connection, partitions: Collection[int], items: Collection[str], free_ids: Collection[bytes]
+) -> Control:
+    """Read positions, the gates, parkings and accounts of Items, and which free records were accepted before."""
+    found = await connection.fetch(_CONTROL, list(partitions), list(items))
     known_ids = {row["id"] for row in await connection.fetch(_FREE_IDS, list(free_ids))} if free_ids else set()
+    first = found[0]
+    positions = {
+        number: Locked(position, microseconds(known_at) or 0)
+        for number, position, known_at in zip(first["partitions"] or (), first["positions"] or (),
+                                              first["moments"] or (), strict=True)
+    }  # fmt: skip
     parked = {
-        row["wanted"]: [Parked(first, redrive) for first, redrive in zip(row["first"], row["redrive"], strict=True)]
-        for row in rows
+        row["wanted"]: [Parked(start, redrive) for start, redrive in zip(row["first"], row["redrive"], strict=True)]
+        for row in found
         if row["first"]
     }
-    return Control({row["wanted"]: _item(row) for row in rows if row["has_row"] or row["part_ids"]}, parked, known_ids)
+    known_items = {row["wanted"]: _item(row) for row in found if row["has_row"] or row["part_ids"] or row["accounts"]}
+    return Control(positions, known_items, parked, known_ids)
 
 
 async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: Iterable[Admitted]) -> None:
-    """Fill the working set with all transactions and accounts that these records can touch."""
+    """Fill the working set with all transactions that these records can touch."""
     wanted: dict[str, set[str]] = {}
-    reported: set[str] = set()
     for record in admitted:
         item = record.item
-        if item is None:
-            continue
-        if record.said.balances:
-            reported.add(item.item_id)
-        if record.said.transactions and not item.is_complete:
+        if item is not None and record.said.transactions and not item.is_complete:
             wanted.setdefault(item.item_id, set()).update(record.said.ids())
     if wanted:
         await _transactions(connection, working, wanted)
-    if reported:
-        for row in await connection.fetch(_ACCOUNTS, list(reported)):
-            account = _account(row)
-            working.items[account.item_id].accounts[account.account_id] = account
 
 
 async def _transactions(connection: asyncpg.Connection, working: WorkingSet, wanted: Mapping[str, set[str]]) -> None:
@@ -97,6 +121,7 @@ def _item(row: asyncpg.Record) -> ItemRow:
     item.parts, item.parts_stored = parts, frozenset(parts)
     item.gate = ItemGate(row["head"], row["user_number"], bool(row["unlinked"]), tuple(parts))
     item.is_complete = not row["transaction_rows"]
+    item.accounts = {account["account_id"]: _account(account) for account in row["accounts"] or ()}
     if row["has_row"]:
         item.head_offset, item.words, item.schema = row["head_offset"], row["words"], row["words_schema"] or 0
         item.history_status, item.transaction_rows = row["history_status"], row["transaction_rows"]
@@ -131,28 +156,32 @@ def _transaction(row: asyncpg.Record, working: WorkingSet) -> Row:
     )  # fmt: skip
 
 
-_LOCK = f"""
-SELECT partition, position, known_at FROM {SCHEMA}.positions WHERE partition = ANY($1::int[])
- ORDER BY partition FOR UPDATE"""
+_BEGIN = f"BEGIN; SELECT FROM {SCHEMA}.positions WHERE partition IN ({{numbers}}) ORDER BY partition FOR UPDATE"
 
 _POSITIONS = f"SELECT partition, position, last_checksum FROM {SCHEMA}.positions WHERE partition = ANY($1::int[])"
 
-_ITEMS = f"""
-SELECT wanted, i.*, i.item_id IS NOT NULL AS has_row,
-       p.ids AS part_ids, p.offsets AS part_offsets, p.values AS part_values, k.first, k.redrive
-  FROM unnest($1::text[]) AS wanted
-  LEFT JOIN {SCHEMA}.items i ON i.item_id = wanted
+# Always at least one row, and the positions in the first one.
+_CONTROL = f"""
+SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.*, i.item_id IS NOT NULL AS has_row,
+       p.ids AS part_ids, p.offsets AS part_offsets, p.values AS part_values, k.first, k.redrive, a.accounts
+  FROM (SELECT 1) AS always
+  LEFT JOIN unnest($2::text[]) WITH ORDINALITY AS w(wanted, place) ON true
+  LEFT JOIN LATERAL (
+       SELECT array_agg(partition) AS partitions, array_agg(position) AS positions, array_agg(known_at) AS moments
+         FROM {SCHEMA}.positions WHERE partition = ANY($1::int[])) at ON coalesce(w.place, 1) = 1
+  LEFT JOIN {SCHEMA}.items i ON i.item_id = w.wanted
   LEFT JOIN LATERAL (
        SELECT array_agg(id ORDER BY source_offset) AS ids, array_agg(source_offset ORDER BY source_offset) AS offsets,
               array_agg(value ORDER BY source_offset) AS values
-         FROM {SCHEMA}.parts WHERE parts.item_id = wanted) p ON true
+         FROM {SCHEMA}.parts WHERE parts.item_id = w.wanted) p ON true
   LEFT JOIN LATERAL (
        SELECT array_agg(first_offset) AS first, array_agg(redrive_offset) AS redrive
-         FROM tartan.parkings WHERE parkings.item_id = wanted AND reader = '{PARKED_BY}') k ON true"""
+         FROM tartan.parkings WHERE parkings.item_id = w.wanted AND reader = '{PARKED_BY}') k ON true
+  LEFT JOIN LATERAL (
+       SELECT array_agg(accounts) AS accounts FROM {SCHEMA}.accounts WHERE accounts.item_id = w.wanted) a ON true
+ ORDER BY w.place"""
 
 _FREE_IDS = f"SELECT id FROM {SCHEMA}.changesets WHERE id = ANY($1::bytea[])"
-
-_ACCOUNTS = f"SELECT * FROM {SCHEMA}.accounts WHERE item_id = ANY($1::text[])"
 
 # An own id is computed from the id that the bank names, save for the chained rows, which their own small index finds.
 _TRANSACTIONS = f"""

@@ -135,9 +135,8 @@ class Projector:
         floors = self._publisher.floors()
         try:
             with metrics.BATCH_SECONDS.labels(READER).time():
-                async with connection.transaction():
-                    batch = await _begin(connection, records)
-                    working, outcome = await self._fold(connection, batch.opened, poisoned)
+                async with known.locked(connection, {record.received.partition for record in records}):
+                    batch, working, outcome = await self._fold(connection, records, poisoned)
                     await store.write(connection, working, outcome, batch.advanced, floors)
                     crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
         except asyncpg.InterfaceError as error:
@@ -150,22 +149,27 @@ class Projector:
         _count(batch, outcome)
 
     async def _fold(
-        self, connection: asyncpg.Connection, opened: Sequence[Opened], poisoned: Poisoned
-    ) -> tuple[WorkingSet, Admission]:
-        heads = [record.head for record in opened]
-        items = {head.item_id for head in heads if head.item_id is not None}
-        control = await known.control(connection, items, [head.id for head in heads if head.kind == gate.FREE])
+        self, connection: asyncpg.Connection, records: Sequence[Opened], poisoned: Poisoned
+    ) -> tuple[_Batch, WorkingSet, Admission]:
+        heads = [record.head for record in records]
+        control = await known.control(
+            connection,
+            {record.received.partition for record in records},
+            {head.item_id for head in heads if head.item_id is not None},
+            [head.id for head in heads if head.kind == gate.FREE],
+        )
+        batch = _placed(records, control.positions)
         owners = await self._ownership.of(connection, {head.user for head in heads})
         working = WorkingSet()
         working.items = control.items
         keeper = Gatekeeper(
             items=working.items, parked=control.parked, known_ids=control.known_ids, owners=owners, poisoned=poisoned
         )
-        outcome = keeper.admit(opened)
+        outcome = keeper.admit(batch.opened)
         await known.rows(connection, working, outcome.admitted)
         for record in outcome.admitted:
             _fold_one(working, record)
-        return working, outcome
+        return batch, working, outcome
 
 
 def reason(error: BaseException) -> str:
@@ -185,12 +189,11 @@ def _fold_one(working: WorkingSet, record: Admitted) -> None:
         raise _FoldFailed(record.opened, error) from error
 
 
-async def _begin(connection: asyncpg.Connection, records: Sequence[Opened]) -> _Batch:
-    """Lock the positions, and give what was not dealt with before.
+def _placed(records: Sequence[Opened], locked: dict[int, known.Locked]) -> _Batch:
+    """What of the records lies at the locked positions or behind; `locked` moves along.
 
     Raises: Halt, where a record lies above its partition's position: what is between them would be lost.
     """
-    locked = await known.lock(connection, {record.received.partition for record in records})
     opened: list[Opened] = []
     last: dict[int, Advanced] = {}
     for record in records:

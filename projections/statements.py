@@ -1,6 +1,6 @@
 """The statements that write a batch, made from the tables' definitions.
 
-A small batch is one statement: a data-modifying CTE a table, each over arrays. One round trip instead of nine
+A small batch is one statement: a data-modifying CTE a table. One round trip instead of nine
 halves Postgres's work on a live update (SPEED.md).
 """
 
@@ -19,7 +19,7 @@ _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 class Target(NamedTuple):
-    """One way of writing one table: `columns` are filled from arrays, `sql` says how, with {arrays} and {columns}."""
+    """One way of writing one table: `sql` says how, reading the `columns` of u from {source}."""
 
     name: str
     metadata: MetaData
@@ -32,13 +32,18 @@ class Target(NamedTuple):
         declared = self.metadata.tables[f"{self.metadata.schema}.{self.table}"].columns
         return [declared[name].type.compile(_DIALECT) for name in self.columns]
 
-    def statement(self, first: int) -> str:
+    def statement(self, first: int, form: str) -> str:
         """The part of a statement whose parameters begin at number `first`."""
-        arrays = ", ".join(f"${first + number}::{kind}[]" for number, kind in enumerate(self.types()))
+        parameters = ", ".join(form.format(number=first + at, kind=kind) for at, kind in enumerate(self.types()))
+        source = f"unnest({parameters})" if form == MANY else f"(VALUES ({parameters}))"
         return self.sql.format(
-            arrays=arrays, columns=listed(self.columns), changes=_changes(self.columns),
-            table=f'{self.metadata.schema}."{self.table}"',
+            source=f"{source} AS u({listed(self.columns)})", columns=listed(self.columns),
+            changes=_changes(self.columns), table=f'{self.metadata.schema}."{self.table}"',
         )  # fmt: skip
+
+
+ONE, MANY = "${number}::{kind}", "${number}::{kind}[]"
+"""A parameter of a single row, and of many: the columns' arrays. One row in arrays costs both sides twice as much."""
 
 
 def listed(columns: Sequence[str], prefix: str = "") -> str:
@@ -50,7 +55,7 @@ def _changes(columns: Sequence[str]) -> str:
     return ", ".join(f'"{name}" = excluded."{name}"' for name in columns)
 
 
-_INSERT = "INSERT INTO {table} ({columns}) SELECT * FROM unnest({arrays})"
+_INSERT = "INSERT INTO {table} ({columns}) SELECT * FROM {source}"
 _INSERT_ONCE = _INSERT + " ON CONFLICT DO NOTHING"
 
 CHANGED = "changed_transactions"
@@ -71,7 +76,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS {CHANGED} ON COMMIT DELETE ROWS
 INSERT_TRANSACTIONS = Target("new", tables.metadata, "transactions", rows.TRANSACTION_COLUMNS, _INSERT)
 UPDATE_TRANSACTIONS = Target(
     "changed", tables.metadata, "transactions", rows.TRANSACTION_COLUMNS,
-    f"UPDATE {{table}} t SET {_UPDATED} FROM unnest({{arrays}}) AS u({{columns}}) WHERE t.own_id = u.own_id",
+    f"UPDATE {{table}} t SET {_UPDATED} FROM {{source}} WHERE t.own_id = u.own_id",
 )  # fmt: skip
 INSERT_TRANSFERS = Target("transfers", tables.metadata, "ledger_transfers", rows.TRANSFER_COLUMNS, _INSERT)
 LEDGER_ACCOUNTS = Target(
@@ -79,7 +84,7 @@ LEDGER_ACCOUNTS = Target(
 )  # fmt: skip
 LEDGER_BALANCES = Target(
     "ledger_balances", tables.metadata, "ledger_balances", rows.LEDGER_BALANCE_COLUMNS,
-    "INSERT INTO {table} AS b ({columns}) SELECT * FROM unnest({arrays}) ON CONFLICT (account, layer) DO UPDATE"
+    "INSERT INTO {table} AS b ({columns}) SELECT * FROM {source} ON CONFLICT (account, layer) DO UPDATE"
     " SET debits = b.debits + excluded.debits, credits = b.credits + excluded.credits",
 )  # fmt: skip
 ACCOUNTS = Target(
@@ -95,7 +100,7 @@ NEW_PARTS = Target(
 )  # fmt: skip
 OLD_PARTS = Target(
     "old_parts", tables.metadata, "parts", ("item_id", "id"),
-    "DELETE FROM {table} p USING unnest({arrays}) AS o({columns}) WHERE p.item_id = o.item_id AND p.id = o.id",
+    "DELETE FROM {table} p USING {source} WHERE p.item_id = u.item_id AND p.id = u.id",
 )  # fmt: skip
 WITHHELD = Target(
     "withheld", tables.metadata, "withheld", ("item_id", "partition", "source_offset", "value"), _INSERT_ONCE
@@ -109,16 +114,16 @@ POSITIONS = Target(
 )  # fmt: skip
 FLOORS = Target(
     "floors", control.metadata, "floors", ("partition", "published"),
-    "INSERT INTO {table} AS f ({columns}) SELECT * FROM unnest({arrays}) ON CONFLICT (partition) DO UPDATE"
+    "INSERT INTO {table} AS f ({columns}) SELECT * FROM {source} ON CONFLICT (partition) DO UPDATE"
     " SET published = greatest(f.published, excluded.published)",
 )  # fmt: skip
 
 
 @cache
-def combined(targets: tuple[Target, ...]) -> str:
-    """One statement that writes several tables; the parameters are the targets' columns in order."""
-    parts, first = [], 1
-    for target in targets:
-        parts.append(f"w_{target.name} AS ({target.statement(first)})")
+def combined(parts: tuple[tuple[Target, str], ...]) -> str:
+    """One statement that writes several tables, each in its form; the parameters are the targets' columns in order."""
+    written, first = [], 1
+    for target, form in parts:
+        written.append(f"w_{target.name} AS ({target.statement(first, form)})")
         first += len(target.columns)
-    return "WITH " + ", ".join(parts) + " SELECT"
+    return "WITH " + ", ".join(written) + " SELECT"

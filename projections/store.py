@@ -111,15 +111,18 @@ def _parts(working: WorkingSet) -> tuple[list[Values], list[Values]]:
 
 
 async def _in_one_statement(connection: asyncpg.Connection, small: Iterable[tuple[Target, Iterable[Values]]]) -> None:
-    targets: list[Target] = []
-    arguments: list[Sequence[Any]] = []
+    parts: list[tuple[Target, str]] = []
+    arguments: list[Any] = []
     for target, values in small:
-        columns = list(zip(*values, strict=True))
-        if columns:
-            targets.append(target)
-            arguments += columns
-    if targets:
-        await connection.execute(statements.combined(tuple(targets)), *arguments)
+        found = list(values)
+        if len(found) == 1:
+            parts.append((target, statements.ONE))
+            arguments += found[0]
+        elif found:
+            parts.append((target, statements.MANY))
+            arguments += zip(*found, strict=True)
+    if parts:
+        await connection.execute(statements.combined(tuple(parts)), *arguments)
 
 
 async def _copy(
