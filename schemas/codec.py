@@ -93,6 +93,15 @@ def decoder(number: int) -> flat.Decode:
     return lambda data, start: _general_decode(number, data, start)
 
 
+@cache
+def splitter(number: int) -> flat.Split:
+    """The function that cuts a flat record of this schema into the bytes of its fields.
+
+    Raises: Quarantine, where the catalogue has no such number.
+    """
+    return flat.splitter(catalogue.declared(number))
+
+
 def encode(record: Any) -> bytes:
     """Write a struct under the number of its own type."""
     return encoder(NUMBERS[type(record)])(record)

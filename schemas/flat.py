@@ -57,6 +57,7 @@ def text(value: str) -> bytes:
 
 Encode = Callable[[Any], bytes]
 Decode = Callable[[bytes, int], tuple[Any, int]]
+Split = Callable[[bytes], tuple[bytes, ...]]
 
 
 def encoder(schema: dict[str, Any]) -> Encode:
@@ -87,6 +88,36 @@ def decoder(schema: dict[str, Any], record: type) -> Decode:
         Decode,
         _compiled(lines, "decode", {"record": record, "read_long": read_long, "Quarantine": Quarantine, "STEP": _STEP}),
     )
+
+
+def splitter(schema: dict[str, Any]) -> Split:
+    """Make the function that cuts a record into the bytes of its fields, in order, without reading them.
+
+    Equal bytes are equal values, so two records are compared in half the time that decoding them takes.
+    Raises: Halt, where the schema is not flat; the made function raises Quarantine on bytes that are no such record.
+    """
+    lines = ["def split(data):", "    i = 0", "    try:"]
+    for number, entry in enumerate(schema["fields"]):
+        lines += [f"        s{number} = i", *("        " + line for line in _pass_over(entry["name"], entry["type"]))]
+    starts = [f"s{number}" for number in range(len(schema["fields"]))]
+    cut = ", ".join(f"data[{start}:{end}]" for start, end in zip(starts, [*starts[1:], "i"], strict=True))
+    lines += ["    except (IndexError, TypeError) as error:"]
+    lines += [f"        raise Quarantine('bytes are no {schema['name']}') from error"]
+    lines += ["    if i != len(data): raise Quarantine(f'a record ends at byte {i} of {len(data)}')"]
+    lines += [f"    return ({cut},)"]
+    return cast(Split, _compiled(lines, "split", {"read_long": read_long, "Quarantine": Quarantine, "STEP": _STEP}))
+
+
+def _pass_over(name: str, kind: Any) -> list[str]:
+    text = ["n = data[i]", "if n < 128: i += STEP[n]", "else: n, i = read_long(data, i); i += n"]
+    match kind:
+        case "string":
+            return text
+        case "boolean":
+            return ["i += 1"]
+        case ["null", "string"]:
+            return ["i += 1", "if data[i - 1]:", *("    " + line for line in text)]
+    raise Halt(f"field {name} has type {kind}: only texts and booleans are flat")
 
 
 def _write(name: str, kind: Any) -> list[str]:
