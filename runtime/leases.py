@@ -38,19 +38,13 @@ async def renew(connection: asyncpg.Connection, claimed: Claimed, *, lease_s: fl
 async def release(connection: asyncpg.Connection, claimed: Claimed, result: Released) -> bool:
     """Give an Item back with what became of it; False where the lease was lost, and then only the attempt is kept."""
     error = None if result.error is None else msgspec.json.encode(result.error).decode()
-    async with connection.transaction():
-        held = await connection.fetchval(
-            _RELEASE, claimed.item_id, claimed.lease, claimed.generation, result.done, result.due_in_s,
-            result.not_before_s, result.wait_offset, result.accounts_read, result.synced, result.attempts,
-            result.not_ready, result.stopped, error, 0.0 if result.done else REMARKED_WAIT_S_MAX,
-        )  # fmt: skip
-        if held and result.hints_until is not None:
-            await connection.execute(_DROP_HINTS, claimed.item_id, result.hints_until)
-        await connection.execute(
-            _ATTEMPT, claimed.item_id, result.duration_s, claimed.cause.kind, result.pages,
-            result.added, result.modified, result.removed, result.outcome, error, claimed.generation,
-            result.wait_offset,
-        )  # fmt: skip
+    held = await connection.fetchval(
+        _RELEASE, claimed.item_id, claimed.lease, claimed.generation, result.done, result.due_in_s,
+        result.not_before_s, result.wait_offset, result.accounts_read, result.synced, result.attempts,
+        result.not_ready, result.stopped, error, 0.0 if result.done else REMARKED_WAIT_S_MAX, result.hints_until,
+        result.duration_s, claimed.cause.kind, result.pages, result.added, result.modified, result.removed,
+        result.outcome,
+    )  # fmt: skip
     return bool(held)
 
 
@@ -75,7 +69,7 @@ async def finish_unlink(connection: asyncpg.Connection, claimed: Claimed) -> Non
     async with connection.transaction():
         await connection.execute(_FORGET_CREDENTIAL, claimed.item_id)
         await connection.execute(_STOP_UNLINKED, claimed.item_id)
-        await connection.execute(_DROP_HINTS, claimed.item_id, None)
+        await connection.execute(_DROP_HINTS, claimed.item_id)
 
 
 async def park(connection: asyncpg.Connection, claimed: Claimed, *, reason: str) -> None:
@@ -171,27 +165,33 @@ _RENEW = """
     WHERE item_id = $1 AND lease_token = $2 AND lease_until > now() RETURNING true"""
 
 # A mark that landed during the pass left a higher generation: the Item stays due.
+# The commit need not reach the disk: a release that a crash of Postgres forgets is a lease that ends by itself.
 _RELEASE = """
-    UPDATE tartan.sync_state
-    SET lease_token = NULL, lease_until = NULL,
-        done_generation = CASE WHEN $4 THEN greatest(done_generation, $3) ELSE done_generation END,
-        due_at = CASE WHEN generation > $3 THEN now() + make_interval(secs => least(coalesce($5::float8, 0), $14))
-                      ELSE now() + make_interval(secs => $5::float8) END,
-        not_before = now() + make_interval(secs => $6::float8),
-        wait_offset = coalesce($7, wait_offset),
-        accounts_at = CASE WHEN $8 THEN now() ELSE accounts_at END,
-        accounts_wanted = accounts_wanted AND (generation > $3 OR NOT $8),
-        last_synced_at = CASE WHEN $9 THEN now() ELSE last_synced_at END,
-        attempts = $10, not_ready = $11, stopped = $12, last_error = $13::text::jsonb
-    WHERE item_id = $1 AND lease_token = $2 AND lease_until > now()
-    RETURNING true"""
+    WITH held AS (
+        UPDATE tartan.sync_state
+        SET lease_token = NULL, lease_until = NULL,
+            done_generation = CASE WHEN $4 THEN greatest(done_generation, $3) ELSE done_generation END,
+            due_at = CASE WHEN generation > $3 THEN now() + make_interval(secs => least(coalesce($5::float8, 0), $14))
+                          ELSE now() + make_interval(secs => $5::float8) END,
+            not_before = now() + make_interval(secs => $6::float8),
+            wait_offset = coalesce($7::bigint, wait_offset),
+            accounts_at = CASE WHEN $8 THEN now() ELSE accounts_at END,
+            accounts_wanted = accounts_wanted AND (generation > $3 OR NOT $8),
+            last_synced_at = CASE WHEN $9 THEN now() ELSE last_synced_at END,
+            attempts = $10, not_ready = $11, stopped = $12, last_error = $13::text::jsonb
+        WHERE item_id = $1 AND lease_token = $2 AND lease_until > now()
+        RETURNING item_id
+    ), dealt_with AS (
+        DELETE FROM tartan.hints h USING held WHERE h.item_id = held.item_id AND h.webhook_offset <= $15::bigint
+    ), attempted AS (
+        INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, pages, added, modified, removed,
+            outcome, error, generation, changeset_offset)
+        VALUES ($1, now() - make_interval(secs => $16), $16, $17, $18, $19, $20, $21, $22, $13::text::jsonb, $3,
+            $7::bigint)
+    )
+    SELECT EXISTS (SELECT FROM held) AS held, set_config('synchronous_commit', 'off', true)"""
 
-_DROP_HINTS = "DELETE FROM tartan.hints WHERE item_id = $1 AND ($2::bigint IS NULL OR webhook_offset <= $2)"
-
-_ATTEMPT = """
-    INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, pages, added, modified, removed, outcome,
-        error, generation, changeset_offset)
-    VALUES ($1, now() - make_interval(secs => $2), $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11)"""
+_DROP_HINTS = "DELETE FROM tartan.hints WHERE item_id = $1"
 
 _LET_GO = """
     UPDATE tartan.sync_state SET lease_token = NULL, lease_until = NULL, wait_offset = greatest(wait_offset, $3)
