@@ -420,6 +420,23 @@ async def test_two_processes_share_the_items_and_one_may_restart(made: World) ->
                 assert set(held.verdicts) == {Verdict.ACCEPTED}
 
 
+async def test_connections_that_postgres_ends_cost_nothing(made: World) -> None:
+    item = made.bank.create_item("user")
+
+    async with streams(made) as running:
+        await made.register(item)
+        await made.settled(item)
+        for _ in range(3):
+            await made.pool.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tartan-streams%'"
+            )
+            made.bank.step(item.item_id)
+            await made.webhook(item)
+        await made.settled(item)
+        await made.assert_true(item)
+        assert running.not_ready() == []
+
+
 async def test_a_restarted_process_goes_on_where_it_was(made: World) -> None:
     item = made.bank.create_item("user")
 
