@@ -208,13 +208,17 @@ def bench_end_to_end(
     rate: Annotated[float, typer.Option(help="Webhooks a second afterwards, five transactions each.")] = 100.0,
     seconds: Annotated[float, typer.Option(help="Of webhooks.")] = 10.0,
     projectors: Annotated[int, typer.Option(min=1, max=12, help="Processes of the stage projections.")] = 2,
+    peer: Annotated[
+        Path | None, typer.Option(help="Folder of the peer's benchmark, installed: measure it too, in turns with ours.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Backfills, each of ours and of the peer's.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure backfill and latency: link Items with history, then webhooks at a steady rate."""
     from sandbox.bench import BenchOptions, run_end_to_end
 
     options = BenchOptions(items=items, transactions=transactions, rate=rate, seconds=seconds, projectors=projectors,
-                           as_json=as_json)  # fmt: skip
+                           as_json=as_json, peer=peer, rounds=rounds)  # fmt: skip
     raise typer.Exit(_run(run_end_to_end(options)))
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import asyncpg
@@ -19,6 +21,8 @@ from sandbox.clients import Application, Bank
 from sandbox.cluster import ClusterOptions
 from sandbox.kafka import KafkaOptions
 from sandbox.observe import Observer
+from sandbox.peer import Peer, Round, backfill_load, compared
+from sandbox.postgres import PostgresOptions
 from sandbox.watch import Watch
 from sandbox.world import PROJECTIONS, World, WorldOptions
 
@@ -27,6 +31,10 @@ TRICKLE_CHANGES = 5
 WARM_UP_SHARE = 0.1
 """The first tenth of the webhooks warms the processes up, as in the peer's benchmark."""
 WATCHED_USERS_MAX = 200
+
+# An optimising JVM and a Postgres that flushes: what production has.
+KAFKA = KafkaOptions(jvm_flags=("-XX:+UseSerialGC",))
+POSTGRES = PostgresOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +47,30 @@ class BenchOptions:
     seconds: float
     projectors: int
     as_json: bool
+    peer: Path | None = None
+    rounds: int = 1
 
 
 async def run_end_to_end(options: BenchOptions) -> int:
-    """Run it and print the result."""
+    """Run it and print the result: of the first round, with the median speed of all rounds."""
     console = Console(stderr=True)
-    world = World(
-        WorldOptions(
-            projectors=options.projectors,
-            simulator=("--ready", "--no-validate-requests", "--rate-limits", "off"),
-            # An optimising JVM and a Postgres that flushes: what production has.
-            cluster=ClusterOptions(kafka=KafkaOptions(jvm_flags=("-XX:+UseSerialGC",))),
-        ),
-        progress=lambda what: console.print(f"starting {what}"),
-    )
-    async with world:
-        result = await _measure(world, options, console)
+    peer = None if options.peer is None else Peer(options.peer, POSTGRES)
+    if peer is not None:
+        peer.parts()  # a missing one is told before anything is measured
+    ours, theirs = [], []
+    for number in range(options.rounds):
+        # Each round begins with nothing, as the peer's does, and neither runs beside the other.
+        async with _world(options, console) as world:
+            ours.append(await _measure(world, options, console, with_webhooks=number == 0))
+        if peer is not None:
+            console.print("the peer's backfill")
+            theirs.append(await peer.backfill(backfill_load(items=options.items, transactions=options.transactions)))
+    speeds = [measured["transactions_per_s"] for measured in ours]
+    result = {**ours[0], "transactions_per_s": round(median(speeds)), "rounds": speeds}
+    if peer is not None:
+        console.print("the peer's webhooks")
+        trickle = await peer.trickle(rate=options.rate, seconds=options.seconds, changes=TRICKLE_CHANGES)
+        result |= compared([Round(*each) for each in zip(speeds, theirs, strict=True)], trickle)
     if options.as_json:
         print(json.dumps(result))
     else:
@@ -62,7 +78,18 @@ async def run_end_to_end(options: BenchOptions) -> int:
     return 0
 
 
-async def _measure(world: World, options: BenchOptions, console: Console) -> dict[str, Any]:
+def _world(options: BenchOptions, console: Console) -> World:
+    return World(
+        WorldOptions(
+            projectors=options.projectors,
+            simulator=("--ready", "--no-validate-requests", "--rate-limits", "off"),
+            cluster=ClusterOptions(kafka=KAFKA, postgres=POSTGRES),
+        ),
+        progress=lambda what: console.print(f"starting {what}"),
+    )
+
+
+async def _measure(world: World, options: BenchOptions, console: Console, *, with_webhooks: bool) -> dict[str, Any]:
     settings = world.settings()
     async with contextlib.AsyncExitStack() as stack:
         pool = await open_pool(settings, stage="bench")
@@ -80,11 +107,17 @@ async def _measure(world: World, options: BenchOptions, console: Console) -> dic
         await pool.execute("CHECKPOINT")
         console.print("backfill")
         backfill = await _backfill(world, observer, bank, application, items)
+        if not with_webhooks:
+            return backfill
         console.print(f"{options.rate:g} webhooks a second for {options.seconds:g} s")
         users = [item["user"] for item in items][:WATCHED_USERS_MAX]
         async with Watch(application, world.gateway_url, users) as watch:
             trickle = await _trickle(world, observer, bank, watch, items, options)
-        return {**backfill, **trickle, "rss_mib": _rss(world), "options": asdict(options), "cores": os.cpu_count()}
+        return {**backfill, **trickle, "rss_mib": _rss(world), "options": _shown(options), "cores": os.cpu_count()}
+
+
+def _shown(options: BenchOptions) -> dict[str, Any]:
+    return asdict(options) | {"peer": options.peer is not None}
 
 
 async def _backfill(
