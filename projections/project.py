@@ -92,27 +92,21 @@ class Projector:
         Raises: Retry or one of AWAY, where not all was committed; Halt.
         """
         poisoned = poisoned or {}
-        try:
-            await self._transact(records, poisoned)
-        except (Retry, Halt, *AWAY):
-            raise
-        except _FoldFailed as failed:
-            await self._set_aside(records, poisoned, failed.record, failed)
-        except Exception as error:  # noqa: BLE001 - what one record causes must not stop the others
-            if len(records) == 1:
-                await self._set_aside(records, poisoned, records[0], error)
-            else:
-                middle = len(records) // 2
-                await self.project(records[:middle], poisoned)
-                await self.project(records[middle:], poisoned)
-
-    async def _set_aside(
-        self, records: Sequence[Opened], poisoned: Poisoned, found: Opened, error: Exception
-    ) -> None:  # fmt: skip
-        where = (found.received.partition, found.received.offset)
-        if where in poisoned or found.head.item_id is None:
-            raise error  # parking did not help or cannot, so it is not for one record to answer for
-        await self.project(records, {**poisoned, where: reason(error)})
+        while True:
+            try:
+                return await self._transact(records, poisoned)
+            except (Retry, Halt, *AWAY):
+                raise
+            except _FoldFailed as failed:
+                poisoned = _with(poisoned, failed.record, failed)
+            except Exception as error:  # noqa: BLE001 - what one record causes must not stop the others
+                if len(records) > 1:
+                    break
+                poisoned = _with(poisoned, records[0], error)
+        middle = len(records) // 2
+        await self.project(records[:middle], poisoned)
+        await self.project(records[middle:], poisoned)
+        return None
 
     async def _patiently(self, records: Sequence[Opened]) -> None:
         wait_s = RETRY_S_MIN
@@ -178,6 +172,17 @@ def reason(error: BaseException) -> str:
         return str(error)
     state = getattr(error, "sqlstate", None)
     return f"{type(error).__name__}{f', SQLSTATE {state}' if state else ''}"
+
+
+def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:
+    """What is poisoned, with one record more.
+
+    Raises: the error, where parking the record did not help or cannot: then it is not for one record to answer for.
+    """
+    where = (found.received.partition, found.received.offset)
+    if where in poisoned or found.head.item_id is None:
+        raise error
+    return {**poisoned, where: reason(error)}
 
 
 def _fold_one(working: WorkingSet, record: Admitted) -> None:

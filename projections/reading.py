@@ -6,9 +6,14 @@ from typing import NamedTuple
 from projections import words
 from projections.words import Words
 from schemas import codec, events, money
+from schemas.errors import Quarantine
 from schemas.records import Account, Item, Removal
 
 CACHED, REALTIME = "cached", "realtime"
+
+WORDS_BYTES_MAX = 128 * 1024
+"""Longest words about one thing, 300 times the usual. An event carries them twice and a push as JSON, of up to six
+bytes a character; a record that no batch of the producer holds would stop its partition's events for good."""
 
 _SAY_WORDS = frozenset({events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED})
 _SOURCES = {events.BALANCE_REPORTED: CACHED, events.BALANCE_REPORTED_REALTIME: REALTIME}
@@ -56,6 +61,8 @@ def read(blocks: Iterable[bytes]) -> Said:
     for block in blocks:
         for kind, schema, start, end in codec.places(block):
             counts[kind] = counts.get(kind, 0) + 1
+            if end - start > WORDS_BYTES_MAX:
+                raise Quarantine(f"{kind} takes {end - start} bytes, at most {WORDS_BYTES_MAX} can be published")
             if kind in _SAY_WORDS:
                 transactions.append(reader(schema)(block, start, end))
             else:

@@ -353,7 +353,8 @@ def test_a_body_that_does_not_open_parks_its_item_and_what_follows_is_withheld(s
     added(transaction("T", "9223372036854775808")), added(transaction("T", "0.0000000000000000001")),
     added(transaction("T", "0.000000001")), added(transaction("T", date="2026-02-30")),
     added(transaction("T", "ten")), balance(account(current="9223372036854775808")),
-    [(events.TRANSACTION_ADDED, 1, b"\x02")], [(events.TRANSACTION_ADDED, 77, b"")],
+    added(transaction("T", extra_json="x" * 140_000)), [(events.TRANSACTION_ADDED, 1, b"\x02")],
+    [(events.TRANSACTION_ADDED, 77, b"")],
 ])  # fmt: skip
 def test_what_cannot_be_read_is_set_aside_before_anything_changes(story: Story, said: list[Event]) -> None:
     assert story.say(*added(transaction("good")), *said) == []

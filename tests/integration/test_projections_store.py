@@ -9,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from projections import admission, digests, known, net_events, rows, store
+from projections import admission, digests, known, net_events, project, rows, store
 from projections.admission import Opened, Owners
 from projections.migrate import migrate
 from projections.project import Projector
 from projections.publish import Committed
 from projections.session import Session
+from projections.state import ItemRow, WorkingSet
 from projections.store import ONE_STATEMENT_ROWS_MAX
 from runtime.settings import Settings
 from sandbox.postgres import Postgres
@@ -212,6 +213,40 @@ async def test_one_refused_record_among_many_parks_its_item_alone(database: Data
     assert [tuple(row) for row in parked] == [("I7", 47), ("I31", 71)]
     assert await connection.fetchval("SELECT count(*) FROM reads.transactions") == 38
     assert (await known.positions(connection, [0]))[0].next == 80
+
+
+async def test_whatever_the_fold_of_one_record_raises_parks_its_item(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    log = Log()
+    for number in range(5):
+        log.link(f"I{number}")
+    fold = project.fold
+
+    def failing(working: WorkingSet, item: ItemRow | None, *rest: object) -> object:
+        if item is not None and item.item_id in ("I1", "I3"):
+            raise ZeroDivisionError("with what the bank said in it")
+        return fold(working, item, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(project, "fold", failing)
+    await database.project(log.records)
+
+    connection = await database.connection()
+    parked = await connection.fetch("SELECT item_id, reason FROM tartan.parkings ORDER BY item_id")
+    assert [tuple(row) for row in parked] == [
+        ("I1", "Quarantine: ZeroDivisionError"), ("I3", "Quarantine: ZeroDivisionError"),
+    ]  # fmt: skip
+    assert await connection.fetchval("SELECT count(*) FROM reads.items") == 3
+
+
+async def test_an_error_that_no_record_causes_escapes(database: Database) -> None:
+    log = Log()
+    log.link("A")
+    log.link("B")
+    await (await database.connection()).execute("ALTER TABLE projection_1.positions RENAME TO elsewhere")
+
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await database.project(log.records)
 
 
 async def test_a_parked_item_stays_parked_in_a_replay(postgres: Postgres, template: str) -> None:
