@@ -95,7 +95,13 @@ sync_state = Table(
     # A process that starts ends the leases of its dead predecessor: its Items do not wait for the lease's end.
     Column("lease_holder", Text, comment="instance id of the process that has the lease"),
     Column("wait_offset", BigInteger, comment="not claimed before follow_heads has read this offset"),
-    Column("cause", JSONB, nullable=False, server_default="{}", comment="of the latest mark: schemas.records.Cause"),
+    Column(
+        "cause",
+        JSONB,
+        nullable=False,
+        server_default='{"kind": "operator"}',
+        comment="of the latest mark: schemas.records.Cause",
+    ),
     Column("unlink_requested", Boolean, nullable=False, server_default="false"),
     Column("accounts_wanted", Boolean, nullable=False, server_default="true", comment="/accounts/get is due"),
     _moment("accounts_at"),

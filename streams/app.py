@@ -79,8 +79,10 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         try:
             yield Running(STAGE, parts.not_ready, ended)
         finally:
+            # Where an agent crashed, what it holds would never end.
+            timeout_s = 0.0 if ended.done() else DRAIN_S
             ended.cancel()
-            await parts.claimer.drain(timeout_s=DRAIN_S)
+            await parts.claimer.drain(timeout_s=timeout_s)
 
 
 class _Parts:
