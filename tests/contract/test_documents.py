@@ -1,0 +1,47 @@
+"""The documents say what is there: links lead to files, tests that are named exist, commands are commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEFINED = set(
+    re.findall(r"def (test_\w+)", "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py")))
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_of_this_repository(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8"))
+
+    missing = [link for link in links if not link.startswith("https://") and not (page.parent / link).exists()]
+
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"`(test_\w+)`", page.read_text("utf-8")))
+
+    assert named - DEFINED == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_that_a_page_names_exist(page: Path) -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    text = page.read_text("utf-8")
+
+    assert (
+        set(re.findall(r"\btartan ([a-z-]+)\b(?=[` \n])", "\n".join(re.findall(r"`[^`\n]+`|^    .+$", text, re.M))))
+        <= commands.keys()
+    )
+    assert (
+        set(re.findall(r"`?make ([a-z-]+)", "\n".join(re.findall(r"`make [^`\n]+`|^    make .+$", text, re.M))))
+        <= targets
+    )
