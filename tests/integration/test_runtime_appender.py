@@ -139,6 +139,38 @@ async def test_a_record_larger_than_the_topic_takes_is_refused_and_blocks_nothin
     assert [row.value for row in await stored(kafka_address, topic, 0)] == [b"before", b"after", b"many"]
 
 
+async def test_a_batch_behind_one_that_was_refused_is_not_in_the_log(kafka_address: str, topic_prefix: str) -> None:
+    topic = f"{topic_prefix}t"
+    await make_topic(kafka_address, topic, **{"max.message.bytes": "100000"})
+    values = [os.urandom(1000) for _ in range(1_050)]  # a full batch, and one that the topic would take
+
+    async with appending(kafka_address, topic_prefix) as appender:
+        with pytest.raises(Quarantine):
+            await appender.append_many(topic, 0, (Outgoing(b"k", value) for value in values))
+        assert not await stored(kafka_address, topic, 0)
+        await appender.append_many(topic, 0, [Outgoing(b"k", b"small")])
+
+    assert [row.value for row in await stored(kafka_address, topic, 0)] == [b"small"]
+
+
+async def test_a_refused_record_leaves_other_partitions_their_answers(kafka_address: str, topic_prefix: str) -> None:
+    topic = f"{topic_prefix}t"
+    await make_topic(kafka_address, topic, **{"max.message.bytes": "1048576"})
+    values = [b"%d" % number for number in range(200)]
+
+    async with appending(kafka_address, topic_prefix) as appender:
+        await asyncio.gather(*(appender.append(topic, Outgoing(b"k", b"warm"), partition=n) for n in range(3)))
+        refused, *answered = await asyncio.gather(
+            appender.append(topic, Outgoing(b"k", os.urandom(2 * 2**20)), partition=0),
+            *(appender.append(topic, Outgoing(b"k", value), partition=1 + n % 2) for n, value in enumerate(values)),
+            return_exceptions=True,
+        )
+
+    assert isinstance(refused, Quarantine)
+    assert all(isinstance(place, Appended) for place in answered)
+    assert sorted(await stored_values(kafka_address, topic)) == sorted([b"warm"] * 3 + values)
+
+
 async def test_a_caller_that_gives_up_does_not_take_its_record_back(kafka_address: str, topic_prefix: str) -> None:
     topic = f"{topic_prefix}t"
     await make_topic(kafka_address, topic)
