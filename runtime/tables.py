@@ -154,7 +154,13 @@ heads = Table(
     Column("state", Text),
     Column("code", Text),
     Column("history_status", Text),
-    Column("fingerprints", JSONB, nullable=False, server_default="{}", comment="account id to hex fingerprint"),
+    Column(
+        "fingerprints",
+        JSONB,
+        nullable=False,
+        server_default="{}",
+        comment="keyed pseudonym of an account to hex fingerprint",
+    ),
     Column("hints_until", BigInteger),
 )
 

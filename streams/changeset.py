@@ -32,6 +32,7 @@ from streams.times import micros
 CURSOR_ALONE_EVERY = timedelta(days=1)
 """A new cursor without news is kept at most this often. Plaid keeps an old one valid for a year (PLAID.md 1.2)."""
 FINGERPRINT_BYTES = 16
+PSEUDONYM_BYTES = 8
 
 Events = list[tuple[str, int, bytes]]
 
@@ -104,6 +105,11 @@ def fingerprint(account: Account, keys: UserKeys) -> bytes:
     """
     lasting = msgspec.structs.replace(account, last_updated_datetime=None)
     return blake2b(codec.encode(lasting), digest_size=FINGERPRINT_BYTES, key=keys.fingerprints).digest()
+
+
+def pseudonym(account_id: str, keys: UserKeys) -> str:
+    """The name under which a clear head carries an account's fingerprint: always the same, and Plaid's id to nobody."""
+    return blake2b(account_id.encode(), digest_size=PSEUDONYM_BYTES, key=keys.fingerprints).hexdigest()
 
 
 def is_news(tip: Tip, draft: Draft, *, now: datetime) -> bool:

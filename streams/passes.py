@@ -272,7 +272,10 @@ class Pass:
             metrics.WEBHOOK_TO_CHANGESET.observe(max(late_s, 0.0))
 
     def _prints(self, accounts: dict[str, Account]) -> dict[str, bytes]:
-        return {name: changeset.fingerprint(account, self._keys) for name, account in accounts.items()}
+        return {
+            changeset.pseudonym(name, self._keys): changeset.fingerprint(account, self._keys)
+            for name, account in accounts.items()
+        }
 
     async def _off_loop(self, changes: int, work: Callable[[], Result]) -> Result:
         return work() if changes <= CHANGES_ON_LOOP_MAX else await asyncio.to_thread(work)
