@@ -100,19 +100,23 @@ def show_settings() -> None:
 
 @topics_app.command("plan")
 def topics_plan(as_json: Json = False) -> None:
-    """Show what `apply` would do."""
-    differences = asyncio.run(topics.compare(settings.load()))
+    """Show what `apply` would do, and which settings it would leave as they are although they differ."""
+    loaded = settings.load()
     rows = [
-        {"topic": row.name, "partitions": row.partitions_wanted, "found": row.partitions_found} for row in differences
+        {"topic": row.name, "partitions": row.partitions_wanted, "found": row.partitions_found}
+        for row in asyncio.run(topics.compare(loaded))
     ]
+    drift = asyncio.run(topics.drift(loaded))
     if as_json:
-        typer.echo(json.dumps({"differences": rows}))
+        typer.echo(json.dumps({"differences": rows, "settings": drift}))
         return
     for row in rows:
         typer.echo(
             f"create {row['topic']} with {row['partitions']} partitions" if not row["found"] else f"differs: {row}"
         )
-    if not rows:
+    for line in drift:
+        typer.echo(f"left as it is: {line}")
+    if not rows and not drift:
         typer.echo("The cluster has every topic as the table says.")
 
 
@@ -126,14 +130,21 @@ def topics_apply() -> None:
 @topics_app.command("verify")
 def topics_verify(as_json: Json = False) -> None:
     """Exit with 1 where the cluster is not as the table says."""
-    differences = asyncio.run(topics.compare(settings.load()))
+    loaded = settings.load()
+    missing, drift = asyncio.run(topics.compare(loaded)), asyncio.run(topics.drift(loaded))
     if as_json:
-        typer.echo(json.dumps({"violations": len(differences), "topics": [row.name for row in differences]}))
+        found = {"topics": [row.name for row in missing], "settings": drift}
+        typer.echo(json.dumps({"violations": len(missing) + len(drift), **found}))
     else:
-        for row in differences:
+        for row in missing:
             typer.echo(f"{row.name}: {row.partitions_found} of {row.partitions_wanted} partitions")
-        typer.echo("Run `tartan topics apply`." if differences else "The cluster has every topic as the table says.")
-    raise typer.Exit(1 if differences else 0)
+        for line in drift:
+            typer.echo(line)
+        if missing:
+            typer.echo("Run `tartan topics apply`.")
+        elif not drift:
+            typer.echo("The cluster has every topic as the table says.")
+    raise typer.Exit(1 if missing or drift else 0)
 
 
 @app.command("plaid-simulator")

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
     KafkaError,
     LeaderNotAvailableError,
@@ -42,6 +43,36 @@ async def compare(settings: Settings) -> list[Difference]:
     rows = ((topic, full_name(topic, settings.topic_prefix)) for topic in TOPICS)
     found = ((topic, name, described[name].partitions if name in described else 0) for topic, name in rows)
     return [Difference(topic, name, wanted, number) for topic, name, number in found if number != wanted]
+
+
+async def drift(settings: Settings) -> list[str]:
+    """Say in which settings the topics that are there differ from the table; `apply` leaves them as they are.
+
+    Most of all a retention that somebody set on what is to be kept for ever: it would lose the truth in silence.
+    Raises: Retry, where Kafka does not answer.
+    """
+    wanted = {full_name(topic, settings.topic_prefix): _configs(topic, settings) for topic in TOPICS}
+    admin = await _admin(settings)
+    try:
+        there = [name for name, found in (await _described(admin, list(wanted))).items() if found.partitions]
+        asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in there]
+        answers = await admin.describe_configs(asked) if asked else []
+    except KafkaError as error:
+        raise Retry(f"Kafka does not tell its topics' settings: {type(error).__name__}") from error
+    finally:
+        await admin.close()
+    found = {
+        (name, entry[0]): entry[1]
+        for answer in answers
+        for _, _, _, name, entries in answer.resources
+        for entry in entries
+    }
+    return [
+        f"{name}: {setting} is {found.get((name, setting))}, the table says {value}"
+        for name in there
+        for setting, value in wanted[name].items()
+        if found.get((name, setting)) != value
+    ]
 
 
 async def apply(settings: Settings) -> list[Difference]:
@@ -86,22 +117,26 @@ async def _create(settings: Settings, missing: list[Difference]) -> None:
 
 
 def _new(row: Difference, settings: Settings) -> NewTopic:
-    retention = -1 if row.topic.retention_ms is None else row.topic.retention_ms
     return NewTopic(
         name=row.name,
         num_partitions=settings.partitions,
         replication_factor=settings.replication_factor,
-        topic_configs={
-            "cleanup.policy": "delete",
-            "retention.ms": str(retention),
-            "retention.bytes": "-1",
-            "max.message.bytes": str(row.topic.message_bytes_max),
-            # Half of three replicas or more; one replica can only promise itself.
-            "min.insync.replicas": str(max(1, settings.replication_factor - 1)),
-            "compression.type": "producer",
-            "message.timestamp.type": "CreateTime",
-        },
+        topic_configs=_configs(row.topic, settings),
     )
+
+
+def _configs(topic: Topic, settings: Settings) -> dict[str, str]:
+    """The settings of a topic, written out, so that no cluster's defaults decide what is kept."""
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(-1 if topic.retention_ms is None else topic.retention_ms),
+        "retention.bytes": "-1",
+        "max.message.bytes": str(topic.message_bytes_max),
+        # Two of three replicas have a record before it is acknowledged; one replica can only promise itself.
+        "min.insync.replicas": str(max(1, settings.replication_factor - 1)),
+        "compression.type": "producer",
+        "message.timestamp.type": "CreateTime",
+    }
 
 
 async def _led(admin: AIOKafkaAdminClient, names: Iterable[str], partitions: int) -> None:

@@ -84,6 +84,29 @@ async def test_two_that_apply_at_once_make_each_topic_once(given: Settings) -> N
     await topics.verify(given)
 
 
+async def test_a_setting_that_somebody_changed_is_told_and_left_as_it_is(given: Settings) -> None:
+    await topics.apply(given)
+    assert await topics.drift(given) == []
+    name = full_name(CHANGESETS, given.topic_prefix)
+    await alter(given, name, {"retention.ms": "604800000", "cleanup.policy": "compact"})
+
+    async with asyncio.timeout(10):
+        while not (told := await topics.drift(given)):
+            await asyncio.sleep(0.01)  # the broker answers before it knows of it itself
+
+    assert {
+        f"{name}: cleanup.policy is compact, the table says delete",
+        f"{name}: retention.ms is 604800000, the table says -1",
+    } <= set(told)
+    assert all(line.startswith(f"{name}: ") for line in told)
+    assert await topics.apply(given) == []
+    assert sorted(await topics.drift(given)) == sorted(told)
+
+
+async def test_topics_that_are_missing_have_no_settings_that_differ(given: Settings) -> None:
+    assert await topics.drift(given) == []
+
+
 async def test_more_replicas_than_brokers_are_refused_by_name(given: Settings) -> None:
     with pytest.raises(Halt, match=rf"topic {given.topic_prefix}\S+ cannot be created: InvalidReplicationFactor"):
         await topics.apply(given.model_copy(update={"replication_factor": 3}))
@@ -92,7 +115,7 @@ async def test_more_replicas_than_brokers_are_refused_by_name(given: Settings) -
 async def test_no_broker_is_a_retry_that_names_the_address(given: Settings) -> None:
     nowhere = given.model_copy(update={"kafka_address": "127.0.0.1:1"})
 
-    for work in (topics.apply, topics.compare, topics.verify):
+    for work in (topics.apply, topics.compare, topics.verify, topics.drift):
         with pytest.raises(Retry, match=r"127\.0\.0\.1:1"):
             await work(nowhere)
 
@@ -112,5 +135,15 @@ async def configs(given: Settings) -> dict[str, dict[str, Any]]:
                 # Entry: name, value, read-only, source, sensitive. Source 1 is the topic's own setting.
                 made[name] |= {entry[0]: entry[1] for entry in entries if entry[3] == 1}
         return made
+    finally:
+        await admin.close()
+
+
+async def alter(given: Settings, name: str, changed: dict[str, str]) -> None:
+    """Set a topic's settings as an operator's tool does: what is not named has the cluster's default again."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=given.kafka_address)
+    await admin.start()
+    try:
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=changed)])
     finally:
         await admin.close()
