@@ -1,4 +1,7 @@
-"""A stage of a few lines, run as a process: `python runtime_tiny_stage.py BEHAVIOUR`, settings from the environment."""
+"""A stage of a few lines, run as a process: `python runtime_tiny_stage.py BEHAVIOUR`, settings from the environment.
+
+What a test lets happen it says by files in TINY_FOLDER, so that nothing depends on how fast the machine is.
+"""
 
 import asyncio
 import os
@@ -6,30 +9,32 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from runtime import lifecycle, logs, settings
 from runtime.lifecycle import Running
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry, TartanError
 
-READY_AFTER_S = 0.5
-IN_FLIGHT_S = 0.5
-
 _log = logs.logger(__name__)
+
+
+def allowed(what: str) -> bool:
+    return (Path(os.environ["TINY_FOLDER"]) / what).exists()
 
 
 @asynccontextmanager
 async def works(given: Settings) -> AsyncIterator[Running]:
-    """Is ready after a while, and on its way out finishes what is in flight."""
-    ready_at = time.monotonic() + READY_AFTER_S
+    """Is ready once it may be, and on its way out finishes what is in flight."""
     try:
         yield Running(
             "tiny",
-            lambda: ["still reading"] if time.monotonic() < ready_at else [],
+            lambda: [] if allowed("ready") else ["still reading"],
             asyncio.get_running_loop().create_future(),
         )
     finally:
-        await asyncio.sleep(IN_FLIGHT_S)
+        while not allowed("finish"):
+            await asyncio.sleep(0.01)
         _log.info("finished what was in flight")
 
 

@@ -65,7 +65,7 @@ class Process:
 @asynccontextmanager
 async def running(behaviour: str, folder: Path, **environment: str) -> AsyncIterator[Process]:
     port, log = free_port(STAGE_PORTS), folder / "log"
-    given = {"TARTAN_INTERNAL_PORT": str(port), "PATH": os.defpath, **environment}
+    given = {"TARTAN_INTERNAL_PORT": str(port), "TINY_FOLDER": str(folder), "PATH": os.defpath, **environment}
     child = start(
         Command(name=behaviour, arguments=[sys.executable, str(PROGRAM), behaviour], log=log, environment=given)
     )
@@ -79,6 +79,7 @@ async def test_a_process_is_healthy_then_ready_and_has_metrics(tmp_path: Path) -
     async with running("works", tmp_path) as process:
         not_yet = json.loads(await process.until("/readyz", 503))
         healthy = await process.get("/healthz")
+        (tmp_path / "ready").touch()
         ready = json.loads(await process.until("/readyz", 200))
         metrics = await process.get("/metrics")
 
@@ -93,12 +94,14 @@ async def test_a_process_is_healthy_then_ready_and_has_metrics(tmp_path: Path) -
 async def test_a_stop_finishes_what_is_in_flight_and_is_not_ready_meanwhile(
     tmp_path: Path, number: signal.Signals
 ) -> None:
+    (tmp_path / "ready").touch()
     async with running("works", tmp_path) as process:
         await process.until("/readyz", 200)
 
         os.kill(process.child.pid, number)
         stopping = json.loads(await process.until("/readyz", 503))
         os.kill(process.child.pid, number)  # an impatient second one changes nothing
+        (tmp_path / "finish").touch()
         code = await process.ended()
 
     assert code == 0
