@@ -32,8 +32,9 @@ WARM_UP_SHARE = 0.1
 """The first tenth of the webhooks warms the processes up, as in the peer's benchmark."""
 WATCHED_USERS_MAX = 200
 
-# An optimising JVM and a Postgres that flushes: what production has.
-KAFKA = KafkaOptions(jvm_flags=("-XX:+UseSerialGC",))
+# A Postgres that flushes, as in production. The JVM starts cold and lives a minute: C1 alone costs it least, and an
+# optimising one would spend more on compiling than it saves.
+KAFKA = KafkaOptions()
 POSTGRES = PostgresOptions()
 
 

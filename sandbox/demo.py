@@ -12,7 +12,7 @@ from rich.live import Live
 from projections import digests
 from runtime import sync_state
 from runtime.kafka import LogEnds
-from runtime.postgres import open_pool
+from runtime.postgres import borrowed, open_pool
 from sandbox.clients import Application, Bank
 from sandbox.live_view import View
 from sandbox.observe import Observer
@@ -101,13 +101,15 @@ async def _prove(observer: Observer, bank: Bank, watch: Watch, options: DemoOpti
     """Stop the bank, let one schedule tick run, wait until all is quiet, and compare with the bank's truth."""
     await bank.live(0)
     await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
-    async with observer.pool.acquire() as connection:
+    async with borrowed(observer.pool) as connection:
         # One tick of the schedule that finds every Item overdue, with all its accounts.
-        await sync_state.mark_scheduled(connection, interval_s=0, recheck_s=0, spread_s=0, items_max=USERS * ITEMS_A_USER)
+        await sync_state.mark_scheduled(
+            connection, interval_s=0, recheck_s=0, spread_s=0, items_max=USERS * ITEMS_A_USER
+        )
     await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
     deliveries = await bank.deliveries()
     counts = await observer.counts()
-    async with observer.pool.acquire() as connection:
+    async with borrowed(observer.pool) as connection:
         digest = await digests.state_digest(connection)
         problems = await digests.ledger_problems(connection)
     result = {
