@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -258,9 +259,16 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            return runner.run(work)
-        except KeyboardInterrupt:
+            return runner.run(_until_told(work))
+        except (KeyboardInterrupt, asyncio.CancelledError):
             return 130
+
+
+async def _until_told(work: Coroutine[Any, Any, Any]) -> Any:
+    """Let SIGTERM end the work as Ctrl-C does, so that it stops what it started and clears its folders away."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 if __name__ == "__main__":

@@ -18,10 +18,13 @@ from projections.migrate import migrate
 from runtime import topics
 from runtime.settings import Settings
 from sandbox.cluster import Cluster, ClusterOptions
+from sandbox.folders import DataFolder, remove_abandoned
 from sandbox.machine import LOOPBACK, free_port
 from sandbox.stages import STAGE_PORTS, StageProcess
 
 TENANT = "demo"
+PREFIX = "tartan-world-"
+"""Of temporary folders. Those of worlds that were killed are cleared away by the next one."""
 SIMULATOR, INGEST, STREAMS, PROJECTIONS, GATEWAY = "plaid-simulator", "ingest", "streams", "projections", "gateway"
 
 
@@ -59,8 +62,9 @@ class World:
         self._progress = progress
         self._stack = AsyncExitStack()
         self.stages: dict[str, StageProcess] = {}
-        self.folder = self._options.folder or Path(tempfile.mkdtemp(prefix="tartan-world-"))
+        self.folder = self._options.folder or Path(tempfile.mkdtemp(prefix=PREFIX))
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._held = DataFolder(self.folder / "world")
         self.secrets = _kept_secrets(self.folder)
         ports = _ports(self.folder)
         self.simulator_url = f"http://{LOOPBACK}:{ports[SIMULATOR]}"
@@ -95,6 +99,7 @@ class World:
         """Stop the stages gracefully and at once, then the servers."""
         await asyncio.gather(*(stage.stop() for stage in self.stages.values()))
         await self._stack.aclose()
+        self._held.release()
         if self._options.folder is None:
             rmtree(self.folder, ignore_errors=True)
 
@@ -108,6 +113,8 @@ class World:
         await self.stop()
 
     async def _start(self) -> None:
+        await self._held.acquire()
+        remove_abandoned(Path(tempfile.gettempdir()), prefix=PREFIX)
         self._progress("Kafka, Postgres and the simulated bank")
         arguments = ["--port", str(self._ports[SIMULATOR]), "--webhook-url", f"{self.ingest_url}/webhooks/plaid"]
         self._launch(

@@ -187,7 +187,9 @@ class FollowingTransaction(_Positioned):
         if again:
             await sync_state.mark_again(self._connection, again)
         if followed.heads:
-            await self._connection.execute(_DEALT_WITH, *_hints_dealt_with(followed.heads))
+            items, untils = _hints_dealt_with(followed.heads)
+            if items:
+                await self._connection.execute(_DEALT_WITH, items, untils)
             await self._connection.executemany(_PUT_HEAD, [_row(*entry) for entry in followed.heads.items()])
         for user in followed.erased:
             for statement in _ERASE:
