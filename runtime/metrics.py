@@ -12,4 +12,7 @@ BATCH_SECONDS = Histogram(
     "tartan_batch_seconds", "Duration of a reader's transaction", ["reader"], buckets=LATENCY_BUCKETS_S
 )
 RETRIES = Counter("tartan_retries", "Work done again because the world was late", ["stage", "what"])
+WENT_BACK = Counter(
+    "tartan_database_went_back", "Partitions whose position in Postgres lay below what had been committed", ["reader"]
+)
 PARKED = Counter("tartan_parked_items", "Items parked, by the reader that parked them", ["reader"])

@@ -15,7 +15,7 @@ from faust.contrib.asgi import faust_app_running
 from faust.transport.drivers.aiokafka import Consumer, Transport
 from faust.types import TP
 
-from runtime import logs
+from runtime import logs, metrics
 from runtime.kafka import connection
 from runtime.reader import GatheringReader, Received
 from runtime.settings import Settings
@@ -142,9 +142,16 @@ class _SeekingConsumer(Consumer):  # type: ignore[misc]
     async def perform_seek(self) -> None:
         await super().perform_seek()
         assigned = self.assignment()
+        committed = {tp: offset for tp, offset in self._committed_offset.items() if offset}
         wanted = await self.app.tartan_positions([(tp.topic, tp.partition) for tp in assigned])
         for (topic, partition), position in wanted.items():
             tp = TP(topic, partition)
+            if committed.get(tp, 0) > position:
+                # What is committed was durable in Postgres before. It is read again, and readers of what is published
+                # drop it by position; that somebody restored a backup must still be seen.
+                metrics.WENT_BACK.labels(self.app.conf.id).inc()
+                _log.error("the database went back", topic=topic, partition=partition, position=position,
+                           committed=committed[tp])  # fmt: skip
             await self.seek(tp, position)
             self._committed_offset[tp] = position or None
             self._read_offset[tp] = position - 1 if position else None
