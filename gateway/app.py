@@ -57,6 +57,7 @@ class Gateway:
             app.router.add_route(route.method, route.path, self._answering(route))
         app.add_routes(page.routes())
         app.on_shutdown.append(self._say_goodbye)
+        app.on_cleanup.append(self._finish_links)
         return app
 
     def _answering(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -70,6 +71,9 @@ class Gateway:
 
     async def _say_goodbye(self, _: web.Application) -> None:
         self._hub.close(Ending(GOING_AWAY, "the server stops: connect again"))
+
+    async def _finish_links(self, _: web.Application) -> None:
+        await self._items.close()
 
 
 @asynccontextmanager

@@ -24,6 +24,14 @@ class Owned(NamedTuple):
     head_offset: int | None
 
 
+class Linked(NamedTuple):
+    """Whose an Item's row is, and its sealed token; None once it is unlinked."""
+
+    tenant: str
+    user_id: str | None
+    sealed_token: bytes | None
+
+
 async def item(connection: asyncpg.Connection, tenant: str, item_id: str) -> Owned | None:
     """One Item of a tenant; None too where it is another tenant's."""
     row = await connection.fetchrow(_ITEM, tenant, item_id)
@@ -35,9 +43,15 @@ async def items(connection: asyncpg.Connection, tenant: str, user: int) -> list[
     return [Owned(*row.values()) for row in await connection.fetch(_ITEMS, tenant, user)]
 
 
-async def is_linked(connection: asyncpg.Connection, item_id: str) -> bool:
-    """Whether this Item was linked before, by anybody."""
-    return bool(await connection.fetchval("SELECT true FROM tartan.credentials WHERE item_id = $1", item_id))
+async def linked(connection: asyncpg.Connection, item_id: str) -> Linked | None:
+    """Who linked this Item, if anybody did. Call it in a transaction: until its end nobody else links the Item.
+
+    The lock is for a COMMIT that got no answer and is still under way, waiting for a standby: without it a look at
+    that moment finds no row, and the Item is given back to Plaid and registered a moment later.
+    """
+    await connection.execute(_LOCK, item_id)
+    row = await connection.fetchrow(_LINKED, item_id)
+    return Linked(*row.values()) if row else None
 
 
 async def is_user(connection: asyncpg.Connection, tenant: str, user: int) -> bool:
@@ -58,6 +72,12 @@ _COLUMNS = """
     JOIN tartan.sync_state s USING (item_id) LEFT JOIN tartan.heads h USING (item_id)"""
 _ITEM = f"{_COLUMNS} WHERE c.tenant = $1 AND c.item_id = $2"
 _ITEMS = f"{_COLUMNS} WHERE c.tenant = $1 AND c.user_number = $2 ORDER BY c.item_id"
+
+# A statement of its own: the next one's snapshot is then taken after the wait. Taken before any row lock.
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tartan link ' || $1, 0))"
+_LINKED = """
+    SELECT c.tenant, u.user_id, c.sealed_token FROM tartan.credentials c LEFT JOIN tartan.users u USING (user_number)
+    WHERE c.item_id = $1"""
 
 _USER = "SELECT true FROM tartan.users WHERE tenant = $1 AND user_number = $2"
 

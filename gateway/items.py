@@ -14,14 +14,14 @@ from gateway.call import Call, ok
 from gateway.control import Owned
 from gateway.database import connected
 from gateway.idempotency import Answer, Answers
-from gateway.problems import UNAVAILABLE, Problem, not_found
+from gateway.linking import Linking
+from gateway.problems import Problem, not_found
 from projections import queries
-from runtime import logs, sync_state, users
+from runtime import sync_state
 from runtime.dues import Attempt
-from runtime.plaid import Exchanged, Plaid, PlaidRefused
+from runtime.plaid import Plaid
 from runtime.settings import Settings
 from runtime.vault import Vault
-from schemas.errors import Quarantine, Retry, TartanError
 
 FIRST_POLL_S, POLL_S_MAX = 0.02, 0.5
 """Between two looks at the tables while a request waits; each wait is half as long again, up to the larger."""
@@ -29,25 +29,20 @@ FIRST_POLL_S, POLL_S_MAX = 0.02, 0.5
 WAITERS_MAX = 200
 """Requests that wait at once. At two looks a second each that is 400 queries of 0.1 ms."""
 
-NAME_S_MAX = 5.0
-"""How long a link waits for the bank's name; without it the first sync brings it."""
-
-REGISTER_TRIES = 5
-"""Between exchange and registration the token is ours alone: it is worth some seconds of a failover."""
-
-_log = logs.logger(__name__)
-
 
 class Items:
     """Handlers that change something."""
 
     def __init__(self, settings: Settings, *, pool: asyncpg.Pool, plaid: Plaid, vault: Vault) -> None:
-        self._settings = settings
         self._pool = pool
         self._plaid = plaid
-        self._vault = vault
+        self._linking = Linking(settings, pool=pool, plaid=plaid, vault=vault)
         self._answers = Answers()
         self._waiting = 0
+
+    async def close(self) -> None:
+        """Wait for links under way, before the pool and the client of Plaid are closed."""
+        await self._linking.close()
 
     async def create_link_token(self, call: Call) -> Answer:
         """Ask Plaid for a token that opens Link."""
@@ -57,7 +52,9 @@ class Items:
     async def link_item(self, call: Call) -> Answer:
         """Exchange Link's token once, however often the client asks with the same key."""
         key = call.values["Idempotency-Key"]
-        return await self._answers.once(tenant=call.tenant, key=key, body=call.body, act=lambda: self._link(call))
+        return await self._answers.once(
+            tenant=call.tenant, key=key, body=call.body, act=lambda: self._linking.link(call)
+        )
 
     async def unlink_item(self, call: Call) -> Answer:
         """Ask for an Item's end, and wait for it where the client does."""
@@ -79,63 +76,6 @@ class Items:
         outcome: dict[str, Any] = {}
         await self._until(call, lambda: self._outcome(call, generation, outcome))
         return await self._synced(call, outcome)
-
-    async def _link(self, call: Call) -> Answer:
-        async with connected(self._pool) as connection:
-            # Asked first of all: a token exchanged while Postgres is away would be lost.
-            await users.find(connection, tenant=call.tenant, user_id=call.values["user_id"])
-        exchanged = await self._plaid.exchange(call.values["public_token"])
-        try:
-            await self._register(call, exchanged)
-        except (*UNAVAILABLE, Retry) as error:
-            await self._give_back(exchanged)
-            raise Retry(f"the item could not be registered: {type(error).__name__}") from error
-        return Answer(HTTPStatus.CREATED, {"item_id": exchanged.item_id, "status": "linking"})
-
-    async def _register(self, call: Call, exchanged: Exchanged) -> None:
-        institution_id, name = await self._institution(exchanged.access_token)
-        for left in reversed(range(REGISTER_TRIES)):
-            try:
-                async with connected(self._pool) as connection, connection.transaction():
-                    await self._insert(connection, call, exchanged, institution_id, name)
-                    return
-            except UNAVAILABLE:
-                if not left:
-                    raise
-                await asyncio.sleep(1.0)
-
-    async def _insert(
-        self, connection: asyncpg.Connection, call: Call, exchanged: Exchanged, institution_id: str | None,
-        name: str | None,
-    ) -> None:  # fmt: skip
-        conflict = Problem(HTTPStatus.CONFLICT, "item_linked", "this item was linked before")
-        if await control.is_linked(connection, exchanged.item_id):
-            raise conflict
-        user_id = call.values["user_id"]
-        user = await users.find_or_create(connection, self._vault, tenant=call.tenant, user_id=user_id)
-        try:
-            await sync_state.register_item(
-                connection, self._vault, item_id=exchanged.item_id, tenant=call.tenant, user_number=user.number,
-                access_token=exchanged.access_token, institution_id=institution_id, institution_name=name,
-                partitions=self._settings.partitions,
-            )  # fmt: skip
-        except Quarantine as error:
-            raise conflict from error
-
-    async def _institution(self, access_token: str) -> tuple[str | None, str | None]:
-        """The bank's id and name, if Plaid says them soon."""
-        try:
-            item = await asyncio.wait_for(self._plaid.item(access_token), NAME_S_MAX)
-        except (TartanError, TimeoutError):
-            return None, None
-        return item.institution_id, item.institution_name
-
-    async def _give_back(self, exchanged: Exchanged) -> None:
-        """Remove an Item that nobody would know of: Plaid bills it, and its user can link again."""
-        try:
-            await self._plaid.remove(exchanged.access_token)
-        except (PlaidRefused, Retry, Quarantine) as error:
-            _log.error("an item at Plaid is not ours", item_id=exchanged.item_id, reason=str(error))
 
     async def _until(self, call: Call, condition: Callable[[], Awaitable[bool]]) -> bool:
         """Look until it holds, as long as the client wants to wait; False where it does not by then."""

@@ -20,8 +20,10 @@ UNAVAILABLE_S = 2
 
 UNAVAILABLE = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.TooManyConnectionsError,
                asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError, asyncpg.QueryCanceledError,
+               asyncpg.ReadOnlySQLTransactionError, asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError,
                OSError, TimeoutError)  # fmt: skip
-"""What says that Postgres is away or late, and nothing about the request."""
+"""What says that Postgres is away or late, and nothing about the request. Read-only (25006) is a primary that became a
+standby; rolled back (class 40) is a deadlock or a conflict that another try does not meet again."""
 
 _log = logs.logger(__name__)
 

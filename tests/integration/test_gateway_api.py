@@ -10,12 +10,14 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession
 
-from gateway import items
+from gateway import app, control, linking
 from gateway.app import Gateway, serving
+from gateway.database import connected
 from gateway.documents import SCHEMAS
 from gateway.hub import Hub
 from projections.tables import SCHEMA
 from runtime.plaid import Exchanged, Plaid
+from runtime.plaid_answers import ItemAnswer
 from runtime.postgres import open_pool
 from runtime.settings import Settings
 from runtime.vault import Vault
@@ -152,25 +154,126 @@ async def test_an_item_that_was_linked_is_409_for_its_user_and_for_others(
     assert await api.pool.fetchval("SELECT count(*) FROM tartan.users") == 1
 
 
-async def test_an_item_that_cannot_be_registered_is_given_back_to_plaid(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    removed: list[str] = []
+@pytest.fixture
+def removed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Tokens of the Items that were given back to Plaid. No wait between tries."""
+    tokens: list[str] = []
 
     async def remove(self: Plaid, token: str) -> None:
-        removed.append(token)
+        tokens.append(token)
 
     monkeypatch.setattr(Plaid, "remove", remove)
-    monkeypatch.setattr(items, "REGISTER_TRIES", 1)
-    await api.pool.execute("CREATE FUNCTION tartan.away() RETURNS trigger LANGUAGE plpgsql AS "
-                           "$$BEGIN RAISE EXCEPTION 'away' USING ERRCODE = '08006'; END$$")  # fmt: skip
-    await api.pool.execute("CREATE TRIGGER away BEFORE INSERT ON tartan.sync_state EXECUTE FUNCTION tartan.away()")
+    monkeypatch.setattr(linking, "REGISTER_EVERY_S", 0.0)
+    return tokens
+
+
+async def fail_inserts(api: Api, code: str, *, times: int) -> None:
+    """Let the first registrations fail with this SQLSTATE, counted by a sequence, which never rolls back."""
+    await api.pool.execute("CREATE SEQUENCE tartan.tries")
+    await api.pool.execute(
+        f"""CREATE FUNCTION tartan.fail() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            IF nextval('tartan.tries') <= {times} THEN RAISE EXCEPTION 'failed' USING ERRCODE = '{code}'; END IF;
+            RETURN NEW; END$$"""
+    )
+    await api.pool.execute(
+        "CREATE TRIGGER fail BEFORE INSERT ON tartan.sync_state FOR EACH ROW EXECUTE FUNCTION tartan.fail()"
+    )
+
+
+@pytest.mark.parametrize(("code", "answered"), [("08006", 503), ("25006", 503), ("40P01", 503), ("23514", 500)])
+async def test_an_item_that_cannot_be_registered_is_given_back_to_plaid(
+    api: Api, removed: list[str], code: str, answered: int
+) -> None:
+    await fail_inserts(api, code, times=linking.REGISTER_TRIES)
 
     status, _ = await api.ask("POST", "/v1/items", {"user_id": "ada", "public_token": await api.token()})
 
-    assert status == 503
+    assert status == answered
     assert len(removed) == 1
     assert await api.pool.fetchval("SELECT count(*) FROM tartan.credentials") == 0
+
+
+@pytest.mark.parametrize("code", ["08006", "25006", "40001", "40P01", "55P03"])
+async def test_a_failure_that_passes_costs_a_link_a_second_try(api: Api, removed: list[str], code: str) -> None:
+    await fail_inserts(api, code, times=1)
+
+    await api.link()
+
+    assert removed == []
+    assert await api.pool.fetchval("SELECT count(*) FROM tartan.sync_state") == 1
+
+
+@pytest.mark.parametrize("tries", [1, 5])
+async def test_a_link_whose_commit_got_no_answer_is_201(
+    api: Api, removed: list[str], monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    lost: list[str] = []
+
+    @asynccontextmanager
+    async def losing(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+        async with connected(pool) as connection:
+            yield connection
+        if not lost and await pool.fetchval("SELECT count(*) FROM tartan.credentials"):
+            lost.append("an answer")
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+
+    monkeypatch.setattr(linking, "connected", losing)
+    monkeypatch.setattr(linking, "REGISTER_TRIES", tries)
+
+    await api.link()
+
+    assert (lost, removed) == (["an answer"], [])
+    assert await api.pool.fetchval("SELECT generation FROM tartan.sync_state") == 1
+
+
+async def test_a_look_for_an_item_waits_for_a_link_whose_commit_is_under_way(api: Api) -> None:
+    async with connected(api.pool) as committing, committing.transaction():
+        await control.linked(committing, "item-1")
+
+        async with connected(api.pool) as looking, looking.transaction():
+            await looking.execute("SET LOCAL lock_timeout = '50ms'")
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await control.linked(looking, "item-1")
+
+
+async def test_a_banks_name_is_kept_without_what_postgres_cannot_hold(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Plaid.item
+
+    async def item(self: Plaid, token: str) -> ItemAnswer:
+        return (await ask(self, token))._replace(institution_id="ins_1\0", institution_name="First\0 Bank")
+
+    monkeypatch.setattr(Plaid, "item", item)
+
+    await api.link()
+
+    row = await api.pool.fetchrow("SELECT institution_id, institution_name FROM tartan.credentials")
+    assert row is not None
+    assert tuple(row) == ("ins_1", "First Bank")
+
+
+async def test_a_link_under_way_at_a_stop_gives_its_item_back(
+    database: str, removed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchanged = asyncio.Event()
+
+    async def item(self: Plaid, token: str) -> ItemAnswer:
+        exchanged.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(Plaid, "item", item)
+    monkeypatch.setattr(linking, "NAME_S_MAX", 60.0)
+    monkeypatch.setattr(linking, "CLOSE_S_MAX", 0.5)
+    monkeypatch.setattr(app, "DRAIN_S", 0.1)
+    async with serving_api(database) as api:
+        body = {"user_id": "ada", "public_token": await api.token()}
+        asking = asyncio.create_task(api.ask("POST", "/v1/items", body))
+        await asyncio.wait_for(exchanged.wait(), 10)
+    await asyncio.gather(asking, return_exceptions=True)
+
+    assert len(removed) == 1
 
 
 async def test_the_same_idempotency_key_links_once_and_answers_twice(api: Api) -> None:
