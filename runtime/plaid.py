@@ -235,7 +235,7 @@ class Plaid:
     ) -> str:
         """Make an Item in Plaid's sandbox, as if a user had gone through Link."""
         given = {
-            "webhook": webhook or self._settings.webhook_url,
+            "webhook": webhook or self._settings.webhook_url or None,
             "override_username": username,
             "override_password": password,
         }

@@ -116,13 +116,16 @@ class Settings(BaseSettings):
     def tenants(self) -> dict[str, str]:
         """API key to tenant.
 
-        Raises: Halt, where an entry is not tenant:key.
+        Raises: Halt, where an entry is not tenant:key, or a key is there twice: the last tenant would have it and
+        the others not. The message gives places only: where tenant and key were swapped, a tenant's name is a key.
         """
         keys: dict[str, str] = {}
-        for entry in filter(None, self.api_keys.get_secret_value().split(",")):
+        for place, entry in enumerate(filter(None, self.api_keys.get_secret_value().split(",")), start=1):
             tenant, colon, key = entry.partition(":")
             if not (tenant and colon and key):
                 raise Halt("TARTAN_API_KEYS: each entry is tenant:key, entries are separated by commas")
+            if key in keys:
+                raise Halt(f"TARTAN_API_KEYS: entry {place} has the key of an entry before it; each key is one tenant's")
             keys[key] = tenant
         return keys
 

@@ -2,10 +2,14 @@
 
 import base64
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from runtime import settings
+from runtime.plaid import Plaid
 from runtime.vault import Vault
 from schemas.errors import Halt
 
@@ -69,6 +73,33 @@ def test_an_api_key_that_is_no_pair_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(Halt, match="TARTAN_API_KEYS"):
         settings.load().tenants()
+
+
+def test_an_api_key_of_two_tenants_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARTAN_API_KEYS", "acme:hush-1,bank:hush-2,corp:hush-1")
+
+    with pytest.raises(Halt, match="entry 3 has the key of an entry before") as refused:
+        settings.load().tenants()
+
+    assert "hush" not in str(refused.value)
+
+
+async def test_an_empty_webhook_address_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    async def call(self: Plaid, endpoint: object, request: Any, read: object) -> Any:
+        asked.append(request)
+        return SimpleNamespace(link_token="", expiration="", public_token="")
+
+    monkeypatch.setattr(Plaid, "_call", call)
+    monkeypatch.setenv("TARTAN_WEBHOOK_URL", "")
+    plaid = Plaid(settings.load().model_copy(update={"plaid_client_id": "me", "plaid_secret": SecretStr("hush")}))
+    await plaid.link_token("ada")
+    await plaid.sandbox_public_token("ins_1")
+    await plaid.close()
+
+    assert len(asked) == 2
+    assert "webhook" not in str([request.to_dict() for request in asked])
 
 
 def test_a_token_opens_for_its_own_item_only() -> None:
