@@ -33,4 +33,6 @@ RUN python -m compileall -q /app
 USER tartan
 WORKDIR /var/lib/tartan
 
+# Two processes of a stage must not share an id, so each container has its own unless it is told another.
+ENTRYPOINT ["/bin/sh", "-c", "export TARTAN_INSTANCE_ID=\"${TARTAN_INSTANCE_ID:-$(cat /proc/sys/kernel/hostname)}\"; exec \"$@\"", "tartan"]
 CMD ["tartan", "--help"]

