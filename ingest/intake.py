@@ -53,7 +53,7 @@ def read_body(body: bytes) -> Said:
     if not isinstance(value, dict):
         return Said(None, "other", None, carries_tokens=False)
     item_id, kind = value.get("item_id"), value.get("webhook_type")
-    has_item = isinstance(item_id, str) and 0 < len(item_id) <= ITEM_ID_CHARS_MAX
+    has_item = isinstance(item_id, str) and 0 < len(item_id) <= ITEM_ID_CHARS_MAX and _is_utf8(item_id)
     return Said(
         item_id=item_id if has_item else None,
         type=kind if isinstance(kind, str) and kind in KNOWN_TYPES else "other",
@@ -91,6 +91,15 @@ def entry(
     )
     ahead_s = max(0.0, token.issued_at - now_s)
     return Entry(said.item_id.encode() if said.item_id else None, record, said.type, ahead_s)
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be a key's bytes: a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _names(value: Any) -> Iterator[str]:

@@ -8,7 +8,7 @@ import binascii
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -97,27 +97,31 @@ def identified(webhook: Webhook, *, partition: int, offset: int) -> Found:
         header, claims = (_json_part(part) for part in webhook.jwt.split(".")[:2])
         signed_at = int(claims["iat"])
         said = f"{header['kid']}\0{signed_at}\0".encode()
-    except (ValueError, KeyError, TypeError, OverflowError, binascii.Error, msgspec.DecodeError):
-        signed_at, said = 0, webhook.jwt.encode()
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, binascii.Error, msgspec.DecodeError):
+        signed_at, said = 0, webhook.jwt.encode(errors="surrogatepass")
     key = hashlib.sha256(said + webhook.body_sha256).digest()
     prompt = webhook.received_at - signed_at * 1_000_000 < PROMPT_S * 1_000_000
     return Found(partition, offset, key, prompt, webhook)
 
 
 def react(webhook: Webhook, *, partition: int, offset: int) -> Seen:
-    """Decide what a webhook asks for; an unknown one asks for nothing."""
+    """Decide what a webhook asks for; an unknown one asks for nothing.
+
+    Nothing is raised, whatever the bytes: a signature says who sent a body, not that it can be read, and a record
+    that raised here would be read again after every restart, with all webhooks waiting behind it.
+    """
     if webhook.body is None:
         return Seen("nothing")  # of type LINK: ingest keeps no body that carries tokens
     try:
         body = msgspec.json.decode(webhook.body)
-    except msgspec.DecodeError:
+        received_at = moment(webhook.received_at)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
         return Seen("unreadable")
     if not isinstance(body, dict):
         return Seen("unreadable")
     kind, code, item_id = body.get("webhook_type"), body.get("webhook_code"), body.get("item_id")
-    if not isinstance(item_id, str) or not isinstance(code, str):
+    if not (isinstance(kind, str) and isinstance(code, str) and _is_keepable(item_id)):
         return Seen("unknown")
-    received_at = moment(webhook.received_at)
     mark = Mark(item_id, Cause("webhook", partition, offset, webhook.received_at), received_at, stale=webhook.stale)
     if kind == "TRANSACTIONS" and code == "SYNC_UPDATES_AVAILABLE":
         return Seen("marked", mark)
@@ -143,12 +147,23 @@ def _joined(before: Mark | None, after: Mark) -> Mark:
 
 def _fields(body: dict[str, Any]) -> dict[str, Any]:
     """The few fields of a body that a hint needs. Not every ITEM webhook has an `error` (PLAID.md 1.13, trap 17)."""
-    fields = {name: body[name] for name in _HINT_FIELDS if isinstance(body.get(name), str)}
+    fields = {name: body[name] for name in _HINT_FIELDS if _is_keepable(body.get(name))}
     error = body.get("error")
     if isinstance(error, dict):
         found = {name: error.get(name) for name in ("error_code", "error_code_reason")}
-        fields |= {name: value for name, value in found.items() if isinstance(value, str)}
+        fields |= {name: value for name, value in found.items() if _is_keepable(value)}
     return fields
+
+
+def _is_keepable(value: Any) -> TypeGuard[str]:
+    """Whether Postgres can hold it as text: not NUL (22021, in jsonb 22P05), and UTF-8 has no lone surrogate."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_part(text: str) -> Any:

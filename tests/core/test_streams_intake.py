@@ -2,12 +2,39 @@
 
 import base64
 import json
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from runtime.dues import Hint, Mark
+from runtime.reader import Position, Received
+from schemas import codec
 from schemas.records import Webhook
-from streams.intake import Seen, gather, identified, react
+from streams.intake import REACTIONS, Seen, gather, identified, react
+from streams.mark_due import MarkDue
+
+TEXTS = st.text(st.characters(codec=None, categories=None), max_size=20)
+"""Any text that JSON can name, NUL and lone surrogates included."""
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=10,
+)
+NAMED = st.fixed_dictionaries(
+    {},
+    optional={
+        "webhook_type": JSON | st.sampled_from(["TRANSACTIONS", "ITEM"]),
+        "webhook_code": JSON | st.sampled_from(["SYNC_UPDATES_AVAILABLE", "ERROR", "PENDING_DISCONNECT"]),
+        "item_id": JSON | TEXTS,
+        "reason": JSON,
+        "account_id": JSON,
+        "error": JSON | st.fixed_dictionaries({}, optional={"error_code": JSON, "error_code_reason": TEXTS}),
+    },
+)
 
 
 def webhook(
@@ -84,6 +111,11 @@ def test_a_hint_keeps_a_few_fields_and_no_others() -> None:
         (None, "nothing"),
         (b"not json", "unreadable"),
         (b"[]", "unreadable"),
+        (b"[" * 30_000, "unreadable"),
+        (b'{"item_id": "\xff"}', "unreadable"),
+        (body([], "X"), "unknown"),  # type: ignore[arg-type]
+        (body("TRANSACTIONS", "SYNC_UPDATES_AVAILABLE", item_id="a\0"), "unknown"),
+        (body("TRANSACTIONS", {}), "unknown"),  # type: ignore[arg-type]
     ],
 )
 def test_whatever_else_comes_does_nothing_and_is_counted(content: Any, reaction: str) -> None:
@@ -95,6 +127,94 @@ def test_a_stale_webhook_marks_and_its_word_about_a_state_is_not_taken() -> None
 
     assert asked.mark is not None
     assert (asked.mark.stale, asked.hint) == (True, None)
+
+
+def test_a_hint_keeps_nothing_that_postgres_refuses() -> None:
+    asked = seen("ITEM", "ERROR", reason="a\0", account_id="a", error={"error_code": "\0", "error_code_reason": "r"})
+
+    assert asked.hint is not None
+    assert asked.hint.fields == {"account_id": "a", "error_code_reason": "r"}
+
+
+def assert_can_be_kept(asked: Seen) -> None:
+    """The reaction is counted, and Postgres holds whatever text is left."""
+    assert asked.reaction in REACTIONS
+    texts = [asked.mark.item_id] if asked.mark else []
+    texts += [asked.hint.item_id, *asked.hint.fields.values()] if asked.hint else []
+    assert all("\0" not in text and text.encode() for text in texts if text)
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_no_body_raises(raw: bytes) -> None:
+    assert_can_be_kept(react(webhook(raw), partition=0, offset=0))
+
+
+@given(NAMED.map(lambda value: json.dumps(value).encode()))
+def test_no_member_of_a_body_raises(raw: bytes) -> None:
+    assert_can_be_kept(react(webhook(raw), partition=0, offset=0))
+
+
+@given(st.integers(), st.binary(), TEXTS)
+def test_no_record_raises(received_at: int, digest: bytes, jwt: str) -> None:
+    one = Webhook(received_at, b"{}", digest, jwt, "{}")
+
+    assert len(key(one)) == 32
+    assert_can_be_kept(react(one, partition=0, offset=0))
+
+
+@given(JSON, JSON)
+def test_no_signed_header_raises(header: Any, claims: Any) -> None:
+    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode() for part in (header, claims)]
+
+    assert len(key(Webhook(1, b"{}", b"", ".".join(parts) + ".s", "{}"))) == 32
+
+
+def test_a_header_nested_without_end_is_a_key_by_itself() -> None:
+    part = base64.urlsafe_b64encode(b"[" * 30_000).decode()
+
+    assert len(key(Webhook(1, b"{}", b"", f"{part}.{part}.s", "{}"))) == 32
+
+
+def test_a_time_that_no_calendar_has_is_unreadable() -> None:
+    assert react(Webhook(2**62, b"{}", b"", "", "{}"), partition=0, offset=0) == Seen("unreadable")
+
+
+class Marking:
+    """A transaction of memory."""
+
+    positions: Mapping[int, Position] = {}
+
+    def __init__(self) -> None:
+        self.marks: list[str] = []
+        self.position = 0
+
+    async def new_keys(self, keys: Sequence[bytes]) -> set[bytes]:
+        return set(keys)
+
+    async def mark(self, marks: Sequence[Mark], hints: Sequence[Hint]) -> int:
+        self.marks += [mark.item_id for mark in marks]
+        return len(marks)
+
+    async def advance(self, positions: Mapping[int, Position]) -> None:
+        self.position = positions[0].next
+
+
+GENUINE = codec.encode(webhook(body("TRANSACTIONS", "SYNC_UPDATES_AVAILABLE")))
+
+
+@given(st.binary() | st.integers(0, len(GENUINE)).flatmap(lambda at: st.binary().map(lambda tail: GENUINE[:at] + tail)))
+async def test_bytes_that_are_no_webhook_hold_up_none_behind_them(raw: bytes) -> None:
+    marking = Marking()
+
+    @asynccontextmanager
+    async def begin(_: Collection[int]) -> AsyncIterator[Marking]:
+        yield marking
+
+    agent = MarkDue(None, begin, on_commit=lambda: None)  # type: ignore[arg-type]
+    await agent.deal_with([Received(0, at, None, value, {}, 0) for at, value in enumerate([raw, GENUINE])])
+
+    assert "item" in marking.marks
+    assert marking.position == 2
 
 
 def key(one: Webhook) -> bytes:

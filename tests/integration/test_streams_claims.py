@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -11,10 +12,14 @@ import pytest
 from runtime import leases, sync_state
 from runtime.dues import Claimed, Hint, Lane, Mark, Released
 from runtime.kafka import partition_of
+from runtime.reader import Received
 from runtime.vault import Vault
+from schemas import codec
 from schemas.errors import Quarantine
-from schemas.records import Cause
+from schemas.records import Cause, Webhook
 from schemas.topics import user_key
+from streams.mark_due import MarkDue
+from streams.store import marking
 
 VAULT = Vault(bytes(32))
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -344,3 +349,28 @@ async def test_an_item_of_another_user_is_not_taken_over(pool: asyncpg.Pool) -> 
     assert again > first
     with pytest.raises(Quarantine, match="another user"):
         await register(pool, user=USER + 1)
+
+
+async def test_webhooks_that_nothing_can_be_made_of_hold_up_none_behind_them(pool: asyncpg.Pool) -> None:
+    registered = await register(pool)
+    known = '"item_id":"item","webhook_type":"ITEM","webhook_code":"ERROR"'
+    genuine = b'{"webhook_type":"TRANSACTIONS","webhook_code":"SYNC_UPDATES_AVAILABLE","item_id":"item"}'
+    bodies = [
+        b'{"webhook_type":[],"webhook_code":"X","item_id":"item"}',
+        b"[" * 30_000,
+        b'{"item_id":"\xff"}',
+        b'{"webhook_type":"TRANSACTIONS","webhook_code":"SYNC_UPDATES_AVAILABLE","item_id":"a\\u0000"}',
+        b'{"webhook_type":"ITEM","webhook_code":"ERROR","item_id":"a\\u0000"}',
+        f'{{{known},"reason":"a\\u0000","account_id":"a","error":{{"error_code":"\\u0000"}}}}'.encode(),
+        genuine,
+    ]
+    values = [b"no record", *(codec.encode(Webhook(0, body, bytes([n]), "jwt", "{}")) for n, body in enumerate(bodies))]
+    agent = MarkDue(None, partial(marking, pool), on_commit=lambda: None)  # type: ignore[arg-type]
+
+    for offset, value in enumerate(values):  # each by itself, so that no one's failure is another's
+        await agent.deal_with([Received(0, offset, None, value, {}, 0)])
+
+    found = await row(pool)
+    assert (found["generation"], found["last_webhook_at"]) == (registered + 2, datetime(1970, 1, 1, tzinfo=UTC))
+    assert await pool.fetchval("SELECT fields FROM tartan.hints") == '{"account_id": "a"}'
+    assert await pool.fetchval("SELECT position FROM tartan.positions WHERE reader = 'mark_due'") == len(values)
