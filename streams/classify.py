@@ -54,6 +54,7 @@ _CODES: dict[Action, frozenset[str]] = {
     Action.NOT_READY: frozenset({"PRODUCT_NOT_READY"}),
 }  # fmt: skip
 _ACTIONS = {code: action for action, codes in _CODES.items() for code in codes}
+_REMOVED_CODES = frozenset({"ITEM_NOT_FOUND", "ITEM_CONCURRENTLY_DELETED"})
 _LIMIT_CODES = frozenset({"RATE_LIMIT", "INSTITUTION_RATE_LIMIT"})
 
 HINTED_STATES = {"PENDING_DISCONNECT": PENDING_DISCONNECT, "PENDING_EXPIRATION": PENDING_EXPIRATION}
@@ -86,6 +87,20 @@ def action(error_type: str, error_code: str, *, with_cursor: bool = False) -> Ac
     if error_type == "INVALID_REQUEST":
         return Action.NEVER
     return Action.SOON
+
+
+def is_removed(error_code: str) -> bool:
+    """Whether a refusal of /item/remove says that there is no such Item any more, which is what was wanted.
+
+    INVALID_ACCESS_TOKEN does not (see `is_token_unknown`): wrong keys or another environment are answered so for
+    Items that live and cost.
+    """
+    return error_code in _REMOVED_CODES
+
+
+def is_token_unknown(error_code: str) -> bool:
+    """Whether Plaid knows the token for none: its Item is removed, or the keys are another environment's."""
+    return error_code == "INVALID_ACCESS_TOKEN"
 
 
 def refused_state(error_code: str, reason: str | None) -> ItemState:

@@ -10,8 +10,11 @@ PARKED, REFUSED, ERASED = "parked", "refused", "erased"
 
 
 def refused(claimed: Claimed, action: Action, error: dict[str, Any], *, jitter: float) -> Released:
-    """After an error of Plaid's that says nothing about the Item's state."""
+    """After an error of Plaid's that says nothing about the Item's state, or that stands in the way of its end."""
     attempts = claimed.attempts + 1
+    if claimed.unlink_requested and action in (Action.NEVER, Action.USER, Action.GONE):
+        # The end of an Item was promised, and until Plaid has removed it, it costs: it stays due.
+        action = Action.HOURS
     match action:
         case Action.NOT_READY:
             return not_ready(claimed, jitter=jitter)
@@ -33,8 +36,8 @@ def late(claimed: Claimed, error: dict[str, Any], *, jitter: float, wait_s: floa
 
 
 def is_hopeless(claimed: Claimed) -> bool:
-    """Whether an Item that cannot be processed was tried often enough to be set aside."""
-    return claimed.attempts + 1 >= waits.ATTEMPTS_MAX
+    """Whether an Item that cannot be processed was tried often enough to be set aside; one to be unlinked never is."""
+    return not claimed.unlink_requested and claimed.attempts + 1 >= waits.ATTEMPTS_MAX
 
 
 def parked(claimed: Claimed, error: dict[str, Any]) -> Released:

@@ -19,7 +19,7 @@ from schemas.errors import Halt, Quarantine, Retry
 from streams import classify, failures, metrics
 from streams.classify import Action
 from streams.insisting import insist
-from streams.passes import Pass, Unrecordable, World, tallied
+from streams.passes import Pass, TooManyGone, Unrecordable, World, tallied
 
 RENEWALS_A_LEASE = 3
 """A lease is renewed when a third of it is over: two renewals may fail before it is lost."""
@@ -108,7 +108,7 @@ class FetchDeltas:
         try:
             keys = await store.keys(claimed.user)
         except Quarantine as error:
-            return failures.parked(claimed, _error("no_key", str(error)))
+            return await self._keyless(claimed, _error("no_key", str(error)))
         except Retry as error:
             return failures.late(claimed, _error("postgres", str(error)), jitter=self._world.random())
         if keys is None:
@@ -117,6 +117,21 @@ class FetchDeltas:
         if token is None:
             return failures.refused(claimed, Action.NEVER, _error("no_token", "the Item has no token"), jitter=0.0)
         return Pass(self._world, claimed, keys, token)
+
+    async def _keyless(self, claimed: Claimed, said: dict[str, Any]) -> Released:
+        """Without a key no record can be written: the Item is set aside, but one to be unlinked ends at Plaid first."""
+        token = self._world.store.token(claimed) if claimed.unlink_requested else None
+        if token is None:
+            return failures.parked(claimed, said)
+        try:
+            await self._world.bank.remove(token)
+        except PlaidRefused as refusal:
+            if not classify.is_removed(refusal.error_code):
+                action = classify.action(refusal.error_type, refusal.error_code)
+                return failures.refused(claimed, action, _refusal(refusal), jitter=self._world.random())
+        except (Retry, Quarantine) as error:
+            return failures.late(claimed, _error("late", str(error)), jitter=self._world.random())
+        return failures.parked(claimed, said)
 
     async def _result(self, claimed: Claimed, made: Pass) -> Released | None:
         """What became of a pass; None where the Item is gone from the schedule. Raises: InDoubt, Halt."""
@@ -129,6 +144,11 @@ class FetchDeltas:
             raise
         except Unrecordable as error:
             return failures.parked(claimed, _error("unrecordable", str(error)))
+        except TooManyGone as error:
+            metrics.SUSPECTED.inc()
+            _log.error("not taken as gone", item_id=claimed.item_id, reason=str(error))
+            said = _error("too_many_gone", str(error))
+            return failures.refused(claimed, Action.HOURS, said, jitter=self._world.random())
         except Retry as error:
             return failures.late(
                 claimed, _error("late", str(error)), jitter=self._world.random(), wait_s=error.wait_s
@@ -145,15 +165,18 @@ class FetchDeltas:
         action = made.action_after(refusal)
         metrics.REFUSALS.labels(action.name.lower()).inc()
         _log.warning("refused", item_id=claimed.item_id, code=refusal.error_code, action=action.value)
-        if action in (Action.USER, Action.GONE):
+        if action in (Action.USER, Action.GONE) and not claimed.unlink_requested:
             return await made.stop(classify.refused_state(refusal.error_code, refusal.reason))
-        said = _error(refusal.error_code, refusal.error_type) | {"request_id": refusal.request_id}
-        return failures.refused(claimed, action, said, jitter=self._world.random())
+        return failures.refused(claimed, action, _refusal(refusal), jitter=self._world.random())
 
 
 def _error(code: str, detail: str) -> dict[str, Any]:
     """What `last_error` and `sync_attempts` keep: codes and our own words, never Plaid's message or a token."""
     return {"code": code, "detail": detail[:REASON_CHARACTERS_MAX]}
+
+
+def _refusal(refusal: PlaidRefused) -> dict[str, Any]:
+    return _error(refusal.error_code, refusal.error_type) | {"request_id": refusal.request_id}
 
 
 def _reason(result: Released) -> str:

@@ -10,6 +10,9 @@ PASSES = Counter("tartan_sync_passes", "Passes over an Item, by what became of t
 PASS_SECONDS = Histogram("tartan_sync_pass_seconds", "Duration of a pass", buckets=LATENCY_BUCKETS_S)
 CHANGES = Counter("tartan_sync_changes", "Events appended to changesets", ["type"])
 REFUSALS = Counter("tartan_plaid_refusals", "Errors of Plaid's, by what they ask for", ["action"])
+SUSPECTED = Counter(
+    "tartan_items_gone_suspected", "Items that Plaid called gone while too many others were, so not taken as gone"
+)
 RESTARTS = Counter("tartan_sync_restarts", "Sync loops begun again from their first cursor")
 WEBHOOK_TO_CHANGESET = Histogram(
     "tartan_webhook_to_changeset_seconds",

@@ -16,7 +16,7 @@ from runtime.dues import Claimed, Released
 from runtime.plaid import PlaidRefused
 from schemas import gate
 from schemas.changesets import UserKeys
-from schemas.errors import Halt, Quarantine, Retry
+from schemas.errors import Quarantine, Retry
 from schemas.events import (
     ACTIVE,
     GONE,
@@ -30,6 +30,7 @@ from schemas.records import Account
 from streams import changeset, classify, failures, metrics
 from streams.changeset import Draft, Events, Sealed, Subject
 from streams.classify import Action, ItemState
+from streams.insisting import insist
 from streams.pages import Update, fold
 from streams.ports import Bank, Clock, Log, Nonce, Random, Sleep, Store
 from streams.sync_loop import read_update
@@ -48,6 +49,10 @@ _log = logs.logger(__name__)
 
 class Unrecordable(Quarantine):
     """No record can be made of this update, however often it is read."""
+
+
+class TooManyGone(Retry):
+    """Plaid calls an Item gone, and too many others with it: in hours it can be told which of them are."""
 
 
 class World(NamedTuple):
@@ -90,7 +95,7 @@ class Pass:
     async def run(self) -> Released | None:
         """Do what the Item needs; None where nothing of it is left to schedule.
 
-        Raises: PlaidRefused, Retry, Quarantine; InDoubt after an append without an answer; Halt.
+        Raises: PlaidRefused, Retry, TooManyGone, Quarantine; InDoubt after an append without an answer; Halt.
         """
         if self._claimed.unlink_requested:
             return await self._unlink()
@@ -184,13 +189,28 @@ class Pass:
         try:
             await self._world.bank.remove(self._token)
         except PlaidRefused as refusal:
-            if self.action_after(refusal) is not Action.GONE:
+            if not await self._is_removed(refusal):
                 raise
         if self._tip.head is None:  # nothing of it is in the log
-            await self._world.store.finish_unlink(self._claimed)
+            await insist(lambda: self._world.store.finish_unlink(self._claimed), what="finish_unlink")
             return None
         await self._append(Draft(gate.UNLINK, changeset.unlinked(self._subject), state=ItemState(UNLINKED)))
         return Released(outcome="unlinked", done=False, due_in_s=0.0)
+
+    async def _is_removed(self, refusal: PlaidRefused) -> bool:
+        """Whether a refused removal finds the Item removed already, by a pass that died before its append.
+
+        Plaid may then know only that the token is none. That is believed of an Item that the log holds and that was
+        not gone, so its token was good, and while Plaid does not answer so for many: a token that was thrown away
+        while its Item lives could never end what that Item costs.
+        Raises: TooManyGone.
+        """
+        if classify.is_removed(refusal.error_code):
+            return True
+        if not classify.is_token_unknown(refusal.error_code) or self._tip.head is None or self._tip.state == GONE:
+            return False
+        await self._check_share_gone()
+        return True
 
     async def _accounts(self) -> dict[str, Account]:
         answer = await self._world.bank.accounts(self._token)
@@ -229,11 +249,21 @@ class Pass:
         return state
 
     async def _check_gone(self, state: ItemState | None) -> None:
-        if state is None or state.state != GONE:
-            return
+        if state is not None and state.state == GONE and self._tip.state != GONE:
+            await self._check_share_gone()
+
+    async def _check_share_gone(self) -> None:
+        """While too many Items are called gone, none is: wrong keys must not end Items that live.
+
+        The process goes on: ten Items that really are gone would otherwise stop the syncs of all others for the
+        hour, restart after restart.
+        Raises: TooManyGone.
+        """
         gone, items = await self._world.store.gone_lately()
         if gone + 1 >= max(GONE_MIN, items * GONE_SHARE):
-            raise Halt(f"Plaid calls {gone + 1} of {items} Items gone within an hour: are its keys the right ones?")
+            raise TooManyGone(
+                f"Plaid calls {gone + 1} of {items} Items gone within an hour: are its keys the right ones?"
+            )
 
     async def _append_if_news(self, draft: Draft) -> bool:
         if not changeset.is_news(self._tip, draft, now=self._world.clock()):

@@ -5,7 +5,7 @@ import pytest
 from runtime.dues import KnownHint
 from runtime.plaid_answers import ItemAnswer
 from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REVOKED
-from streams.classify import Action, ItemState, action, item_state, refused_state
+from streams.classify import Action, ItemState, action, is_removed, item_state, refused_state
 
 
 def answer(code: str | None = None, **fields: str) -> ItemAnswer:
@@ -51,6 +51,13 @@ def test_each_code_asks_for_its_action(error_type: str, error_code: str, wanted:
 def test_a_field_that_plaid_refuses_is_the_cursor_only_where_one_was_sent() -> None:
     assert action("INVALID_REQUEST", "INVALID_FIELD", with_cursor=True) is Action.CURSOR
     assert action("INVALID_REQUEST", "INVALID_FIELD") is Action.NEVER
+
+
+def test_only_codes_that_name_the_item_say_that_it_is_removed() -> None:
+    assert is_removed("ITEM_NOT_FOUND")
+    assert is_removed("ITEM_CONCURRENTLY_DELETED")
+    assert not is_removed("INVALID_ACCESS_TOKEN")
+    assert not is_removed("USER_PERMISSION_REVOKED")
 
 
 @pytest.mark.parametrize(

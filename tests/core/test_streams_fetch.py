@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from runtime.dues import Claimed, KnownHead, Released
 from runtime.kafka import InDoubt
@@ -15,7 +16,7 @@ from runtime.plaid import PlaidRefused
 from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
 from schemas import changesets
 from schemas.changesets import UserKeys, user_keys
-from schemas.errors import Halt, Quarantine, Retry
+from schemas.errors import Quarantine, Retry
 from schemas.records import Account, Cause, Head, Transaction
 from streams.fetch_deltas import FetchDeltas
 from streams.passes import World
@@ -34,6 +35,9 @@ PAGE = SyncPage([TRANSACTION], [], [], [], "c1", False, "HISTORICAL_UPDATE_COMPL
 
 def refusal(code: str, kind: str = "ITEM_ERROR") -> PlaidRefused:
     return PlaidRefused(error_type=kind, error_code=code, status=400, request_id="r")
+
+
+GONE = refusal("INVALID_ACCESS_TOKEN", "INVALID_INPUT")
 
 
 @dataclass
@@ -219,16 +223,32 @@ async def test_accounts_that_cannot_be_read_do_not_cost_the_transactions() -> No
     assert (result.outcome, result.accounts_read) == ("appended", False)
 
 
-async def test_an_item_that_is_gone_stops_and_many_at_once_stop_the_process() -> None:
-    gone = refusal("INVALID_ACCESS_TOKEN", "INVALID_INPUT")
-    one = Memory(answers=[gone])
+async def test_an_item_that_is_gone_stops() -> None:
+    memory = Memory(answers=[GONE])
 
-    result = await fetched(one)
+    result = await fetched(memory)
 
     assert result is not None
-    assert (one.heads[0].item_state, result.stopped) == ("gone", "gone")
-    with pytest.raises(Halt, match="keys"):
-        await fetched(Memory(answers=[gone], gone=(30, 100)))
+    assert (memory.heads[0].item_state, result.stopped) == ("gone", "gone")
+
+
+async def test_while_many_items_are_gone_none_is_taken_as_gone_and_the_process_goes_on() -> None:
+    told_before = REGISTRY.get_sample_value("tartan_items_gone_suspected_total") or 0.0
+    asked = msgspec.structs.replace(HEAD, state="login_required")
+
+    for memory, changed in (
+        (Memory(answers=[GONE], gone=(30, 100)), {}),
+        (Memory(raises={"accounts": GONE}, gone=(9, 9)), {"head": None}),
+        (Memory(raises={"item": GONE}, gone=(30, 100)), {"head": asked}),
+    ):
+        result = await fetched(memory, **changed)
+
+        assert result is not None
+        assert (result.outcome, result.done, result.stopped, result.due_in_s) == ("failed", False, None, 3_600.0)
+        assert result.error is not None
+        assert result.error["code"] == "too_many_gone"
+        assert memory.heads == []
+    assert REGISTRY.get_sample_value("tartan_items_gone_suspected_total") == told_before + 3
 
 
 async def test_an_unlink_of_an_item_that_was_never_in_the_log_needs_no_record() -> None:
@@ -246,6 +266,67 @@ async def test_an_unlink_that_plaid_refuses_for_now_is_tried_again() -> None:
 
     assert result is not None
     assert (result.outcome, result.done, memory.heads) == ("failed", False, [])
+
+
+@pytest.mark.parametrize("code", ["ITEM_NOT_FOUND", "ITEM_CONCURRENTLY_DELETED", "INVALID_ACCESS_TOKEN"])
+async def test_an_unlink_of_an_item_that_plaid_removed_before_is_done(code: str) -> None:
+    memory = Memory(raises={"remove": refusal(code)})
+
+    result = await fetched(memory, unlink_requested=True)
+
+    assert result is not None
+    assert [head.type for head in memory.heads] == ["unlink"]
+    assert result.outcome == "unlinked"
+
+
+@pytest.mark.parametrize(
+    ("code", "changed", "gone"),
+    [
+        ("INVALID_ACCESS_TOKEN", {}, (30, 100)),
+        ("INVALID_ACCESS_TOKEN", {"head": msgspec.structs.replace(HEAD, state="gone")}, (0, 10)),
+        ("INVALID_ACCESS_TOKEN", {"head": None}, (0, 10)),
+        ("USER_PERMISSION_REVOKED", {}, (0, 10)),
+        ("ITEM_LOGIN_REQUIRED", {}, (0, 10)),
+        ("ITEM_NOT_SUPPORTED", {}, (0, 10)),
+    ],
+)
+async def test_an_unlink_keeps_the_token_and_stays_due_while_plaid_may_have_removed_nothing(
+    code: str, changed: dict[str, Any], gone: tuple[int, int]
+) -> None:
+    memory = Memory(raises={"remove": refusal(code)}, gone=gone)
+
+    result = await fetched(memory, unlink_requested=True, **changed)
+
+    assert result is not None
+    assert (result.outcome, result.done, result.stopped, result.due_in_s) == ("failed", False, None, 3_600.0)
+    assert (memory.heads, memory.told) == ([], ["remove"])
+
+
+async def test_an_unlink_is_never_set_aside() -> None:
+    unreadable = Memory(raises={"remove": Quarantine("Plaid's answer is no _Done")})
+
+    failed = await fetched(unreadable, unlink_requested=True, attempts=9)
+    tokenless = await fetched(Memory(access_token=None), unlink_requested=True)
+
+    for result in (failed, tokenless):
+        assert result is not None
+        assert (result.done, result.stopped) == (False, None)
+        assert (result.due_in_s or 0.0) >= 3_600.0
+
+
+async def test_an_unlink_without_a_key_ends_at_plaid_before_it_is_set_aside() -> None:
+    no_key = Quarantine("user 1 has no key")
+    removed = Memory(raises={"keys": no_key})
+    found_removed = Memory(raises={"keys": no_key, "remove": refusal("ITEM_NOT_FOUND")})
+    refused = Memory(raises={"keys": no_key, "remove": refusal("INVALID_ACCESS_TOKEN")})
+    unanswered = Memory(raises={"keys": no_key, "remove": Retry("no answer from Plaid")})
+    memories = (removed, found_removed, refused, unanswered)
+
+    results = [await fetched(memory, unlink_requested=True) for memory in memories]
+
+    assert [memory.told[0] for memory in memories] == ["remove"] * 4
+    assert [result and result.stopped for result in results] == ["parked", "parked", None, None]
+    assert [result and result.due_in_s for result in results] == [None, None, 3_600.0, 1.0]
 
 
 async def test_an_item_of_an_erased_user_or_without_key_or_token_is_not_asked_about() -> None:
