@@ -125,7 +125,7 @@ class Settings(BaseSettings):
             if not (tenant and colon and key):
                 raise Halt("TARTAN_API_KEYS: each entry is tenant:key, entries are separated by commas")
             if key in keys:
-                raise Halt(f"TARTAN_API_KEYS: entry {place} has the key of an entry before it; each key is one tenant's")
+                raise Halt(f"TARTAN_API_KEYS: entry {place} has the key of an entry before it: a key is one tenant's")
             keys[key] = tenant
         return keys
 
