@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from projections import reading
 from projections.reading import Said
+from projections.refusals import reason
 from projections.state import ItemRow, Place
 from runtime.reader import Received
 from schemas import changesets, gate
@@ -177,7 +178,7 @@ class Gatekeeper:
         except Exception as error:
             if head.item_id is None:
                 raise
-            self._park(opened, head.item_id, f"{type(error).__name__}: {error}"[:500], outcome)
+            self._park(opened, head.item_id, reason(error)[:500], outcome)
             return False
         self._known_ids.add(head.id)
         if item is not None and head.kind == gate.CHAINED:
@@ -187,9 +188,9 @@ class Gatekeeper:
         return True
 
     def _check_poison(self, received: Received) -> None:
-        reason = self._poisoned.get((received.partition, received.offset))
-        if reason is not None:
-            raise Quarantine(reason)
+        why = self._poisoned.get((received.partition, received.offset))
+        if why is not None:
+            raise Quarantine(why)
 
     def _said(self, opened: Opened, item: ItemRow | None) -> Said:
         head = opened.head
@@ -228,10 +229,10 @@ class Gatekeeper:
     def _is_parked(self, item_id: str, offset: int) -> bool:
         return any(parked.holds(offset) for parked in self._parked.get(item_id, ()))
 
-    def _park(self, opened: Opened, item_id: str, reason: str, outcome: Admission) -> None:
+    def _park(self, opened: Opened, item_id: str, why: str, outcome: Admission) -> None:
         offset = opened.received.offset
         self._parked.setdefault(item_id, []).append(Parked(offset, None))
-        outcome.parkings.append(Parking(item_id, opened.received.partition, offset, reason))
+        outcome.parkings.append(Parking(item_id, opened.received.partition, offset, why))
         outcome.withheld.append(opened)
 
 

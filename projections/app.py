@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import asyncpg
 
 from projections import known, store
+from projections.expiry import Expiry
 from projections.instance import InstanceLock
 from projections.outbox import Outbox
 from projections.ownership import Ownership
@@ -26,8 +27,8 @@ from runtime.vault import Vault
 from runtime.witness import Witness
 from schemas.topics import CHANGESETS, full_name
 
-POOL_SIZE = 3
-"""For the witness, the publisher's resume and floors; the projector has a connection of its own."""
+POOL_SIZE = 4
+"""For the witness, the publisher's resume and floors, the expiry; the projector has a connection of its own."""
 
 
 @asynccontextmanager
@@ -66,7 +67,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(_end, projecting)
         engine = await stack.enter_async_context(stream.running(app))
         tasks = [publishing, projecting, engine]
-        for work in (witness.watch(lambda: stream.assigned(app, topic)), lock.keep()):
+        for work in (witness.watch(lambda: stream.assigned(app, topic)), lock.keep(), Expiry(pool).keep()):
             tasks.append(asyncio.create_task(work))
             stack.push_async_callback(_end, tasks[-1])
         ended = asyncio.create_task(_first(tasks))

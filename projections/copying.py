@@ -70,7 +70,7 @@ def date(value: str) -> bytes:
     try:
         day = datetime.date.fromisoformat(value)
     except ValueError:
-        raise Quarantine(f"{value:.40} is no date") from None
+        raise Quarantine("a date is none of ISO 8601") from None
     return integer(4, day.toordinal() - _EPOCH_DAY)
 
 

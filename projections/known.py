@@ -160,9 +160,12 @@ _BEGIN = f"BEGIN; SELECT FROM {SCHEMA}.positions WHERE partition IN ({{numbers}}
 
 _POSITIONS = f"SELECT partition, position, last_checksum FROM {SCHEMA}.positions WHERE partition = ANY($1::int[])"
 
-# Always at least one row, and the positions in the first one.
+# Always at least one row, and the positions in the first one. Columns by name: with i.* a migration that adds one
+# makes the prepared statement fail.
 _CONTROL = f"""
-SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.*, i.item_id IS NOT NULL AS has_row,
+SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS NOT NULL AS has_row,
+       i.user_number, i.partition, i.head, i.head_offset, i.unlinked, i.words, i.words_schema, i.history_status,
+       i.transaction_rows, i.linked_at, i.unlinked_at, i.last_sync_at, i.known_at,
        p.ids AS part_ids, p.offsets AS part_offsets, p.values AS part_values, k.first, k.redrive, a.accounts
   FROM (SELECT 1) AS always
   LEFT JOIN unnest($2::text[]) WITH ORDINALITY AS w(wanted, place) ON true

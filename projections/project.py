@@ -12,6 +12,7 @@ from projections.fold import fold
 from projections.ownership import Ownership
 from projections.publish import Committed, Publisher
 from projections.records import Outbound
+from projections.refusals import AWAY, NOT_ENCODABLE, OF_DATA, TOO_LONG, reason
 from projections.session import Session
 from projections.state import WorkingSet
 from projections.store import Advanced
@@ -28,31 +29,26 @@ EVENTS_MAX = 20_000
 record may hold more, and is then a batch of its own."""
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
 
-AWAY = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.InvalidTransactionStateError,
-    OSError,
-    TimeoutError,
-)
-"""What the world's state causes and no record does: the same work can succeed after a wait."""
-
 Poisoned = Mapping[tuple[int, int], str]
 """Partition and offset of records that fail by themselves, with the reason."""
 
 _log = logs.logger(__name__)
 
 
-class _FoldFailed(Exception):
+class _FoldFailed(TartanError):
     """The fold of one record raised."""
 
     def __init__(self, record: Opened, cause: Exception) -> None:
         super().__init__(reason(cause))
         self.record = record
+
+
+class _Lost(Retry):
+    """The connection ended within a batch, perhaps by the timeout of its transaction."""
+
+
+class _NotEncodable(TartanError):
+    """A row of the batch could not be encoded for Postgres."""
 
 
 class _Batch(NamedTuple):
@@ -86,20 +82,25 @@ class Projector:
                 reader.acknowledge([record.received for record in batch])
 
     async def project(self, records: Sequence[Opened], poisoned: Poisoned | None = None) -> None:
-        """Project records in one transaction or, where Postgres refuses one of them, in several.
+        """Project records in one transaction or, where Postgres refuses one of them or it takes too long, in several.
 
         Idempotence: records below their partition's position are passed over.
-        Raises: Retry or one of AWAY, where not all was committed; Halt.
+        Raises: Retry or one of AWAY, where not all was committed; Halt; whatever no record's data causes.
         """
         poisoned = poisoned or {}
         while True:
             try:
                 return await self._transact(records, poisoned)
-            except (Retry, Halt, *AWAY):
-                raise
+            except (_Lost, *TOO_LONG) as error:
+                if len(records) == 1:
+                    raise
+                metrics.RETRIES.labels(READER, "halve").inc()
+                _log.warning("batch is halved", reason=reason(error), records=len(records))
+                self._session.drop()
+                break
             except _FoldFailed as failed:
                 poisoned = _with(poisoned, failed.record, failed)
-            except Exception as error:  # noqa: BLE001 - what one record causes must not stop the others
+            except (_NotEncodable, *OF_DATA) as error:
                 if len(records) > 1:
                     break
                 poisoned = _with(poisoned, records[0], error)
@@ -131,11 +132,11 @@ class Projector:
             with metrics.BATCH_SECONDS.labels(READER).time():
                 async with known.locked(connection, {record.received.partition for record in records}):
                     batch, working, outcome = await self._fold(connection, records, poisoned)
-                    await store.write(connection, working, outcome, batch.advanced, floors)
+                    await _write(connection, working, outcome, batch.advanced, floors)
                     crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
         except asyncpg.InterfaceError as error:
             if connection.is_closed():
-                raise Retry("the connection to Postgres was lost") from error
+                raise _Lost("the connection to Postgres was lost") from error
             raise
         crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
         self._publisher.stored(floors)
@@ -166,14 +167,6 @@ class Projector:
         return batch, working, outcome
 
 
-def reason(error: BaseException) -> str:
-    """Why something was refused, without its content: a library's message may quote the data."""
-    if isinstance(error, TartanError | _FoldFailed):
-        return str(error)
-    state = getattr(error, "sqlstate", None)
-    return f"{type(error).__name__}{f', SQLSTATE {state}' if state else ''}"
-
-
 def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:
     """What is poisoned, with one record more.
 
@@ -183,6 +176,17 @@ def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:
     if where in poisoned or found.head.item_id is None:
         raise error
     return {**poisoned, where: reason(error)}
+
+
+async def _write(
+    connection: asyncpg.Connection, working: WorkingSet, outcome: Admission, advanced: Sequence[Advanced],
+    floors: Mapping[int, int],
+) -> None:  # fmt: skip
+    """store.write, in which alone these errors say that the data of a record is at fault."""
+    try:
+        await store.write(connection, working, outcome, advanced, floors)
+    except NOT_ENCODABLE as error:
+        raise _NotEncodable(reason(error)) from error
 
 
 def _fold_one(working: WorkingSet, record: Admitted) -> None:

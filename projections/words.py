@@ -174,7 +174,7 @@ class _RememberedAmounts(dict[tuple[bytes, bytes], Amount]):
         try:
             scaled = money.scaled(text)
         except ValueError:
-            raise Quarantine(f"amount {text:.40} is no decimal number") from None
+            raise Quarantine("an amount is no decimal number") from None
         ledger = abs(money.ledger_amount(scaled, currency))
         columns = copying.int8(scaled.value) + copying.int2(scaled.scale)
         # Zero counts as money that left: it is recorded too, and needs one side or the other.

@@ -1,5 +1,7 @@
 """Exact money: decimal text in the log, value and scale in rows, one fixed ledger scale a currency.
 
+Messages never name an amount: they are logged and kept with what is set aside.
+
 Sign convention, stated here and nowhere else: Plaid's. A positive amount leaves the account, a negative one
 comes in, for every type of account (Source: Plaid API, Transaction, `amount`).
 """
@@ -43,7 +45,7 @@ def decimal_text(amount: Decimal) -> str:
     Raises: Quarantine, where the amount is no finite number or longer than DIGITS_MAX.
     """
     if not amount.is_finite() or abs(amount.adjusted()) > DIGITS_MAX:
-        raise Quarantine(f"amount {amount!s:.40} is not a decimal number of at most {DIGITS_MAX} digits")
+        raise Quarantine(f"an amount is not a decimal number of at most {DIGITS_MAX} digits")
     text = format(amount, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")
@@ -58,9 +60,9 @@ def scaled(text: str) -> Scaled:
     whole, _, fraction = text.partition(".")
     value, scale = int(whole + fraction), len(fraction)
     if not -BIGINT_MAX <= value <= BIGINT_MAX:
-        raise Quarantine(f"amount {text:.40} does not fit a 64-bit value")
+        raise Quarantine("an amount does not fit a 64-bit value")
     if scale > UNOFFICIAL_LEDGER_SCALE:
-        raise Quarantine(f"amount {text:.40} has more than {UNOFFICIAL_LEDGER_SCALE} decimals")
+        raise Quarantine(f"an amount has more than {UNOFFICIAL_LEDGER_SCALE} decimals")
     return Scaled(value, scale)
 
 
@@ -76,9 +78,7 @@ def ledger_amount(amount: Scaled, currency: str) -> int:
     """
     missing = ledger_scale(currency) - amount.scale
     if missing < 0:
-        raise Quarantine(
-            f"an amount in {currency} has {amount.scale} decimals, its ledger keeps {ledger_scale(currency)}"
-        )
+        raise Quarantine(f"an amount has more decimals than the {ledger_scale(currency)} that its ledger keeps")
     return amount.value * _POWERS_OF_TEN[missing]
 
 

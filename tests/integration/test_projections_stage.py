@@ -236,3 +236,21 @@ async def test_what_was_committed_and_not_published_is_published_at_the_next_sta
 
     after = await world.read(TRANSACTIONS)
     assert after == before + before  # the reader's rule drops the second
+
+
+async def test_a_start_forgets_events_that_no_topic_has_any_more(world: World) -> None:
+    log = Log()
+    log.link("A", 1)
+    log.sync("A", *added(transaction("T")))
+    await world.append(log)
+    async with projecting(world):
+        await world.until_projected(2)
+    await world.tables.execute(
+        "UPDATE projection_1.changesets SET known_at = now() - interval '31 days' * (1 - source_offset)"
+    )
+
+    async def forgotten() -> bool:
+        return bool(await world.tables.fetchval("SELECT count(*) = 1 FROM reads.changesets WHERE events IS NULL"))
+
+    async with projecting(world):
+        await world.until(forgotten)
