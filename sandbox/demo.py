@@ -39,7 +39,7 @@ class DemoOptions:
 
 async def run_demo(options: DemoOptions) -> int:
     """Run it. Gives the exit code: 0 only if tables = the bank's truth and the ledger balances."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     with console.status("Starting …") as status:
         world = World(
             WorldOptions(simulator=("--seed", str(options.seed))),

@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 from sandbox.clients import Application
-from sandbox.world import World, WorldOptions
+from sandbox.world import SIMULATOR, World, WorldOptions
 
 
 async def run_up(folder: Path, seed: int) -> int:
     """Run every part with its data in `folder`, and print how to use it, until cancelled."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     with console.status("Starting …") as status:
         world = World(
             WorldOptions(folder=folder.resolve(), simulator=("--seed", str(seed))),
@@ -40,7 +40,7 @@ async def _tell(world: World, folder: Path, console: Console) -> None:
     console.print(f"simulated Plaid  {world.simulator_url}")
     console.print(f"Kafka            {world.cluster.kafka_address}")
     console.print(f"Postgres         {world.postgres_dsn}")
-    for stage in world.stages.values():
+    for stage in (stage for stage in world.stages.values() if stage.name != SIMULATOR):
         console.print(f"metrics of {stage.name:16} {stage.metrics_url}")
     async with Application(world.gateway_url, world.secrets.api_key) as application:
         await application.link_token("first-user")  # the way to Plaid is open, or this says why not
