@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from projections import admission, digests, expiry, known, net_events, project, rows, store
 from projections.admission import Opened, Owners
 from projections.expiry import Expiry
-from projections.migrate import migrate
 from projections.project import Projector
 from projections.publish import Committed
 from projections.session import Session
@@ -24,11 +23,9 @@ from runtime.settings import Settings
 from sandbox.postgres import Postgres
 from schemas.errors import Halt
 from schemas.records import Transaction
-from tests.conftest import finish
+from tests.conftest import TEMPLATE, finish
 from tests.projections_bank import BankHistory, Step, histories
 from tests.projections_log import Log, account, added, balance, keys_of, modified, removed, transaction
-
-TEMPLATE = "template_of_projections"
 
 
 class Publisher:
@@ -90,10 +87,10 @@ def cut(opened: Sequence[Opened], cuts: Sequence[int]) -> Iterator[Sequence[Open
             begin = end
 
 
-@pytest.fixture(scope="module")
-def template(postgres: Postgres) -> str:
-    dsn = finish(postgres.create_database(TEMPLATE))
-    migrate(dsn)
+@pytest.fixture(scope="session")
+def template(template_dsn: str) -> str:
+    """The database that has every table; a session has one, however many modules use this fixture."""
+    assert template_dsn
     return TEMPLATE
 
 
