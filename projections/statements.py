@@ -1,7 +1,7 @@
 """The statements that write a batch, made from the tables' definitions.
 
 A small batch is one statement: a data-modifying CTE a table. One round trip instead of nine
-halves Postgres's work on a live update (SPEED.md).
+halves Postgres's work on a live update.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ from runtime.settings import Settings
 from schemas.errors import Halt, TartanError
 
 GC_THRESHOLD = 50_000
-"""Objects between collections after start: with what was loaded frozen, this is worth 5 % (SPEED.md)."""
+"""Objects between collections after start: with what was loaded frozen, this is worth 5 %."""
 STOP_S_MAX = 60.0
 """A stop waits for the transaction under way; longer than this and the process ends all the same, with code 1 and
 the stacks of its threads in the log. A thread of C keeps the time, so a blocked event loop does not stop it."""
