@@ -15,12 +15,10 @@ import psutil
 from rich.console import Console
 
 from projections.tables import SCHEMA
-from runtime.kafka import LogEnds
-from runtime.postgres import open_pool
 from sandbox.clients import Application, Bank
 from sandbox.cluster import ClusterOptions
 from sandbox.kafka import KafkaOptions
-from sandbox.observe import Observer
+from sandbox.observe import Observer, observing
 from sandbox.peer import Peer, Round, backfill_load, compared
 from sandbox.postgres import PostgresOptions
 from sandbox.watch import Watch
@@ -93,19 +91,14 @@ def _world(options: BenchOptions, console: Console) -> World:
 async def _measure(world: World, options: BenchOptions, console: Console, *, with_webhooks: bool) -> dict[str, Any]:
     settings = world.settings()
     async with contextlib.AsyncExitStack() as stack:
-        pool = await open_pool(settings, stage="bench")
-        stack.push_async_callback(pool.close)
-        ends = LogEnds(settings)
-        await ends.start()
-        stack.push_async_callback(ends.stop)
+        observer = await stack.enter_async_context(observing(settings))
         bank = await stack.enter_async_context(Bank(world.simulator_url))
         application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))
-        observer = Observer(settings, pool, ends)
         console.print(f"the bank makes {options.transactions:,} transactions in {options.items} Items")
         items = await bank.make_items(
             "bench", count=options.items, transactions=options.transactions // options.items
         )  # fmt: skip
-        await pool.execute("CHECKPOINT")
+        await observer.pool.execute("CHECKPOINT")
         console.print("backfill")
         backfill = await _backfill(world, observer, bank, application, items)
         if not with_webhooks:

@@ -11,11 +11,10 @@ from rich.live import Live
 
 from projections import digests
 from runtime import sync_state
-from runtime.kafka import LogEnds
-from runtime.postgres import borrowed, open_pool
+from runtime.postgres import borrowed
 from sandbox.clients import Application, Bank
 from sandbox.live_view import View
-from sandbox.observe import Observer
+from sandbox.observe import Observer, observing
 from sandbox.watch import Watch
 from sandbox.world import World, WorldOptions
 
@@ -60,14 +59,9 @@ async def _show(world: World, options: DemoOptions, console: Console) -> int:
     settings = world.settings()
     users = [f"user-{number + 1}" for number in range(USERS)]
     async with contextlib.AsyncExitStack() as stack:
-        pool = await open_pool(settings, stage="demo")
-        stack.push_async_callback(pool.close)
-        ends = LogEnds(settings)
-        await ends.start()
-        stack.push_async_callback(ends.stop)
+        observer = await stack.enter_async_context(observing(settings))
         bank = await stack.enter_async_context(Bank(world.simulator_url))
         application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))
-        observer = Observer(settings, pool, ends)
         await _link(bank, application, users)
         watch = await stack.enter_async_context(Watch(application, world.gateway_url, users))
         await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)

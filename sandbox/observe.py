@@ -4,7 +4,8 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +14,7 @@ import asyncpg
 
 from projections.tables import SCHEMA
 from runtime.kafka import LogEnds
+from runtime.postgres import open_pool
 from runtime.settings import Settings
 from sandbox.clients import Bank
 from schemas.errors import Halt
@@ -123,6 +125,19 @@ class Observer:
         at = {row["partition"]: row["position"] for row in rows}
         late = sum(max(0, end.end - at.get(number, 0)) for number, end in ends.items())
         return [f"{reader} has {late} records of {topic.name} before it"] if late else []
+
+
+@asynccontextmanager
+async def observing(settings: Settings) -> AsyncIterator[Observer]:
+    """Look at a running world for a block."""
+    pool = await open_pool(settings, stage="observer")
+    ends = LogEnds(settings)
+    try:
+        await ends.start()
+        yield Observer(settings, pool, ends)
+    finally:
+        await ends.stop()
+        await pool.close()
 
 
 class SentTimes:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.kafka import LogEnds
-from runtime.postgres import open_pool
 from sandbox.clients import Application, Bank
 from sandbox.cluster import ClusterOptions
-from sandbox.observe import Observer
+from sandbox.observe import Observer, observing
 from sandbox.postgres import Postgres
 from sandbox.world import World, WorldOptions
 
@@ -39,11 +37,7 @@ async def running(
     )
     async with contextlib.AsyncExitStack() as stack:
         world = await stack.enter_async_context(World(options))
-        pool = await open_pool(world.settings(), stage="test")
-        stack.push_async_callback(pool.close)
-        ends = LogEnds(world.settings())
-        await ends.start()
-        stack.push_async_callback(ends.stop)
+        observer = await stack.enter_async_context(observing(world.settings()))
         bank = await stack.enter_async_context(Bank(world.simulator_url))
         application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))
-        yield Running(world, bank, application, Observer(world.settings(), pool, ends))
+        yield Running(world, bank, application, observer)

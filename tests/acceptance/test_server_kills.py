@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from projections import digests
-from runtime.kafka import LogEnds
-from runtime.postgres import open_pool
 from sandbox.clients import Application, Bank
-from sandbox.observe import Observer
+from sandbox.observe import observing
 from sandbox.world import World, WorldOptions
 from tests.acceptance.published import net_events, read_topics
 
@@ -44,14 +42,9 @@ async def test_kafka_and_postgres_may_die_at_any_time(tmp_path: Path) -> None:
             await asyncio.sleep(AWAY_S)
 
         await bank.live(0)
-        pool = await open_pool(world.settings(), stage="test")
-        stack.push_async_callback(pool.close)
-        ends = LogEnds(world.settings())
-        await ends.start()
-        stack.push_async_callback(ends.stop)
-        observer = Observer(world.settings(), pool, ends)
+        observer = await stack.enter_async_context(observing(world.settings()))
         await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
-        async with pool.acquire() as connection:
+        async with observer.pool.acquire() as connection:
             assert await digests.state_digest(connection) == await bank.digest()
             assert await digests.ledger_problems(connection) == []
         assert await read_topics(observer) == await net_events(observer)
