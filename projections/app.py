@@ -9,13 +9,13 @@ import asyncpg
 
 from projections import known, store
 from projections.expiry import Expiry
-from projections.instance import InstanceLock
 from projections.outbox import Outbox
 from projections.ownership import Ownership
 from projections.project import READER, Projector
 from projections.publish import Committed, Publisher
 from projections.session import Session
 from runtime import stream
+from runtime.instance import alone
 from runtime.kafka import Appender, LogEnds
 from runtime.lifecycle import Running
 from runtime.postgres import open_pool
@@ -43,9 +43,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         pool = await open_pool(settings, stage=READER, size=POOL_SIZE)
         stack.push_async_callback(pool.close)
         await store.ensure_positions(pool, settings.partitions)
-        lock = InstanceLock(settings, stage=READER)
-        stack.push_async_callback(lock.release)
-        await lock.take()
+        lock = await stack.enter_async_context(alone(settings, READER))
         appender, log = Appender(settings, client=READER), LogEnds(settings)
         for client in (appender, log):
             await client.start()
@@ -66,8 +64,8 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         projecting = asyncio.create_task(projector.run(reader))
         stack.push_async_callback(_end, projecting)
         engine = await stack.enter_async_context(stream.running(app))
-        tasks = [publishing, projecting, engine]
-        for work in (witness.watch(lambda: stream.assigned(app, topic)), lock.keep(), Expiry(pool).keep()):
+        tasks = [publishing, projecting, engine, lock]
+        for work in (witness.watch(lambda: stream.assigned(app, topic)), Expiry(pool).keep()):
             tasks.append(asyncio.create_task(work))
             stack.push_async_callback(_end, tasks[-1])
         ended = asyncio.create_task(_first(tasks))
