@@ -70,6 +70,14 @@ items = Table(
     _moment("linked_at", comment="known_at of the link"),
     _moment("unlinked_at"),
     _moment("last_sync_at", comment="known_at of the last accepted sync"),
+    Column(
+        "missing_rows",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="transactions that a restated history does not name and that wait for a decision",
+    ),
+    Column("missing_since", LargeBinary, comment="id of that changeset: the subject of the decision"),
     _moment("known_at", nullable=False),
     Index("items_user", "user_number"),  # queries.items: all Items of a user
 )
@@ -136,8 +144,15 @@ transactions = Table(
     Column("category_detailed", Text),
     Column("category_confidence", Text),
     Column("user_fields", JSONB, comment="what the user said; no bank update touches it"),
+    Column(
+        "missing_since",
+        BigInteger,
+        comment="offset of the restated history that does not name it; null again once the bank names it",
+    ),
     # queries.transactions: a user's newest first; equal dates are sorted by own_id on the way.
     Index("transactions_user_date", "user_number", text("date DESC")),
+    # known.missing: what a decision about a restated history concerns.
+    Index("transactions_missing", "item_id", postgresql_where=text("missing_since IS NOT NULL")),
     # store.known: rows whose own_id cannot be computed from the id that the bank names.
     Index("transactions_chained", "item_id", "transaction_id", unique=True, postgresql_where=text("chained")),
 )
@@ -199,6 +214,7 @@ changesets = Table(
     Column("net_events", Integer, nullable=False),
     Column("digest", LargeBinary, nullable=False, comment="SHA-256 of the block of net events"),
     Column("events", LargeBinary, comment="net events as published: block of events.v1, zstd; null once expired"),
+    Column("redriven_by", BigInteger, comment="withheld and folded later: offset of the redrive, which has its events"),
     _moment("said_at", nullable=False, comment="when the record was made"),
     _moment("known_at", nullable=False),
     # queries.changesets and resume of a stream: what a user missed is one range.

@@ -103,6 +103,9 @@ class Claimed(Struct, frozen=True):
     not_ready: int
     head: KnownHead | None
     hints: tuple[KnownHint, ...]
+    refresh_wanted: bool = False
+    # Other Items of its bank were answered with an outage lately: an answer that is none has to be told.
+    bank_failing: bool = False
 
 
 class Released(Struct, frozen=True, kw_only=True):
@@ -124,6 +127,11 @@ class Released(Struct, frozen=True, kw_only=True):
     stopped: str | None = None
     error: dict[str, Any] | None = None
     hints_until: int | None = None
+    # What /item/get said, where it was asked: when Plaid last read the bank with success.
+    bank_asked: bool = False
+    bank_updated_at: datetime | None = None
+    # Whether /transactions/refresh was answered: the bank itself is being asked.
+    refreshed: bool = False
     duration_s: float = 0.0
     pages: int = 0
     added: int = 0

@@ -43,7 +43,7 @@ async def release(connection: asyncpg.Connection, claimed: Claimed, result: Rele
         result.not_before_s, result.wait_offset, result.accounts_read, result.synced, result.attempts,
         result.not_ready, result.stopped, error, 0.0 if result.done else REMARKED_WAIT_S_MAX, result.hints_until,
         result.duration_s, claimed.cause.kind, result.pages, result.added, result.modified, result.removed,
-        result.outcome,
+        result.outcome, result.bank_asked, result.bank_updated_at, result.refreshed,
     )  # fmt: skip
     return bool(held)
 
@@ -117,6 +117,7 @@ def _claimed(row: asyncpg.Record) -> Claimed:
         unlink_requested=row["unlink_requested"],
         accounts_wanted=row["accounts_wanted"],
         accounts_at=row["accounts_at"],
+        refresh_wanted=row["refresh_wanted"],
         attempts=row["attempts"],
         not_ready=row["not_ready"],
         head=known_head(row) if row["head"] is not None else None,
@@ -133,8 +134,8 @@ _CLAIM_BY = f"""
         SELECT s.item_id, s.lease_token IS NOT NULL AS expired
         FROM tartan.sync_state s
         LEFT JOIN tartan.positions p ON p.reader = '{FOLLOWER}' AND p.partition = s.partition
-        WHERE s.due_at <= now() AND (s.lease_until IS NULL OR s.lease_until <= now())
-          AND (s.not_before IS NULL OR s.not_before <= now())
+        WHERE s.due_at <= tartan.clock() AND (s.lease_until IS NULL OR s.lease_until <= tartan.clock())
+          AND (s.not_before IS NULL OR s.not_before <= tartan.clock())
           AND (s.wait_offset IS NULL OR s.wait_offset < coalesce(p.position, 0))
           AND (s.unlink_requested OR NOT EXISTS (
               SELECT FROM tartan.parkings k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL))
@@ -142,11 +143,12 @@ _CLAIM_BY = f"""
         FOR UPDATE OF s SKIP LOCKED
     ), claimed AS (
         UPDATE tartan.sync_state s
-        SET lease_token = uuid_send(gen_random_uuid()), lease_until = now() + make_interval(secs => $2),
-            lease_holder = $4, last_attempt_at = now()
+        SET lease_token = uuid_send(gen_random_uuid()), lease_until = tartan.clock() + make_interval(secs => $2),
+            lease_holder = $4, last_attempt_at = tartan.clock()
         FROM picked WHERE s.item_id = picked.item_id
         RETURNING s.item_id, s.tenant, s.user_number, s.partition, s.institution_id, s.lease_token, s.generation,
-            s.lane, s.due_at, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.attempts, s.not_ready,
+            s.lane, s.due_at, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.refresh_wanted,
+            s.attempts, s.not_ready,
             picked.expired
     )
     SELECT c.*, set_config('synchronous_commit', 'off', true), k.institution_name, k.sealed_token,
@@ -161,8 +163,8 @@ _CLAIM = _CLAIM_BY % ("s.lane, s.due_at", "c.lane, c.due_at")
 _CLAIM_OLDEST = _CLAIM_BY % ("s.due_at", "c.due_at")
 
 _RENEW = """
-    UPDATE tartan.sync_state SET lease_until = now() + make_interval(secs => $3)
-    WHERE item_id = $1 AND lease_token = $2 AND lease_until > now() RETURNING true"""
+    UPDATE tartan.sync_state SET lease_until = tartan.clock() + make_interval(secs => $3)
+    WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock() RETURNING true"""
 
 # A mark that landed during the pass left a higher generation: the Item stays due.
 # The commit need not reach the disk: a release that a crash of Postgres forgets is a lease that ends by itself.
@@ -171,23 +173,27 @@ _RELEASE = """
         UPDATE tartan.sync_state
         SET lease_token = NULL, lease_until = NULL,
             done_generation = CASE WHEN $4 THEN greatest(done_generation, $3) ELSE done_generation END,
-            due_at = CASE WHEN generation > $3 THEN now() + make_interval(secs => least(coalesce($5::float8, 0), $14))
-                          ELSE now() + make_interval(secs => $5::float8) END,
-            not_before = now() + make_interval(secs => $6::float8),
+            due_at = tartan.clock() + make_interval(
+                secs => CASE WHEN generation > $3 THEN least(coalesce($5::float8, 0), $14) ELSE $5::float8 END),
+            not_before = tartan.clock() + make_interval(secs => $6::float8),
             wait_offset = coalesce($7::bigint, wait_offset),
-            accounts_at = CASE WHEN $8 THEN now() ELSE accounts_at END,
+            accounts_at = CASE WHEN $8 THEN tartan.clock() ELSE accounts_at END,
             accounts_wanted = accounts_wanted AND (generation > $3 OR NOT $8),
-            last_synced_at = CASE WHEN $9 THEN now() ELSE last_synced_at END,
+            last_synced_at = CASE WHEN $9 THEN tartan.clock() ELSE last_synced_at END,
+            bank_seen_at = CASE WHEN $23 THEN tartan.clock() ELSE bank_seen_at END,
+            bank_updated_at = coalesce($24::timestamptz, bank_updated_at),
+            refresh_wanted = refresh_wanted AND (generation > $3 OR NOT $25),
+            refreshed_at = CASE WHEN $25 THEN tartan.clock() ELSE refreshed_at END,
             attempts = $10, not_ready = $11, stopped = $12, last_error = $13::text::jsonb
-        WHERE item_id = $1 AND lease_token = $2 AND lease_until > now()
+        WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock()
         RETURNING item_id
     ), dealt_with AS (
         DELETE FROM tartan.hints h USING held WHERE h.item_id = held.item_id AND h.webhook_offset <= $15::bigint
     ), attempted AS (
         INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, pages, added, modified, removed,
             outcome, error, generation, changeset_offset)
-        VALUES ($1, now() - make_interval(secs => $16), $16, $17, $18, $19, $20, $21, $22, $13::text::jsonb, $3,
-            $7::bigint)
+        VALUES ($1, tartan.clock() - make_interval(secs => $16), $16, $17, $18, $19, $20, $21, $22, $13::text::jsonb,
+            $3, $7::bigint)
     )
     SELECT EXISTS (SELECT FROM held) AS held, set_config('synchronous_commit', 'off', true)"""
 
@@ -195,16 +201,17 @@ _DROP_HINTS = "DELETE FROM tartan.hints WHERE item_id = $1"
 
 _LET_GO = """
     UPDATE tartan.sync_state SET lease_token = NULL, lease_until = NULL, wait_offset = greatest(wait_offset, $3)
-    WHERE item_id = $1 AND lease_token = $2 AND lease_until > now() RETURNING true"""
+    WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock() RETURNING true"""
 
-_EXPIRE = "UPDATE tartan.sync_state SET lease_until = now() WHERE item_id = $1 AND lease_token = $2"
+_EXPIRE = "UPDATE tartan.sync_state SET lease_until = tartan.clock() WHERE item_id = $1 AND lease_token = $2"
 
 _EXPIRE_ALL = """
-    UPDATE tartan.sync_state SET lease_until = now()
-    WHERE lease_holder = $1 AND lease_token IS NOT NULL AND lease_until > now() RETURNING item_id"""
+    UPDATE tartan.sync_state SET lease_until = tartan.clock()
+    WHERE lease_holder = $1 AND lease_token IS NOT NULL AND lease_until > tartan.clock() RETURNING item_id"""
 
 _FORGET_CREDENTIAL = """
-    UPDATE tartan.credentials SET sealed_token = NULL, unlinked_at = coalesce(unlinked_at, now()) WHERE item_id = $1"""
+    UPDATE tartan.credentials SET sealed_token = NULL, unlinked_at = coalesce(unlinked_at, tartan.clock())
+    WHERE item_id = $1"""
 
 _STOP_UNLINKED = """
     UPDATE tartan.sync_state
@@ -218,6 +225,6 @@ _PARK = """
     SET reason = excluded.reason, redrive_offset = NULL, parked_at = clock_timestamp()"""
 
 _GONE = """
-    SELECT count(*) FILTER (WHERE stopped = 'gone' AND last_attempt_at > now() - interval '1 hour') AS gone,
+    SELECT count(*) FILTER (WHERE stopped = 'gone' AND last_attempt_at > tartan.clock() - interval '1 hour') AS gone,
         count(*) AS items
     FROM tartan.sync_state WHERE stopped IS DISTINCT FROM 'unlinked'"""

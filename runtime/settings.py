@@ -8,6 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from runtime import quotas
+from schemas.changesets import RECORD_BYTES_MAX
 from schemas.errors import Halt
 
 KEY_BYTES = 32
@@ -73,6 +75,31 @@ class Settings(BaseSettings):
     schedule_interval_s: float = Field(900.0, ge=1, le=86400, description="an Item is asked about at least this often")
     accounts_interval_s: float = Field(86400.0, ge=1, le=7 * 86400, description="all accounts are asked for this often")
 
+    plaid_limits: str = Field(
+        "", description="Plaid's quotas: production, sandbox or off, then endpoint=item/client a minute, by commas"
+    )
+    institution_failures_max: int = Field(
+        3, ge=1, le=1000, description="outage answers of a bank in a row before all its Items wait"
+    )
+    removals_share_max: float = Field(
+        0.2, ge=0, le=1, description="share of an Item's history that a restated one may remove without a person"
+    )
+    record_bytes_max: int = Field(
+        RECORD_BYTES_MAX, ge=8 * 1024, le=RECORD_BYTES_MAX, description="a changeset fills at most this; more are parts"
+    )
+    dead_letters_max: int = Field(
+        20, ge=1, le=1_000_000, description="in the window below; one more stops the reader: a broken deploy"
+    )
+    dead_letters_window_s: float = Field(600.0, ge=1, le=86400, description="see above")
+    tenant_weights: str = Field("", description="shares of tenants under load, tenant:number pairs by commas; else 1")
+    sweep_share: float = Field(
+        0.1, ge=0, le=1, description="of the client's quota of /item/get, for finding missed webhooks; 0 is off"
+    )
+    alerts_url: SecretStr = Field(
+        SecretStr(""), description="told of incidents as JSON with a text (Slack's form); else they are only logged"
+    )
+    cron_secret: SecretStr = Field(SecretStr(""), description="bearer of POST /internal/schedule; empty turns it off")
+
     batch_records_max: int = Field(
         500, ge=1, le=100_000, description="changesets a projection folds in one transaction"
     )
@@ -91,6 +118,21 @@ class Settings(BaseSettings):
     def _is_a_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             decoded_key(value.get_secret_value())
+        return value
+
+    @field_validator("plaid_limits")
+    @classmethod
+    def _are_limits(cls, value: str) -> str:
+        try:
+            quotas.limits(value, environment="sandbox")
+        except Halt as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("tenant_weights")
+    @classmethod
+    def _are_weights(cls, value: str) -> str:
+        weights(value)
         return value
 
     @model_validator(mode="after")
@@ -129,9 +171,35 @@ class Settings(BaseSettings):
             keys[key] = tenant
         return keys
 
+    def weights(self) -> dict[str, float]:
+        """Tenant to its share under load, where one was set."""
+        return weights(self.tenant_weights)
+
+    def limits(self) -> dict[str, quotas.Limit]:
+        """Plaid's quotas by endpoint; an endpoint that is not named has none."""
+        return quotas.limits(self.plaid_limits, environment=self.plaid_environment)
+
     def plaid_address(self) -> str:
         """Base address of Plaid's API."""
         return self.plaid_url or f"https://{self.plaid_environment}.plaid.com"
+
+
+def weights(text: str) -> dict[str, float]:
+    """Read tenant:number pairs.
+
+    Raises: ValueError, where one is something else.
+    """
+    found: dict[str, float] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        tenant, colon, number = entry.rpartition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not (tenant and colon and 0.001 <= weight <= 1000):
+            raise ValueError(f"{entry!r} is not tenant:number with a number from 0.001 to 1000")
+        found[tenant] = weight
+    return found
 
 
 def decoded_key(text: str) -> bytes:

@@ -170,17 +170,19 @@ _CREDENTIALS = """
     RETURNING true"""
 
 _REGISTER = """
-    INSERT INTO tartan.sync_state AS s (item_id, tenant, user_number, partition, institution_id, lane, cause, due_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, now())
+    INSERT INTO tartan.sync_state AS s (item_id, tenant, user_number, partition, institution_id, lane, cause, due_at,
+        created_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, tartan.clock(), tartan.clock())
     ON CONFLICT (item_id) DO UPDATE
-    SET generation = s.generation + 1, due_at = least(s.due_at, now()), cause = excluded.cause, accounts_wanted = true,
+    SET generation = s.generation + 1, due_at = least(s.due_at, tartan.clock()), cause = excluded.cause,
+        accounts_wanted = true,
         lane = CASE WHEN s.due_at IS NULL THEN excluded.lane ELSE least(s.lane, excluded.lane) END
     RETURNING generation"""
 
 # A row that is not due keeps the lane of its last pass, so only a due one's lane counts.
 _MARK_ONE = """
     UPDATE tartan.sync_state
-    SET generation = generation + 1, due_at = least(due_at, now()), cause = $3::text::jsonb,
+    SET generation = generation + 1, due_at = least(due_at, tartan.clock()), cause = $3::text::jsonb,
         lane = CASE WHEN due_at IS NULL THEN $2 ELSE least(lane, $2) END,
         accounts_wanted = accounts_wanted OR $4, unlink_requested = unlink_requested OR $5
     WHERE item_id = $1 AND stopped IS DISTINCT FROM 'unlinked'
@@ -195,13 +197,13 @@ _MARK_MANY = """
         SELECT item_id FROM tartan.sync_state WHERE item_id = ANY($1) ORDER BY item_id FOR UPDATE
     )
     UPDATE tartan.sync_state s
-    SET generation = s.generation + 1, due_at = least(s.due_at, now()), lane = 0, cause = m.cause::jsonb,
+    SET generation = s.generation + 1, due_at = least(s.due_at, tartan.clock()), lane = 0, cause = m.cause::jsonb,
         accounts_wanted = s.accounts_wanted OR m.accounts, last_webhook_at = greatest(s.last_webhook_at, m.received_at)
     FROM marks m JOIN locked USING (item_id)
     WHERE s.item_id = m.item_id AND s.stopped IS DISTINCT FROM 'unlinked'
       AND NOT (m.unread_only AND EXISTS (
           SELECT FROM tartan.heads h WHERE h.item_id = m.item_id AND h.cursor IS NOT NULL))
-      AND NOT (m.stale AND coalesce(s.last_webhook_at > now() - make_interval(secs => $7), false))
+      AND NOT (m.stale AND coalesce(s.last_webhook_at > tartan.clock() - make_interval(secs => $7), false))
     RETURNING s.item_id"""
 
 _HINTS = """
@@ -213,13 +215,13 @@ _HINTS = """
     ON CONFLICT DO NOTHING"""
 
 _REMEMBER = """
-    INSERT INTO tartan.repeats AS r (key, seen_at) SELECT unnest($1::bytea[]), now()
+    INSERT INTO tartan.repeats AS r (key, seen_at) SELECT unnest($1::bytea[]), tartan.clock()
     ON CONFLICT (key) DO NOTHING RETURNING key"""
 
 _MARK_AGAIN = """
     WITH locked AS (SELECT item_id FROM tartan.sync_state WHERE item_id = ANY($1) ORDER BY item_id FOR UPDATE)
     UPDATE tartan.sync_state s
-    SET generation = s.generation + 1, due_at = least(s.due_at, now()), cause = $2::text::jsonb,
+    SET generation = s.generation + 1, due_at = least(s.due_at, tartan.clock()), cause = $2::text::jsonb,
         stopped = CASE WHEN s.stopped = 'parked' THEN NULL ELSE s.stopped END
     FROM locked WHERE s.item_id = locked.item_id AND s.stopped IS DISTINCT FROM 'unlinked'"""
 
@@ -228,13 +230,13 @@ _MARK_SCHEDULED = """
     WITH idle AS (
         SELECT item_id FROM tartan.sync_state
         WHERE due_at IS NULL AND lease_token IS NULL
-          AND (stopped IS NULL AND coalesce(last_synced_at, created_at) < now() - make_interval(secs => $1)
-            OR stopped = 'login_required' AND last_attempt_at < now() - make_interval(secs => $2))
+          AND (stopped IS NULL AND coalesce(last_synced_at, created_at) < tartan.clock() - make_interval(secs => $1)
+            OR stopped = 'login_required' AND last_attempt_at < tartan.clock() - make_interval(secs => $2))
         ORDER BY last_synced_at LIMIT $4 FOR UPDATE SKIP LOCKED
     )
     UPDATE tartan.sync_state s
     SET generation = s.generation + 1, cause = $5::text::jsonb, lane = $6,
-        due_at = now() + make_interval(secs => $3 * (hashtext(s.item_id) & 1023) / 1024.0)
+        due_at = tartan.clock() + make_interval(secs => $3 * (hashtext(s.item_id) & 1023) / 1024.0)
     FROM idle WHERE s.item_id = idle.item_id
     RETURNING s.item_id"""
 
@@ -244,9 +246,9 @@ _ATTEMPT_SINCE = """
 
 _PURGE_REPEATS = f"""
     DELETE FROM tartan.repeats WHERE key IN (
-        SELECT key FROM tartan.repeats WHERE seen_at < now() - interval '{REPEATS_KEPT}' LIMIT $1)"""
+        SELECT key FROM tartan.repeats WHERE seen_at < tartan.clock() - interval '{REPEATS_KEPT}' LIMIT $1)"""
 
 _PURGE_ATTEMPTS = f"""
     DELETE FROM tartan.sync_attempts WHERE attempt IN (
         SELECT attempt FROM tartan.sync_attempts ORDER BY attempt LIMIT $1)
-      AND started_at < now() - interval '{ATTEMPTS_KEPT}'"""
+      AND started_at < tartan.clock() - interval '{ATTEMPTS_KEPT}'"""

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     Double,
     Index,
@@ -105,6 +106,11 @@ sync_state = Table(
     Column("unlink_requested", Boolean, nullable=False, server_default="false"),
     Column("accounts_wanted", Boolean, nullable=False, server_default="true", comment="/accounts/get is due"),
     _moment("accounts_at"),
+    Column("refresh_wanted", Boolean, nullable=False, server_default="false", comment="/transactions/refresh is due"),
+    _moment("refreshed_at"),  # when Plaid was last told to ask the bank
+    _moment("bank_updated_at"),  # /item/get: when Plaid last read the bank with success
+    _moment("bank_seen_at"),  # when /item/get was last asked
+    _moment("swept_at"),  # when webhooks were last compared with what Plaid says it sent
     _moment("last_webhook_at"),
     _moment("last_synced_at"),
     _moment("last_attempt_at"),
@@ -115,8 +121,17 @@ sync_state = Table(
         comment="why nothing is scheduled: login_required, revoked, gone, refused, parked, erased, unlinked",
     ),
     _moment("created_at", nullable=False, now=True),
-    Index("sync_state_due", "lane", "due_at", postgresql_where=text("due_at IS NOT NULL")),  # the claim
-    Index("sync_state_oldest", "due_at", postgresql_where=text("due_at IS NOT NULL")),  # the claim that starves no lane
+    # The claim: within each tenant, each lane by age. Whatever holds an Item back (a rate limit, a bank that is down)
+    # is in not_before and so in ready_at: what waits is not read again and again.
+    Column(
+        "ready_at",
+        DateTime(timezone=True),
+        Computed("CASE WHEN due_at IS NOT NULL THEN greatest(due_at, not_before) END", persisted=True),
+        comment="when the Item can be claimed; null where it is not due",
+    ),
+    Index("sync_state_ready", "tenant", "lane", "ready_at", postgresql_where=text("ready_at IS NOT NULL")),
+    Index("sync_state_sweep", "swept_at"),  # the sweep for missed webhooks: the longest unseen first
+    Index("sync_state_institution", "institution_id"),  # a bank's outage begins and ends for all its Items
     Index("sync_state_idle", "last_synced_at", postgresql_where=text("due_at IS NULL")),  # the schedule's tick
     Index("sync_state_user", "user_number"),  # an erasure
 )
@@ -214,7 +229,74 @@ sync_attempts = Table(
     ),
     Column("changeset_offset", BigInteger, comment="of the last record appended, in the partition of the Item"),
     Index("sync_attempts_item", "item_id", "attempt"),  # an Item's history
+    Index("sync_attempts_failed", "attempt", postgresql_where=text("outcome = 'failed'")),  # queue status: the last 50
 )
+
+buckets = Table(
+    "buckets",
+    metadata,
+    # Plaid's quotas, shared by all workers. One number a bucket: when it would be full again (GCRA).
+    Column("endpoint", Text, primary_key=True, comment="Plaid's path without slashes at its start: transactions/sync"),
+    Column("item_id", Text, primary_key=True, comment="empty: the client's bucket"),
+    Column("full_at", DateTime(timezone=True), nullable=False, comment="GCRA's theoretical arrival time"),
+    Index("buckets_full_at", "full_at"),  # purge of what is full again
+)
+
+breakers = Table(
+    "breakers",
+    metadata,
+    Column("institution_id", Text, primary_key=True),
+    Column("failures", Integer, nullable=False, server_default="0", comment="in a row, over all its Items"),
+    Column("trips", Integer, nullable=False, server_default="0", comment="in a row; each waits longer"),
+    _moment("open_until"),  # null: closed; in the past: one Item may try
+    Column("last_code", Text, comment="Plaid's error_code"),
+    _moment("changed_at", nullable=False, now=True),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("incident", BigInteger, primary_key=True, autoincrement=True),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False, comment="what it is about: an Item, a bank, the client"),
+    Column("detail", Text, nullable=False),
+    Column("count", Integer, nullable=False, server_default="1", comment="how often it was seen"),
+    _moment("opened_at", nullable=False, now=True),
+    _moment("last_at", nullable=False, now=True),
+    _moment("closed_at"),
+    _moment("alerted_at"),  # when operators were told that it began
+    _moment("end_alerted_at"),  # and that it ended
+    # One open incident a subject, however often it is seen.
+    Index("incidents_open", "kind", "subject", unique=True, postgresql_where=text("closed_at IS NULL")),
+    # The alerts' work list.
+    Index("incidents_untold", "incident",
+          postgresql_where=text("alerted_at IS NULL OR (closed_at IS NOT NULL AND end_alerted_at IS NULL)")),
+)  # fmt: skip
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("dead_letter", BigInteger, primary_key=True, autoincrement=True),
+    Column("stage", Text, nullable=False, comment="mark_due, streams, projections"),
+    Column("topic", Text, nullable=False, comment="without prefix"),
+    Column("partition", Integer, nullable=False),
+    Column("source_offset", BigInteger, comment="null: an update of which no record could be made"),
+    Column("item_id", Text),
+    Column("key", LargeBinary),
+    Column("value", LargeBinary, comment="the original, sealed"),
+    Column("reason", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="1"),
+    Column("code_version", Text, nullable=False),
+    _moment("parked_at", nullable=False, now=True),
+    _moment("published_at"),  # on the topic dead-letters
+    _moment("redriven_at"),
+    # One letter a record, however often it is read; an update of an Item without a record has one open letter.
+    Index("dead_letters_record", "topic", "partition", "source_offset", unique=True,
+          postgresql_where=text("source_offset IS NOT NULL")),
+    Index("dead_letters_item", "item_id"),  # a redrive closes an Item's letters
+    Index("dead_letters_unpublished", "dead_letter", postgresql_where=text("published_at IS NULL")),
+    Index("dead_letters_parked_at", "parked_at"),  # the rate that stops a consumer; purge
+)  # fmt: skip
 
 facts = Table(
     "facts",

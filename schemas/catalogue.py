@@ -27,10 +27,13 @@ FILES: dict[int, str] = {
     11: "transaction_event.v1",
     12: "balance_event.v1",
     13: "item_event.v1",
+    14: "history.v2",
+    15: "dead_letter.v1",
 }
 
-TRANSACTION, ACCOUNT, REMOVAL, ITEM, HISTORY, EDIT, DECISION = 1, 2, 3, 4, 5, 6, 7
+TRANSACTION, ACCOUNT, REMOVAL, ITEM, HISTORY_1, EDIT, DECISION = 1, 2, 3, 4, 5, 6, 7
 EVENTS, HEAD, WEBHOOK, TRANSACTION_EVENT, BALANCE_EVENT, ITEM_EVENT = 8, 9, 10, 11, 12, 13
+HISTORY, DEAD_LETTER = 14, 15
 
 _PARTS_OF: dict[int, tuple[int, ...]] = {
     TRANSACTION_EVENT: (TRANSACTION,),

@@ -23,11 +23,14 @@ STRUCTS: dict[int, type] = {
     catalogue.ITEM: records.Item,
     catalogue.EDIT: records.Edit,
     catalogue.DECISION: records.Decision,
+    catalogue.HISTORY_1: records.History,
     catalogue.HISTORY: records.History,
     catalogue.HEAD: records.Head,
     catalogue.WEBHOOK: records.Webhook,
+    catalogue.DEAD_LETTER: records.DeadLetter,
 }
 NUMBERS = {struct: number for number, struct in STRUCTS.items()}
+"""What is written: of several versions of a struct's schema the last."""
 _FLAT = frozenset(range(catalogue.TRANSACTION, catalogue.ACCOUNT + 1)) | {
     catalogue.REMOVAL,
     catalogue.ITEM,

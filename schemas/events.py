@@ -15,6 +15,9 @@ HISTORY_RESTATED = "history.restated"
 TRANSACTION_EDITED = "transaction.edited"
 DECISION_MADE = "decision.made"
 
+APPROVE_REMOVALS, REJECT_REMOVALS = "removals.approved", "removals.rejected"
+"""Decisions about removals that a restated history implies. Their subject is the hex id of that changeset."""
+
 PUBLIC_SOURCE = "tartan"
 
 ACTIVE = "active"

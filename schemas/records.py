@@ -96,12 +96,36 @@ class Item(Struct, frozen=True, gc=False):
 
 
 class History(Struct, frozen=True):
-    """Which accounts and window a restated history covers. Source: avro/history.v1.avsc."""
+    """Which accounts and window a restated history covers. Source: avro/history.v2.avsc.
+
+    Units: `since`, `until` are ISO dates, both within the window; None has no bound on that side.
+    """
 
     account_ids: list[str]
     since: str | None
     until: str | None
     complete: bool
+    removals_permille_max: int = 1000
+    incomplete_because: str | None = None
+
+
+class DeadLetter(Struct, frozen=True):
+    """What could not be processed, with its sealed original. Source: avro/dead_letter.v1.avsc.
+
+    Units: `at` in microseconds since 1970, UTC.
+    """
+
+    stage: str
+    topic: str
+    partition: int
+    source_offset: int | None
+    item_id: str | None
+    reason: str
+    attempts: int
+    code_version: str
+    at: int
+    key: bytes | None = None
+    value: bytes | None = None
 
 
 class Edit(Struct, frozen=True, gc=False):

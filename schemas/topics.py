@@ -48,7 +48,7 @@ ITEMS = Topic(
 )  # fmt: skip
 PUSH = Topic("push", "user number", "one user's message, JSON", DAY_MS, "projections")
 DEAD_LETTERS = Topic("dead-letters", "original key", "sealed original and why, where, when", 30 * DAY_MS, "any stage",
-                     message_bytes_max=MESSAGE_BYTES_MAX)  # fmt: skip
+                     (catalogue.DEAD_LETTER,), message_bytes_max=MESSAGE_BYTES_MAX)  # fmt: skip
 
 TOPICS = (WEBHOOKS, CHANGESETS, TRANSACTIONS, BALANCES, ITEMS, PUSH, DEAD_LETTERS)
 PUBLIC = (TRANSACTIONS, BALANCES, ITEMS)

@@ -34,6 +34,25 @@ class Bank(Protocol):
         """End the Item."""
 
 
+class Limits(Protocol):
+    """Plaid's quotas and the banks' breakers, shared by all workers. Each raises Retry where Postgres is away."""
+
+    async def take(self, endpoint: str, item_id: str) -> None:
+        """Wait until the Item's bucket and the client's both give a token. `endpoint`: of runtime.quotas.
+
+        Raises: Retry too, where that would take longer than a pass may wait.
+        """
+
+    async def exceeded(self, endpoint: str, item_id: str, *, error_code: str) -> None:
+        """Plaid counted otherwise and answered 429: move the bucket that it speaks of."""
+
+    async def institution_failed(self, institution_id: str, *, error_code: str) -> None:
+        """A bank answered with an outage; as many in a row as are set make all its Items wait."""
+
+    async def institution_answered(self, institution_id: str) -> None:
+        """A bank answered otherwise: its Items go on."""
+
+
 class Log(Protocol):
     """The topic `changesets`."""
 

@@ -11,7 +11,7 @@ from typing import cast
 import asyncpg
 import msgspec
 
-from runtime import leases, sync_state
+from runtime import incidents, leases, sync_state
 from runtime.dues import Claimed, Hint, Mark, Released
 from runtime.leases import FOLLOWER
 from runtime.reader import Position
@@ -90,7 +90,10 @@ class PostgresStore:
     async def release(self, claimed: Claimed, result: Released) -> bool:
         """Give an Item back; False where the lease was lost."""
         async with session(self._pool) as connection:
-            return await leases.release(connection, claimed, result)
+            held = await leases.release(connection, claimed, result)
+            if result.outcome == "failed" or result.stopped is not None or claimed.attempts:
+                await incidents.after_pass(connection, claimed, result)
+            return held
 
     async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
         """Give an Item back untouched, to wait for the follower."""
