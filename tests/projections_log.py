@@ -1,10 +1,11 @@
 """Builds logs of changesets for the projections' tests, sealed as the real writers seal them."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from projections.admission import Owners
 from runtime.reader import Received
 from schemas import catalogue, changesets, codec, events, gate
 from schemas.changesets import UserKeys, user_keys
@@ -18,6 +19,12 @@ Event = tuple[str, int, bytes]
 def keys_of(user: int) -> UserKeys:
     """The keys of a user in tests."""
     return user_keys(user.to_bytes(32, "big"), 1)
+
+
+def owners(users: Collection[int]) -> Owners:
+    """Keys and names of users: in tests each below 1,000 has both."""
+    known = [user for user in users if user < 1_000]
+    return Owners({user: keys_of(user) for user in known}, {user: ("t", f"u{user}") for user in known})
 
 
 def transaction(transaction_id: str, amount: str = "10", **fields: Any) -> Transaction:

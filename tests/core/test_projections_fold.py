@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from projections import net_events
+from projections.memory import Memory
 from projections.net_events import BalanceSaid, ItemSaid, TransactionSaid
 from projections.state import Row
 from schemas import events, gate
@@ -18,10 +19,10 @@ from tests.projections_log import (
     added,
     balance,
     modified,
+    owners,
     removed,
     transaction,
 )
-from tests.projections_memory import Memory
 
 
 class Story:
@@ -29,7 +30,7 @@ class Story:
 
     def __init__(self) -> None:
         self.log = Log()
-        self.memory = Memory()
+        self.memory = Memory(owners)
         self.memory.project([self.log.link("A")])
 
     def say(self, *said: Event) -> list[str]:

@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from projections import net_events
+from projections.memory import Memory
 from schemas import catalogue, codec, events
 from schemas.records import Transaction
 from tests.projections_bank import BankHistory, Step, histories
-from tests.projections_memory import Memory
+from tests.projections_log import owners
 
 
 def folded(history: BankHistory, cuts: list[int] | None = None) -> Memory:
-    memory = Memory()
+    memory = Memory(owners)
     records = history.log.records
     begin = 0
     for end in [*sorted({cut % (len(records) + 1) for cut in cuts or []}), len(records)]:

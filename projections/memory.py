@@ -1,7 +1,10 @@
-"""The projections' database in memory: what projections.known reads and projections.store writes, without Postgres."""
+"""The projections' database in memory: what projections.known reads and projections.store writes, without Postgres.
+
+The real gate and fold over dictionaries: the oracle of property tests, and the store of a simulation.
+"""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from projections import admission, copying
 from projections.admission import Gatekeeper, Owners, Parked
@@ -12,15 +15,16 @@ from projections.state import AccountRow, Folded, ItemRow, Row, WorkingSet
 from runtime.reader import Received
 from schemas import gate
 from schemas.ids import own_id
-from tests.projections_log import keys_of
 
-USERS = range(1, 20)
+OwnersOf = Callable[[Collection[int]], Owners]
+"""Keys and names of users; one that nobody knows is in neither."""
 
 
 class Memory:
     """Tables in memory, and a projector that folds batches into them."""
 
-    def __init__(self) -> None:
+    def __init__(self, owners: OwnersOf) -> None:
+        self._owners = owners
         self.items: dict[str, ItemRow] = {}
         self.rows: dict[bytes, Row] = {}
         self.accounts: dict[tuple[str, str], AccountRow] = {}
@@ -43,12 +47,12 @@ class Memory:
             opened.append(record._replace(known_at=moment))
         heads = [record.head for record in opened]
         working = WorkingSet()
-        working.items = {head.item_id: self._item(head.item_id) for head in heads if head.item_id in self.items}  # type: ignore[index,misc]
+        working.items = {head.item_id: self._item(head.item_id) for head in heads if head.item_id in self.items}
         free = {head.id for head in heads if head.kind == gate.FREE}
         keeper = Gatekeeper(
             items=working.items, parked=self.parked,
             known_ids={folded.place.changeset for folded in self.folded} & free,
-            owners=Owners({user: keys_of(user) for user in USERS}, {user: ("t", f"u{user}") for user in USERS}),
+            owners=self._owners({head.user for head in heads}),
             poisoned={},
         )  # fmt: skip
         outcome = keeper.admit(opened)
