@@ -1,8 +1,9 @@
 """Values that pass between the scheduler's tables and the stages: marks, hints, claims and what becomes of them."""
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from msgspec import Struct
 
@@ -106,6 +107,41 @@ class Claimed(Struct, frozen=True):
     refresh_wanted: bool = False
     # Other Items of its bank were answered with an outage lately: an answer that is none has to be told.
     bank_failing: bool = False
+
+
+class Claims(tuple[Claimed, ...]):
+    """Items claimed at once, in the order of their turns.
+
+    `more_in_s`: seconds until another claim finds more, where that is known: 0 at once, above 0 when the client's
+    quota gives its next token. None where nothing else is ready: what comes next is a mark or becomes ready by time.
+    """
+
+    more_in_s: float | None
+
+    def __new__(cls, claimed: Iterable[Claimed] = (), *, more_in_s: float | None = None) -> Self:
+        """Claims in their order."""
+        self = super().__new__(cls, tuple(claimed))
+        self.more_in_s = more_in_s
+        return self
+
+
+class Standing(NamedTuple):
+    """Whose turn it is, as one worker knows it: who was served ahead of the others, and who counts for how much.
+
+    `tenants`, `lanes`, `ahead`: column by column; a tenant that is not named has weight 1 or is not ahead.
+    `lanes_ahead`, `lane_weights`: by lane. Units: turns of a flow of weight 1.
+    """
+
+    tenants: Sequence[str] = ()
+    lanes: Sequence[int] = ()
+    ahead: Sequence[float] = ()
+    weighted: Sequence[str] = ()
+    weights: Sequence[float] = ()
+    lanes_ahead: Sequence[float] = (0.0,) * len(Lane)
+    lane_weights: Sequence[float] = (1.0,) * len(Lane)
+
+
+NOBODY_AHEAD = Standing()
 
 
 class Released(Struct, frozen=True, kw_only=True):

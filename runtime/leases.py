@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import asyncpg
 import msgspec
 
-from runtime.dues import Claimed, KnownHead, KnownHint, Released
+from runtime.dues import NOBODY_AHEAD, Claimed, Claims, KnownHead, KnownHint, Released, Standing
+from runtime.quotas import CLIENT, SYNC, Limit, client_pace, item_pace
 from schemas.records import Cause
 
 FOLLOWER = "follow_heads"
@@ -18,16 +19,48 @@ HINTS_MAX = 100
 """Hints that one pass deals with; an Item that has more is asked about again."""
 REMARKED_WAIT_S_MAX = 60.0
 """Longest wait after a failure where a webhook landed during the pass: it says that the bank is alive."""
+AGE_S = 15.0
+"""A lane rises by one for each such time that its oldest ready Item has waited: a backfill waits 45 s for its turn
+among the webhooks, which is short for a history that takes minutes, and long for a webhook."""
+SLACK = 4
+"""Candidates a slot: so many workers can look at once before one finds all that it saw taken by others."""
+PARKED_LOOK_S = 60.0
+"""How often a parked Item that is due is looked at: its redrive makes it wait no longer than that."""
 NO_OFFSET = -1
 """`first_offset` of a parking by streams: there is no record."""
 
 
 async def claim(
-    connection: asyncpg.Connection, *, slots: int, lease_s: float, holder: str, oldest_first: bool = False
-) -> list[Claimed]:
-    """Lease Items that are due, at most `slots`: by lane, or those that wait longest. `holder`: an instance id."""
-    rows = await connection.fetch(_CLAIM_OLDEST if oldest_first else _CLAIM, slots, lease_s, HINTS_MAX, holder)
-    return [_claimed(row) for row in rows]
+    connection: asyncpg.Connection,
+    *,
+    slots: int,
+    lease_s: float,
+    holder: str,
+    standing: Standing = NOBODY_AHEAD,
+    limit: Limit | None = None,
+) -> Claims:
+    """Lease Items that are ready, at most `slots`, by lane, age and the tenants' turns.
+
+    `holder`: an instance id. `limit`: of /transactions/sync, where there is one: each Item but one to be unlinked
+    costs a token of its own and one of the client's, which pay for the pass's first page.
+    """
+    given = [slots, lease_s, HINTS_MAX, holder, *(list(column) for column in standing)]
+    if limit is None:
+        rows = await connection.fetch(_CLAIM, *given)
+        return Claims(_claims(rows), more_in_s=0.0 if rows[0]["held"] else None)
+    client, item = client_pace(limit), item_pace(limit)
+    for _ in range(2):
+        rows = await connection.fetch(_CLAIM_METERED, *given, *client, *item)
+        if rows[0]["available"] is not None:
+            break
+        # A row that is not there cannot be locked: of two workers both would take all the tokens of a full bucket.
+        await connection.execute(_FIRST_BUCKET)
+    claims = _claims(rows)
+    spent = sum(not claimed.unlink_requested for claimed in claims)
+    left = (rows[0]["available"] or 0.0) - spent
+    if left < 1:
+        return Claims(claims, more_in_s=(1 - left) * client.interval_s)
+    return Claims(claims, more_in_s=0.0 if rows[0]["held"] else None)
 
 
 async def renew(connection: asyncpg.Connection, claimed: Claimed, *, lease_s: float) -> bool:
@@ -99,6 +132,11 @@ def known_head(row: asyncpg.Record) -> KnownHead:
     )
 
 
+def _claims(rows: Sequence[asyncpg.Record]) -> list[Claimed]:
+    # The first row is there without a claim, too: it tells of the quota.
+    return [_claimed(row) for row in rows if row["item_id"] is not None]
+
+
 def _claimed(row: asyncpg.Record) -> Claimed:
     hints: Sequence[KnownHint] = msgspec.json.decode(row["hints"], type=tuple[KnownHint, ...])
     return Claimed(
@@ -122,24 +160,73 @@ def _claimed(row: asyncpg.Record) -> Claimed:
         not_ready=row["not_ready"],
         head=known_head(row) if row["head"] is not None else None,
         hints=tuple(hints),
+        bank_failing=row["bank_failing"],
     )
 
 
 # One statement, so one snapshot: the follower's position and the head that it wrote with it are read together, and
 # a row that another claimer or a release changed meanwhile is checked again after it was locked.
 # The commit need not reach the disk: a claim that a crash of Postgres forgets is made again.
-# A parked Item is passed over; only its unlink is not held up, because that ends what the user pays for.
+#
+# What is read: one index entry for each tenant and lane in which anything waits (pairs), and of each of them the
+# first few rows that are ready (looked), however long the queue is. Rows that are leased or wait for the follower
+# are read and passed over: at most as many as all workers have slots, and as were released since the follower
+# stopped. All others that cannot be claimed leave the ready ones: a limit and a bank that is down are in not_before
+# already; a parked Item and one whose own bucket is empty get it here (held), once.
+#
+# The order: a lane goes before the next one until the oldest Item of that one has waited; then lanes take turns by
+# their weights, within a lane tenants by theirs, within a tenant Items by age. Webhooks so go first however long the
+# schedule's queue is, and no flood of them takes all.
 _CLAIM_BY = f"""
-    WITH picked AS (
-        SELECT s.item_id, s.lease_token IS NOT NULL AS expired
-        FROM tartan.sync_state s
-        LEFT JOIN tartan.positions p ON p.reader = '{FOLLOWER}' AND p.partition = s.partition
-        WHERE s.due_at <= tartan.clock() AND (s.lease_until IS NULL OR s.lease_until <= tartan.clock())
-          AND (s.not_before IS NULL OR s.not_before <= tartan.clock())
-          AND (s.wait_offset IS NULL OR s.wait_offset < coalesce(p.position, 0))
-          AND (s.unlink_requested OR NOT EXISTS (
-              SELECT FROM tartan.parkings k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL))
-        ORDER BY %s LIMIT $1
+    WITH RECURSIVE moment AS MATERIALIZED (SELECT tartan.clock() AS now), pairs AS (
+        (SELECT tenant, lane FROM tartan.sync_state WHERE ready_at IS NOT NULL ORDER BY tenant, lane LIMIT 1)
+        UNION ALL
+        SELECT n.tenant, n.lane FROM pairs CROSS JOIN LATERAL (
+            SELECT s.tenant, s.lane FROM tartan.sync_state s
+            WHERE s.ready_at IS NOT NULL AND (s.tenant, s.lane) > (pairs.tenant, pairs.lane)
+            ORDER BY s.tenant, s.lane LIMIT 1) n
+    ), %(client)s looked AS MATERIALIZED (
+        SELECT pairs.tenant, pairs.lane, l.* FROM pairs CROSS JOIN LATERAL (
+            SELECT s.item_id, s.ready_at,
+                CASE WHEN s.unlink_requested THEN NULL
+                     WHEN EXISTS (
+                         SELECT FROM tartan.parkings k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL)
+                     THEN (SELECT now FROM moment) + interval '{PARKED_LOOK_S} s'
+                     %(emptied)s END AS held_until
+            FROM tartan.sync_state s
+            LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
+            WHERE s.tenant = pairs.tenant AND s.lane = pairs.lane AND %(claimable)s
+            ORDER BY s.ready_at LIMIT $1 * {SLACK}) l
+    ), turns AS (
+        SELECT l.item_id, l.lane, l.ready_at,
+            greatest(0, l.lane - floor(extract(epoch FROM
+                (SELECT now FROM moment) - min(l.ready_at) OVER (PARTITION BY l.lane)) / {AGE_S})) AS effective,
+            coalesce(a.ahead, 0) + (row_number() OVER (PARTITION BY l.tenant, l.lane ORDER BY l.ready_at, l.item_id)
+                - 1) / coalesce(w.weight, 1) AS turn
+        FROM looked l
+        LEFT JOIN unnest($5::text[], $6::int[], $7::float8[]) AS a (tenant, lane, ahead) USING (tenant, lane)
+        LEFT JOIN unnest($8::text[], $9::float8[]) AS w (tenant, weight) USING (tenant)
+        WHERE l.held_until IS NULL
+    ), placed AS (
+        SELECT item_id, row_number() OVER (ORDER BY effective, lane_turn, lane, in_lane) AS place FROM (
+            SELECT item_id, lane, effective, in_lane,
+                ($10::float8[])[lane + 1] + (in_lane - 1) / ($11::float8[])[lane + 1] AS lane_turn
+            FROM (SELECT *, row_number() OVER (PARTITION BY lane ORDER BY turn, ready_at, item_id) AS in_lane
+                  FROM turns) AS ranked) AS taking
+        ORDER BY place LIMIT $1 * {SLACK}
+    ), held AS (
+        UPDATE tartan.sync_state s SET not_before = h.held_until
+        FROM (SELECT s.item_id, l.held_until FROM looked l JOIN tartan.sync_state s USING (item_id)
+              LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
+              WHERE l.held_until IS NOT NULL AND NOT s.unlink_requested AND %(claimable)s
+              FOR UPDATE OF s SKIP LOCKED) h
+        WHERE s.item_id = h.item_id RETURNING s.item_id
+    ), picked AS (
+        SELECT s.item_id, s.lease_token IS NOT NULL AS expired, placed.place
+        FROM placed JOIN tartan.sync_state s USING (item_id)
+        LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
+        WHERE %(claimable)s %(payable)s
+        ORDER BY placed.place LIMIT %(slots)s
         FOR UPDATE OF s SKIP LOCKED
     ), claimed AS (
         UPDATE tartan.sync_state s
@@ -147,26 +234,68 @@ _CLAIM_BY = f"""
             lease_holder = $4, last_attempt_at = tartan.clock()
         FROM picked WHERE s.item_id = picked.item_id
         RETURNING s.item_id, s.tenant, s.user_number, s.partition, s.institution_id, s.lease_token, s.generation,
-            s.lane, s.due_at, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.refresh_wanted,
-            s.attempts, s.not_ready,
-            picked.expired
-    )
-    SELECT c.*, set_config('synchronous_commit', 'off', true), k.institution_name, k.sealed_token,
-        h.head, h.head_offset, h.head_at, h.unlinked, h.cursor, h.state,
-        h.code, h.history_status, h.fingerprints,
+            s.lane, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.refresh_wanted, s.attempts,
+            s.not_ready, picked.expired, picked.place
+    ) %(paid)s
+    SELECT q.available, q.held, c.*, k.institution_name, k.sealed_token,
+        coalesce(b.failures > 0 OR b.open_until IS NOT NULL, false) AS bank_failing,
+        h.head, h.head_offset, h.head_at, h.unlinked, h.cursor, h.state, h.code, h.history_status, h.fingerprints,
         (SELECT coalesce(jsonb_agg(jsonb_build_object('offset', w.webhook_offset, 'code', w.code, 'fields', w.fields)
                                    ORDER BY w.webhook_offset), '[]')
          FROM (SELECT * FROM tartan.hints WHERE hints.item_id = c.item_id ORDER BY webhook_offset LIMIT $3) w) AS hints
-    FROM claimed c JOIN tartan.credentials k USING (item_id) LEFT JOIN tartan.heads h USING (item_id)
-    ORDER BY %s"""
-_CLAIM = _CLAIM_BY % ("s.lane, s.due_at", "c.lane, c.due_at")
-_CLAIM_OLDEST = _CLAIM_BY % ("s.due_at", "c.due_at")
+    FROM (SELECT %(available)s AS available, (SELECT count(*) FROM held) AS held,
+              set_config('synchronous_commit', 'off', true)) q
+    LEFT JOIN (claimed c JOIN tartan.credentials k USING (item_id)) ON true
+    LEFT JOIN tartan.heads h USING (item_id)
+    LEFT JOIN tartan.breakers b ON b.institution_id = c.institution_id
+    ORDER BY c.place"""
+# A parked Item is not claimed; only its unlink is not held up, because that ends what the user pays for.
+_CLAIMABLE = """s.ready_at <= (SELECT now FROM moment)
+              AND (s.lease_until IS NULL OR s.lease_until <= (SELECT now FROM moment))
+              AND (s.wait_offset IS NULL OR s.wait_offset < coalesce(f.position, 0))"""
+_CLAIM = _CLAIM_BY % {
+    "client": "", "emptied": "", "claimable": _CLAIMABLE, "payable": "", "slots": "$1", "paid": "",
+    "available": "NULL::float8",
+}  # fmt: skip
+# $12 to $15: the client's pace and the Item's. The client's bucket is locked before an Item's, and whoever waits for
+# it counts what the one before it took. A millionth of a token makes up for moments that are kept in microseconds.
+# Where the client has no token left, only Items to be unlinked go on: those ask /item/remove.
+_CLAIM_METERED = _CLAIM_BY % {
+    "client": f"""client AS MATERIALIZED (
+        SELECT ($13 - extract(epoch FROM greatest(full_at, tartan.clock()) - tartan.clock())::float8) / $12 + 1.000001
+            AS available
+        FROM tartan.buckets WHERE endpoint = '{SYNC}' AND item_id = '{CLIENT}' FOR UPDATE
+    ),""",
+    "emptied": f"""ELSE (SELECT b.full_at - make_interval(secs => $15) FROM tartan.buckets b
+                           WHERE b.endpoint = '{SYNC}' AND b.item_id = s.item_id
+                             AND b.full_at > (SELECT now FROM moment) + make_interval(secs => $15))""",
+    "claimable": _CLAIMABLE,
+    "payable": "AND (s.unlink_requested OR (SELECT available FROM client) >= 1)",
+    "slots": """(SELECT coalesce(
+            (SELECT CASE WHEN available >= 1 THEN least($1, floor(available)::bigint) ELSE $1 END FROM client), 0))""",
+    "paid": f""", paid AS (
+        INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
+        SELECT '{SYNC}', item_id, tartan.clock() + make_interval(secs => $14) FROM claimed WHERE NOT unlink_requested
+        ON CONFLICT (endpoint, item_id) DO UPDATE
+        SET full_at = greatest(b.full_at, tartan.clock()) + make_interval(secs => $14)
+    ), spent AS (
+        UPDATE tartan.buckets b SET full_at = greatest(b.full_at, tartan.clock()) + make_interval(secs => $12 * c.items)
+        FROM (SELECT count(*) AS items FROM claimed WHERE NOT unlink_requested) c
+        WHERE b.endpoint = '{SYNC}' AND b.item_id = '{CLIENT}' AND c.items > 0
+    )""",
+    "available": "(SELECT available FROM client)",
+}  # fmt: skip
+
+_FIRST_BUCKET = f"""
+    INSERT INTO tartan.buckets (endpoint, item_id, full_at) VALUES ('{SYNC}', '{CLIENT}', tartan.clock())
+    ON CONFLICT DO NOTHING"""
 
 _RENEW = """
     UPDATE tartan.sync_state SET lease_until = tartan.clock() + make_interval(secs => $3)
     WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock() RETURNING true"""
 
-# A mark that landed during the pass left a higher generation: the Item stays due.
+# A mark that landed during the pass left a higher generation: the Item stays due. What held the Item back during the
+# pass, as the outage of its bank does, still holds it: the claim found no not_before that was to come.
 # The commit need not reach the disk: a release that a crash of Postgres forgets is a lease that ends by itself.
 _RELEASE = """
     WITH held AS (
@@ -175,7 +304,8 @@ _RELEASE = """
             done_generation = CASE WHEN $4 THEN greatest(done_generation, $3) ELSE done_generation END,
             due_at = tartan.clock() + make_interval(
                 secs => CASE WHEN generation > $3 THEN least(coalesce($5::float8, 0), $14) ELSE $5::float8 END),
-            not_before = tartan.clock() + make_interval(secs => $6::float8),
+            not_before = greatest(CASE WHEN not_before > tartan.clock() THEN not_before END,
+                tartan.clock() + make_interval(secs => $6::float8)),
             wait_offset = coalesce($7::bigint, wait_offset),
             accounts_at = CASE WHEN $8 THEN tartan.clock() ELSE accounts_at END,
             accounts_wanted = accounts_wanted AND (generation > $3 OR NOT $8),

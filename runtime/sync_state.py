@@ -60,11 +60,20 @@ async def register_item(
 
 
 async def mark_manual(
-    connection: asyncpg.Connection, item_id: str, *, by: str | None = None, accounts: bool = False
+    connection: asyncpg.Connection,
+    item_id: str,
+    *,
+    by: str | None = None,
+    accounts: bool = False,
+    refresh: bool = False,
 ) -> int | None:
-    """Make an Item due because somebody asked. Gives the generation to wait for; None where there is no such Item."""
+    """Make an Item due because somebody asked. Gives the generation to wait for; None where there is no such Item.
+
+    It ends a wait after failures; what holds the Item back (a limit, its bank's outage) still does. `refresh`: the
+    bank itself is to be asked, too.
+    """
     cause = _json(Cause("manual", by=by))
-    generation: int | None = await connection.fetchval(_MARK_ONE, item_id, Lane.MANUAL, cause, accounts, False)
+    generation: int | None = await connection.fetchval(_MARK_ONE, item_id, Lane.MANUAL, cause, accounts, False, refresh)
     if generation is not None:
         await connection.execute(_NOTIFY)
     return generation
@@ -73,7 +82,7 @@ async def mark_manual(
 async def request_unlink(connection: asyncpg.Connection, item_id: str, *, by: str | None = None) -> int | None:
     """Have an Item removed at Plaid and its token deleted. Gives the generation; None where there is no such Item."""
     cause = _json(Cause("unlink", by=by))
-    generation: int | None = await connection.fetchval(_MARK_ONE, item_id, Lane.WEBHOOK, cause, False, True)
+    generation: int | None = await connection.fetchval(_MARK_ONE, item_id, Lane.WEBHOOK, cause, False, True, False)
     if generation is not None:
         await connection.execute(_NOTIFY)
     return generation
@@ -124,9 +133,15 @@ async def add_hints(connection: asyncpg.Connection, hints: Sequence[Hint]) -> No
     )
 
 
-async def mark_again(connection: asyncpg.Connection, items: Sequence[str]) -> None:
-    """Make Items due once more, because a record of theirs was skipped or their records were redriven."""
-    await connection.execute(_MARK_AGAIN, sorted(items), _json(Cause("retry")))
+async def mark_again(connection: asyncpg.Connection, items: Sequence[str], *, redriven: Sequence[str] = ()) -> None:
+    """Make Items due once more, because a record of theirs was skipped; `redriven` ones because they were redriven."""
+    await connection.execute(_MARK_AGAIN, sorted({*items, *redriven}), _json(Cause("retry")), list(redriven))
+
+
+async def mark_sweep(connection: asyncpg.Connection, items: Sequence[str]) -> int:
+    """Make Items due that a webhook was perhaps lost of. Gives how many there are that are not unlinked."""
+    rows = await connection.fetch(_MARK_SWEEP, sorted(items), _json(Cause("sweep")), Lane.SCHEDULE)
+    return len(rows)
 
 
 async def mark_scheduled(
@@ -135,6 +150,8 @@ async def mark_scheduled(
     """Make Items due that have not synced for `interval_s`, spread over `spread_s` by their ids.
 
     An Item that waits for its user is asked about every `recheck_s`: the webhook of its repair may be lost.
+    The longest unseen come first. Where Plaid's quota is short, marks wait in their lane: each Item has at most one,
+    so what is marked is at most what passes were made since, and waiting marks cost a claim nothing.
     """
     rows = await connection.fetch(
         _MARK_SCHEDULED, interval_s, recheck_s, spread_s, items_max, _json(Cause("schedule")), Lane.SCHEDULE
@@ -180,11 +197,13 @@ _REGISTER = """
     RETURNING generation"""
 
 # A row that is not due keeps the lane of its last pass, so only a due one's lane counts.
+# What holds syncs back holds no removal back: it asks neither the bank nor /transactions/sync.
 _MARK_ONE = """
     UPDATE tartan.sync_state
     SET generation = generation + 1, due_at = least(due_at, tartan.clock()), cause = $3::text::jsonb,
         lane = CASE WHEN due_at IS NULL THEN $2 ELSE least(lane, $2) END,
-        accounts_wanted = accounts_wanted OR $4, unlink_requested = unlink_requested OR $5
+        accounts_wanted = accounts_wanted OR $4, unlink_requested = unlink_requested OR $5,
+        refresh_wanted = refresh_wanted OR $6, not_before = CASE WHEN $5 THEN NULL ELSE not_before END
     WHERE item_id = $1 AND stopped IS DISTINCT FROM 'unlinked'
     RETURNING generation"""
 
@@ -218,26 +237,52 @@ _REMEMBER = """
     INSERT INTO tartan.repeats AS r (key, seen_at) SELECT unnest($1::bytea[]), tartan.clock()
     ON CONFLICT (key) DO NOTHING RETURNING key"""
 
+# A redrive ends the wait of a parked Item; another record that was skipped ends nothing that holds an Item back.
 _MARK_AGAIN = """
     WITH locked AS (SELECT item_id FROM tartan.sync_state WHERE item_id = ANY($1) ORDER BY item_id FOR UPDATE)
     UPDATE tartan.sync_state s
     SET generation = s.generation + 1, due_at = least(s.due_at, tartan.clock()), cause = $2::text::jsonb,
+        not_before = CASE WHEN s.item_id = ANY($3) THEN NULL ELSE s.not_before END,
         stopped = CASE WHEN s.stopped = 'parked' THEN NULL ELSE s.stopped END
     FROM locked WHERE s.item_id = locked.item_id AND s.stopped IS DISTINCT FROM 'unlinked'"""
 
+_MARK_SWEEP = """
+    WITH locked AS (SELECT item_id FROM tartan.sync_state WHERE item_id = ANY($1) ORDER BY item_id FOR UPDATE)
+    UPDATE tartan.sync_state s
+    SET generation = s.generation + 1, due_at = least(s.due_at, tartan.clock()), cause = $2::text::jsonb,
+        lane = CASE WHEN s.due_at IS NULL THEN $3 ELSE least(s.lane, $3) END
+    FROM locked WHERE s.item_id = locked.item_id AND s.stopped IS DISTINCT FROM 'unlinked'
+    RETURNING s.item_id"""
+
 # hashtext spreads Items evenly and gives one Item the same place in each round.
+# Three ranges of the index of what is idle: synced too long ago, never synced, waiting for its user (whose last sync
+# is as old as its state). Items that are stopped for good are read and passed over.
 _MARK_SCHEDULED = """
     WITH idle AS (
-        SELECT item_id FROM tartan.sync_state
-        WHERE due_at IS NULL AND lease_token IS NULL
-          AND (stopped IS NULL AND coalesce(last_synced_at, created_at) < tartan.clock() - make_interval(secs => $1)
-            OR stopped = 'login_required' AND last_attempt_at < tartan.clock() - make_interval(secs => $2))
-        ORDER BY last_synced_at LIMIT $4 FOR UPDATE SKIP LOCKED
+        (SELECT item_id, last_synced_at FROM tartan.sync_state
+         WHERE due_at IS NULL AND last_synced_at < tartan.clock() - make_interval(secs => $1)
+           AND stopped IS NULL AND lease_token IS NULL
+         ORDER BY last_synced_at LIMIT $4)
+        UNION ALL
+        (SELECT item_id, NULL FROM tartan.sync_state
+         WHERE due_at IS NULL AND last_synced_at IS NULL AND created_at < tartan.clock() - make_interval(secs => $1)
+           AND stopped IS NULL AND lease_token IS NULL
+         LIMIT $4)
+        UNION ALL
+        (SELECT item_id, last_synced_at FROM tartan.sync_state
+         WHERE due_at IS NULL AND (last_synced_at IS NULL OR last_synced_at < tartan.clock())
+           AND stopped = 'login_required' AND last_attempt_at < tartan.clock() - make_interval(secs => $2)
+           AND lease_token IS NULL
+         LIMIT $4)
+    ), locked AS (
+        SELECT s.item_id FROM idle JOIN tartan.sync_state s USING (item_id)
+        WHERE s.due_at IS NULL AND s.lease_token IS NULL
+        ORDER BY idle.last_synced_at NULLS FIRST LIMIT $4 FOR UPDATE OF s SKIP LOCKED
     )
     UPDATE tartan.sync_state s
     SET generation = s.generation + 1, cause = $5::text::jsonb, lane = $6,
         due_at = tartan.clock() + make_interval(secs => $3 * (hashtext(s.item_id) & 1023) / 1024.0)
-    FROM idle WHERE s.item_id = idle.item_id
+    FROM locked WHERE s.item_id = locked.item_id
     RETURNING s.item_id"""
 
 _ATTEMPT_SINCE = """

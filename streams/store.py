@@ -5,14 +5,13 @@ Postgres's errors are translated here and nowhere else: all of them are Retry, e
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
 from typing import cast
 
 import asyncpg
 import msgspec
 
-from runtime import incidents, leases, sync_state
-from runtime.dues import Claimed, Hint, Mark, Released
+from runtime import incidents, leases, quotas, sync_state
+from runtime.dues import Claimed, Claims, Hint, Mark, Released
 from runtime.leases import FOLLOWER
 from runtime.reader import Position
 from runtime.settings import Settings
@@ -22,9 +21,7 @@ from schemas.changesets import UserKeys
 from schemas.errors import Quarantine, Retry
 from streams.following import Followed, ItemHead
 from streams.mark_due import READER as MARKER
-
-OLDEST_FIRST_EVERY = 8
-"""One claim in so many goes by age instead of lane, so that webhooks without end starve no backfill."""
+from streams.turns import Turns
 
 _LATE = (
     OSError,
@@ -67,15 +64,22 @@ class PostgresStore:
         self._vault = vault
         self._lease_s = settings.lease_s
         self._holder = settings.instance_id
-        self._claims = count(1)
+        self._limit = settings.limits().get(quotas.SYNC)
+        self._turns = Turns(settings.weights())
 
-    async def claim(self, slots: int) -> Sequence[Claimed]:
-        """Lease what is due."""
-        oldest_first = next(self._claims) % OLDEST_FIRST_EVERY == 0
+    async def claim(self, slots: int) -> Claims:
+        """Lease what is ready, as the turns of lanes and tenants and Plaid's quota allow."""
         async with session(self._pool) as connection:
-            return await leases.claim(
-                connection, slots=slots, lease_s=self._lease_s, holder=self._holder, oldest_first=oldest_first
+            claims = await leases.claim(
+                connection,
+                slots=slots,
+                lease_s=self._lease_s,
+                holder=self._holder,
+                standing=self._turns.standing(),
+                limit=self._limit,
             )
+        self._turns.served(claims)
+        return claims
 
     async def inherit(self) -> int:
         """End the leases that a dead process with this instance id left. Gives how many."""
@@ -186,9 +190,8 @@ class FollowingTransaction(_Positioned):
         """Write heads, make due again what was skipped or redriven, erase."""
         if followed.redriven:
             await self._connection.execute(_REDRIVEN, list(followed.redriven), list(followed.redriven.values()))
-        again = sorted(followed.again | followed.redriven.keys())
-        if again:
-            await sync_state.mark_again(self._connection, again)
+        if followed.again or followed.redriven:
+            await sync_state.mark_again(self._connection, list(followed.again), redriven=list(followed.redriven))
         if followed.heads:
             items, untils = _hints_dealt_with(followed.heads)
             if items:

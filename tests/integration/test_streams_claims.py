@@ -46,7 +46,7 @@ async def register(pool: asyncpg.Pool, item_id: str = "item", user: int = USER) 
 async def claim(pool: asyncpg.Pool, slots: int = 10, **options: Any) -> list[Claimed]:
     """Claim what is due."""
     async with pool.acquire() as connection:
-        return await leases.claim(connection, slots=slots, **({"lease_s": 60.0, "holder": "1"} | options))
+        return list(await leases.claim(connection, slots=slots, **({"lease_s": 60.0, "holder": "1"} | options)))
 
 
 async def release(pool: asyncpg.Pool, claimed: Claimed, **result: Any) -> bool:
@@ -167,22 +167,6 @@ async def test_an_item_waits_until_the_follower_has_read_its_append(pool: asyncp
 
     assert (waiting, still) == ([], [])
     assert not found.expired
-
-
-async def test_claims_go_by_lane_and_some_by_age(pool: asyncpg.Pool) -> None:
-    for number, item in enumerate(["backfill", "webhook", "manual"]):
-        await register(pool, item, USER + number)
-    await mark(pool, "webhook")
-    async with pool.acquire() as connection:
-        await sync_state.mark_manual(connection, "manual", by="someone")
-    await pool.execute("UPDATE tartan.sync_state SET due_at = now() - interval '1 hour' WHERE item_id = 'backfill'")
-
-    [oldest] = await claim(pool, slots=1, oldest_first=True)
-    await release(pool, oldest, done=False, due_in_s=0)
-    order = [claimed.item_id for claimed in await claim(pool)]
-
-    assert oldest.item_id == "backfill"
-    assert order == ["webhook", "manual", "backfill"]
 
 
 async def test_a_parked_item_is_passed_over_and_its_unlink_is_not(pool: asyncpg.Pool) -> None:
