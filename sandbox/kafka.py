@@ -47,9 +47,13 @@ _STARTED = b"Kafka Server started"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaOptions:
-    """How the broker runs. `settings` are lines of server.properties that replace the defaults."""
+    """How the broker runs. `settings` are lines of server.properties that replace the defaults.
+
+    `advertised` is where clients are told to connect to, where that is not the broker's own address: a proxy before it.
+    """
 
     heap_mib: int = 512
+    advertised: str | None = None
     jvm_flags: tuple[str, ...] = QUICK_START_FLAGS
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -98,7 +102,7 @@ class Kafka(Server):
         controller = self._folder.read("controller-port")
         places = {
             "listeners": f"BROKER://{self.address},CONTROLLER://{LOOPBACK}:{controller}",
-            "advertised.listeners": f"BROKER://{self.address}",
+            "advertised.listeners": f"BROKER://{self._options.advertised or self.address}",
             "controller.quorum.voters": f"1@{LOOPBACK}:{controller}",
             "log.dirs": str(self.folder / "data"),
         }

@@ -74,6 +74,12 @@ class Child:
         """Say whether the process is still there."""
         return self._process.poll() is None
 
+    @property
+    def code(self) -> int:
+        """The code of the ended process; negative is the signal that killed it."""
+        assert self._process.returncode is not None, "the process is running"
+        return self._process.returncode
+
     async def ready(self, condition: Callable[[], bool], *, timeout_s: float) -> None:
         """Wait until `condition` holds; a child that fails to get there is killed.
 

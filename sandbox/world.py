@@ -32,12 +32,14 @@ SIMULATOR, INGEST, STREAMS, PROJECTIONS, GATEWAY = "plaid-simulator", "ingest", 
 class WorldOptions:
     """What the world is made of.
 
-    `folder` keeps everything in it; None throws it away at the end. `simulator` are arguments of
+    `folder` keeps everything in it; None throws it away at the end. `projectors` and `streams` are how many processes
+    these stages have. `simulator` are arguments of
     `tartan plaid-simulator`, `environment` further settings of the stages.
     """
 
     folder: Path | None = None
     projectors: int = 1
+    streams: int = 1
     simulator: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     cluster: ClusterOptions | None = None
@@ -127,21 +129,26 @@ class World:
         self._progress("stages: ingest, streams, projections, gateway")
         environment = self.environment()
         self._launch(INGEST, [INGEST], environment | {"TARTAN_PORT": str(self._ports[INGEST])})
-        self._launch(STREAMS, [STREAMS], environment)
-        for number in range(1, self._options.projectors + 1):
-            name = PROJECTIONS if number == 1 else f"{PROJECTIONS}-{number}"
-            self._launch(name, [PROJECTIONS], environment | {"TARTAN_INSTANCE_ID": str(number)})
+        for stage, count in ((STREAMS, self._options.streams), (PROJECTIONS, self._options.projectors)):
+            for number in range(1, count + 1):
+                name = stage if number == 1 else f"{stage}-{number}"
+                self._launch(name, [stage], environment | {"TARTAN_INSTANCE_ID": str(number)})
         self._launch(GATEWAY, [GATEWAY], environment | {"TARTAN_PORT": str(self._ports[GATEWAY])})
         await asyncio.gather(*(stage.ready() for stage in self.stages.values()))
 
     def _launch(
         self, name: str, arguments: list[str], environment: dict[str, str], *, ready_url: str | None = None
     ) -> None:
-        stage = StageProcess(
-            name, arguments=arguments, environment=environment, folder=self.folder, ready_url=ready_url
-        )  # fmt: skip
+        stage = self._process(name, arguments, environment, ready_url)
         stage.start()
         self.stages[name] = stage
+
+    def _process(
+        self, name: str, arguments: list[str], environment: dict[str, str], ready_url: str | None
+    ) -> StageProcess:
+        return StageProcess(
+            name, arguments=arguments, environment=environment, folder=self.folder, ready_url=ready_url
+        )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
         """The settings of the stages, as they find them in their environment."""

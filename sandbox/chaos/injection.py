@@ -1,0 +1,220 @@
+"""Does the faults of a run to a world, all at once and each at its time."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from runtime.crash_points import CrashPoint
+from sandbox.chaos.proxy import Matching
+from sandbox.chaos.schedule import Chain, Fault, Kind, Run
+from sandbox.chaos.victim import Victim
+from sandbox.chaos.world import ChaosWorld, append_timeout_s, sleep_of_a_zombie_s
+from sandbox.clients import Bank
+from schemas.errors import Halt
+
+POINT_S_MAX = 25.0
+"""A process that does not come by its point for so long dies where it is: a rare point must not hold the run up."""
+LARGE_EVERY_S = 2.0
+LARGE_CHANGES = 600
+"""More than a page of 500, so that a pass has something between its pages, and far more than 8 KiB."""
+AWAY_S = 1.5
+HELD_BACK_S = 4.0
+"""Beyond every timeout of SHORT_S and below the clients' own, whose answer to a silent neighbour is to wait."""
+UNANSWERED_S_MAX = 20.0
+STORM_S = 3.0
+LOOK_S = 0.5
+
+_NEEDS_LARGE = frozenset({"fetch_deltas.between_pages", "fetch_deltas.after_part"})
+_UNANSWERED: dict[str, Matching] = {
+    "postgres": lambda chunk: chunk.startswith(b"Q") and b"COMMIT" in chunk[:16],
+    # Source: Kafka protocol, request header: size in 4 bytes, then the api key in 2; 0 is Produce.
+    "kafka": lambda chunk: chunk[4:6] == b"\0\0",
+    "plaid": lambda chunk: b"/transactions/sync" in chunk[:128],
+    "webhooks": lambda chunk: chunk.startswith(b"POST "),
+}
+
+
+class Injector:
+    """Counts what it has done in `faults`; what could not be done is not counted."""
+
+    def __init__(self, world: ChaosWorld, bank: Bank) -> None:
+        self._world = world
+        self._bank = bank
+        self.faults: Counter[str] = Counter()
+        self.kills = 0
+        settings = world.settings()
+        self._zombie_s = sleep_of_a_zombie_s(settings)
+        self._append_s = append_timeout_s(settings)
+        self._one_at_a_time = {"kafka": asyncio.Lock(), "postgres": asyncio.Lock()}
+        self._paused: set[str] = set()
+
+    async def inject(self, run: Run) -> None:
+        """Do all of a run, and leave the world with every server and process running.
+
+        Raises: Halt, where a server does not start again.
+        """
+        rng = random.Random(run.seed)
+        extras = {"TARTAN_RECORD_BYTES_MAX": "8192"} if run.small_records and _has_parts() else {}
+        for victim in self._world.victims:
+            victim.extras = extras
+        async with asyncio.TaskGroup() as group:
+            for chain in run.chains:
+                group.create_task(self._chain(chain))
+            for fault in run.faults:
+                group.create_task(self._fault(fault, random.Random(rng.getrandbits(32))))
+
+    async def _chain(self, chain: Chain) -> None:
+        """Kill a process, and let it die at each of its points."""
+        victim = self._world.victim(chain.slot)
+        await asyncio.sleep(chain.at_s)
+        victim.deaths.extend(chain.deaths)
+        self._kill(victim)
+        for _ in chain.deaths:
+            await self._die(victim)
+
+    async def _die(self, victim: Victim) -> None:
+        """Wait until the process has died of one more of its plans, or kill it when that takes too long."""
+        died, large_at = len(victim.died_at), 0.0
+        while len(victim.died_at) == died:
+            now, point = time.monotonic(), victim.doomed_to
+            if point is not None and now - victim.started_at > POINT_S_MAX:
+                self._kill(victim)
+                return
+            if point is not None and point.value in _NEEDS_LARGE and now > large_at:
+                large_at = now + LARGE_EVERY_S
+                await self._bank.step(changes=LARGE_CHANGES)
+            victim.changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(victim.changed.wait(), LOOK_S)
+        self.kills += 1
+        self.faults[f"kill.{victim.died_at[died]}"] += 1
+
+    def _kill(self, victim: Victim) -> None:
+        victim.kill()
+        self.kills += 1
+        self.faults[f"kill.{victim.stage}"] += 1
+
+    async def _fault(self, fault: Fault, rng: random.Random) -> None:
+        await asyncio.sleep(fault.at_s)
+        done = await self._do(fault, rng)
+        if done:
+            self.faults[f"{fault.kind}.{fault.target}" if fault.target else str(fault.kind)] += 1
+
+    async def _do(self, fault: Fault, rng: random.Random) -> bool:
+        match fault.kind:
+            case Kind.KILL_GATEWAY:
+                self._kill(self._world.victim("gateway"))
+                return False  # counted as a kill
+            case Kind.KILL_KAFKA:
+                return await self._kafka_away(AWAY_S)
+            case Kind.KAFKA_AWAY:
+                return await self._kafka_away(self._append_s + AWAY_S)
+            case Kind.KILL_POSTGRES | Kind.RESTART_POSTGRES:
+                return await self._postgres_away(killed=fault.kind is Kind.KILL_POSTGRES)
+            case Kind.ZOMBIE:
+                return await self._zombie(fault.target)
+            case Kind.UNANSWERED:
+                return await self._unanswered(fault.target)
+            case Kind.CUT:
+                return self._world.proxies[fault.target].cut(chooses=rng) > 0
+            case Kind.STALL:
+                return await self._held_back(fault.target, cut=False)
+            case Kind.BLACK_HOLE:
+                return await self._held_back(fault.target, cut=True)
+            case Kind.STORM:
+                return await self._storm(fault.target, rng)
+
+    async def _kafka_away(self, away_s: float) -> bool:
+        kafka = self._world.cluster.kafka
+        assert kafka is not None
+        async with self._one_at_a_time["kafka"]:
+            kafka.kill()
+            self.kills += 1
+            await asyncio.sleep(away_s)
+            await kafka.start()
+        return True
+
+    async def _postgres_away(self, *, killed: bool) -> bool:
+        postgres = self._world.cluster.postgres
+        assert postgres is not None
+        async with self._one_at_a_time["postgres"]:
+            if killed:
+                postgres.kill()
+                self.kills += 1
+            else:
+                await postgres.stop()
+            await asyncio.sleep(AWAY_S)
+            await postgres.start()
+        return True
+
+    async def _zombie(self, name: str) -> bool:
+        """Stop a process for longer than its leases, transactions and session live, and wake it up."""
+        victim = self._world.victim(name)
+        pid = victim.pid
+        try:
+            victim.pause()
+        except ProcessLookupError:
+            return False
+        await asyncio.sleep(self._zombie_s)
+        victim.wake()
+        return victim.pid == pid  # killed while it slept, it woke up as nobody
+
+    async def _unanswered(self, neighbour: str) -> bool:
+        proxy = self._world.proxies[neighbour]
+        trap = proxy.set_trap(_UNANSWERED[neighbour])
+        try:
+            async with asyncio.timeout(UNANSWERED_S_MAX):
+                await trap.sprung.wait()
+        except TimeoutError:
+            return False
+        finally:
+            proxy.withdraw(trap)
+        return True
+
+    async def _held_back(self, neighbour: str, *, cut: bool) -> bool:
+        proxy = self._world.proxies[neighbour]
+        proxy.stall()
+        try:
+            await asyncio.sleep(HELD_BACK_S)
+            if cut:
+                proxy.cut()
+        finally:
+            proxy.resume()
+        return True
+
+    async def _storm(self, stage: str, rng: random.Random) -> bool:
+        """Let an instance join and leave again, once gracefully and once without a word, as a bad deploy would."""
+        for number, gracefully in enumerate(rng.sample([True, False], 2), start=3):
+            joined = self._world.join(stage, number=number)
+            try:
+                with suppress(Halt):  # a server is away just now; it has come and goes all the same
+                    await joined.ready(timeout_s=STORM_S * 5)
+                await asyncio.sleep(STORM_S)
+            finally:
+                del self._world.stages[joined.name]
+                if gracefully:
+                    await joined.retire()
+                else:
+                    joined.vanish()
+        return True
+
+
+def _has_parts() -> bool:
+    return any(point.value == "fetch_deltas.after_part" for point in CrashPoint)
+
+
+@asynccontextmanager
+async def living(bank: Bank, *, rate_per_s: float) -> AsyncIterator[None]:
+    """A bank that lives, with faults of its own, for a block; afterwards it rests, and every webhook comes."""
+    await bank.rates(
+        webhooks_lost=0.03, webhooks_repeated=0.05, webhooks_delayed=0.05, sync_mutation=0.1, sync_failure=0.02
+    )
+    await bank.live(rate_per_s)
+    try:
+        yield
+    finally:
+        await bank.live(0)
+        await bank.rates(webhooks_lost=0, webhooks_repeated=0, webhooks_delayed=0, sync_mutation=0, sync_failure=0)

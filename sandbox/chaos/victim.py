@@ -1,0 +1,99 @@
+"""A stage's process that dies by plan: at a moment, or at a named point of its next run."""
+
+import asyncio
+import os
+import signal
+import time
+from collections import deque
+from contextlib import suppress
+
+from runtime.crash_points import VARIABLE, CrashPoint
+from sandbox.chaos.schedule import Death
+from sandbox.stages import RESTART_S, StageProcess
+
+LOOK_S = 0.02
+
+
+class Victim(StageProcess):
+    """Restarted whenever it ends; each start takes the next planned death with it."""
+
+    deaths: deque[Death]
+    """What the next starts die of; one that finds none is whole."""
+    extras: dict[str, str]
+    """Settings of the next starts alone."""
+
+    @property
+    def stage(self) -> str:
+        """The stage that it is an instance of."""
+        return self.name.partition("-")[0]
+
+    def prepare(self) -> None:
+        """Begin without plans; before the first start."""
+        self.deaths, self.extras = deque(), {}
+        self.died_at: list[CrashPoint] = []
+        self.exits: list[int] = []
+        """Codes with which it ended although nobody killed it."""
+        self.doomed_to: CrashPoint | None = None
+        self.started_at = 0.0
+        self.changed = asyncio.Event()
+        self._killed = False
+
+    def kill(self) -> None:
+        """SIGKILL now, also where it is stopped."""
+        self._killed, self.doomed_to = True, None
+        super().kill()
+
+    def pause(self) -> None:
+        """SIGSTOP: it is there and does nothing, while its leases and sessions end."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """SIGCONT: it goes on in the middle of whatever it did."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
+
+    async def retire(self) -> None:
+        """End gracefully, and stay away."""
+        self.deaths.clear()
+        self.wake()
+        await self.stop()
+
+    def vanish(self) -> None:
+        """End by SIGKILL, and stay away."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            self._supervisor = None
+        if self._child is not None:
+            self._child.kill()
+
+    def _launch(self) -> None:
+        self._killed = False
+        death = self.deaths.popleft() if self.deaths else None
+        self.doomed_to = None if death is None else death.point
+        self._once = dict(self.extras)
+        if death is not None:
+            self._once[VARIABLE] = f"{death.point}:{death.times}"
+        self.started_at = time.monotonic()
+        super()._launch()
+
+    async def _supervise(self) -> None:
+        while True:
+            assert self._child is not None
+            while self._child.running():
+                await asyncio.sleep(LOOK_S)
+            if not self._killed:
+                self._note(self._child.code)
+            self.changed.set()
+            await asyncio.sleep(RESTART_S)
+            self.restarts += 1
+            self._launch()
+
+    def _note(self, code: int) -> None:
+        if code == -signal.SIGKILL and self.doomed_to is not None:
+            self.died_at.append(self.doomed_to)
+        else:
+            self.exits.append(code)
+            if self.doomed_to is not None:
+                # It ended before it came by its point, say because Kafka was away: the next start takes the point.
+                self.deaths.appendleft(Death(point=self.doomed_to, times=1))
+        self.doomed_to = None
