@@ -21,6 +21,7 @@ class CrashPoint(StrEnum):
     FETCH_CLAIMED = "fetch_deltas.claimed"
     FETCH_BETWEEN_PAGES = "fetch_deltas.between_pages"
     FETCH_BEFORE_APPEND = "fetch_deltas.before_append"
+    FETCH_AFTER_PART = "fetch_deltas.after_part"
     FETCH_AFTER_APPEND = "fetch_deltas.after_append"
     FETCH_AFTER_RELEASE = "fetch_deltas.after_release"
     FOLLOW_BEFORE_COMMIT = "follow_heads.before_commit"

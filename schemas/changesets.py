@@ -76,19 +76,18 @@ def changeset_id(keys: UserKeys, *, parent: bytes | None, base_cursor: str | Non
     )
 
 
-def seal(head: Head, events: bytes, keys: UserKeys, *, nonce: bytes) -> bytes:
+def seal(head: Head, events: bytes, keys: UserKeys, *, nonce: bytes, bytes_max: int | None = None) -> bytes:
     """Write the record's value. `events` is the block of codec.encode_events, `nonce` 12 random bytes.
 
-    Raises: Quarantine, where the record would be larger than RECORD_BYTES_MAX.
+    Raises: Quarantine, where the record would be larger than `bytes_max`, by default RECORD_BYTES_MAX.
     """
+    bytes_max = RECORD_BYTES_MAX if bytes_max is None else bytes_max
     encoded = codec.encode(head)
     associated = MAGIC + bytes((catalogue.HEAD,)) + len(encoded).to_bytes(4, "big") + encoded
     compressed = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(events)
     value = associated + nonce + AESGCM(keys.events).encrypt(nonce, compressed, associated)
-    if len(value) > RECORD_BYTES_MAX:
-        raise Quarantine(
-            f"changeset of item {head.item_id} takes {len(value)} bytes, a record at most {RECORD_BYTES_MAX}"
-        )
+    if len(value) > bytes_max:
+        raise Quarantine(f"changeset of item {head.item_id} takes {len(value)} bytes, a record at most {bytes_max}")
     return value
 
 

@@ -81,8 +81,16 @@ class Draft(NamedTuple):
     history_status: str | None = None
 
 
+class Part(NamedTuple):
+    """A record ready to append that counts only once a chained one names it."""
+
+    id: bytes
+    value: bytes
+    counts: dict[str, int]
+
+
 class Sealed(NamedTuple):
-    """A record ready to append, and the tip of the chain once it is accepted."""
+    """A record ready to append, and the tip of the chain once it is accepted. `counts`: of all that it says."""
 
     id: bytes
     key: bytes
@@ -114,6 +122,8 @@ def pseudonym(account_id: str, keys: UserKeys) -> str:
 
 def is_news(tip: Tip, draft: Draft, *, now: datetime) -> bool:
     """Whether a draft says anything that the chain does not know yet."""
+    if draft.type == gate.RESTATED:  # that nothing else was there is what it says
+        return True
     if draft.state is not None and (draft.state.told or (draft.state.state, draft.state.code) != (tip.state, tip.code)):
         return True
     if any(tip.fingerprints.get(account) != found for account, found in draft.fingerprints.items()):
@@ -156,8 +166,19 @@ def state_changed(subject: Subject, state: ItemState, history_status: str | None
     return [(ITEM_STATE_CHANGED, catalogue.ITEM, codec.encode(_item(subject, state, history_status)))]
 
 
-def compose(draft: Draft, subject: Subject, tip: Tip, keys: UserKeys, *, at: datetime, nonce: bytes) -> Sealed:
-    """Make the record that follows `tip`.
+def counted(events: Events) -> dict[str, int]:
+    """How many events there are of each type."""
+    counts: dict[str, int] = {}
+    for kind, _, _ in events:
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def compose(
+    draft: Draft, subject: Subject, tip: Tip, keys: UserKeys, *, at: datetime, nonce: bytes,
+    bytes_max: int | None = None, parts: Sequence[Part] = (),
+) -> Sealed:  # fmt: skip
+    """Make the record that follows `tip`. `parts` lie in the log already, and what they say comes before it.
 
     Idempotence: the same draft on the same tip has the same id, whatever the time and nonce.
     Raises: Quarantine, where it would be larger than a record may be.
@@ -167,19 +188,21 @@ def compose(draft: Draft, subject: Subject, tip: Tip, keys: UserKeys, *, at: dat
     cursor = draft.cursor or tip.cursor
     history_status = draft.history_status or tip.history_status
     changeset = changesets.changeset_id(
-        keys, parent=tip.head, base_cursor=tip.cursor, next_cursor=cursor, state=state, events=block
+        keys, parent=tip.head, base_cursor=tip.cursor, next_cursor=cursor, state=state, events=_said(block, parts)
     )
-    counts: dict[str, int] = {}
-    for kind, _, _ in draft.events:
-        counts[kind] = counts.get(kind, 0) + 1
+    counts = counted(draft.events)
+    for part in parts:
+        for kind, count in part.counts.items():
+            counts[kind] = counts.get(kind, 0) + count
     head = Head(
         id=changeset, kind=gate.CHAINED, type=draft.type, parent=tip.head, item_id=subject.item_id, user=subject.user,
         at=micros(at), cause=subject.cause, key_generation=keys.generation,
         fetch_started_at=None if subject.fetch_started_at is None else micros(subject.fetch_started_at),
         base_cursor=tip.cursor, next_cursor=cursor, counts=counts, item_state=state, item_code=code,
         history_status=history_status, fingerprints=dict(draft.fingerprints), hints_until=subject.hints_until,
+        parts=[part.id for part in parts],
     )  # fmt: skip
-    value = changesets.seal(head, block, keys, nonce=nonce)
+    value = changesets.seal(head, block, keys, nonce=nonce, bytes_max=bytes_max)
     prints = {**tip.fingerprints, **draft.fingerprints}
     return Sealed(
         changeset,
@@ -188,6 +211,13 @@ def compose(draft: Draft, subject: Subject, tip: Tip, keys: UserKeys, *, at: dat
         Tip(changeset, at, cursor, state, code, history_status, prints),
         counts,
     )
+
+
+def _said(block: bytes, parts: Sequence[Part]) -> bytes:
+    """What a record's id covers: its own events and, by their ids, those of its parts."""
+    if not parts:
+        return block
+    return len(parts).to_bytes(4, "big") + b"".join(part.id for part in parts) + block
 
 
 def _item(subject: Subject, state: ItemState, history_status: str | None) -> Item:

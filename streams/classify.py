@@ -4,12 +4,13 @@ Source: PLAID.md 1.5 and 1.9. Programs branch on `error_code`, never on the HTTP
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from enum import Enum
 from typing import NamedTuple
 
 from runtime.dues import KnownHint
 from runtime.plaid_answers import ItemAnswer
-from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REVOKED
+from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REFUSED, REVOKED
 
 
 class Action(Enum):
@@ -54,6 +55,9 @@ _CODES: dict[Action, frozenset[str]] = {
     Action.NOT_READY: frozenset({"PRODUCT_NOT_READY"}),
 }  # fmt: skip
 _ACTIONS = {code: action for action, codes in _CODES.items() for code in codes}
+_STATES = {Action.USER: LOGIN_REQUIRED, Action.GONE: GONE, Action.NEVER: REFUSED}
+STOPPING = frozenset(_STATES)
+"""Actions after which an Item is in another state, and not synced before somebody acted."""
 _REMOVED_CODES = frozenset({"ITEM_NOT_FOUND", "ITEM_CONCURRENTLY_DELETED"})
 _LIMIT_CODES = frozenset({"RATE_LIMIT", "INSTITUTION_RATE_LIMIT"})
 
@@ -103,13 +107,20 @@ def is_token_unknown(error_code: str) -> bool:
     return error_code == "INVALID_ACCESS_TOKEN"
 
 
-def refused_state(error_code: str, reason: str | None) -> ItemState:
-    """The state of an Item whose request was refused with a code of USER or GONE."""
+def refused_state(action: Action, error_code: str, reason: str | None) -> ItemState:
+    """The state of an Item whose request was refused so that one of STOPPING follows."""
     if error_code == "USER_PERMISSION_REVOKED":
         return ItemState(REVOKED, error_code, reason)
-    if _ACTIONS.get(error_code) is Action.GONE:
-        return ItemState(GONE, error_code, reason)
-    return ItemState(LOGIN_REQUIRED, error_code, reason)
+    return ItemState(_STATES[action], error_code, reason)
+
+
+def bank_updated_at(answer: ItemAnswer) -> datetime | None:
+    """When Plaid last read the bank with success, as /item/get says; None where it says nothing that is a time."""
+    try:
+        at = datetime.fromisoformat(answer.last_successful_update or "")
+    except ValueError:
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def item_state(
@@ -119,9 +130,10 @@ def item_state(
 
     So an ERROR webhook that arrives after the repair stops nothing.
     """
-    if answer.error_code is not None and _ACTIONS.get(answer.error_code) in (Action.USER, Action.GONE):
-        return refused_state(answer.error_code, answer.error_reason)
-    kept = known_state in HINTED_STATES.values()
+    if answer.error_code is not None and _ACTIONS.get(answer.error_code) in STOPPING:
+        return refused_state(_ACTIONS[answer.error_code], answer.error_code, answer.error_reason)
+    # What only webhooks tell outlasts a question that no webhook led to.
+    kept = known_state in HINTED_STATES.values() or (known_state == ACTIVE and not hints)
     state = ItemState(known_state or ACTIVE, known_code) if kept else ItemState(ACTIVE)
     for hint in hints:
         if hint.code in HINTED_STATES:

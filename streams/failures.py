@@ -19,14 +19,25 @@ def refused(claimed: Claimed, action: Action, error: dict[str, Any], *, jitter: 
         case Action.NOT_READY:
             return not_ready(claimed, jitter=jitter)
         case Action.LIMITED:
-            wait_s = waits.after_limit(attempts, jitter)
-            return _failed(attempts, error, wait_s, not_before_s=wait_s)
+            return limited(claimed, error, wait_s=waits.after_limit(jitter))
         case Action.HOURS:
             return _failed(attempts, error, waits.after_outage(attempts, jitter))
         case Action.NEVER:
             return _failed(attempts, error, None, stopped=REFUSED)
-    # CURSOR, too: until the history can be read again and compared, the attempts in hours keep the Item in sight.
     return _failed(attempts, error, waits.after_failure(attempts, jitter))
+
+
+def limited(claimed: Claimed, error: dict[str, Any], *, wait_s: float) -> Released:
+    """After a rate limit, of Plaid's or our own: nothing is wrong with the Item, and no webhook ends the wait."""
+    return Released(
+        outcome="limited",
+        done=False,
+        due_in_s=wait_s,
+        not_before_s=wait_s,
+        attempts=claimed.attempts,
+        not_ready=claimed.not_ready,
+        error=error,
+    )
 
 
 def late(claimed: Claimed, error: dict[str, Any], *, jitter: float, wait_s: float | None = None) -> Released:
@@ -45,13 +56,17 @@ def parked(claimed: Claimed, error: dict[str, Any]) -> Released:
     return _failed(claimed.attempts + 1, error, None, stopped=PARKED)
 
 
-def not_ready(claimed: Claimed, *, jitter: float) -> Released:
-    """After an answer that the history is not there: not a failure, and not an empty account either."""
+def not_ready(claimed: Claimed, *, jitter: float, attempts: int = 0) -> Released:
+    """After an answer that the history is not there: not a failure, and not an empty account either.
+
+    `attempts`: failures in a row that this answer does not end.
+    """
     answers = claimed.not_ready + 1
     return Released(
         outcome="not_ready",
         done=False,
         due_in_s=waits.not_ready(answers, jitter),
+        attempts=attempts,
         not_ready=answers,
     )
 
@@ -66,7 +81,6 @@ def _failed(
     error: dict[str, Any],
     due_in_s: float | None,
     *,
-    not_before_s: float | None = None,
     stopped: str | None = None,
 ) -> Released:
     return Released(
@@ -74,7 +88,6 @@ def _failed(
         # An Item that is stopped is dealt with: who waits for this pass is told so.
         done=stopped is not None,
         due_in_s=due_in_s,
-        not_before_s=not_before_s,
         attempts=attempts,
         stopped=stopped,
         error=error,

@@ -13,6 +13,13 @@ REFUSALS = Counter("tartan_plaid_refusals", "Errors of Plaid's, by what they ask
 SUSPECTED = Counter(
     "tartan_items_gone_suspected", "Items that Plaid called gone while too many others were, so not taken as gone"
 )
+RESTATED = Counter(
+    "tartan_histories_restated",
+    "Whole histories read again after a lost cursor, by what lost it, and whether all known accounts were there",
+    ["because", "complete"],
+)
+PARTS = Counter("tartan_changeset_parts", "Parts appended of updates that are larger than a record")
+REFRESHES = Counter("tartan_bank_refreshes", "Banks asked on demand, by Plaid's answer", ["answer"])
 RESTARTS = Counter("tartan_sync_restarts", "Sync loops begun again from their first cursor")
 WEBHOOK_TO_CHANGESET = Histogram(
     "tartan_webhook_to_changeset_seconds",

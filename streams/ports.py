@@ -1,14 +1,15 @@
 """What this stage's agents need of the world. Postgres, Kafka and Plaid are one implementation, memory another."""
 
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from runtime.dues import Claimed, Hint, Mark, Released
 from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
 from runtime.reader import Position
-from schemas.changesets import UserKeys
+from schemas.changesets import RECORD_BYTES_MAX, UserKeys
 from streams.following import Followed, ItemHead
 
 Clock = Callable[[], datetime]
@@ -29,6 +30,9 @@ class Bank(Protocol):
 
     async def item(self, token: str) -> ItemAnswer:
         """The Item's state."""
+
+    async def refresh(self, token: str) -> None:
+        """Have the bank itself asked; what it says is told by webhook and read by a later sync."""
 
     async def remove(self, token: str) -> None:
         """End the Item."""
@@ -95,6 +99,28 @@ class Store(Protocol):
 
     async def gone_lately(self) -> tuple[int, int]:
         """How many Items Plaid called gone within the hour, of how many."""
+
+
+class World(NamedTuple):
+    """What passes are made in.
+
+    Units: `monotonic` in seconds of a clock that never goes back, the same that `asyncio.sleep` waits by;
+    `days_requested`: history asked for at an Item's first sync; `removals_share_max`: of what is known.
+    """
+
+    bank: Bank
+    log: Log
+    store: Store
+    clock: Clock
+    sleep: Sleep
+    random: Random
+    nonce: Nonce
+    accounts_interval_s: float
+    days_requested: int = 730
+    removals_share_max: float = 0.2
+    record_bytes_max: int = RECORD_BYTES_MAX
+    limits: Limits | None = None
+    monotonic: Callable[[], float] = time.monotonic
 
 
 class Marking(Protocol):

@@ -17,7 +17,8 @@ from streams.ports import Bank, Random, Sleep
 PAGES_MAX = 2_000
 """A million transactions: Plaid's longest history of the busiest Item. More would be a loop without end."""
 
-_RESTARTED = frozenset({Action.RESTART, Action.SOON})
+_RESTARTED = frozenset({Action.RESTART, Action.SOON, Action.CURSOR})
+"""In the middle of an update, a refused cursor is one that Plaid gave a moment ago: only its last one is promised."""
 _log = logs.logger(__name__)
 
 
@@ -31,8 +32,10 @@ async def read_update(bank: Bank, token: str, cursor: str | None, *, sleep: Slee
         try:
             await _read_into(pages, bank, token, cursor)
         except (PlaidRefused, Retry) as error:
-            if restarts > waits.RESTARTS_MAX or not _can_restart(error, in_the_middle=bool(pages)):
+            if not _can_restart(error, in_the_middle=bool(pages)):
                 raise
+            if restarts > waits.RESTARTS_MAX:
+                raise _given_up(error, cursor) from error
             metrics.RESTARTS.inc()
             _log.info("update begun again", pages=len(pages), reason=str(error))
             await sleep(waits.before_restart(restarts, random()))
@@ -60,5 +63,14 @@ def _can_restart(error: PlaidRefused | Retry, *, in_the_middle: bool) -> bool:
     """A mutation is answered at once, even on a first page; what else fails there has the waits between passes."""
     if isinstance(error, Retry):
         return in_the_middle
-    action = classify.action(error.error_type, error.error_code)
+    action = classify.action(error.error_type, error.error_code, with_cursor=in_the_middle)
     return action is Action.RESTART or (in_the_middle and action in _RESTARTED)
+
+
+def _given_up(error: PlaidRefused | Retry, cursor: str | None) -> PlaidRefused | Retry:
+    """What to raise after the last restart. A history read from no cursor has none that could be lost."""
+    if cursor is not None or isinstance(error, Retry):
+        return error
+    if classify.action(error.error_type, error.error_code, with_cursor=True) is not Action.CURSOR:
+        return error
+    return Retry(f"an update's own cursors are refused: {error.error_code}")

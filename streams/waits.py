@@ -10,11 +10,13 @@ HOUR_S = 3600.0
 HOURS_MAX = 12
 """An outage of a bank lasts "a few hours or until the next day" (PLAID.md 1.9); a webhook ends the wait earlier."""
 LIMIT_S = 60.0
-"""Plaid's limits are counted by the minute (PLAID.md 1.8)."""
-LIMIT_S_MAX = 15 * 60.0
+"""Plaid's limits are counted by the minute (PLAID.md 1.8): a minute later there is room, however often it was full."""
 NOT_READY_S = 1.0
 NOT_READY_S_MAX = 15 * 60.0
 """A history takes seconds to minutes, and its webhook ends the wait; this bounds what a lost one costs."""
+REFRESHED_S = 15.0
+"""A bank that is asked on demand has mostly answered after 10 s (PLAID.md 1.2, point 14). One look after this time
+heals a webhook that is lost; what comes later still has its webhook and the schedule."""
 RESTARTS_MAX = 5
 """Restarts of one sync loop within a pass; a mutation at every attempt ends in the waits above."""
 RESTART_S = 0.25
@@ -34,9 +36,9 @@ def after_outage(attempts: int, jitter: float) -> float:
     return _doubled(HOUR_S, attempts - 1, jitter, most=HOURS_MAX * HOUR_S)
 
 
-def after_limit(attempts: int, jitter: float) -> float:
-    """After so many failures in a row, the last one a rate limit."""
-    return _doubled(LIMIT_S, attempts - 1, jitter, most=LIMIT_S_MAX)
+def after_limit(jitter: float) -> float:
+    """After a rate limit."""
+    return LIMIT_S * (1 + jitter / 2)
 
 
 def not_ready(answers: int, jitter: float) -> float:

@@ -70,11 +70,9 @@ def test_a_record_without_cursor_or_state_leaves_them_as_they_were() -> None:
     assert sealed.tip._replace(head=TIP.head) == TIP
 
 
-def test_a_record_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changesets, "RECORD_BYTES_MAX", 100)
-
-    with pytest.raises(Quarantine, match="item item takes"):
-        composed(draft())
+def test_a_record_that_is_too_large_is_refused() -> None:
+    with pytest.raises(Quarantine, match=r"item item takes \d+ bytes, a record at most 100"):
+        changeset.compose(draft(), SUBJECT, TIP, KEYS, at=NOW, nonce=b"n" * 12, bytes_max=100)
 
 
 def test_a_fingerprint_is_keyed_and_does_not_move_with_the_time_of_the_banks_look() -> None:
@@ -96,6 +94,13 @@ def test_nothing_new_is_not_worth_a_record() -> None:
     assert not is_news(draft("c2", events=balances))
     assert not is_news(draft("c1", events=[], state=ItemState(ACTIVE)))
     assert not is_news(draft("c1", events=[], history_status=None))
+
+
+def test_a_restated_history_is_news_even_where_it_holds_nothing_else() -> None:
+    nothing = draft("c1", events=[])
+
+    assert not is_news(nothing)
+    assert is_news(nothing._replace(type=gate.RESTATED))
 
 
 def test_a_new_cursor_alone_is_kept_once_a_day_and_the_first_one_at_once() -> None:

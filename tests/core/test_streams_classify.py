@@ -1,14 +1,25 @@
 """Plaid's codes: what each asks for, and which state an Item is in."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from runtime.dues import KnownHint
 from runtime.plaid_answers import ItemAnswer
-from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REVOKED
-from streams.classify import Action, ItemState, action, is_removed, item_state, refused_state
+from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REFUSED, REVOKED
+from streams.classify import (
+    STOPPING,
+    Action,
+    ItemState,
+    action,
+    bank_updated_at,
+    is_removed,
+    item_state,
+    refused_state,
+)
 
 
-def answer(code: str | None = None, **fields: str) -> ItemAnswer:
+def answer(code: str | None = None, **fields: str | None) -> ItemAnswer:
     """What /item/get says."""
     given = dict.fromkeys(ItemAnswer._fields) | {"item_id": "i", "error_code": code} | fields
     return ItemAnswer(**given)  # type: ignore[arg-type]
@@ -62,11 +73,35 @@ def test_only_codes_that_name_the_item_say_that_it_is_removed() -> None:
 
 @pytest.mark.parametrize(
     ("code", "wanted"),
-    [("ITEM_LOGIN_REQUIRED", LOGIN_REQUIRED), ("USER_PERMISSION_REVOKED", REVOKED), ("ITEM_NOT_FOUND", GONE)],
-)
+    [
+        ("ITEM_LOGIN_REQUIRED", LOGIN_REQUIRED), ("USER_PERMISSION_REVOKED", REVOKED), ("ITEM_NOT_FOUND", GONE),
+        ("INSTITUTION_NO_LONGER_SUPPORTED", REFUSED),
+    ],
+)  # fmt: skip
 def test_what_plaid_says_now_is_the_state(code: str, wanted: str) -> None:
     assert state(code) == ItemState(wanted, code)
-    assert refused_state(code, "why") == ItemState(wanted, code, "why")
+    assert refused_state(action("", code), code, "why") == ItemState(wanted, code, "why")
+
+
+def test_a_request_that_plaid_calls_wrong_is_a_state_too_whatever_its_code() -> None:
+    asked = action("INVALID_REQUEST", "SOMETHING_OF_2030")
+
+    assert asked in STOPPING
+    assert refused_state(asked, "SOMETHING_OF_2030", None) == ItemState(REFUSED, "SOMETHING_OF_2030")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05.678+01:00", datetime(2026, 1, 2, 2, 4, 5, 678_000, tzinfo=UTC)),
+        ("2026-01-02T03:04:05", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("yesterday", None),
+        (None, None),
+    ],
+)
+def test_when_the_bank_was_read_is_taken_where_it_is_a_time(text: str | None, wanted: datetime | None) -> None:
+    assert bank_updated_at(answer(last_successful_update=text)) == wanted
 
 
 def test_an_error_that_arrives_after_the_repair_stops_nothing() -> None:
@@ -103,6 +138,13 @@ def test_an_announced_end_stays_announced_until_a_repair() -> None:
     assert state(None, hint("LOGIN_REPAIRED"), **announced) == ItemState(ACTIVE)
     both = (hint("LOGIN_REPAIRED", 1), hint("PENDING_EXPIRATION", 2))
     assert state(None, *both, **announced).state == PENDING_EXPIRATION
+
+
+def test_a_question_that_no_webhook_led_to_takes_no_word_of_a_webhook_back() -> None:
+    kept = {"known": ACTIVE, "known_code": "NEW_ACCOUNTS_AVAILABLE"}
+
+    assert state(None, **kept) == ItemState(ACTIVE, "NEW_ACCOUNTS_AVAILABLE")
+    assert state(None, hint("LOGIN_REPAIRED"), **kept) == ItemState(ACTIVE)
 
 
 def test_new_accounts_are_told_and_change_no_state() -> None:

@@ -71,6 +71,10 @@ class Memory:
         self._may_raise("item")
         return ItemAnswer(**(dict.fromkeys(ItemAnswer._fields) | {"item_id": "item"}))  # type: ignore[arg-type]
 
+    async def refresh(self, token: str) -> None:
+        self.told.append("refresh")
+        self._may_raise("refresh")
+
     async def remove(self, token: str) -> None:
         self.told.append("remove")
         self._may_raise("remove")

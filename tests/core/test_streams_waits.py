@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from runtime.dues import Claimed
@@ -22,29 +23,32 @@ def test_five_attempts_double_from_a_second_and_then_come_hours() -> None:
 
 def test_jitter_stretches_a_wait_by_up_to_half() -> None:
     assert waits.after_failure(1, 0.5) == 1.25
-    assert waits.after_limit(1, 0.999) < 90
+    assert 60 < waits.after_limit(0.999) < 90
 
 
-@pytest.mark.parametrize("wait", [waits.after_failure, waits.after_outage, waits.after_limit, waits.not_ready])
+@pytest.mark.parametrize("wait", [waits.after_failure, waits.after_outage, waits.not_ready])
 def test_no_wait_grows_for_ever(wait: object) -> None:
     assert wait(10_000, 0.99) <= 18 * 3600  # type: ignore[operator]
 
 
-def test_a_limit_holds_back_whatever_is_marked_and_an_outage_does_not() -> None:
-    limited = failures.refused(CLAIMED, Action.LIMITED, {}, jitter=0.0)
-    outage = failures.refused(CLAIMED, Action.HOURS, {}, jitter=0.0)
+def test_a_limit_holds_back_whatever_is_marked_and_counts_as_no_failure() -> None:
+    failing = msgspec.structs.replace(CLAIMED, attempts=3, not_ready=2)
 
-    assert (limited.due_in_s, limited.not_before_s) == (60.0, 60.0)
-    assert (outage.due_in_s, outage.not_before_s) == (3600.0, None)
-    assert not limited.done
+    limited = failures.refused(failing, Action.LIMITED, {"code": "RATE_LIMIT"}, jitter=0.0)
+    outage = failures.refused(failing, Action.HOURS, {}, jitter=0.0)
+
+    assert (limited.outcome, limited.due_in_s, limited.not_before_s) == ("limited", 60.0, 60.0)
+    assert (limited.attempts, limited.not_ready, limited.done) == (3, 2, False)
+    assert (outage.outcome, outage.due_in_s, outage.not_before_s) == ("failed", 8 * 3600.0, None)
+    assert outage.attempts == 4
 
 
-def test_what_never_works_stops_and_what_is_broken_is_tried_in_hours() -> None:
+def test_what_never_works_stops_and_what_is_unknown_is_tried_soon() -> None:
     never = failures.refused(CLAIMED, Action.NEVER, {}, jitter=0.0)
-    cursor = failures.refused(CLAIMED, Action.CURSOR, {}, jitter=0.0)
+    soon = failures.refused(CLAIMED, Action.SOON, {}, jitter=0.0)
 
     assert (never.stopped, never.due_in_s, never.done) == ("refused", None, True)
-    assert (cursor.stopped, cursor.due_in_s) == (None, 1.0)
+    assert (soon.stopped, soon.due_in_s) == (None, 1.0)
 
 
 def test_a_history_that_is_not_there_counts_as_no_failure() -> None:
