@@ -80,12 +80,18 @@ class Account:
     held: Decimal = Decimal(0)
     revoked: bool = False
     closed: bool = False
+    hidden: bool = False
     has_rows: bool = False
 
     @property
     def shown(self) -> bool:
         """Whether Plaid shows the account: the user did not withdraw it, and no other id replaced it."""
         return not (self.revoked or self.closed)
+
+    @property
+    def told(self) -> bool:
+        """Whether answers name the account now: one that is hidden is there, and missing from them for a while."""
+        return self.shown and not self.hidden
 
     @property
     def currency(self) -> Currency:
@@ -121,7 +127,12 @@ class Account:
 
 @dataclass(slots=True)
 class Item:
-    """A login at an institution: accounts, live rows, the log, and what Plaid knows of its state."""
+    """A login at an institution: accounts, live rows, the log, and what Plaid knows of its state.
+
+    `cursor_epoch` is raised when cursors given so far are refused, with `refused_cursor_code`. `arrangement` is raised
+    when the same log reads otherwise from now on (an account is hidden, a history is read again): a pagination does
+    not survive that. `reread` is how far a history that is read again from no cursor has come; None: as `phase` says.
+    """
 
     ordinal: int
     item_id: str
@@ -141,8 +152,12 @@ class Item:
     recent_history: list[Change] = field(default_factory=list)
     older_history: list[Change] = field(default_factory=list)
     updates: int = 0
+    reread: Phase | None = None
+    arrangement: int = 0
     cursor_epoch: int = 0
+    refused_cursor_code: str = "INVALID_FIELD"
     cursor_requests: int = 0
+    other_requests: int = 0
     withheld_changes: int = 0
     offered_accounts: int = 0
     error_code: str | None = None
@@ -157,7 +172,7 @@ class Item:
     @property
     def account_of_transactions(self) -> list[Account]:
         """The accounts whose transactions the institution reports."""
-        return [a for a in self.accounts.values() if a.plan.reports_transactions and a.shown]
+        return [a for a in self.accounts.values() if a.plan.reports_transactions and a.told]
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Append one update to the log and let live rows and balances follow.
@@ -167,6 +182,12 @@ class Item:
         assert len(self.log) + len(changes) <= LOG_MAX
         for change in changes:
             self._take(change)
+        self.log.extend(changes)
+        self.updates += 1
+
+    def retell(self, changes: Sequence[Change]) -> None:
+        """Tell what is so already, once more: it stands in the log, and rows and balances stay as they are."""
+        assert len(self.log) + len(changes) <= LOG_MAX
         self.log.extend(changes)
         self.updates += 1
 

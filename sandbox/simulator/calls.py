@@ -35,9 +35,10 @@ def healthy(call: Call) -> Item:
     item = call.linked
     if item.error_code is not None:
         raise PlaidFailure(item.error_code)
-    if item.institution.institution_id in call.world.institutions_down:
+    outage = call.world.outage_code(item)
+    if outage is not None:
         item.last_failed_update = call.world.clock.now()
-        raise PlaidFailure("INSTITUTION_DOWN")
+        raise PlaidFailure(outage)
     return item
 
 

@@ -10,6 +10,7 @@ import heapq
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from typing import Literal
 
 import msgspec
 
@@ -30,6 +31,9 @@ WINDOW_MAX = 20_000
 RECORDS_MAX = 100_000
 """Attempts remembered for measurements; older ones are forgotten."""
 
+FATES_MAX = 10_000
+"""Fates declared at once; a test that needs more declares a rate."""
+
 WAITING_MAX = 500_000
 """Deliveries waiting at once; beyond it a webhook is dropped and counted, as the memory is not for ever."""
 
@@ -43,6 +47,20 @@ class Webhook(msgspec.Struct, frozen=True, gc=False):
     code: str
     body: bytes
     made_at: dt.datetime
+
+
+class Fate(msgspec.Struct, kw_only=True):
+    """What is declared to become of webhooks of an Item (None: any) and a code (None: any), `times` of them.
+
+    `lost`: no attempt ever arrives. `repeated`: a second copy follows after `delay_s`. `late`: the only copy goes out
+    so much later.
+    """
+
+    fate: Literal["lost", "repeated", "late"]
+    item_id: str | None = None
+    code: str | None = None
+    times: int = 1
+    delay_s: float = 0.0
 
 
 class Record(msgspec.Struct):
@@ -80,6 +98,7 @@ class Courier:
         self._in_flight_max = in_flight_max
         self._heap: list[Delivery] = []
         self._order = 0
+        self._fates: list[Fate] = []
         self._answers: dict[str, deque[tuple[dt.datetime, bool]]] = {}
         self.in_flight = 0
         self.counts: Counter[str] = Counter()
@@ -95,10 +114,24 @@ class Courier:
         """Deliveries that wait for their time."""
         return len(self._heap)
 
-    def submit(self, webhook: Webhook) -> None:
-        """Take a webhook: the seed may lose it, repeat it or hold it back."""
+    def declare(self, fate: Fate) -> None:
+        """Decide about webhooks to come. Raises: ValueError, where too much is decided already."""
+        if len(self._fates) >= FATES_MAX:
+            raise ValueError(f"more than {FATES_MAX} fates declared")
+        self._fates.append(fate)
+
+    def withdraw(self) -> int:
+        """Forget the declared fates and say how many there were."""
+        count = len(self._fates)
+        self._fates.clear()
+        return count
+
+    def submit(self, webhook: Webhook, *, late_s: float = 0.0) -> None:
+        """Take a webhook: a declared fate, else the seed, may lose it, repeat it or hold it back."""
         self.counts["made"] += 1
-        delays = fates(self._seed, webhook.number, self.rates)
+        declared = self._strike(webhook)
+        drawn = fates(self._seed, webhook.number, self.rates) if declared is None else _copies(declared)
+        delays = [late_s + delay_s for delay_s in drawn]
         if not delays:
             self.counts["lost"] += 1
         for delay_s in delays:
@@ -154,6 +187,15 @@ class Courier:
         else:
             self._push(webhook, due_at, attempt=delivery.attempt + 1, signature=delivery.signature)
 
+    def _strike(self, webhook: Webhook) -> Fate | None:
+        for fate in self._fates:
+            if fate.item_id in (None, webhook.item_id) and fate.code in (None, webhook.code):
+                fate.times -= 1
+                if fate.times <= 0:
+                    self._fates.remove(fate)
+                return fate
+        return None
+
     def _push(self, webhook: Webhook, due_at: dt.datetime, *, attempt: int, signature: str | None = None) -> None:
         self._order += 1
         heapq.heappush(self._heap, Delivery(due_at, self._order, webhook, attempt, signature))
@@ -166,6 +208,12 @@ class Courier:
 
     def _scaled(self, seconds: float) -> dt.timedelta:
         return dt.timedelta(seconds=seconds * self._time_scale)
+
+
+def _copies(fate: Fate) -> tuple[float, ...]:
+    if fate.fate == "lost":
+        return ()
+    return (fate.delay_s,) if fate.fate == "late" else (0.0, fate.delay_s)
 
 
 def fates(seed: int, number: int, rates: WebhookRates) -> tuple[float, ...]:

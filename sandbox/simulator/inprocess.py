@@ -30,6 +30,7 @@ from sandbox.simulator.bank import Item
 from sandbox.simulator.clock import ManualClock
 from sandbox.simulator.delivery import Delivery
 from sandbox.simulator.door import Answer, answer
+from sandbox.simulator.signing import key_id
 from sandbox.simulator.world import World
 from schemas.errors import Quarantine, Retry
 
@@ -170,11 +171,10 @@ class Bank:
         return self.world.bank.by_access_token(token)
 
     def _sent(self, delivery: Delivery, at: dt.datetime) -> Sent:
-        keyring = self.world.keyring
-        if delivery.signature is None or self.world.options.resign_retries:
-            delivery.signature = keyring.sign(delivery.webhook.body, at)
-        webhook, jwk = delivery.webhook, msgspec.json.encode(keyring.current.jwk())
-        return Sent(at, webhook.url, webhook.body, delivery.signature, jwk, delivery)
+        jwt = self.world.announcer.signature(delivery, at)
+        key = self.world.keyring.keys[key_id(jwt)]
+        webhook = delivery.webhook
+        return Sent(at, webhook.url, webhook.body, jwt, msgspec.json.encode(key.jwk()), delivery)
 
     def _move(self, at: dt.datetime) -> None:
         clock = self.world.clock

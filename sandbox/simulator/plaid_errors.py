@@ -117,6 +117,9 @@ KINDS = {
 ITEM_STATES = frozenset(code for code, kind in KINDS.items() if kind.type == "ITEM_ERROR")
 """Codes that an Item can carry as its own error until it is repaired."""
 
+OUTAGES = frozenset(code for code, kind in KINDS.items() if kind.type == "INSTITUTION_ERROR")
+"""Codes that a bank's outage can be answered with."""
+
 
 class PlaidFailure(TartanError):
     """A request that Plaid refuses; the endpoint answers it in Plaid's error shape."""

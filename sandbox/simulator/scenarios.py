@@ -61,7 +61,7 @@ class Step:
         for _ in range(DRAWS_MAX):
             drawn = pool.draw(self.drawing.rng)
             row = item.live[drawn]
-            if drawn not in self.touched and not item.accounts[row.account_id].revoked:
+            if drawn not in self.touched and item.accounts[row.account_id].told:
                 return row
         return None
 
@@ -88,8 +88,9 @@ def refreshed(drawing: Drawing) -> list[Change]:
     posted, one dollar more on an earlier transaction.
     """
     update = Step(drawing)
-    for waiting in list(drawing.item.pending):
-        _post_row(update, drawing.item.live[waiting])
+    for row in [drawing.item.live[waiting] for waiting in drawing.item.pending]:
+        if drawing.item.accounts[row.account_id].told:
+            _post_row(update, row)
     for _ in range(1 + int(drawing.rng.random() * 3)):
         _buy(update)
     earlier = update.untouched(pending=False)
@@ -225,7 +226,7 @@ def _churn(update: Step) -> None:
 def _return(update: Step) -> None:
     item = update.drawing.item
     back = [row for row in item.gone if row.transaction_id not in item.live]
-    back = [row for row in back if row.transaction_id not in update.touched]
+    back = [row for row in back if row.transaction_id not in update.touched and item.accounts[row.account_id].told]
     if not back:
         return
     update.add(_next_version(back[int(update.drawing.rng.random() * len(back))]))

@@ -67,9 +67,8 @@ class Sender:
 
     async def _post(self, delivery: Delivery) -> None:
         world = self._world
-        if delivery.signature is None or world.options.resign_retries:
-            delivery.signature = world.keyring.sign(delivery.webhook.body, world.clock.now())
-        headers = {"Content-Type": "application/json", "Plaid-Verification": delivery.signature}
+        signature = world.announcer.signature(delivery, world.clock.now())
+        headers = {"Content-Type": "application/json", "Plaid-Verification": signature}
         status, retry_after = 0, None
         try:
             status, retry_after = await self._transport.post(delivery.webhook.url, delivery.webhook.body, headers)

@@ -80,6 +80,13 @@ class Keyring:
         return key
 
 
+def key_id(jwt: str) -> str:
+    """Read which key signed a webhook."""
+    header = jwt.partition(".")[0]
+    named: str = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["kid"]
+    return named
+
+
 def _compact(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 

@@ -8,12 +8,13 @@ pages but never twice on one): Plaid promises neither.
 
 import base64
 import binascii
+import datetime as dt
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sandbox.simulator.bank import Item
+from sandbox.simulator.bank import Item, Phase
 from sandbox.simulator.plaid_errors import PlaidFailure
 from sandbox.simulator.randomness import share
 from sandbox.simulator.transactions import Change
@@ -25,6 +26,9 @@ COUNT_MAX = 500
 VIEWS_MAX = 512
 """Views kept for paginations in progress; one more is computed again on its next page."""
 
+INITIAL_DAYS = 30
+"""Source: Plaid documentation, Transactions webhooks: the initial update holds 30 days."""
+
 NOT_ASSOCIATED = "cursor not associated with access_token"
 
 
@@ -32,6 +36,8 @@ class Cursor(NamedTuple):
     """A position: between updates (`until` is None) or in the middle of a pagination.
 
     `origin` is where a stream began with the cursor "now"; `account_id` names the one account of a filtered stream.
+    `seen` is one more than the length of the log at which a part of the history was read, the rest not being there
+    yet; 0 where nothing or all of it was. `arrangement` is the Item's when the pagination began.
     """
 
     item_id: str
@@ -42,6 +48,8 @@ class Cursor(NamedTuple):
     until: int | None = None
     offset: int = 0
     page: int = 0
+    seen: int = 0
+    arrangement: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,7 @@ def encode(cursor: Cursor) -> str:
 def decode(text: str) -> Cursor:
     """Read a cursor. Raises: PlaidFailure (INVALID_FIELD), where the text is none of ours."""
     try:
-        item_id, epoch, account_id, origin, start, until, offset, page = (
+        item_id, epoch, account_id, origin, start, until, offset, page, seen, arrangement = (
             base64.b64decode(text, validate=True).decode().split("|")
         )
         return Cursor(
@@ -85,22 +93,34 @@ def decode(text: str) -> Cursor:
             until=int(until) if until else None,
             offset=int(offset),
             page=int(page),
+            seen=int(seen),
+            arrangement=int(arrangement),
         )
     except (binascii.Error, UnicodeDecodeError, ValueError) as error:
         raise PlaidFailure("INVALID_FIELD", "cursor is not a valid cursor") from error
 
 
 def position(item: Item, text: str, *, account_id: str) -> Cursor:
-    """Find where a request stands. Raises: PlaidFailure (INVALID_FIELD), where the cursor is not this stream's."""
+    """Find where a request stands.
+
+    Raises: PlaidFailure, where the cursor is not this stream's (INVALID_FIELD), or not any more (as the Item says).
+    """
     if text in ("", "now"):
         origin = len(item.log) if text == "now" else 0
         return Cursor(item.item_id, item.cursor_epoch, account_id, origin, origin)
     cursor = decode(text)
-    if (cursor.item_id, cursor.epoch, cursor.account_id) != (item.item_id, item.cursor_epoch, account_id):
+    if (cursor.item_id, cursor.account_id) != (item.item_id, account_id) or cursor.start > len(item.log):
         raise PlaidFailure("INVALID_FIELD", NOT_ASSOCIATED)
-    if cursor.start > len(item.log):
-        raise PlaidFailure("INVALID_FIELD", NOT_ASSOCIATED)
+    if cursor.epoch != item.cursor_epoch:
+        code = item.refused_cursor_code
+        raise PlaidFailure(code, NOT_ASSOCIATED if code == "INVALID_FIELD" else None)
     return cursor
+
+
+def phase_at(item: Item, cursor: Cursor) -> Phase:
+    """Say how much of the history there is for a request: a history that is read again may not be there yet."""
+    from_nothing = not cursor.start and not cursor.origin
+    return item.reread if from_nothing and item.reread is not None else item.phase
 
 
 class Pager:
@@ -117,17 +137,21 @@ class Pager:
         self._views: OrderedDict[Cursor, View] = OrderedDict()
 
     def page(self, item: Item, cursor: Cursor, count: int) -> Page:
-        """Give the page at a cursor. Raises: PlaidFailure, where the log grew during the pagination."""
-        until = len(item.log) if cursor.until is None else cursor.until
-        if until != len(item.log):
+        """Give the page at a cursor. Raises: PlaidFailure, where what is told changed during the pagination."""
+        until = len(item.log)
+        if cursor.until is None:
+            cursor = cursor._replace(arrangement=item.arrangement)
+        elif (cursor.until, cursor.arrangement) != (until, item.arrangement):
             raise PlaidFailure("TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION")
         view = self._view(item, cursor._replace(until=until, offset=0, page=0))
         chosen, end = _cut(view, cursor.offset, count)
         has_more = end < len(view.changes)
         if has_more:
             following = cursor._replace(until=until, offset=end, page=cursor.page + 1)
+        elif phase_at(item, cursor) == "INITIAL_UPDATE_COMPLETE" and item.reread is not None:
+            following = cursor._replace(until=None, offset=0, page=0, seen=until + 1, arrangement=0)
         else:
-            following = cursor._replace(start=until, until=None, offset=0, page=0)
+            following = cursor._replace(start=until, until=None, offset=0, page=0, seen=0, arrangement=0)
         page = Page(number=cursor.page + 1, next_cursor=encode(following), has_more=has_more)
         arrays = {"added": page.added, "modified": page.modified, "removed": page.removed}
         for change in chosen:
@@ -147,13 +171,13 @@ class Pager:
         purpose = (item.ordinal, key.start, key.until, key.account_id)
         changes: list[Change]
         if key.start == 0:
-            changes = [Change("added", row) for row in item.live.values()]
+            changes = _history(item, key)
         elif share(self._seed, "unfolded", *purpose) < self._unfolded_share:
             changes = item.log[key.start : key.until]
         else:
             ghosts = share(self._seed, "ghosts", *purpose) < 0.5
             changes = fold(item.log[key.start : key.until], tell_unseen_removals=ghosts)
-        withdrawn = {held.account_id for held in item.accounts.values() if held.revoked}
+        withdrawn = {held.account_id for held in item.accounts.values() if held.revoked or held.hidden}
         if withdrawn:
             changes = [change for change in changes if change.transaction.account_id not in withdrawn]
         if key.account_id:
@@ -167,6 +191,19 @@ class Pager:
             return COUNT_MAX
         pages = 2 + int(share(self._seed, "pages", *purpose) * 3)
         return max(1, -(-changes // pages))
+
+
+def _history(item: Item, key: Cursor) -> list[Change]:
+    """Give all that lives, or what of it is there yet; and what is gone of a part that was read before."""
+    rows = list(item.live.values())
+    if item.reread == "INITIAL_UPDATE_COMPLETE" and not key.origin:
+        youngest = max((row.date for row in rows), default=dt.date.min)
+        rows = [row for row in rows if (youngest - row.date).days < INITIAL_DAYS]
+    changes = [Change("added", row) for row in rows]
+    if key.seen:
+        later = fold(item.log[key.seen - 1 : key.until], tell_unseen_removals=True)
+        changes += [change for change in later if change.kind == "removed"]
+    return changes
 
 
 def fold(changes: Sequence[Change], *, tell_unseen_removals: bool) -> list[Change]:

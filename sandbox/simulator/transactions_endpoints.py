@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sandbox.simulator import rendering, sync
-from sandbox.simulator.bank import Account, Item
+from sandbox.simulator.bank import Account, Item, Phase
 from sandbox.simulator.calls import Call, endpoint, healthy
 from sandbox.simulator.plaid_errors import PlaidFailure
 
@@ -28,16 +28,26 @@ def _transactions_sync(call: Call) -> bytes:
     if not 1 <= count <= sync.COUNT_MAX:
         raise PlaidFailure("INVALID_FIELD", "count must be between 1 and 500")
     if item.phase == "NOT_READY":
-        return _sync_body(call, sync.Page(number=1, next_cursor="", has_more=False), variant, accounts=[])
+        return _not_ready(call, variant)
     cursor = sync.position(item, call.body.get("cursor") or "", account_id=account_id)
+    phase = sync.phase_at(item, cursor)
+    if phase == "NOT_READY":
+        return _not_ready(call, variant)
     page = world.pager.page(item, cursor, count)
-    accounts = [held for held in item.accounts.values() if held.has_rows and held.shown]
+    accounts = [held for held in item.accounts.values() if held.has_rows and held.told]
     if account_id:
         accounts = [held for held in accounts if held.account_id == account_id]
-    return _sync_body(call, page, variant, accounts=accounts)
+    return _sync_body(call, page, variant, accounts=accounts, phase=phase)
 
 
-def _sync_body(call: Call, page: sync.Page, variant: rendering.Variant, *, accounts: Sequence[Account]) -> bytes:
+def _not_ready(call: Call, variant: rendering.Variant) -> bytes:
+    empty = sync.Page(number=1, next_cursor="", has_more=False)
+    return _sync_body(call, empty, variant, accounts=[], phase="NOT_READY")
+
+
+def _sync_body(
+    call: Call, page: sync.Page, variant: rendering.Variant, *, accounts: Sequence[Account], phase: Phase
+) -> bytes:
     kept = call.world.kept
     removed = b",".join(rendering.removal(change.transaction) for change in page.removed)
     return b"".join(
@@ -57,7 +67,7 @@ def _sync_body(call: Call, page: sync.Page, variant: rendering.Variant, *, accou
             b'],"request_id":"',
             call.world.request_id().encode(),
             b'","transactions_update_status":"',
-            call.linked.phase.encode(),
+            phase.encode(),
             b'"}',
         )
     )
@@ -95,7 +105,7 @@ def _accounts_balance_get(call: Call) -> dict[str, Any]:
 
 def _asked_accounts(call: Call, item: Item) -> list[Account]:
     asked = (call.body.get("options") or {}).get("account_ids")
-    accounts = [held for held in item.accounts.values() if held.shown]
+    accounts = [held for held in item.accounts.values() if held.told]
     if asked is None:
         return accounts
     accounts = [held for held in accounts if held.account_id in asked]

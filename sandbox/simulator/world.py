@@ -21,15 +21,12 @@ from sandbox.simulator.institutions import INSTITUTIONS, ROTATION
 from sandbox.simulator.limits import TABLES, Buckets
 from sandbox.simulator.merchants import catalogue
 from sandbox.simulator.options import Options
-from sandbox.simulator.plaid_errors import ITEM_STATES, PlaidFailure, item_error
+from sandbox.simulator.plaid_errors import ITEM_STATES, OUTAGES, PlaidFailure, item_error
 from sandbox.simulator.randomness import derive, plaid_id, token
 from sandbox.simulator.rendering import Kept, Variant
 from sandbox.simulator.signing import Keyring
-from sandbox.simulator.sync import Pager
+from sandbox.simulator.sync import INITIAL_DAYS, Pager
 from sandbox.simulator.transactions import Change
-
-INITIAL_DAYS = 30
-"""Source: Plaid documentation, Transactions webhooks: the initial update holds 30 days."""
 
 DAYS_REQUESTED_DEFAULT = 90
 """Source: Plaid API, /transactions/sync, days_requested."""
@@ -87,6 +84,7 @@ class World:
         )
         self.around = Surroundings(catalogue(options.seed), options.novelty)
         self.institutions_down: set[str] = set()
+        self._outage_codes: dict[str, str] = {}
         self.link_sessions: dict[str, LinkSession] = {}
         self.requests: Counter[tuple[str, str]] = Counter()
         self.on_wake: Callable[[], None] = lambda: None
@@ -96,6 +94,7 @@ class World:
             self.keyring,
             self.courier,
             rotate_key_every=options.rotate_key_every,
+            resign_retries=options.resign_retries,
             on_wake=self._wake,
         )
         self._steps = 0
@@ -212,10 +211,19 @@ class World:
         return self._update(item, lambda drawing: scenarios.step(drawing, changes=changes))
 
     def refresh(self, item: Item) -> None:
-        """Ask the bank for news: they come a little later, if Plaid can reach it then."""
+        """Ask the bank for news: they come a little later, if Plaid can reach it then.
+
+        What waited at the bank unseen is the news; where nothing did, they are those of the sandbox's dynamic user.
+        """
 
         def arrive() -> None:
-            if not item.removed and self.reachable(item):
+            if item.removed:
+                return
+            if not self.reachable(item):
+                item.last_failed_update = self.clock.now()
+            elif item.withheld_changes:
+                self._catch_up(item)
+            else:
                 self._update(item, scenarios.refreshed)
 
         self.agenda.add(self.options.refresh_delay_s, arrive)
@@ -235,12 +243,29 @@ class World:
 
     def reachable(self, item: Item) -> bool:
         """Whether Plaid can read the Item's bank now."""
-        down = item.institution.institution_id in self.institutions_down
         has_rows = bool(item.account_of_transactions)
-        return item.error_code is None and not down and item.phase != "NOT_READY" and has_rows
+        up = item.error_code is None and self.outage_code(item) is None
+        return up and item.phase != "NOT_READY" and has_rows
 
-    def break_item(self, item: Item, code: str, *, reason: str | None = None, silent: bool = False) -> None:
-        """Put an Item into an error state and tell it by webhook, unless `silent`."""
+    def outage_code(self, item: Item) -> str | None:
+        """Give the code of its bank's outage; None where the bank is up."""
+        institution_id = item.institution.institution_id
+        if institution_id not in self.institutions_down:
+            return None
+        return self._outage_codes.get(institution_id, "INSTITUTION_DOWN")
+
+    def poll(self, item: Item) -> None:
+        """Let Plaid ask the bank, as it does by itself a few times a day; news or none, it is an update."""
+        if self.reachable(item):
+            item.last_successful_update = self.clock.now()
+            self._catch_up(item)
+        else:
+            item.last_failed_update = self.clock.now()
+
+    def break_item(
+        self, item: Item, code: str, *, reason: str | None = None, silent: bool = False, late_s: float = 0.0
+    ) -> None:
+        """Put an Item into an error state and tell it by webhook, unless `silent`; it arrives `late_s` late."""
         if code not in ITEM_STATES:
             raise ValueError(f"{code!r} is not a state of an Item")
         item.error_code, item.error_reason = code, reason
@@ -248,14 +273,14 @@ class World:
         if silent:
             return
         error = item_error(code, reason=reason)
-        revoked = code == "USER_PERMISSION_REVOKED"
-        self.announcer.notify(item, "ITEM", "USER_PERMISSION_REVOKED" if revoked else "ERROR", {"error": error})
+        told_as = "USER_PERMISSION_REVOKED" if code == "USER_PERMISSION_REVOKED" else "ERROR"
+        self.announcer.notify(item, "ITEM", told_as, {"error": error}, late_s=late_s)
 
-    def repair_item(self, item: Item, *, silent: bool = False) -> None:
+    def repair_item(self, item: Item, *, silent: bool = False, late_s: float = 0.0) -> None:
         """Bring an Item back; what the bank did meanwhile arrives in one update."""
         item.error_code = item.error_reason = None
         if not silent:
-            self.announcer.notify(item, "ITEM", "LOGIN_REPAIRED", {})
+            self.announcer.notify(item, "ITEM", "LOGIN_REPAIRED", {}, late_s=late_s)
         self._catch_up(item)
 
     def revoke_account(self, item: Item, account_id: str) -> None:
@@ -264,6 +289,7 @@ class World:
         Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
         """
         self._account(item, account_id).revoked = True
+        item.arrangement += 1
         self.announcer.notify(item, "ITEM", "USER_ACCOUNT_REVOKED", {"account_id": account_id})
 
     def drift(self, item: Item, account_id: str, amount: Decimal) -> None:
@@ -273,9 +299,23 @@ class World:
         """
         self._account(item, account_id).opening += amount
 
+    def institution_down(self, institution_id: str, *, code: str = "INSTITUTION_DOWN") -> None:
+        """Begin a bank's outage, with one of its codes: whatever asks the bank for an Item of it is refused.
+
+        `/item/get` and `/item/remove` are Plaid's own to answer, and go on.
+        Raises: PlaidFailure, where there is no such bank; ValueError, where the code is not of banks.
+        """
+        if institution_id not in self.bank.institutions:
+            raise PlaidFailure("INVALID_INSTITUTION")
+        if code not in OUTAGES:
+            raise ValueError(f"{code!r} is no outage of a bank")
+        self.institutions_down.add(institution_id)
+        self._outage_codes[institution_id] = code
+
     def institution_up(self, institution_id: str) -> None:
         """End a bank's outage; what happened meanwhile arrives."""
         self.institutions_down.discard(institution_id)
+        self._outage_codes.pop(institution_id, None)
         for item in self.bank.active_items():
             if item.institution.institution_id == institution_id:
                 self._catch_up(item)
