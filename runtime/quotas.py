@@ -1,20 +1,44 @@
 """Plaid's quotas, counted by us: no answer of Plaid's says how much is left (PLAID.md 1.8).
 
 A bucket is one moment in Postgres, shared by all workers: when it would be full again (GCRA). A request is let
-through while that moment lies at most the bucket's burst ahead, and moves it on by one interval. Burst and refill
-together never exceed Plaid's limit in any minute: burst + 60 s / interval <= limit.
+through while that moment lies at most the bucket's burst ahead, and moves it on by one interval.
+
+Plaid counts a request when it arrives, we count it when its token is taken. Requests that arrive within one of
+Plaid's minutes had their tokens taken within a minute and the longest way, so that no minute of Plaid's holds more
+than its limit where burst + (60 s + DELAY_S_MAX) / interval <= limit.
+
+Locks: of one request's buckets the Item's first, then the client's, which all wait for and which so is held shortest.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from schemas.errors import Halt
+import asyncpg
+
+from runtime import incidents
+from schemas.errors import Halt, Retry
 
 MINUTE_S = 60.0
+DELAY_S_MAX = 5.0
+"""From a token to its request's arrival at Plaid: a commit, a thread, a connection, tens of milliseconds of each; a
+worker or a network that stands for a moment makes it seconds. Of 8 % of the refill that this costs, less is lost
+than by one 429. A request that is later still is one of a few, and a 429 is no harm but the wait."""
 SYNC, REFRESH, RECURRING = "transactions/sync", "transactions/refresh", "transactions/recurring/get"
 ACCOUNTS, BALANCE, ITEM, REMOVE = "accounts/get", "accounts/balance/get", "item/get", "item/remove"
 CLIENT = ""
 """`item_id` of the client's own bucket."""
+BUCKETS = 2
+"""Of one request: the Item's and the client's."""
+RACES_MAX = 3
+"""A bucket is made once; the second attempt finds it, unless a purge takes it away."""
+CLIENT_STEP_S = MINUTE_S / 10
+QUIET_S = 15 * MINUTE_S
+"""How long no request may exceed a limit before the incident is over."""
+PURGED_MAX = 10_000
+"""Rows that one purge deletes, about 50 ms; the next one goes on."""
+
+_OF_BANK = frozenset({"INSTITUTION_RATE_LIMIT"})
+"""The bank's own limit: the client's quota has nothing to do with it."""
 
 
 class Limit(NamedTuple):
@@ -77,9 +101,161 @@ def client_pace(limit: Limit) -> Pace:
     return _pace(limit.client, burst=limit.client // 10)
 
 
+def client_share(limit: Limit, share: float, *, burst_s: float) -> Pace:
+    """How a part of the client's quota is used by work that can wait: evenly, no more at once than in `burst_s`."""
+    return Pace((MINUTE_S + DELAY_S_MAX) / (limit.client * share), burst_s)
+
+
+class Spent(NamedTuple):
+    """What a bucket answers: how long to wait (0: the token is taken), and when it would be full again afterwards."""
+
+    wait_s: float
+    full_at_s: float
+
+
+def spent(full_at_s: float, now_s: float, pace: Pace) -> Spent:
+    """Take a token from one bucket: the arithmetic of the statements below, for simulations and proofs.
+
+    Units: seconds of one clock.
+    """
+    full_at_s = max(full_at_s, now_s)
+    wait_s = full_at_s - pace.burst_s - now_s
+    return Spent(wait_s, full_at_s) if wait_s > 0 else Spent(0.0, full_at_s + pace.interval_s)
+
+
+async def take(connection: asyncpg.Connection, endpoint: str, item_id: str, limits: Mapping[str, Limit]) -> float:
+    """Take a token of the Item's bucket and one of the client's, or none. Gives 0, or the seconds until both have one.
+
+    Raises: Retry, where others made the same buckets at this very moment, again and again.
+    """
+    assert item_id != CLIENT, "a request is about an Item"
+    limit = limits.get(endpoint)
+    if limit is None:
+        return 0.0
+    for _ in range(RACES_MAX):
+        try:
+            return await _take(connection, endpoint, item_id, limit)
+        except _Raced:
+            continue
+    raise Retry(f"the buckets of {endpoint} are being made and purged", wait_s=1.0)
+
+
+async def take_some(connection: asyncpg.Connection, name: str, wanted: int, pace: Pace) -> int:
+    """Take up to so many tokens of a bucket that all workers share. Gives how many there were."""
+    await connection.execute(_BUCKET, name)
+    found: int | None = await connection.fetchval(_TAKE_SOME, name, wanted, *pace)
+    return found or 0
+
+
+async def exceeded(
+    connection: asyncpg.Connection, endpoint: str, item_id: str, error_code: str, limits: Mapping[str, Limit]
+) -> None:
+    """Plaid answered 429 although we had a token: empty the buckets that it may speak of, and tell operators.
+
+    No code says whether the Item's quota or the client's is meant, and both may be counted by others with the same
+    keys. The Item lets nothing through for a minute, after which Plaid's window is another one. The client's bucket
+    is moved by CLIENT_STEP_S only: one Item's limit must not stop all others; where it is the client's that is
+    exceeded, ten of these answers make up the minute.
+    """
+    limit = limits.get(endpoint)
+    async with connection.transaction():
+        if limit is not None:
+            await connection.execute(_CLOSE, endpoint, item_id, MINUTE_S + item_pace(limit).burst_s)
+            if error_code not in _OF_BANK:
+                ahead_s_max = MINUTE_S + client_pace(limit).burst_s
+                await connection.execute(_MOVE, endpoint, CLIENT_STEP_S, ahead_s_max)
+        await incidents.seen(connection, incidents.RATE_LIMITED, endpoint, error_code)
+
+
+async def purge(connection: asyncpg.Connection) -> int:
+    """Forget buckets that are full again, and end incidents of limits that have held since. Gives how many went."""
+    await connection.execute(_OVER, incidents.RATE_LIMITED, QUIET_S)
+    rows = await connection.fetch(_PURGE, PURGED_MAX)
+    return len(rows)
+
+
+class _Raced(Exception):
+    """Another transaction made a bucket at the same moment; what was taken of the other one goes back."""
+
+
+async def _take(connection: asyncpg.Connection, endpoint: str, item_id: str, limit: Limit) -> float:
+    async with connection.transaction():
+        row = await connection.fetchrow(_TAKE, endpoint, item_id, *item_pace(limit), *client_pace(limit))
+        assert row is not None
+        if not row["wait_s"] and row["taken"] != BUCKETS:
+            raise _Raced
+    return float(row["wait_s"])
+
+
 def _pace(limit: int, *, burst: int) -> Pace:
     burst = min(max(burst, 1), limit)
-    # A limit of 1 is a burst of 1 and one a minute: two within a minute cannot be told apart from one a minute.
-    refill = max(limit - burst, 1 if limit > 1 else 0) or 1
-    interval_s = MINUTE_S / refill
+    # A limit of 1 is one at once and the next more than a minute later, so no minute holds two all the same.
+    interval_s = (MINUTE_S + DELAY_S_MAX) / max(limit - burst, 1)
     return Pace(interval_s, interval_s * (burst - 1))
+
+
+# One statement for both, so both give or none. A bucket that is not there is full. FOR UPDATE gives each row as it is
+# once the lock was granted, while the clock stands at the transaction's begin: who waited for a lock counts as
+# earlier than it is, and so waits a little longer, never less.
+# A bucket that another transaction makes meanwhile cannot be locked before: DO UPDATE looks at it again, and `taken`
+# tells whether both were.
+_TAKE = """
+    WITH wanted (item_id, step, burst) AS (
+        VALUES ($2::text, make_interval(secs => $3), make_interval(secs => $4)),
+               ('', make_interval(secs => $5), make_interval(secs => $6))
+    ), locked AS MATERIALIZED (
+        SELECT item_id, full_at FROM tartan.buckets
+        WHERE endpoint = $1 AND item_id IN ($2, '') ORDER BY item_id DESC FOR UPDATE
+    ), found AS (
+        SELECT w.*, greatest(l.full_at, tartan.clock()) AS full_at FROM wanted w LEFT JOIN locked l USING (item_id)
+    ), waiting AS (
+        SELECT greatest(0, max(extract(epoch FROM full_at - burst - tartan.clock())))::float8 AS wait_s FROM found
+    ), taken AS (
+        INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
+        SELECT $1, item_id, full_at + step FROM found, waiting WHERE wait_s = 0 ORDER BY item_id DESC
+        ON CONFLICT (endpoint, item_id) DO UPDATE
+        SET full_at = greatest(b.full_at, tartan.clock())
+            + (SELECT w.step FROM wanted w WHERE w.item_id = b.item_id)
+        WHERE b.full_at <= tartan.clock() + (SELECT w.burst FROM wanted w WHERE w.item_id = b.item_id)
+        RETURNING item_id
+    )
+    SELECT wait_s, (SELECT count(*) FROM taken) AS taken FROM waiting"""
+
+_BUCKET = """
+    INSERT INTO tartan.buckets (endpoint, item_id, full_at) VALUES ($1, '', tartan.clock()) ON CONFLICT DO NOTHING"""
+
+# As many as the burst still lends, and one more (GCRA).
+_TAKE_SOME = """
+    WITH locked AS (
+        SELECT greatest(full_at, tartan.clock()) AS full_at FROM tartan.buckets
+        WHERE endpoint = $1 AND item_id = '' FOR UPDATE
+    ), given AS (
+        SELECT full_at, least($2, greatest(0,
+            floor(extract(epoch FROM tartan.clock() - full_at)::float8 / $3 + $4::float8 / $3) + 1))::int AS tokens
+        FROM locked
+    )
+    UPDATE tartan.buckets b SET full_at = given.full_at + make_interval(secs => given.tokens * $3::float8)
+    FROM given WHERE b.endpoint = $1 AND b.item_id = '' RETURNING given.tokens"""
+
+_CLOSE = """
+    INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
+    VALUES ($1, $2, tartan.clock() + make_interval(secs => $3))
+    ON CONFLICT (endpoint, item_id) DO UPDATE SET full_at = greatest(b.full_at, excluded.full_at)"""
+
+# Answers to requests under way come after one another, so they add up; to a minute at most.
+_MOVE = """
+    INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
+    VALUES ($1, '', tartan.clock() + make_interval(secs => $2))
+    ON CONFLICT (endpoint, item_id) DO UPDATE
+    SET full_at = greatest(b.full_at, least(greatest(b.full_at, tartan.clock()) + make_interval(secs => $2),
+                                            tartan.clock() + make_interval(secs => $3)))"""
+
+_OVER = """
+    UPDATE tartan.incidents SET closed_at = tartan.clock()
+    WHERE kind = $1 AND closed_at IS NULL AND last_at < tartan.clock() - make_interval(secs => $2)"""
+
+# A bucket that is full again is as good as none; one that a request holds now is passed over.
+_PURGE = """
+    DELETE FROM tartan.buckets b USING (
+        SELECT endpoint, item_id FROM tartan.buckets WHERE full_at < tartan.clock() LIMIT $1 FOR UPDATE SKIP LOCKED
+    ) p WHERE b.endpoint = p.endpoint AND b.item_id = p.item_id RETURNING b.item_id"""
