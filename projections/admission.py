@@ -9,6 +9,7 @@ from typing import NamedTuple
 from msgspec import Struct, field
 
 from projections import reading
+from projections.parking import Ended, Lot, Parked, Parking
 from projections.reading import Said
 from projections.refusals import reason
 from projections.state import ItemRow, Place
@@ -25,8 +26,15 @@ USERS_WITHOUT_KEY_MAX = 20
 MOMENT_MAX = 253_402_300_799_999_999
 """The last microsecond of the year 9999. A record that claims a later time has none: dates end there."""
 
-_NOT_YET = frozenset({gate.EDIT, gate.DECISION, gate.REDRIVE, gate.ERASURE})
-"""Free records that have their place in the log and no effect on tables yet."""
+REASON_CHARACTERS_MAX = 500
+"""Longest reason that a parking keeps."""
+
+WITHHELD, PARKED, PARKED_AGAIN = "withheld", "parked", "parked_again"
+REDRIVEN, NOTHING_TO_REDRIVE = "redriven", "nothing_to_redrive"
+"""What became of a record, beside what the gate says."""
+
+_SEALS_NOTHING = frozenset({gate.EDIT, gate.ERASURE, gate.REDRIVE})
+"""Free records that are not opened: a redrive says all in its head, the others have no effect on tables yet."""
 _NEVER_WITHHELD = frozenset({gate.REDRIVE, gate.ERASURE})
 """Records about a parked Item that end the parking, so they must be read."""
 
@@ -47,31 +55,34 @@ class Opened(NamedTuple):
         return self.envelope.head
 
 
-class Parking(NamedTuple):
-    """Why and where an Item is set aside."""
-
-    item_id: str
-    partition: int
-    first_offset: int
-    reason: str
-
-
 class Admitted(NamedTuple):
-    """A record that counts, with all that it says."""
+    """A record that counts, with all that it says. `redriven` are those that it frees, at its own place."""
 
     opened: Opened
     place: Place
     item: ItemRow | None
     said: Said
+    redriven: "tuple[Admitted, ...]" = ()
 
 
 class Admission(Struct):
-    """The outcome for a batch."""
+    """The outcome for a batch.
+
+    `parkings`, `withheld` are new in it; `ended`, `freed` were stored and are so no more.
+    """
 
     admitted: list[Admitted] = field(default_factory=list)
     verdicts: dict[str, int] = field(default_factory=dict)
     parkings: list[Parking] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
     withheld: list[Opened] = field(default_factory=list)
+    freed: list[Opened] = field(default_factory=list)
+
+    def every(self) -> Iterator[Admitted]:
+        """All records that count, those that were redriven before their redrive."""
+        for record in self.admitted:
+            yield from record.redriven
+            yield record
 
 
 class Owners(NamedTuple):
@@ -79,17 +90,6 @@ class Owners(NamedTuple):
 
     keys: Mapping[int, UserKeys | None]
     names: Mapping[int, tuple[str, str]]
-
-
-class Parked(NamedTuple):
-    """A parking as stored: what lies from `first` up to the redrive is withheld."""
-
-    first: int
-    redrive: int | None
-
-    def holds(self, offset: int) -> bool:
-        """Whether the record at this offset is withheld."""
-        return self.first <= offset and (self.redrive is None or offset < self.redrive)
 
 
 def opened(record: Received) -> Opened:
@@ -122,14 +122,18 @@ def batches(records: Sequence[Opened], events_max: int) -> Iterator[Sequence[Ope
 
 
 class Gatekeeper:
-    """Lets the records of a batch in, one after the other."""
+    """Lets the records of a batch in, one after the other.
+
+    `poisoned` names records, by partition and offset, that were found to be what Postgres or the fold refuses.
+    `withheld` has what is stored of the Items that the batch redrives.
+    """
 
     def __init__(
-        self, *, items: dict[str, ItemRow], parked: Mapping[str, list[Parked]], known_ids: set[bytes], owners: Owners,
-        poisoned: Mapping[tuple[int, int], str],
+        self, *, items: dict[str, ItemRow], parked: Mapping[str, Sequence[Parked]], known_ids: set[bytes],
+        owners: Owners, poisoned: Mapping[tuple[int, int], str], withheld: Mapping[str, Sequence[Opened]] | None = None,
     ) -> None:  # fmt: skip
         self._items = items
-        self._parked = {item: list(parkings) for item, parkings in parked.items()}
+        self._lot = Lot(parked, withheld or {})
         self._known_ids = known_ids
         self._owners = owners
         self._poisoned = poisoned
@@ -138,54 +142,121 @@ class Gatekeeper:
     def admit(self, batch: Iterable[Opened]) -> Admission:
         """Decide on each record in order; the Items' gates are moved on.
 
-        `poisoned` names records, by partition and offset, that were found to be what Postgres or the fold refuses.
         Raises: Halt, where more users than USERS_WITHOUT_KEY_MAX have no key.
         """
         outcome = Admission()
         for record in batch:
-            verdict = self._verdict(record, outcome)
-            outcome.verdicts[verdict] = outcome.verdicts.get(verdict, 0) + 1
+            _count(outcome, self._verdict(record, outcome))
+        lot = self._lot
+        outcome.parkings, outcome.ended, outcome.withheld, outcome.freed = (
+            lot.parkings(), lot.ended, lot.withheld(), lot.freed
+        )  # fmt: skip
         return outcome
 
     def _verdict(self, opened: Opened, outcome: Admission) -> str:
-        head, offset = opened.head, opened.received.offset
-        if head.item_id is not None and head.type not in _NEVER_WITHHELD and self._is_parked(head.item_id, offset):
-            outcome.withheld.append(opened)
-            return "withheld"
-        if head.item_id is None and head.kind != gate.FREE:
-            return Verdict.UNKNOWN_KIND.value
-        item = None if head.item_id is None else self._item(head.item_id, opened)
-        state = gate.ItemGate() if item is None else item.gate
-        verdict = gate.decide(head, state, erased=False, known=head.id in self._known_ids)
-        if verdict is Verdict.ASIDE:
-            assert item is not None
-            item.parts[head.id] = (offset, opened.received.value)
-        elif verdict is Verdict.ACCEPTED and not self._accept(opened, item, outcome):
-            return "parked"
-        if item is not None:
-            item.gate = gate.advance(head, state, verdict)
+        head, received = opened.head, opened.received
+        if head.item_id is None:
+            return self._of_no_item(opened, outcome)
+        if head.type not in _NEVER_WITHHELD and self._lot.holds(head.item_id, received.offset):
+            self._lot.withhold(head.item_id, opened)
+            return WITHHELD
+        item = self._item(head.item_id, opened)
+        verdict = gate.decide(head, item.gate, erased=False, known=head.id in self._known_ids)
+        if verdict is Verdict.ACCEPTED and head.type == gate.REDRIVE:
+            return self._redrive(opened, item, outcome)
+        try:
+            admitted = self._pass(opened, item, verdict, opened)
+        except Quarantine as error:
+            self._lot.park(head.item_id, received, _reason(error))
+            self._lot.withhold(head.item_id, opened)
+            return PARKED
+        if admitted is not None:
+            outcome.admitted.append(admitted)
         return verdict.value
 
-    def _accept(self, opened: Opened, item: ItemRow | None, outcome: Admission) -> bool:
-        """Unseal and read a record that counts; False where that parks its Item."""
-        head, received = opened.head, opened.received
+    def _of_no_item(self, opened: Opened, outcome: Admission) -> str:
+        """A record that concerns no Item: nothing of it can be parked, so what it raises ends the process."""
+        head = opened.head
+        if head.kind != gate.FREE:
+            return Verdict.UNKNOWN_KIND.value
+        verdict = gate.decide(head, gate.ItemGate(), erased=False, known=head.id in self._known_ids)
+        if verdict is Verdict.ACCEPTED:
+            outcome.admitted.append(self._admitted(opened, None, opened))
+        return verdict.value
+
+    def _redrive(self, opened: Opened, item: ItemRow, outcome: Admission) -> str:
+        """Let what is withheld of an Item through the gate, all of it or, where one record fails again, nothing."""
+        lot, received = self._lot, opened.received
+        admitted = self._admitted(opened, item, opened)
+        if not lot.end(item.item_id, received.offset):
+            outcome.admitted.append(admitted)
+            return NOTHING_TO_REDRIVE
+        if lot.begins(item.item_id, received.offset):
+            outcome.admitted.append(admitted)
+            return PARKED_AGAIN
+        before = (item.gate, item.parts, item.head_offset, item.user, item.partition)
+        item.parts = dict(item.parts)
+        known_ids = set(self._known_ids)
         try:
             self._check_poison(received)
-            said = self._said(opened, item)
-            place = self._place(opened, said)
-        except Halt:
-            raise
-        except Exception as error:
-            if head.item_id is None:
+            redriven, verdicts = self._again(opened, item)
+        except Quarantine as error:
+            item.gate, item.parts, item.head_offset, item.user, item.partition = before
+            self._known_ids = known_ids
+            lot.park(item.item_id, received, _reason(error))
+            outcome.admitted.append(admitted)
+            return PARKED_AGAIN
+        lot.free(item.item_id)
+        outcome.admitted.append(admitted._replace(redriven=tuple(redriven)))
+        for verdict in verdicts:
+            _count(outcome, verdict.value)
+        return REDRIVEN
+
+    def _again(self, redrive: Opened, item: ItemRow) -> tuple[list[Admitted], list[Verdict]]:
+        redriven: list[Admitted] = []
+        verdicts: list[Verdict] = []
+        for held in self._lot.waiting(item.item_id):
+            head = held.head
+            verdict = gate.decide(head, item.gate, erased=False, known=head.id in self._known_ids)
+            try:
+                admitted = self._pass(held, item, verdict, redrive)
+            except Quarantine as error:
+                raise Quarantine(f"record {held.received.offset}: {error}") from error
+            verdicts.append(verdict)
+            if admitted is not None:
+                redriven.append(admitted)
+        return redriven, verdicts
+
+    def _pass(self, opened: Opened, item: ItemRow, verdict: Verdict, at: Opened) -> Admitted | None:
+        """Do what the gate says of a record of an Item.
+
+        Raises: Halt; Quarantine, where the record cannot be opened or read: nothing is done then.
+        """
+        head = opened.head
+        admitted = None
+        if verdict is Verdict.ASIDE:
+            item.parts[head.id] = (opened.received.offset, opened.received.value)
+        elif verdict is Verdict.ACCEPTED:
+            try:
+                self._check_poison(opened.received)
+                admitted = self._admitted(opened, item, at)
+            except Halt:
                 raise
-            self._park(opened, head.item_id, reason(error)[:500], outcome)
-            return False
+            except Exception as error:
+                raise Quarantine(reason(error)) from error
+        item.gate = gate.advance(head, item.gate, verdict)
+        return admitted
+
+    def _admitted(self, opened: Opened, item: ItemRow | None, at: Opened) -> Admitted:
+        """Unseal and read a record that counts, at its own place or at that of the redrive that frees it."""
+        head, received = opened.head, opened.received
+        said = self._said(opened, item)
+        place = self._place(opened, said, at)
         self._known_ids.add(head.id)
         if item is not None and head.kind == gate.CHAINED:
             item.head_offset, item.user, item.partition = received.offset, head.user, received.partition
             item.parts = {}
-        outcome.admitted.append(Admitted(opened, place, item, said))
-        return True
+        return Admitted(opened, place, item, said)
 
     def _check_poison(self, received: Received) -> None:
         why = self._poisoned.get((received.partition, received.offset))
@@ -194,7 +265,7 @@ class Gatekeeper:
 
     def _said(self, opened: Opened, item: ItemRow | None) -> Said:
         head = opened.head
-        if head.type in _NOT_YET:
+        if head.type in _SEALS_NOTHING or (item is None and head.type == gate.DECISION):
             return reading.none_effective(head.counts)
         if head.user not in self._owners.keys:
             self._without_key.add(head.user)
@@ -210,14 +281,14 @@ class Gatekeeper:
             blocks = [_part(item, named, keys) for named in head.parts] + blocks
         return reading.read(blocks)
 
-    def _place(self, opened: Opened, said: Said) -> Place:
-        head, received = opened.head, opened.received
+    def _place(self, opened: Opened, said: Said, at: Opened) -> Place:
+        head, received = opened.head, at.received
         name = self._owners.names.get(head.user)
         if name is None:
             if said.speaks:
                 raise Quarantine(f"user {head.user} has a key and no name")
             name = ("", "")
-        return Place(received.partition, received.offset, head.id, opened.known_at, head.user, *name)
+        return Place(received.partition, received.offset, head.id, at.known_at, head.user, *name)
 
     def _item(self, item_id: str, opened: Opened) -> ItemRow:
         item = self._items.get(item_id)
@@ -226,14 +297,13 @@ class Gatekeeper:
             item.is_complete = True
         return item
 
-    def _is_parked(self, item_id: str, offset: int) -> bool:
-        return any(parked.holds(offset) for parked in self._parked.get(item_id, ()))
 
-    def _park(self, opened: Opened, item_id: str, why: str, outcome: Admission) -> None:
-        offset = opened.received.offset
-        self._parked.setdefault(item_id, []).append(Parked(offset, None))
-        outcome.parkings.append(Parking(item_id, opened.received.partition, offset, why))
-        outcome.withheld.append(opened)
+def _count(outcome: Admission, verdict: str) -> None:
+    outcome.verdicts[verdict] = outcome.verdicts.get(verdict, 0) + 1
+
+
+def _reason(error: Quarantine) -> str:
+    return str(error)[:REASON_CHARACTERS_MAX]
 
 
 def _part(item: ItemRow, named: bytes, keys: UserKeys) -> bytes:

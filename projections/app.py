@@ -14,7 +14,7 @@ from projections.ownership import Ownership
 from projections.project import READER, Projector
 from projections.publish import Committed, Publisher
 from projections.session import Session
-from runtime import stream
+from runtime import dead_letters, stream
 from runtime.instance import alone
 from runtime.kafka import Appender, LogEnds
 from runtime.lifecycle import Running
@@ -51,7 +51,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix)
         session = Session(settings)
         stack.push_async_callback(session.close)
-        projector = Projector(session, publisher, Ownership(keyring))
+        projector = Projector(session, publisher, Ownership(keyring), settings)
         witness = Witness(log, topic=topic, reader=READER, load=lambda partitions: _load(pool, partitions))
 
         publishing = asyncio.create_task(publisher.run())
@@ -65,7 +65,10 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(_end, projecting)
         engine = await stack.enter_async_context(stream.running(app))
         tasks = [publishing, projecting, engine, lock]
-        for work in (witness.watch(lambda: stream.assigned(app, topic)), Expiry(pool).keep()):
+        for work in (
+            witness.watch(lambda: stream.assigned(app, topic)), Expiry(pool).keep(),
+            dead_letters.run(pool, appender, settings),
+        ):  # fmt: skip
             tasks.append(asyncio.create_task(work))
             stack.push_async_callback(_end, tasks[-1])
         ended = asyncio.create_task(_first(tasks))

@@ -63,12 +63,14 @@ class Expiry:
 
 _FLOORS = "SELECT partition, published FROM tartan.floors ORDER BY partition"
 
-# known_at never falls within a partition, so what is old is a range at the front of the primary key: a run begins
-# where the last one ended, and a statement that meets a young row has met them all. It needs no index of its own.
+# known_at never falls within a partition (save for what was redriven, which keeps no events itself), so what is old is
+# a range at the front of the primary key: a run begins where the last one ended, and a statement that meets a young
+# row has met them all. It needs no index of its own.
 _EXPIRE = f"""
 WITH seen AS (
     SELECT source_offset, known_at < now() - $4::interval AS is_old, events IS NOT NULL AS has_events
-      FROM {SCHEMA}.changesets WHERE partition = $1 AND source_offset >= $2 AND source_offset < $3
+      FROM {SCHEMA}.changesets
+     WHERE partition = $1 AND source_offset >= $2 AND source_offset < $3 AND redriven_by IS NULL
      ORDER BY source_offset LIMIT $5),
 expired AS (
     UPDATE {SCHEMA}.changesets c SET events = NULL FROM seen

@@ -3,21 +3,22 @@
 First everything that the record says is applied to the working set, then the difference to the state before the
 record is settled: at most one net event, and the transfers from one posting to another, for each transaction. So
 the order within a record does not matter: a posted transaction and the removal of its pending one are one change.
+What a restated history does not name, and what a decision about it concerns, is removed in between.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from projections import net_events
+from projections import net_events, restated
 from projections.differences import changed_fields
 from projections.ledger import Posting, Where
 from projections.net_events import Envelope, public_schema
-from projections.reading import CACHED, Reported, Said
+from projections.reading import CACHED, Reported, Restated, Said
 from projections.state import AccountRow, Folded, ItemRow, NetEvent, Place, Row, WorkingSet
 from projections.words import ENRICHMENT, Words
 from schemas import codec, events, gate
 from schemas.ids import own_id
-from schemas.records import Head, Item, Removal
+from schemas.records import Decision, Head, Item, Removal
 
 
 class _Before(NamedTuple):
@@ -32,6 +33,9 @@ class _Before(NamedTuple):
 _Touched = dict[bytes, tuple[Row, _Before | None]]
 """Own id to row and its state before the record; None for a row that the record made."""
 
+_SYNCS = frozenset({gate.SYNC, gate.RESTATED})
+"""Records that say how things stood at the bank when they were made."""
+
 
 def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, said: Said) -> Folded:
     """Apply an accepted record to the working set, and give what it caused.
@@ -40,17 +44,24 @@ def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, sa
     Raises: Quarantine; the working set is of no use then.
     """
     net: list[NetEvent] = []
-    if item is not None and (said.items or said.transactions or said.balances or head.kind == gate.CHAINED):
+    not_effective = said.not_effective
+    if item is not None and (head.kind == gate.CHAINED or said.speaks):
         common = net_events.envelope(
             tenant=place.tenant, user_id=place.user_id, item_id=item.item_id, known_at=place.known_at,
             changeset=place.changeset,
         )  # fmt: skip
         _fold_item(working, item, head, place, said, common, net)
+        whole = said.whole
+        known = [] if whole is None else restated.known_in(item, whole)
         touched = _apply(working, item, place, said.transactions)
+        if whole is not None:
+            _conclude(working, item, touched, place, said, whole, known)
+        if said.decisions:
+            not_effective = _decide(working, item, touched, place, said.decisions, not_effective)
         _settle(working, item, touched, place, common, net)
         _fold_balances(working, item, place, said.balances, common, net)
     folded = Folded(
-        place, head.item_id, head.kind, head.type, _cause(head), head.at, said.counts, said.not_effective, net,
+        place, head.item_id, head.kind, head.type, _cause(head), head.at, said.counts, not_effective, net,
         net_events.encoded(net),
     )  # fmt: skip
     working.folded.append(folded)
@@ -64,7 +75,7 @@ def _fold_item(
         return
     known_at = item.known_at = place.known_at
     working.changed_items[item.item_id] = item
-    if head.type == gate.SYNC:
+    if head.type in _SYNCS:
         item.last_sync_at = known_at
     item.history_status = head.history_status or item.history_status
     if not said.items:
@@ -94,11 +105,11 @@ def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Word
     by_id = item.by_id
     for words in said:
         if type(words) is not Words:
-            _remove(item, touched, words.transaction_id, place)
+            _remove(working, item, touched, words.transaction_id, place)
             continue
         row = by_id.get(words.transaction_id)
         if row is not None:
-            _change(working, row, words, touched)
+            _change(working, item, row, words, touched)
         elif words.pending_transaction_id is None:
             _insert(working, item, words, touched, place)
         else:
@@ -112,7 +123,7 @@ def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Word
         if row is None:
             _insert(working, item, words, touched, place)
         elif row.transaction_id == words.transaction_id:
-            _change(working, row, words, touched)
+            _change(working, item, row, words, touched)
         else:
             _inherit(working, item, row, words, touched)
     return touched
@@ -137,7 +148,9 @@ def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: _Touched,
     touched[own] = (row, None)
 
 
-def _change(working: WorkingSet, row: Row, words: Words, touched: _Touched) -> None:
+def _change(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched: _Touched) -> None:
+    if row.missing_since is not None:
+        restated.unmark(working, item, row)
     if row.words == words.data and row.removed_at is None:
         return  # says nothing new, like most of what Plaid calls modified
     _remember(row, touched)
@@ -153,15 +166,52 @@ def _inherit(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched
     del item.by_id[row.transaction_id]
     row.transaction_id, row.chained = words.transaction_id, True
     item.by_id[words.transaction_id] = row
-    _change(working, row, words, touched)
+    _change(working, item, row, words, touched)
 
 
-def _remove(item: ItemRow, touched: _Touched, transaction_id: str, place: Place) -> None:
+def _remove(working: WorkingSet, item: ItemRow, touched: _Touched, transaction_id: str, place: Place) -> None:
     """Take a transaction back. An id that no row has is either unknown or superseded: nothing to do."""
     row = item.by_id.get(transaction_id)
     if row is not None and row.removed_at is None:
         _remember(row, touched)
         row.removed_at, row.posting = place.known_at, None
+        if row.missing_since is not None:
+            restated.unmark(working, item, row)
+
+
+def _conclude(
+    working: WorkingSet, item: ItemRow, touched: _Touched, place: Place, said: Said, history: Restated,
+    known: Sequence[Row],
+) -> None:  # fmt: skip
+    """Remove what a whole history does not name, or let it wait for a person where that is too much."""
+    named = {words.transaction_id for words in said.transactions if type(words) is Words}
+    conclusion = restated.concluded(known, named, history)
+    if conclusion.needs_a_person:
+        restated.mark(working, item, conclusion.missing, place, known=len(known))
+        return
+    for row in conclusion.missing:
+        _remove(working, item, touched, row.transaction_id, place)
+
+
+def _decide(
+    working: WorkingSet, item: ItemRow, touched: _Touched, place: Place, decisions: Sequence[Decision],
+    not_effective: dict[str, int],
+) -> dict[str, int]:  # fmt: skip
+    """Remove or keep what waits. Gives what has no effect, with the decisions about what does not wait any more."""
+    idle = 0
+    for decision in decisions:
+        if item.missing_since is None or item.missing_since.hex() != decision.subject:
+            idle += 1
+            continue
+        item.known_at = place.known_at
+        for row in restated.marked(item):
+            if decision.decision == events.APPROVE_REMOVALS:
+                _remove(working, item, touched, row.transaction_id, place)
+            else:
+                restated.unmark(working, item, row)
+    if not idle:
+        return not_effective
+    return {**not_effective, events.DECISION_MADE: not_effective.get(events.DECISION_MADE, 0) + idle}
 
 
 def _remember(row: Row, touched: _Touched) -> None:

@@ -6,16 +6,19 @@ from typing import NamedTuple
 
 import asyncpg
 
-from projections import copying
-from projections.admission import Admitted, Parked
+from projections import admission, copying
+from projections.admission import Admitted, Opened
 from projections.ledger import Posting
+from projections.parking import Parked
+from projections.reading import Restated
 from projections.rows import microseconds
 from projections.state import AccountRow, ItemRow, Row, WorkingSet
 from projections.tables import SCHEMA
-from runtime.reader import Position
+from runtime.reader import Position, Received
 from schemas.errors import Retry
 from schemas.gate import ItemGate
 from schemas.ids import own_id
+from schemas.topics import user_key
 
 PARKED_BY = "projections"
 
@@ -90,15 +93,39 @@ async def control(
     return Control(positions, known_items, parked, known_ids)
 
 
+async def withheld(connection: asyncpg.Connection, items: Collection[str]) -> dict[str, list[Opened]]:
+    """What is withheld of Items, in the order of the log."""
+    found: dict[str, list[Opened]] = {}
+    for item_id, partition, offset, value in await connection.fetch(_WITHHELD, list(items)):
+        record = admission.opened(Received(partition, offset, None, value, {}, 0))
+        key = user_key(record.head.user)
+        found.setdefault(item_id, []).append(record._replace(received=record.received._replace(key=key)))
+    return found
+
+
 async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: Iterable[Admitted]) -> None:
     """Fill the working set with all transactions that these records can touch."""
     wanted: dict[str, set[str]] = {}
+    waiting: set[str] = set()
+    histories: list[tuple[ItemRow, Restated]] = []
     for record in admitted:
-        item = record.item
-        if item is not None and record.said.transactions and not item.is_complete:
-            wanted.setdefault(item.item_id, set()).update(record.said.ids())
+        item, said = record.item, record.said
+        if item is None or item.is_complete:
+            continue
+        if said.transactions:
+            wanted.setdefault(item.item_id, set()).update(said.ids())
+        if said.whole is not None:
+            histories.append((item, said.whole))
+        if item.missing_rows and (said.whole is not None or said.decisions):
+            waiting.add(item.item_id)
     if wanted:
         await _transactions(connection, working, wanted)
+    if waiting:
+        _add(working, await connection.fetch(_MISSING, list(waiting)))
+    for item, history in histories:
+        _add(working, await connection.fetch(
+            _IN_WINDOW, item.user, item.item_id, list(history.account_ids), history.since, history.until
+        ))  # fmt: skip
 
 
 async def _transactions(connection: asyncpg.Connection, working: WorkingSet, wanted: Mapping[str, set[str]]) -> None:
@@ -110,8 +137,14 @@ async def _transactions(connection: asyncpg.Connection, working: WorkingSet, wan
         own_ids += [own_id(transaction_id, salt=salt) for transaction_id in ids]
         item_ids += [item_id] * len(ids)
         transaction_ids += ids
-    for row in await connection.fetch(_TRANSACTIONS, own_ids, item_ids, transaction_ids):
-        working.items[row["item_id"]].add(_transaction(row, working))
+    _add(working, await connection.fetch(_TRANSACTIONS, own_ids, item_ids, transaction_ids))
+
+
+def _add(working: WorkingSet, found: Iterable[asyncpg.Record]) -> None:
+    for row in found:
+        item = working.items[row["item_id"]]
+        if row["own_id"] not in item.own_ids:
+            item.add(_transaction(row, working))
 
 
 def _item(row: asyncpg.Record) -> ItemRow:
@@ -127,6 +160,7 @@ def _item(row: asyncpg.Record) -> ItemRow:
         item.history_status, item.transaction_rows = row["history_status"], row["transaction_rows"]
         item.linked_at, item.unlinked_at = microseconds(row["linked_at"]), microseconds(row["unlinked_at"])
         item.last_sync_at, item.known_at = microseconds(row["last_sync_at"]), microseconds(row["known_at"]) or 0
+        item.missing_rows, item.missing_since = row["missing_rows"], row["missing_since"]
     return item
 
 
@@ -152,7 +186,7 @@ def _transaction(row: asyncpg.Record, working: WorkingSet) -> Row:
         row["own_id"], row["item_id"], row["user_number"], row["transaction_id"], row["chained"], row["words"],
         row["words_schema"], None, posting, row["first_changeset"], row["last_changeset"],
         microseconds(row["known_at"]) or 0, microseconds(row["enriched_at"]), microseconds(row["removed_at"]),
-        row["version"], row["transfers"], row["user_fields"], False,
+        row["version"], row["transfers"], row["user_fields"], row["missing_since"], False,
     )  # fmt: skip
 
 
@@ -165,7 +199,7 @@ _POSITIONS = f"SELECT partition, position, last_checksum FROM {SCHEMA}.positions
 _CONTROL = f"""
 SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS NOT NULL AS has_row,
        i.user_number, i.partition, i.head, i.head_offset, i.unlinked, i.words, i.words_schema, i.history_status,
-       i.transaction_rows, i.linked_at, i.unlinked_at, i.last_sync_at, i.known_at,
+       i.transaction_rows, i.linked_at, i.unlinked_at, i.last_sync_at, i.missing_rows, i.missing_since, i.known_at,
        p.ids AS part_ids, p.offsets AS part_offsets, p.values AS part_values, k.first, k.redrive, a.accounts
   FROM (SELECT 1) AS always
   LEFT JOIN unnest($2::text[]) WITH ORDINALITY AS w(wanted, place) ON true
@@ -186,16 +220,35 @@ SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS 
 
 _FREE_IDS = f"SELECT id FROM {SCHEMA}.changesets WHERE id = ANY($1::bytea[])"
 
+_COLUMNS = """t.own_id, t.item_id, t.user_number, t.transaction_id, t.chained, t.version, t.transfers,
+       t.first_changeset, t.last_changeset, t.known_at, t.enriched_at, t.removed_at, t.words, t.words_schema,
+       t.user_fields, t.missing_since, l.debit, l.credit, l.amount, l.currency, l.layer, l.effective"""
+
+_LAST_TRANSFER = f"""LEFT JOIN {SCHEMA}.ledger_transfers l
+         ON l.own_id = t.own_id AND l.number = t.transfers AND t.removed_at IS NULL"""
+
 # An own id is computed from the id that the bank names, save for the chained rows, which their own small index finds.
 _TRANSACTIONS = f"""
-SELECT t.own_id, t.item_id, t.user_number, t.transaction_id, t.chained, t.version, t.transfers, t.first_changeset,
-       t.last_changeset, t.known_at, t.enriched_at, t.removed_at, t.words, t.words_schema, t.user_fields,
-       l.debit, l.credit, l.amount, l.currency, l.layer, l.effective
+SELECT {_COLUMNS}
   FROM (SELECT own_id FROM {SCHEMA}.transactions WHERE own_id = ANY($1::bytea[])
          UNION
         SELECT c.own_id FROM unnest($2::text[], $3::text[]) AS w(item_id, transaction_id)
           JOIN {SCHEMA}.transactions c ON c.chained AND c.item_id = w.item_id AND c.transaction_id = w.transaction_id
        ) AS found
-  JOIN {SCHEMA}.transactions t USING (own_id)
-  LEFT JOIN {SCHEMA}.ledger_transfers l
-         ON l.own_id = t.own_id AND l.number = t.transfers AND t.removed_at IS NULL"""
+  JOIN {SCHEMA}.transactions t USING (own_id) {_LAST_TRANSFER}"""
+
+# What a restated history may find missing. By the user's index on dates: an index by Item would cost each insert for
+# the sake of a record that an Item has once in years, and a user's other Items are few.
+_IN_WINDOW = f"""
+SELECT {_COLUMNS} FROM {SCHEMA}.transactions t {_LAST_TRANSFER}
+ WHERE t.user_number = $1 AND t.date >= coalesce($4::date, '-infinity') AND t.date <= coalesce($5::date, 'infinity')
+   AND t.item_id = $2 AND t.account_id = ANY($3::text[]) AND t.removed_at IS NULL"""
+
+# What waits for a decision: their own partial index has them and nothing else.
+_MISSING = f"""
+SELECT {_COLUMNS} FROM {SCHEMA}.transactions t {_LAST_TRANSFER}
+ WHERE t.item_id = ANY($1::text[]) AND t.missing_since IS NOT NULL"""
+
+_WITHHELD = f"""
+SELECT item_id, partition, source_offset, value FROM {SCHEMA}.withheld
+ WHERE item_id = ANY($1::text[]) ORDER BY item_id, source_offset"""

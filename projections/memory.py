@@ -4,16 +4,18 @@ The real gate and fold over dictionaries: the oracle of property tests, and the 
 """
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from projections import admission, copying
-from projections.admission import Gatekeeper, Owners, Parked
-from projections.fold import fold
+from projections import admission, copying, redrive
+from projections.admission import Admission, Admitted, Gatekeeper, Opened, Owners
 from projections.ledger import Posting, Transfer
+from projections.parking import Parked
+from projections.refusals import reason
 from projections.rows import ledger_balance_values
 from projections.state import AccountRow, Folded, ItemRow, Row, WorkingSet
 from runtime.reader import Received
 from schemas import gate
+from schemas.errors import Halt
 from schemas.ids import own_id
 
 OwnersOf = Callable[[Collection[int]], Owners]
@@ -21,9 +23,12 @@ OwnersOf = Callable[[Collection[int]], Owners]
 
 
 class Memory:
-    """Tables in memory, and a projector that folds batches into them."""
+    """Tables in memory, and a projector that folds batches into them.
 
-    def __init__(self, owners: OwnersOf) -> None:
+    `parked`, `reasons` are primary, as in Postgres: a rebuild begins with those of the memory that it repeats.
+    """
+
+    def __init__(self, owners: OwnersOf, *, parked: Mapping[str, Sequence[Parked]] | None = None) -> None:
         self._owners = owners
         self.items: dict[str, ItemRow] = {}
         self.rows: dict[bytes, Row] = {}
@@ -32,39 +37,99 @@ class Memory:
         self.balances: dict[tuple[bytes, str], tuple[int, int]] = {}
         self.meanings: dict[bytes, tuple[object, ...]] = {}
         self.folded: list[Folded] = []
+        self.positions: dict[int, int] = {}
         self.known_at: dict[int, int] = {}
-        self.parked: dict[str, list[Parked]] = {}
-        self.withheld: list[tuple[str | None, int]] = []
+        self.parked: dict[str, list[Parked]] = {item: list(parkings) for item, parkings in (parked or {}).items()}
+        self.reasons: dict[tuple[str, int], str] = {}
+        self.held: dict[str, list[Opened]] = {}
         self.verdicts: dict[str, int] = {}
 
+    @property
+    def withheld(self) -> list[tuple[str, int]]:
+        """Item and offset of each withheld record, in the order of the log."""
+        found = [(item, one.received.offset) for item, records in self.held.items() for one in records]
+        return sorted(found, key=lambda one: one[1])
+
     def project(self, records: Sequence[Received]) -> None:
-        """Fold records as one batch."""
-        opened = []
+        """Fold records as one batch; those below their partition's position are passed over.
+
+        Raises: Halt, where a record lies above its partition's position.
+        """
+        opened = self._placed(records)
+        poisoned: dict[tuple[int, int], str] = {}
+        while True:
+            working, outcome, failed = self._fold(opened, poisoned)
+            if failed is None:
+                break
+            where, why = failed
+            assert where not in poisoned, "what is parked is not folded"
+            poisoned[where] = why
+        for record in opened:
+            self.positions[record.received.partition] = record.received.offset + 1
+            self.known_at[record.received.partition] = record.known_at
+        for verdict, count in outcome.verdicts.items():
+            self.verdicts[verdict] = self.verdicts.get(verdict, 0) + count
+        self._park(outcome)
+        self._write(working)
+
+    def _placed(self, records: Sequence[Received]) -> list[Opened]:
+        positions, known_at, opened = dict(self.positions), dict(self.known_at), []
         for received in records:
+            number, at = received.partition, positions.get(received.partition, 0)
+            if received.offset < at:
+                continue
+            if received.offset > at:
+                raise Halt(f"partition {number} goes on at {received.offset}, expected {at}: a gap")
             record = admission.opened(received)
-            moment = admission.known_at(record, self.known_at.get(received.partition, 0))
-            self.known_at[received.partition] = moment
-            opened.append(record._replace(known_at=moment))
+            positions[number] = at + 1
+            known_at[number] = admission.known_at(record, known_at.get(number, 0))
+            opened.append(record._replace(known_at=known_at[number]))
+        return opened
+
+    def _fold(
+        self, opened: Sequence[Opened], poisoned: Mapping[tuple[int, int], str]
+    ) -> tuple[WorkingSet, Admission, tuple[tuple[int, int], str] | None]:
+        """Fold a batch; where one record's fold raises, say which and why instead."""
         heads = [record.head for record in opened]
+        held = {
+            head.item_id: self.held.get(head.item_id, []) for head in heads if head.type == gate.REDRIVE if head.item_id
+        }
+        heads += [record.head for records in held.values() for record in records]
         working = WorkingSet()
-        working.items = {head.item_id: self._item(head.item_id) for head in heads if head.item_id in self.items}
+        working.items = {
+            head.item_id: self._item(head.item_id) for head in heads if head.item_id and head.item_id in self.items
+        }
         free = {head.id for head in heads if head.kind == gate.FREE}
         keeper = Gatekeeper(
             items=working.items, parked=self.parked,
             known_ids={folded.place.changeset for folded in self.folded} & free,
-            owners=self._owners({head.user for head in heads}),
-            poisoned={},
+            owners=self._owners({head.user for head in heads}), poisoned=poisoned, withheld=held,
         )  # fmt: skip
         outcome = keeper.admit(opened)
-        for verdict, count in outcome.verdicts.items():
-            self.verdicts[verdict] = self.verdicts.get(verdict, 0) + count
-        for parking in outcome.parkings:
-            self.parked.setdefault(parking.item_id, []).append(Parked(parking.first_offset, None))
-        self.withheld += [(held.head.item_id, held.received.offset) for held in outcome.withheld]
-        self._look_up(working, outcome.admitted)
+        self._look_up(working, outcome.every())
         for one in outcome.admitted:
-            fold(working, one.item, one.opened.head, one.place, one.said)
-        self._write(working)
+            try:
+                redrive.apply(working, one)
+            except Halt:
+                raise
+            except Exception as error:
+                if one.item is None:
+                    raise
+                received = one.opened.received
+                return working, outcome, ((received.partition, received.offset), reason(error))
+        return working, outcome, None
+
+    def _park(self, outcome: Admission) -> None:
+        for ended in outcome.ended:
+            parkings = self.parked[ended.item_id]
+            parkings[parkings.index(Parked(ended.first_offset, None))] = Parked(ended.first_offset, ended.redrive)
+        for parking in outcome.parkings:
+            self.parked.setdefault(parking.item_id, []).append(Parked(parking.first_offset, parking.redrive))
+            self.reasons[parking.item_id, parking.first_offset] = parking.reason
+        for freed in outcome.freed:
+            self.held[freed.head.item_id or ""].remove(freed)
+        for record in outcome.withheld:
+            self.held.setdefault(record.head.item_id or "", []).append(record)
 
     def _item(self, item_id: str) -> ItemRow:
         item = copy.copy(self.items[item_id])
@@ -73,7 +138,7 @@ class Memory:
         item.is_complete = not item.transaction_rows
         return item
 
-    def _look_up(self, working: WorkingSet, admitted: Sequence[admission.Admitted]) -> None:
+    def _look_up(self, working: WorkingSet, admitted: Iterable[Admitted]) -> None:
         for one in admitted:
             item = one.item
             if item is None:
@@ -83,12 +148,13 @@ class Memory:
                     item.accounts[account_id] = copy.copy(account)
             if item.is_complete:
                 continue
+            needs_all = bool(one.said.histories or one.said.decisions)
             wanted = set(one.said.ids())
             own_ids = {own_id(name, salt=item.item_id.encode()) for name in wanted}
             for row in self.rows.values():
                 if row.item_id != item.item_id or row.own_id in item.own_ids:
                     continue
-                if row.own_id in own_ids or (row.chained and row.transaction_id in wanted):
+                if needs_all or row.own_id in own_ids or (row.chained and row.transaction_id in wanted):
                     item.add(self._row(row, working))
 
     def _row(self, row: Row, working: WorkingSet) -> Row:
@@ -126,7 +192,8 @@ class Memory:
             "rows": sorted(
                 (
                     row.own_id, row.item_id, row.user, row.transaction_id, row.chained, row.version, row.transfers,
-                    row.first_changeset, row.last_changeset, row.known_at, row.enriched_at, row.removed_at, row.words,
+                    row.first_changeset, row.last_changeset, row.known_at, row.enriched_at, row.removed_at,
+                    row.missing_since, row.words,
                 )
                 for row in self.rows.values()
             ),
@@ -144,8 +211,15 @@ class Memory:
             ),
             "items": sorted(
                 (row.item_id, row.user, row.gate.head, row.gate.unlinked, row.words, row.transaction_rows,
-                 row.history_status, row.linked_at, row.last_sync_at, row.known_at, tuple(row.parts))
+                 row.history_status, row.linked_at, row.last_sync_at, row.known_at, tuple(row.parts), row.head_offset,
+                 row.missing_rows, row.missing_since)
                 for row in self.items.values()
             ),
-            "events": [(one.place.offset, one.block, tuple(one.counts.items())) for one in self.folded],
+            "events": sorted(
+                (one.place.partition, one.place.offset, one.place.known_at, one.block, tuple(one.counts.items()),
+                 tuple(one.not_effective.items()), one.redriven_by)
+                for one in self.folded
+            ),
+            "parked": sorted((item, *one) for item, parkings in self.parked.items() for one in parkings),
+            "withheld": list(self.withheld),
         }  # fmt: skip

@@ -117,6 +117,17 @@ def _entity(schema: int, data: bytes) -> bytes:
     return read_item(data).item.item_id.encode()
 
 
+def said_by(event: NetEvent) -> bytes:
+    """The id of the changeset that said what an event tells."""
+    data = event.data
+    at = _text(data, 0)[1] if event.schema == catalogue.TRANSACTION_EVENT else 0
+    at = _after_texts(data, at, 2 if event.schema == catalogue.ITEM_EVENT else 3)
+    if event.schema == catalogue.TRANSACTION_EVENT:
+        _, at = flat.read_long(data, at)
+    _, at = flat.read_long(data, at)
+    return bytes.fromhex(_text(data, at)[0])
+
+
 class TransactionSaid(NamedTuple):
     """The fields of a transaction's event that a push shows."""
 

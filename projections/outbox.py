@@ -10,6 +10,7 @@ from projections.records import Outbound
 from projections.rows import decompressed, microseconds
 from projections.tables import SCHEMA
 from schemas.errors import Retry
+from schemas.gate import REDRIVE
 
 ROWS_MAX = 200
 """Changesets read at once: 20 MB of events each at the very most, usually some kilobytes."""
@@ -49,7 +50,7 @@ class Outbox:
 def _outbound(row: asyncpg.Record) -> Outbound:
     return Outbound(
         row["partition"], row["source_offset"], row["id"], row["user_number"], row["item_id"],
-        microseconds(row["known_at"]) or 0, net_events.decoded(decompressed(row["events"])),
+        microseconds(row["known_at"]) or 0, net_events.decoded(decompressed(row["events"])), row["type"] == REDRIVE,
     )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ _FLOOR = "SELECT published FROM tartan.floors WHERE partition = $1"
 
 # Events whose bytes are no longer kept are older than the topics' retention: nobody misses them there.
 _EVENTS = f"""
-SELECT partition, source_offset, id, user_number, item_id, known_at, events FROM {SCHEMA}.changesets
+SELECT partition, source_offset, id, type, user_number, item_id, known_at, events FROM {SCHEMA}.changesets
  WHERE partition = $1 AND source_offset >= $2 AND source_offset < $3 AND net_events > 0 AND events IS NOT NULL
  ORDER BY source_offset LIMIT $4"""
 

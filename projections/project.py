@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import asyncpg
 
-from projections import admission, known, store
+from projections import admission, aftermath, known, redrive, store
 from projections.admission import Admission, Admitted, Gatekeeper, Opened
-from projections.fold import fold
+from projections.aftermath import TooManyParked
 from projections.ownership import Ownership
 from projections.publish import Committed, Publisher
 from projections.records import Outbound
@@ -19,6 +19,7 @@ from projections.store import Advanced
 from runtime import crash_points, logs, metrics
 from runtime.crash_points import CrashPoint
 from runtime.reader import Reader
+from runtime.settings import Settings
 from runtime.witness import checksum
 from schemas import gate
 from schemas.errors import Halt, Retry, TartanError
@@ -62,10 +63,12 @@ class _Batch(NamedTuple):
 class Projector:
     """One process's projector; others may run beside it on other partitions."""
 
-    def __init__(self, session: Session, publisher: Publisher, ownership: Ownership) -> None:
+    def __init__(self, session: Session, publisher: Publisher, ownership: Ownership, settings: Settings) -> None:
         self._session = session
         self._publisher = publisher
         self._ownership = ownership
+        self._parkings_max = settings.dead_letters_max
+        self._parkings_window_s = settings.dead_letters_window_s
         self._trouble: str | None = None
 
     def troubles(self) -> list[str]:
@@ -133,7 +136,14 @@ class Projector:
                 async with known.locked(connection, {record.received.partition for record in records}):
                     batch, working, outcome = await self._fold(connection, records, poisoned)
                     await _write(connection, working, outcome, batch.advanced, floors)
+                    await aftermath.tell(
+                        connection, working, outcome,
+                        parkings_max=self._parkings_max, window_s=self._parkings_window_s,
+                    )  # fmt: skip
                     crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
+        except TooManyParked as error:
+            await aftermath.stopped(connection, error)
+            raise
         except asyncpg.InterfaceError as error:
             if connection.is_closed():
                 raise _Lost("the connection to Postgres was lost") from error
@@ -147,6 +157,9 @@ class Projector:
         self, connection: asyncpg.Connection, records: Sequence[Opened], poisoned: Poisoned
     ) -> tuple[_Batch, WorkingSet, Admission]:
         heads = [record.head for record in records]
+        redriven = {head.item_id for head in heads if head.type == gate.REDRIVE and head.item_id is not None}
+        withheld = await known.withheld(connection, redriven) if redriven else {}
+        heads += [record.head for waiting in withheld.values() for record in waiting]
         control = await known.control(
             connection,
             {record.received.partition for record in records},
@@ -158,10 +171,11 @@ class Projector:
         working = WorkingSet()
         working.items = control.items
         keeper = Gatekeeper(
-            items=working.items, parked=control.parked, known_ids=control.known_ids, owners=owners, poisoned=poisoned
-        )
+            items=working.items, parked=control.parked, known_ids=control.known_ids, owners=owners, poisoned=poisoned,
+            withheld=withheld,
+        )  # fmt: skip
         outcome = keeper.admit(batch.opened)
-        await known.rows(connection, working, outcome.admitted)
+        await known.rows(connection, working, outcome.every())
         for record in outcome.admitted:
             _fold_one(working, record)
         return batch, working, outcome
@@ -191,7 +205,7 @@ async def _write(
 
 def _fold_one(working: WorkingSet, record: Admitted) -> None:
     try:
-        fold(working, record.item, record.opened.head, record.place, record.said)
+        redrive.apply(working, record)
     except Halt:
         raise
     except Exception as error:
@@ -227,7 +241,7 @@ def _outbound(working: WorkingSet) -> list[Outbound]:
     return [
         Outbound(
             folded.place.partition, folded.place.offset, folded.place.changeset, folded.place.user, folded.item_id,
-            folded.place.known_at, folded.net_events,
+            folded.place.known_at, folded.net_events, folded.type == gate.REDRIVE,
         )
         for folded in working.folded
         if folded.net_events
@@ -244,3 +258,7 @@ def _count(batch: _Batch, outcome: Admission) -> None:
     for parking in outcome.parkings:
         metrics.PARKED.labels(READER).inc()
         _log.error("item parked", item=parking.item_id, offset=parking.first_offset, reason=parking.reason)
+    for record in outcome.admitted:
+        if record.redriven:
+            _log.info("item redriven", item=record.opened.head.item_id, offset=record.place.offset,
+                      records=len(record.redriven))  # fmt: skip

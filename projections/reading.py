@@ -1,5 +1,6 @@
 """Reads what an accepted changeset says, before anything is known or changed: whatever is wrong with it shows here."""
 
+import datetime
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ from projections import words
 from projections.words import Words
 from schemas import codec, events, money
 from schemas.errors import Quarantine
-from schemas.records import Account, Item, Removal
+from schemas.records import Account, Decision, History, Item, Removal
 
 CACHED, REALTIME = "cached", "realtime"
 
@@ -17,6 +18,7 @@ bytes a character; a record that no batch of the producer holds would stop its p
 
 _SAY_WORDS = frozenset({events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED})
 _SOURCES = {events.BALANCE_REPORTED: CACHED, events.BALANCE_REPORTED_REALTIME: REALTIME}
+_DECISIONS = frozenset({events.APPROVE_REMOVALS, events.REJECT_REMOVALS})
 _ABOUT_ITEM = frozenset({events.ITEM_LINKED, events.ITEM_STATE_CHANGED, events.ITEM_UNLINKED})
 
 
@@ -29,6 +31,16 @@ class Reported(NamedTuple):
     schema: int
 
 
+class Restated(NamedTuple):
+    """Says that the record's transactions are all that these accounts have within a window; None is no bound."""
+
+    account_ids: frozenset[str]
+    since: datetime.date | None
+    until: datetime.date | None
+    complete: bool
+    removals_permille_max: int
+
+
 class Said(NamedTuple):
     """What a record says, in its order. `counts` are all events by type, `not_effective` those of no effect yet."""
 
@@ -37,11 +49,18 @@ class Said(NamedTuple):
     items: list[tuple[str, Item, bytes, int]]
     counts: dict[str, int]
     not_effective: dict[str, int]
+    histories: list[Restated]
+    decisions: list[Decision]
 
     @property
     def speaks(self) -> bool:
         """Whether anything in it has an effect."""
-        return bool(self.transactions or self.balances or self.items)
+        return bool(self.transactions or self.balances or self.items or self.histories or self.decisions)
+
+    @property
+    def whole(self) -> Restated | None:
+        """The history that the record's transactions are all of, where it claims to be one."""
+        return self.histories[0] if self.histories and self.histories[0].complete else None
 
     def ids(self) -> Iterable[str]:
         """The ids of all transactions that are named, pending ones of posted ones too."""
@@ -54,9 +73,10 @@ class Said(NamedTuple):
 def read(blocks: Iterable[bytes]) -> Said:
     """Read the blocks of events of a record: those of its parts, in the order named, then its own.
 
-    Raises: Quarantine, where an event of a known type cannot be read or its amounts do not fit.
+    Raises: Quarantine, where an event of a known type cannot be read, its amounts do not fit, or two histories are
+    restated.
     """
-    said = Said([], [], [], {}, {})
+    said = Said([], [], [], {}, {}, [], [])
     counts, transactions, reader = said.counts, said.transactions, words.reader
     for block in blocks:
         for kind, schema, start, end in codec.places(block):
@@ -72,7 +92,7 @@ def read(blocks: Iterable[bytes]) -> Said:
 
 def none_effective(counts: dict[str, int]) -> Said:
     """What a record says whose events have no effect yet."""
-    return Said([], [], [], dict(counts), dict(counts))
+    return Said([], [], [], dict(counts), dict(counts), [], [])
 
 
 def _read_other(event: codec.Event, said: Said) -> None:
@@ -87,5 +107,25 @@ def _read_other(event: codec.Event, said: Said) -> None:
         said.balances.append(Reported(_SOURCES[kind], account, event.data, event.schema))
     elif kind in _ABOUT_ITEM:
         said.items.append((kind, codec.decode_event(event), event.data, event.schema))
+    elif kind == events.HISTORY_RESTATED:
+        if said.histories:
+            raise Quarantine("a record restates two histories")
+        said.histories.append(_restated(codec.decode_event(event)))
+    elif kind == events.DECISION_MADE and (decision := codec.decode_event(event)).decision in _DECISIONS:
+        said.decisions.append(decision)
     else:
         said.not_effective[kind] = said.not_effective.get(kind, 0) + 1
+
+
+def _restated(history: History) -> Restated:
+    return Restated(
+        frozenset(history.account_ids), _date(history.since), _date(history.until), history.complete,
+        history.removals_permille_max,
+    )  # fmt: skip
+
+
+def _date(text: str | None) -> datetime.date | None:
+    try:
+        return None if text is None else datetime.date.fromisoformat(text)
+    except ValueError:
+        raise Quarantine("a bound of a restated history is no date") from None

@@ -22,7 +22,10 @@ _WIRE = {schema: b"\x00" + schema.to_bytes(4, "big") for schema in _TOPICS}
 
 
 class Outbound(NamedTuple):
-    """A changeset that caused net events. Units: `known_at` in microseconds since 1970, UTC."""
+    """A changeset that caused net events. Units: `known_at` in microseconds since 1970, UTC.
+
+    A redrive tells what other changesets said: its events have the ids that those give them.
+    """
 
     partition: int
     offset: int
@@ -31,6 +34,7 @@ class Outbound(NamedTuple):
     item_id: str | None
     known_at: int
     net_events: Sequence[NetEvent]
+    is_redrive: bool = False
 
 
 class Lane(NamedTuple):
@@ -52,6 +56,8 @@ def records(outbound: Iterable[Outbound]) -> dict[Lane, list[Outgoing]]:
         number, start = changeset.changeset, f"{changeset.offset}."
         for place, event in enumerate(changeset.net_events):
             kind, schema, entity, data = event
+            if changeset.is_redrive:
+                number = net_events.said_by(event)
             key = net_events.key_of(event).encode()
             headers = (
                 ("ce_id", event_id(number, kind, entity).encode()), ("ce_type", kind.encode()), time, _SOURCE,

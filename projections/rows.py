@@ -21,7 +21,7 @@ from schemas.records import Account, Item, Transaction
 
 TRANSACTION_COLUMNS = (
     "own_id", "user_number", "item_id", "transaction_id", "chained", "version", "transfers", "first_changeset",
-    "last_changeset", "known_at", "enriched_at", "removed_at", "words", "words_schema", *words.COLUMNS,
+    "last_changeset", "known_at", "enriched_at", "removed_at", "missing_since", "words", "words_schema", *words.COLUMNS,
 )  # fmt: skip
 TRANSFER_COLUMNS = (
     "own_id", "number", "user_number", "debit", "credit", "amount", "currency", "layer", "reverses", "effective",
@@ -38,11 +38,11 @@ ACCOUNT_COLUMNS = (
 ITEM_COLUMNS = (
     "item_id", "user_number", "partition", "institution_id", "institution_name", "state", "code", "reason",
     "effective_at", "history_status", "words", "words_schema", "head", "head_offset", "unlinked", "transaction_rows",
-    "linked_at", "unlinked_at", "last_sync_at", "known_at",
+    "linked_at", "unlinked_at", "last_sync_at", "missing_rows", "missing_since", "known_at",
 )  # fmt: skip
 CHANGESET_COLUMNS = (
     "partition", "source_offset", "id", "item_id", "user_number", "kind", "type", "cause", "counts", "not_effective",
-    "net_events", "digest", "events", "said_at", "known_at",
+    "net_events", "digest", "events", "redriven_by", "said_at", "known_at",
 )  # fmt: skip
 
 ZSTD_LEVEL = 1
@@ -75,6 +75,7 @@ def microseconds(at: datetime.datetime | None) -> int | None:
 def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
     """Rows of `transactions` for COPY."""
     join, text, moment_field, length, counters = b"".join, copying.text, copying.moment, copying.length, _counters
+    null, int8 = copying.NULL, copying.int8
     user, item_id, owner = None, None, b""
     for row in changed:
         if row.item_id is not item_id or row.user != user:
@@ -88,6 +89,7 @@ def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
             counters(1, row.chained, 4, row.version, 4, row.transfers, 8, row.first_changeset, 8, row.last_changeset,
                      8, row.known_at - copying.EPOCH_US),
             moment_field(row.enriched_at), moment_field(row.removed_at),
+            null if row.missing_since is None else int8(row.missing_since),
             length(len(row.words)), row.words, copying.int2(row.schema), columns,
         ))  # fmt: skip
 
@@ -117,8 +119,8 @@ def transaction_values(row: Row) -> Values:
     return (
         row.own_id, row.user, row.item_id, row.transaction_id, row.chained, row.version, row.transfers,
         row.first_changeset, row.last_changeset, moment(row.known_at), moment(row.enriched_at), moment(row.removed_at),
-        row.words, row.schema, said.account_id, amount.value, amount.scale, said.currency, said.pending,
-        _date(said.date), said.datetime, _date(said.authorized_date), said.name, said.merchant_name,
+        row.missing_since, row.words, row.schema, said.account_id, amount.value, amount.scale, said.currency,
+        said.pending, _date(said.date), said.datetime, _date(said.authorized_date), said.name, said.merchant_name,
         said.merchant_entity_id, said.logo_url, said.category_primary, said.category_detailed,
         said.category_confidence,
     )  # fmt: skip
@@ -178,17 +180,18 @@ def item_values(row: ItemRow) -> Values:
         row.item_id, row.user, row.partition, said.institution_id, said.institution_name, said.state or None, said.code,
         said.reason, said.effective_at, row.history_status, row.words, row.schema, row.gate.head, row.head_offset,
         row.gate.unlinked, row.transaction_rows, moment(row.linked_at), moment(row.unlinked_at),
-        moment(row.last_sync_at), moment(row.known_at),
+        moment(row.last_sync_at), row.missing_rows, row.missing_since, moment(row.known_at),
     )  # fmt: skip
 
 
 def changeset_values(folded: Folded) -> Values:
-    """A row of `changesets`."""
+    """A row of `changesets`. The redrive has the events of what it freed; there is nothing to keep for that itself."""
     place = folded.place
+    kept = None if folded.redriven_by is not None else compressed(folded.block)
     return (
         place.partition, place.offset, place.changeset, folded.item_id, place.user, folded.kind, folded.type,
         _json(folded.cause), _json(folded.counts), _json(folded.not_effective), len(folded.net_events),
-        hashlib.sha256(folded.block).digest(), compressed(folded.block), moment(folded.said_at),
+        hashlib.sha256(folded.block).digest(), kept, folded.redriven_by, moment(folded.said_at),
         moment(place.known_at),
     )  # fmt: skip
 

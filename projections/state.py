@@ -15,7 +15,8 @@ from schemas.gate import ItemGate
 class Row(Struct, gc=False):
     """A transaction. Units: `known_at`, `enriched_at`, `removed_at` in microseconds since 1970, UTC.
 
-    `columns` are the bank's words as COPY fields; None where they are still those of the database.
+    `columns` are the bank's words as COPY fields; None where they are still those of the database. `missing_since`
+    is the offset of the restated history that does not name it, while that waits for a decision.
     """
 
     own_id: bytes
@@ -35,6 +36,7 @@ class Row(Struct, gc=False):
     version: int = 0
     transfers: int = 0
     user_fields: str | None = None
+    missing_since: int | None = None
     is_new: bool = True
 
 
@@ -61,7 +63,8 @@ class ItemRow(Struct):
 
     `by_id` finds a transaction by the id that the bank uses now, `own_ids` says which own ids are in use. Both hold
     all of the Item where `is_complete`, else all that this batch can touch. `parts` are kept aside: id to offset
-    and sealed value; `parts_stored` are those that the database has.
+    and sealed value; `parts_stored` are those that the database has. `missing_rows` wait for a decision about the
+    restated history with the id `missing_since`.
     """
 
     item_id: str
@@ -77,6 +80,8 @@ class ItemRow(Struct):
     last_sync_at: int | None = None
     known_at: int = 0
     transaction_rows: int = 0
+    missing_rows: int = 0
+    missing_since: bytes | None = None
     is_complete: bool = False
     by_id: dict[str, Row] = field(default_factory=dict)
     own_ids: set[bytes] = field(default_factory=set)
@@ -117,7 +122,10 @@ class NetEvent(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """What an accepted record caused: a row of `changesets`. `block` holds its net events, encoded."""
+    """What an accepted record caused: a row of `changesets`. `block` holds its net events, encoded.
+
+    `redriven_by` is the offset of the redrive that has the net events, where the record was withheld.
+    """
 
     place: Place
     item_id: str | None
@@ -129,10 +137,14 @@ class Folded(NamedTuple):
     not_effective: dict[str, int]
     net_events: list[NetEvent]
     block: bytes
+    redriven_by: int | None = None
 
 
 class WorkingSet:
-    """All that a batch knows and changes."""
+    """All that a batch knows and changes.
+
+    `withheld_removals`: Item to what waits for a decision now, in words; None where nothing does any more.
+    """
 
     def __init__(self) -> None:
         self.items: dict[str, ItemRow] = {}
@@ -142,3 +154,4 @@ class WorkingSet:
         self.changed_accounts: dict[tuple[str, str], AccountRow] = {}
         self.changed_items: dict[str, ItemRow] = {}
         self.folded: list[Folded] = []
+        self.withheld_removals: dict[str, str | None] = {}

@@ -105,8 +105,22 @@ OLD_PARTS = Target(
 WITHHELD = Target(
     "withheld", tables.metadata, "withheld", ("item_id", "partition", "source_offset", "value"), _INSERT_ONCE
 )  # fmt: skip
+FREED = Target(
+    "freed", tables.metadata, "withheld", ("item_id", "partition", "source_offset"),
+    "DELETE FROM {table} w USING {source}"
+    " WHERE w.item_id = u.item_id AND w.partition = u.partition AND w.source_offset = u.source_offset",
+)  # fmt: skip
+# By the scheduler's clock: the rate that stops a reader is counted in its time.
 PARKINGS = Target(
-    "parkings", control.metadata, "parkings", ("item_id", "first_offset", "partition", "reason", "reader"), _INSERT_ONCE
+    "parkings", control.metadata, "parkings",
+    ("item_id", "first_offset", "partition", "reason", "reader", "redrive_offset"),
+    "INSERT INTO {table} ({columns}, parked_at) SELECT *, tartan.clock() FROM {source} ON CONFLICT DO NOTHING",
+)  # fmt: skip
+ENDED = Target(
+    "ended", control.metadata, "parkings", ("item_id", "first_offset", "reader", "redrive_offset"),
+    "UPDATE {table} k SET redrive_offset = u.redrive_offset FROM {source}"
+    " WHERE k.item_id = u.item_id AND k.first_offset = u.first_offset AND k.reader = u.reader"
+    " AND k.redrive_offset IS NULL",
 )  # fmt: skip
 POSITIONS = Target(
     "positions", tables.metadata, "positions", ("partition", "position", "last_checksum", "known_at"),

@@ -90,9 +90,15 @@ def _few(
             (held.head.item_id, held.received.partition, held.received.offset, held.received.value)
             for held in admission.withheld
         ]),
+        (statements.FREED, [
+            (freed.head.item_id, freed.received.partition, freed.received.offset) for freed in admission.freed
+        ]),
         (statements.PARKINGS, [
-            (parked.item_id, parked.first_offset, parked.partition, parked.reason, PARKED_BY)
+            (parked.item_id, parked.first_offset, parked.partition, parked.reason, PARKED_BY, parked.redrive)
             for parked in admission.parkings
+        ]),
+        (statements.ENDED, [
+            (ended.item_id, ended.first_offset, PARKED_BY, ended.redrive) for ended in admission.ended
         ]),
         (statements.POSITIONS, [(at.partition, at.position, at.checksum, moment(at.known_at)) for at in advanced]),
         (statements.FLOORS, list(floors.items())),

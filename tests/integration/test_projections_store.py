@@ -10,7 +10,7 @@ from asyncpg.exceptions import InternalClientError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from projections import admission, digests, expiry, known, net_events, project, rows, store
+from projections import admission, digests, expiry, known, net_events, redrive, rows, store
 from projections.admission import Opened, Owners
 from projections.expiry import Expiry
 from projections.project import Projector
@@ -62,9 +62,10 @@ class Database:
     """A migrated database and a projector on it."""
 
     def __init__(self, dsn: str, **settings: float) -> None:
-        self.session = Session(Settings(postgres_dsn=dsn, **settings))  # type: ignore[arg-type]
+        self.settings = Settings(postgres_dsn=dsn, **settings)  # type: ignore[arg-type]
+        self.session = Session(self.settings)
         self.publisher = Publisher()
-        self.projector = Projector(self.session, self.publisher, Ownership())  # type: ignore[arg-type]
+        self.projector = Projector(self.session, self.publisher, Ownership(), self.settings)  # type: ignore[arg-type]
         self.dsn = dsn
 
     async def project(self, records: Sequence[object], cuts: Sequence[int] = ()) -> None:
@@ -221,14 +222,14 @@ async def test_whatever_the_fold_of_one_record_raises_parks_its_item(
     log = Log()
     for number in range(5):
         log.link(f"I{number}")
-    fold = project.fold
+    fold = redrive.fold
 
     def failing(working: WorkingSet, item: ItemRow | None, *rest: object) -> object:
         if item is not None and item.item_id in ("I1", "I3"):
             raise ZeroDivisionError("with what the bank said in it")
         return fold(working, item, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(project, "fold", failing)
+    monkeypatch.setattr(redrive, "fold", failing)
     await database.project(log.records)
 
     connection = await database.connection()

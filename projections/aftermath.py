@@ -1,0 +1,80 @@
+"""What operators have to know of a batch, told in its own transaction: dead letters, incidents, the rate that stops.
+
+The ordinary batch parks nothing and withholds nothing, and costs no statement here.
+"""
+
+import asyncpg
+
+from projections.admission import Admission
+from projections.known import PARKED_BY
+from projections.parking import Parking
+from projections.state import WorkingSet
+from runtime import dead_letters, incidents, logs
+from runtime.dead_letters import Letter
+from schemas.errors import Halt
+from schemas.topics import CHANGESETS
+
+_log = logs.logger(__name__)
+
+
+class TooManyParked(Halt):
+    """More Items were parked within the window than a sound deploy parks."""
+
+
+async def tell(
+    connection: asyncpg.Connection, working: WorkingSet, admission: Admission, *, parkings_max: int, window_s: float
+) -> None:
+    """Write what a batch leaves to operators, behind its own rows.
+
+    Raises: TooManyParked, where the batch must not be committed.
+    """
+    if admission.parkings:
+        parked = await dead_letters.rate(connection, PARKED_BY, window_s)
+        if parked > parkings_max:
+            raise TooManyParked(
+                f"{parked} Items parked within {window_s:g} s, at most {parkings_max}: nothing of this batch is"
+                f" committed; the last reason: {admission.parkings[-1].reason}"
+            )
+        await dead_letters.put(connection, [_letter(parking) for parking in admission.parkings])
+        for parking in admission.parkings:
+            if parking.redrive is None:
+                await incidents.seen(connection, incidents.ITEM_PARKED, parking.item_id, parking.reason)
+    redriven = _redriven(admission)
+    if redriven:
+        await dead_letters.redriven(connection, PARKED_BY, redriven)
+        for item_id in redriven:
+            await incidents.over(connection, incidents.ITEM_PARKED, item_id)
+    for item_id, detail in working.withheld_removals.items():
+        if detail is None:
+            await incidents.over(connection, incidents.REMOVALS_WITHHELD, item_id)
+        else:
+            await incidents.seen(connection, incidents.REMOVALS_WITHHELD, item_id, detail)
+
+
+async def stopped(connection: asyncpg.Connection, error: TooManyParked) -> None:
+    """Open the incident of a stop, in a transaction of its own: that of the batch is rolled back.
+
+    The stop itself must not fail because Postgres is away too.
+    """
+    try:
+        await incidents.seen(connection, incidents.DEAD_LETTERS, PARKED_BY, str(error))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as away:
+        _log.warning("incident is not written", reason=type(away).__name__)
+
+
+def _letter(parking: Parking) -> Letter:
+    original = parking.original
+    return Letter(
+        PARKED_BY, CHANGESETS.name, original.partition, original.offset, parking.item_id, parking.reason,
+        original.key, original.value,
+    )  # fmt: skip
+
+
+def _redriven(admission: Admission) -> dict[str, int]:
+    """Items that a redrive freed and nothing parked again behind it, each with the redrive's offset."""
+    ended = {one.item_id: one.redrive for one in admission.ended}
+    ended.update({one.item_id: one.redrive for one in admission.parkings if one.redrive is not None})
+    for one in admission.parkings:
+        if one.redrive is None:
+            ended.pop(one.item_id, None)
+    return ended
