@@ -1,0 +1,44 @@
+"""Plaid's webhooks on their way into the log, as ingest writes them."""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable
+
+from runtime.kafka import Outgoing, partition_of
+from sandbox.simulation.installation import PARTITIONS, Installation
+from sandbox.simulator.inprocess import UNANSWERED, Sent
+from schemas import codec
+from schemas.records import Webhook
+from streams.times import micros
+
+IDLE_S = 1.0
+"""Longest sleep without a look at what Plaid has to send."""
+
+
+async def deliver(installation: Installation, answers: Callable[[], bool], rng: random.Random) -> None:
+    """Let Plaid live, and write what it sends into the log, for ever. `answers`: whether ingest does now."""
+    plaid = installation.plaid
+    while True:
+        for sent in plaid.webhooks(installation.now()):
+            if not answers():
+                plaid.answered(sent, status=rng.choice((UNANSWERED, 429)))
+                continue
+            _write(installation, sent)
+            if rng.random() < 0.02:
+                # In the log, but Plaid did not hear of it: it comes again.
+                installation.hazards.counts["webhook_answer_lost"] += 1
+                plaid.answered(sent, status=UNANSWERED)
+            else:
+                plaid.answered(sent, status=200)
+        due_at = plaid.next_at()
+        wait_s = IDLE_S if due_at is None else (due_at - installation.now()).total_seconds()
+        await asyncio.sleep(min(max(wait_s, 0.001), IDLE_S))
+
+
+def _write(installation: Installation, sent: Sent) -> None:
+    record = Webhook(
+        micros(installation.now()), sent.body, hashlib.sha256(sent.body).digest(), sent.jwt, sent.jwk.decode()
+    )
+    key = sent.delivery.webhook.item_id.encode()
+    installation.broker.topic("webhooks").put(partition_of(key, PARTITIONS), Outgoing(key, codec.encode(record)))

@@ -1,0 +1,103 @@
+"""All that the processes of one simulated installation share: servers, Plaid, groups, and who looks on."""
+
+import asyncio
+import random
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+from projections.admission import Owners
+from runtime.kafka import partition_of
+from runtime.leases import FOLLOWER
+from sandbox.simulation.kafka import Broker, Group
+from sandbox.simulation.loop import Process
+from sandbox.simulation.projection import Projection
+from sandbox.simulation.store import Database
+from sandbox.simulation.tables import Credential, Tables
+from sandbox.simulation.trace import Trace
+from sandbox.simulation.wire import Hazards
+from sandbox.simulation.witness import Witness
+from sandbox.simulator.bank import Item
+from sandbox.simulator.inprocess import Bank
+from sandbox.simulator.options import Options
+from sandbox.simulator.world import World as Plaid
+from schemas.changesets import UserKeys, user_keys
+from schemas.topics import user_key
+from streams.mark_due import READER as MARKER
+
+START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
+PARTITIONS = 3
+
+
+class VirtualClock:
+    """The loop's time as a moment."""
+
+    def now(self) -> datetime:
+        """The present moment."""
+        return START + timedelta(seconds=asyncio.get_running_loop().time())
+
+
+class Installation:
+    """See the module. `failures` are what went wrong that no fault explains."""
+
+    def __init__(self, rng: random.Random, options: Options, trace: Trace) -> None:
+        self.trace = trace
+        self.clock = VirtualClock()
+        self.hazards = Hazards()
+        self.failures: list[str] = []
+        self.is_scheduling = True
+        self.broker = Broker(random.Random(rng.random()), self.hazards, partitions=PARTITIONS)
+        self.tables = Tables(self.now, random.Random(rng.random()))
+        self.database = Database(self.tables, random.Random(rng.random()), self.hazards)
+        self.plaid_world = Plaid(options, self.clock)
+        self.plaid = Bank(self.plaid_world, sleep=asyncio.sleep)
+        self.witness = Witness(self.now, self.failures, trace)
+        self._names: dict[int, tuple[str, str]] = {}
+        self.projection = Projection(self.owners)
+        self.groups = {
+            MARKER: Group(self.broker.topic("webhooks"), random.Random(rng.random())),
+            FOLLOWER: Group(self.broker.topic("changesets"), random.Random(rng.random())),
+            "projections": Group(self.broker.topic("changesets"), random.Random(rng.random())),
+        }
+        self.on_end = self._unexpected
+
+    def now(self) -> datetime:
+        """The present moment."""
+        return self.clock.now()
+
+    def link(self, item: Item, *, tenant: str) -> None:
+        """Do what the gateway does after Link."""
+        user = user_number(item.user)
+        self._names[user] = (tenant, item.user)
+        institution = item.institution
+        credential = Credential(tenant, user, institution.institution_id, institution.name, item.access_token)
+        self.tables.register(
+            item.item_id, credential, partition=partition_of(user_key(user), PARTITIONS), keys=keys_of(user)
+        )
+        self.witness.knows(item.access_token, item.item_id)
+
+    def owners(self, users: Collection[int]) -> Owners:
+        """Keys and names of users."""
+        known = [user for user in sorted(users) if user in self._names]
+        return Owners({user: keys_of(user) for user in known}, {user: self._names[user] for user in known})
+
+    def ended(self, process: Process, task: "asyncio.Task[Any]") -> None:
+        """A task of a process ended: an error is told and ends the process."""
+        if task.cancelled() or process.dead:
+            return
+        error = task.exception()
+        self.on_end(process, f"{task.get_name()}: {error!r}")
+
+    def _unexpected(self, process: Process, why: str) -> None:
+        self.failures.append(f"process ended: {why}")
+
+
+def user_number(user_id: str) -> int:
+    """The number of a user: from the name, where the real one is random."""
+    return int.from_bytes(blake2b(user_id.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def keys_of(user: int) -> UserKeys:
+    """A user's keys: from the number, where the real ones are random."""
+    return user_keys(blake2b(user.to_bytes(8, "big"), digest_size=32).digest(), 1)

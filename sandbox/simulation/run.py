@@ -1,0 +1,111 @@
+"""One run: a seed lets a story happen, the faults end, all comes to rest, and what must be true is looked at."""
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sandbox.simulation import checks, loop
+from sandbox.simulation.deliveries import deliver
+from sandbox.simulation.installation import START, Installation
+from sandbox.simulation.story import Story
+from sandbox.simulation.trace import Trace
+from sandbox.simulation.worker import SCHEDULE_S, TICK_S
+from sandbox.simulator.faults import MUTATION, WIRE
+from sandbox.simulator.options import Options, WebhookRates
+
+HEALING_S = SCHEDULE_S + 10 * TICK_S
+"""After the faults: one round of the schedule, which is what heals a lost webhook, and a little."""
+QUIET_S_MAX = 24 * 3600.0
+"""Virtual time after which a run that is not quiet never will be: the longest wait of an Item is 18 hours."""
+LOOK_S = 5.0
+
+
+@dataclass
+class Outcome:
+    """What became of a run. `trace`: the same for two runs of one seed."""
+
+    seed: int
+    problems: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    trace: str = ""
+    virtual_s: float = 0.0
+    claims: int = 0
+    about: list[str] = field(default_factory=list)
+
+
+def simulate(seed: int, *, shown: bool = False) -> Outcome:
+    """Run one seed to its end."""
+    return loop.run(lambda: _simulated(seed, shown=shown))
+
+
+async def _simulated(seed: int, *, shown: bool) -> Outcome:
+    rng = random.Random(seed)
+    trace = Trace(shown=shown)
+    installation = Installation(random.Random(rng.random()), _options(seed, rng), trace)
+    story = Story(installation, random.Random(rng.random()))
+    pulse = asyncio.create_task(deliver(installation, story.ingest_answers, random.Random(rng.random())))
+    outcome = Outcome(seed)
+    try:
+        await story.run()
+        await _rested(installation, outcome)
+        outcome.problems += checks.problems(installation, story, random.Random(rng.random()))
+    except loop.Stuck as error:
+        outcome.problems.append(str(error))
+    finally:
+        pulse.cancel()
+        await _buried(story)
+    outcome.faults = _faults(installation)
+    outcome.trace = trace.digest()
+    outcome.virtual_s = asyncio.get_running_loop().time()
+    outcome.claims = installation.witness.claims
+    if outcome.problems:
+        named = next((item.item_id for item in story.items if item.item_id in outcome.problems[0]), "")
+        outcome.about = trace.about(named, lines_max=checks.LINES_MAX)
+    return outcome
+
+
+def _options(seed: int, rng: random.Random) -> Options:
+    rates = WebhookRates(
+        lost=rng.choice((0.0, 0.2, 0.5)), repeated=rng.choice((0.0, 0.3)), delayed=rng.choice((0.0, 0.4)),
+        delay_max_s=rng.choice((20.0, 400.0)),
+    )  # fmt: skip
+    return Options(
+        seed=seed, start_at=START, validate_requests=False, rate_limits="production", webhooks=rates,
+        page_split_share=0.6, history_transactions=20, history_days=60, legacy_webhooks=rng.random() < 0.3,
+        historical_update_delay_s=rng.choice((20.0, 200.0)),
+    )  # fmt: skip
+
+
+async def _rested(installation: Installation, outcome: Outcome) -> None:
+    """Wait until nothing is under way. The schedule goes on for one round, and then stops so that rest can be."""
+    virtual = asyncio.get_running_loop()
+    await asyncio.sleep(HEALING_S)
+    installation.is_scheduling = False
+    until = virtual.time() + QUIET_S_MAX
+    while (left := checks.unfinished(installation)) and not installation.failures:
+        if virtual.time() > until:
+            outcome.problems.append(f"not quiet after {timedelta(seconds=QUIET_S_MAX)}: {'; '.join(left[:5])}")
+            return
+        await asyncio.sleep(LOOK_S)
+
+
+async def _buried(story: Story) -> None:
+    for process in [*story.buried, *(worker.process for worker in story.workers.values())]:
+        await process.bury()
+
+
+def _faults(installation: Installation) -> Counter[str]:
+    """What really happened, by kind."""
+    faults = Counter(installation.hazards.counts)
+    for (_, code), count in installation.plaid_world.requests.items():
+        if code != "OK":
+            faults[_kind(code)] += count
+    courier = installation.plaid_world.courier
+    faults.update({f"webhook_{kind}": courier.counts[kind] for kind in ("lost", "failed") if courier.counts[kind]})
+    return faults
+
+
+def _kind(code: str) -> str:
+    return code.lower() if code in WIRE or code == MUTATION else f"plaid_{code.lower()}"

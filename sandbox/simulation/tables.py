@@ -1,0 +1,378 @@
+"""The scheduler's tables in memory: what runtime.sync_state and runtime.leases do in Postgres, statement by statement.
+
+Each method is one statement or one transaction: whole, at one moment. Times are those of the clock that is given.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+from runtime.dues import Claimed, Hint, KnownHint, Lane, Mark, Released
+from runtime.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, REMARKED_WAIT_S_MAX
+from runtime.reader import Position
+from runtime.sync_state import STALE_PASS_S
+from schemas.changesets import UserKeys
+from schemas.errors import Quarantine
+from schemas.records import Cause
+from streams.following import Followed, ItemHead
+
+Clock = Callable[[], datetime]
+
+
+@dataclass(slots=True)
+class Row:
+    """A row of `sync_state`."""
+
+    item_id: str
+    tenant: str
+    user: int
+    partition: int
+    institution_id: str | None
+    created_at: datetime
+    due_at: datetime | None
+    cause: Cause
+    lane: int = Lane.BACKFILL
+    generation: int = 1
+    done_generation: int = 0
+    not_before: datetime | None = None
+    lease_token: bytes | None = None
+    lease_until: datetime | None = None
+    lease_holder: str | None = None
+    wait_offset: int | None = None
+    unlink_requested: bool = False
+    accounts_wanted: bool = True
+    accounts_at: datetime | None = None
+    refresh_wanted: bool = False
+    refreshed_at: datetime | None = None
+    bank_seen_at: datetime | None = None
+    bank_updated_at: datetime | None = None
+    last_webhook_at: datetime | None = None
+    last_synced_at: datetime | None = None
+    last_attempt_at: datetime | None = None
+    last_error: dict[str, Any] | None = None
+    stopped: str | None = None
+    attempts: int = 0
+    not_ready: int = 0
+
+    @property
+    def ready_at(self) -> datetime | None:
+        """When the Item can be claimed; None where it is not due."""
+        if self.due_at is None or self.not_before is None:
+            return self.due_at
+        return max(self.due_at, self.not_before)
+
+
+@dataclass(slots=True)
+class Credential:
+    """A row of `credentials`, its token in clear."""
+
+    tenant: str
+    user: int
+    institution_id: str | None
+    institution_name: str | None
+    token: str | None
+    unlinked: bool = False
+
+
+@dataclass(slots=True)
+class Parking:
+    """A row of `parkings`."""
+
+    partition: int
+    reason: str
+    reader: str
+    redrive_offset: int | None = None
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A row of `sync_attempts`."""
+
+    at: datetime
+    item_id: str
+    cause: str
+    outcome: str
+    error: dict[str, Any] | None
+    held: bool
+
+
+@dataclass(slots=True)
+class Tables:
+    """Everything that the streams stage keeps."""
+
+    clock: Clock
+    rng: random.Random
+    rows: dict[str, Row] = field(default_factory=dict)
+    credentials: dict[str, Credential] = field(default_factory=dict)
+    heads: dict[str, ItemHead] = field(default_factory=dict)
+    hints: dict[str, dict[int, Hint]] = field(default_factory=lambda: defaultdict(dict))
+    repeats: dict[bytes, datetime] = field(default_factory=dict)
+    positions: dict[tuple[str, int], Position] = field(default_factory=dict)
+    parkings: dict[tuple[str, int], Parking] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+    keys: dict[int, UserKeys | None] = field(default_factory=dict)
+
+    def position(self, reader: str, partition: int) -> Position:
+        """Where a reader stands."""
+        return self.positions.get((reader, partition), Position(0))
+
+    # What marks.
+
+    def register(self, item_id: str, credential: Credential, *, partition: int, keys: UserKeys) -> int:
+        """Keep an Item's token and make it due at once. Raises: Quarantine, where it is another user's or unlinked."""
+        before = self.credentials.get(item_id)
+        if before is not None and (before.user != credential.user or before.unlinked):
+            raise Quarantine(f"item {item_id} is another user's, or was unlinked")
+        self.credentials[item_id] = credential
+        self.keys.setdefault(credential.user, keys)
+        row = self.rows.get(item_id)
+        if row is None:
+            now = self.clock()
+            self.rows[item_id] = Row(
+                item_id, credential.tenant, credential.user, partition, credential.institution_id, now, now,
+                Cause("link"),
+            )  # fmt: skip
+            return 1
+        self._mark(row, Lane.BACKFILL, Cause("link"))
+        row.accounts_wanted = True
+        return row.generation
+
+    def mark_one(self, item_id: str, lane: Lane, cause: Cause, *, accounts: bool = False, unlink: bool = False) -> int:
+        """Make an Item due because somebody asked; its generation, 0 where there is none."""
+        row = self.rows.get(item_id)
+        if row is None or row.stopped == "unlinked":
+            return 0
+        self._mark(row, lane, cause)
+        row.accounts_wanted = row.accounts_wanted or accounts
+        row.unlink_requested = row.unlink_requested or unlink
+        return row.generation
+
+    def mark_webhooks(self, marks: Sequence[Mark]) -> int:
+        """Make Items due, one mark each. Gives how many there are."""
+        return sum(self._mark_webhook(mark) for mark in marks)
+
+    def _mark_webhook(self, mark: Mark) -> bool:
+        row = self.rows.get(mark.item_id)
+        if row is None or row.stopped == "unlinked":
+            return False
+        head = self.heads.get(mark.item_id)
+        if mark.unread_only and head is not None and head.head.cursor is not None:
+            return False
+        late = self.clock() - timedelta(seconds=STALE_PASS_S)
+        if mark.stale and row.last_webhook_at is not None and row.last_webhook_at > late:
+            return False
+        self._mark(row, Lane.WEBHOOK, mark.cause)
+        row.lane = Lane.WEBHOOK
+        row.accounts_wanted = row.accounts_wanted or mark.accounts
+        row.last_webhook_at = max(row.last_webhook_at or mark.received_at, mark.received_at)
+        return True
+
+    def _mark(self, row: Row, lane: int, cause: Cause) -> None:
+        now = self.clock()
+        row.generation += 1
+        # A row that is not due keeps the lane of its last pass, so only a due one's lane counts.
+        row.lane = lane if row.due_at is None else min(row.lane, lane)
+        row.due_at = now if row.due_at is None else min(row.due_at, now)
+        row.cause = cause
+
+    def add_hints(self, hints: Sequence[Hint]) -> None:
+        """Keep hints for the next pass over their Items."""
+        for hint in hints:
+            row = self.rows.get(hint.item_id)
+            if row is not None and row.stopped != "unlinked":
+                self.hints[hint.item_id].setdefault(hint.offset, hint)
+
+    def mark_again(self, items: Collection[str]) -> None:
+        """Make Items due once more: a record of theirs was skipped, or their records were redriven."""
+        for item_id in sorted(items):
+            row = self.rows.get(item_id)
+            if row is not None and row.stopped != "unlinked":
+                self._mark(row, row.lane, Cause("retry"))
+                row.stopped = None if row.stopped == "parked" else row.stopped
+
+    def mark_scheduled(self, *, interval_s: float, recheck_s: float, spread_s: float) -> int:
+        """Make Items due that have not synced for the interval, spread by their ids."""
+        now = self.clock()
+        marked = 0
+        for row in self.rows.values():
+            if row.due_at is not None or row.lease_token is not None:
+                continue
+            seen, tried = row.last_synced_at or row.created_at, row.last_attempt_at or row.created_at
+            idle = row.stopped is None and seen < now - timedelta(seconds=interval_s)
+            asks = row.stopped == "login_required" and tried < now - timedelta(seconds=recheck_s)
+            if not (idle or asks):
+                continue
+            marked += 1
+            row.generation += 1
+            row.cause, row.lane = Cause("schedule"), Lane.SCHEDULE
+            place = blake2b(row.item_id.encode(), digest_size=2).digest()
+            row.due_at = now + timedelta(seconds=spread_s * int.from_bytes(place, "big") / 65_536)
+        return marked
+
+    # What leases.
+
+    def ready(self) -> list[Row]:
+        """What can be claimed now, in the order of the Items' making."""
+        now = self.clock()
+        return [row for row in self.rows.values() if self._is_ready(row, now)]
+
+    def _is_ready(self, row: Row, now: datetime) -> bool:
+        ready_at = row.ready_at
+        if ready_at is None or ready_at > now or (row.lease_until is not None and row.lease_until > now):
+            return False
+        if row.wait_offset is not None and row.wait_offset >= self.position(FOLLOWER, row.partition).next:
+            return False
+        return row.unlink_requested or not self.is_parked(row.item_id)
+
+    def is_parked(self, item_id: str) -> bool:
+        """Whether a parking of the Item is not redriven."""
+        return any(name == item_id and found.redrive_offset is None for (name, _), found in self.parkings.items())
+
+    def lease(self, row: Row, *, lease_s: float, holder: str) -> Claimed:
+        """Lease one Item."""
+        now = self.clock()
+        expired = row.lease_token is not None
+        row.lease_token = self.rng.randbytes(16)
+        row.lease_until, row.lease_holder = now + timedelta(seconds=lease_s), holder
+        row.last_attempt_at = now
+        held, credential, head = self.hints.get(row.item_id, {}), self.credentials[row.item_id], None
+        found = self.heads.get(row.item_id)
+        if found is not None:
+            head = found.head
+        known = tuple(KnownHint(hint.offset, hint.code, hint.fields) for _, hint in sorted(held.items())[:HINTS_MAX])
+        return Claimed(
+            item_id=row.item_id, tenant=row.tenant, user=row.user, partition=row.partition,
+            institution_id=row.institution_id, institution_name=credential.institution_name,
+            sealed_token=None if credential.token is None else credential.token.encode(), lease=row.lease_token,
+            expired=expired, generation=row.generation, lane=row.lane, cause=row.cause,
+            unlink_requested=row.unlink_requested, accounts_wanted=row.accounts_wanted, accounts_at=row.accounts_at,
+            attempts=row.attempts, not_ready=row.not_ready, head=head, hints=known, refresh_wanted=row.refresh_wanted,
+        )  # fmt: skip
+
+    def held(self, claimed: Claimed) -> Row | None:
+        """The row of a lease that lasts."""
+        row = self.rows.get(claimed.item_id)
+        if row is None or row.lease_token != claimed.lease or row.lease_until is None:
+            return None
+        return row if row.lease_until > self.clock() else None
+
+    def renew(self, claimed: Claimed, *, lease_s: float) -> bool:
+        """Prolong a lease; False where it was lost."""
+        row = self.held(claimed)
+        if row is None:
+            return False
+        row.lease_until = self.clock() + timedelta(seconds=lease_s)
+        return True
+
+    def release(self, claimed: Claimed, result: Released) -> bool:
+        """Give an Item back; False where the lease was lost, and then only the attempt is kept."""
+        row, now = self.held(claimed), self.clock()
+        if row is not None:
+            self._give_back(row, claimed, result, now)
+        self.attempts.append(
+            Attempt(now, claimed.item_id, claimed.cause.kind, result.outcome, result.error, row is not None)
+        )
+        return row is not None
+
+    def _give_back(self, row: Row, claimed: Claimed, result: Released, now: datetime) -> None:
+        marked = row.generation > claimed.generation
+        row.lease_token = row.lease_until = None
+        if result.done:
+            row.done_generation = max(row.done_generation, claimed.generation)
+        due_in_s = result.due_in_s
+        if marked:
+            due_in_s = min(due_in_s or 0.0, 0.0 if result.done else REMARKED_WAIT_S_MAX)
+        row.due_at = None if due_in_s is None else now + timedelta(seconds=due_in_s)
+        row.not_before = None if result.not_before_s is None else now + timedelta(seconds=result.not_before_s)
+        row.wait_offset = row.wait_offset if result.wait_offset is None else result.wait_offset
+        if result.accounts_read:
+            row.accounts_at = now
+            row.accounts_wanted = row.accounts_wanted and marked
+        row.last_synced_at = now if result.synced else row.last_synced_at
+        row.bank_seen_at = now if result.bank_asked else row.bank_seen_at
+        row.bank_updated_at = result.bank_updated_at or row.bank_updated_at
+        if result.refreshed:
+            row.refreshed_at = now
+            row.refresh_wanted = row.refresh_wanted and marked
+        row.attempts, row.not_ready, row.stopped = result.attempts, result.not_ready, result.stopped
+        row.last_error = result.error
+        if result.hints_until is not None:
+            self._drop_hints(row.item_id, result.hints_until)
+
+    def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
+        """Give an Item back untouched, to wait for the follower."""
+        row = self.held(claimed)
+        if row is not None:
+            row.lease_token = row.lease_until = None
+            row.wait_offset = wait_offset if row.wait_offset is None else max(row.wait_offset, wait_offset)
+
+    def expire(self, claimed: Claimed) -> None:
+        """End a lease as if time had."""
+        row = self.rows.get(claimed.item_id)
+        if row is not None and row.lease_token == claimed.lease:
+            row.lease_until = self.clock()
+
+    def expire_all(self, *, holder: str) -> int:
+        """End the leases of a process that is dead. Gives how many."""
+        now, ended = self.clock(), 0
+        for row in self.rows.values():
+            live = row.lease_token is not None and row.lease_until is not None and row.lease_until > now
+            if live and row.lease_holder == holder:
+                row.lease_until = now
+                ended += 1
+        return ended
+
+    def finish_unlink(self, claimed: Claimed) -> None:
+        """Delete the token and the schedule of an Item whose unlink was accepted."""
+        credential, row = self.credentials[claimed.item_id], self.rows[claimed.item_id]
+        credential.token, credential.unlinked = None, True
+        row.stopped, row.due_at, row.lease_token, row.lease_until = "unlinked", None, None, None
+        row.done_generation, row.attempts, row.last_error = row.generation, 0, None
+        self.hints.pop(claimed.item_id, None)
+
+    def park(self, claimed: Claimed, *, reason: str) -> None:
+        """Set an Item aside until it is redriven."""
+        self.parkings[claimed.item_id, NO_OFFSET] = Parking(claimed.partition, reason, "streams")
+
+    def gone_lately(self) -> tuple[int, int]:
+        """How many Items Plaid called gone within the last hour, and how many Items there are."""
+        hour_ago = self.clock() - timedelta(hours=1)
+        live = [row for row in self.rows.values() if row.stopped != "unlinked"]
+        gone = [row for row in live if row.stopped == "gone" and (row.last_attempt_at or hour_ago) > hour_ago]
+        return len(gone), len(live)
+
+    # What follows the log.
+
+    def follow(self, followed: Followed) -> None:
+        """Write heads, make due again what was skipped or redriven."""
+        for item_id, offset in sorted(followed.redriven.items()):
+            for (name, _), parking in self.parkings.items():
+                if name == item_id and parking.reader == "streams" and parking.redrive_offset is None:
+                    parking.redrive_offset = offset
+        self.mark_again(followed.again | followed.redriven.keys())
+        for item_id, head in followed.heads.items():
+            if head.hints_until is not None:
+                self._drop_hints(item_id, head.hints_until)
+            self.heads[item_id] = head
+        for user in followed.erased:
+            self._erase(user)
+
+    def _erase(self, user: int) -> None:
+        self.keys[user] = None
+        for item_id in [item_id for item_id, row in self.rows.items() if row.user == user]:
+            for table in (self.rows, self.credentials, self.hints, self.heads):
+                table.pop(item_id, None)  # type: ignore[attr-defined]
+
+    def advance(self, reader: str, positions: Mapping[int, Position]) -> None:
+        """Move a reader's positions."""
+        for partition, position in positions.items():
+            self.positions[reader, partition] = position
+
+    def _drop_hints(self, item_id: str, until: int) -> None:
+        held = self.hints.get(item_id, {})
+        for offset in [offset for offset in held if offset <= until]:
+            del held[offset]
