@@ -10,17 +10,20 @@ import asyncpg
 from aiohttp import web
 
 from gateway import page
-from gateway.authentication import StreamTokens, Tenants
-from gateway.call import Handle, guarded
+from gateway.authentication import CronSecret, StreamTokens, Tenants
+from gateway.call import guarded
 from gateway.hub import GOING_AWAY, Ending, Hub
 from gateway.items import Items
 from gateway.limits import Buckets
 from gateway.openapi import document
+from gateway.operating import Operating
 from gateway.problems import UNAVAILABLE, problems
 from gateway.push import PushReader
 from gateway.reads import Reads
 from gateway.routes import ROUTES, Route
 from gateway.stream import Streams
+from gateway.syncs import Syncs
+from gateway.waiting import Waiting
 from runtime import logs
 from runtime.lifecycle import Running
 from runtime.plaid import Plaid
@@ -46,8 +49,15 @@ class Gateway:
         self._buckets = Buckets()
         self._hub = hub
         tokens = StreamTokens(settings)
-        self._items = Items(settings, pool=pool, plaid=plaid, vault=Vault(settings.master_key()))
-        self._reads = Reads(pool=pool, tokens=tokens)
+        waiting, vault = Waiting(), Vault(settings.master_key())
+        self._cron = CronSecret(settings)
+        self._items = Items(settings, pool=pool, plaid=plaid, vault=vault, waiting=waiting)
+        self._handlers = (
+            self._items,
+            Syncs(settings, pool=pool, waiting=waiting),
+            Reads(settings, pool=pool, tokens=tokens),
+            Operating(settings, pool=pool),
+        )
         self._streams = Streams(pool=pool, hub=hub, tokens=tokens, partitions=settings.partitions)
 
     def app(self) -> web.Application:
@@ -66,8 +76,11 @@ class Gateway:
             return self._streams.handle
         if route.operation == "openapi":
             return _openapi
-        handle: Handle = getattr(self._items, route.operation, None) or getattr(self._reads, route.operation)
-        return guarded(route, handle, tenants=self._tenants, buckets=self._buckets)
+        [handle] = [
+            getattr(handlers, route.operation) for handlers in self._handlers if hasattr(handlers, route.operation)
+        ]
+        identify = self._cron.check if route.guard == "cron" else self._tenants.of
+        return guarded(route, handle, identify=identify, buckets=self._buckets)
 
     async def _say_goodbye(self, _: web.Application) -> None:
         self._hub.close(Ending(GOING_AWAY, "the server stops: connect again"))

@@ -24,6 +24,8 @@ SECRET_CHARS_MIN = 32
 TOKEN_CHARS_MAX = 1024
 AUDIENCE = "tartan.stream"
 ALGORITHM = "HS256"
+CRON = "\0cron"
+"""Who asks with the cron's secret: no tenant's name, since those are printable text."""
 
 
 SESSION_S_MAX = 12 * 3600
@@ -58,6 +60,29 @@ class Tenants:
             kind = "api_key_wrong" if authorization else "api_key_missing"
             raise Problem(HTTPStatus.UNAUTHORIZED, kind, headers={"WWW-Authenticate": "Bearer"})
         return matching[0]
+
+
+class CronSecret:
+    """The secret of an outside cron."""
+
+    def __init__(self, settings: Settings) -> None:
+        secret = settings.cron_secret.get_secret_value()
+        self._digest = hashlib.sha256(secret.encode()).digest() if secret else None
+
+    def check(self, authorization: str | None) -> str:
+        """Let an `Authorization` header pass, and give the name of who asks.
+
+        Raises: Problem 404, where no secret is set, so that there is nothing here; Problem 401.
+        """
+        if self._digest is None:
+            raise Problem(HTTPStatus.NOT_FOUND, "schedule_off", "set TARTAN_CRON_SECRET to turn this endpoint on")
+        scheme, _, secret = (authorization or "").partition(" ")
+        given = hashlib.sha256(secret.strip().encode("utf-8", "surrogateescape")).digest()
+        is_right = hmac.compare_digest(self._digest, given)
+        if scheme.lower() != "bearer" or not is_right:
+            kind = "cron_secret_wrong" if authorization else "cron_secret_missing"
+            raise Problem(HTTPStatus.UNAUTHORIZED, kind, headers={"WWW-Authenticate": "Bearer"})
+        return CRON
 
 
 class StreamTokens:

@@ -9,7 +9,6 @@ import msgspec
 from aiohttp import web
 
 from gateway import metrics
-from gateway.authentication import Tenants
 from gateway.idempotency import Answer
 from gateway.limits import Buckets
 from gateway.parameters import read_all
@@ -20,7 +19,10 @@ HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class Call(NamedTuple):
-    """A request whose key and values were found right. Optional values that were not given are None."""
+    """A request whose key and values were found right. Optional values that were not given are None.
+
+    `tenant`: whose key it had; of a cron's secret it is no tenant's.
+    """
 
     tenant: str
     values: Mapping[str, Any]
@@ -36,15 +38,15 @@ def ok(document: Mapping[str, Any]) -> Answer:
 
 
 def guarded(
-    route: Route, handle: Handle, *, tenants: Tenants, buckets: Buckets
+    route: Route, handle: Handle, *, identify: Callable[[str | None], str], buckets: Buckets
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Put key, rate and values of a route before its handler."""
+    """Put key, rate and values of a route before its handler. `identify`: who an `Authorization` header is."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         started = time.monotonic()
         status = HTTPStatus.INTERNAL_SERVER_ERROR
         try:
-            tenant = tenants.of(request.headers.get("Authorization"))
+            tenant = identify(request.headers.get("Authorization"))
             buckets.take(tenant)
             body = await request.read()
             values = read_all(

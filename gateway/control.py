@@ -18,9 +18,15 @@ class Owned(NamedTuple):
     created_at: datetime
     unlinked_at: datetime | None
     unlink_requested: bool
-    last_asked_at: datetime | None
+    last_synced_at: datetime | None
+    last_attempt_at: datetime | None
     last_webhook_at: datetime | None
-    next_sync_at: datetime | None
+    ready_at: datetime | None
+    bank_updated_at: datetime | None
+    refreshed_at: datetime | None
+    stopped: str | None
+    parked_at: datetime | None
+    missing_rows: int
     head_offset: int | None
 
 
@@ -67,9 +73,14 @@ async def owner_of(connection: asyncpg.Connection, tenant: str, own_id: bytes) -
 
 _COLUMNS = """
     SELECT c.item_id, c.user_number, u.user_id, s.partition, c.institution_id, c.institution_name, c.created_at,
-           c.unlinked_at, s.unlink_requested, s.last_synced_at, s.last_webhook_at, s.due_at, h.head_offset
+           c.unlinked_at, s.unlink_requested, s.last_synced_at, s.last_attempt_at, s.last_webhook_at, s.ready_at,
+           s.bank_updated_at, s.refreshed_at, CASE WHEN k.parked_at IS NULL THEN s.stopped ELSE 'parked' END,
+           k.parked_at, coalesce(r.missing_rows, 0), h.head_offset
     FROM tartan.credentials c JOIN tartan.users u USING (user_number)
-    JOIN tartan.sync_state s USING (item_id) LEFT JOIN tartan.heads h USING (item_id)"""
+    JOIN tartan.sync_state s USING (item_id) LEFT JOIN tartan.heads h USING (item_id)
+    LEFT JOIN reads.items r USING (item_id)
+    CROSS JOIN LATERAL (SELECT min(parked_at) AS parked_at FROM tartan.parkings
+        WHERE parkings.item_id = c.item_id AND redrive_offset IS NULL) k"""
 _ITEM = f"{_COLUMNS} WHERE c.tenant = $1 AND c.item_id = $2"
 _ITEMS = f"{_COLUMNS} WHERE c.tenant = $1 AND c.user_number = $2 ORDER BY c.item_id"
 

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import msgspec
+
+from runtime.queue_status import QueueStatus
+
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
@@ -22,6 +26,19 @@ def _list(name: str) -> Schema:
     return {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}}
 
 
+_FRESHNESS: dict[str, Schema] = {
+    "state": {**_MAYBE_TEXT, "description": "as Plaid says: active, login_required, pending_disconnect, "
+                                            "pending_expiration, revoked or gone"},
+    "stopped": {**_MAYBE_TEXT, "description": "why Plaid is not asked: login_required, revoked, gone, refused, parked, "
+                                              "erased, unlinked; null where it is"},
+    "remedy": {**_MAYBE_TEXT, "description": "what to do about that"},
+    "history_status": {**_MAYBE_TEXT, "description": "HISTORICAL_UPDATE_COMPLETE: all that was asked for is there"},
+    "last_webhook_at": {**_MAYBE_MOMENT, "description": "when Plaid last said that something may have changed"},
+    "last_synced_at": {**_MAYBE_MOMENT, "description": "when Plaid was last asked with success"},
+    "bank_updated_at": {**_MAYBE_MOMENT, "description": "when Plaid last read the bank with success, as far as known"},
+    "next_check_at": {**_MAYBE_MOMENT, "description": "when Plaid is asked next, unless a webhook comes first"},
+}  # fmt: skip
+
 ITEM = _object(
     item_id=_TEXT,
     user_id=_TEXT,
@@ -32,14 +49,12 @@ ITEM = _object(
     effective_at=_MAYBE_TEXT,
     institution_id=_MAYBE_TEXT,
     institution_name=_MAYBE_TEXT,
-    history_status=_MAYBE_TEXT,
     transactions=_COUNT,
     linked_at=_MOMENT,
     unlinked_at=_MAYBE_MOMENT,
     last_sync_at={**_MAYBE_MOMENT, "description": "when something new was last found and shown"},
-    last_asked_at={**_MAYBE_MOMENT, "description": "when Plaid was last asked successfully"},
-    last_webhook_at=_MAYBE_MOMENT,
-    next_sync_at=_MAYBE_MOMENT,
+    missing_rows={**_COUNT, "description": "transactions whose removal waits for the operator's decision"},
+    **_FRESHNESS,
 )  # fmt: skip
 
 ACCOUNT = _object(
@@ -47,6 +62,7 @@ ACCOUNT = _object(
     mask=_MAYBE_TEXT, type=_TEXT, subtype=_MAYBE_TEXT, currency=_TEXT, current=_MAYBE_AMOUNT, available=_MAYBE_AMOUNT,
     limit=_MAYBE_AMOUNT, source={**_TEXT, "description": "cached or realtime"}, cached_at=_MAYBE_MOMENT,
     realtime_at=_MAYBE_MOMENT, version=_COUNT, known_at=_MOMENT,
+    freshness={"$ref": "#/components/schemas/Freshness"},
 )  # fmt: skip
 
 TRANSACTION = _object(
@@ -71,23 +87,51 @@ PROBLEM: Schema = {
 }  # fmt: skip
 
 SYNC = _object(
-    request_id={**_TEXT, "description": "names this request in answers and logs"},
+    request_id={**_TEXT, "description": "finds this request's outcome again, for 90 days"},
     item_id=_TEXT,
-    status={**_TEXT, "enum": ["accepted", "applied", "not_ready", "failed"],
-            "description": "applied: all that Plaid had when it was asked can be read now"},
+    status={**_TEXT, "enum": ["accepted", "applied", "not_ready", "stopped", "failed"],
+            "description": "applied: all that Plaid had when it was asked can be read now; stopped: the Item does not "
+                           "go on by itself; failed: tried again unless `stopped`"},
+    complete={**_BOOLEAN, "description": "whether all that was asked for is shown; with refresh: the bank's data of "
+                                         "after the request"},
     changed={"type": ["boolean", "null"], "description": "whether something new was found; null where not known yet"},
     added={"type": ["integer", "null"]}, modified={"type": ["integer", "null"]}, removed={"type": ["integer", "null"]},
+    no_op={"type": ["integer", "null"], "description": "changes that Plaid sent and that were none for readers"},
     error={"type": ["object", "null"]},
-    last_asked_at=_MAYBE_MOMENT,
-    last_sync_at=_MAYBE_MOMENT,
+    stopped=_FRESHNESS["stopped"],
+    remedy=_FRESHNESS["remedy"],
+    last_synced_at=_FRESHNESS["last_synced_at"],
+    last_sync_at={**_MAYBE_MOMENT, "description": "when something new was last found and shown"},
+    bank_updated_at=_FRESHNESS["bank_updated_at"],
     bank_asked={**_BOOLEAN, "description": "false: Plaid was asked, and Plaid asks the bank by its own schedule"},
 )  # fmt: skip
+
+_CHANGES = _object(added=_COUNT, modified=_COUNT, removed=_COUNT)
+PASS = _object(
+    started_at=_MOMENT, duration_s={"type": "number", "minimum": 0},
+    cause={**_TEXT, "description": "link, webhook, manual, schedule, retry, sweep, operator or unlink"},
+    outcome={**_TEXT, "description": "appended, unchanged, not_ready, stopped, unlinked, failed"}, success=_BOOLEAN,
+    pages=_COUNT, fetched=_CHANGES, applied={**_CHANGES, "type": ["object", "null"]},
+    no_op={"type": ["integer", "null"]}, error={"type": ["object", "null"]},
+    changeset={**_object(partition=_COUNT, offset=_COUNT), "type": ["object", "null"],
+               "description": "where its record is in the log"},
+)  # fmt: skip
+
+_, _STATUS = msgspec.json.schema_components([QueueStatus], ref_template="#/components/schemas/{name}")
 
 SCHEMAS: dict[str, Schema] = {
     "LinkToken": _object(link_token=_TEXT, expiration=_MOMENT),
     "Linked": _object(item_id=_TEXT, status=_TEXT),
     "Unlinking": _object(item_id=_TEXT, status={**_TEXT, "enum": ["unlinking", "unlinked"]}),
     "Sync": SYNC,
+    "Pass": PASS,
+    "Passes": _object(syncs=_list("Pass"), next_cursor=_MAYBE_TEXT),
+    "Freshness": _object(**_FRESHNESS),
+    "Ticked": _object(
+        marked={**_COUNT, "description": "Items that this call made due"},
+        health={"$ref": "#/components/schemas/ScheduleHealth"},
+    ),
+    **_STATUS,
     "Item": ITEM,
     "Items": _object(items=_list("Item")),
     "Account": ACCOUNT,

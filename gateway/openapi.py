@@ -11,7 +11,7 @@ ALWAYS = {400: "Problem", 401: "Problem", 429: "Problem", 503: "Problem"}
 
 PHRASES = {
     101: "the connection becomes a WebSocket", 200: "done", 201: "made", 202: "accepted, not done yet",
-    400: "a value is wrong", 401: "no valid API key", 404: "not found", 409: "not possible in this state",
+    400: "a value is wrong", 401: "no valid key", 404: "not found", 409: "not possible in this state",
     413: "the body is too large", 422: "Plaid refused a token", 426: "only over WebSocket",
     429: "too many requests", 502: "Plaid refused, or was not understood", 503: "try again later",
 }  # fmt: skip
@@ -32,18 +32,23 @@ def document() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": SCHEMAS,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "a tenant's API key"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "a tenant's API key"},
+                "cron": {"type": "http", "scheme": "bearer", "description": "TARTAN_CRON_SECRET, for a cron of the "
+                                                                            "operator's"},
+            },
         },
     }  # fmt: skip
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    answers = {**route.answers, **(ALWAYS if route.key else {})}
+    answers = {**route.answers, **(ALWAYS if route.guard != "open" else {})}
+    guarded = route.guard != "open"
     operation: dict[str, Any] = {
         "operationId": route.operation,
         "summary": route.summary,
         **({"description": route.description} if route.description else {}),
-        "security": [{"key": []}] if route.key else [],
+        "security": [{"key" if route.guard == "tenant" else "cron": []}] if guarded else [],
         "parameters": [
             {"name": one.name, "in": one.place, "required": one.required, "description": one.description,
              "schema": dict(one.schema)}

@@ -2,7 +2,7 @@
 
 import datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -16,14 +16,24 @@ from gateway.problems import not_found
 from projections import queries
 from projections.queries import Row, TransactionFilter
 from runtime import users
+from runtime.remedies import LOGIN_REQUIRED, PARKED, remedy
+from runtime.settings import Settings
 
 LIMIT_DEFAULT = 100
+
+
+class Checks(NamedTuple):
+    """How often the schedule asks about an Item, and about one that waits for its user. Units: seconds."""
+
+    interval_s: float
+    recheck_s: float
 
 
 class Reads:
     """Handlers that only look."""
 
-    def __init__(self, *, pool: asyncpg.Pool, tokens: StreamTokens) -> None:
+    def __init__(self, settings: Settings, *, pool: asyncpg.Pool, tokens: StreamTokens) -> None:
+        self._checks = Checks(settings.schedule_interval_s, settings.accounts_interval_s)
         self._pool = pool
         self._tokens = tokens
 
@@ -33,7 +43,8 @@ class Reads:
             owned = await control.item(connection, call.tenant, call.values["item_id"])
             if owned is None:
                 raise not_found("item")
-            return ok(_item(owned, await queries.item(connection, owned.user, owned.item_id)))
+            shown = await queries.item(connection, owned.user, owned.item_id)
+        return ok(_item(owned, shown, self._checks))
 
     async def list_items(self, call: Call) -> Answer:
         """All Items of a user."""
@@ -41,12 +52,17 @@ class Reads:
             user = await _user(connection, call)
             shown = {row["item_id"]: row for row in await queries.items(connection, user)}
             owned = await control.items(connection, call.tenant, user)
-        return ok({"items": [_item(one, shown.get(one.item_id)) for one in owned]})
+        return ok({"items": [_item(one, shown.get(one.item_id), self._checks) for one in owned]})
 
     async def list_accounts(self, call: Call) -> Answer:
         """All accounts of a user."""
         async with snapshot(self._pool) as connection:
-            return ok({"accounts": await queries.accounts(connection, await _user(connection, call))})
+            user = await _user(connection, call)
+            shown = {row["item_id"]: row for row in await queries.items(connection, user)}
+            accounts = await queries.accounts(connection, user)
+            owned = await control.items(connection, call.tenant, user)
+        fresh = {one.item_id: _freshness(one, shown.get(one.item_id) or {}, self._checks) for one in owned}
+        return ok({"accounts": [{**account, "freshness": fresh.get(account["item_id"])} for account in accounts]})
 
     async def list_transactions(self, call: Call) -> Answer:
         """A page of a user's transactions."""
@@ -90,7 +106,7 @@ async def _user(connection: asyncpg.Connection, call: Call) -> int:
     return user.number
 
 
-def _item(owned: Owned, shown: Row | None) -> dict[str, Any]:
+def _item(owned: Owned, shown: Row | None, checks: Checks) -> dict[str, Any]:
     """An Item from its credentials and, once there, its row."""
     row = shown or {}
     return {
@@ -102,15 +118,40 @@ def _item(owned: Owned, shown: Row | None) -> dict[str, Any]:
         "effective_at": row.get("effective_at"),
         "institution_id": row.get("institution_id") or owned.institution_id,
         "institution_name": row.get("institution_name") or owned.institution_name,
-        "history_status": row.get("history_status"),
         "transactions": row.get("transaction_rows") or 0,
         "linked_at": row.get("linked_at") or owned.created_at,
         "unlinked_at": row.get("unlinked_at") or owned.unlinked_at,
         "last_sync_at": row.get("last_sync_at"),
-        "last_asked_at": owned.last_asked_at,
-        "last_webhook_at": owned.last_webhook_at,
-        "next_sync_at": owned.next_sync_at,
+        "missing_rows": owned.missing_rows,
+        **_freshness(owned, row, checks),
     }
+
+
+def _freshness(owned: Owned, row: Row, checks: Checks) -> dict[str, Any]:
+    """How far what is shown of an Item can be trusted to be what the bank has now."""
+    return {
+        "state": row.get("state"),
+        "stopped": owned.stopped,
+        "remedy": remedy(owned.stopped),
+        "history_status": row.get("history_status"),
+        "last_webhook_at": owned.last_webhook_at,
+        "last_synced_at": owned.last_synced_at,
+        "bank_updated_at": owned.bank_updated_at,
+        "next_check_at": _next_check_at(owned, checks),
+    }
+
+
+def _next_check_at(owned: Owned, checks: Checks) -> datetime.datetime | None:
+    """When Plaid is asked next, unless a webhook or somebody comes first; None where nothing is scheduled."""
+    if owned.stopped == PARKED:
+        return None
+    if owned.ready_at is not None:
+        return owned.ready_at
+    if owned.stopped is None:
+        return (owned.last_synced_at or owned.created_at) + datetime.timedelta(seconds=checks.interval_s)
+    if owned.stopped == LOGIN_REQUIRED and owned.last_attempt_at is not None:
+        return owned.last_attempt_at + datetime.timedelta(seconds=checks.recheck_s)
+    return None
 
 
 def _status(owned: Owned, row: Row) -> str:

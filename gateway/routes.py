@@ -12,6 +12,9 @@ from gateway import parameters as read
 from gateway.parameters import Parameter
 from projections.queries import PAGE_MAX
 
+PASSES_MAX = 100
+"""Passes in one answer: each may cost a query of 0.2 ms for what it applied."""
+
 WAIT_S_MAX = 60.0
 """Longest `?wait=`: load balancers cut silent requests after a minute."""
 
@@ -20,7 +23,10 @@ _ID: Mapping[str, Any] = {"type": "string", "minLength": 1, "maxLength": read.TE
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation. `answers` maps a status to the name of its schema; None has no JSON body."""
+    """One operation. `answers` maps a status to the name of its schema; None has no JSON body.
+
+    `guard`: a tenant's API key, the cron's secret, or nothing.
+    """
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
@@ -28,7 +34,7 @@ class Route:
     summary: str
     answers: Mapping[int, str | None]
     parameters: tuple[Parameter, ...] = ()
-    key: bool = True
+    guard: Literal["tenant", "cron", "open"] = "tenant"
     description: str = ""
 
 
@@ -70,6 +76,32 @@ again to read them. `position` is `partition:offset.number`. A client that sends
 
 Close codes: 1001 the server stops, 1008 no valid token or too many streams of one user, 1012 the server's own
 stream began anew, 1013 too slow or the tables are away. After all but 1008: connect again for a new snapshot."""
+SYNC = """\
+Without `wait` it is answered 202 at once; `request_id` finds the outcome later. With `wait` it is answered as soon
+as readers see all that Plaid had when it was asked (`complete`), and at the end of the wait with what is known.
+
+Plaid asks banks by its own schedule, so `bank_updated_at` may be hours old. `refresh=true` has Plaid ask the bank
+now (Plaid bills each call, and allows two a minute for an Item); then `complete` is that Plaid read the bank after
+that and a pass after that is shown.
+
+An Item that stopped is answered all the same, with `stopped` and its `remedy`: the pass asks whether it goes on."""
+HISTORY = """\
+`fetched` is what Plaid sent, `applied` what readers were told of it: null where the record is withheld, was not
+accepted, or its events are expired (after 30 days). `no_op` is fetched less applied: changes that said nothing new,
+and one of the two (added, removed) that a pending has which posts and is one modification for readers."""
+QUEUE = """\
+Of the tenant's own Items. Each Item is in one state: `ready` waits for a worker, `running` is under a lease,
+`delayed` waits for a time or a reader (`delayed_by`: rate_limit, bank, retry, history_not_ready, follower, schedule),
+`parked` waits for an operator, `stopped` for whom `stopped_by` says, `idle` for a webhook or the schedule.
+At most 50 Items of each state are listed, and the last 50 failures."""
+SCHEDULE = """\
+Always 200 with `healthy`, and `reasons` where it is false: no tick within interval and tolerance, or Items that
+nothing holds back and that were not asked about for so long."""
+REFRESH = _query("refresh", read.boolean, "have Plaid ask the bank now", type="boolean", default=False)
+REQUEST = _in_path("request_id", "`request_id` of the sync's answer")
+PASSES = _query("limit", read.integer(1, PASSES_MAX), "passes of a page", type="integer", minimum=1,
+                maximum=PASSES_MAX, default=50)  # fmt: skip
+CURSOR = _query("cursor", str, "`next_cursor` of the page before", type="string")
 FILTERS = (
     _query("account_id", read.text, "of this account only", type="string"),
     _query("item_id", read.text, "of this Item only", type="string"),
@@ -91,7 +123,11 @@ ROUTES = (
     Route("DELETE", "/v1/items/{item_id}", "unlink_item", "End an Item at Plaid and here",
           {200: "Unlinking", 202: "Unlinking", 404: "Problem"}, (ITEM, WAIT)),
     Route("POST", "/v1/items/{item_id}/sync", "sync_item", "Ask Plaid now what changed",
-          {200: "Sync", 202: "Sync", 404: "Problem", 409: "Problem"}, (ITEM, WAIT)),
+          {200: "Sync", 202: "Sync", 404: "Problem", 409: "Problem"}, (ITEM, WAIT, REFRESH), description=SYNC),
+    Route("GET", "/v1/items/{item_id}/syncs", "list_syncs", "The passes over an Item, newest first",
+          {200: "Passes", 404: "Problem"}, (ITEM, PASSES, CURSOR), description=HISTORY),
+    Route("GET", "/v1/items/{item_id}/syncs/{request_id}", "get_sync", "What came of a sync that was asked for",
+          {200: "Sync", 404: "Problem"}, (ITEM, REQUEST)),
     Route("GET", "/v1/users/{user_id}/items", "list_items", "A user's Items", {200: "Items", 404: "Problem"}, (USER,)),
     Route("GET", "/v1/users/{user_id}/accounts", "list_accounts", "A user's accounts with their balances",
           {200: "Accounts", 404: "Problem"}, (USER,)),
@@ -101,8 +137,14 @@ ROUTES = (
           {200: "Transaction", 404: "Problem"}, (TRANSACTION,)),
     Route("POST", "/v1/users/{user_id}/stream-token", "create_stream_token",
           "Make a token with which the user's browser opens the stream", {201: "StreamToken", 404: "Problem"}, (USER,)),
+    Route("GET", "/v1/queue/status", "queue_status", "What waits, runs, is delayed, parked, stopped or failed",
+          {200: "QueueStatus"}, description=QUEUE),
+    Route("POST", "/internal/schedule", "tick_schedule", "Make due what the schedule says, as the stage streams does",
+          {200: "Ticked", 404: "Problem"}, guard="cron"),
+    Route("GET", "/internal/schedule", "schedule_health", "Whether every Item is asked about in time",
+          {200: "ScheduleHealth", 404: "Problem"}, guard="cron", description=SCHEDULE),
     Route("GET", "/v1/stream", "stream", "The user's stream, over WebSocket", {101: None, 426: "Problem"},
           (_query("token", str, "a stream token; without it the first message must be {\"token\": …}",
-                  type="string"),), key=False, description=STREAM),
-    Route("GET", "/v1/openapi.json", "openapi", "This document", {200: None}, key=False),
+                  type="string"),), guard="open", description=STREAM),
+    Route("GET", "/v1/openapi.json", "openapi", "This document", {200: None}, guard="open"),
 )  # fmt: skip

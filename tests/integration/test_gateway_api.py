@@ -8,109 +8,19 @@ from typing import Any
 
 import asyncpg
 import pytest
-from aiohttp import ClientSession
 
 from gateway import app, control, linking
-from gateway.app import Gateway, serving
 from gateway.database import connected
-from gateway.documents import SCHEMAS
-from gateway.hub import Hub
-from projections.tables import SCHEMA
 from runtime.plaid import Exchanged, Plaid
 from runtime.plaid_answers import ItemAnswer
-from runtime.postgres import open_pool
-from runtime.settings import Settings
 from runtime.vault import Vault
-from sandbox.simulator.options import Options
-from sandbox.simulator.server import running as simulator_running
-from schemas.ids import own_id
-
-KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
-TODAY = datetime.date(2026, 9, 21)
-NOW = datetime.datetime(2026, 9, 21, 12, tzinfo=datetime.UTC)
-
-
-class Api:
-    """The gateway as two tenants' back ends see it, and the tables behind it."""
-
-    def __init__(self, address: str, session: ClientSession, pool: asyncpg.Pool, settings: Settings) -> None:
-        self.address, self.session, self.pool, self.settings = address, session, pool, settings
-
-    async def ask(
-        self, method: str, path: str, body: object = None, *, key: str | None = "key-a",
-        headers: dict[str, str] | None = None,
-    ) -> tuple[int, Any]:  # fmt: skip
-        sent = {**({"Authorization": f"Bearer {key}"} if key else {}), **(headers or {})}
-        async with self.session.request(method, self.address + path, json=body, headers=sent) as answer:
-            return answer.status, await answer.json(content_type=None)
-
-    async def link(self, user: str = "ada", *, key: str = "key-a") -> str:
-        body = {"user_id": user, "public_token": await self.token()}
-        status, linked = await self.ask("POST", "/v1/items", body, key=key)
-        assert (status, linked["status"]) == (201, "linking")
-        return str(linked["item_id"])
-
-    async def token(self) -> str:
-        plaid = Plaid(self.settings)
-        try:
-            return await plaid.sandbox_public_token("ins_109508")
-        finally:
-            await plaid.close()
-
-    async def number(self, user: str = "ada") -> int:
-        return int(await self.pool.fetchval("SELECT user_number FROM tartan.users WHERE user_id = $1", user))
-
-    async def show(self, item_id: str, *, user: int, transactions: int = 0) -> list[bytes]:
-        """Put rows into the tables as the projection would."""
-        await self.pool.execute(
-            f"""INSERT INTO {SCHEMA}.items (item_id, user_number, partition, state, head_offset, linked_at, known_at)
-                VALUES ($1, $2, 0, 'active', 0, $3, $3)""",
-            item_id, user, NOW,
-        )  # fmt: skip
-        await self.pool.execute(
-            f"""INSERT INTO {SCHEMA}.accounts (item_id, account_id, user_number, type, currency, current, source,
-                version, last_changeset, known_at)
-                VALUES ($1, $2, $3, 'depository', 'USD', '1204.5000001', 'cached', 1, 0, $4)""",
-            item_id, f"account-of-{item_id}", user, NOW,
-        )  # fmt: skip
-        ids: list[bytes] = [own_id(f"{item_id}-{number}") for number in range(transactions)]
-        await self.pool.executemany(
-            f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, chained, version,
-                transfers, first_changeset, last_changeset, known_at, words, words_schema, account_id, amount_value,
-                amount_scale, currency, pending, date) VALUES ($1, $2, $3, $4, false, 1, 1, 0, 0, $5, '', 1, $6, $7, 2,
-                'USD', $8, $9)""",
-            [(own, user, item_id, f"plaid-{number}", NOW, f"account-of-{item_id}", -1999, number % 2 == 0,
-              TODAY - datetime.timedelta(days=number // 3)) for number, own in enumerate(ids)],
-        )  # fmt: skip
-        return ids
-
-
-@asynccontextmanager
-async def serving_api(database: str) -> AsyncIterator[Api]:
-    async with simulator_running(Options(rate_limits="off")) as simulator:
-        settings = Settings(
-            postgres_dsn=database, port=0, api_keys="a:key-a,b:key-b", stream_secret="s" * 32, partitions=4,
-            key_encryption_key=KEY, plaid_url=simulator.url, plaid_client_id="simulated-client",
-            plaid_secret="simulated-secret",
-        )  # fmt: skip
-        pool, plaid, hub = await open_pool(settings, stage="test"), Plaid(settings), Hub()
-        gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub)
-        try:
-            async with serving(gateway, settings) as port, ClientSession() as session:
-                yield Api(f"http://127.0.0.1:{port}", session, pool, settings)
-        finally:
-            await plaid.close()
-            await pool.close()
+from tests.integration.gateway_world import TODAY, Api, assert_shape, generation_is, serving_api
 
 
 @pytest.fixture
 async def api(database: str) -> AsyncIterator[Api]:
     async with serving_api(database) as served:
         yield served
-
-
-def assert_shape(document: dict[str, Any], name: str) -> None:
-    assert set(document) == set(SCHEMAS[name]["properties"]), name
 
 
 async def test_a_link_makes_the_user_its_key_and_a_due_item_with_a_sealed_token(api: Api) -> None:
@@ -385,63 +295,6 @@ async def test_pages_give_each_row_once_whatever_their_size_and_filters(api: Api
     since = (TODAY - datetime.timedelta(days=5)).isoformat()
     assert await pages(2, f"&from={since}&to={since}") == [row for row in whole if row["date"] == since]
     assert await pages(2, "&account_id=unknown") == []
-
-
-async def test_a_sync_is_accepted_at_once_and_reported_once_readers_see_it(api: Api) -> None:
-    item = await api.link()
-    await api.show(item, user=await api.number())
-    partition = await api.pool.fetchval("SELECT partition FROM tartan.sync_state")
-
-    status, answer = await api.ask("POST", f"/v1/items/{item}/sync")
-    assert (status, answer["status"], answer["changed"]) == (202, "accepted", None)
-    assert_shape(answer, "Sync")
-
-    waiting = asyncio.create_task(api.ask("POST", f"/v1/items/{item}/sync?wait=10"))
-    await generation_is(api, 3)
-    await api.pool.execute(
-        """INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, added, outcome, generation,
-           changeset_offset) VALUES ($1, now(), 0.1, 'manual', 2, 'appended', 3, 17)""",
-        item,
-    )
-    await asyncio.sleep(0.3)
-    assert not waiting.done()
-    await api.pool.execute(f"UPDATE {SCHEMA}.items SET head_offset = 17, last_sync_at = now()")
-    await api.pool.execute(
-        f"""INSERT INTO {SCHEMA}.positions (partition, position) VALUES ($1, 18)
-            ON CONFLICT (partition) DO UPDATE SET position = 18""",
-        partition,
-    )  # fmt: skip
-    status, answer = await waiting
-
-    assert (status, answer["status"], answer["changed"], answer["added"]) == (200, "applied", True, 2)
-    assert answer["bank_asked"] is False
-    assert answer["last_sync_at"] is not None
-
-
-async def generation_is(api: Api, wanted: int) -> None:
-    async with asyncio.timeout(5):
-        while await api.pool.fetchval("SELECT generation FROM tartan.sync_state") < wanted:
-            await asyncio.sleep(0.01)
-
-
-async def test_a_sync_that_failed_says_why_and_one_that_takes_too_long_is_only_accepted(api: Api) -> None:
-    item = await api.link()
-    assert (await api.ask("POST", f"/v1/items/{item}/sync?wait=0.1"))[0] == 202
-    waiting = asyncio.create_task(api.ask("POST", f"/v1/items/{item}/sync?wait=10"))
-    await generation_is(api, 3)
-
-    await api.pool.execute(
-        """INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, outcome, generation, error)
-           VALUES ($1, now(), 0.1, 'manual', 'failed', 3, '{"code": "ITEM_LOGIN_REQUIRED"}')""",
-        item,
-    )
-    await api.pool.execute(
-        f"INSERT INTO {SCHEMA}.positions (partition, position) SELECT n, 0 FROM generate_series(0, 3) n"
-    )
-    status, answer = await waiting
-
-    assert (status, answer["status"]) == (200, "failed")
-    assert answer["error"] == {"code": "ITEM_LOGIN_REQUIRED"}
 
 
 async def test_an_unlink_is_asked_for_waited_for_and_answered_again(api: Api) -> None:
