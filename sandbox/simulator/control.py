@@ -5,21 +5,32 @@ It is not Plaid's: it makes Items at once, lets things happen, declares faults, 
 
 import asyncio
 import dataclasses
-from decimal import Decimal
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from sandbox.simulator import declarations
 from sandbox.simulator.bank import Item
 from sandbox.simulator.dictation import Update, update
-from sandbox.simulator.faults import Fault, check_code
+from sandbox.simulator.faults import check_code
 from sandbox.simulator.limits import TABLES, Limit
 from sandbox.simulator.plaid_errors import PlaidFailure
 from sandbox.simulator.pulse import Pulse
 from sandbox.simulator.transactions import Change, amount_text
 from sandbox.simulator.truth import digest, truth_of, verbatim
-from sandbox.simulator.wishes import Fire, Link, Live, MakeFault, MakeItems, MakeSteps, Rotate, SetLimits, SetRates
+from sandbox.simulator.wishes import (
+    Fire,
+    Link,
+    Live,
+    MakeFate,
+    MakeFault,
+    MakeItems,
+    MakeSteps,
+    Rotate,
+    SetLimits,
+    SetRates,
+)
 from sandbox.simulator.world import Outcome, World
 
 QUIET_WAIT_MAX_S = 60.0
@@ -48,6 +59,7 @@ class Control:
             web.post("/faults", self.declare),
             web.get("/faults", self.declared),
             web.delete("/faults", self.withdraw),
+            web.post("/fates", self.decide),
             web.post("/rates", self.rates),
             web.post("/limits", self.limits),
             web.get("/truth", self.truth),
@@ -150,58 +162,20 @@ class Control:
     async def declare(self, request: web.Request) -> web.Response:
         """Declare a fault, or put an Item or an institution into a state."""
         wish = msgspec.json.decode(await request.read(), type=MakeFault)
-        if wish.kind == "fail":
-            fault = self._world.faults.declare(
-                Fault(
-                    code=wish.code,
-                    endpoint=wish.endpoint,
-                    item_id=wish.item_id,
-                    institution_id=wish.institution_id,
-                    page=wish.page,
-                    times=wish.times,
-                    delay_s=wish.delay_s,
-                )
-            )
-            return _json({"number": fault.number})
-        self._change_state(wish)
-        return _json({"done": True})
+        return _json(declarations.declare(self._world, wish))
 
-    def _change_state(self, wish: MakeFault) -> None:
-        world = self._world
-        if wish.kind in ("institution_down", "institution_up"):
-            institution_id = wish.institution_id or world.item(_given(wish.item_id)).institution.institution_id
-            if wish.kind == "institution_down":
-                world.institutions_down.add(institution_id)
-            else:
-                world.institution_up(institution_id)
-            return
-        item = world.item(_given(wish.item_id))
-        if wish.kind == "item_error":
-            world.break_item(item, wish.code, reason=wish.reason, silent=wish.silent)
-        elif wish.kind == "permission_revoked":
-            world.break_item(item, "USER_PERMISSION_REVOKED", silent=wish.silent)
-        elif wish.kind == "repair":
-            world.repair_item(item, silent=wish.silent)
-        elif wish.kind == "account_revoked":
-            world.revoke_account(item, wish.account_id or next(iter(item.accounts)))
-        elif wish.kind == "account_reissued":
-            world.reissue_account(item, wish.account_id or item.account_of_transactions[0].account_id)
-        elif wish.kind == "account_offered":
-            world.offer_account(item)
-        elif wish.kind == "balance_drift":
-            world.drift(item, wish.account_id or next(iter(item.accounts)), Decimal(wish.amount))
-        elif wish.kind == "cursors_refused":
-            item.cursor_epoch += 1
-        else:
-            world.become_ready(item)
+    async def decide(self, request: web.Request) -> web.Response:
+        """Declare what becomes of webhooks to come."""
+        declarations.decide(self._world, msgspec.json.decode(await request.read(), type=MakeFate))
+        return _json({"done": True})
 
     async def declared(self, _request: web.Request) -> web.Response:
         """List the faults that have not struck yet."""
         return _json({"faults": self._world.faults.declared()})
 
     async def withdraw(self, _request: web.Request) -> web.Response:
-        """Forget the declared faults."""
-        return _json({"withdrawn": self._world.faults.withdraw()})
+        """Forget the declared faults and fates."""
+        return _json({"withdrawn": self._world.faults.withdraw() + self._world.courier.withdraw()})
 
     async def rates(self, request: web.Request) -> web.Response:
         """Change how often the seed lets things go wrong."""
@@ -213,7 +187,9 @@ class Control:
             if (share := getattr(wish, f"webhooks_{name}")) is not None
         }
         faults: dict[str, Any] = {
-            name: share for name in ("mutation", "failure") if (share := getattr(wish, f"sync_{name}")) is not None
+            name: share
+            for name in ("mutation", "failure", "other_failure")
+            if (share := getattr(wish, f"sync_{name}")) is not None
         }
         if wish.sync_failures is not None:
             faults["failures"] = tuple(check_code(code) for code in wish.sync_failures)
@@ -339,12 +315,6 @@ def _change(change: Change) -> dict[str, Any]:
         "amount": amount_text(row.amount),
         "pending": row.pending,
     }
-
-
-def _given(item_id: str | None) -> str:
-    if item_id is None:
-        raise ValueError("item_id is missing")
-    return item_id
 
 
 def _json(value: object, *, status: int = 200) -> web.Response:

@@ -15,7 +15,7 @@ import msgspec
 from sandbox.simulator import item_endpoints, requests, sandbox_endpoints, sync, transactions_endpoints
 from sandbox.simulator.bank import Item
 from sandbox.simulator.calls import Call
-from sandbox.simulator.faults import MUTATION, SLOW, WIRE, Wire
+from sandbox.simulator.faults import BREAKS, MUTATION, SLOW, UNHEARD, WIRE, Wire
 from sandbox.simulator.plaid_errors import PlaidFailure, error_body
 from sandbox.simulator.world import World
 
@@ -34,6 +34,11 @@ class Answer:
     content_type: str = "application/json"
     wire: Wire | None = None
     delay_s: float = 0.0
+
+    @property
+    def breaks(self) -> bool:
+        """Whether no whole answer comes."""
+        return self.wire in BREAKS
 
 
 class Strike(NamedTuple):
@@ -66,6 +71,8 @@ def _answer(world: World, path: str, headers: Mapping[str, str], raw: bytes) -> 
     item = _item(world, body) if endpoint.needs_item else None
     world.buckets.count(path, item.item_id if item else None, world.clock.now())
     strike = _strike(world, path, body, item)
+    if strike.wire in UNHEARD:
+        return Answer(502, _HTML, "text/html", strike.wire)
     call = Call(world, body, item)
     try:
         shown = endpoint.handle(call)
@@ -122,9 +129,7 @@ def _strike(world: World, path: str, body: dict[str, Any], item: Item | None) ->
         institution_id=item.institution.institution_id if item else None,
         page=page,
     )
-    code = fault.code if fault else None
-    if code is None and page is not None and item is not None:
-        code = world.faults.chance(ordinal=item.ordinal, request=item.cursor_requests, page=page)
+    code = fault.code if fault else _chance(world, item, page)
     if code is None:
         return Strike()
     if code == MUTATION:
@@ -136,6 +141,15 @@ def _strike(world: World, path: str, body: dict[str, Any], item: Item | None) ->
     if code in WIRE:
         return Strike(wire=cast(Wire, code))
     raise PlaidFailure(code)
+
+
+def _chance(world: World, item: Item | None, page: int | None) -> str | None:
+    if item is None:
+        return None
+    if page is not None:
+        return world.faults.chance(ordinal=item.ordinal, request=item.cursor_requests, page=page)
+    item.other_requests += 1
+    return world.faults.other_chance(ordinal=item.ordinal, request=item.other_requests)
 
 
 def _page_number(body: dict[str, Any]) -> int:

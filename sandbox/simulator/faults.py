@@ -13,8 +13,13 @@ from sandbox.simulator.options import FaultRates
 from sandbox.simulator.plaid_errors import KINDS
 from sandbox.simulator.randomness import derive
 
-Wire = Literal["HTML", "TIMEOUT", "RESET", "TRUNCATED"]
+Wire = Literal["HTML", "BAD_GATEWAY", "TIMEOUT", "RESET", "TRUNCATED", "UNSENT"]
+"""A page of HTML with status 200 or 502; no answer in time; a connection that breaks before the answer, in the middle
+of it, or before the request was heard: only BAD_GATEWAY and UNSENT leave the world as it was."""
+
 WIRE = get_args(Wire)
+BREAKS = frozenset({"TIMEOUT", "RESET", "TRUNCATED", "UNSENT"})
+UNHEARD = frozenset({"BAD_GATEWAY", "UNSENT"})
 MUTATION = "MUTATION"
 SLOW = "SLOW"
 """A proper answer, `delay_s` seconds late."""
@@ -77,6 +82,13 @@ class Faults:
                         self._declared.remove(fault)
                 return fault
         return None
+
+    def other_chance(self, *, ordinal: int, request: int) -> str | None:
+        """Let the seed decide about the n-th request of an Item to another endpoint; give a code, or None."""
+        if not self.rates.other_failure:
+            return None
+        rng = derive(self._seed, "other fault", ordinal, request)
+        return rng.choice(self.rates.failures) if rng.random() < self.rates.other_failure else None
 
     def chance(self, *, ordinal: int, request: int, page: int) -> str | None:
         """Let the seed decide about the n-th sync request of an Item; give a code, or None."""

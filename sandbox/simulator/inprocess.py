@@ -18,7 +18,7 @@ import datetime as dt
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -49,7 +49,7 @@ Latency = Callable[[str], float]
 """Gives the seconds that a request to a path takes, there and back."""
 
 # urllib3's names for a connection that breaks in these ways, which is what the client over HTTP says.
-_BROKEN = {"TIMEOUT": "ReadTimeoutError", "RESET": "ProtocolError", "TRUNCATED": "ProtocolError"}
+_TIMED_OUT, _CUT = "ReadTimeoutError", "ProtocolError"
 
 
 class _Refusal(Struct):
@@ -141,7 +141,7 @@ class Bank:
         This is what `sandbox.simulator.reader.Reader` asks.
         """
         answered = self._answer(path, body)
-        return (UNANSWERED, b"") if answered.wire in _BROKEN else (answered.status, answered.body)
+        return (UNANSWERED, b"") if answered.breaks else (answered.status, answered.body)
 
     def next_at(self) -> dt.datetime | None:
         """Say when the world next does something by itself, or sends a webhook; None: not before it is asked."""
@@ -158,6 +158,16 @@ class Bank:
             self._move(at)
             self.world.agenda.run_due()
             sent += [self._sent(delivery, max(at, delivery.due_at)) for delivery in self.world.courier.due(at)]
+        self._move(until)
+        return sent
+
+    def deliver(self, until: dt.datetime, post: Callable[[Sent], int]) -> int:
+        """Let the world live until a time; `post` takes each webhook when it is sent and gives the status."""
+        sent = 0
+        while (at := self.next_at()) is not None and at <= until:
+            for one in self.webhooks(at):
+                self.answered(one, status=post(one))
+                sent += 1
         self._move(until)
         return sent
 
@@ -193,10 +203,10 @@ class Bank:
         late_s = half_s + self.world.options.latency_s + answered.delay_s
         if answered.wire == "TIMEOUT" or late_s >= self._timeout_s:
             await self._pass(self._timeout_s)
-            _broken("TIMEOUT")
+            raise Retry(f"no answer from Plaid: {_TIMED_OUT}")
         await self._pass(late_s)
-        if answered.wire in _BROKEN:
-            _broken(answered.wire)
+        if answered.breaks:
+            raise Retry(f"no answer from Plaid: {_CUT}")
         if 200 <= answered.status <= 299:
             return read(answered.body)
         raise _refused(answered.status, answered.body)
@@ -204,10 +214,6 @@ class Bank:
     async def _pass(self, seconds: float) -> None:
         if seconds > 0:
             await self._sleep(seconds)
-
-
-def _broken(wire: str) -> NoReturn:
-    raise Retry(f"no answer from Plaid: {_BROKEN[wire]}")
 
 
 def _refused(status: int, body: bytes) -> PlaidRefused | Retry:

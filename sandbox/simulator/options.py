@@ -21,13 +21,15 @@ class WebhookRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultRates:
-    """Shares of `/transactions/sync` requests that go wrong by themselves, decided by the seed.
+    """Shares of requests that go wrong by themselves, decided by the seed.
 
-    `mutation` counts requests in the middle of a pagination; `failure` any, with a code drawn of `failures`.
+    `mutation` counts requests of `/transactions/sync` in the middle of a pagination, `failure` any of them, and
+    `other_failure` those of all other endpoints of an Item; the code of a failure is drawn of `failures`.
     """
 
     mutation: float = 0.0
     failure: float = 0.0
+    other_failure: float = 0.0
     failures: tuple[str, ...] = ("INTERNAL_SERVER_ERROR", "RATE_LIMIT", "HTML", "RESET")
 
 

@@ -42,7 +42,7 @@ def build(world: World, pulse: Pulse) -> web.Application:
         answered = answer(world, request.path, request.headers, await request.read())
         if late_s := world.options.latency_s + answered.delay_s:
             await asyncio.sleep(late_s)
-        if answered.wire is not None and answered.wire != "HTML":
+        if answered.breaks:
             return await _break(request, answered)
         return web.Response(body=answered.body, status=answered.status, headers={"Content-Type": answered.content_type})
 

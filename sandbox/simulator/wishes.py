@@ -9,6 +9,7 @@ TRANSACTIONS_MAX = 200_000
 """History of one Item; at 2 kB a row this is 400 MB of memory."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=7 * 86_400)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -73,7 +74,11 @@ class Rotate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class MakeFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/faults`: a fault of requests (`fail`), or of an Item or an institution."""
+    """`POST /simulator/faults`: a fault of requests (`fail`), or of an Item or an institution.
+
+    Units: `for_s` (an outage ends then), `late_s` (of the webhook that tells it), `initial_s` and `complete_s` (when
+    a history that is read again is there) in seconds, scaled like all Plaid's waits; `count` rows or changes.
+    """
 
     kind: Literal[
         "fail",
@@ -83,8 +88,16 @@ class MakeFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         "account_revoked",
         "account_reissued",
         "account_offered",
+        "account_hidden",
+        "account_shown",
         "balance_drift",
         "cursors_refused",
+        "cursors_mutating",
+        "history_unready",
+        "rows_removed",
+        "rows_returned",
+        "unseen",
+        "polled",
         "ready",
         "institution_down",
         "institution_up",
@@ -100,6 +113,21 @@ class MakeFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     silent: bool = False
     delay_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 0.0
     amount: str = "0"
+    count: Positive = 1
+    for_s: Seconds | None = None
+    late_s: Seconds = 0.0
+    initial_s: Seconds = 3.0
+    complete_s: Seconds = 20.0
+
+
+class MakeFate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/fates`: what becomes of the next `times` webhooks of an Item and a code, or of any."""
+
+    fate: Literal["lost", "repeated", "late"]
+    item_id: str | None = None
+    code: str | None = None
+    times: Positive = 1
+    delay_s: Seconds = 0.0
 
 
 class SetRates(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -111,6 +139,7 @@ class SetRates(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     webhooks_delay_max_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
     sync_mutation: Share | None = None
     sync_failure: Share | None = None
+    sync_other_failure: Share | None = None
     sync_failures: list[str] | None = None
 
 

@@ -7,12 +7,11 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 from sandbox.simulator import dictation, identity, scenarios
 from sandbox.simulator.agenda import Agenda
 from sandbox.simulator.announcements import Announcer
-from sandbox.simulator.bank import Account, Bank, Item, open_account
+from sandbox.simulator.bank import Bank, Item, open_account
 from sandbox.simulator.clock import Clock, RealClock
 from sandbox.simulator.delivery import Courier
 from sandbox.simulator.drawing import Drawing, Surroundings, history
@@ -170,22 +169,6 @@ class World:
         item.last_successful_update = self.clock.now()
         return item
 
-    def reissue_account(self, item: Item, account_id: str) -> Outcome:
-        """Let an account come back under another id, all its rows with it, in one update.
-
-        Source: Plaid API, account_id: it changes where Plaid cannot reconcile the account with the bank's data.
-        Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
-        """
-        account = self._account(item, account_id)
-        outcome = self._update(item, lambda drawing: identity.reissued(drawing.rng, item, account))
-        account.closed = True
-        return outcome
-
-    def offer_account(self, item: Item) -> None:
-        """Tell of a new account; it is shown after the user was in update mode."""
-        item.offered_accounts += 1
-        self.announcer.notify(item, "ITEM", "NEW_ACCOUNTS_AVAILABLE", {"error": None})
-
     def prerender(self, item: Item) -> None:
         """Render an Item's rows before anyone asks, as the usual request will ask for them."""
         variant = Variant(original_description=True, category_version=self.options.category_version)
@@ -283,22 +266,6 @@ class World:
             self.announcer.notify(item, "ITEM", "LOGIN_REPAIRED", {}, late_s=late_s)
         self._catch_up(item)
 
-    def revoke_account(self, item: Item, account_id: str) -> None:
-        """Let a user withdraw one account of an Item.
-
-        Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
-        """
-        self._account(item, account_id).revoked = True
-        item.arrangement += 1
-        self.announcer.notify(item, "ITEM", "USER_ACCOUNT_REVOKED", {"account_id": account_id})
-
-    def drift(self, item: Item, account_id: str, amount: Decimal) -> None:
-        """Let a bank correct a balance without a transaction; nothing tells of it but the balance.
-
-        Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
-        """
-        self._account(item, account_id).opening += amount
-
     def institution_down(self, institution_id: str, *, code: str = "INSTITUTION_DOWN") -> None:
         """Begin a bank's outage, with one of its codes: whatever asks the bank for an Item of it is refused.
 
@@ -368,12 +335,6 @@ class World:
     def request_id(self) -> str:
         """Give the next request id."""
         return plaid_id(self._request_ids)[:REQUEST_ID_LENGTH]
-
-    def _account(self, item: Item, account_id: str) -> Account:
-        account = item.accounts.get(account_id)
-        if account is None or not account.shown:
-            raise PlaidFailure("INVALID_ACCOUNT_ID")
-        return account
 
     def _show_offered(self, item: Item) -> None:
         rng = derive(self.options.seed, "offered", item.ordinal, len(item.accounts))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandbox.simulator import troubles
 from sandbox.simulator.bank import Item
 from sandbox.simulator.clock import ManualClock
 from sandbox.simulator.dictation import Wish, update
@@ -257,7 +258,7 @@ def test_a_withdrawn_account_leaves_the_truth_and_the_feed() -> None:
     item = world.create_item("ada", transactions=100)
     account_id = next(iter(item.live.values())).account_id
 
-    world.revoke_account(item, account_id)
+    troubles.revoke_account(world, item, account_id)
     lived(item, world, steps=20)
 
     truth = truth_of(item, version="v2")
@@ -275,7 +276,7 @@ def test_an_account_that_comes_back_under_another_id_keeps_its_rows_and_balance(
     before = [(row.date, row.amount) for row in item.live.values() if row.account_id == account.account_id]
     current, available = account.current, account.available
 
-    world.reissue_account(item, account.account_id)
+    troubles.reissue_account(world, item, account.account_id)
 
     (successor,) = [a for a in item.accounts.values() if a.mask == account.mask and a.shown]
     after = [(row.date, row.amount) for row in item.live.values() if row.account_id == successor.account_id]
@@ -289,7 +290,7 @@ def test_an_account_that_comes_back_under_another_id_keeps_its_rows_and_balance(
 def test_an_offered_account_shows_after_update_mode() -> None:
     world = make_world()
     item = world.create_item("ada", institution_id="ins_109511", transactions=10)
-    world.offer_account(item)
+    troubles.offer_account(world, item)
     before = len(item.accounts)
     session = LinkSession("ada", None, ("transactions",), item.access_token, 90)
 
@@ -351,7 +352,7 @@ def test_a_balance_can_drift_without_a_row() -> None:
     account = next(iter(item.accounts.values()))
     before, rows = account.current, len(item.log)
 
-    world.drift(item, account.account_id, Decimal("12.34"))
+    troubles.drift(item, account.account_id, Decimal("12.34"))
 
     assert (account.current, len(item.log)) == (before + Decimal("12.34"), rows)
 
