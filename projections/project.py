@@ -11,7 +11,7 @@ from projections.admission import Admission, Admitted, Gatekeeper, Opened
 from projections.aftermath import TooManyParked
 from projections.ownership import Ownership
 from projections.publish import Committed, Publisher
-from projections.records import Outbound
+from projections.records import outbound
 from projections.refusals import AWAY, NOT_ENCODABLE, OF_DATA, TOO_LONG, reason
 from projections.session import Session
 from projections.state import WorkingSet
@@ -150,7 +150,7 @@ class Projector:
             raise
         crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
         self._publisher.stored(floors)
-        self._publisher.hand(Committed(batch.spans, _outbound(working)))
+        self._publisher.hand(Committed(batch.spans, outbound(working.folded)))
         _count(batch, outcome)
 
     async def _fold(
@@ -235,17 +235,6 @@ def _placed(records: Sequence[Opened], locked: dict[int, known.Locked]) -> _Batc
     first = {record.received.partition: record.received.offset for record in reversed(opened)}
     spans = {number: (first.get(number, at.position), at.position) for number, at in locked.items()}
     return _Batch(opened, spans, list(last.values()))
-
-
-def _outbound(working: WorkingSet) -> list[Outbound]:
-    return [
-        Outbound(
-            folded.place.partition, folded.place.offset, folded.place.changeset, folded.place.user, folded.item_id,
-            folded.place.known_at, folded.net_events, folded.type == gate.REDRIVE,
-        )
-        for folded in working.folded
-        if folded.net_events
-    ]  # fmt: skip
 
 
 def _count(batch: _Batch, outcome: Admission) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from projections import net_events, push
-from projections.state import NetEvent
+from projections.state import Folded, NetEvent
 from runtime.kafka import Outgoing
-from schemas import catalogue, events, topics
+from schemas import catalogue, events, gate, topics
 from schemas.ids import event_id
 from schemas.topics import Topic
 
@@ -42,6 +42,18 @@ class Lane(NamedTuple):
 
     topic: Topic
     partition: int
+
+
+def outbound(folded: Iterable[Folded]) -> list[Outbound]:
+    """What is to be published of folded changesets."""
+    return [
+        Outbound(
+            one.place.partition, one.place.offset, one.place.changeset, one.place.user, one.item_id,
+            one.place.known_at, one.net_events, one.type == gate.REDRIVE,
+        )
+        for one in folded
+        if one.net_events
+    ]  # fmt: skip
 
 
 def records(outbound: Iterable[Outbound]) -> dict[Lane, list[Outgoing]]:

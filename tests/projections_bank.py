@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from schemas.records import Account, Transaction
-from tests.projections_log import Event, Log, account, added, balance, modified, removed, transaction
+from tests.projections_log import Event, Log, account, added, balance, modified, removed, restated, transaction
 
 AMOUNTS = ("0", "12.5", "-40", "0.0000001", "48", "123456789.12")
 CATEGORIES = ("FOOD_AND_DRINK", "TRAVEL", None)
@@ -17,10 +17,11 @@ Step = tuple[int, list[tuple[str, int, int]]]
 
 ACTS = (
     "add", "drop", "modify", "repeat", "reorder", "recategorise", "redate", "come_back", "unknown_removed",
-    "unknown_modified", "balance", "same_balance", "post_unlinked", "post_late",
+    "unknown_modified", "balance", "same_balance", "post_unlinked", "post_late", "lose_cursor",
     *("add_pending", "post", "post_first", "modify", "back_to_pending") * 3,
 )  # fmt: skip
-"""What a bank does. The way from pending to posted and back comes often, because most rules are about it."""
+"""What a bank does. The way from pending to posted and back comes often, because most rules are about it. Where the
+cursor is lost nothing of the step is told, and its whole history instead."""
 
 histories = st.lists(
     st.tuples(
@@ -55,9 +56,13 @@ class BankHistory:
             said: dict[str, list[Event]] = {}
             for act, which, variant in acts:
                 said.update(self._act(self.truth[f"item{number}"], act, which, variant, set(said)))
-            self.log.sync(
-                f"item{number}", *(one for events in said.values() for one in events), user=self._user(number)
-            )
+            name, user = f"item{number}", self._user(number)
+            if any(act == "lose_cursor" for act, *_ in acts):
+                truth = self.truth[name]
+                whole = [*restated(*truth.live.values()), *balance(*truth.accounts.values())]
+                self.log.restate(name, *whole, user=user)
+            else:
+                self.log.sync(name, *(one for events in said.values() for one in events), user=user)
 
     def _user(self, _: int) -> int:
         return 1  # the Items of a user share ledger categories

@@ -9,7 +9,8 @@ from projections.admission import Owners
 from runtime.reader import Received
 from schemas import catalogue, changesets, codec, events, gate
 from schemas.changesets import UserKeys, user_keys
-from schemas.records import Account, Cause, Head, Item, Removal, Transaction
+from schemas.ids import free_id
+from schemas.records import Account, Cause, Decision, Head, History, Item, Removal, Transaction
 
 START_US = 1_760_000_000_000_000
 
@@ -66,6 +67,15 @@ def balance(*said: Account, realtime: bool = False) -> list[Event]:
     return [(kind, catalogue.ACCOUNT, codec.encode(one)) for one in said]
 
 
+def restated(
+    *said: Transaction, accounts: Iterable[str] = ("checking", "card"), since: str | None = None,
+    until: str | None = None, complete: bool = True, permille: int = 1000,
+) -> list[Event]:  # fmt: skip
+    """Events history.restated and transaction.added of all that an Item has."""
+    history = History(list(accounts), since, until, complete, permille)
+    return [(events.HISTORY_RESTATED, catalogue.HISTORY, codec.encode(history)), *added(*said)]
+
+
 def about_item(kind: str, item: Item) -> list[Event]:
     """An event about an Item."""
     return [(kind, catalogue.ITEM, codec.encode(item))]
@@ -89,6 +99,25 @@ class Log:
     def sync(self, item_id: str, *said: Event, user: int = 1, **head: Any) -> Received:
         """Append a sync."""
         return self.append(item_id, list(said), user=user, type=gate.SYNC, **head)
+
+    def restate(self, item_id: str, *said: Event, user: int = 1, **head: Any) -> Received:
+        """Append a restated history."""
+        return self.append(item_id, list(said), user=user, type=gate.RESTATED, **head)
+
+    def decide(self, item_id: str, decision: str, subject: bytes | None = None, user: int = 1) -> Received:
+        """Append a decision, about the Item's head unless told otherwise."""
+        said = Decision((subject or self.heads[item_id]).hex(), decision)
+        event = (events.DECISION_MADE, catalogue.DECISION, codec.encode(said))
+        return self.free(item_id, [event], type=gate.DECISION, user=user)
+
+    def redrive(self, item_id: str, user: int = 1, **head: Any) -> Received:
+        """Append a redrive."""
+        return self.free(item_id, [], type=gate.REDRIVE, user=user, **head)
+
+    def free(self, item_id: str | None, said: Iterable[Event], *, type: str, user: int = 1, **head: Any) -> Received:
+        """Append a free record with an id of its own."""
+        number = head.pop("id", None) or free_id(user, str(len(self.records)))
+        return self.append(item_id, said, user=user, type=type, kind=gate.FREE, id=number, **head)
 
     def append(
         self, item_id: str | None, said: Iterable[Event], *, user: int = 1, type: str = gate.SYNC,
