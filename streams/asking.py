@@ -13,6 +13,7 @@ from schemas.records import Account
 from streams import classify, metrics
 from streams.chain import Chain
 from streams.classify import Action, ItemState
+from streams.limited import LeaseLost
 from streams.ports import World
 
 MANUAL = "manual"
@@ -55,7 +56,7 @@ class Asking:
             self._not_fresh(refusal)
             return None
         except Retry as error:
-            if is_due:
+            if is_due or isinstance(error, LeaseLost):
                 raise
             self._not_fresh(error)
             return None
@@ -82,12 +83,15 @@ class Asking:
             if action_after(refusal) in (Action.USER, Action.GONE):
                 raise
             self.not_refreshed = said(refusal.error_code, "transactions/refresh", request_id=refusal.request_id)
+        except LeaseLost:
+            raise
         except Retry as error:
             self.not_refreshed = said("late", f"transactions/refresh: {error}")
         self.refreshed = self.not_refreshed is None
         metrics.REFRESHES.labels("accepted" if self.refreshed else "refused").inc()
 
     async def accounts(self) -> dict[str, Account]:
+        """All accounts by their ids. Raises: PlaidRefused, Retry."""
         answer = await self._bank.accounts(self._token)
         self.accounts_read = True
         if answer.request_id:
@@ -103,6 +107,8 @@ class Asking:
             return {}
         try:
             return await self.accounts()
+        except LeaseLost:
+            raise
         except (PlaidRefused, Retry) as error:
             # The transactions are worth keeping without them; they stay wanted, and the next pass asks again.
             _log.warning("accounts not read", item_id=claimed.item_id, reason=str(error))

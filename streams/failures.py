@@ -40,10 +40,10 @@ def limited(claimed: Claimed, error: dict[str, Any], *, wait_s: float) -> Releas
     )
 
 
-def late(claimed: Claimed, error: dict[str, Any], *, jitter: float, wait_s: float | None = None) -> Released:
+def late(claimed: Claimed, error: dict[str, Any], *, jitter: float) -> Released:
     """After a failure of the way to Plaid, or of ours."""
     attempts = claimed.attempts + 1
-    return _failed(attempts, error, max(wait_s or 0.0, waits.after_failure(attempts, jitter)))
+    return _failed(attempts, error, waits.after_failure(attempts, jitter))
 
 
 def is_hopeless(claimed: Claimed) -> bool:

@@ -21,6 +21,7 @@ from streams.asking import action_after, said
 from streams.chain import Unrecordable
 from streams.classify import Action
 from streams.insisting import insist
+from streams.limited import LeaseLost, Limited
 from streams.passes import Pass, tallied
 from streams.ports import Bank, World
 from streams.removing import TooManyGone
@@ -100,6 +101,9 @@ class FetchDeltas:
             _log.warning("append in doubt", item_id=claimed.item_id, reason=str(error))
             await insist(lambda: self._world.store.expire(claimed), what="expire")
             return
+        except LeaseLost:
+            self._lost(claimed)  # another one has the Item: there is nothing to give back
+            return
         if result is None:
             return
         if isinstance(made, Pass):
@@ -118,7 +122,9 @@ class FetchDeltas:
 
     def _bank(self, claimed: Claimed, lease: "Lease") -> Bank:
         """Plaid, within its quotas where there are any, and only while the lease is live."""
-        return self._world.bank
+        if self._world.limits is None:
+            return self._world.bank
+        return Limited(self._world.bank, self._world.limits, claimed, is_live=lease.is_live)
 
     async def _begun(self, claimed: Claimed, bank: Bank) -> Pass | Released:
         """The pass, or why there can be none. Raises: Halt, where a key or token does not open."""
@@ -146,18 +152,20 @@ class FetchDeltas:
         except PlaidRefused as refusal:
             if not classify.is_removed(refusal.error_code):
                 return failures.refused(claimed, action_after(refusal), _refusal(refusal), jitter=self._world.random())
+        except LeaseLost:
+            raise
         except (Retry, Quarantine) as error:
             return failures.late(claimed, said("late", str(error)), jitter=self._world.random())
         return failures.parked(claimed, why)
 
     async def _result(self, claimed: Claimed, made: Pass) -> Released | None:
-        """What became of a pass; None where the Item is gone from the schedule. Raises: InDoubt, Halt."""
+        """What became of a pass; None where the Item is gone from the schedule. Raises: InDoubt, LeaseLost, Halt."""
         try:
             try:
                 return await made.run()
             except PlaidRefused as refusal:
                 return await self._refused(claimed, made, refusal)
-        except (InDoubt, Halt):
+        except (InDoubt, LeaseLost, Halt):
             raise
         except Unrecordable as error:
             return failures.parked(claimed, said("unrecordable", str(error)))
@@ -167,7 +175,9 @@ class FetchDeltas:
             why = said("too_many_gone", str(error))
             return failures.refused(claimed, Action.HOURS, why, jitter=self._world.random())
         except Retry as error:
-            return failures.late(claimed, said("late", str(error)), jitter=self._world.random(), wait_s=error.wait_s)
+            if error.wait_s is not None:  # our own quota: it knows when there is room again
+                return failures.limited(claimed, said("quota", str(error)), wait_s=error.wait_s)
+            return failures.late(claimed, said("late", str(error)), jitter=self._world.random())
         except Exception as error:  # noqa: BLE001 - one Item that breaks our code must not stop the others
             _log.exception("pass failed", item_id=claimed.item_id)
             why = said(type(error).__name__, str(error) if isinstance(error, Quarantine) else "")

@@ -62,7 +62,7 @@ async def _read_into(pages: list[SyncPage], bank: Bank, token: str, cursor: str 
 def _can_restart(error: PlaidRefused | Retry, *, in_the_middle: bool) -> bool:
     """A mutation is answered at once, even on a first page; what else fails there has the waits between passes."""
     if isinstance(error, Retry):
-        return in_the_middle
+        return in_the_middle and error.wait_s is None  # without room for the next page there is none for the first
     action = classify.action(error.error_type, error.error_code, with_cursor=in_the_middle)
     return action is Action.RESTART or (in_the_middle and action in _RESTARTED)
 

@@ -1,141 +1,15 @@
 """Passes over Items in a world of memory: what becomes of a lease when something goes wrong."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from runtime.dues import Claimed, KnownHead, Released
 from runtime.kafka import InDoubt
-from runtime.plaid import PlaidRefused
-from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
-from schemas import changesets
-from schemas.changesets import UserKeys, user_keys
 from schemas.errors import Quarantine, Retry
-from schemas.records import Account, Cause, Head, Transaction
-from streams.fetch_deltas import FetchDeltas
-from streams.passes import World
-
-NOW = datetime(2026, 1, 2, tzinfo=UTC)
-KEYS = user_keys(bytes(32), 1)
-HEAD = KnownHead(b"h" * 16, 4, NOW, False, "c0", "active", None, "HISTORICAL_UPDATE_COMPLETE", {})
-CLAIMED = Claimed(
-    item_id="item", tenant="t", user=1, partition=2, institution_id="ins_1", institution_name="Bank",
-    sealed_token=b"sealed", lease=b"l", expired=False, generation=5, lane=0, cause=Cause("webhook"),
-    unlink_requested=False, accounts_wanted=False, accounts_at=NOW, attempts=0, not_ready=0, head=HEAD, hints=(),
-)  # fmt: skip
-TRANSACTION = Transaction("t1", "a", "1", "USD", None, False, None, "2026-01-01")
-PAGE = SyncPage([TRANSACTION], [], [], [], "c1", False, "HISTORICAL_UPDATE_COMPLETE", "r1")
-
-
-def refusal(code: str, kind: str = "ITEM_ERROR") -> PlaidRefused:
-    return PlaidRefused(error_type=kind, error_code=code, status=400, request_id="r")
-
-
-GONE = refusal("INVALID_ACCESS_TOKEN", "INVALID_INPUT")
-
-
-@dataclass
-class Memory:
-    """Bank, log and store in one; what it is told to raise it raises, what it is asked it remembers."""
-
-    answers: list[SyncPage | Exception] = field(default_factory=lambda: [PAGE])
-    raises: dict[str, Exception] = field(default_factory=dict)
-    heads: list[Head] = field(default_factory=list)
-    released: list[Released] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
-    holds: bool = True
-    gone: tuple[int, int] = (0, 10)
-    user_keys: UserKeys | None = KEYS
-    access_token: str | None = "access"
-    waits: asyncio.Event | None = None
-
-    async def sync_page(self, token: str, cursor: str | None) -> SyncPage:
-        if self.waits is not None:
-            await self.waits.wait()
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    async def accounts(self, token: str) -> AccountsAnswer:
-        self._may_raise("accounts")
-        return AccountsAnswer([Account("a", None, None, None, None, "depository", None, current="1")], "r2")
-
-    async def item(self, token: str) -> ItemAnswer:
-        self._may_raise("item")
-        return ItemAnswer(**(dict.fromkeys(ItemAnswer._fields) | {"item_id": "item"}))  # type: ignore[arg-type]
-
-    async def refresh(self, token: str) -> None:
-        self.told.append("refresh")
-        self._may_raise("refresh")
-
-    async def remove(self, token: str) -> None:
-        self.told.append("remove")
-        self._may_raise("remove")
-
-    async def append(self, partition: int, key: bytes, value: bytes) -> int:
-        self._may_raise("append")
-        self.heads.append(changesets.read(value).head)
-        return 100 + len(self.heads)
-
-    async def end(self, partition: int) -> int:
-        return 42
-
-    async def claim(self, slots: int) -> Sequence[Claimed]:
-        return []
-
-    async def renew(self, claimed: Claimed) -> bool:
-        return self.holds
-
-    async def release(self, claimed: Claimed, result: Released) -> bool:
-        self.released.append(result)
-        return True
-
-    async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
-        self.told.append(f"let_go {wait_offset}")
-
-    async def expire(self, claimed: Claimed) -> None:
-        self.told.append("expire")
-
-    async def finish_unlink(self, claimed: Claimed) -> None:
-        self.told.append("finish_unlink")
-
-    async def park(self, claimed: Claimed, reason: str) -> None:
-        self.told.append(f"park {reason}")
-
-    async def keys(self, user: int) -> UserKeys | None:
-        self._may_raise("keys")
-        return self.user_keys
-
-    def token(self, claimed: Claimed) -> str | None:
-        return self.access_token
-
-    async def gone_lately(self) -> tuple[int, int]:
-        return self.gone
-
-    def _may_raise(self, what: str) -> None:
-        if what in self.raises:
-            raise self.raises[what]
-
-
-async def fetched(memory: Memory, *, lease_s: float = 60.0, **changed: Any) -> Released | None:
-    """One pass; what the Item was released with."""
-
-    async def sleep(_: float) -> None:
-        memory.told.append("slept")
-
-    world = World(
-        bank=memory, log=memory, store=memory, clock=lambda: NOW, sleep=sleep, random=lambda: 0.0,
-        nonce=lambda: bytes(12), accounts_interval_s=86_400.0,
-    )  # fmt: skip
-    await FetchDeltas(world, lease_s=lease_s).fetch(msgspec.structs.replace(CLAIMED, **changed))
-    return memory.released[-1] if memory.released else None
+from tests.streams_memory import GONE, HEAD, PAGE, Memory, fetched, refusal
 
 
 async def test_a_pass_appends_on_the_head_and_releases_behind_its_append() -> None:
@@ -173,6 +47,72 @@ async def test_a_lost_lease_stops_the_pass() -> None:
     assert await asyncio.wait_for(fetched(memory, lease_s=0.03), 5) is None
 
     assert memory.heads == []
+
+
+class Counting:
+    """Limits with room for everything, or for nothing for a while."""
+
+    def __init__(self, short: Retry | None = None) -> None:
+        self.taken: list[str] = []
+        self.exceeded_by: list[str] = []
+        self._short = short
+
+    async def take(self, endpoint: str, item_id: str) -> None:
+        self.taken.append(endpoint)
+        if self._short is not None:
+            raise self._short
+
+    async def exceeded(self, endpoint: str, item_id: str, *, error_code: str) -> None:
+        self.exceeded_by.append(error_code)
+
+    async def institution_failed(self, institution_id: str, *, error_code: str) -> None:
+        return
+
+    async def institution_answered(self, institution_id: str) -> None:
+        return
+
+
+async def test_every_request_but_the_first_page_takes_its_tokens() -> None:
+    limits = Counting()
+    memory = Memory(answers=[PAGE._replace(has_more=True), PAGE._replace(next_cursor="c2")])
+
+    await fetched(memory, world={"limits": limits}, accounts_wanted=True)
+
+    assert limits.taken == ["transactions/sync", "accounts/get"]
+
+
+async def test_a_limit_that_plaid_answers_moves_the_bucket() -> None:
+    limits = Counting()
+
+    result = await fetched(
+        Memory(answers=[refusal("TRANSACTIONS_SYNC_LIMIT", "RATE_LIMIT_EXCEEDED")]), world={"limits": limits}
+    )
+
+    assert limits.exceeded_by == ["TRANSACTIONS_SYNC_LIMIT"]
+    assert result is not None
+    assert (result.outcome, result.attempts) == ("limited", 0)
+
+
+async def test_a_quota_of_ours_that_is_used_up_is_no_failure_and_begins_no_update_again() -> None:
+    memory = Memory(answers=[PAGE._replace(has_more=True)])
+
+    result = await fetched(memory, world={"limits": Counting(Retry("nothing left", wait_s=40.0))})
+
+    assert result is not None
+    assert (result.outcome, result.due_in_s, result.attempts) == ("limited", 40.0, 0)
+    assert (memory.cursors, memory.told) == (["c0"], [])
+
+
+async def test_a_lease_counts_from_the_time_of_the_claim_and_a_dead_one_asks_and_gives_back_nothing() -> None:
+    asleep, awake = Memory(), Memory()
+    world = {"limits": Counting(), "monotonic": lambda: 1_000.0}
+
+    slept = await fetched(asleep, lease_s=30.0, world=world, claimed_at=970.0)
+    held = await fetched(awake, lease_s=30.0, world=world, claimed_at=970.5)
+
+    assert (slept, asleep.cursors, asleep.heads, asleep.released) == (None, [], [], [])
+    assert held is not None
+    assert held.outcome == "appended"
 
 
 async def test_a_page_that_lacks_its_fields_is_tried_again_and_then_parks_its_item() -> None:
@@ -234,6 +174,67 @@ async def test_an_item_that_is_gone_stops() -> None:
 
     assert result is not None
     assert (memory.heads[0].item_state, result.stopped) == ("gone", "gone")
+    assert result.error == {"code": "INVALID_ACCESS_TOKEN", "detail": "INVALID_INPUT", "request_id": "r"}
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("INSTITUTION_NO_LONGER_SUPPORTED", "INSTITUTION_ERROR"), ("MISSING_FIELDS", "INVALID_REQUEST")],
+)
+async def test_what_plaid_never_serves_is_a_state_that_is_told_once(code: str, kind: str) -> None:
+    first = Memory(answers=[refusal(code, kind)])
+    told = await fetched(first)
+    again = Memory(answers=[refusal(code, kind)], raises={"item": refusal(code, kind)})
+    silent = await fetched(again, head=msgspec.structs.replace(HEAD, state="refused", code=code))
+
+    assert [(head.type, head.item_state, head.item_code) for head in first.heads] == [("state", "refused", code)]
+    assert again.heads == []
+    for result in (told, silent):
+        assert result is not None
+        assert (result.outcome, result.done, result.stopped, result.due_in_s) == ("stopped", True, "refused", None)
+        assert result.error is not None
+        assert result.error["code"] == code
+
+
+async def test_a_refused_item_goes_on_once_plaid_serves_it_again() -> None:
+    memory = Memory()
+
+    result = await fetched(memory, head=msgspec.structs.replace(HEAD, state="refused", code="ITEM_NOT_SUPPORTED"))
+
+    assert [(head.type, head.item_state, head.item_code) for head in memory.heads] == [("sync", "active", None)]
+    assert result is not None
+    assert (result.outcome, result.stopped) == ("appended", None)
+
+
+async def test_a_link_that_plaid_never_serves_is_told_without_accounts() -> None:
+    never = refusal("ITEM_NOT_SUPPORTED")
+    memory = Memory(raises={"accounts": never, "item": never})
+
+    result = await fetched(memory, head=None)
+
+    assert [(head.type, head.item_state) for head in memory.heads] == [("link", "refused")]
+    assert result is not None
+    assert result.stopped == "refused"
+
+
+async def test_while_many_items_stop_at_once_a_request_that_is_wrong_stops_none() -> None:
+    memory = Memory(answers=[refusal("MISSING_FIELDS", "INVALID_REQUEST")], gone=(30, 100))
+
+    result = await fetched(memory)
+
+    assert memory.heads == []
+    assert result is not None
+    assert (result.stopped, result.due_in_s) == (None, 3_600.0)
+
+
+async def test_a_rate_limit_is_no_failure_of_the_item() -> None:
+    memory = Memory(answers=[refusal("TRANSACTIONS_SYNC_LIMIT", "RATE_LIMIT_EXCEEDED")])
+
+    result = await fetched(memory, attempts=3)
+
+    assert result is not None
+    assert (result.outcome, result.done, result.attempts) == ("limited", False, 3)
+    assert (result.due_in_s, result.not_before_s) == (60.0, 60.0)
 
 
 async def test_while_many_items_are_gone_none_is_taken_as_gone_and_the_process_goes_on() -> None:
@@ -304,6 +305,27 @@ async def test_an_unlink_keeps_the_token_and_stays_due_while_plaid_may_have_remo
     assert result is not None
     assert (result.outcome, result.done, result.stopped, result.due_in_s) == ("failed", False, None, 3_600.0)
     assert (memory.heads, memory.told) == ([], ["remove"])
+
+
+@pytest.mark.parametrize("state", [None, "gone"])
+async def test_an_unlink_that_no_token_can_bring_about_ends_after_a_day_of_refusals(state: str | None) -> None:
+    head = None if state is None else msgspec.structs.replace(HEAD, state=state)
+    unknown = {"remove": GONE}
+
+    early = await fetched(Memory(raises=unknown), unlink_requested=True, head=head, attempts=3)
+    suspected = await fetched(Memory(raises=unknown, gone=(30, 100)), unlink_requested=True, head=head, attempts=4)
+    believed = Memory(raises=unknown)
+    late = await fetched(believed, unlink_requested=True, head=head, attempts=4)
+
+    for result in (early, suspected):
+        assert result is not None
+        assert (result.done, result.stopped, (result.due_in_s or 0.0) >= 3_600.0) == (False, None, True)
+    if head is None:
+        assert (late, believed.told) == (None, ["remove", "finish_unlink"])
+    else:
+        assert late is not None
+        assert [made.type for made in believed.heads] == ["unlink"]
+        assert late.error == {"code": "INVALID_ACCESS_TOKEN", "detail": "taken for removed"}
 
 
 async def test_an_unlink_is_never_set_aside() -> None:

@@ -57,11 +57,6 @@ def test_a_history_that_is_not_there_counts_as_no_failure() -> None:
     assert (result.attempts, result.not_ready, result.due_in_s) == (0, 1, 1.0)
 
 
-def test_plaids_own_wait_counts_where_it_is_longer() -> None:
-    assert failures.late(CLAIMED, {}, jitter=0.0, wait_s=30.0).due_in_s == 30.0
-    assert failures.late(CLAIMED, {}, jitter=0.0).due_in_s == 1.0
-
-
 def test_moments_are_exact_both_ways() -> None:
     at = datetime(2026, 11, 22, 8, 9, 10, 999_999, tzinfo=UTC)
 

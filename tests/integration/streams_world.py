@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -30,7 +31,9 @@ from schemas.events import BALANCE_REPORTED, TRANSACTION_REMOVED
 from schemas.gate import ItemGate, Verdict
 from schemas.records import Account, Head, Removal, Transaction, Webhook
 from schemas.topics import user_key
+from streams import app
 from streams.app import stage
+from streams.ports import World as Passes
 
 WAIT_S = 20.0
 
@@ -248,9 +251,14 @@ async def world(
 
 
 @asynccontextmanager
-async def streams(made: World, **changed: Any) -> AsyncIterator[Running]:
-    """The stage, at work; a failure of it fails the test."""
-    async with stage(made.settings.model_copy(update=changed)) as running:
-        yield running
-        ended = asyncio.ensure_future(running.ended)
-        assert not ended.done(), ended
+async def streams(
+    made: World, *, change: Callable[[Passes], Passes] = lambda passes: passes, **changed: Any
+) -> AsyncIterator[Running]:
+    """The stage, at work; a failure of it fails the test. `change`: of what its passes are made in."""
+    settings = made.settings.model_copy(update=changed)
+    chosen = {name: getattr(settings, name) for name in ("days_requested", "removals_share_max", "record_bytes_max")}
+    with patch.object(app, "World", lambda **given: change(Passes(**chosen | given))):
+        async with stage(settings) as running:
+            yield running
+            ended = asyncio.ensure_future(running.ended)
+            assert not ended.done(), ended

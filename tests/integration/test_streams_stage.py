@@ -321,7 +321,7 @@ async def test_a_balance_that_moved_alone_is_told(made: World) -> None:
     assert not set(held.head.fingerprints) & set(item.accounts)
 
 
-async def test_a_rate_limit_waits_whatever_webhooks_say(made: World) -> None:
+async def test_a_rate_limit_waits_whatever_webhooks_say_and_is_no_failure(made: World) -> None:
     item = made.bank.create_item("user")
     made.bank.faults.declare(Fault(code="RATE_LIMIT"))
 
@@ -329,12 +329,13 @@ async def test_a_rate_limit_waits_whatever_webhooks_say(made: World) -> None:
         await made.register(item)
         await made.until(lambda: _passes(made, item, 1), what="a pass")
         await made.webhook(item)
-        await asyncio.sleep(0.5)
+        await made.until(lambda: _marked(made, item, 2), what="the webhook's mark")
         row = await made.row(item)
 
-    assert await made.attempts(item) == ["failed"]
+    assert await made.attempts(item) == ["limited"]
     assert 50 < (row["not_before"] - datetime.now(UTC)).total_seconds() < 120
     assert '"RATE_LIMIT"' in row["last_error"]
+    assert row["attempts"] == 0
 
 
 async def test_an_outage_waits_for_hours_and_a_webhook_ends_the_wait(made: World) -> None:
@@ -372,30 +373,6 @@ async def test_what_a_dead_process_left_is_read_before_anything_is_asked(made: W
 
     assert held.records[0].head.id == root
     assert held.verdicts == [Verdict.ACCEPTED, Verdict.ACCEPTED]
-
-
-async def test_an_update_too_large_for_a_record_parks_its_item_until_its_redrive(
-    made: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    large, small = made.bank.create_item("large", transactions=900), made.bank.create_item("small", transactions=10)
-    monkeypatch.setattr(changesets, "RECORD_BYTES_MAX", 20_000)
-
-    async with streams(made):
-        user = await made.register(large)
-        await made.register(small)
-        await made.settled(large, small)
-        [parked] = await made.pool.fetch("SELECT * FROM tartan.parkings")
-        row = await made.row(large)
-        await made.assert_true(small)
-        monkeypatch.undo()
-        await _append_redrive(made, user, large.item_id)
-        await made.until(lambda: _passes(made, large, 2), what="a pass after the redrive")
-        await made.settled(large)
-        await made.assert_true(large)
-
-    assert (parked["item_id"], parked["reader"], parked["first_offset"]) == (large.item_id, "streams", -1)
-    assert "unrecordable" in parked["reason"]
-    assert (row["stopped"], row["due_at"]) == ("parked", None)
 
 
 async def test_two_processes_share_the_items_and_one_may_restart(made: World) -> None:
@@ -509,6 +486,10 @@ async def _leased(made: World) -> bool:
 
 async def _passes(made: World, item: Item, count: int) -> bool:
     return len(await made.attempts(item)) >= count
+
+
+async def _marked(made: World, item: Item, generation: int) -> bool:
+    return (await made.row(item))["generation"] >= generation
 
 
 async def _complete(item: Item) -> bool:

@@ -1,0 +1,193 @@
+"""A lost cursor: the whole history is read again, and one record says what there is and how far that can be trusted."""
+
+from datetime import date
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtime.plaid_answers import SyncPage
+from schemas import gate
+from schemas.errors import Retry
+from schemas.events import BALANCE_REPORTED, HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_REMOVED
+from schemas.records import History, Removal, Transaction
+from streams import changeset, restated, waits
+from streams.pages import COMPLETE, fold
+from tests.streams_memory import HEAD, KEYS, PAGE, Memory, account, fetched, refusal
+
+LOST = refusal("INVALID_FIELD", "INVALID_REQUEST")
+MUTATION = refusal("TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION", "TRANSACTIONS_ERROR")
+WHOLE = PAGE._replace(next_cursor="c9")
+
+
+def transaction(name: str, day: str = "2026-01-01") -> Transaction:
+    return Transaction(name, "a", "1", "USD", None, False, None, day)
+
+
+def known(*accounts: str) -> Any:
+    """A head whose chain knows these accounts."""
+    prints = {changeset.pseudonym(name, KEYS): changeset.fingerprint(account(name), KEYS) for name in accounts}
+    return msgspec.structs.replace(HEAD, fingerprints=prints)
+
+
+async def test_a_refused_cursor_becomes_one_record_of_the_whole_history() -> None:
+    second = PAGE._replace(added=[transaction("t2", "2025-12-30")], next_cursor="c9")
+    memory = Memory(answers=[LOST, PAGE._replace(has_more=True), second])
+
+    result = await fetched(memory, head=known("a"))
+
+    [head] = memory.heads
+    assert (head.kind, head.type, head.parent) == (gate.CHAINED, gate.RESTATED, HEAD.id)
+    assert (head.base_cursor, head.next_cursor, head.history_status) == ("c0", "c9", COMPLETE)
+    assert head.cause.kind == "webhook"
+    assert memory.cursors == ["c0", None, "c1"]
+    covered = History(["a"], "2024-01-03", None, complete=True, removals_permille_max=200)
+    assert memory.events(0) == [
+        (HISTORY_RESTATED, covered),
+        (TRANSACTION_ADDED, PAGE.added[0]),
+        (TRANSACTION_ADDED, transaction("t2", "2025-12-30")),
+        (BALANCE_REPORTED, account("a")),
+    ]
+    assert result is not None
+    assert (result.outcome, result.done, result.synced, result.wait_offset) == ("appended", True, True, 101)
+    assert (result.pages, result.added, result.attempts, result.accounts_read) == (2, 2, 0, True)
+
+
+async def test_a_history_that_says_nothing_new_is_told_all_the_same() -> None:
+    memory = Memory(answers=[LOST, WHOLE._replace(added=[], next_cursor="c0")])
+
+    await fetched(memory, head=known("a"))
+
+    assert [head.type for head in memory.heads] == [gate.RESTATED]
+
+
+async def test_an_update_that_never_ends_is_a_lost_cursor_after_five_passes() -> None:
+    loops = [answer for _ in range(waits.RESTARTS_MAX + 1) for answer in (PAGE._replace(has_more=True), MUTATION)]
+
+    fourth = Memory(answers=[*loops])
+    early = await fetched(fourth, attempts=waits.ATTEMPTS_MAX - 2)
+    fifth = Memory(answers=[*loops, WHOLE])
+    late = await fetched(fifth, attempts=waits.ATTEMPTS_MAX - 1)
+
+    assert early is not None
+    assert (early.outcome, fourth.heads) == ("failed", [])
+    assert late is not None
+    assert (late.outcome, late.attempts, fifth.cursors[-1]) == ("appended", 0, None)
+    assert [head.type for head in fifth.heads] == [gate.RESTATED]
+
+
+async def test_a_history_that_mutates_all_the_time_fails_like_any_update() -> None:
+    loops = [answer for _ in range(waits.RESTARTS_MAX + 1) for answer in (PAGE._replace(has_more=True), MUTATION)]
+    memory = Memory(answers=[LOST, *loops])
+
+    result = await fetched(memory)
+
+    assert result is not None
+    assert (result.outcome, result.due_in_s, memory.heads) == ("failed", 1.0, [])
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        PAGE._replace(status="INITIAL_UPDATE_COMPLETE"),
+        PAGE._replace(status="TRANSACTIONS_UPDATE_STATUS_UNKNOWN"),
+        PAGE._replace(status=None),
+        SyncPage([], [], [], [], "", False, "NOT_READY", "r"),
+    ],
+)
+async def test_nothing_is_said_of_a_history_that_plaid_has_not_read_to_its_end(page: SyncPage) -> None:
+    memory = Memory(answers=[LOST, page])
+
+    result = await fetched(memory, attempts=4)
+
+    assert memory.heads == []
+    assert result is not None
+    assert (result.outcome, result.done, result.not_ready, result.attempts) == ("not_ready", False, 1, 4)
+
+
+async def test_an_account_that_is_missing_leaves_removals_unconcluded() -> None:
+    memory = Memory(answers=[LOST, WHOLE])
+
+    await fetched(memory, head=known("a", "b", "c"))
+
+    [(_, covered), *_] = memory.events(0)
+    assert (covered.account_ids, covered.complete) == (["a"], False)
+    assert covered.incomplete_because == "2 of 3 known accounts are not named"
+
+
+@pytest.mark.parametrize("named", [[["a"], ["a", "b"]], [["a", "b"], ["a"]]])
+async def test_an_account_that_comes_or_goes_meanwhile_counts_as_missing(named: list[list[str]]) -> None:
+    memory = Memory(answers=[LOST, WHOLE], bank_accounts=named)
+
+    await fetched(memory, head=known("a", "b"))
+
+    [(_, covered), *_] = memory.events(0)
+    assert (covered.account_ids, covered.complete) == (["a"], False)
+
+
+@pytest.mark.parametrize("error", [refusal("ACCOUNTS_LIMIT", "RATE_LIMIT_EXCEEDED"), Retry("no answer from Plaid")])
+async def test_without_the_accounts_there_is_no_record(error: Exception) -> None:
+    memory = Memory(answers=[LOST, WHOLE], raises={"accounts": error})
+
+    result = await fetched(memory)
+
+    assert memory.heads == []
+    assert result is not None
+    assert (result.done, result.stopped) == (False, None)
+
+
+async def test_a_cursor_that_is_refused_between_pages_is_no_lost_one() -> None:
+    memory = Memory(answers=[PAGE._replace(has_more=True), LOST, PAGE])
+
+    await fetched(memory)
+
+    assert memory.cursors == ["c0", "c1", "c0"]
+    assert [head.type for head in memory.heads] == [gate.SYNC]
+
+
+async def test_a_first_history_whose_own_cursors_are_refused_is_tried_again() -> None:
+    loops = [answer for _ in range(waits.RESTARTS_MAX + 1) for answer in (PAGE._replace(has_more=True), LOST)]
+
+    result = await fetched(Memory(answers=loops), head=msgspec.structs.replace(HEAD, cursor=None))
+
+    assert result is not None
+    assert (result.outcome, result.stopped, result.due_in_s) == ("failed", None, 1.0)
+
+
+async def test_a_field_that_is_wrong_without_a_cursor_is_a_state_that_an_operator_sees() -> None:
+    memory = Memory(answers=[LOST, LOST])
+
+    result = await fetched(memory)
+
+    assert [(head.type, head.item_state, head.item_code) for head in memory.heads] == [
+        (gate.STATE, "refused", "INVALID_FIELD")
+    ]
+    assert result is not None
+    assert (result.outcome, result.stopped, result.due_in_s) == ("stopped", "refused", None)
+
+
+def covered(*days: str, share: float = 0.2) -> History:
+    update = fold([PAGE._replace(added=[transaction(day, day) for day in days])], fresh=True)
+    return restated.history(
+        update, ["b", "a"], known=["p"], pseudonyms={"a": "p", "b": "q"}, today=date(2026, 1, 2), days_requested=30,
+        removals_share_max=share,
+    )  # fmt: skip
+
+
+def test_the_window_begins_where_anything_that_is_missing_would_have_been_sent() -> None:
+    assert covered("2025-06-01", "2025-12-31").since == "2025-06-01"
+    assert covered("2025-12-31").since == "2025-12-03"
+    assert covered().since == "2025-12-03"
+
+
+@pytest.mark.parametrize(("share", "permille"), [(0.0, 0), (0.2, 200), (0.0015, 2), (1.0, 1000)])
+def test_the_share_that_needs_no_person_is_said_in_permille(share: float, permille: int) -> None:
+    assert covered(share=share).removals_permille_max == permille
+
+
+def test_of_a_whole_history_everything_is_added_and_what_is_told_removed_stays_removed() -> None:
+    pages = [PAGE._replace(added=[], modified=[transaction("t2")], removed=[Removal("t0", "a")])]
+
+    said = restated.events(covered(), fold(pages, fresh=True))
+
+    assert [kind for kind, _, _ in said] == [HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_REMOVED]
