@@ -40,11 +40,15 @@ FAILURES = ["INTERNAL_SERVER_ERROR", "HTML", "RESET", "TRUNCATED"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChaosOptions:
-    """`kills`: SIGKILLs in all. `seed` None draws one; it is printed, and the same one chooses the same faults."""
+    """`kills`: SIGKILLs in all. `seed` None draws one; it is printed, and the same one chooses the same faults.
+
+    `verbose` shows after each run what happened when in it.
+    """
 
     kills: int
     seed: int | None = None
     as_json: bool = False
+    verbose: bool = False
 
 
 @dataclass(slots=True)
@@ -84,7 +88,7 @@ async def run_chaos(options: ChaosOptions) -> int:
             status.update("Linking …")
             async with AsyncExitStack() as stack:
                 command = await _Command.begun(world, outcome, console, stack)
-                await command.all(runs)
+                await command.all(runs, verbose=options.verbose)
         finally:
             status.update("Stopping …")
             await world.stop()
@@ -120,23 +124,25 @@ class _Command:
         await observer.until_quiet(bank, timeout_s=FIRST_QUIET_S_MAX)
         return cls(world, bank, Oracle(world, observer, bank, application), outcome, console)
 
-    async def all(self, runs: Sequence[Run]) -> None:
+    async def all(self, runs: Sequence[Run], *, verbose: bool) -> None:
         """Do one run after the other, up to the first that leaves the world untrue: what follows it proves nothing."""
         for run in runs:
-            problems = await self._one(run, len(runs))
+            injector = Injector(self._world, self._bank)
+            problems = await self._one(run, len(runs), injector)
+            if verbose:
+                self._console.print("\n".join(injector.journal), markup=False, highlight=False)
             if problems:
-                folder = await keep(self._world, run, problems)
+                folder = await keep(self._world, run, problems, injector.journal)
                 self._console.print(f"Kept: {folder}")
                 break
         self._outcome.faults.update(await _of_the_bank(self._bank))
 
-    async def _one(self, run: Run, count: int) -> list[str]:
+    async def _one(self, run: Run, count: int, injector: Injector) -> list[str]:
         """Do a run's faults; what is wrong afterwards."""
-        injector = Injector(self._world, self._bank)
         started = time.monotonic()
         problems = await self._done(self._injected(injector, run), "the faults")
         injected = time.monotonic()
-        problems = problems or await self._done(self._oracle.problems(), "the proof")
+        problems = problems or await self._done(self._oracle.problems(injector.say), "the proof")
         outcome, settled = self._outcome, time.monotonic()
         outcome.runs += 1
         outcome.kills += injector.kills

@@ -24,10 +24,11 @@ PREFIX = "tartan-chaos-failure-"
 KEEP_S_MAX = 60.0
 
 
-async def keep(world: ChaosWorld, run: Run, problems: Sequence[str]) -> Path:
+async def keep(world: ChaosWorld, run: Run, problems: Sequence[str], journal: Sequence[str]) -> Path:
     """Copy it all into a new folder, which nobody clears away, and give its path; what cannot be had is left out."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     (folder / "problems.txt").write_text("".join(f"{problem}\n" for problem in problems), "utf-8")
+    (folder / "journal.txt").write_text("".join(f"{line}\n" for line in journal), "utf-8")
     (folder / "run.json").write_text(json.dumps(asdict(run), indent=2), "utf-8")
     for log in world.folder.glob("*.log"):
         shutil.copy(log, folder)

@@ -23,7 +23,7 @@ LARGE_CHANGES = 600
 AWAY_S = 1.5
 HELD_BACK_S = 4.0
 """Beyond every timeout of SHORT_S and below the clients' own, whose answer to a silent neighbour is to wait."""
-UNANSWERED_S_MAX = 20.0
+UNANSWERED_S_MAX = 30.0
 STORM_S = 3.0
 LOOK_S = 0.5
 
@@ -43,13 +43,15 @@ class Injector:
     def __init__(self, world: ChaosWorld, bank: Bank) -> None:
         self._world = world
         self._bank = bank
+        self._began = time.monotonic()
+        self.journal: list[str] = []
+        """What happened when, in seconds since the run began: a failure's first clue."""
         self.faults: Counter[str] = Counter()
         self.kills = 0
         settings = world.settings()
         self._zombie_s = sleep_of_a_zombie_s(settings)
         self._append_s = append_timeout_s(settings)
         self._one_at_a_time = {"kafka": asyncio.Lock(), "postgres": asyncio.Lock()}
-        self._paused: set[str] = set()
 
     async def inject(self, run: Run) -> None:
         """Do all of a run, and leave the world with every server and process running.
@@ -65,6 +67,10 @@ class Injector:
                 group.create_task(self._chain(chain))
             for fault in run.faults:
                 group.create_task(self._fault(fault, random.Random(rng.getrandbits(32))))
+
+    def say(self, what: str) -> None:
+        """Note what happens now."""
+        self.journal.append(f"{time.monotonic() - self._began:7.2f}  {what}")
 
     async def _chain(self, chain: Chain) -> None:
         """Kill a process, and let it die at each of its points."""
@@ -91,17 +97,22 @@ class Injector:
                 await asyncio.wait_for(victim.changed.wait(), LOOK_S)
         self.kills += 1
         self.faults[f"kill.{victim.died_at[died]}"] += 1
+        self.say(f"{victim.name} died at {victim.died_at[died]}")
 
     def _kill(self, victim: Victim) -> None:
         victim.kill()
         self.kills += 1
         self.faults[f"kill.{victim.stage}"] += 1
+        self.say(f"{victim.name} was killed")
 
     async def _fault(self, fault: Fault, rng: random.Random) -> None:
         await asyncio.sleep(fault.at_s)
+        name = f"{fault.kind}.{fault.target}" if fault.target else str(fault.kind)
+        self.say(f"{name} begins")
         done = await self._do(fault, rng)
+        self.say(f"{name} {'is over' if done else 'was not to be'}")
         if done:
-            self.faults[f"{fault.kind}.{fault.target}" if fault.target else str(fault.kind)] += 1
+            self.faults[name] += 1
 
     async def _do(self, fault: Fault, rng: random.Random) -> bool:
         match fault.kind:
@@ -119,7 +130,7 @@ class Injector:
             case Kind.UNANSWERED:
                 return await self._unanswered(fault.target)
             case Kind.CUT:
-                return self._world.proxies[fault.target].cut(chooses=rng) > 0
+                return await self._cut(fault.target, rng)
             case Kind.STALL:
                 return await self._held_back(fault.target, cut=False)
             case Kind.BLACK_HOLE:
@@ -173,6 +184,14 @@ class Injector:
         finally:
             proxy.withdraw(trap)
         return True
+
+    async def _cut(self, neighbour: str, rng: random.Random) -> bool:
+        """Cut about half of the connections; where there are none, as soon as there are."""
+        for _ in range(int(UNANSWERED_S_MAX / LOOK_S)):
+            if self._world.proxies[neighbour].cut(chooses=rng):
+                return True
+            await asyncio.sleep(LOOK_S)
+        return False
 
     async def _held_back(self, neighbour: str, *, cut: bool) -> bool:
         proxy = self._world.proxies[neighbour]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -33,13 +33,15 @@ class Oracle:
     def __init__(self, world: ChaosWorld, observer: Observer, bank: Bank, application: Application) -> None:
         self._world, self._observer, self._bank, self._application = world, observer, bank, application
 
-    async def problems(self) -> list[str]:
+    async def problems(self, say: Callable[[str], None]) -> list[str]:
         """What is wrong, in words; empty where all is true. Waits, within a bound, until all is quiet.
 
         Raises: Halt, where a process does not get ready.
         """
         await asyncio.gather(*(stage.ready() for stage in self._world.victims))
+        say("every process is ready")
         waiting = await self._settled()
+        say("the tables equal the bank's truth" if not waiting else waiting[0])
         async with borrowed(self._observer.pool) as connection:
             found = waiting + await self._of_tables(connection)
             found += await self._of_topics(connection)

@@ -73,7 +73,7 @@ async def _fold(
     session: Session, settings: Settings, log: Mapping[int, Sequence[ConsumerRecord]], positions: Mapping[int, int]
 ) -> None:  # fmt: skip
     ownership = Ownership(Keyring(Vault(settings.master_key())))
-    projector = Projector(session, _Nobody(), ownership)  # type: ignore[arg-type]
+    projector = Projector(session, _Nobody(), ownership, settings)  # type: ignore[arg-type]
     for partition, records in log.items():
         opened = [
             admission.opened(_received(record)) for record in records if record.offset < positions.get(partition, 0)

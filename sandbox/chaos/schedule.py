@@ -147,7 +147,9 @@ def _points(stage: str) -> list[CrashPoint]:
 
 
 def _fault(rng: random.Random, kind: Kind, target: str) -> Fault:
-    return Fault(kind=kind, target=target, at_s=round(rng.uniform(0, SPAN_S), 2))
+    # A trap waits for its victim, and finds none while the others are dead: it is set first.
+    span_s = 1.0 if kind is Kind.UNANSWERED else SPAN_S
+    return Fault(kind=kind, target=target, at_s=round(rng.uniform(0, span_s), 2))
 
 
 def _dealt(rng: random.Random, cards: Sequence[T]) -> Iterator[T]:

@@ -12,6 +12,7 @@ from sandbox.chaos.schedule import Death
 from sandbox.stages import RESTART_S, StageProcess
 
 LOOK_S = 0.02
+RESTART_S_MAX = 3.0
 
 
 class Victim(StageProcess):
@@ -77,23 +78,26 @@ class Victim(StageProcess):
         super()._launch()
 
     async def _supervise(self) -> None:
+        wait_s = RESTART_S
         while True:
             assert self._child is not None
             while self._child.running():
                 await asyncio.sleep(LOOK_S)
-            if not self._killed:
-                self._note(self._child.code)
+            failed = not self._killed and not self._died_as_planned(self._child.code)
             self.changed.set()
-            await asyncio.sleep(RESTART_S)
+            # As orchestrators do: what fails at each start, say because Kafka is away, must not take all the time.
+            wait_s = min(2 * wait_s, RESTART_S_MAX) if failed else RESTART_S
+            await asyncio.sleep(wait_s)
             self.restarts += 1
             self._launch()
 
-    def _note(self, code: int) -> None:
-        if code == -signal.SIGKILL and self.doomed_to is not None:
-            self.died_at.append(self.doomed_to)
-        else:
-            self.exits.append(code)
-            if self.doomed_to is not None:
-                # It ended before it came by its point, say because Kafka was away: the next start takes the point.
-                self.deaths.appendleft(Death(point=self.doomed_to, times=1))
-        self.doomed_to = None
+    def _died_as_planned(self, code: int) -> bool:
+        point, self.doomed_to = self.doomed_to, None
+        if code == -signal.SIGKILL and point is not None:
+            self.died_at.append(point)
+            return True
+        self.exits.append(code)
+        if point is not None:
+            # It ended before it came by its point: the next start takes the point.
+            self.deaths.appendleft(Death(point=point, times=1))
+        return False
