@@ -168,11 +168,11 @@ def _claimed(row: asyncpg.Record) -> Claimed:
 # a row that another claimer or a release changed meanwhile is checked again after it was locked.
 # The commit need not reach the disk: a claim that a crash of Postgres forgets is made again.
 #
-# What is read: one index entry for each tenant and lane in which anything waits (pairs), and of each of them the
-# first few rows that are ready (looked), however long the queue is. Rows that are leased or wait for the follower
-# are read and passed over: at most as many as all workers have slots, and as were released since the follower
-# stopped. All others that cannot be claimed leave the ready ones: a limit and a bank that is down are in not_before
-# already; a parked Item and one whose own bucket is empty get it here (held), once.
+# What is read: two index entries for each tenant and lane in which anything waits (pairs, fronts), and of those
+# whose turn is near the first few rows that are ready (looked), however long their queues are. Rows that are leased
+# or wait for the follower are read and passed over: at most as many as all workers have slots, and as were released
+# since the follower stopped. All others that cannot be claimed leave the ready ones: a limit and a bank that is down
+# are in not_before already; a parked Item and one whose own bucket is empty get it here (held), once.
 #
 # The order: a lane goes before the next one until the oldest Item of that one has waited; then lanes take turns by
 # their weights, within a lane tenants by theirs, within a tenant Items by age. Webhooks so go first however long the
@@ -185,8 +185,18 @@ _CLAIM_BY = f"""
             SELECT s.tenant, s.lane FROM tartan.sync_state s
             WHERE s.ready_at IS NOT NULL AND (s.tenant, s.lane) > (pairs.tenant, pairs.lane)
             ORDER BY s.tenant, s.lane LIMIT 1) n
-    ), %(client)s looked AS MATERIALIZED (
-        SELECT pairs.tenant, pairs.lane, l.* FROM pairs CROSS JOIN LATERAL (
+    ), %(client)s fronts AS MATERIALIZED (
+        SELECT pairs.tenant, pairs.lane, coalesce(a.ahead, 0) AS ahead,
+            count(*) OVER (PARTITION BY lane)::int AS tenants,
+            row_number() OVER (PARTITION BY lane ORDER BY coalesce(a.ahead, 0), l.ready_at) AS place
+        FROM pairs CROSS JOIN LATERAL (
+            SELECT s.ready_at FROM tartan.sync_state s
+            LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
+            WHERE s.tenant = pairs.tenant AND s.lane = pairs.lane AND %(claimable)s
+            ORDER BY s.ready_at LIMIT 1) l
+        LEFT JOIN unnest($5::text[], $6::int[], $7::float8[]) AS a (tenant, lane, ahead) USING (tenant, lane)
+    ), looked AS MATERIALIZED (
+        SELECT fronts.tenant, fronts.lane, fronts.ahead, l.* FROM fronts CROSS JOIN LATERAL (
             SELECT s.item_id, s.ready_at,
                 CASE WHEN s.unlink_requested THEN NULL
                      WHEN EXISTS (
@@ -195,17 +205,16 @@ _CLAIM_BY = f"""
                      %(emptied)s END AS held_until
             FROM tartan.sync_state s
             LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
-            WHERE s.tenant = pairs.tenant AND s.lane = pairs.lane AND %(claimable)s
-            ORDER BY s.ready_at LIMIT $1 * {SLACK}) l
+            WHERE s.tenant = fronts.tenant AND s.lane = fronts.lane AND %(claimable)s
+            ORDER BY s.ready_at LIMIT greatest($1, $1 * {SLACK} / fronts.tenants)) l
+        WHERE fronts.place <= $1 * {SLACK}
     ), turns AS (
         SELECT l.item_id, l.lane, l.ready_at,
             greatest(0, l.lane - floor(extract(epoch FROM
                 (SELECT now FROM moment) - min(l.ready_at) OVER (PARTITION BY l.lane)) / {AGE_S})) AS effective,
-            coalesce(a.ahead, 0) + (row_number() OVER (PARTITION BY l.tenant, l.lane ORDER BY l.ready_at, l.item_id)
-                - 1) / coalesce(w.weight, 1) AS turn
-        FROM looked l
-        LEFT JOIN unnest($5::text[], $6::int[], $7::float8[]) AS a (tenant, lane, ahead) USING (tenant, lane)
-        LEFT JOIN unnest($8::text[], $9::float8[]) AS w (tenant, weight) USING (tenant)
+            l.ahead + (row_number() OVER (PARTITION BY l.tenant, l.lane ORDER BY l.ready_at, l.item_id) - 1)
+                / coalesce(w.weight, 1) AS turn
+        FROM looked l LEFT JOIN unnest($8::text[], $9::float8[]) AS w (tenant, weight) USING (tenant)
         WHERE l.held_until IS NULL
     ), placed AS (
         SELECT item_id, row_number() OVER (ORDER BY effective, lane_turn, lane, in_lane) AS place FROM (
@@ -254,7 +263,7 @@ _CLAIMABLE = """s.ready_at <= (SELECT now FROM moment)
               AND (s.lease_until IS NULL OR s.lease_until <= (SELECT now FROM moment))
               AND (s.wait_offset IS NULL OR s.wait_offset < coalesce(f.position, 0))"""
 _CLAIM = _CLAIM_BY % {
-    "client": "", "emptied": "", "claimable": _CLAIMABLE, "payable": "", "slots": "$1", "paid": "",
+    "client": "", "emptied": "", "claimable": _CLAIMABLE, "payable": "", "slots": "$1::int", "paid": "",
     "available": "NULL::float8",
 }  # fmt: skip
 # $12 to $15: the client's pace and the Item's. The client's bucket is locked before an Item's, and whoever waits for
@@ -272,7 +281,7 @@ _CLAIM_METERED = _CLAIM_BY % {
     "claimable": _CLAIMABLE,
     "payable": "AND (s.unlink_requested OR (SELECT available FROM client) >= 1)",
     "slots": """(SELECT coalesce(
-            (SELECT CASE WHEN available >= 1 THEN least($1, floor(available)::bigint) ELSE $1 END FROM client), 0))""",
+            (SELECT CASE WHEN available >= 1 THEN least($1, floor(available)::int) ELSE $1 END FROM client), 0))""",
     "paid": f""", paid AS (
         INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
         SELECT '{SYNC}', item_id, tartan.clock() + make_interval(secs => $14) FROM claimed WHERE NOT unlink_requested
