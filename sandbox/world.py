@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -158,6 +158,7 @@ class World:
             "TARTAN_PLAID_URL": self.simulator_url,
             "TARTAN_PLAID_CLIENT_ID": "simulated-client",
             "TARTAN_PLAID_SECRET": "simulated-secret",
+            "TARTAN_PLAID_LIMITS": _quotas(self._options.simulator),
             "TARTAN_WEBHOOK_URL": f"{self.ingest_url}/webhooks/plaid",
             "TARTAN_KEY_ENCRYPTION_KEY": self.secrets.master_key,
             "TARTAN_API_KEY": self.secrets.api_key,
@@ -167,6 +168,11 @@ class World:
             "TARTAN_LOG_FORMAT": "json",
             **self._options.environment,
         }
+
+
+def _quotas(simulator: Sequence[str]) -> str:
+    """The plan of quotas that the simulated Plaid holds its clients to, so that Tartan keeps to the same one."""
+    return simulator[simulator.index("--rate-limits") + 1] if "--rate-limits" in simulator else "sandbox"
 
 
 def _in(folder: Path, options: ClusterOptions) -> ClusterOptions:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from runtime.crash_points import CrashPoint
 from sandbox.chaos.proxy import Matching
 from sandbox.chaos.schedule import Chain, Fault, Kind, Run
-from sandbox.chaos.victim import Victim
+from sandbox.chaos.victim import SMALL_RECORDS, Victim
 from sandbox.chaos.world import ChaosWorld, append_timeout_s, sleep_of_a_zombie_s
 from sandbox.clients import Bank
 from schemas.errors import Halt
@@ -27,7 +27,7 @@ UNANSWERED_S_MAX = 30.0
 STORM_S = 3.0
 LOOK_S = 0.5
 
-_NEEDS_LARGE = frozenset({"fetch_deltas.between_pages", "fetch_deltas.after_part"})
+_NEEDS_LARGE = frozenset({CrashPoint.FETCH_BETWEEN_PAGES, CrashPoint.FETCH_AFTER_PART})
 _UNANSWERED: dict[str, Matching] = {
     "postgres": lambda chunk: chunk.startswith(b"Q") and b"COMMIT" in chunk[:16],
     # Source: Kafka protocol, request header: size in 4 bytes, then the api key in 2; 0 is Produce.
@@ -59,7 +59,7 @@ class Injector:
         Raises: Halt, where a server does not start again.
         """
         rng = random.Random(run.seed)
-        extras = {"TARTAN_RECORD_BYTES_MAX": "8192"} if run.small_records and _has_parts() else {}
+        extras = SMALL_RECORDS if run.small_records else {}
         for victim in self._world.victims:
             victim.extras = extras
         async with asyncio.TaskGroup() as group:
@@ -89,7 +89,7 @@ class Injector:
             if point is not None and now - victim.started_at > POINT_S_MAX:
                 self._kill(victim)
                 return
-            if point is not None and point.value in _NEEDS_LARGE and now > large_at:
+            if point is not None and point in _NEEDS_LARGE and now > large_at:
                 large_at = now + LARGE_EVERY_S
                 await self._bank.step(changes=LARGE_CHANGES)
             victim.changed.clear()
@@ -117,8 +117,9 @@ class Injector:
     async def _do(self, fault: Fault, rng: random.Random) -> bool:
         match fault.kind:
             case Kind.KILL_GATEWAY:
-                self._kill(self._world.victim("gateway"))
-                return False  # counted as a kill
+                self._world.victim("gateway").kill()
+                self.kills += 1
+                return True
             case Kind.KILL_KAFKA:
                 return await self._kafka_away(AWAY_S)
             case Kind.KAFKA_AWAY:
@@ -219,10 +220,6 @@ class Injector:
                 else:
                     joined.vanish()
         return True
-
-
-def _has_parts() -> bool:
-    return any(point.value == "fetch_deltas.after_part" for point in CrashPoint)
 
 
 @asynccontextmanager

@@ -13,6 +13,8 @@ from sandbox.stages import RESTART_S, StageProcess
 
 LOOK_S = 0.02
 RESTART_S_MAX = 3.0
+SMALL_RECORDS = {"TARTAN_RECORD_BYTES_MAX": "8192"}
+"""The least that a record may hold: some thirty transactions, so that updates of the bank's busy moments are parts."""
 
 
 class Victim(StageProcess):
@@ -74,6 +76,8 @@ class Victim(StageProcess):
         self._once = dict(self.extras)
         if death is not None:
             self._once[VARIABLE] = f"{death.point}:{death.times}"
+        if self.doomed_to is CrashPoint.FETCH_AFTER_PART:
+            self._once |= SMALL_RECORDS
         self.started_at = time.monotonic()
         super()._launch()
 

@@ -33,8 +33,7 @@ SHORT_TIMES: Mapping[str, str] = {
     "TARTAN_APPEND_TIMEOUT_S": str(SHORT_S),
     "TARTAN_PLAID_TIMEOUT_S": str(SHORT_S),
     "TARTAN_SCHEDULE_INTERVAL_S": str(SCHEDULE_S),
-    # What is looked for is lost and doubled facts, not how quotas hold an Item back for minutes.
-    "TARTAN_PLAID_LIMITS": "off",
+    # What is looked for is lost and doubled facts, not how a breaker holds an Item back for minutes.
     "TARTAN_INSTITUTION_FAILURES_MAX": "1000",
 }
 

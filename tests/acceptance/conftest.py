@@ -25,14 +25,30 @@ class Running:
 
 
 @pytest.fixture
+def further_settings() -> dict[str, str]:
+    """Settings of the stages beyond those of every test; a module that needs some has a fixture of this name."""
+    return {}
+
+
+@pytest.fixture
 async def running(
-    tmp_path: Path, kafka_address: str, topic_prefix: str, postgres: Postgres, database: str
+    tmp_path: Path,
+    kafka_address: str,
+    topic_prefix: str,
+    postgres: Postgres,
+    database: str,
+    further_settings: dict[str, str],
 ) -> AsyncIterator[Running]:
     """Every stage as a process of its own, on the session's Kafka and Postgres."""
     options = WorldOptions(
         folder=tmp_path,
         simulator=("--ready", "--rate-limits", "off", "--time-scale", "0.05"),
-        environment={"TARTAN_TOPIC_PREFIX": topic_prefix, "TARTAN_PARTITIONS": "4", "TARTAN_LEASE_S": "3"},
+        environment={
+            "TARTAN_TOPIC_PREFIX": topic_prefix,
+            "TARTAN_PARTITIONS": "4",
+            "TARTAN_LEASE_S": "3",
+            **further_settings,
+        },
         cluster=ClusterOptions(kafka_address=kafka_address, postgres_dsn=database),
     )
     async with contextlib.AsyncExitStack() as stack:

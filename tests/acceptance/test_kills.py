@@ -15,6 +15,13 @@ STAGE_OF = {"ingest": INGEST, "mark_due": STREAMS, "fetch_deltas": STREAMS, "fol
             "project": PROJECTIONS, "publish": PROJECTIONS}  # fmt: skip
 CRASH_S_MAX = 60.0
 QUIET_S_MAX = 120.0
+LARGE = (CrashPoint.FETCH_BETWEEN_PAGES, CrashPoint.FETCH_AFTER_PART)
+"""Points that only an update of more than a page of 500 changes comes by, or of more than a record."""
+
+
+@pytest.fixture
+def further_settings() -> dict[str, str]:
+    return {"TARTAN_RECORD_BYTES_MAX": "8192"}
 
 
 @pytest.mark.timeout(900)
@@ -42,8 +49,7 @@ async def die_at(running: Running, point: CrashPoint) -> None:
     deadline = time.monotonic() + CRASH_S_MAX
     while stage.restarts == restarts:
         assert time.monotonic() < deadline, f"nothing came by {point}"
-        # More than a page of 500 changes at once, so that a pass has something between its pages.
-        large = point is CrashPoint.FETCH_BETWEEN_PAGES
+        large = point in LARGE
         await running.bank.step(changes=600 if large else 5)
         await asyncio.sleep(2.0 if large else 0.5)
     await stage.ready()
