@@ -328,6 +328,90 @@ async def test_states_of_items_and_banks_change_on_demand(inbox: Inbox) -> None:
         assert codes == ["ERROR", "LOGIN_REPAIRED", "USER_PERMISSION_REVOKED"]
 
 
+async def test_every_trouble_can_be_declared_by_name(inbox: Inbox) -> None:
+    async with simulated(inbox, page_split_share=0.0) as (simulator, caller):
+        item = await synced(caller)
+        held = simulator.world.item(item["item_id"])
+
+        async def sync(**wish: Any) -> dict[str, Any]:
+            await caller.post("/faults", **({"item_id": item["item_id"]} | wish))
+            _, body = await caller.ask("/transactions/sync", access_token=item["access_token"], count=500)
+            return dict(body)
+
+        before = len((await sync(kind="polled"))["added"])
+        fewer = len((await sync(kind="rows_removed", count=5))["added"])
+        more = len((await sync(kind="rows_returned", count=1))["added"])
+        account_id = next(iter(held.live.values())).account_id
+        hidden = await sync(kind="account_hidden", account_id=account_id)
+        shown = await sync(kind="account_shown")
+        unseen = len((await sync(kind="unseen", count=3))["added"])
+        polled = len(held.log)
+        await sync(kind="polled")
+
+        assert (before - fewer, more - fewer) == (5, 1)
+        assert account_id not in {row["account_id"] for row in hidden["added"]}
+        assert account_id in {row["account_id"] for row in shown["added"]}
+        assert unseen == more
+        assert len(held.log) >= polled + 3
+
+
+async def test_histories_and_cursors_are_lost_by_name(inbox: Inbox) -> None:
+    async with simulated(inbox, time_scale=0.01) as (_, caller):
+        item = await synced(caller)
+        item_id, token = item["item_id"], item["access_token"]
+        _, page = await caller.ask("/transactions/sync", access_token=token)
+
+        async def refusal(kind: str) -> str:
+            await caller.post("/faults", kind=kind, item_id=item_id)
+            _, body = await caller.ask("/transactions/sync", access_token=token, cursor=page["next_cursor"])
+            return str(body["error_code"])
+
+        assert await refusal("cursors_mutating") == "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"
+        assert await refusal("cursors_refused") == "INVALID_FIELD"
+        await caller.post("/faults", kind="history_unready", item_id=item_id, initial_s=5, complete_s=10)
+        _, early = await caller.ask("/transactions/sync", access_token=token)
+
+        async def complete() -> bool:
+            _, late = await caller.ask("/transactions/sync", access_token=token)
+            return bool(late["transactions_update_status"] == "HISTORICAL_UPDATE_COMPLETE")
+
+        await until(complete)
+        assert (early["transactions_update_status"], early["added"]) == ("NOT_READY", [])
+
+
+async def test_a_bank_is_down_for_a_time_with_a_code_of_its_own(inbox: Inbox) -> None:
+    async with simulated(inbox, time_scale=0.01) as (_, caller):
+        item = await synced(caller)
+
+        async def code() -> str:
+            _, body = await caller.ask("/accounts/get", access_token=item["access_token"])
+            return str(body.get("error_code"))
+
+        async def up() -> bool:
+            return await code() == "None"
+
+        wish = {"kind": "institution_down", "item_id": item["item_id"], "code": "INSTITUTION_NOT_AVAILABLE"}
+        await caller.post("/faults", for_s=20, **wish)
+
+        assert await code() == "INSTITUTION_NOT_AVAILABLE"
+        await until(up)
+
+
+async def test_fates_of_webhooks_can_be_declared_and_withdrawn(inbox: Inbox) -> None:
+    async with simulated(inbox) as (_, caller):
+        item = await synced(caller)
+        for fate in ("lost", "repeated", "lost"):
+            await caller.post("/fates", fate=fate, item_id=item["item_id"])
+
+        await caller.post("/step", item_id=item["item_id"], count=2)
+        await caller.get(f"/quiet?wait_s={WAIT_S}")
+        withdrawn = await caller.session.delete(f"{caller.url}/simulator/faults")
+        await caller.post("/step", item_id=item["item_id"])
+        await until(lambda: len(inbox.got) == 3)
+
+        assert await withdrawn.json() == {"withdrawn": 1}
+
+
 async def test_the_bank_lives_until_it_is_told_to_stop(inbox: Inbox) -> None:
     async with simulated(inbox) as (simulator, caller):
         await synced(caller)
@@ -379,6 +463,8 @@ async def test_the_truth_can_be_had_whole_by_item_and_as_digests(inbox: Inbox) -
         ("/step", {"item_id": "no"}),
         ("/faults", {"code": "NO_SUCH"}),
         ("/faults", {"kind": "item_error"}),
+        ("/faults", {"kind": "institution_down", "institution_id": "ins_109508", "code": "ITEM_LOCKED"}),
+        ("/fates", {"fate": "stolen"}),
         ("/activity", {"rate_per_s": -1}),
         ("/changes", {"item_id": "no", "changes": [{"amount": "1"}]}),
         ("/link", {"link_token": "no"}),
