@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+import operator_cli
 from runtime import lifecycle, logs, settings, topics
 from schemas.errors import Retry, TartanError
 
@@ -29,6 +30,9 @@ topics_app = typer.Typer(help="The topics of Kafka against the table in schemas/
 bench_app = typer.Typer(help="Measure on this machine, with real parts.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 app.add_typer(bench_app, name="bench")
+app.add_typer(operator_cli.items_app, name="items")
+app.add_typer(operator_cli.letters_app, name="dead-letters")
+app.command("queue")(operator_cli.show_queue)
 
 Json = Annotated[bool, typer.Option("--json", help="The last line of the output is one JSON object.")]
 Folder = Annotated[Path | None, typer.Option(help="Keep the data in this folder; by default it is thrown away.")]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
-from runtime import quotas
+from runtime import breakers, quotas
 from runtime.dues import Lane
 from runtime.leases import FOLLOWER
 from runtime.queue_status import (
@@ -35,6 +35,8 @@ FAILURES_SEEN_MAX = 10_000
 """Failures of the installation among which a tenant's last ones are looked for: one index scan of about 10 ms."""
 TOLERANCE_SHARE, TOLERANCE_S_MIN = 0.1, 60.0
 """How much later than the schedule's interval is still in time: a tick spreads what it marks over 30 s at most."""
+ROUNDING = 1e-3
+"""Postgres keeps times to the microsecond; a token takes 27 ms at the least."""
 TICK = "schedule_tick"
 """Name of the fact that says when the schedule last ticked, and how many Items that made due."""
 WEBHOOK_LOSS = "webhook_loss"
@@ -165,7 +167,7 @@ async def _bucket(connection: asyncpg.Connection, endpoint: str, limit: Limit) -
     ahead_s = float(await connection.fetchval(_AHEAD, endpoint, quotas.CLIENT))
     burst = round(pace.burst_s / pace.interval_s) + 1
     # One request more may go as long as the bucket is at most its burst ahead (GCRA).
-    left = max(0, int((pace.burst_s - ahead_s) / pace.interval_s + 1e-6) + 1) if ahead_s <= pace.burst_s else 0
+    left = max(0, int((pace.burst_s - ahead_s) / pace.interval_s + ROUNDING) + 1) if ahead_s <= pace.burst_s else 0
     return ClientBucket(endpoint, limit.client, min(left, burst), burst, max(0.0, ahead_s - pace.burst_s))
 
 
@@ -193,7 +195,8 @@ _ITEMS = f"""
                  WHEN s.ready_at > m.now OR s.wait_offset >= coalesce(p.position, 0) THEN 'delayed'
                  ELSE 'ready' END AS state,
             CASE WHEN s.ready_at <= m.now AND s.wait_offset >= coalesce(p.position, 0) THEN 'follower'
-                 WHEN b.institution_id IS NOT NULL AND s.not_before > m.now THEN 'bank'
+                 WHEN s.not_before > m.now AND (b.institution_id IS NOT NULL
+                     OR s.last_error->>'code' IN {breakers.CODES}) THEN 'bank'
                  WHEN s.not_before > m.now THEN 'rate_limit'
                  WHEN s.not_ready > 0 THEN 'history_not_ready'
                  WHEN s.attempts > 0 THEN 'retry'
