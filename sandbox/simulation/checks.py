@@ -11,7 +11,7 @@ from sandbox.simulation.installation import PARTITIONS, Installation
 from sandbox.simulation.story import Story
 from sandbox.simulator.bank import Item
 from sandbox.simulator.truth import truth_of
-from schemas import codec, digest
+from schemas import changesets, codec, digest, gate
 from schemas.digest import AccountState, TransactionState
 from schemas.records import Account, Transaction
 from schemas.topics import HEADER_POSITION
@@ -54,9 +54,10 @@ def problems(installation: Installation, story: Story, rng: random.Random) -> li
         *installation.failures,
         *_against_truth(installation, story),
         *_against_replay(installation, replayed),
+        *_chained(installation),
         *_published(installation, replayed),
         *_silent(installation, story),
-        *installation.witness.quota_problems(),
+        *_counted(installation),
     ]
 
 
@@ -144,6 +145,27 @@ def _full(memory: Memory) -> dict[str, list[tuple[object, ...]]]:
     return full
 
 
+def _chained(installation: Installation) -> Iterator[str]:
+    """What counted of each Item is one chain, and nothing was skipped that a worker under its lease appended in peace.
+
+    A record is skipped rightly where it, or the one that stands before it, came without an answer or without a lease.
+    """
+    counted = {(one.place.partition, one.place.offset) for one in installation.projection.memory.folded}
+    heads: dict[str, tuple[bytes, bool]] = {}
+    for log in installation.broker.topic("changesets").records:
+        for record in log:
+            head, place = changesets.read(record.value).head, (record.partition, record.offset)
+            if head.kind != gate.CHAINED or head.item_id is None:
+                continue
+            last, was_sound = heads.get(head.item_id, (None, True))
+            if place in counted:
+                if head.parent != last:
+                    yield f"{head.item_id}: record {place} counted and does not follow the one before it"
+                heads[head.item_id] = (head.id, place in installation.witness.sound)
+            elif place in installation.witness.sound and was_sound:
+                yield f"{head.item_id}: record {place}, of type {head.type}, was skipped without a fault"
+
+
 def _published(installation: Installation, replayed: Memory) -> Iterator[str]:
     """Under the reader's rule each net event comes once and in order, in each topic."""
     ordered = sorted(replayed.folded, key=lambda one: (one.place.partition, one.place.offset))
@@ -193,3 +215,10 @@ def _silent(installation: Installation, story: Story) -> Iterator[str]:
             yield f"{item_id} is dirty: generation {row.generation}, done {row.done_generation}"
         elif row.last_synced_at is None or (item.last_successful_update or row.created_at) > row.last_synced_at:
             yield f"{item_id} changed at {item.last_successful_update} and was synced at {row.last_synced_at}"
+
+
+def _counted(installation: Installation) -> Iterator[str]:
+    """Plaid's own counters refused nothing; what a process that stood still sent too late does not count."""
+    refused = installation.counting.refused
+    if refused and not installation.hazards.counts["sigstop"]:
+        yield f"{len(refused)} requests were over Plaid's limits, first {refused[0]}"

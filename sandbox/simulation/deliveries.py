@@ -12,13 +12,16 @@ from schemas import codec
 from schemas.records import Webhook
 from streams.times import micros
 
-IDLE_S = 1.0
-"""Longest sleep without a look at what Plaid has to send."""
+IDLE_S = 3600.0
+"""Longest sleep without a look at what Plaid has to send; a wake-up normally ends it."""
+INSTANT_S = 0.001
+"""Shortest one: moments are kept in microseconds, and the loop's time is not."""
 
 
 async def deliver(installation: Installation, answers: Callable[[], bool], rng: random.Random) -> None:
     """Let Plaid live, and write what it sends into the log, for ever. `answers`: whether ingest does now."""
-    plaid = installation.plaid
+    plaid, woken = installation.plaid, asyncio.Event()
+    plaid.world.on_wake = woken.set
     while True:
         for sent in plaid.webhooks(installation.now()):
             if not answers():
@@ -33,7 +36,12 @@ async def deliver(installation: Installation, answers: Callable[[], bool], rng: 
                 plaid.answered(sent, status=200)
         due_at = plaid.next_at()
         wait_s = IDLE_S if due_at is None else (due_at - installation.now()).total_seconds()
-        await asyncio.sleep(min(max(wait_s, 0.001), IDLE_S))
+        woken.clear()
+        try:
+            async with asyncio.timeout(min(max(wait_s, INSTANT_S), IDLE_S)):
+                await woken.wait()
+        except TimeoutError:
+            continue
 
 
 def _write(installation: Installation, sent: Sent) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 from projections.admission import Owners
 from runtime.kafka import partition_of
 from runtime.leases import FOLLOWER
+from runtime.quotas import Limit
 from sandbox.simulation.kafka import Broker, Group
+from sandbox.simulation.limits import Quotas
 from sandbox.simulation.loop import Process
 from sandbox.simulation.projection import Projection
 from sandbox.simulation.store import Database
@@ -20,7 +22,10 @@ from sandbox.simulation.wire import Hazards
 from sandbox.simulation.witness import Witness
 from sandbox.simulator.bank import Item
 from sandbox.simulator.inprocess import Bank
+from sandbox.simulator.limits import Buckets
+from sandbox.simulator.limits import Limit as PlaidLimit
 from sandbox.simulator.options import Options
+from sandbox.simulator.plaid_errors import PlaidFailure
 from sandbox.simulator.world import World as Plaid
 from schemas.changesets import UserKeys, user_keys
 from schemas.topics import user_key
@@ -28,6 +33,7 @@ from streams.mark_due import READER as MARKER
 
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 PARTITIONS = 3
+FAILURES_MAX = 3
 
 
 class VirtualClock:
@@ -38,10 +44,26 @@ class VirtualClock:
         return START + timedelta(seconds=asyncio.get_running_loop().time())
 
 
+class Counting(Buckets):
+    """Plaid's own counters, with what they refused."""
+
+    def __init__(self, limits: dict[str, PlaidLimit]) -> None:
+        super().__init__(limits)
+        self.refused: list[str] = []
+
+    def count(self, endpoint: str, item_id: str | None, now: datetime) -> None:
+        """Count a request. Raises: PlaidFailure, where it is one too many."""
+        try:
+            super().count(endpoint, item_id, now)
+        except PlaidFailure:
+            self.refused.append(f"{endpoint} of {item_id} at {now:%X}")
+            raise
+
+
 class Installation:
     """See the module. `failures` are what went wrong that no fault explains."""
 
-    def __init__(self, rng: random.Random, options: Options, trace: Trace) -> None:
+    def __init__(self, rng: random.Random, options: Options, trace: Trace, limits: Mapping[str, Limit]) -> None:
         self.trace = trace
         self.clock = VirtualClock()
         self.hazards = Hazards()
@@ -50,8 +72,15 @@ class Installation:
         self.broker = Broker(random.Random(rng.random()), self.hazards, partitions=PARTITIONS)
         self.tables = Tables(self.now, random.Random(rng.random()))
         self.database = Database(self.tables, random.Random(rng.random()), self.hazards)
+        self.quotas = Quotas(self.tables, limits, failures_max=FAILURES_MAX)
+        self.tables.is_failing = self.quotas.is_failing
         self.plaid_world = Plaid(options, self.clock)
-        self.plaid = Bank(self.plaid_world, sleep=asyncio.sleep)
+        self.counting = self.plaid_world.buckets = Counting(
+            {f"/{path}": PlaidLimit(*limit, "RATE_LIMIT") for path, limit in limits.items()}
+        )
+        slow_s = rng.choice((0.02, 1.0, 4.0))
+        latency = random.Random(rng.random())
+        self.plaid = Bank(self.plaid_world, sleep=asyncio.sleep, latency=lambda path: latency.random() * slow_s)
         self.witness = Witness(self.now, self.failures, trace)
         self._names: dict[int, tuple[str, str]] = {}
         self.projection = Projection(self.owners)

@@ -18,6 +18,8 @@ LATE_S_MAX = 120.0
 TAKEN_MAX = 50
 """Records that a reader takes at once: few, so that batches are cut at many places."""
 
+OnPut = Callable[[Process, Appended, Outgoing], None]
+"""Told of a record whose append was answered."""
 Place = Callable[[int], Awaitable[int]]
 """Where a reader stands in a partition, asked of the database. Raises: Retry."""
 
@@ -109,7 +111,10 @@ class Broker:
 class Client:
     """One process's appends and looks at the ends: the port Log, and what a Publisher needs of an Appender."""
 
-    def __init__(self, broker: Broker, wire: Wire, *, topic: str = "changesets") -> None:
+    def __init__(
+        self, broker: Broker, wire: Wire, *, topic: str = "changesets", on_put: OnPut = lambda *_: None
+    ) -> None:
+        self._on_put = on_put
         self._broker = broker
         self._wire = wire
         self._topic = topic
@@ -117,7 +122,12 @@ class Client:
     async def append(self, partition: int, key: bytes, value: bytes) -> int:
         """Append a record and give its offset. Raises: InDoubt, Retry."""
         topic = self._broker.topic(self._topic)
-        return (await self._put(topic, partition, [Outgoing(key, value)])).offset
+        return (await self._wire.ask(lambda: self._noted(topic, partition, Outgoing(key, value)))).offset
+
+    async def _noted(self, topic: Topic, partition: int, record: Outgoing) -> Appended:
+        appended = await self._arrived(topic, partition, [record])
+        self._on_put(self._wire.process, appended, record)
+        return appended
 
     async def end(self, partition: int) -> int:
         """The next offset of a partition. Raises: Retry."""

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from runtime.quotas import ACCOUNTS, ITEM, SYNC, Limit
+from runtime.quotas import limits as limits_of
 from sandbox.simulation import checks, loop
 from sandbox.simulation.deliveries import deliver
 from sandbox.simulation.installation import START, Installation
@@ -43,7 +45,9 @@ def simulate(seed: int, *, shown: bool = False) -> Outcome:
 async def _simulated(seed: int, *, shown: bool) -> Outcome:
     rng = random.Random(seed)
     trace = Trace(shown=shown)
-    installation = Installation(random.Random(rng.random()), _options(seed, rng), trace)
+    is_scheduling = rng.random() < 0.6
+    installation = Installation(random.Random(rng.random()), _options(seed, rng, is_scheduling), trace, _limits(rng))
+    installation.is_scheduling = is_scheduling
     story = Story(installation, random.Random(rng.random()))
     pulse = asyncio.create_task(deliver(installation, story.ingest_answers, random.Random(rng.random())))
     outcome = Outcome(seed)
@@ -66,9 +70,9 @@ async def _simulated(seed: int, *, shown: bool) -> Outcome:
     return outcome
 
 
-def _options(seed: int, rng: random.Random) -> Options:
+def _options(seed: int, rng: random.Random, is_scheduling: bool) -> Options:
     rates = WebhookRates(
-        lost=rng.choice((0.0, 0.2, 0.5)), repeated=rng.choice((0.0, 0.3)), delayed=rng.choice((0.0, 0.4)),
+        lost=rng.choice((0.0, 0.2, 0.5)) if is_scheduling else 0.0, repeated=rng.choice((0.0, 0.3)), delayed=rng.choice((0.0, 0.4)),
         delay_max_s=rng.choice((20.0, 400.0)),
     )  # fmt: skip
     return Options(
@@ -78,10 +82,19 @@ def _options(seed: int, rng: random.Random) -> Options:
     )  # fmt: skip
 
 
+def _limits(rng: random.Random) -> dict[str, Limit]:
+    """Plaid's quotas, so small in some runs that they are felt."""
+    plan = limits_of("production", environment="production")
+    if rng.random() < 0.5:
+        plan[SYNC], plan[ACCOUNTS], plan[ITEM] = Limit(10, 30), Limit(6, 25), Limit(6, 25)
+    return plan
+
+
 async def _rested(installation: Installation, outcome: Outcome) -> None:
     """Wait until nothing is under way. The schedule goes on for one round, and then stops so that rest can be."""
     virtual = asyncio.get_running_loop()
-    await asyncio.sleep(HEALING_S)
+    if installation.is_scheduling:
+        await asyncio.sleep(HEALING_S)
     installation.is_scheduling = False
     until = virtual.time() + QUIET_S_MAX
     while (left := checks.unfinished(installation)) and not installation.failures:

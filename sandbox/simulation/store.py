@@ -4,12 +4,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from runtime.dues import Claimed, Hint, Mark, Released
+from runtime.dues import Claimed, Claims, Hint, Mark, Released
 from runtime.leases import FOLLOWER
+from runtime.quotas import Limit
 from runtime.reader import Position
+from sandbox.simulation import claiming
 from sandbox.simulation.kafka import Bell
 from sandbox.simulation.tables import Tables
 from sandbox.simulation.wire import Hazards, Wire
@@ -18,6 +19,7 @@ from schemas.changesets import UserKeys
 from schemas.errors import Quarantine, Retry
 from streams.following import Followed, ItemHead
 from streams.mark_due import READER as MARKER
+from streams.turns import Turns
 
 LOCK_S_MAX = 10.0
 """Longest wait for a lock, as TARTAN_LOCK_TIMEOUT_S."""
@@ -75,7 +77,18 @@ class Database:
 class MemoryStore:
     """The ports Store, Begin and BeginFollowing, and a reader's positions."""
 
-    def __init__(self, database: Database, wire: Wire, witness: Witness, *, lease_s: float, holder: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        wire: Wire,
+        witness: Witness,
+        *,
+        lease_s: float,
+        holder: str,
+        limit: Limit | None = None,
+    ) -> None:
+        self._limit = limit
+        self._turns = Turns({})
         self._database = database
         self._witness = witness
         self._tables = database.tables
@@ -83,19 +96,17 @@ class MemoryStore:
         self._lease_s = lease_s
         self._holder = holder
 
-    async def claim(self, slots: int) -> Sequence[Claimed]:
-        """Lease what is due."""
-        return await self._do(lambda: self._claimed(slots))
+    async def claim(self, slots: int) -> Claims:
+        """Lease what is ready, as the turns of lanes and tenants and Plaid's quota allow."""
+        claims = await self._do(lambda: self._claimed(slots))
+        self._turns.served(claims)
+        return claims
 
-    def _claimed(self, slots: int) -> list[Claimed]:
-        now = self._tables.clock()
-
-        def order(row: Any) -> tuple[int, Any]:
-            aged = int((now - row.ready_at) / timedelta(seconds=15))
-            return (max(row.lane - aged, 0), row.ready_at)
-
-        chosen = sorted(self._tables.ready(), key=order)[:slots]
-        claims = [self._tables.lease(row, lease_s=self._lease_s, holder=self._holder) for row in chosen]
+    def _claimed(self, slots: int) -> Claims:
+        claims = claiming.claim(
+            self._tables, slots=slots, lease_s=self._lease_s, holder=self._holder, standing=self._turns.standing(),
+            limit=self._limit,
+        )  # fmt: skip
         for claimed in claims:
             self._witness.leased(self._wire.process, claimed, lease_s=self._lease_s)
         return claims

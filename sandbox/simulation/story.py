@@ -46,6 +46,8 @@ class Story:
     """One run's events. `ends_s`: when the faults end."""
 
     def __init__(self, installation: Installation, rng: random.Random) -> None:
+        # Where no schedule heals, whatever a webhook fails to wake stays asleep, and is seen.
+        self._is_healed = installation.is_scheduling
         self._installation = installation
         self._rng = rng
         self._hazards = installation.hazards
@@ -59,7 +61,7 @@ class Story:
         self._edits = 0
         self._is_over = False
         self._ingest_away_until = 0.0
-        self.ends_s = rng.uniform(180.0, 1_500.0)
+        self.ends_s = rng.uniform(120.0, 900.0)
         installation.hazards.on_blow = self._blow
         self._acts = [
             Act(30, self._step),
@@ -81,7 +83,7 @@ class Story:
             Act(2, self._broker_away),
             Act(3, self._rebalance),
             Act(2, self._lag),
-            Act(1, self._ingest_away),
+            Act(int(self._is_healed), self._ingest_away),
         ]
 
     async def run(self) -> None:
@@ -148,6 +150,14 @@ class Story:
         if item is not None:
             self.note(f"step {item.item_id}")
             self._plaid.step(item.item_id, changes=self._rng.randint(1, 6))
+            if self._rng.random() < 0.5:
+                # Once more while the pass that this one causes may be under way.
+                self._later(self._rng.random() * 4.0, lambda: self._step_again(item))
+
+    def _step_again(self, item: Item) -> None:
+        if not item.removed:
+            self.note(f"step again {item.item_id}")
+            self._plaid.step(item.item_id)
 
     def _ask(self) -> None:
         item = self._some()
@@ -187,7 +197,13 @@ class Story:
         if item is not None:
             endpoint = self._rng.choice(("/transactions/sync", "/transactions/sync", "/accounts/get", "/item/get"))
             page = self._rng.choice((None, 1, 2)) if endpoint == "/transactions/sync" else None
-            self._declare(item, self._rng.choice(PASSING), endpoint=endpoint, page=page, times=self._rng.randint(1, 3))
+            self._declare(
+                item,
+                self._rng.choice(PASSING if self._is_healed else PASSING[:5]),
+                endpoint=endpoint,
+                page=page,
+                times=self._rng.randint(1, 3),
+            )
 
     def _end_an_item(self) -> None:
         item = self._some()
@@ -226,7 +242,7 @@ class Story:
         if item is None or item.error_code is not None:
             return
         self._count("login_required")
-        silent = self._rng.random() < 0.3
+        silent = self._is_healed and self._rng.random() < 0.3
         self.note(f"login required {item.item_id}")
         self._plaid.break_item(item, "ITEM_LOGIN_REQUIRED", silent=silent)
         self._later(self._rng.uniform(1.0, 300.0), lambda: self._repair(item))
@@ -235,7 +251,7 @@ class Story:
         if item.error_code != "ITEM_LOGIN_REQUIRED" or item.removed:
             return
         self.note(f"login repaired {item.item_id}")
-        self._plaid.repair_item(item, silent=self._rng.random() < 0.2)
+        self._plaid.repair_item(item, silent=self._is_healed and self._rng.random() < 0.2)
         if self._rng.random() < 0.5:
             # The word of the break arrives after that of the repair.
             self._count("repaired_before_told")

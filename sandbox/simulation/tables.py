@@ -15,6 +15,7 @@ from runtime.dues import Claimed, Hint, KnownHint, Lane, Mark, Released
 from runtime.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, REMARKED_WAIT_S_MAX
 from runtime.reader import Position
 from runtime.sync_state import STALE_PASS_S
+from sandbox.simulation.ready import Ready
 from schemas.changesets import UserKeys
 from schemas.errors import Quarantine
 from schemas.records import Cause
@@ -115,6 +116,12 @@ class Tables:
     parkings: dict[tuple[str, int], Parking] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     keys: dict[int, UserKeys | None] = field(default_factory=dict)
+    buckets: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    is_failing: Callable[[str | None], bool] = lambda institution_id: False
+    queue: Ready[Row] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.queue = Ready(self.rows)
 
     def position(self, reader: str, partition: int) -> Position:
         """Where a reader stands."""
@@ -136,6 +143,7 @@ class Tables:
                 item_id, credential.tenant, credential.user, partition, credential.institution_id, now, now,
                 Cause("link"),
             )  # fmt: skip
+            self.queue.put(self.rows[item_id])
             return 1
         self._mark(row, Lane.BACKFILL, Cause("link"))
         row.accounts_wanted = True
@@ -167,6 +175,7 @@ class Tables:
             return False
         self._mark(row, Lane.WEBHOOK, mark.cause)
         row.lane = Lane.WEBHOOK
+        self.queue.put(row)
         row.accounts_wanted = row.accounts_wanted or mark.accounts
         row.last_webhook_at = max(row.last_webhook_at or mark.received_at, mark.received_at)
         return True
@@ -178,6 +187,7 @@ class Tables:
         row.lane = lane if row.due_at is None else min(row.lane, lane)
         row.due_at = now if row.due_at is None else min(row.due_at, now)
         row.cause = cause
+        self.queue.put(row)
 
     def add_hints(self, hints: Sequence[Hint]) -> None:
         """Keep hints for the next pass over their Items."""
@@ -211,22 +221,16 @@ class Tables:
             row.cause, row.lane = Cause("schedule"), Lane.SCHEDULE
             place = blake2b(row.item_id.encode(), digest_size=2).digest()
             row.due_at = now + timedelta(seconds=spread_s * int.from_bytes(place, "big") / 65_536)
+            self.queue.put(row)
         return marked
 
     # What leases.
 
-    def ready(self) -> list[Row]:
-        """What can be claimed now, in the order of the Items' making."""
-        now = self.clock()
-        return [row for row in self.rows.values() if self._is_ready(row, now)]
-
-    def _is_ready(self, row: Row, now: datetime) -> bool:
-        ready_at = row.ready_at
-        if ready_at is None or ready_at > now or (row.lease_until is not None and row.lease_until > now):
+    def is_claimable(self, row: Row, now: datetime) -> bool:
+        """Whether a ready Item is free, and nothing of it is still to be read from the log."""
+        if row.lease_until is not None and row.lease_until > now:
             return False
-        if row.wait_offset is not None and row.wait_offset >= self.position(FOLLOWER, row.partition).next:
-            return False
-        return row.unlink_requested or not self.is_parked(row.item_id)
+        return row.wait_offset is None or row.wait_offset < self.position(FOLLOWER, row.partition).next
 
     def is_parked(self, item_id: str) -> bool:
         """Whether a parking of the Item is not redriven."""
@@ -250,7 +254,7 @@ class Tables:
             sealed_token=None if credential.token is None else credential.token.encode(), lease=row.lease_token,
             expired=expired, generation=row.generation, lane=row.lane, cause=row.cause,
             unlink_requested=row.unlink_requested, accounts_wanted=row.accounts_wanted, accounts_at=row.accounts_at,
-            attempts=row.attempts, not_ready=row.not_ready, head=head, hints=known, refresh_wanted=row.refresh_wanted,
+            attempts=row.attempts, not_ready=row.not_ready, head=head, hints=known, refresh_wanted=row.refresh_wanted, bank_failing=self.is_failing(row.institution_id),
         )  # fmt: skip
 
     def held(self, claimed: Claimed) -> Row | None:
@@ -287,7 +291,11 @@ class Tables:
         if marked:
             due_in_s = min(due_in_s or 0.0, 0.0 if result.done else REMARKED_WAIT_S_MAX)
         row.due_at = None if due_in_s is None else now + timedelta(seconds=due_in_s)
-        row.not_before = None if result.not_before_s is None else now + timedelta(seconds=result.not_before_s)
+        # What held the Item back during the pass, as the outage of its bank does, still holds it.
+        holds = [row.not_before] if row.not_before is not None and row.not_before > now else []
+        holds += [now + timedelta(seconds=result.not_before_s)] if result.not_before_s is not None else []
+        row.not_before = max(holds, default=None)
+        self.queue.put(row)
         row.wait_offset = row.wait_offset if result.wait_offset is None else result.wait_offset
         if result.accounts_read:
             row.accounts_at = now
@@ -365,7 +373,7 @@ class Tables:
         self.keys[user] = None
         for item_id in [item_id for item_id, row in self.rows.items() if row.user == user]:
             for table in (self.rows, self.credentials, self.hints, self.heads):
-                table.pop(item_id, None)  # type: ignore[attr-defined]
+                table.pop(item_id, None)
 
     def advance(self, reader: str, positions: Mapping[int, Position]) -> None:
         """Move a reader's positions."""

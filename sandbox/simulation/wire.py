@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
-from sandbox.simulation.loop import PROCESS, Process
+from sandbox.simulation.loop import Process
 
 LATENCY_S_MAX = 0.02
 """A server nearby; what takes longer is a fault."""
@@ -74,11 +74,25 @@ class Wire:
         What was sent is done, whatever becomes of the process meanwhile; only the answer finds nobody then.
         `out_s`: how long the request travels, by default a little. `back_s`: how long the answer takes beyond that.
         """
+        self._hazards.strike(self.process, answered=False)
+        await asyncio.sleep(0)  # here it stands, where it was stopped or killed
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Result] = loop.create_future()
+        out_s = self._rng.random() * LATENCY_S_MAX if out_s is None else out_s
+        back_s += self._rng.random() * LATENCY_S_MAX
 
-        async def done() -> Result:
-            return effect()
+        def arrived() -> None:
+            try:
+                result = effect()
+            except Exception as error:  # noqa: BLE001 - the caller's, like the result
+                self._hazards.strike(self.process, answered=True)
+                loop.call_later(back_s, _fail, answer, error, context=_NOBODY)
+            else:
+                self._hazards.strike(self.process, answered=True)
+                loop.call_later(back_s, _answer, answer, result, context=_NOBODY)
 
-        return await self.ask(done, out_s=out_s, back_s=back_s)
+        loop.call_later(out_s, arrived, context=_NOBODY)
+        return await answer
 
     async def ask(
         self, effect: Callable[[], Coroutine[Any, Any, Result]], *, out_s: float | None = None, back_s: float = 0.0
@@ -107,22 +121,31 @@ class Wire:
             failure = error
         self._hazards.strike(self.process, answered=True)
         await asyncio.sleep(back_s)
-        if answer.done():
-            return
         if failure is not None:
-            answer.set_exception(failure)
-            answer.exception()  # seen, also where nobody lives to see it
+            _fail(answer, failure)
         else:
-            answer.set_result(result)  # type: ignore[arg-type]
+            _answer(answer, result)
 
+
+def _answer(answer: "asyncio.Future[Any]", result: Any) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
+def _fail(answer: "asyncio.Future[Any]", error: BaseException) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+        answer.exception()  # seen, also where nobody lives to see it
+
+
+_NOBODY = contextvars.Context()
+"""The context of servers, which belong to no process."""
 
 _serving: set["asyncio.Task[None]"] = set()
 
 
 def _server(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
     """Run something outside of any process: servers go on when their clients do not."""
-    context = contextvars.copy_context()
-    context.run(PROCESS.set, None)
-    task = loop.create_task(work, context=context)
+    task = loop.create_task(work, context=_NOBODY.copy())
     _serving.add(task)
     task.add_done_callback(_serving.discard)

@@ -22,7 +22,10 @@ class Lease:
 
 
 class Witness:
-    """Notes every lease and every request to Plaid; what must not be goes to `failures`."""
+    """Notes every lease and every request to Plaid; what must not be goes to `failures`.
+
+    `sound`: partition and offset of records that were answered to a process that held the Item's lease.
+    """
 
     def __init__(self, now: Callable[[], datetime], failures: list[str], trace: Trace) -> None:
         self._trace = trace
@@ -32,6 +35,7 @@ class Witness:
         self._of_process: dict[tuple[Process, str], Lease] = {}
         self._items: dict[str, str] = {}
         self.late_requests = 0
+        self.sound: set[tuple[int, int]] = set()
         self.claims = 0
 
     def knows(self, token: str, item_id: str) -> None:
@@ -86,6 +90,7 @@ class Witness:
             self._failures.append(f"{process.name} made {lease.asked_late} requests after its lease of "
                                   f"{lease.claimed.item_id} had ended")  # fmt: skip
 
-    def quota_problems(self) -> list[str]:
-        """Requests that Plaid counted as too many."""
-        return []
+    def holds(self, process: Process, item_id: str) -> bool:
+        """Whether a process has the lease of an Item now."""
+        lease = self._live.get(item_id)
+        return lease is not None and lease.process is process and lease.until > self._now()

@@ -8,16 +8,19 @@ from typing import Any, TypeVar, cast
 from projections.outbox import Outbox
 from projections.publish import Publisher
 from runtime.dues import Claimed
-from runtime.kafka import Appender
+from runtime.kafka import Appended, Appender, Outgoing
 from runtime.leases import FOLLOWER
 from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
+from runtime.quotas import SYNC
 from runtime.reader import GatheringReader
 from sandbox.simulation.installation import Installation
 from sandbox.simulation.kafka import Client, feed
+from sandbox.simulation.limits import MemoryLimits
 from sandbox.simulation.loop import Process
 from sandbox.simulation.projection import MemoryOutbox, Projector
 from sandbox.simulation.store import MemoryStore
 from sandbox.simulation.wire import Wire
+from schemas import changesets
 from schemas.changesets import NONCE_BYTES
 from schemas.errors import Retry
 from streams.claimer import Claimer
@@ -29,11 +32,12 @@ from streams.mark_due import MarkDue
 from streams.passes import World
 
 SLOTS = 3
-POLL_S = 15.0
+POLL_S = 20.0
 """How often others' marks are looked for: seldom, since each look of a simulated hour costs machine time."""
 LEASE_S = 30.0
 TICK_S = 30.0
-SCHEDULE_S = 900.0
+PROBE_EVERY_S = 15.0
+SCHEDULE_S = 300.0
 ACCOUNTS_S = 600.0
 READER_BYTES_MAX = 1 << 20
 
@@ -84,19 +88,29 @@ class Worker:
         self.process = Process(name)
         self._rng = rng
         self._wire = Wire(self.process, rng, installation.hazards)
-        self.store = MemoryStore(installation.database, self._wire, installation.witness, lease_s=LEASE_S, holder=name)
+        self.store = MemoryStore(
+            installation.database,
+            self._wire,
+            installation.witness,
+            lease_s=LEASE_S,
+            holder=name,
+            limit=installation.quotas.limits.get(SYNC),
+        )
         self._due: asyncio.Queue[Claimed] = asyncio.Queue()
         self.lag_s = 0.0
+        self._limits = MemoryLimits(installation.quotas, installation.database, self._wire)
         world = self._world()
         self._fetcher = FetchDeltas(world, lease_s=LEASE_S)
         self.claimer = Claimer(self.store, self._due.put, slots=SLOTS, poll_s=POLL_S)
-        webhooks, changesets, projected = (
+        webhooks, heads, projected = (
             GatheringReader(records_max=rng.randint(1, 40), bytes_max=READER_BYTES_MAX) for _ in range(3)
         )
         wake = self.claimer.wake
         self._marker = MarkDue(webhooks, self.store.marking, on_commit=wake)
-        self._follower = FollowHeads(changesets, self.store.following, on_commit=wake, on_erased=lambda user: None)
-        self._readers = (webhooks, changesets, projected)
+        self._follower = FollowHeads(
+            heads, self.store.following, on_commit=self.claimer.followed, on_erased=lambda user: None
+        )
+        self._readers = (webhooks, heads, projected)
         broker = Client(installation.broker, self._wire)
         outbox = MemoryOutbox(installation.projection, installation.database, self._wire)
         self._publisher = Publisher(cast(Appender, broker), cast(Outbox, outbox), topic_prefix="")
@@ -106,25 +120,31 @@ class Worker:
         installation, rng = self.installation, self._rng
         parts: dict[str, Any] = {
             "bank": PlaidClient(installation, self._wire),
-            "log": Client(installation.broker, self._wire),
+            "log": Client(installation.broker, self._wire, on_put=self._put),
             "store": self.store,
             "clock": installation.now,
             "sleep": asyncio.sleep,
             "random": rng.random,
             "nonce": lambda: rng.randbytes(NONCE_BYTES),
             "accounts_interval_s": ACCOUNTS_S,
+            "limits": self._limits,
             "monotonic": asyncio.get_running_loop().time,
         }
         return World(**{name: part for name, part in parts.items() if name in World._fields})
 
+    def _put(self, process: Process, appended: Appended, record: Outgoing) -> None:
+        head = changesets.read(record.value or b"").head
+        if self.installation.witness.holds(process, head.item_id or ""):
+            self.installation.witness.sound.add((appended.partition, appended.offset))
+
     def start(self) -> None:
         """Start everything."""
-        webhooks, changesets, projected = self._readers
+        webhooks, heads, projected = self._readers
         groups = self.installation.groups
         process, store = self.process, self.store
         places: list[tuple[str, GatheringReader, Callable[[int], Awaitable[int]], bool]] = [
             (MARKER, webhooks, lambda partition: store.position(MARKER, partition), False),
-            (FOLLOWER, changesets, lambda partition: store.position(FOLLOWER, partition), True),
+            (FOLLOWER, heads, lambda partition: store.position(FOLLOWER, partition), True),
             ("projections", projected, self._projector.position, False),
         ]
         for name, reader, place, lags in places:
@@ -136,6 +156,7 @@ class Worker:
         self._run(self._publisher.run(), name="publisher")
         self._run(self._claim(), name="claimer")
         self._run(self._schedule(), name="schedule")
+        self._run(self._probe(), name="probe")
         for number in range(SLOTS):
             self._run(self._fetch(), name=f"fetch {number}")
 
@@ -157,6 +178,15 @@ class Worker:
                 await self._fetcher.fetch(claimed)
             finally:
                 self.claimer.done(claimed)
+
+    async def _probe(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            try:
+                if await self._limits.probe():
+                    self.claimer.wake()
+            except Retry:
+                continue
 
     async def _schedule(self) -> None:
         while True:
