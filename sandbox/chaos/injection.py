@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from runtime.crash_points import CrashPoint
@@ -23,7 +23,8 @@ LARGE_CHANGES = 600
 AWAY_S = 1.5
 HELD_BACK_S = 4.0
 """Beyond every timeout of SHORT_S and below the clients' own, whose answer to a silent neighbour is to wait."""
-UNANSWERED_S_MAX = 30.0
+TARGET_S_MAX = 30.0
+"""How long a fault waits for what it can be done to."""
 STORM_S = 3.0
 LOOK_S = 0.5
 
@@ -67,6 +68,10 @@ class Injector:
                 group.create_task(self._chain(chain))
             for fault in run.faults:
                 group.create_task(self._fault(fault, random.Random(rng.getrandbits(32))))
+        for victim in self._world.victims:
+            if victim.exits:
+                self.say(f"{victim.name} ended by itself with codes {victim.exits}")
+                victim.exits.clear()
 
     def say(self, what: str) -> None:
         """Note what happens now."""
@@ -76,8 +81,9 @@ class Injector:
         """Kill a process, and let it die at each of its points."""
         victim = self._world.victim(chain.slot)
         await asyncio.sleep(chain.at_s)
-        victim.deaths.extend(chain.deaths)
-        self._kill(victim)
+        async with victim.asleep:
+            victim.deaths.extend(chain.deaths)
+            self._kill(victim)
         for _ in chain.deaths:
             await self._die(victim)
 
@@ -87,7 +93,8 @@ class Injector:
         while len(victim.died_at) == died:
             now, point = time.monotonic(), victim.doomed_to
             if point is not None and now - victim.started_at > POINT_S_MAX:
-                self._kill(victim)
+                async with victim.asleep:
+                    self._kill(victim)
                 return
             if point is not None and point in _NEEDS_LARGE and now > large_at:
                 large_at = now + LARGE_EVERY_S
@@ -117,7 +124,8 @@ class Injector:
     async def _do(self, fault: Fault, rng: random.Random) -> bool:
         match fault.kind:
             case Kind.KILL_GATEWAY:
-                self._world.victim("gateway").kill()
+                async with self._world.victim("gateway").asleep:
+                    self._world.victim("gateway").kill()
                 self.kills += 1
                 return True
             case Kind.KILL_KAFKA:
@@ -165,20 +173,21 @@ class Injector:
     async def _zombie(self, name: str) -> bool:
         """Stop a process for longer than its leases, transactions and session live, and wake it up."""
         victim = self._world.victim(name)
-        pid = victim.pid
-        try:
+        async with victim.asleep:
+            if not await _until(victim.at_work):
+                return False
             victim.pause()
-        except ProcessLookupError:
-            return False
-        await asyncio.sleep(self._zombie_s)
-        victim.wake()
-        return victim.pid == pid  # killed while it slept, it woke up as nobody
+            try:
+                await asyncio.sleep(self._zombie_s)
+            finally:
+                victim.wake()
+        return True
 
     async def _unanswered(self, neighbour: str) -> bool:
         proxy = self._world.proxies[neighbour]
         trap = proxy.set_trap(_UNANSWERED[neighbour])
         try:
-            async with asyncio.timeout(UNANSWERED_S_MAX):
+            async with asyncio.timeout(TARGET_S_MAX):
                 await trap.sprung.wait()
         except TimeoutError:
             return False
@@ -188,11 +197,7 @@ class Injector:
 
     async def _cut(self, neighbour: str, rng: random.Random) -> bool:
         """Cut about half of the connections; where there are none, as soon as there are."""
-        for _ in range(int(UNANSWERED_S_MAX / LOOK_S)):
-            if self._world.proxies[neighbour].cut(chooses=rng):
-                return True
-            await asyncio.sleep(LOOK_S)
-        return False
+        return await _until(lambda: self._world.proxies[neighbour].cut(chooses=rng) > 0)
 
     async def _held_back(self, neighbour: str, *, cut: bool) -> bool:
         proxy = self._world.proxies[neighbour]
@@ -220,6 +225,16 @@ class Injector:
                 else:
                     joined.vanish()
         return True
+
+
+async def _until(condition: Callable[[], bool]) -> bool:
+    """Wait for a condition; False where it does not come to hold."""
+    deadline = time.monotonic() + TARGET_S_MAX
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(LOOK_S)
+    return True
 
 
 @asynccontextmanager

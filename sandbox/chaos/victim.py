@@ -12,6 +12,8 @@ from sandbox.chaos.schedule import Death
 from sandbox.stages import RESTART_S, StageProcess
 
 LOOK_S = 0.02
+START_S = 3.0
+"""A start takes three to five seconds of a core."""
 RESTART_S_MAX = 3.0
 SMALL_RECORDS = {"TARTAN_RECORD_BYTES_MAX": "8192"}
 """The least that a record may hold: some thirty transactions, so that updates of the bank's busy moments are parts."""
@@ -39,12 +41,19 @@ class Victim(StageProcess):
         self.doomed_to: CrashPoint | None = None
         self.started_at = 0.0
         self.changed = asyncio.Event()
+        self.asleep = asyncio.Lock()
+        """Held while it is stopped: a zombie that is killed wakes up as nobody."""
         self._killed = False
 
     def kill(self) -> None:
         """SIGKILL now, also where it is stopped."""
         self._killed, self.doomed_to = True, None
         super().kill()
+
+    def at_work(self) -> bool:
+        """Whether it runs, and long enough to have something to lose."""
+        running = self._child is not None and self._child.running()
+        return running and time.monotonic() - self.started_at > START_S
 
     def pause(self) -> None:
         """SIGSTOP: it is there and does nothing, while its leases and sessions end."""
