@@ -143,6 +143,11 @@ async def position(connection: asyncpg.Connection, partition: int) -> int:
     return int(await connection.fetchval(_POSITION, partition) or 0)
 
 
+async def parked(connection: asyncpg.Connection, *, item_id: str | None = None) -> list[Row]:
+    """The Items that are set aside now, the longest first: by which reader, where, why, and how much is withheld."""
+    return [_plain(row) for row in await connection.fetch(_PARKED, item_id)]
+
+
 async def snapshot(
     connection: asyncpg.Connection,
     user: int,
@@ -199,7 +204,7 @@ def _text(value: Any) -> Any:
 
 
 _ITEM_COLUMNS = """item_id, institution_id, institution_name, state, code, reason, effective_at, history_status,
-    unlinked, transaction_rows, linked_at, unlinked_at, last_sync_at, known_at"""
+    unlinked, transaction_rows, linked_at, unlinked_at, last_sync_at, missing_rows, missing_since, known_at"""
 
 _ITEMS = f"SELECT {_ITEM_COLUMNS} FROM reads.items WHERE user_number = $1 ORDER BY item_id"
 
@@ -235,7 +240,7 @@ SELECT account, kind, reference, currency, layer, debits, credits, balance
   FROM reads.ledger_balances WHERE user_number = $1 ORDER BY kind, reference, currency, layer"""
 
 _CHANGESETS = """
-SELECT id, type, cause, counts, net_events, partition, source_offset, said_at, known_at
+SELECT id, type, cause, counts, net_events, partition, source_offset, redriven_by, said_at, known_at
   FROM reads.changesets
  WHERE user_number = $1 AND item_id = $2 AND source_offset < coalesce($3, 9223372036854775807)
  ORDER BY source_offset DESC LIMIT $4"""
@@ -243,6 +248,14 @@ SELECT id, type, cause, counts, net_events, partition, source_offset, said_at, k
 _APPLIED = "SELECT head, head_offset, unlinked, last_sync_at FROM reads.items WHERE item_id = $1"
 
 _IS_APPLIED = "SELECT EXISTS (SELECT FROM reads.changesets WHERE id = $1)"
+
+# An Item that streams set aside has first_offset -1 and nothing withheld by it.
+_PARKED = """
+SELECT k.item_id, k.reader, k.first_offset, k.partition, k.reason, k.parked_at,
+       (SELECT count(*) FROM reads.withheld w WHERE w.item_id = k.item_id) AS withheld
+  FROM tartan.parkings k
+ WHERE k.redrive_offset IS NULL AND ($1::text IS NULL OR k.item_id = $1)
+ ORDER BY k.parked_at, k.item_id"""
 
 _POSITION = "SELECT position FROM reads.positions WHERE partition = $1"
 

@@ -8,7 +8,7 @@ SELECT own_id, user_number, item_id, account_id, transaction_id, pending,
        amount_value, amount_scale, currency,
        date, authorized_date, datetime, name, merchant_name, merchant_entity_id, logo_url,
        category_primary, category_detailed, category_confidence, enriched_at, user_fields,
-       removed_at, version, transfers, first_changeset, last_changeset, known_at, words, words_schema
+       removed_at, version, transfers, first_changeset, last_changeset, known_at, words, words_schema, missing_since
   FROM {schema}.transactions"""
 
 _LEDGER_TRANSFERS = """
@@ -23,6 +23,8 @@ SELECT a.id AS account, a.user_number, a.kind, a.reference, a.currency, b.layer,
        round((b.debits - b.credits) / power(10::numeric, a.scale), a.scale) AS balance
   FROM {schema}.ledger_balances b JOIN {schema}.ledger_accounts a ON a.id = b.account"""
 
+_WITHHELD = "SELECT item_id, partition, source_offset FROM {schema}.withheld"
+
 _PLAIN = "SELECT * FROM {schema}.{name}"
 
 VIEWS = {
@@ -34,6 +36,7 @@ VIEWS = {
     "ledger_balances": _LEDGER_BALANCES,
     "changesets": _PLAIN,
     "positions": _PLAIN,
+    "withheld": _WITHHELD,
 }
 
 

@@ -1,8 +1,7 @@
 """The projector on a real Postgres: the same log gives the same database, however it is cut, retried or raced."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 import pytest
@@ -11,81 +10,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from projections import admission, digests, expiry, known, net_events, redrive, rows, store
-from projections.admission import Opened, Owners
 from projections.expiry import Expiry
-from projections.project import Projector
-from projections.publish import Committed
-from projections.session import Session
 from projections.state import ItemRow, WorkingSet
 from projections.store import ONE_STATEMENT_ROWS_MAX
 from runtime.reader import Received
-from runtime.settings import Settings
 from sandbox.postgres import Postgres
 from schemas.errors import Halt
 from schemas.records import Transaction
 from tests.conftest import TEMPLATE, finish
 from tests.projections_bank import BankHistory, Step, histories
-from tests.projections_log import Log, account, added, balance, keys_of, modified, removed, transaction
-
-
-class Publisher:
-    """Takes what is handed over and publishes nothing."""
-
-    def __init__(self) -> None:
-        self.committed: list[Committed] = []
-
-    def floors(self) -> dict[int, int]:
-        return {}
-
-    def stored(self, floors: object) -> None:
-        pass
-
-    def hand(self, committed: Committed) -> None:
-        self.committed.append(committed)
-
-    async def room(self) -> None:
-        pass
-
-
-class Ownership:
-    """Every user has a key and a name, save those above 1,000 (no key) and 500 (a destroyed one)."""
-
-    async def of(self, _: object, users: Sequence[int]) -> Owners:
-        known_users = [user for user in users if user < 1_000]
-        return Owners(
-            {user: keys_of(user) if user < 500 else None for user in known_users},
-            {user: ("t", f"u{user}") for user in known_users},
-        )
-
-
-class Database:
-    """A migrated database and a projector on it."""
-
-    def __init__(self, dsn: str, **settings: float) -> None:
-        self.settings = Settings(postgres_dsn=dsn, **settings)  # type: ignore[arg-type]
-        self.session = Session(self.settings)
-        self.publisher = Publisher()
-        self.projector = Projector(self.session, self.publisher, Ownership(), self.settings)  # type: ignore[arg-type]
-        self.dsn = dsn
-
-    async def project(self, records: Sequence[object], cuts: Sequence[int] = ()) -> None:
-        opened = [admission.opened(record) for record in records]  # type: ignore[arg-type]
-        for batch in cut(opened, cuts):
-            await self.projector.project(batch)
-
-    async def connection(self) -> asyncpg.Connection:
-        return await self.session.connection()
-
-    async def full(self) -> str:
-        return await digests.full_digest(await self.connection())
-
-
-def cut(opened: Sequence[Opened], cuts: Sequence[int]) -> Iterator[Sequence[Opened]]:
-    begin = 0
-    for end in [*sorted({at % (len(opened) + 1) for at in cuts}), len(opened)]:
-        if end > begin:
-            yield opened[begin:end]
-            begin = end
+from tests.projections_database import Database, fresh
+from tests.projections_log import Log, account, added, balance, modified, removed, transaction
 
 
 @pytest.fixture(scope="session")
@@ -93,18 +28,6 @@ def template(template_dsn: str) -> str:
     """The database that has every table; a session has one, however many modules use this fixture."""
     assert template_dsn
     return TEMPLATE
-
-
-@contextlib.asynccontextmanager
-async def fresh(postgres: Postgres, name: str) -> AsyncIterator[Database]:
-    dsn = await postgres.create_database(name, template=TEMPLATE)
-    database = Database(dsn)
-    await store.ensure_positions(await database.connection(), 1)
-    try:
-        yield database
-    finally:
-        await database.session.close()
-        await postgres.drop_database(name)
 
 
 @pytest.fixture
