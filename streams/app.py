@@ -26,7 +26,7 @@ from runtime.witness import Witness
 from schemas.changesets import NONCE_BYTES
 from schemas.errors import Halt
 from schemas.topics import CHANGESETS, WEBHOOKS, full_name
-from streams import due_channel, scheduler, store
+from streams import alerts, due_channel, scheduler, store, sweep
 from streams.claimer import Claimer
 from streams.fetch_deltas import FetchDeltas
 from streams.follow_heads import READER as FOLLOWER
@@ -34,14 +34,15 @@ from streams.follow_heads import FollowHeads
 from streams.insisting import insist
 from streams.mark_due import READER as MARKER
 from streams.mark_due import MarkDue
-from streams.passes import World
+from streams.ports import World
+from streams.postgres_limits import PostgresLimits, run_probes
 from streams.store import PostgresStore
 
 STAGE = "streams"
 DRAIN_S = 30.0
 """Longest wait at a stop for passes under way; half of what the process may take."""
-POOL_SPARE = 6
-"""Connections beyond one a pass: two agents, the claimer, the schedule, renewals."""
+POOL_SPARE = 9
+"""Connections beyond one a pass: two agents, the claimer, the schedule, renewals, probes, the sweep, two of alerts."""
 WEBHOOKS_A_BATCH_MAX = 500
 """Marks in one transaction: about 20 ms, which is what a webhook behind them waits at most."""
 BATCH_BYTES_MAX = 16 * 1024 * 1024
@@ -91,11 +92,13 @@ class _Parts:
     def __init__(self, settings: Settings, pool: asyncpg.Pool, plaid: Plaid, appender: Appender, ends: LogEnds) -> None:
         self.settings = settings
         self.pool = pool
-        vault = Vault(settings.master_key())
-        self.keyring = Keyring(vault)
+        self.plaid = plaid
+        self.vault = Vault(settings.master_key())
+        self.keyring = Keyring(self.vault)
         self.changesets = full_name(CHANGESETS, settings.topic_prefix)
         self.webhooks = full_name(WEBHOOKS, settings.topic_prefix)
-        self.store = PostgresStore(pool, self.keyring, vault, settings)
+        self.store = PostgresStore(pool, self.keyring, self.vault, settings)
+        self.limits = PostgresLimits(pool, settings, on_ready=lambda: self.claimer.wake())
         world = World(
             bank=plaid,
             log=ChangesetLog(appender, ends, self.changesets),
@@ -105,6 +108,10 @@ class _Parts:
             random=random.random,
             nonce=lambda: os.urandom(NONCE_BYTES),
             accounts_interval_s=settings.accounts_interval_s,
+            days_requested=settings.days_requested,
+            removals_share_max=settings.removals_share_max,
+            record_bytes_max=settings.record_bytes_max,
+            limits=self.limits,
         )
         self.fetcher = FetchDeltas(world, lease_s=settings.lease_s)
         self.witnesses = {
@@ -155,10 +162,14 @@ class _Parts:
             records_max=self.settings.batch_records_max,
             bytes_max=self.settings.batch_bytes_max,
         )
-        wake = self.claimer.wake
         return (
-            MarkDue(webhooks, partial(store.marking, self.pool), on_commit=wake),
-            FollowHeads(changesets, partial(store.following, self.pool), on_commit=wake, on_erased=self.keyring.forget),
+            MarkDue(webhooks, partial(store.marking, self.pool), on_commit=self.claimer.wake),
+            FollowHeads(
+                changesets,
+                partial(store.following, self.pool),
+                on_commit=self.claimer.followed,
+                on_erased=self.keyring.forget,
+            ),
         )
 
     def _witness(self, ends: LogEnds, topic: str, reader: str) -> Witness:
@@ -195,6 +206,11 @@ async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[N
         "follow_heads": parts.follower.run(),
         "claimer": parts.claimer.run(),
         "schedule": scheduler.run(parts.pool, parts.settings, on_marked=parts.claimer.wake),
+        "probes": run_probes(parts.pool, parts.settings, parts.claimer.wake),
+        "sweep": sweep.run(
+            parts.pool, parts.plaid, parts.vault.open_token, parts.limits, parts.settings, parts.claimer.wake
+        ),
+        "alerts": alerts.run(parts.pool, parts.settings),
         "due_channel": due_channel.listen(parts.settings, on_due=parts.claimer.wake),
     }
     for topic, witness in parts.witnesses.items():
