@@ -49,7 +49,7 @@ class Injector:
         """What happened when, in seconds since the run began: a failure's first clue."""
         self.faults: Counter[str] = Counter()
         self.kills = 0
-        settings = world.settings()
+        settings = world.stage_settings()
         self._zombie_s = sleep_of_a_zombie_s(settings)
         self._append_s = append_timeout_s(settings)
         self._one_at_a_time = {"kafka": asyncio.Lock(), "postgres": asyncio.Lock()}

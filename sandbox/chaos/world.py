@@ -38,6 +38,10 @@ SHORT_TIMES: Mapping[str, str] = {
 }
 
 
+PATIENT = {"lock_timeout_s": 30.0, "statement_timeout_s": 60.0, "transaction_timeout_s": 120.0}
+"""A proof reads every row in one transaction."""
+
+
 class ChaosWorld(World):
     """A world whose processes die by plan and reach their neighbours through proxies."""
 
@@ -66,7 +70,11 @@ class ChaosWorld(World):
         return [stage for stage in self.stages.values() if isinstance(stage, Victim)]
 
     def settings(self) -> Settings:
-        """The settings of tools that look at this world: they go past the proxies."""
+        """The settings of tools that look at this world: they go past the proxies, and take their time."""
+        return self.stage_settings().model_copy(update=PATIENT)
+
+    def stage_settings(self) -> Settings:
+        """The settings of the stages, by the direct way."""
         return Settings.model_validate({name[7:].lower(): value for name, value in super().environment().items()})
 
     def environment(self) -> dict[str, str]:
