@@ -4,13 +4,14 @@ A mark raises the Item's generation and makes it due; it is dirty until a pass t
 later is done. So a mark that lands during a pass causes one more, and a thousand marks at once cause one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import asyncpg
 import msgspec
 
 from runtime.dues import Attempt, Hint, Lane, Mark
 from runtime.kafka import partition_of
+from runtime.reader import Position
 from runtime.vault import Vault
 from schemas.errors import Quarantine
 from schemas.records import Cause
@@ -99,15 +100,20 @@ async def attempt_since(connection: asyncpg.Connection, item_id: str, generation
     )
 
 
-async def new_keys(connection: asyncpg.Connection, keys: Sequence[bytes]) -> set[bytes]:
-    """Remember webhooks by their repeat keys; gives those that were not known."""
-    rows = await connection.fetch(_REMEMBER, list(keys))
-    return {row["key"] for row in rows}
+async def mark_webhooks(
+    connection: asyncpg.Connection,
+    marks: Sequence[Mark],
+    hints: Sequence[Hint] = (),
+    *,
+    reader: str = "",
+    positions: Mapping[int, Position] | None = None,
+) -> int:
+    """Make Items due, one mark each, keep hints for their next passes, and move the reader's positions.
 
-
-async def mark_webhooks(connection: asyncpg.Connection, marks: Sequence[Mark]) -> int:
-    """Make Items due, one mark each. Gives how many there are; unknown and unlinked ones are passed over."""
-    rows = await connection.fetch(
+    Gives how many were marked; unknown and unlinked Items are passed over.
+    """
+    moved = positions or {}
+    marked: int = await connection.fetchval(
         _MARK_MANY,
         [mark.item_id for mark in marks],
         [_json(mark.cause) for mark in marks],
@@ -116,21 +122,18 @@ async def mark_webhooks(connection: asyncpg.Connection, marks: Sequence[Mark]) -
         [mark.unread_only for mark in marks],
         [mark.stale for mark in marks],
         STALE_PASS_S,
-    )
-    return len(rows)
-
-
-async def add_hints(connection: asyncpg.Connection, hints: Sequence[Hint]) -> None:
-    """Keep hints for the next pass over their Items."""
-    await connection.execute(
-        _HINTS,
         [hint.item_id for hint in hints],
         [hint.offset for hint in hints],
         [hint.partition for hint in hints],
         [hint.code for hint in hints],
         [_fields(hint) for hint in hints],
         [hint.received_at for hint in hints],
+        reader,
+        list(moved),
+        [position.next for position in moved.values()],
+        [position.last_checksum for position in moved.values()],
     )
+    return marked
 
 
 async def mark_again(connection: asyncpg.Connection, items: Sequence[str], *, redriven: Sequence[str] = ()) -> None:
@@ -214,28 +217,30 @@ _MARK_MANY = """
             AS m (item_id, cause, received_at, accounts, unread_only, stale)
     ), locked AS (
         SELECT item_id FROM tartan.sync_state WHERE item_id = ANY($1) ORDER BY item_id FOR UPDATE
+    ), marked AS (
+        UPDATE tartan.sync_state s
+        SET generation = s.generation + 1, due_at = least(s.due_at, tartan.clock()), lane = 0, cause = m.cause::jsonb,
+            accounts_wanted = s.accounts_wanted OR m.accounts,
+            last_webhook_at = greatest(s.last_webhook_at, m.received_at)
+        FROM marks m JOIN locked USING (item_id)
+        WHERE s.item_id = m.item_id AND s.stopped IS DISTINCT FROM 'unlinked'
+          AND NOT (m.unread_only AND EXISTS (
+              SELECT FROM tartan.heads h WHERE h.item_id = m.item_id AND h.cursor IS NOT NULL))
+          AND NOT (m.stale AND coalesce(s.last_webhook_at > tartan.clock() - make_interval(secs => $7), false))
+        RETURNING s.item_id
+    ), hinted AS (
+        INSERT INTO tartan.hints (item_id, webhook_offset, webhook_partition, code, fields, received_at)
+        SELECT h.item_id, h.webhook_offset, h.webhook_partition, h.code, h.fields::jsonb, h.received_at
+        FROM unnest($8::text[], $9::bigint[], $10::int[], $11::text[], $12::text[], $13::timestamptz[])
+            AS h (item_id, webhook_offset, webhook_partition, code, fields, received_at)
+        JOIN tartan.sync_state s ON s.item_id = h.item_id AND s.stopped IS DISTINCT FROM 'unlinked'
+        ON CONFLICT DO NOTHING
+    ), advanced AS (
+        UPDATE tartan.positions p SET position = n.position, last_checksum = n.checksum
+        FROM unnest($15::int[], $16::bigint[], $17::bytea[]) AS n (partition, position, checksum)
+        WHERE p.reader = $14 AND p.partition = n.partition
     )
-    UPDATE tartan.sync_state s
-    SET generation = s.generation + 1, due_at = least(s.due_at, tartan.clock()), lane = 0, cause = m.cause::jsonb,
-        accounts_wanted = s.accounts_wanted OR m.accounts, last_webhook_at = greatest(s.last_webhook_at, m.received_at)
-    FROM marks m JOIN locked USING (item_id)
-    WHERE s.item_id = m.item_id AND s.stopped IS DISTINCT FROM 'unlinked'
-      AND NOT (m.unread_only AND EXISTS (
-          SELECT FROM tartan.heads h WHERE h.item_id = m.item_id AND h.cursor IS NOT NULL))
-      AND NOT (m.stale AND coalesce(s.last_webhook_at > tartan.clock() - make_interval(secs => $7), false))
-    RETURNING s.item_id"""
-
-_HINTS = """
-    INSERT INTO tartan.hints (item_id, webhook_offset, webhook_partition, code, fields, received_at)
-    SELECT h.item_id, h.webhook_offset, h.webhook_partition, h.code, h.fields::jsonb, h.received_at
-    FROM unnest($1::text[], $2::bigint[], $3::int[], $4::text[], $5::text[], $6::timestamptz[])
-        AS h (item_id, webhook_offset, webhook_partition, code, fields, received_at)
-    JOIN tartan.sync_state s ON s.item_id = h.item_id AND s.stopped IS DISTINCT FROM 'unlinked'
-    ON CONFLICT DO NOTHING"""
-
-_REMEMBER = """
-    INSERT INTO tartan.repeats AS r (key, seen_at) SELECT unnest($1::bytea[]), tartan.clock()
-    ON CONFLICT (key) DO NOTHING RETURNING key"""
+    SELECT count(*) FROM marked"""
 
 # A redrive ends the wait of a parked Item; another record that was skipped ends nothing that holds an Item back.
 _MARK_AGAIN = """

@@ -49,17 +49,19 @@ class FollowHeads:
         """Write what these records cause, in one transaction, and give users that were erased. Raises: Halt, Retry."""
         with shared.BATCH_SECONDS.labels(READER).time():
             async with self._begin({record.partition for record in records}) as following:
+                heads = {(record.partition, record.offset): changesets.read(record.value).head for record in records}
+                # Of all that was taken, because the positions come with the answer.
+                known = await following.heads({head.item_id for head in heads.values() if head.item_id is not None})
                 new = unread(records, {number: found.next for number, found in following.positions.items()})
                 if not new:
                     return []
-                read = [Read(record.partition, record.offset, changesets.read(record.value).head) for record in new]
-                known = await following.heads({one.head.item_id for one in read if one.head.item_id is not None})
+                read = [Read(place, offset, heads[place, offset]) for place, offset, *_ in new]
                 erased = await following.erased({one.head.user for one in read})
                 followed = follow(read, known, erased=erased)
-                await following.apply(followed)
                 await following.advance(
                     {record.partition: Position(record.offset + 1, checksum(record.value)) for record in new}
                 )
+                await following.apply(followed)  # takes the positions along
                 reach(CrashPoint.FOLLOW_BEFORE_COMMIT)
         reach(CrashPoint.FOLLOW_AFTER_COMMIT)
         shared.BATCHES.labels(READER).inc()

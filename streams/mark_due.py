@@ -43,16 +43,19 @@ class MarkDue:
         """Write what these records cause, in one transaction. Raises: Halt, Retry."""
         with shared.BATCH_SECONDS.labels(READER).time():
             async with self._begin({record.partition for record in records}) as marking:
-                new = unread(records, {number: found.next for number, found in marking.positions.items()})
+                found = [one for record in records if (one := _found(record)) is not None]
+                # Of all that was taken, because the positions come with the answer; those of records that were
+                # dealt with before are known already.
+                fresh = await marking.new_keys(list(dict.fromkeys(one.key for one in found)))
+                new = unread(records, {number: at.next for number, at in marking.positions.items()})
                 if not new:
                     return
-                found = [one for record in new if (one := _found(record)) is not None]
-                fresh = await marking.new_keys(list(dict.fromkeys(one.key for one in found)))
-                batch = intake.gather(found, fresh)
-                await marking.mark(batch.marks, batch.hints)
+                places = {(record.partition, record.offset) for record in new}
+                batch = intake.gather([one for one in found if (one.partition, one.offset) in places], fresh)
                 await marking.advance(
                     {record.partition: Position(record.offset + 1, checksum(record.value)) for record in new}
                 )
+                await marking.mark(batch.marks, batch.hints)  # takes the positions along
                 reach(CrashPoint.MARK_BEFORE_COMMIT)
         reach(CrashPoint.MARK_AFTER_COMMIT)
         shared.BATCHES.labels(READER).inc()

@@ -205,8 +205,9 @@ async def test_a_failure_waits_and_a_limit_waits_whatever_is_marked(pool: asyncp
 async def test_hints_come_with_the_claim_and_go_with_its_release(pool: asyncpg.Pool) -> None:
     await register(pool)
     async with pool.acquire() as connection:
-        await sync_state.add_hints(
+        await sync_state.mark_webhooks(
             connection,
+            [],
             [
                 Hint("item", 1, 11, "ERROR", {"error_code": "ITEM_LOGIN_REQUIRED"}, NOW),
                 Hint("item", 1, 10, "PENDING_EXPIRATION", {}, NOW),
@@ -249,12 +250,16 @@ async def test_a_stale_webhook_marks_at_most_once_in_ten_minutes(pool: asyncpg.P
 
 
 async def test_a_repeat_is_known_and_forgotten_after_a_day(pool: asyncpg.Pool) -> None:
+    async def new_keys(*keys: bytes) -> set[bytes]:
+        async with marking(pool, {1}) as transaction:
+            return await transaction.new_keys(keys)
+
+    first = await new_keys(b"a", b"b")
+    second = await new_keys(b"b", b"c")
     async with pool.acquire() as connection:
-        first = await sync_state.new_keys(connection, [b"a", b"b"])
-        second = await sync_state.new_keys(connection, [b"b", b"c"])
         await connection.execute("UPDATE tartan.repeats SET seen_at = now() - interval '25 hours' WHERE key = 'a'")
         await sync_state.purge(connection)
-        third = await sync_state.new_keys(connection, [b"a", b"b"])
+    third = await new_keys(b"a", b"b")
 
     assert (first, second, third) == ({b"a", b"b"}, {b"c"}, {b"a"})
 
