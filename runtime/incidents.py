@@ -20,6 +20,8 @@ REMOVALS_WITHHELD, WEBHOOKS_MISSED, DEAD_LETTERS = "removals_withheld", "webhook
 FAILING_AFTER = 5
 """Failures in a row before a sync counts as failing: the quick attempts are over, what follows takes hours."""
 DETAIL_CHARACTERS_MAX = 500
+QUIET_S = 15 * 60.0
+"""Without another stop for so long a reader is well again: supervisors start it at most 5 minutes apart."""
 KEPT_DAYS = 90
 """How long a closed incident is kept: a quarter, so that a report over three months finds all of them."""
 PURGED_AT_ONCE_MAX = 10_000
@@ -38,8 +40,8 @@ KINDS: dict[str, Kind] = {
     SYNC_FAILING: Kind(
         "An Item's sync keeps failing",
         "Item",
-        "It is tried again by itself, in hours. Look at the error in `tartan queue`; where it is no outage of Plaid's, "
-        "ask for a sync once it is mended.",
+        "It is tried again by itself, in hours. `tartan items show` has the last errors; where they are no outage of "
+        "Plaid's, mend the reason and ask for a sync.",
     ),
     ITEM_PARKED: Kind(
         "An Item is parked: one of its records or updates cannot be processed",
@@ -49,8 +51,8 @@ KINDS: dict[str, Kind] = {
     ITEM_REFUSED: Kind(
         "Plaid refuses an Item's requests for good",
         "Item",
-        "The code says whether the product, the bank or the request is the reason; after it is mended, "
-        "`tartan items redrive`, or unlink the Item.",
+        "`tartan items show` says whether the product, the bank or the request is the reason; ask for a sync once it "
+        "is mended, or unlink the Item.",
     ),
     ITEM_GONE: Kind(
         "An Item is gone at Plaid",
@@ -77,7 +79,7 @@ KINDS: dict[str, Kind] = {
     REMOVALS_WITHHELD: Kind(
         "A history that was read again would remove more transactions than is safe",
         "Item",
-        "Compare with the bank, then `tartan items approve` or reject; until then nothing is removed.",
+        "Compare with the bank, then `tartan items approve` or `tartan items reject`; until then nothing is removed.",
     ),
     WEBHOOKS_MISSED: Kind(
         "Webhooks that Plaid sent did not arrive",
@@ -96,6 +98,9 @@ KINDS: dict[str, Kind] = {
 _UNKNOWN = Kind("An incident", "subject", "See `tartan queue`.")
 
 _OF_STOPPED = {"parked": ITEM_PARKED, "refused": ITEM_REFUSED, "gone": ITEM_GONE}
+_CLIENT = "client"
+_SUSPECTED = "too_many_gone"
+"""Code of a pass whose Item Plaid called gone, and was not believed."""
 _OF_PASS = (SYNC_FAILING, ITEM_REFUSED, ITEM_GONE)
 """What a pass ends. A parking is ended by its redrive alone: `settle` sees that."""
 _OF_BANK = frozenset({"INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_NOT_AVAILABLE"})
@@ -141,22 +146,26 @@ async def after_pass(connection: asyncpg.Connection, claimed: Claimed, result: R
 
     Idempotence: every call with the same outcome is one sight more of the same incident.
     """
+    if (result.error or {}).get("code") == _SUSPECTED:
+        await seen(connection, TOO_MANY_GONE, _CLIENT, _error_text(result))
     now = _kind_of(claimed, result)
     if now is not None:
         await seen(connection, now, claimed.item_id, _error_text(result))
-    if result.outcome == "failed" and result.stopped is None:
-        return  # nothing is over while attempts fail
+    if result.stopped is None and (result.outcome == "failed" or result.attempts):
+        return  # nothing is over while attempts fail, or wait for a quota
     await over_all(connection, [kind for kind in _OF_PASS if kind != now], claimed.item_id)
 
 
 async def settle(connection: asyncpg.Connection) -> int:
-    """Close what is open of Items that have gone on, are unlinked, redriven or erased since. Gives how many.
+    """Close what is over by what stands in the tables: no pass says so of each. Gives how many.
 
-    No pass says so of each of them: who works on after a webhook has failed at nothing, and who is unlinked is
-    passed over no more.
+    Items that have gone on, are unlinked, redriven or erased since; a client none of whose Items is suspected to be
+    gone any more; a reader that has not stopped again.
     """
     kinds = (SYNC_FAILING, ITEM_PARKED, ITEM_REFUSED, ITEM_GONE, REMOVALS_WITHHELD)
     rows = await connection.fetch(_SETTLE, *kinds)
+    rows += await connection.fetch(_SETTLE_CLIENT, TOO_MANY_GONE, _SUSPECTED)
+    rows += await connection.fetch(_SETTLE_QUIET, DEAD_LETTERS, QUIET_S)
     return len(rows)
 
 
@@ -199,7 +208,8 @@ def _kind_of(claimed: Claimed, result: Released) -> str | None:
         return None
     error = result.error or {}
     its_bank = error.get("code") in _OF_BANK and claimed.institution_id is not None
-    return None if its_bank or error.get("detail") == _LIMITED else SYNC_FAILING
+    told_otherwise = its_bank or error.get("detail") == _LIMITED or error.get("code") == _SUSPECTED
+    return None if told_otherwise else SYNC_FAILING
 
 
 def _error_text(result: Released) -> str:
@@ -231,6 +241,18 @@ _SETTLE = """
             WHEN $4 THEN s.stopped = 'gone'
             ELSE true END)
     RETURNING i.incident"""
+
+# The look through all Items is made only while such an incident is open, and ends at the first that is suspected.
+_SETTLE_CLIENT = """
+    UPDATE tartan.incidents i SET closed_at = tartan.clock()
+    WHERE i.closed_at IS NULL AND i.kind = $1
+      AND NOT EXISTS (SELECT FROM tartan.sync_state s WHERE s.last_error ->> 'code' = $2)
+    RETURNING i.incident"""
+
+_SETTLE_QUIET = """
+    UPDATE tartan.incidents SET closed_at = tartan.clock()
+    WHERE closed_at IS NULL AND kind = $1 AND last_at < tartan.clock() - make_interval(secs => $2)
+    RETURNING incident"""
 
 _COLUMNS = "incident, kind, subject, detail, count, opened_at, last_at, closed_at, alerted_at IS NOT NULL AS told"
 

@@ -1,5 +1,6 @@
 """The ground truth: what a perfect reader of the feed must hold in the end.
 
+An account that is hidden for a while, and its rows, are part of it: they are there, and told again in the end.
 Amounts and balances are decimal text without exponent and without trailing zeros; rows are sorted by id.
 """
 

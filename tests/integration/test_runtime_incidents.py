@@ -1,5 +1,6 @@
 """Incidents on a real Postgres: one while it lasts, closed when it is over, kept for a while."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -168,6 +169,44 @@ async def test_an_erased_items_incidents_are_over_and_those_of_banks_are_not(con
 
     assert settled == 1
     assert await incidents.open_counts(connection) == {"institution_down": 1}
+
+
+async def test_a_wait_for_the_quota_does_not_end_a_failure(connection: asyncpg.Connection) -> None:
+    claimed = await claimed_item(connection, attempts=7)
+    await after(connection, claimed, attempts=7)
+
+    await after(connection, claimed, outcome="limited", attempts=7)
+
+    assert await rows(connection) == [("sync_failing", 1, False)]
+
+
+async def test_many_items_that_are_suspected_to_be_gone_are_one_incident_of_the_client(
+    connection: asyncpg.Connection,
+) -> None:
+    error = {"code": "too_many_gone", "detail": "9 of 10"}
+    for number in range(3):
+        claimed = await claimed_item(connection, f"item-{number}", attempts=8)
+        await put(connection, f"item-{number}", last_error=json.dumps(error))
+        await after(connection, claimed, attempts=9, error=error)
+
+    lasting = (await rows(connection), await incidents.settle(connection))
+    await connection.execute("UPDATE tartan.sync_state SET last_error = NULL")
+    over = await incidents.settle(connection)
+
+    assert lasting == ([("too_many_gone", 3, False)], 0)
+    assert over == 1
+
+
+async def test_a_reader_that_does_not_stop_again_is_well(connection: asyncpg.Connection) -> None:
+    await incidents.seen(connection, incidents.DEAD_LETTERS, "projections", "")
+    now = await connection.fetchval("SELECT now()")
+
+    settled = []
+    for later_s in (incidents.QUIET_S - 5, incidents.QUIET_S + 5):
+        await set_clock(connection, now + timedelta(seconds=later_s))
+        settled.append(await incidents.settle(connection))
+
+    assert settled == [0, 1]
 
 
 async def test_an_end_that_comes_after_the_reading_is_still_to_be_told(connection: asyncpg.Connection) -> None:

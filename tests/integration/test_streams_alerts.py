@@ -95,6 +95,10 @@ async def end(pool: asyncpg.Pool, subject: str = "item", *, kind: str = incident
         await incidents.over(connection, kind, subject)
 
 
+def counted(outcome: str) -> float:
+    return REGISTRY.get_sample_value("tartan_alerts_total", {"outcome": outcome}) or 0.0
+
+
 async def told_all(one: Teller) -> None:
     """Let a teller work until nothing is left to tell."""
     for _ in range(50):
@@ -186,6 +190,7 @@ async def test_a_receiver_that_is_down_is_told_when_it_is_back_and_waited_for_lo
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
     one = teller(pool, http, receiver)
+    before = {outcome: counted(outcome) for outcome in ("failed", "told")}
     receiver.status = 503
     await see(pool, "a")
     await see(pool, "b")
@@ -199,6 +204,8 @@ async def test_a_receiver_that_is_down_is_told_when_it_is_back_and_waited_for_lo
     assert waits[:4] == [1, 2, 4, 8]
     assert max(waits) == alerts.WAIT_S_MAX
     assert [taken["subject"] for taken in receiver.took] == ["a", "b"]
+    assert counted("failed") - before["failed"] == 12
+    assert counted("told") - before["told"] == 2
 
 
 async def test_a_receiver_that_takes_only_text_gets_only_text(
