@@ -7,7 +7,7 @@ Plaid counts a request when it arrives, we count it when its token is taken. Req
 Plaid's minutes had their tokens taken within a minute and the longest way, so that no minute of Plaid's holds more
 than its limit where burst + (60 s + DELAY_S_MAX) / interval <= limit.
 
-Locks: of one request's buckets the Item's first, then the client's, which all wait for and which so is held shortest.
+Locks: of one request's buckets the client's first, then the Item's, as the claim takes them.
 """
 
 from collections.abc import Mapping
@@ -160,10 +160,10 @@ async def exceeded(
     limit = limits.get(endpoint)
     async with connection.transaction():
         if limit is not None:
-            await connection.execute(_CLOSE, endpoint, item_id, MINUTE_S + item_pace(limit).burst_s)
             if error_code not in _OF_BANK:
                 ahead_s_max = MINUTE_S + client_pace(limit).burst_s
                 await connection.execute(_MOVE, endpoint, CLIENT_STEP_S, ahead_s_max)
+            await connection.execute(_CLOSE, endpoint, item_id, MINUTE_S + item_pace(limit).burst_s)
         await incidents.seen(connection, incidents.RATE_LIMITED, endpoint, error_code)
 
 
@@ -205,14 +205,14 @@ _TAKE = """
                ('', make_interval(secs => $5), make_interval(secs => $6))
     ), locked AS MATERIALIZED (
         SELECT item_id, full_at FROM tartan.buckets
-        WHERE endpoint = $1 AND item_id IN ($2, '') ORDER BY item_id DESC FOR UPDATE
+        WHERE endpoint = $1 AND item_id IN ($2, '') ORDER BY item_id FOR UPDATE
     ), found AS (
         SELECT w.*, greatest(l.full_at, tartan.clock()) AS full_at FROM wanted w LEFT JOIN locked l USING (item_id)
     ), waiting AS (
         SELECT greatest(0, max(extract(epoch FROM full_at - burst - tartan.clock())))::float8 AS wait_s FROM found
     ), taken AS (
         INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
-        SELECT $1, item_id, full_at + step FROM found, waiting WHERE wait_s = 0 ORDER BY item_id DESC
+        SELECT $1, item_id, full_at + step FROM found, waiting WHERE wait_s = 0 ORDER BY item_id
         ON CONFLICT (endpoint, item_id) DO UPDATE
         SET full_at = greatest(b.full_at, tartan.clock())
             + (SELECT w.step FROM wanted w WHERE w.item_id = b.item_id)
