@@ -29,7 +29,7 @@ from sandbox.simulator.truth import truth_of
 from schemas import changesets, codec, gate
 from schemas.events import BALANCE_REPORTED, TRANSACTION_REMOVED
 from schemas.gate import ItemGate, Verdict
-from schemas.records import Account, Head, Removal, Transaction, Webhook
+from schemas.records import Account, Head, History, Removal, Transaction, Webhook
 from schemas.topics import user_key
 from streams import app
 from streams.app import stage
@@ -173,6 +173,7 @@ class World:
     async def held(self, item: Item) -> Held:
         """What a reader holds of an Item: the gate and the events applied in order."""
         held, state = Held(), ItemGate()
+        aside: dict[bytes, list[tuple[str, Any]]] = {}
         for record in await self.records():
             if record.head.item_id != item.item_id:
                 continue
@@ -180,9 +181,13 @@ class World:
             state = gate.advance(record.head, state, verdict)
             held.verdicts.append(verdict)
             held.records.append(record)
-            if verdict is Verdict.ACCEPTED:
+            if verdict is Verdict.ASIDE:
+                aside[record.head.id] = record.events
+            elif verdict is Verdict.ACCEPTED:
                 held.head = record.head
-                _apply(record, held)
+                said = [event for part in record.head.parts for event in aside[part]]
+                aside = {} if record.head.kind == gate.CHAINED else aside
+                _apply([*said, *record.events], held)
         return held
 
     async def assert_true(self, item: Item) -> Held:
@@ -214,8 +219,11 @@ class World:
         return Record(partition, offset, envelope.head, events)
 
 
-def _apply(record: Record, held: Held) -> None:
-    for kind, said in record.events:
+def _apply(events: list[tuple[str, Any]], held: Held) -> None:
+    covered = next((said for _, said in events if isinstance(said, History)), None)
+    if covered is not None and covered.complete:
+        _conclude(covered, held)
+    for kind, said in events:
         if kind == TRANSACTION_REMOVED:
             assert isinstance(said, Removal)
             held.transactions.pop(said.transaction_id, None)
@@ -223,6 +231,13 @@ def _apply(record: Record, held: Held) -> None:
             held.transactions[said.transaction_id] = said
         elif kind == BALANCE_REPORTED:
             held.accounts[said.account_id] = said
+
+
+def _conclude(covered: History, held: Held) -> None:
+    """Forget what a whole history covers: what is still there follows it."""
+    for known in list(held.transactions.values()):
+        if known.account_id in covered.account_ids and known.date >= (covered.since or ""):
+            del held.transactions[known.transaction_id]
 
 
 def _part(value: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from sandbox.simulator.faults import Fault
 from sandbox.simulator.options import Options
 from schemas import changesets, codec, gate
 from schemas.errors import Halt
-from schemas.events import ACTIVE, ITEM_STATE_CHANGED, LOGIN_REQUIRED, PENDING_DISCONNECT, REVOKED, UNLINKED
+from schemas.events import ACTIVE, ITEM_STATE_CHANGED, LOGIN_REQUIRED, PENDING_DISCONNECT, REFUSED, REVOKED, UNLINKED
 from schemas.gate import Verdict
 from schemas.records import Cause, Head
 from schemas.topics import user_key
@@ -209,6 +209,32 @@ async def test_a_refused_sync_tells_the_state_even_without_a_webhook(made: World
     assert (held.head.type, held.head.item_code) == ("state", "ITEM_LOGIN_REQUIRED")
     assert len(again.records) == len(held.records)
     assert await made.attempts(item) == ["appended", "stopped", "stopped"]
+
+
+async def test_an_item_that_plaid_never_serves_is_told_and_goes_on_when_somebody_asks(made: World) -> None:
+    item = made.bank.create_item("user")
+
+    async with streams(made):
+        await made.register(item)
+        await made.settled(item)
+        made.bank.break_item(item, "ITEM_NOT_SUPPORTED", silent=True)
+        await made.webhook(item)
+        await made.settled(item)
+        refused, row = await made.held(item), await made.row(item)
+        made.bank.repair_item(item, silent=True)
+        async with made.pool.acquire() as connection:
+            await sync_state.mark_manual(connection, item.item_id)
+        await made.settled(item)
+        held = await made.assert_true(item)
+
+    assert refused.head is not None
+    assert (refused.head.type, refused.head.item_state, refused.head.item_code) == (
+        gate.STATE, REFUSED, "ITEM_NOT_SUPPORTED",
+    )  # fmt: skip
+    assert (row["stopped"], row["due_at"]) == (REFUSED, None)
+    assert '"ITEM_NOT_SUPPORTED"' in row["last_error"]
+    assert held.head is not None
+    assert (held.head.item_state, (await made.row(item))["stopped"]) == (ACTIVE, None)
 
 
 async def test_what_plaid_cannot_confirm_is_taken_from_the_webhook(made: World) -> None:
@@ -516,11 +542,3 @@ async def _append_root(made: World, user: int, item_id: str) -> bytes:
     )  # fmt: skip
     await made.append(made.partition(user), user_key(user), await _sealed(made, head, user))
     return head.id
-
-
-async def _append_redrive(made: World, user: int, item_id: str) -> None:
-    head = Head(
-        id=os.urandom(16), kind=gate.FREE, type=gate.REDRIVE, parent=None, item_id=item_id, user=user, at=1,
-        cause=Cause("operator"), key_generation=1, first_offset=-1,
-    )  # fmt: skip
-    await made.append(made.partition(user), user_key(user), await _sealed(made, head, user))
