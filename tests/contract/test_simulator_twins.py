@@ -1,5 +1,6 @@
 """Plaid inside the process against the real client over HTTP: the same questions, the same answers and errors."""
 
+import asyncio
 import datetime as dt
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from aiohttp import web
 from pydantic import SecretStr
 
 from runtime.plaid import Plaid, PlaidRefused
@@ -27,6 +29,8 @@ from schemas.errors import Retry
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 PATIENCE_S = 0.3
 """How long the client over HTTP waits; the one inside the process waits as long in virtual time."""
+
+WAIT_S = 20.0
 
 Twin = Plaid | Bank
 Ask = Callable[[Twin, Item], Awaitable[object]]
@@ -225,3 +229,34 @@ async def test_the_key_that_signs_is_the_same() -> None:
         assert isinstance(said, bytes)
         assert json.loads(said)["kid"] == kid
         assert unknown[2] == "INVALID_WEBHOOK_VERIFICATION_KEY_ID"  # type: ignore[index]
+
+
+async def test_the_same_webhooks_go_out_with_the_same_signatures() -> None:
+    got: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
+
+    async def take(request: web.Request) -> web.Response:
+        got.put_nowait((await request.read(), request.headers["Plaid-Verification"]))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/webhooks", take)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/webhooks"
+        async with twins(webhook_url=url, rotate_key_every=2) as sides:
+            await both(sides, ASKS["/transactions/sync"])
+            in_both(sides, lambda side: side.world.step(side.item.item_id))
+            in_both(sides, lambda side: side.world.break_item(side.item, "ITEM_LOGIN_REQUIRED"))
+
+            async with asyncio.timeout(WAIT_S):
+                posted = {await got.get(), await got.get()}
+            inside = sides[1].plaid
+            assert isinstance(inside, Bank)
+            sent = {(one.body, one.jwt) for one in inside.webhooks(START)}
+
+            assert posted == sent
+            assert len(sent) == 2
+    finally:
+        await runner.cleanup()
