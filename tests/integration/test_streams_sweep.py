@@ -12,13 +12,14 @@ import pytest
 from aiohttp import web
 
 from runtime import incidents
+from runtime.kafka import LogEnds
 from runtime.plaid import Plaid, PlaidRefused
 from runtime.plaid_answers import ItemAnswer
 from runtime.settings import Settings
 from sandbox.simulator.bank import Item
 from sandbox.simulator.options import Options, WebhookRates
 from schemas.errors import Quarantine, Retry
-from streams import missed, sweep
+from streams import caught_up, missed, sweep
 from streams.postgres_limits import PostgresLimits
 from streams.sweep import Sweep, Timing, Turn
 from tests.integration.streams_world import World, streams, world
@@ -130,6 +131,26 @@ async def test_of_webhooks_that_are_lost_each_is_found_and_healed_and_their_shar
         for item in items:
             if item.item_id in {row["item_id"] for row in rows}:
                 await made.assert_true(item)
+
+
+async def test_webhooks_that_nobody_has_read_are_seen_in_the_log(
+    kafka_address: str, topic_prefix: str, database: str
+) -> None:
+    async with world(kafka_address, topic_prefix, database) as made:
+        ends = LogEnds(made.settings)
+        await ends.start()
+        try:
+            is_read = caught_up.on_webhooks(made.pool, ends, made.topic("webhooks"), made.settings.partitions)
+            empty = [await is_read(), await is_read()]
+
+            await made.webhook("item")
+            waiting = [await is_read(), await is_read()]
+            async with streams(made):
+                await made.until(is_read, what="the webhook read")
+        finally:
+            await ends.stop()
+
+    assert (empty, waiting) == ([False, True], [True, False])
 
 
 async def _quiet(made: World) -> bool:
@@ -380,3 +401,26 @@ async def test_a_share_of_zero_sweeps_nothing_and_stays(pool: asyncpg.Pool) -> N
     running.cancel()
 
     assert (asked_without, bank.asked > 0) == (0, True)
+
+
+async def test_while_webhooks_wait_to_be_read_nothing_counts_as_missed(pool: asyncpg.Pool) -> None:
+    await add(pool, "item")
+    bank, marked = Answering(refused("INVALID_INPUT", "INVALID_ACCESS_TOKEN")), asyncio.Event()
+    asked: list[int] = []
+
+    async def is_read() -> bool:
+        asked.append(bank.asked)
+        return len(asked) > 3
+
+    settings = Settings(plaid_limits="off", sweep_share=1.0)
+    opened: Any = lambda sealed, *, item_id: sealed.decode()  # noqa: E731
+    running = asyncio.create_task(
+        sweep.run(
+            pool, cast("Any", bank), opened, cast("Any", Unlimited()), settings, marked.set,
+            is_read=is_read, timing=TIMING,
+        )
+    )  # fmt: skip
+    await asyncio.wait_for(marked.wait(), 10)
+    running.cancel()
+
+    assert asked[:4] == [0, 0, 0, 0]
