@@ -253,6 +253,8 @@ def _redrive(items: Sequence[str], *, by: str, dry_run: bool, as_json: bool) -> 
             async with _operator(by) as operator:
                 for one in parked:
                     told[one.item_id] |= await _append(connection, operator, one, operations.redrive())
+                    if told[one.item_id]["outcome"] == Outcome.DONE:
+                        await operations.wake(connection, one.item_id)
         return list(told.values())
 
     outcomes = with_postgres(work)

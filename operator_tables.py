@@ -158,6 +158,8 @@ def _troubles(status: QueueStatus) -> Iterable[RenderableType]:
             ((one.kind, one.subject, one.detail[:REASON_CHARACTERS_MAX], one.count,
               _span_between(one.opened_at, status.at)) for one in status.incidents),
         )  # fmt: skip
+        for kind, remedy in {one.kind: one.remedy for one in status.incidents}.items():
+            yield Text(f"{kind}: {remedy}", style="dim")
     if status.removals_withheld:
         yield _table(
             ("removals wait for a decision", "tenant", "transactions"),

@@ -181,7 +181,9 @@ def _found(request: SyncRequest, item: Owned, attempts: Sequence[Attempt], shown
     if first.outcome == NOT_READY:
         return Found(NOT_READY, over=not request.refresh, attempts=until)
     complete = not request.refresh or _after_the_bank(request, item, passed) is not None
-    return Found("applied", over=complete, complete=complete, attempts=until)
+    # A pass that did well and has an error was not allowed to have the bank asked: nothing more will come.
+    refused = None if complete or _is_bank_asked(request, item) else first.error
+    return Found("applied", over=complete or refused is not None, complete=complete, attempts=until, error=refused)
 
 
 def _after_the_bank(request: SyncRequest, item: Owned, passed: Sequence[Attempt]) -> Attempt | None:

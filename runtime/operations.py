@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import asyncpg
 
+from runtime import sync_state
 from runtime.kafka import Appended, Appender, Outgoing
 from runtime.leases import FOLLOWER, NO_OFFSET
 from runtime.settings import Settings
@@ -113,6 +114,17 @@ async def is_read(connection: asyncpg.Connection, at: Appended, *, within_s: flo
             return False
         await asyncio.sleep(POLL_S)
     return True
+
+
+async def wake(connection: asyncpg.Connection, item_id: str) -> None:
+    """Have a redriven Item claimed now.
+
+    follow_heads makes it due, perhaps before projections end its parking; a claim between the two finds it parked
+    still, and looks at it again only after minutes.
+    """
+    async with connection.transaction():
+        await sync_state.mark_again(connection, [], redriven=[item_id])
+        await connection.execute(f"NOTIFY {sync_state.CHANNEL}")
 
 
 async def park(connection: asyncpg.Connection, item: Standing, *, reason: str) -> bool:

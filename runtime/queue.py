@@ -11,6 +11,7 @@ import msgspec
 
 from runtime import breakers, quotas
 from runtime.dues import Lane
+from runtime.incidents import KINDS
 from runtime.leases import FOLLOWER
 from runtime.queue_status import (
     BankCounts,
@@ -59,7 +60,7 @@ async def status(connection: asyncpg.Connection, settings: Settings, *, tenant: 
             FailedPass(**row) for row in await connection.fetch(_FAILURES, tenant, FAILURES_SEEN_MAX, LISTED_MAX)
         ],
         breakers=[OpenBreaker(**row) for row in await connection.fetch(_BREAKERS, tenant)],
-        incidents=[OpenIncident(**row) for row in await connection.fetch(_INCIDENTS, tenant, LISTED_MAX)],
+        incidents=[_incident(row) for row in await connection.fetch(_INCIDENTS, tenant, LISTED_MAX)],
         removals_withheld=[WithheldRemovals(**row) for row in await connection.fetch(_REMOVALS, tenant, LISTED_MAX)],
         schedule=await health(connection, settings, tenant=tenant),
         buckets=await buckets(connection, settings.limits()) if whole else [],
@@ -151,6 +152,11 @@ def _listed(row: asyncpg.Record) -> QueuedItem:
     return msgspec.convert({**row, "lane": Lane(row["lane"]).name.lower()}, QueuedItem)
 
 
+def _incident(row: asyncpg.Record) -> OpenIncident:
+    kind = KINDS.get(row["kind"])
+    return OpenIncident(**row, remedy=kind.remedy if kind else None)
+
+
 def _reasons(found: ScheduleHealth) -> Iterable[str]:
     late_s = found.interval_s + found.tolerance_s
     if found.last_tick_age_s is None:
@@ -173,7 +179,8 @@ async def _bucket(connection: asyncpg.Connection, endpoint: str, limit: Limit) -
 
 async def _fact(connection: asyncpg.Connection, name: str) -> dict[str, Any] | None:
     value = await connection.fetchval(_FACT, name)
-    return None if value is None else msgspec.json.decode(value, type=dict[str, Any])
+    # Whoever counts puts a null there first, to have a row to lock.
+    return None if value is None else msgspec.json.decode(value, type=dict[str, Any] | None)
 
 
 _CLOCK = "SELECT tartan.clock()"

@@ -104,7 +104,7 @@ class ClientBucket(Struct):
 
 
 class OpenIncident(Struct):
-    """An incident that is open."""
+    """An incident that is open. `remedy`: what an operator does about its kind."""
 
     incident: int
     kind: str
@@ -113,6 +113,7 @@ class OpenIncident(Struct):
     count: int
     opened_at: datetime
     last_at: datetime
+    remedy: str | None
 
 
 class WithheldRemovals(Struct):

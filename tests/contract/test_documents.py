@@ -7,6 +7,7 @@ import pytest
 import typer
 
 import cli
+from runtime.incidents import KINDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,3 +40,25 @@ def test_the_commands_that_a_page_names_exist(page: Path) -> None:
 
     assert set(re.findall(r"\btartan ([a-z][a-z-]*)", said)) - commands.keys() == set()
     assert set(re.findall(r"\bmake ([a-z]+)", said)) - targets == set()
+
+
+def test_operations_says_of_each_kind_of_incident_what_the_alert_says() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+
+    rows = dict(re.findall(r"^\| `(\w+)` \| \w+ \| (.+) \|$", page, re.MULTILINE))
+
+    assert {kind: f"{words.title}. {words.remedy}" for kind, words in KINDS.items()}.items() <= rows.items()
+
+
+def test_operations_names_no_metric_that_no_process_has() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    code = "".join(
+        path.read_text("utf-8")
+        for stage in ("runtime", "ingest", "streams", "projections", "gateway")
+        for path in (ROOT / stage).rglob("*.py")
+    )
+
+    named = set(re.findall(r"`(tartan_\w+)`", page))
+
+    assert named
+    assert {name for name in named if f'"{name}"' not in code} == set()

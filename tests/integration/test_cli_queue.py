@@ -150,6 +150,7 @@ def test_an_operator_sees_failures_breakers_incidents_quota_removals_and_lost_we
     assert [(row["institution_id"], row["code"]) for row in told["breakers"]] == [("ins_down", "INSTITUTION_DOWN")]
     assert [(row["kind"], row["count"]) for row in told["incidents"]] == [("institution_down", 3)]
     assert [(row["item_id"], row["transactions"]) for row in told["removals_withheld"]] == [("idle", 41)]
+    assert "one of them tries" in told["incidents"][0]["remedy"]
     assert told["webhook_loss"] == {"sent": 100, "missed": 2}
     sync = next(bucket for bucket in told["buckets"] if bucket["endpoint"] == "transactions/sync")
     assert (sync["per_minute"], sync["left"]) == (2500, 0)
@@ -177,6 +178,17 @@ async def test_a_bucket_has_as_many_left_as_quotas_would_let_through(database: s
 
     assert found.left == max(found.burst - used, 0)
     assert (found.next_in_s > 0) == (found.left == 0)
+
+
+def test_a_loss_of_which_nothing_was_counted_yet_is_none(database: str) -> None:
+    async def put() -> None:
+        connection = await asyncpg.connect(database)
+        await connection.execute("INSERT INTO tartan.facts VALUES ('webhook_loss', 'null')")
+        await connection.close()
+
+    asyncio.run(put())
+
+    assert last_line(tartan(database, "queue", "--json"))["webhook_loss"] is None
 
 
 def test_people_read_tables_with_whole_ids_and_an_empty_queue_says_so(database: str) -> None:

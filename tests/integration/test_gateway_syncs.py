@@ -182,6 +182,18 @@ async def test_a_refresh_whose_bank_is_slow_is_answered_with_what_is_known(api: 
     assert (status, answer["status"], answer["complete"], answer["bank_asked"]) == (202, "applied", False, True)
 
 
+async def test_a_refresh_that_plaid_refuses_is_answered_with_its_code(api: Api) -> None:
+    item = await shown_item(api)
+    waiting = asyncio.create_task(api.ask("POST", f"/v1/items/{item}/sync?refresh=true&wait=20"))
+    await generation_is(api, 2)
+
+    await api.attempt(item, generation=2, error='{"code": "PRODUCTS_NOT_SUPPORTED", "detail": "transactions/refresh"}')
+    status, answer = await waiting
+
+    assert (status, answer["status"], answer["complete"], answer["bank_asked"]) == (200, "applied", False, False)
+    assert answer["error"]["code"] == "PRODUCTS_NOT_SUPPORTED"
+
+
 @pytest.mark.parametrize("bucket", ["item", "client"])
 async def test_a_refresh_beyond_plaids_quota_is_429_and_marks_nothing(api: Api, bucket: str) -> None:
     item = await shown_item(api)
