@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from runtime.dues import Claims, Standing
+from runtime.dues import Claimed, Claims, Standing
 from runtime.leases import AGE_S, PARKED_LOOK_S, SLACK
 from runtime.quotas import CLIENT, SYNC, Limit, Pace, client_pace, item_pace
 from sandbox.simulation.tables import Row, Tables
@@ -27,10 +27,13 @@ def claim(
 ) -> Claims:
     """Lease Items that are ready, at most `slots`, by lane, age and the tenants' turns, as the quota pays for them."""
     now = tables.clock()
-    found, held = _looked(tables, now, slots, standing, limit)
     available = math.inf if limit is None else _available(tables, now, client_pace(limit))
+    if limit is not None and available < 1 and not tables.unlinking:
+        return Claims(more_in_s=(1 - available) * client_pace(limit).interval_s)
+    found, held = _looked(tables, now, slots, standing, limit)
     left = slots if available == math.inf or available < 1 else min(slots, int(available))
-    claims, spent = [], 0
+    claims: list[Claimed] = []
+    spent = 0
     for row in _placed(found, now, standing):
         if len(claims) == left:
             break

@@ -27,7 +27,7 @@ from sandbox.simulator.limits import Limit as PlaidLimit
 from sandbox.simulator.options import Options
 from sandbox.simulator.plaid_errors import PlaidFailure
 from sandbox.simulator.world import World as Plaid
-from schemas.changesets import UserKeys, user_keys
+from schemas.changesets import RECORD_BYTES_MAX, UserKeys, user_keys
 from schemas.topics import user_key
 from streams.mark_due import READER as MARKER
 
@@ -69,6 +69,8 @@ class Installation:
         self.hazards = Hazards()
         self.failures: list[str] = []
         self.is_scheduling = True
+        # In some runs records are so small that an update becomes parts.
+        self.record_bytes_max = rng.choice((RECORD_BYTES_MAX, 1_500))
         self.broker = Broker(random.Random(rng.random()), self.hazards, partitions=PARTITIONS)
         self.tables = Tables(self.now, random.Random(rng.random()))
         self.database = Database(self.tables, random.Random(rng.random()), self.hazards)

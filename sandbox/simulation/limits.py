@@ -76,10 +76,7 @@ class Quotas:
         breaker.failures += 1
         was_open = breaker.open_until
         trying = timedelta(seconds=PROBE_S) + (breaker.changed_at or now)
-        if was_open is not None:
-            opens = was_open <= max(now, trying)
-        else:
-            opens = breaker.failures >= self._failures_max
+        opens = was_open <= max(now, trying) if was_open else breaker.failures >= self._failures_max
         if opens:
             breaker.trips += 1
             breaker.open_until, breaker.changed_at = now + timedelta(seconds=wait_s(breaker.trips)), now

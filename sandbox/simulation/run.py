@@ -72,9 +72,11 @@ async def _simulated(seed: int, *, shown: bool) -> Outcome:
 
 def _options(seed: int, rng: random.Random, is_scheduling: bool) -> Options:
     rates = WebhookRates(
-        lost=rng.choice((0.0, 0.2, 0.5)) if is_scheduling else 0.0, repeated=rng.choice((0.0, 0.3)), delayed=rng.choice((0.0, 0.4)),
+        lost=rng.choice((0.0, 0.2, 0.5)) if is_scheduling else 0.0,
+        repeated=rng.choice((0.0, 0.3)),
+        delayed=rng.choice((0.0, 0.4)),
         delay_max_s=rng.choice((20.0, 400.0)),
-    )  # fmt: skip
+    )
     return Options(
         seed=seed, start_at=START, validate_requests=False, rate_limits="production", webhooks=rates,
         page_split_share=0.6, history_transactions=20, history_days=60, legacy_webhooks=rng.random() < 0.3,

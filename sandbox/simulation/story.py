@@ -74,6 +74,7 @@ class Story:
             Act(1, self._end_an_item),
             Act(3, self._break_the_way),
             Act(2, self._limit),
+            Act(2, self._lose_the_cursor),
             Act(2, self._bank_down),
             Act(3, self._login),
             Act(1, self._revoke),
@@ -227,6 +228,14 @@ class Story:
     ) -> None:
         self.note(f"fault {code} {item.item_id} {endpoint} page {page} times {times}")
         self._plaid.faults.declare(Fault(code=code, endpoint=endpoint, item_id=item.item_id, page=page, times=times))
+
+    def _lose_the_cursor(self) -> None:
+        item = self._some()
+        if item is not None:
+            self._count("cursor_refused")
+            self.note(f"cursor lost {item.item_id}")
+            item.cursor_epoch += 1
+            self._plaid.step(item.item_id)
 
     def _bank_down(self) -> None:
         bank = self._rng.choice(BANKS)

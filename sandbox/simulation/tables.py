@@ -117,6 +117,7 @@ class Tables:
     attempts: list[Attempt] = field(default_factory=list)
     keys: dict[int, UserKeys | None] = field(default_factory=dict)
     buckets: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    unlinking: set[str] = field(default_factory=set)
     is_failing: Callable[[str | None], bool] = lambda institution_id: False
     queue: Ready[Row] = field(init=False)
 
@@ -157,6 +158,8 @@ class Tables:
         self._mark(row, lane, cause)
         row.accounts_wanted = row.accounts_wanted or accounts
         row.unlink_requested = row.unlink_requested or unlink
+        if unlink:
+            self.unlinking.add(item_id)
         return row.generation
 
     def mark_webhooks(self, marks: Sequence[Mark]) -> int:
@@ -254,7 +257,8 @@ class Tables:
             sealed_token=None if credential.token is None else credential.token.encode(), lease=row.lease_token,
             expired=expired, generation=row.generation, lane=row.lane, cause=row.cause,
             unlink_requested=row.unlink_requested, accounts_wanted=row.accounts_wanted, accounts_at=row.accounts_at,
-            attempts=row.attempts, not_ready=row.not_ready, head=head, hints=known, refresh_wanted=row.refresh_wanted, bank_failing=self.is_failing(row.institution_id),
+            attempts=row.attempts, not_ready=row.not_ready, head=head, hints=known, refresh_wanted=row.refresh_wanted,
+            bank_failing=self.is_failing(row.institution_id),
         )  # fmt: skip
 
     def held(self, claimed: Claimed) -> Row | None:
@@ -341,6 +345,7 @@ class Tables:
         row.stopped, row.due_at, row.lease_token, row.lease_until = "unlinked", None, None, None
         row.done_generation, row.attempts, row.last_error = row.generation, 0, None
         self.hints.pop(claimed.item_id, None)
+        self.unlinking.discard(claimed.item_id)
 
     def park(self, claimed: Claimed, *, reason: str) -> None:
         """Set an Item aside until it is redriven."""
@@ -372,6 +377,7 @@ class Tables:
     def _erase(self, user: int) -> None:
         self.keys[user] = None
         for item_id in [item_id for item_id, row in self.rows.items() if row.user == user]:
+            self.unlinking.discard(item_id)
             for table in (self.rows, self.credentials, self.hints, self.heads):
                 table.pop(item_id, None)
 

@@ -20,7 +20,7 @@ from sandbox.simulation.loop import Process
 from sandbox.simulation.projection import MemoryOutbox, Projector
 from sandbox.simulation.store import MemoryStore
 from sandbox.simulation.wire import Wire
-from schemas import changesets
+from schemas import changesets, gate
 from schemas.changesets import NONCE_BYTES
 from schemas.errors import Retry
 from streams.claimer import Claimer
@@ -128,12 +128,15 @@ class Worker:
             "nonce": lambda: rng.randbytes(NONCE_BYTES),
             "accounts_interval_s": ACCOUNTS_S,
             "limits": self._limits,
+            "record_bytes_max": installation.record_bytes_max,
             "monotonic": asyncio.get_running_loop().time,
         }
         return World(**{name: part for name, part in parts.items() if name in World._fields})
 
     def _put(self, process: Process, appended: Appended, record: Outgoing) -> None:
         head = changesets.read(record.value or b"").head
+        if head.kind == gate.PART:
+            self.installation.hazards.counts["update_in_parts"] += 1
         if self.installation.witness.holds(process, head.item_id or ""):
             self.installation.witness.sound.add((appended.partition, appended.offset))
 
