@@ -1,7 +1,9 @@
 """What Plaid is asked about an Item beside the sync: its state, its accounts, and to ask the bank itself. Shell."""
 
+import asyncio
+from collections.abc import Awaitable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime import logs
 from runtime.dues import Claimed
@@ -19,7 +21,11 @@ from streams.ports import World
 MANUAL = "manual"
 """`kind` of the cause of a pass that somebody asked for: how fresh the bank's data is belongs to its answer."""
 REASON_CHARACTERS_MAX = 300
+BESIDE_S_MAX = 10.0
+"""Longest wait for what the sync can do without. A second refresh within a minute has no token for a minute, and who
+asks for many would hold the slots that all others sync in; a shorter wait would give up on a slow answer of Plaid's."""
 
+Answer = TypeVar("Answer")
 _log = logs.logger(__name__)
 
 
@@ -49,7 +55,7 @@ class Asking:
         if not is_due and self._claimed.cause.kind != MANUAL:
             return None
         try:
-            answer = await self._bank.item(self._token)
+            answer = await (self._bank.item(self._token) if is_due else _beside(self._bank.item(self._token)))
         except PlaidRefused as refusal:
             if is_due or action_after(refusal) in classify.STOPPING:
                 return stopped_state(refusal)
@@ -78,7 +84,7 @@ class Asking:
         Raises: PlaidRefused, where the refusal is a state of the Item.
         """
         try:
-            await self._bank.refresh(self._token)
+            await _beside(self._bank.refresh(self._token))
         except PlaidRefused as refusal:
             if action_after(refusal) in (Action.USER, Action.GONE):
                 raise
@@ -113,6 +119,14 @@ class Asking:
             # The transactions are worth keeping without them; they stay wanted, and the next pass asks again.
             _log.warning("accounts not read", item_id=claimed.item_id, reason=str(error))
             return {}
+
+
+async def _beside(asked: Awaitable[Answer]) -> Answer:
+    """Wait for an answer, but not for long. Raises: Retry, where it takes longer; what it raises itself."""
+    try:
+        return await asyncio.wait_for(asked, BESIDE_S_MAX)
+    except TimeoutError:
+        raise Retry(f"no answer or no room in the quota within {BESIDE_S_MAX:g} s") from None
 
 
 def action_after(refusal: PlaidRefused) -> Action:

@@ -1,5 +1,6 @@
 """What a pass asks beside the sync: the Item's state, how fresh the bank's data is, and the bank itself."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from schemas.errors import Retry
 from schemas.records import Cause
-from streams import waits
+from streams import asking, waits
 from tests.streams_memory import HEAD, PAGE, Memory, fetched, refusal
 
 MANUAL = {"cause": Cause("manual", by="someone"), "lane": 1}
@@ -101,6 +102,26 @@ async def test_a_bank_that_cannot_be_asked_does_not_cost_the_sync_and_the_attemp
     assert (result.outcome, result.refreshed, result.due_in_s, result.attempts) == ("appended", False, None, 0)
     assert result.error is not None
     assert result.error["code"] == code
+
+
+class Full:
+    """Limits with room for the sync, and for nothing beside it."""
+
+    async def take(self, endpoint: str, item_id: str) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_what_the_sync_can_do_without_does_not_hold_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "BESIDE_S_MAX", 0.01)
+    memory = Memory()
+
+    result = await asyncio.wait_for(fetched(memory, world={"limits": Full()}, **REFRESH), 5)
+
+    assert result is not None
+    assert (result.outcome, result.refreshed, result.bank_asked) == ("appended", False, False)
+    assert result.error == {
+        "code": "late", "detail": "transactions/refresh: no answer or no room in the quota within 0.01 s",
+    }  # fmt: skip
 
 
 async def test_a_login_that_is_broken_is_told_before_a_bank_is_asked_in_vain() -> None:
