@@ -188,6 +188,7 @@ _CLAIM_BY = f"""
     ), %(client)s fronts AS MATERIALIZED (
         SELECT pairs.tenant, pairs.lane, coalesce(a.ahead, 0) AS ahead,
             count(*) OVER (PARTITION BY lane)::int AS tenants,
+            min(l.ready_at) OVER (PARTITION BY lane) AS oldest,
             row_number() OVER (PARTITION BY lane ORDER BY coalesce(a.ahead, 0), l.ready_at) AS place
         FROM pairs CROSS JOIN LATERAL (
             SELECT s.ready_at FROM tartan.sync_state s
@@ -196,7 +197,7 @@ _CLAIM_BY = f"""
             ORDER BY s.ready_at LIMIT 1) l
         LEFT JOIN unnest($5::text[], $6::int[], $7::float8[]) AS a (tenant, lane, ahead) USING (tenant, lane)
     ), looked AS MATERIALIZED (
-        SELECT fronts.tenant, fronts.lane, fronts.ahead, l.* FROM fronts CROSS JOIN LATERAL (
+        SELECT fronts.tenant, fronts.lane, fronts.ahead, fronts.oldest, l.* FROM fronts CROSS JOIN LATERAL (
             SELECT s.item_id, s.ready_at,
                 CASE WHEN s.unlink_requested THEN NULL
                      WHEN EXISTS (
@@ -210,8 +211,7 @@ _CLAIM_BY = f"""
         WHERE fronts.place <= $1 * {SLACK}
     ), turns AS (
         SELECT l.item_id, l.lane, l.ready_at,
-            greatest(0, l.lane - floor(extract(epoch FROM
-                (SELECT now FROM moment) - min(l.ready_at) OVER (PARTITION BY l.lane)) / {AGE_S})) AS effective,
+            greatest(0, l.lane - floor(extract(epoch FROM (SELECT now FROM moment) - l.oldest) / {AGE_S})) AS effective,
             l.ahead + (row_number() OVER (PARTITION BY l.tenant, l.lane ORDER BY l.ready_at, l.item_id) - 1)
                 / coalesce(w.weight, 1) AS turn
         FROM looked l LEFT JOIN unnest($8::text[], $9::float8[]) AS w (tenant, weight) USING (tenant)

@@ -3,13 +3,15 @@
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from random import Random
+from typing import NamedTuple
 
 import asyncpg
 import pytest
 
 from runtime import leases, quotas, sync_state
 from runtime.clock import set_clock
-from runtime.dues import Lane
+from runtime.dues import Lane, Standing
 from runtime.quotas import Limit
 from tests.integration.streams_desk import Desk, desk
 
@@ -289,6 +291,60 @@ async def test_a_claim_tells_that_the_bank_is_failing(desk: Desk) -> None:
     claims = await desk.claim()
 
     assert {claimed.item_id: claimed.bank_failing for claimed in claims} == {"item": True, "other": False}
+
+
+class Waiting(NamedTuple):
+    """An Item that is ready, in the model. Units: `age_s` beyond its ready_at."""
+
+    item_id: str
+    tenant: str
+    lane: int
+    age_s: float
+
+
+def chosen(waiting: list[Waiting], standing: Standing, slots: int) -> list[str]:
+    """The rule of a claim, over the whole queue at once."""
+    ahead = dict(zip(zip(standing.tenants, standing.lanes, strict=True), standing.ahead, strict=True))
+    weights = dict(zip(standing.weighted, standing.weights, strict=True))
+    queues: dict[tuple[str, int], list[Waiting]] = {}
+    for item in sorted(waiting, key=lambda item: (-item.age_s, item.item_id)):
+        queues.setdefault((item.tenant, item.lane), []).append(item)
+    turns: dict[int, list[tuple[float, float, str]]] = {}
+    for (tenant, lane), queue in queues.items():
+        for place, item in enumerate(queue):
+            turn = ahead.get((tenant, lane), 0.0) + place / weights.get(tenant, 1.0)
+            turns.setdefault(lane, []).append((turn, -item.age_s, item.item_id))
+    order: list[tuple[float, float, int, int, str]] = []
+    for lane, flow in turns.items():
+        effective = max(0, lane - max(-age for _, age, _ in flow) // leases.AGE_S)
+        for place, (_, _, item_id) in enumerate(sorted(flow)):
+            lane_turn = standing.lanes_ahead[lane] + place / standing.lane_weights[lane]
+            order.append((effective, lane_turn, lane, place, item_id))
+    return [item_id for *_, item_id in sorted(order)][:slots]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_claims_follow_the_rule_whatever_waits(desk: Desk, seed: int) -> None:
+    rng = Random(seed)
+    tenants = [f"tenant-{number}" for number in range(rng.choice([1, 3, 40]))]
+    desk.weigh({tenant: rng.choice([0.5, 2.0, 5.0]) for tenant in tenants[::3]})
+    waiting: dict[str, Waiting] = {}
+    for number in range(150):
+        # No two of one age: between those Postgres may choose.
+        age_s = rng.choice([rng.uniform(0, 1), rng.uniform(0, 14), rng.uniform(0, 90)])
+        item = Waiting(f"item-{number}", rng.choice(tenants), rng.choice(list(Lane)), round(age_s, 6))
+        await desk.lay(item.item_id, tenant=item.tenant, lane=item.lane, ready_in=-item.age_s)
+        waiting[item.item_id] = item
+
+    while waiting:
+        slots = rng.choice([1, 2, 5, 8])
+        expected = chosen(list(waiting.values()), desk.turns.standing(), slots)
+        found = await desk.claimed(slots, lease_s=3600.0)
+        assert found == expected, f"seed {seed}"
+        for item_id in found:
+            del waiting[item_id]
+        await desk.wait(1)
+        waiting = {item_id: item._replace(age_s=item.age_s + 1) for item_id, item in waiting.items()}
 
 
 async def test_half_a_day_at_twice_the_quota_is_shared_evenly_and_a_small_tenant_never_waits(desk: Desk) -> None:
