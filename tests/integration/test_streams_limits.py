@@ -1,18 +1,22 @@
 """Plaid's quotas and the banks' breakers behind the port Limits, and with the stage at work."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
-from runtime import breakers, incidents, quotas
+from runtime import breakers, incidents, leases, quotas, sync_state
+from runtime.dues import Mark, Released
 from runtime.quotas import SYNC, Limit
 from runtime.settings import Settings
 from sandbox.simulator.bank import Item
 from sandbox.simulator.options import Options
 from schemas.errors import Retry
+from schemas.records import Cause
 from streams import postgres_limits
 from streams.postgres_limits import PostgresLimits, run_probes
 from tests.integration.streams_world import World, streams, world
@@ -109,6 +113,62 @@ async def test_a_bank_whose_time_is_over_is_tried_although_postgres_was_away(
         probing.cancel()
 
     assert await pool.fetchval("SELECT ready_at <= now() FROM tartan.sync_state")
+
+
+async def test_all_that_workers_do_at_once_ends_without_a_deadlock_and_leaves_no_item_waiting(
+    pool: asyncpg.Pool,
+) -> None:
+    items = [f"item-{number:02}" for number in range(40)]
+    for number, item in enumerate(items):
+        await pool.execute("INSERT INTO tartan.credentials (item_id, tenant, user_number) VALUES ($1, 't', 1)", item)
+        await pool.execute(
+            "INSERT INTO tartan.sync_state (item_id, tenant, user_number, partition, institution_id, due_at) "
+            "VALUES ($1, 't', 1, 0, $2, now())", item, f"ins_{number % 2}",
+        )  # fmt: skip
+    limit = {SYNC: Limit(600, 6_000)}
+
+    async def work(worker: int) -> None:
+        drawn = random.Random(worker)
+        async with pool.acquire() as connection:
+            for _ in range(80):
+                await act(connection, drawn, f"ins_{drawn.randrange(2)}")
+
+    async def act(connection: Any, drawn: random.Random, bank: str) -> None:
+        some = drawn.sample(items, 10)
+        match drawn.randrange(8):
+            case 0 | 1:
+                claims = await leases.claim(connection, slots=5, lease_s=60, holder="1", limit=limit[SYNC])
+                for claimed in claims:
+                    await quotas.take(connection, SYNC, claimed.item_id, limit)
+                    await leases.release(connection, claimed, Released(outcome="unchanged", done=True))
+            case 2:
+                cause = Cause("webhook", 0, 0, 0)
+                await sync_state.mark_webhooks(connection, [Mark(item, cause, datetime.now(UTC)) for item in some])
+            case 3:
+                await sync_state.mark_sweep(connection, some)
+            case 4:
+                await breakers.failed(connection, bank, "INSTITUTION_DOWN", 1)
+            case 5:
+                await breakers.answered(connection, bank)
+            case 6:
+                await quotas.exceeded(connection, SYNC, some[0], "RATE_LIMIT", limit)
+                await quotas.purge(connection)
+            case 7:
+                await connection.execute("UPDATE tartan.breakers SET open_until = now() WHERE open_until IS NOT NULL")
+                await breakers.probe(connection)
+
+    async with asyncio.timeout(120):
+        await asyncio.gather(*(work(worker) for worker in range(7)))
+    async with pool.acquire() as connection:
+        for bank in ("ins_0", "ins_1"):
+            await breakers.failed(connection, bank, "INSTITUTION_DOWN", 1)
+            await breakers.answered(connection, bank)
+
+    waiting = "SELECT count(*) FROM tartan.sync_state WHERE not_before > now() + interval '61 s'"
+    assert await pool.fetchval(waiting) == 0
+    assert await pool.fetchval("SELECT count(*) FROM tartan.sync_state WHERE lease_token IS NOT NULL") == 0
+    assert await pool.fetchval("SELECT count(*) FROM tartan.incidents WHERE kind = 'institution_down'") > 0
+    assert await pool.fetchval("SELECT count(*) FROM tartan.breakers WHERE failures > 0 OR trips > 0") == 0
 
 
 @pytest.mark.timeout(180)
