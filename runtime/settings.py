@@ -4,6 +4,7 @@ import base64
 import binascii
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -127,6 +128,15 @@ class Settings(BaseSettings):
             quotas.limits(value, environment="sandbox")
         except Halt as error:
             raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("alerts_url")
+    @classmethod
+    def _is_an_address(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        parts = urlsplit(text)
+        if text and not (parts.scheme in ("http", "https") and parts.hostname):
+            raise ValueError("is not empty and no http or https address")
         return value
 
     @field_validator("tenant_weights")

@@ -27,6 +27,13 @@ KEY = base64.b64encode(b"k" * 32).decode()
         ("TARTAN_KEY_ENCRYPTION_KEY", "%%%"),
         ("TARTAN_TOPIC_PREFIX", "no spaces"),
         ("TARTAN_FETCH_CONCURRENCY", "0"),
+        ("TARTAN_PLAID_LIMITS", "generous"),
+        ("TARTAN_PLAID_LIMITS", "production,transactions/sync=0/10"),
+        ("TARTAN_TENANT_WEIGHTS", "acme"),
+        ("TARTAN_TENANT_WEIGHTS", "acme:0"),
+        ("TARTAN_REMOVALS_SHARE_MAX", "1.5"),
+        ("TARTAN_RECORD_BYTES_MAX", "8191"),
+        ("TARTAN_ALERTS_URL", "hooks.example/KEY-of-the-channel"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -35,7 +42,7 @@ def test_a_setting_out_of_range_is_refused_by_name(monkeypatch: pytest.MonkeyPat
     with pytest.raises(Halt, match=name) as refused:
         settings.load()
 
-    if "KEY" in name:
+    if "KEY" in name or "KEY" in value:
         assert value not in str(refused.value)
 
 
@@ -44,6 +51,22 @@ def test_timeouts_out_of_order_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
     with pytest.raises(Halt, match="lock_timeout_s"):
         settings.load()
+
+
+def test_limits_are_a_plan_and_changes_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARTAN_PLAID_ENVIRONMENT", "production")
+    monkeypatch.setenv("TARTAN_PLAID_LIMITS", "/transactions/sync=100/5000")
+
+    limits = settings.load().limits()
+
+    assert limits["transactions/sync"] == (100, 5000)
+    assert limits["item/get"] == (15, 5000)
+
+
+def test_weights_are_tenants_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARTAN_TENANT_WEIGHTS", "acme:2, corner:shop:0.5")
+
+    assert settings.load().weights() == {"acme": 2.0, "corner:shop": 0.5}
 
 
 def test_without_any_key_the_message_says_what_to_set() -> None:
