@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from runtime.dues import Claimed, Released
 from streams import waits
 from streams.classify import Action
@@ -69,6 +71,17 @@ def not_ready(claimed: Claimed, *, jitter: float, attempts: int = 0) -> Released
         attempts=attempts,
         not_ready=answers,
     )
+
+
+def restated(claimed: Claimed, result: Released, *, jitter: float) -> Released:
+    """After a whole history in place of a lost cursor: a sync soon shows whether the new cursor is a good one.
+
+    That one ends the attempts. Where each new cursor is refused, too, the whole history is read after 1, 2, 4, 8 and
+    16 s, and then after hours, whatever webhooks say: it may be a million transactions each time.
+    """
+    attempts = claimed.attempts + 1
+    wait_s = waits.after_failure(attempts, jitter)
+    return msgspec.structs.replace(result, attempts=attempts, due_in_s=wait_s, not_before_s=wait_s)
 
 
 def erased() -> Released:

@@ -145,7 +145,7 @@ class Pass:
         events = await off_loop(len(update.changes), lambda: restated.events(covered, update))
         released = await self._finish(self._draft(gate.RESTATED, update, events, {**update.accounts, **named}, state))
         metrics.RESTATED.labels(because, "yes" if covered.complete else "no").inc()
-        return released
+        return failures.restated(self._claimed, released, jitter=self._world.random())
 
     async def _wait_for_history(self, state: ItemState | None, *, attempts: int) -> Released:
         """Tell the state, and come back for what Plaid has not read yet."""

@@ -50,7 +50,18 @@ async def test_a_refused_cursor_becomes_one_record_of_the_whole_history() -> Non
     ]
     assert result is not None
     assert (result.outcome, result.done, result.synced, result.wait_offset) == ("appended", True, True, 101)
-    assert (result.pages, result.added, result.attempts, result.accounts_read) == (2, 2, 0, True)
+    assert (result.pages, result.added, result.accounts_read) == (2, 2, True)
+
+
+async def test_a_new_cursor_is_tried_soon_and_where_each_is_refused_whole_histories_come_in_hours() -> None:
+    released = [await fetched(Memory(answers=[LOST, WHOLE]), attempts=attempts) for attempts in range(7)]
+    good = await fetched(Memory(answers=[WHOLE]), attempts=1)
+
+    assert [result and result.attempts for result in released] == [1, 2, 3, 4, 5, 6, 7]
+    assert [result and result.due_in_s for result in released] == [1, 2, 4, 8, 16, 3_600, 7_200]
+    assert [result and result.not_before_s for result in released] == [1, 2, 4, 8, 16, 3_600, 7_200]
+    assert good is not None
+    assert (good.outcome, good.attempts, good.due_in_s) == ("appended", 0, None)
 
 
 async def test_a_history_that_says_nothing_new_is_told_all_the_same() -> None:
@@ -72,7 +83,7 @@ async def test_an_update_that_never_ends_is_a_lost_cursor_after_five_passes() ->
     assert early is not None
     assert (early.outcome, fourth.heads) == ("failed", [])
     assert late is not None
-    assert (late.outcome, late.attempts, fifth.cursors[-1]) == ("appended", 0, None)
+    assert (late.outcome, fifth.cursors[-1]) == ("appended", None)
     assert [head.type for head in fifth.heads] == [gate.RESTATED]
 
 

@@ -53,7 +53,9 @@ async def test_a_restated_history_names_what_there_is_and_the_window_in_which_th
     assert (covered.until, covered.complete, covered.removals_permille_max) == (None, True, 200)
     assert covered.account_ids == sorted(account.account_id for account in item.accounts.values() if account.told)
     assert [record.head.type for record in later.records[len(held.records) :]] == [gate.SYNC]
-    assert await made.attempts(item) == ["appended", "appended", "appended"]
+    # Right after the history the new cursor is tried.
+    assert await made.attempts(item) == ["appended", "appended", "unchanged", "appended"]
+    assert (await made.row(item))["attempts"] == 0
 
 
 async def test_nothing_is_appended_before_plaid_has_read_the_history_again(made: World) -> None:
