@@ -260,25 +260,26 @@ _MARK_SWEEP = """
     RETURNING s.item_id"""
 
 # hashtext spreads Items evenly and gives one Item the same place in each round.
-# Three ranges of the index of what is idle: synced too long ago, never synced, waiting for its user (whose last sync
-# is as old as its state). Items that are stopped for good are read and passed over.
+# Three ranges of the index of what is idle: synced too long ago; never synced; waiting for its user, whose last sync is
+# before the attempt that told so. Items that are stopped for good are read there and passed over.
 _MARK_SCHEDULED = """
     WITH idle AS (
         (SELECT item_id, last_synced_at FROM tartan.sync_state
-         WHERE due_at IS NULL AND last_synced_at < tartan.clock() - make_interval(secs => $1)
-           AND stopped IS NULL AND lease_token IS NULL
+         WHERE due_at IS NULL AND last_synced_at < tartan.clock() - make_interval(secs => $1) AND stopped IS NULL
+           AND lease_token IS NULL
          ORDER BY last_synced_at LIMIT $4)
         UNION ALL
         (SELECT item_id, NULL FROM tartan.sync_state
-         WHERE due_at IS NULL AND last_synced_at IS NULL AND created_at < tartan.clock() - make_interval(secs => $1)
-           AND stopped IS NULL AND lease_token IS NULL
+         WHERE due_at IS NULL AND last_synced_at IS NULL AND lease_token IS NULL
+           AND (stopped IS NULL AND created_at < tartan.clock() - make_interval(secs => $1)
+             OR stopped = 'login_required' AND last_attempt_at < tartan.clock() - make_interval(secs => $2))
          LIMIT $4)
         UNION ALL
         (SELECT item_id, last_synced_at FROM tartan.sync_state
-         WHERE due_at IS NULL AND (last_synced_at IS NULL OR last_synced_at < tartan.clock())
+         WHERE due_at IS NULL AND last_synced_at < tartan.clock() - make_interval(secs => $2)
            AND stopped = 'login_required' AND last_attempt_at < tartan.clock() - make_interval(secs => $2)
            AND lease_token IS NULL
-         LIMIT $4)
+         ORDER BY last_synced_at LIMIT $4)
     ), locked AS (
         SELECT s.item_id FROM idle JOIN tartan.sync_state s USING (item_id)
         WHERE s.due_at IS NULL AND s.lease_token IS NULL
