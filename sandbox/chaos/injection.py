@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from runtime.crash_points import CrashPoint
 from sandbox.chaos.proxy import Matching
 from sandbox.chaos.schedule import Chain, Fault, Kind, Run
-from sandbox.chaos.victim import SMALL_RECORDS, Victim
+from sandbox.chaos.victim import SMALL_RECORDS, STOP_VARIABLE, Victim
 from sandbox.chaos.world import ChaosWorld, append_timeout_s, sleep_of_a_zombie_s
 from sandbox.clients import Bank
 from schemas.errors import Halt
@@ -83,9 +83,13 @@ class Injector:
         await asyncio.sleep(chain.at_s)
         async with victim.asleep:
             victim.deaths.extend(chain.deaths)
+            if chain.stop is not None and STOP_VARIABLE is not None:
+                victim.deaths.append(chain.stop)
             self._kill(victim)
         for _ in chain.deaths:
             await self._die(victim)
+        if chain.stop is not None and STOP_VARIABLE is not None:
+            await self._stop(victim, chain.stop.point)
 
     async def _die(self, victim: Victim) -> None:
         """Wait until the process has died of one more of its plans, or kill it when that takes too long."""
@@ -96,15 +100,39 @@ class Injector:
                 async with victim.asleep:
                     self._kill(victim)
                 return
-            if point is not None and point in _NEEDS_LARGE and now > large_at:
+            if now > large_at:
                 large_at = now + LARGE_EVERY_S
-                await self._bank.step(changes=LARGE_CHANGES)
+                await self._feed(point)
             victim.changed.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(victim.changed.wait(), LOOK_S)
         self.kills += 1
         self.faults[f"kill.{victim.died_at[died]}"] += 1
         self.say(f"{victim.name} died at {victim.died_at[died]}")
+
+    async def _stop(self, victim: Victim, point: CrashPoint) -> None:
+        """Wait until the process has stopped itself at a point, and wake it up when all it held is over."""
+        deadline, large_at = time.monotonic() + POINT_S_MAX, 0.0
+        while not (victim.stops_at is point and victim.stopped()):
+            now = time.monotonic()
+            if now > deadline:
+                self._kill(victim)  # it must not stop when nobody looks
+                return
+            if now > large_at:
+                large_at = now + LARGE_EVERY_S
+                await self._feed(point)
+            await asyncio.sleep(LOOK_S)
+        async with victim.asleep:
+            self.say(f"{victim.name} stopped at {point}")
+            await asyncio.sleep(self._zombie_s)
+            victim.stops_at = None
+            victim.wake()
+        self.faults[f"zombie.{point}"] += 1
+
+    async def _feed(self, point: CrashPoint | None) -> None:
+        """Let the bank do what leads by a point that its ordinary life does not."""
+        if point in _NEEDS_LARGE:
+            await self._bank.step(changes=LARGE_CHANGES)
 
     def _kill(self, victim: Victim) -> None:
         victim.kill()

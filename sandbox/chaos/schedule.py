@@ -15,6 +15,8 @@ CHAINS_A_RUN = 3
 """Processes that die in one run, each two or three times: three that start at once keep two cores busy."""
 TIMES_MAX = 3
 """A process dies at its first to third pass of a point."""
+STOPS_SHARE = 0.4
+"""Of chains that end with a zombie: each takes as long as a lease."""
 SPAN_S = 8.0
 """Within which a run's faults begin; what they cause takes longer."""
 
@@ -61,19 +63,21 @@ DISTURBANCES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
-    """Dies the `times`-th time it comes by `point`."""
+    """Dies the `times`-th time it comes by `point`; or stops there, until its leases are over and it is woken up."""
 
     point: CrashPoint
     times: int
+    stops: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A process that is killed at a moment and then, each time it is back, at a point."""
+    """A process that is killed at a moment, then, each time it is back, at a point; at `stop` it ends as a zombie."""
 
     slot: str
     at_s: float
     deaths: tuple[Death, ...] = ()
+    stop: Death | None = None
 
     @property
     def kills(self) -> int:
@@ -110,6 +114,7 @@ def schedule(*, seed: int, kills: int) -> list[Run]:
     """The runs that make so many kills; the same seed and number give the same runs."""
     rng = random.Random(seed)
     points = {stage: _dealt(rng, _points(stage)) for stage in (INGEST, "streams", "projections")}
+    stops = {stage: _dealt(rng, _points(stage)) for stage in points}
     slots = _dealt(rng, SLOTS)
     servers = _dealt(rng, SERVER_KILLS)
     disturbances = _dealt(rng, DISTURBANCES)
@@ -122,15 +127,9 @@ def schedule(*, seed: int, kills: int) -> list[Run]:
         chosen = _distinct(slots, min(CHAINS_A_RUN, budget - 1) if budget > 1 else 1)
         lengths = _lengths(budget - sum(fault.kind in SERVER_KILLS for fault in faults), len(chosen))
         chains = tuple(
-            Chain(
-                slot=slot, at_s=round(rng.uniform(0, SPAN_S / 2), 2),
-                deaths=tuple(
-                    Death(point=next(points[slot.partition("-")[0]]), times=rng.randint(1, TIMES_MAX))
-                    for _ in range(length - 1)
-                ),
-            )
-            for slot, length in zip(chosen, lengths, strict=True)
-        )  # fmt: skip
+            _chain(rng, slot, kills=length, points=points[stage], stops=stops[stage])
+            for slot, stage, length in zip(chosen, map(_stage, chosen), lengths, strict=True)
+        )
         runs.append(Run(number=number, seed=rng.getrandbits(32), small_records=number % 2 == 1,
                         chains=chains, faults=tuple(faults)))  # fmt: skip
     return runs
@@ -144,6 +143,19 @@ def _points(stage: str) -> list[CrashPoint]:
         "projections": ("project", "publish"),
     }[stage]
     return [point for point in CrashPoint if point.partition(".")[0] in prefixes]
+
+
+def _stage(slot: str) -> str:
+    return slot.partition("-")[0]
+
+
+def _chain(
+    rng: random.Random, slot: str, *, kills: int, points: Iterator[CrashPoint], stops: Iterator[CrashPoint]
+) -> Chain:  # fmt: skip
+    at_s = round(rng.uniform(0, SPAN_S / 2), 2)
+    deaths = tuple(Death(point=next(points), times=rng.randint(1, TIMES_MAX)) for _ in range(kills - 1))
+    stop = Death(point=next(stops), times=1, stops=True) if rng.random() < STOPS_SHARE else None
+    return Chain(slot=slot, at_s=at_s, deaths=deaths, stop=stop)
 
 
 def _fault(rng: random.Random, kind: Kind, target: str) -> Fault:

@@ -7,6 +7,9 @@ import time
 from collections import deque
 from contextlib import suppress
 
+import psutil
+
+from runtime import crash_points
 from runtime.crash_points import VARIABLE, CrashPoint
 from sandbox.chaos.schedule import Death
 from sandbox.stages import RESTART_S, StageProcess
@@ -15,6 +18,8 @@ LOOK_S = 0.02
 START_S = 3.0
 """A start takes three to five seconds of a core."""
 RESTART_S_MAX = 3.0
+STOP_VARIABLE: str | None = getattr(crash_points, "STOP_VARIABLE", None)
+"""Makes a process stop itself at a point."""
 SMALL_RECORDS = {"TARTAN_RECORD_BYTES_MAX": "8192"}
 """The least that a record may hold: some thirty transactions, so that updates of the bank's busy moments are parts."""
 
@@ -39,6 +44,7 @@ class Victim(StageProcess):
         self.exits: list[int] = []
         """Codes with which it ended although nobody killed it."""
         self.doomed_to: CrashPoint | None = None
+        self.stops_at: CrashPoint | None = None
         self.started_at = 0.0
         self.changed = asyncio.Event()
         self.asleep = asyncio.Lock()
@@ -54,6 +60,12 @@ class Victim(StageProcess):
         """Whether it runs, and long enough to have something to lose."""
         running = self._child is not None and self._child.running()
         return running and time.monotonic() - self.started_at > START_S
+
+    def stopped(self) -> bool:
+        """Whether it has stopped itself at its point."""
+        with suppress(psutil.NoSuchProcess):
+            return self.stops_at is not None and psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        return False
 
     def pause(self) -> None:
         """SIGSTOP: it is there and does nothing, while its leases and sessions end."""
@@ -81,12 +93,13 @@ class Victim(StageProcess):
     def _launch(self) -> None:
         self._killed = False
         death = self.deaths.popleft() if self.deaths else None
-        self.doomed_to = None if death is None else death.point
+        self.doomed_to = None if death is None or death.stops else death.point
+        self.stops_at = None if death is None or not death.stops else death.point
         self._once = dict(self.extras)
         if death is not None:
-            self._once[VARIABLE] = f"{death.point}:{death.times}"
-        if self.doomed_to is CrashPoint.FETCH_AFTER_PART:
-            self._once |= SMALL_RECORDS
+            self._once[STOP_VARIABLE if death.stops and STOP_VARIABLE else VARIABLE] = f"{death.point}:{death.times}"
+            if death.point is CrashPoint.FETCH_AFTER_PART:
+                self._once |= SMALL_RECORDS
         self.started_at = time.monotonic()
         super()._launch()
 

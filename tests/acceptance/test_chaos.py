@@ -38,7 +38,8 @@ async def test_ten_kills_lose_and_double_nothing(
     output = capsys.readouterr()
     result = json.loads(output.out.splitlines()[-1])
     assert (code, result["failures"]) == (0, 0), output.err
-    assert (result["kills"], result["runs"], result["seed"]) == (KILLS, 2, SEED)
+    assert result["kills"] >= KILLS
+    assert (result["runs"], result["seed"]) == (2, SEED)
     died = sum(count for name, count in result["faults"].items() if name.startswith("kill."))
     assert 0 < died <= result["kills"]
     assert children() == children_before
