@@ -101,6 +101,16 @@ def client_pace(limit: Limit) -> Pace:
     return _pace(limit.client, burst=limit.client // 10)
 
 
+def claim_pace(limit: Limit) -> Pace:
+    """How claims use the client's bucket: of what it lends at once, half is kept for passes under way.
+
+    A claim takes what there is at the moment it comes in, so where the quota is short a pass that needs a second page
+    would never find a token, give up after its longest wait, and begin again at its first page.
+    """
+    pace = client_pace(limit)
+    return pace._replace(burst_s=pace.burst_s / 2)
+
+
 def client_share(limit: Limit, share: float, *, burst_s: float) -> Pace:
     """How a part of the client's quota is used by work that can wait: evenly, no more at once than in `burst_s`."""
     return Pace((MINUTE_S + DELAY_S_MAX) / (limit.client * share), burst_s)

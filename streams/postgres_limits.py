@@ -1,6 +1,7 @@
 """Postgres behind the port Limits, and the look for banks whose breaker may be tried. Shell."""
 
 import asyncio
+import random
 from collections.abc import Callable
 
 import asyncpg
@@ -14,8 +15,9 @@ from streams.store import session
 WAIT_S_MAX = 90.0
 """Longest wait for a token within a pass: a bucket's minute, its margin, and others who come first. The slot and the
 lease are held meanwhile; whoever needs longer gives them back and comes again."""
-WAIT_S_MIN = 0.05
-"""Shortest wait between two looks: who lost a token to another one does not ask for it a thousand times a second."""
+WAIT_S_MIN, LOOK_S_MAX = 0.05, 4.0
+"""Added at most to a wait before the next look, the first one, doubling up to the second. Who looks at the client's
+bucket holds its row: 256 that wait and look every 2 s on average are 128 looks a second, of a millisecond each."""
 PROBE_EVERY_S = 1.0
 """How often banks are looked for whose time is over: no bank waits longer than this beyond its five minutes."""
 PURGE_EVERY = 60
@@ -32,11 +34,19 @@ _log = logs.logger(__name__)
 class PostgresLimits:
     """Plaid's quotas and the banks' breakers, shared by all workers."""
 
-    def __init__(self, pool: asyncpg.Pool, settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        settings: Settings,
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
         self._pool = pool
         self._limits = settings.limits()
         self._failures_max = settings.institution_failures_max
         self._on_ready = on_ready
+        self._jitter = jitter
 
     async def take(self, endpoint: str, item_id: str) -> None:
         """Wait until the Item's bucket and the client's both give a token.
@@ -46,7 +56,7 @@ class PostgresLimits:
         if endpoint not in self._limits:
             return
         now = asyncio.get_running_loop().time
-        began = now()
+        began, look_s = now(), WAIT_S_MIN
         while True:
             async with session(self._pool) as connection:
                 wait_s = await quotas.take(connection, endpoint, item_id, self._limits)
@@ -54,10 +64,11 @@ class PostgresLimits:
             if not wait_s:
                 WAITED.labels(endpoint).inc(waited_s)
                 return
-            wait_s = max(wait_s, WAIT_S_MIN)
             if waited_s + wait_s > WAIT_S_MAX:
                 raise Retry(f"the quota of {endpoint} has nothing for {wait_s:.0f} s", wait_s=wait_s)
-            await asyncio.sleep(wait_s)
+            # Stretched at random, so that those who wait for one token do not all come back for it at once.
+            await asyncio.sleep(wait_s + look_s * self._jitter())
+            look_s = min(look_s * 2, LOOK_S_MAX)
 
     async def exceeded(self, endpoint: str, item_id: str, *, error_code: str) -> None:
         """Plaid counted otherwise and answered 429: move the buckets that it may speak of. Raises: Retry."""

@@ -70,6 +70,25 @@ def test_the_margin_leaves_most_of_a_quota_to_use(limit: Limit) -> None:
     assert sum(MINUTE_S <= at < 2 * MINUTE_S for at in client) >= 0.8 * limit.client
 
 
+def test_passes_under_way_find_tokens_however_many_claims_wait_for_one() -> None:
+    """Claims look every 10 ms and take all that they may; a pass looks for its next page every 2 s."""
+    limit = Limit(50, 2_500)
+    claims, passes = quotas.claim_pace(limit), quotas.client_pace(limit)
+    full_at_s, claimed, found = 0.0, 0, []
+
+    for tick in range(6_000):
+        now_s = tick / 100
+        while (one := quotas.spent(full_at_s, now_s, claims)).wait_s == 0:
+            full_at_s, claimed = one.full_at_s, claimed + 1
+        if tick % 200 == 0:
+            one = quotas.spent(full_at_s, now_s, passes)
+            full_at_s = one.full_at_s
+            found.append(one.wait_s == 0)
+
+    assert all(found)
+    assert 0.8 * limit.client < claimed + len(found) <= limit.client
+
+
 def test_a_share_of_the_clients_quota_is_used_evenly() -> None:
     pace = quotas.client_share(Limit(15, 5_000), 0.1, burst_s=2.0)
 
