@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from runtime import logs
 from runtime.dues import Claimed, Claims
@@ -24,6 +25,14 @@ Send = Callable[[Claimed], Awaitable[object]]
 _log = logs.logger(__name__)
 
 
+class _Held(NamedTuple):
+    """An Item in a slot. `marks`: how many there had been when its claim was asked for."""
+
+    claimed: Claimed
+    marks: int
+    asked_at: float
+
+
 class Claimer:
     """Keeps the slots of fetch_deltas filled with what is due.
 
@@ -37,8 +46,7 @@ class Claimer:
         self._send = send
         self._slots = slots
         self._poll_s = poll_s
-        self._held: dict[bytes, Claimed] = {}
-        self._marks_at: dict[bytes, int] = {}
+        self._held: dict[bytes, _Held] = {}
         self._marks = 0
         self._more = False
         self._remarked_at = -REMARKED_S
@@ -77,11 +85,15 @@ class Claimer:
             # While there is no token, nothing that is marked can be claimed: only time is worth waiting for.
             await (_waited(self._stop, wait_s) if wait_s else _waited(self._wake, self._poll_s))
 
+    def claimed_at(self, claimed: Claimed) -> float:
+        """When this Item's claim was asked for, on the loop's clock: its lease ends no earlier than counted from it."""
+        return self._held[claimed.lease].asked_at
+
     def done(self, claimed: Claimed) -> None:
         """Free an Item's slot."""
-        self._held.pop(claimed.lease, None)
+        held = self._held.pop(claimed.lease, None)
         metrics.IN_FLIGHT.set(len(self._held))
-        remarked = self._marks_at.pop(claimed.lease, self._marks) != self._marks
+        remarked = held is not None and held.marks != self._marks
         if remarked:
             self._remarked_at = _now()
         if remarked or self._more:
@@ -94,10 +106,10 @@ class Claimer:
         ends = _now() + timeout_s
         while self._held and _now() < ends:
             await asyncio.sleep(0.02)
-        for claimed in list(self._held.values()):
-            _log.warning("given up at stop", item_id=claimed.item_id)
+        for held in list(self._held.values()):
+            _log.warning("given up at stop", item_id=held.claimed.item_id)
             try:
-                await self._store.expire(claimed)
+                await self._store.expire(held.claimed)
             except Retry:
                 return  # Postgres is away: the leases end by themselves
 
@@ -110,11 +122,10 @@ class Claimer:
         if not free:
             self._more = True
             return 0.0
-        marks = self._marks
+        marks, asked_at = self._marks, _now()
         claims = await self._store.claim(free)
         for claimed in claims:
-            self._held[claimed.lease] = claimed
-            self._marks_at[claimed.lease] = marks
+            self._held[claimed.lease] = _Held(claimed, marks, asked_at)
         metrics.IN_FLIGHT.set(len(self._held))
         for claimed in claims:
             await self._send(claimed)

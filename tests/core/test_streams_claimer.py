@@ -183,6 +183,24 @@ async def test_postgres_being_away_is_said_and_outlasted() -> None:
     assert len(desk.sent) == 1
 
 
+async def test_a_lease_is_counted_from_before_its_claim_was_answered() -> None:
+    queue = Queue(ready=1)
+    answered = asyncio.Event()
+
+    async def slow(slots: int) -> Sequence[Claimed]:
+        claims = await Queue.claim(queue, slots)
+        await answered.wait()
+        return claims
+
+    queue.claim = slow  # type: ignore[method-assign]
+    async with Desk(queue) as desk:
+        before = asyncio.get_running_loop().time()
+        answered.set()
+        await desk.settled()
+
+        assert desk.claimer.claimed_at(desk.sent[0]) <= before
+
+
 async def test_a_stop_ends_the_leases_of_what_does_not_end_in_time() -> None:
     desk = Desk(Queue(ready=2))
     async with desk:
