@@ -26,7 +26,7 @@ from runtime.vault import Vault
 from schemas.errors import Quarantine
 
 WATCH_S = 2.0
-"""Between two looks: a look at 100,000 Items takes 0.3 s of one of Postgres' processes."""
+"""Between two looks: a look at 100,000 Items takes about a second of one of Postgres' processes."""
 LETTERS_A_REDRIVE_MAX = 500
 """Letters that `--all` looks at in one go; run it again for more."""
 
@@ -278,7 +278,8 @@ def _redriven_text(told: dict[str, Any]) -> str:
         case "would_be_redriven":
             return f"Item {item} would be redriven. {what}"
         case Outcome.DONE:
-            return f"Item {item} is redriven: {told['withheld']} records that were withheld are applied."
+            applied = f"{told['withheld']} withheld records are applied" if told["withheld"] else "nothing was withheld"
+            return f"Item {item} is redriven: {applied}, and it is asked about again."
         case Outcome.FAILED_AGAIN:
             return f"Item {item} is parked again: {told['reasons']}"
     return _unread_text(told)

@@ -24,7 +24,7 @@ def queue(status: QueueStatus) -> RenderableType:
     counts = status.states
     states = f"{counts.ready} ready, {counts.running} running, {counts.delayed} delayed, {counts.parked} parked, " \
              f"{counts.stopped} stopped, {counts.idle} idle"  # fmt: skip
-    parts: list[RenderableType] = [Text(f"{status.items} Items: {states}", style="bold")]
+    parts: list[RenderableType] = [Text(f"{_items(status.items)}: {states}", style="bold")]
     if counts.ready + counts.running + counts.delayed == 0:
         parts.append(Text("Nothing waits."))
     parts += _sums(status)
@@ -193,6 +193,10 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     for row in rows:
         table.add_row(*(Text("" if value is None else str(value)) for value in row))
     return table
+
+
+def _items(count: int) -> str:
+    return "1 Item" if count == 1 else f"{count} Items"
 
 
 def _wait(seconds: float | None) -> str | None:

@@ -122,14 +122,15 @@ class Syncs:
         """What became of a request so far."""
         async with snapshot(self._pool) as connection:
             item = await _item(connection, call)
-            if item.stopped == PARKED:
-                return Found(FAILED, over=True, error={"code": "SET_ASIDE"})
             rows = await connection.fetch(
                 _SINCE, request.item_id, request.after, request.generation, ATTEMPTS_MAX
             )  # fmt: skip
             attempts = [row for row in map(_attempt, rows) if await self._counts_for(connection, item, row)]
             shown_up_to = await queries.position(connection, item.partition)
-        return _found(request, item, attempts, shown_up_to)
+        found = _found(request, item, attempts, shown_up_to)
+        if item.stopped == PARKED and not found.over:
+            return Found(FAILED, over=True, error={"code": "SET_ASIDE"})
+        return found
 
     async def _counts_for(self, connection: asyncpg.Connection, item: Owned, row: Attempt) -> bool:
         """Whether a pass is one to wait for: what a worker without its lease appended is skipped by every reader."""

@@ -128,6 +128,8 @@ async def test_an_item_that_stopped_is_answered_with_the_remedy(api: Api) -> Non
 
 async def test_a_parked_item_is_409_with_the_remedy_and_its_requests_are_set_aside(api: Api) -> None:
     item = await shown_item(api)
+    earlier = (await api.ask("POST", f"/v1/items/{item}/sync"))[1]["request_id"]
+    await api.attempt(item, generation=2)
     request = (await api.ask("POST", f"/v1/items/{item}/sync"))[1]["request_id"]
     await api.pool.execute(
         "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader) VALUES ($1, 5, 0, 'r', 'p')",
@@ -139,7 +141,8 @@ async def test_a_parked_item_is_409_with_the_remedy_and_its_requests_are_set_asi
     assert (status, problem["type"]) == (409, "urn:tartan:problem:item_parked")
     assert "redrive" in problem["remedy"]
     assert problem["since"]
-    assert await api.pool.fetchval("SELECT generation FROM tartan.sync_state") == 2
+    assert await api.pool.fetchval("SELECT generation FROM tartan.sync_state") == 3
+    assert (await found(api, item, earlier))["status"] == "applied"
     aside = await found(api, item, request)
     assert (aside["status"], aside["error"], aside["stopped"]) == ("failed", {"code": "SET_ASIDE"}, "parked")
 
