@@ -172,6 +172,40 @@ async def test_all_that_workers_do_at_once_ends_without_a_deadlock_and_leaves_no
 
 
 @pytest.mark.timeout(180)
+async def test_an_item_that_changes_without_end_waits_before_plaid_has_to_say_so(
+    kafka_address: str, topic_prefix: str, database: str
+) -> None:
+    options = Options(seed=3, rate_limits="sandbox", history_transactions=3)
+    given: dict[str, Any] = {"plaid_limits": "sandbox", "sweep_share": 0.0}
+    async with world(kafka_address, topic_prefix, database, options=options, **given) as made, streams(made):
+        item = made.bank.create_item("user")
+        await made.register(item)
+        await made.settled(item, timeout_s=60)
+
+        async def is_held_after_another_webhook() -> bool:
+            before = len(await made.attempts(item))
+            await made.webhook(item)
+
+            async def is_dealt_with() -> bool:
+                return len(await made.attempts(item)) > before or await _is_held(made, item)
+
+            await made.until(is_dealt_with, what="a pass, or a wait", timeout_s=60)
+            return await _is_held(made, item)
+
+        await made.until(is_held_after_another_webhook, what="the Item waits for its quota", timeout_s=120)
+
+        passes = await made.attempts(item)
+        assert set(passes) <= {"appended", "unchanged"}
+        assert 20 <= len(passes) < 50  # Plaid's limit a minute
+        assert not [key for key in made.bank.requests if key[1] == "TRANSACTIONS_SYNC_LIMIT"]
+
+
+async def _is_held(made: World, item: Item) -> bool:
+    row = await made.row(item)
+    return row["not_before"] is not None and row["not_before"] > datetime.now(UTC)
+
+
+@pytest.mark.timeout(180)
 async def test_a_bank_that_is_down_is_tried_by_one_item_and_its_items_go_on_when_it_is_back(
     kafka_address: str, topic_prefix: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
