@@ -14,13 +14,26 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from projections import app, digests
 from projections.migrate import migrate
+from runtime import dead_letters
 from runtime import topics as cluster
 from runtime.kafka import Appender, Outgoing, connection, partition_of
 from runtime.lifecycle import Running
 from runtime.settings import Settings
 from runtime.users import FIRST_GENERATION
 from runtime.vault import Vault
-from schemas.topics import BALANCES, CHANGESETS, HEADER_POSITION, ITEMS, PUSH, TRANSACTIONS, Topic, full_name
+from schemas import codec
+from schemas.records import DeadLetter
+from schemas.topics import (
+    BALANCES,
+    CHANGESETS,
+    DEAD_LETTERS,
+    HEADER_POSITION,
+    ITEMS,
+    PUSH,
+    TRANSACTIONS,
+    Topic,
+    full_name,
+)
 from tests.projections_log import Log, account, added, balance, modified, removed, transaction
 
 KEY = bytes(range(32))
@@ -208,6 +221,54 @@ async def test_poison_parks_its_item_and_the_others_go_on(world: World) -> None:
     assert all("a\x00b" not in row["reason"] for row in parked)
     withheld = await world.tables.fetch("SELECT item_id FROM projection_1.withheld ORDER BY item_id, source_offset")
     assert [row["item_id"] for row in withheld] == ["huge", "null", "null", "sealed"]
+
+
+async def test_each_parking_is_told_on_the_topic_of_dead_letters(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(dead_letters, "EVERY_S", 0.1)
+    log = Log()
+    log.link("A", 1)
+    sealed = log.append("A", added(transaction("s")), keys=Log.stranger())
+
+    async def told() -> bool:
+        query = "SELECT count(*) FROM tartan.dead_letters WHERE published_at IS NOT NULL"
+        return bool(await world.tables.fetchval(query))
+
+    async with projecting(world):
+        await world.append(log)
+        await world.until(told)
+
+    [(_, key, value)] = await world.read(DEAD_LETTERS)
+    letter = codec.decode(DeadLetter, value)
+    assert (key, letter.value, letter.item_id, letter.source_offset) == (b"1", sealed.value, "A", 1)
+
+
+async def test_a_redrive_publishes_what_was_withheld_at_its_own_place(world: World) -> None:
+    log = Log()
+    log.link("A", 1)
+    log.sync("A", *added(transaction("T")), *balance(account()))
+    log.sync("A", *modified(transaction("T", "11")))
+    await world.tables.execute(
+        "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader)"
+        " VALUES ('A', 1, $1, 'an older code could not', 'projections')", partition_of(b"1", PARTITIONS),
+    )  # fmt: skip
+    await world.append(log)
+    async with projecting(world):
+        await world.until_projected(3)
+        assert await world.tables.fetchval("SELECT count(*) FROM reads.transactions") == 0
+
+        log.redrive("A")
+        await world.append(log)
+        await world.until_projected(4)
+
+    published = await world.read(TRANSACTIONS)
+    assert [(headers["ce_type"], headers[HEADER_POSITION]) for headers, _, _ in published] == [
+        ("transaction.added", "3.0"), ("transaction.modified", "3.2"),
+    ]  # fmt: skip
+    assert [headers[HEADER_POSITION] for headers, _, _ in await world.read(BALANCES)] == ["3.1"]
+    assert [headers[HEADER_POSITION] for headers, _, _ in await world.read(PUSH)] == ["0.0", "3.0", "3.1", "3.2"]
+    assert await digests.ledger_problems(world.tables) == []
 
 
 async def test_transfers_can_only_be_inserted(world: World) -> None:
