@@ -11,7 +11,10 @@ from sandbox.simulation.store import Database
 from sandbox.simulation.tables import Row, Tables
 from sandbox.simulation.wire import Wire
 from schemas.errors import Retry
-from streams.postgres_limits import WAIT_S_MAX, WAIT_S_MIN
+from streams.postgres_limits import WAIT_S_MAX
+
+LOOK_S_MIN = 0.05
+"""Shortest wait between two looks at a bucket."""
 
 
 @dataclass(slots=True)
@@ -149,12 +152,10 @@ class MemoryLimits:
         now = asyncio.get_running_loop().time
         began = now()
         while True:
-            wait = await self._wire.call(
-                lambda: self._database.do(lambda: self._quotas.take(endpoint, item_id)), back_s=0.0
-            )
+            wait = await self._wire.call(lambda: self._database.do(lambda: self._quotas.take(endpoint, item_id)))
             if not wait:
                 return
-            wait = max(wait, WAIT_S_MIN)
+            wait = max(wait, LOOK_S_MIN)
             if now() - began + wait > WAIT_S_MAX:
                 raise Retry(f"the quota of {endpoint} has nothing for {wait:.0f} s", wait_s=wait)
             await asyncio.sleep(wait)
