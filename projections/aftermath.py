@@ -29,12 +29,7 @@ async def tell(
     Raises: TooManyParked, where the batch must not be committed.
     """
     if admission.parkings:
-        parked = await dead_letters.rate(connection, PARKED_BY, window_s)
-        if parked > parkings_max:
-            raise TooManyParked(
-                f"{parked} Items parked within {window_s:g} s, at most {parkings_max}: nothing of this batch is"
-                f" committed; the last reason: {admission.parkings[-1].reason}"
-            )
+        await _check_rate(connection, admission, parkings_max, window_s)
         await dead_letters.put(connection, [_letter(parking) for parking in admission.parkings])
         for parking in admission.parkings:
             if parking.redrive is None:
@@ -49,6 +44,25 @@ async def tell(
             await incidents.over(connection, incidents.REMOVALS_WITHHELD, item_id)
         else:
             await incidents.seen(connection, incidents.REMOVALS_WITHHELD, item_id, detail)
+
+
+async def _check_rate(connection: asyncpg.Connection, admission: Admission, parkings_max: int, window_s: float) -> None:
+    """Stop where this batch sets too many Items aside.
+
+    Redrives that failed again are none of it: an operator who redrives all that is parked, in vain, must not stop
+    what goes well.
+    """
+    redrives = {(one.item_id, one.redrive) for one in admission.ended}
+    redrives |= {(one.item_id, one.redrive) for one in admission.parkings if one.redrive is not None}
+    fresh = [one for one in admission.parkings if (one.item_id, one.first_offset) not in redrives]
+    if not fresh:
+        return
+    parked = await dead_letters.rate(connection, PARKED_BY, window_s)
+    if parked > parkings_max:
+        raise TooManyParked(
+            f"{parked} Items parked within {window_s:g} s, at most {parkings_max}: nothing of this batch is"
+            f" committed; the last reason: {fresh[-1].reason}"
+        )
 
 
 async def stopped(connection: asyncpg.Connection, error: TooManyParked) -> None:

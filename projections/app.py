@@ -27,8 +27,9 @@ from runtime.vault import Vault
 from runtime.witness import Witness
 from schemas.topics import CHANGESETS, full_name
 
-POOL_SIZE = 4
-"""For the witness, the publisher's resume and floors, the expiry; the projector has a connection of its own."""
+POOL_SIZE = 5
+"""For the witness, the publisher's resume and floors, the expiry, the dead letters; the projector has a connection of
+its own."""
 
 
 @asynccontextmanager

@@ -88,7 +88,10 @@ async def redriven(connection: asyncpg.Connection, stage: str, offsets: Mapping[
 
 
 async def rate(connection: asyncpg.Connection, reader: str, window_s: float) -> int:
-    """How many parkings a reader made within the last so many seconds, those of this transaction too."""
+    """How many Items a reader set aside within the last so many seconds, those of this transaction too.
+
+    A redrive that failed is not counted: its Item was set aside before.
+    """
     return int(await connection.fetchval(_RATE, reader, window_s))
 
 
@@ -210,7 +213,10 @@ UPDATE tartan.dead_letters d SET redriven_at = tartan.clock()
 # The parkings, not the letters: a purge of letters must not let a broken deploy go on. They are few, and are counted
 # only by a batch that parks.
 _RATE = """
-SELECT count(*) FROM tartan.parkings WHERE reader = $1 AND parked_at > tartan.clock() - make_interval(secs => $2)"""
+SELECT count(*) FROM tartan.parkings k
+ WHERE k.reader = $1 AND k.parked_at > tartan.clock() - make_interval(secs => $2)
+   AND NOT EXISTS (SELECT FROM tartan.parkings before
+                    WHERE before.item_id = k.item_id AND before.redrive_offset = k.first_offset)"""
 
 _IS_PARKED = """EXISTS (SELECT FROM tartan.parkings k WHERE k.item_id = d.item_id AND k.redrive_offset IS NULL)"""
 

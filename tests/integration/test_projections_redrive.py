@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from projections import admission, digests, queries, records, restated
+from projections import admission, digests, expiry, queries, records, restated
 from projections.memory import Memory
 from projections.outbox import Outbox
 from runtime.version import code_version
@@ -294,6 +294,29 @@ async def test_more_parkings_than_a_sound_deploy_makes_stop_the_process(postgres
             await database.session.close()
 
 
+async def test_redrives_that_fail_again_stop_nothing(postgres: Postgres, template: str) -> None:
+    log = Log()
+    for number in range(2):
+        log.append(f"I{number}", [], type=gate.LINK, keys=Log.stranger())
+    for number in range(2):
+        log.redrive(f"I{number}")
+        log.redrive(f"I{number}")
+    log.link("well")
+
+    async with fresh(postgres, "in_vain") as made:
+        database = Database(made.dsn, dead_letters_max=2)
+        try:
+            await database.project(log.records, [2, 4])
+
+            assert await column(database, "SELECT item_id FROM reads.items") == ["well"]
+            assert len(await parkings(database)) == 6
+            log.append("I3", [], type=gate.LINK, keys=Log.stranger())
+            with pytest.raises(Halt, match="3 Items parked"):
+                await database.project(log.records)
+        finally:
+            await database.session.close()
+
+
 async def test_the_parkings_of_a_rebuild_do_not_count(postgres: Postgres, template: str) -> None:
     log = Log()
     for number in range(4):
@@ -370,6 +393,28 @@ async def test_an_ordinary_batch_costs_no_statement_more(database: Database) -> 
 
     assert len(asked) <= 5  # begin and lock, control, rows, write, commit
     assert not [query for query in asked if "incidents" in query or "dead_letters" in query or "withheld" in query]
+
+
+async def test_what_was_redriven_does_not_hold_up_the_expiry(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiry, "ROWS_MAX", 2)
+    log = Log()
+    for number in range(4):
+        log.link(f"I{number}")
+    log.redrive("I1")
+    log.link("young")
+    await park(database, "I1", 1)
+    await database.project(log.records)
+    connection = await database.connection()
+    await connection.execute("INSERT INTO tartan.floors (partition, published) VALUES (0, 6)")
+    await connection.execute("UPDATE projection_1.changesets SET known_at = now() WHERE source_offset IN (1, 5)")
+
+    async with asyncpg.create_pool(database.dsn, min_size=0, max_size=1) as pool:
+        await expiry.Expiry(pool).run()
+
+    kept = "SELECT source_offset FROM reads.changesets WHERE events IS NOT NULL"
+    assert await column(database, kept) == [5]
 
 
 async def test_two_projectors_redrive_once(postgres: Postgres, template: str) -> None:
