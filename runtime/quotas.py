@@ -21,8 +21,8 @@ from schemas.errors import Halt, Retry
 MINUTE_S = 60.0
 DELAY_S_MAX = 5.0
 """From a token to its request's arrival at Plaid: a commit, a thread, a connection, tens of milliseconds of each; a
-worker or a network that stands for a moment makes it seconds. Of 8 % of the refill that this costs, less is lost
-than by one 429. A request that is later still is one of a few, and a 429 is no harm but the wait."""
+worker or a network that stands for a moment makes it seconds. It costs 8 % of the refill (5 s of 65). A request that
+is later still is one of a few, and a 429 does no harm but the wait."""
 SYNC, REFRESH, RECURRING = "transactions/sync", "transactions/refresh", "transactions/recurring/get"
 ACCOUNTS, BALANCE, ITEM, REMOVE = "accounts/get", "accounts/balance/get", "item/get", "item/remove"
 CLIENT = ""
