@@ -1,8 +1,8 @@
 """The claim in memory: whose turn it is, and whether the quota pays for it, by the rules of runtime.leases."""
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -30,11 +30,11 @@ def claim(
     available = math.inf if limit is None else _available(tables, now, client_pace(limit))
     if limit is not None and available < 1 and not tables.unlinking:
         return Claims(more_in_s=(1 - available) * client_pace(limit).interval_s)
-    found, held = _looked(tables, now, slots, standing, limit)
+    found, held, oldest = _looked(tables, now, slots, standing, limit)
     left = slots if available == math.inf or available < 1 else min(slots, int(available))
     claims: list[Claimed] = []
     spent = 0
-    for row in _placed(found, now, standing):
+    for row in _placed(found, now, standing, oldest)[: slots * SLACK]:
         if len(claims) == left:
             break
         if not row.unlink_requested:
@@ -52,15 +52,19 @@ def claim(
 
 def _looked(
     tables: Tables, now: datetime, slots: int, standing: Standing, limit: Limit | None
-) -> tuple[list[Found], int]:
-    """The first ready Items of each tenant and lane; how many were held back instead, because they cannot go on."""
+) -> tuple[list[Found], int, dict[int, datetime]]:
+    """The first ready Items of each tenant and lane; how many were held back instead; how old each lane is."""
     ahead = {(tenant, lane): turns for tenant, lane, turns in zip(*standing[:3], strict=True)}
     weights = dict(zip(standing.weighted, standing.weights, strict=True))
     found: list[Found] = []
     held = 0
-    for (tenant, lane), rows in tables.queue.first(now, slots * SLACK, tables.is_claimable):
+    fronts = list(tables.queue.first(now, slots * SLACK, tables.is_claimable))
+    tenants = Counter(lane for (_, lane), _ in fronts)
+    oldest: dict[int, datetime] = {}
+    for (tenant, lane), rows in fronts:
         places = 0
-        for row in rows:
+        oldest[lane] = min(oldest.get(lane, now), rows[0].ready_at or now)
+        for row in rows[: max(slots, slots * SLACK // tenants[lane])]:
             until = _held_until(tables, row, now, limit)
             if until is not None:
                 held += 1
@@ -69,7 +73,7 @@ def _looked(
                 continue
             found.append(Found(row, ahead.get((tenant, lane), 0.0) + places / weights.get(tenant, 1.0)))
             places += 1
-    return found, held
+    return found, held, oldest
 
 
 def _held_until(tables: Tables, row: Row, now: datetime, limit: Limit | None) -> datetime | None:
@@ -83,15 +87,14 @@ def _held_until(tables: Tables, row: Row, now: datetime, limit: Limit | None) ->
     return free_at if free_at > now else None
 
 
-def _placed(found: Sequence[Found], now: datetime, standing: Standing) -> list[Row]:
+def _placed(found: Sequence[Found], now: datetime, standing: Standing, oldest: Mapping[int, datetime]) -> list[Row]:
     """In the order of their turns: lanes that waited rise, then lanes take turns, and within them tenants."""
     by_lane: dict[int, list[Found]] = defaultdict(list)
     for one in found:
         by_lane[one.row.lane].append(one)
     placed: list[tuple[float, float, int, int, Row]] = []
     for lane, ones in by_lane.items():
-        oldest = min(one.row.ready_at or now for one in ones)
-        effective = max(0, lane - math.floor((now - oldest).total_seconds() / AGE_S))
+        effective = max(0, lane - math.floor((now - oldest[lane]).total_seconds() / AGE_S))
         ones.sort(key=lambda one: (one.turn, one.row.ready_at, one.row.item_id))
         for place, one in enumerate(ones):
             turn = standing.lanes_ahead[lane] + place / standing.lane_weights[lane]

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import cast
 
 import asyncpg
 
@@ -19,6 +20,7 @@ class TimedPool:
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection on which `tartan.clock()` is the time now."""
-        async with self._pool.acquire() as connection:
+        async with self._pool.acquire() as acquired:
+            connection = cast(asyncpg.Connection, acquired)
             await set_clock(connection, self._now())
             yield connection

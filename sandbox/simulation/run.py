@@ -58,10 +58,10 @@ async def _simulated(seed: int, *, shown: bool) -> Outcome:
     except loop.Stuck as error:
         outcome.problems.append(str(error))
     finally:
+        outcome.trace = trace.digest()
         pulse.cancel()
         await _buried(story)
     outcome.faults = _faults(installation)
-    outcome.trace = trace.digest()
     outcome.virtual_s = asyncio.get_running_loop().time()
     outcome.claims = installation.witness.claims
     if outcome.problems:
@@ -109,6 +109,11 @@ async def _rested(installation: Installation, outcome: Outcome) -> None:
 async def _buried(story: Story) -> None:
     for process in [*story.buried, *(worker.process for worker in story.workers.values())]:
         await process.bury()
+    # Servers that still had an answer to give.
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 def _faults(installation: Installation) -> Counter[str]:

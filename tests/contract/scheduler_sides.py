@@ -1,0 +1,139 @@
+"""The streams stage's ports of the database twice: in memory and on a real Postgres, at one virtual time."""
+
+import random
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import asyncpg
+
+from runtime import sync_state
+from runtime.dues import Lane
+from runtime.quotas import Limit
+from runtime.reader import Position
+from runtime.settings import Settings
+from runtime.users import Keyring
+from runtime.vault import Vault
+from sandbox.simulation.installation import keys_of
+from sandbox.simulation.limits import MemoryLimits, Quotas
+from sandbox.simulation.loop import Process
+from sandbox.simulation.postgres import TimedPool
+from sandbox.simulation.store import Database, MemoryStore
+from sandbox.simulation.tables import Credential, Tables
+from sandbox.simulation.trace import Trace
+from sandbox.simulation.wire import Hazards, Wire
+from sandbox.simulation.witness import Witness
+from schemas.records import Cause
+from streams import store as real
+from streams.ports import Limits, Marking, Store
+from streams.postgres_limits import PostgresLimits
+
+START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
+LEASE_S = 30.0
+LIMITS = "production,transactions/sync=6/40"
+SYNC_LIMIT = Limit(6, 40)
+PARTITIONS = 1
+USER = 4711
+
+
+class Clock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.at = START
+
+    def now(self) -> datetime:
+        return self.at
+
+    def advance(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+@dataclass
+class Side:
+    """One implementation of the ports, and what the gateway and the follower do to it."""
+
+    clock: Clock
+    store: Store
+    limits: Limits
+    marking: Callable[[Collection[int]], AbstractAsyncContextManager[Marking]]
+    register: Callable[[str, str, str], Any]
+    ask: Callable[[str, Lane, bool], Any]
+    read: Callable[[int], Any]
+    row: Callable[[str], Any]
+
+
+def memory(*, metered: bool) -> Side:
+    """The ports in memory."""
+    clock = Clock()
+    tables = Tables(clock.now, random.Random(1))
+    hazards = Hazards()
+    database = Database(tables, random.Random(2), hazards)
+    wire = Wire(Process("w1"), random.Random(3), hazards)
+    witness = Witness(clock.now, [], Trace(shown=False))
+    limits = {"transactions/sync": SYNC_LIMIT} if metered else {}
+    quotas = Quotas(tables, limits, failures_max=3)
+    tables.is_failing = quotas.is_failing
+    store = MemoryStore(database, wire, witness, lease_s=LEASE_S, holder="w1", limit=SYNC_LIMIT if metered else None)
+
+    async def register(item_id: str, tenant: str, bank: str) -> None:
+        tables.register(item_id, Credential(tenant, USER, bank, bank, item_id), partition=0, keys=keys_of(USER))
+
+    async def ask(item_id: str, lane: Lane, unlink: bool) -> None:
+        kind = "unlink" if unlink else "manual"
+        tables.mark_one(item_id, Lane.WEBHOOK if unlink else lane, Cause(kind), unlink=unlink)
+
+    async def read(position: int) -> None:
+        tables.advance("follow_heads", {0: Position(position)})
+
+    async def row(item_id: str) -> dict[str, Any]:
+        found = tables.rows[item_id]
+        return {name: getattr(found, name) for name in SHOWN}
+
+    return Side(clock, store, MemoryLimits(quotas, database, wire), store.marking, register, ask, read, row)
+
+
+def postgres(pool: asyncpg.Pool, *, metered: bool) -> Side:
+    """The ports on Postgres."""
+    clock = Clock()
+    timed = cast(asyncpg.Pool, TimedPool(pool, clock.now))
+    vault = Vault(bytes(32))
+    settings = Settings(lease_s=LEASE_S, instance_id="w1", plaid_limits=LIMITS if metered else "off")
+    store = real.PostgresStore(timed, Keyring(vault), vault, settings)
+
+    async def register(item_id: str, tenant: str, bank: str) -> None:
+        async with timed.acquire() as connection:
+            await sync_state.register_item(
+                connection, vault, item_id=item_id, tenant=tenant, user_number=USER, access_token=item_id,
+                institution_id=bank, institution_name=bank, partitions=PARTITIONS,
+            )  # fmt: skip
+
+    async def ask(item_id: str, lane: Lane, unlink: bool) -> None:
+        async with timed.acquire() as connection:
+            if unlink:
+                await sync_state.request_unlink(connection, item_id)
+            else:
+                await sync_state.mark_manual(connection, item_id)
+
+    async def read(position: int) -> None:
+        await pool.execute(
+            "INSERT INTO tartan.positions (reader, partition, position) VALUES ('follow_heads', 0, $1) "
+            "ON CONFLICT (reader, partition) DO UPDATE SET position = excluded.position",
+            position,
+        )
+
+    async def row(item_id: str) -> dict[str, Any]:
+        [found] = await pool.fetch("SELECT * FROM tartan.sync_state WHERE item_id = $1", item_id)
+        return {name: found[name] for name in SHOWN}
+
+    marking = cast(Any, lambda partitions: real.marking(timed, partitions))
+    return Side(clock, store, PostgresLimits(timed, settings), marking, register, ask, read, row)
+
+
+SHOWN = (
+    "generation", "done_generation", "lane", "due_at", "not_before", "lease_until", "wait_offset", "unlink_requested",
+    "accounts_wanted", "accounts_at", "last_synced_at", "last_webhook_at", "stopped", "attempts", "not_ready",
+)  # fmt: skip
+"""Columns of `sync_state` that both must have alike."""
