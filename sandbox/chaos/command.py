@@ -92,10 +92,12 @@ async def run_chaos(options: ChaosOptions) -> int:
         finally:
             status.update("Stopping …")
             await world.stop()
+    done = outcome.shown()
+    console.print(f"{done['kills']} kills in {done['runs']} runs, {done['failures']} failures, {done['seconds']:g} s")
     if outcome.failures:
         console.print(f"Again: tartan chaos --kills {options.kills} --seed {seed}")
     if options.as_json:
-        print(json.dumps(outcome.shown()))
+        print(json.dumps(done))
     return 1 if outcome.failures else 0
 
 
