@@ -70,7 +70,7 @@ class Installation:
         self.failures: list[str] = []
         self.is_scheduling = True
         # In some runs records are so small that an update becomes parts.
-        self.record_bytes_max = rng.choice((RECORD_BYTES_MAX, 1_500))
+        self.record_bytes_max = rng.choice((RECORD_BYTES_MAX, RECORD_BYTES_MAX, 2_500))
         self.broker = Broker(random.Random(rng.random()), self.hazards, partitions=PARTITIONS)
         self.tables = Tables(self.now, random.Random(rng.random()))
         self.database = Database(self.tables, random.Random(rng.random()), self.hazards)
