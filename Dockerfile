@@ -26,6 +26,9 @@ COPY projections/ /app/projections/
 COPY gateway/ /app/gateway/
 COPY sandbox/ /app/sandbox/
 COPY cli.py /app/
+COPY operator_cli.py /app/
+COPY operator_console.py /app/
+COPY operator_tables.py /app/
 
 ENV PATH=/opt/tartan/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m compileall -q /app

@@ -246,6 +246,36 @@ def bench_end_to_end(
     raise typer.Exit(_run(run_end_to_end(options)))
 
 
+@app.command()
+def simulate(
+    seeds: Annotated[int, typer.Option(min=1, help="Stories to run, one a seed.")] = 100,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first seed.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="This one alone, as a failure tells.")] = None,
+    trace: Annotated[bool, typer.Option(help="Print what happens, as it happens.")] = False,
+    day: Annotated[bool, typer.Option(help="Instead: 24 hours at twice the demand that Plaid's quota allows.")] = False,
+    items: Annotated[int, typer.Option(min=10, help="With --day: Items; quotas shrink with them.")] = 1_000,
+    as_json: Json = False,
+) -> None:
+    """Run the real code in virtual time, through faults that the seed draws, and compare it with the bank's truth."""
+    from sandbox.simulation.command import SimulateOptions, run_simulate
+
+    options = SimulateOptions(seeds=seeds, first=first, seed=seed, trace=trace, json=as_json, day=day, items=items)
+    raise typer.Exit(run_simulate(options))
+
+
+@app.command()
+def chaos(
+    kills: Annotated[int, typer.Option(min=1, max=10_000, help="kill -9s in all; other faults come with them.")] = 20,
+    seed: Annotated[int | None, typer.Option(help="Chooses the faults; by default one is drawn and printed.")] = None,
+    verbose: Annotated[bool, typer.Option(help="Show after each run what happened when in it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Kill, stop and cut off real processes under load, then compare tables, ledger and topics with the truth."""
+    from sandbox.chaos.command import ChaosOptions, run_chaos
+
+    raise typer.Exit(_run(run_chaos(ChaosOptions(kills=kills, seed=seed, as_json=as_json, verbose=verbose))))
+
+
 def _serve(*names: str) -> NoReturn:
     for name in names:
         if name not in STAGES:

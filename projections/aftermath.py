@@ -9,7 +9,7 @@ from projections.admission import Admission
 from projections.known import PARKED_BY
 from projections.parking import Parking
 from projections.state import WorkingSet
-from runtime import dead_letters, incidents, logs
+from runtime import dead_letters, incidents, logs, sync_state
 from runtime.dead_letters import Letter
 from schemas.errors import Halt
 from schemas.topics import CHANGESETS
@@ -37,6 +37,8 @@ async def tell(
     redriven = _redriven(admission)
     if redriven:
         await dead_letters.redriven(connection, PARKED_BY, redriven)
+        # follow_heads may have made the Item due before its parking ended here, and a claim found it parked still.
+        await sync_state.mark_again(connection, [], redriven=list(redriven))
         for item_id in redriven:
             await incidents.over(connection, incidents.ITEM_PARKED, item_id)
     for item_id, detail in working.withheld_removals.items():

@@ -215,6 +215,7 @@ UPDATE tartan.dead_letters d SET redriven_at = tartan.clock()
 _RATE = """
 SELECT count(*) FROM tartan.parkings k
  WHERE k.reader = $1 AND k.parked_at > tartan.clock() - make_interval(secs => $2)
+   AND k.reason NOT LIKE 'operator: %'
    AND NOT EXISTS (SELECT FROM tartan.parkings before
                     WHERE before.item_id = k.item_id AND before.redrive_offset = k.first_offset)"""
 

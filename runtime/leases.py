@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from runtime.dues import NOBODY_AHEAD, Claimed, Claims, KnownHead, KnownHint, Released, Standing
-from runtime.quotas import CLIENT, SYNC, Limit, client_pace, item_pace
+from runtime.quotas import CLIENT, SYNC, Limit, claim_pace, item_pace
 from schemas.records import Cause
 
 FOLLOWER = "follow_heads"
@@ -26,6 +26,8 @@ SLACK = 4
 """Candidates a slot: so many workers can look at once before one finds all that it saw taken by others."""
 PARKED_LOOK_S = 60.0
 """How often a parked Item that is due is looked at: its redrive makes it wait no longer than that."""
+PARKED_BY = "streams"
+"""`reader` of the parkings that end here; the projections' are theirs to end."""
 NO_OFFSET = -1
 """`first_offset` of a parking by streams: there is no record."""
 
@@ -48,7 +50,7 @@ async def claim(
     if limit is None:
         rows = await connection.fetch(_CLAIM, *given)
         return Claims(_claims(rows), more_in_s=0.0 if rows[0]["held"] else None)
-    client, item = client_pace(limit), item_pace(limit)
+    client, item = claim_pace(limit), item_pace(limit)
     for _ in range(2):
         rows = await connection.fetch(_CLAIM_METERED, *given, *client, *item)
         if rows[0]["available"] is not None:
@@ -321,7 +323,7 @@ _RELEASE = """
             last_synced_at = CASE WHEN $9 THEN tartan.clock() ELSE last_synced_at END,
             bank_seen_at = CASE WHEN $23 THEN tartan.clock() ELSE bank_seen_at END,
             bank_updated_at = coalesce($24::timestamptz, bank_updated_at),
-            refresh_wanted = refresh_wanted AND (generation > $3 OR NOT $25),
+            refresh_wanted = refresh_wanted AND (generation > $3 OR NOT ($25 OR $4)),
             refreshed_at = CASE WHEN $25 THEN tartan.clock() ELSE refreshed_at END,
             attempts = $10, not_ready = $11, stopped = $12, last_error = $13::text::jsonb
         WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock()
@@ -358,12 +360,16 @@ _STOP_UNLINKED = """
         attempts = 0, last_error = NULL
     WHERE item_id = $1"""
 
-_PARK = """
-    INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader) VALUES ($1, $2, $3, $4, 'streams')
+_PARK = f"""
+    INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader, parked_at)
+    VALUES ($1, $2, $3, $4, '{PARKED_BY}', tartan.clock())
     ON CONFLICT (item_id, first_offset) DO UPDATE
-    SET reason = excluded.reason, redrive_offset = NULL, parked_at = clock_timestamp()"""
+    SET reason = excluded.reason, redrive_offset = NULL, parked_at = excluded.parked_at"""
 
 _GONE = """
-    SELECT count(*) FILTER (WHERE stopped = 'gone' AND last_attempt_at > tartan.clock() - interval '1 hour') AS gone,
+    SELECT count(*) FILTER (WHERE stopped IN ('gone', 'refused')
+            AND last_attempt_at > tartan.clock() - interval '1 hour')
+        + (SELECT count(*) FROM tartan.sync_attempts WHERE outcome = 'unlinked'
+            AND error->>'code' = 'INVALID_ACCESS_TOKEN' AND started_at > tartan.clock() - interval '1 hour') AS gone,
         count(*) AS items
     FROM tartan.sync_state WHERE stopped IS DISTINCT FROM 'unlinked'"""

@@ -221,7 +221,12 @@ sync_attempts = Table(
     Column("added", Integer, nullable=False, server_default="0"),
     Column("modified", Integer, nullable=False, server_default="0"),
     Column("removed", Integer, nullable=False, server_default="0"),
-    Column("outcome", Text, nullable=False, comment="appended, unchanged, not_ready, stopped, unlinked, failed"),
+    Column(
+        "outcome",
+        Text,
+        nullable=False,
+        comment="appended, unchanged, not_ready, limited, stopped, unlinked, failed",
+    ),
     Column("error", JSONB),
     # How a manual sync that waits finds its pass, and what of the log it has to see applied.
     Column(
@@ -230,6 +235,8 @@ sync_attempts = Table(
     Column("changeset_offset", BigInteger, comment="of the last record appended, in the partition of the Item"),
     Index("sync_attempts_item", "item_id", "attempt"),  # an Item's history
     Index("sync_attempts_failed", "attempt", postgresql_where=text("outcome = 'failed'")),  # queue status: the last 50
+    # leases.gone_lately: removals that were believed without Plaid's word.
+    Index("sync_attempts_unlinked", "started_at", postgresql_where=text("outcome = 'unlinked'")),
 )
 
 buckets = Table(

@@ -27,6 +27,7 @@ from schemas.changesets import NONCE_BYTES
 from schemas.errors import Halt
 from schemas.topics import CHANGESETS, WEBHOOKS, full_name
 from streams import alerts, due_channel, scheduler, store, sweep
+from streams.caught_up import on_webhooks
 from streams.claimer import Claimer
 from streams.fetch_deltas import FetchDeltas
 from streams.follow_heads import READER as FOLLOWER
@@ -92,7 +93,7 @@ class _Parts:
     def __init__(self, settings: Settings, pool: asyncpg.Pool, plaid: Plaid, appender: Appender, ends: LogEnds) -> None:
         self.settings = settings
         self.pool = pool
-        self.plaid = plaid
+        self.plaid, self.ends = plaid, ends
         self.vault = Vault(settings.master_key())
         self.keyring = Keyring(self.vault)
         self.changesets = full_name(CHANGESETS, settings.topic_prefix)
@@ -188,7 +189,7 @@ class _Parts:
         claimed: Claimed
         async for claimed in due:
             try:
-                await self.fetcher.fetch(claimed)
+                await self.fetcher.fetch(claimed, claimed_at=self.claimer.claimed_at(claimed))
             finally:
                 self.claimer.done(claimed)
 
@@ -208,7 +209,13 @@ async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[N
         "schedule": scheduler.run(parts.pool, parts.settings, on_marked=parts.claimer.wake),
         "probes": run_probes(parts.pool, parts.settings, parts.claimer.wake),
         "sweep": sweep.run(
-            parts.pool, parts.plaid, parts.vault.open_token, parts.limits, parts.settings, parts.claimer.wake
+            parts.pool,
+            parts.plaid,
+            parts.vault.open_token,
+            parts.limits,
+            parts.settings,
+            parts.claimer.wake,
+            is_read=on_webhooks(parts.pool, parts.ends, parts.webhooks, parts.settings.partitions),
         ),
         "alerts": alerts.run(parts.pool, parts.settings),
         "due_channel": due_channel.listen(parts.settings, on_due=parts.claimer.wake),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import asyncpg
 
-from runtime import logs, sync_state
+from runtime import logs, queue, sync_state
 from runtime.settings import Settings
 from schemas.errors import Retry
 from streams.store import session
@@ -23,13 +23,15 @@ _log = logs.logger(__name__)
 async def tick(pool: asyncpg.Pool, settings: Settings) -> int:
     """Make due what has not synced for the schedule's interval. Gives how many. Raises: Retry."""
     async with session(pool) as connection:
-        return await sync_state.mark_scheduled(
+        marked = await sync_state.mark_scheduled(
             connection,
             interval_s=settings.schedule_interval_s,
             recheck_s=settings.accounts_interval_s,
             spread_s=tick_s(settings),
             items_max=ITEMS_A_TICK_MAX,
         )
+        await queue.ticked(connection, marked)
+        return marked
 
 
 def tick_s(settings: Settings) -> float:

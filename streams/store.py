@@ -6,13 +6,16 @@ mistakes cause.
 
 import asyncpg
 
-from runtime import incidents, leases, quotas
+from runtime import dead_letters, incidents, leases, quotas
+from runtime.dead_letters import Letter
 from runtime.dues import Claimed, Claims, Released
+from runtime.leases import PARKED_BY
 from runtime.settings import Settings
 from runtime.users import Destroyed, Keyring
 from runtime.vault import Vault
 from schemas.changesets import UserKeys
-from schemas.errors import Quarantine
+from schemas.errors import Halt, Quarantine
+from schemas.topics import CHANGESETS
 from streams.sessions import session as session
 from streams.transactions import following as following
 from streams.transactions import load_positions as load_positions
@@ -29,6 +32,8 @@ class PostgresStore:
         self._vault = vault
         self._lease_s = settings.lease_s
         self._holder = settings.instance_id
+        self._dead_letters_max = settings.dead_letters_max
+        self._dead_letters_window_s = settings.dead_letters_window_s
         self._limit = settings.limits().get(quotas.SYNC)
         self._turns = Turns(settings.weights())
 
@@ -59,9 +64,13 @@ class PostgresStore:
     async def release(self, claimed: Claimed, result: Released) -> bool:
         """Give an Item back; False where the lease was lost."""
         async with session(self._pool) as connection:
-            held = await leases.release(connection, claimed, result)
-            if result.outcome == "failed" or result.stopped is not None or claimed.attempts:
-                await incidents.after_pass(connection, claimed, result)
+            if result.outcome != "failed" and result.stopped is None and not claimed.attempts:
+                return await leases.release(connection, claimed, result)
+            # Together: an incident that a crash left untold would wait for the next failure, which may be hours away.
+            async with connection.transaction():
+                held = await leases.release(connection, claimed, result)
+                if held:  # who lost the lease knows nothing of the Item any more
+                    await incidents.after_pass(connection, claimed, result)
             return held
 
     async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
@@ -80,9 +89,16 @@ class PostgresStore:
             await leases.finish_unlink(connection, claimed)
 
     async def park(self, claimed: Claimed, reason: str) -> None:
-        """Set an Item aside until it is redriven."""
-        async with session(self._pool) as connection:
+        """Set an Item aside until it is redriven, with a dead letter. Raises: Halt, where too many are."""
+        letter = Letter(PARKED_BY, CHANGESETS.name, claimed.partition, None, claimed.item_id, reason)
+        async with session(self._pool) as connection, connection.transaction():
             await leases.park(connection, claimed, reason=reason)
+            await dead_letters.put(connection, [letter])
+            parked = await dead_letters.rate(connection, PARKED_BY, self._dead_letters_window_s)
+            if parked <= self._dead_letters_max:
+                return
+            parked_too_many = f"{parked} Items would be parked within {self._dead_letters_window_s:.0f} s"
+            raise Halt(f"{parked_too_many}, at most {self._dead_letters_max} may be: is this deploy broken?")
 
     async def keys(self, user: int) -> UserKeys | None:
         """A user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import asyncpg
 import msgspec
 
-from runtime import leases, sync_state
+from runtime import dead_letters, leases, sync_state
 from runtime.dues import Hint, Mark
-from runtime.leases import FOLLOWER
+from runtime.leases import FOLLOWER, PARKED_BY
 from runtime.reader import Position
 from schemas.errors import Retry
 from streams.following import Followed, ItemHead
@@ -123,6 +123,7 @@ class FollowingTransaction(_Positioned):
         """Write heads, make due again what was skipped or redriven, erase."""
         if followed.redriven:
             await self._connection.execute(_REDRIVEN, list(followed.redriven), list(followed.redriven.values()))
+            await dead_letters.redriven(self._connection, PARKED_BY, followed.redriven)
         if followed.again or followed.redriven:
             await sync_state.mark_again(self._connection, list(followed.again), redriven=list(followed.redriven))
         if followed.heads:

@@ -166,8 +166,9 @@ def test_the_image_holds_every_package(dockerfile: str) -> None:
         assert f"COPY {package}/ /app/{package}/\n" in dockerfile
         assert f"!{package}\n" in ignored
         assert (ROOT / package / "__init__.py").exists()
-    assert "COPY cli.py /app/\n" in dockerfile
-    assert "!cli.py\n" in ignored
+    for module in ("cli.py", *(path.name for path in ROOT.glob("operator_*.py"))):
+        assert f"COPY {module} /app/\n" in dockerfile
+        assert f"!{module}\n" in ignored
 
 
 def test_the_image_installs_what_is_locked_and_runs_without_rights(dockerfile: str) -> None:

@@ -27,7 +27,7 @@ _NEW_COLUMNS = {
 }  # fmt: skip
 _NEW_INDEXES = {
     control.sync_state: ("sync_state_ready", "sync_state_sweep", "sync_state_institution"),
-    control.sync_attempts: ("sync_attempts_failed",),
+    control.sync_attempts: ("sync_attempts_failed", "sync_attempts_unlinked"),
     tables.transactions: ("transactions_missing",),
 }
 _OLD_INDEXES = ("sync_state_due", "sync_state_oldest")
