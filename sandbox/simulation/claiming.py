@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from runtime.dues import Claimed, Claims, Standing
 from runtime.leases import AGE_S, PARKED_LOOK_S, SLACK
-from runtime.quotas import CLIENT, SYNC, Limit, Pace, client_pace, item_pace
+from runtime.quotas import CLIENT, SYNC, Limit, Pace, claim_pace, item_pace
 from sandbox.simulation.tables import Row, Tables
 
 ROUNDING = 0.000001
@@ -27,9 +27,9 @@ def claim(
 ) -> Claims:
     """Lease Items that are ready, at most `slots`, by lane, age and the tenants' turns, as the quota pays for them."""
     now = tables.clock()
-    available = math.inf if limit is None else _available(tables, now, client_pace(limit))
+    available = math.inf if limit is None else _available(tables, now, claim_pace(limit))
     if limit is not None and available < 1 and not tables.unlinking:
-        return Claims(more_in_s=(1 - available) * client_pace(limit).interval_s)
+        return Claims(more_in_s=(1 - available) * claim_pace(limit).interval_s)
     found, held, oldest = _looked(tables, now, slots, standing, limit)
     left = slots if available == math.inf or available < 1 else min(slots, int(available))
     claims: list[Claimed] = []
@@ -44,9 +44,9 @@ def claim(
         claims.append(tables.lease(row, lease_s=lease_s, holder=holder))
         if limit is not None and not row.unlink_requested:
             _pay(tables, row.item_id, now, item_pace(limit))
-            _pay(tables, CLIENT, now, client_pace(limit))
+            _pay(tables, CLIENT, now, claim_pace(limit))
     if limit is not None and available - spent < 1:
-        return Claims(claims, more_in_s=(1 - (available - spent)) * client_pace(limit).interval_s)
+        return Claims(claims, more_in_s=(1 - (available - spent)) * claim_pace(limit).interval_s)
     return Claims(claims, more_in_s=0.0 if held else None)
 
 

@@ -178,7 +178,7 @@ class Worker:
         while True:
             claimed = await self._due.get()
             try:
-                await self._fetcher.fetch(claimed)
+                await self._fetcher.fetch(claimed, claimed_at=self.claimer.claimed_at(claimed))
             finally:
                 self.claimer.done(claimed)
 
