@@ -29,6 +29,8 @@ EVENTS_MAX = 20_000
 """Events that one transaction folds, by the counts in the heads: at about 2 kB of working memory each 40 MB. A single
 record may hold more, and is then a batch of its own."""
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
+ENDING_S, ENDING_LOOKS = 0.5, 25
+"""How long a connection whose session Postgres ended may take to be closed on this side."""
 
 Poisoned = Mapping[tuple[int, int], str]
 """Partition and offset of records that fail by themselves, with the reason."""
@@ -144,8 +146,8 @@ class Projector:
         except TooManyParked as error:
             await aftermath.stopped(connection, error)
             raise
-        except asyncpg.InterfaceError as error:
-            if connection.is_closed():
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            if await _is_ending(connection):
                 raise _Lost("the connection to Postgres was lost") from error
             raise
         crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
@@ -179,6 +181,15 @@ class Projector:
         for record in outcome.admitted:
             _fold_one(working, record)
         return batch, working, outcome
+
+
+async def _is_ending(connection: asyncpg.Connection) -> bool:
+    """Whether a connection is closed or about to be: a statement may fall between Postgres' last word and its end."""
+    for _ in range(ENDING_LOOKS):
+        if connection.is_closed():
+            return True
+        await asyncio.sleep(ENDING_S / ENDING_LOOKS)
+    return False
 
 
 def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:

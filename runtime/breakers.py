@@ -134,7 +134,7 @@ _HOLD = """
         SELECT s.item_id, b.open_until + make_interval(secs => $2) AS until
         FROM tartan.breakers b JOIN tartan.sync_state s USING (institution_id)
         WHERE b.institution_id = $1 AND b.open_until IS NOT NULL AND s.item_id > $4
-          AND s.stopped IS DISTINCT FROM 'unlinked'
+          AND s.stopped IS DISTINCT FROM 'unlinked' AND NOT s.unlink_requested
           AND (s.not_before IS NULL OR s.not_before < b.open_until + make_interval(secs => $2))
         ORDER BY s.item_id LIMIT $3 FOR UPDATE OF s SKIP LOCKED
     )

@@ -1,7 +1,7 @@
 """Named places where a test can cut the power.
 
-`TARTAN_CRASH_AT=project.after_commit:3` makes the process kill itself the third time it comes by. Unset, which
-is always so outside of tests, a place costs one comparison.
+`TARTAN_CRASH_AT=project.after_commit:3` makes the process kill itself the third time it comes by, `TARTAN_STOP_AT`
+stops it there until somebody wakes it. Unset, which is always so outside of tests, a place costs two comparisons.
 """
 
 import os
@@ -9,6 +9,7 @@ import signal
 from enum import StrEnum
 
 VARIABLE = "TARTAN_CRASH_AT"
+STOP_VARIABLE = "TARTAN_STOP_AT"
 
 
 class CrashPoint(StrEnum):
@@ -33,21 +34,29 @@ class CrashPoint(StrEnum):
 
 
 class _Plan:
-    """Which point this process dies at, and how many passes are left."""
+    """Which point this process stops or dies at, and how many passes are left."""
 
-    def __init__(self, text: str | None) -> None:
+    def __init__(self, text: str | None, signal_number: signal.Signals) -> None:
         name, _, times = (text or "").partition(":")
         self.point = CrashPoint(name) if name else None
         self.left = int(times or "1")
+        self._signal = signal_number
+
+    def pass_by(self) -> None:
+        """Count this time, and act on the last one."""
+        self.left -= 1
+        if self.left <= 0:
+            self.point = None  # woken up, it goes on
+            os.kill(os.getpid(), self._signal)
 
 
-_plan = _Plan(os.environ.get(VARIABLE))
+_dies = _Plan(os.environ.get(VARIABLE), signal.SIGKILL)
+_stops = _Plan(os.environ.get(STOP_VARIABLE), signal.SIGSTOP)
 
 
 def reach(point: CrashPoint) -> None:
-    """Die here, as by a power cut, if a test asked for it."""
-    if point is not _plan.point:
-        return
-    _plan.left -= 1
-    if _plan.left <= 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Die or stop here, as by a power cut or a machine that was put to sleep, if a test asked for it."""
+    if point is _dies.point:
+        _dies.pass_by()
+    if point is _stops.point:
+        _stops.pass_by()

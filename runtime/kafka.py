@@ -17,9 +17,6 @@ from schemas.topics import MESSAGE_BYTES_MAX
 
 REQUEST_TIMEOUT_MS = 30_000
 """How long one request waits for its answer. A broker's restart takes 4 to 12 s (FAUST.md), so one is sat out."""
-APPEND_S_MAX = 30.0
-"""How long an append waits for its answer before it is in doubt: as long as one request, so that a restart is sat out.
-aiokafka's idempotent producer would try for ever, and whoever waits with it would hold a lease or a stop for ever."""
 FLUSH_S_MAX = 10.0
 """A stop waits this long for what is in flight. Whoever wanted an answer has waited for it already."""
 CUT_S_MAX = 1.0
@@ -102,10 +99,10 @@ class Appender:
     answered, unless one of its sends waits `timeout_s` in vain: then it is cut off, so that nothing of it comes late.
     """
 
-    def __init__(self, settings: Settings, *, client: str, timeout_s: float = APPEND_S_MAX) -> None:
+    def __init__(self, settings: Settings, *, client: str, timeout_s: float | None = None) -> None:
         self._settings = settings
         self._client = f"tartan-{client}-{settings.instance_id}"
-        self._timeout_s = timeout_s
+        self._timeout_s = settings.append_timeout_s if timeout_s is None else timeout_s
         self._producer: AIOKafkaProducer | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._retired: dict[AIOKafkaProducer, _Retired] = {}

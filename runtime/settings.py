@@ -35,6 +35,15 @@ class Settings(BaseSettings):
     partitions: int = Field(12, ge=1, le=1000, description="partitions of each topic; never changed afterwards")
     replication_factor: int = Field(1, ge=1, le=10, description="of topics; 3 in production")
 
+    session_timeout_s: float = Field(
+        30.0, ge=1, le=1800, description="of Kafka's groups: a process that is silent for so long loses its partitions"
+    )
+    # As long as one request by default, so that a broker's restart is sat out. aiokafka's idempotent producer would try
+    # for ever, and whoever waits with it would hold a lease or a stop for ever.
+    append_timeout_s: float = Field(
+        30.0, ge=1, le=600, description="how long an append waits for its answer before it is in doubt"
+    )
+
     postgres_dsn: SecretStr = Field(
         SecretStr("postgresql://tartan@127.0.0.1:5432/tartan"), description="PostgreSQL 17+"
     )

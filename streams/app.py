@@ -81,7 +81,9 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         try:
             yield Running(STAGE, parts.not_ready, ended)
         finally:
-            # Where an agent crashed, what it holds would never end.
+            # Where an agent crashed, what it holds would never end, and nobody is left to acknowledge what was read.
+            if ended.done():
+                parts.app.conf.stream_wait_empty = False
             timeout_s = 0.0 if ended.done() else DRAIN_S
             ended.cancel()
             await parts.claimer.drain(timeout_s=timeout_s)

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from runtime.dues import Claimed, Hint, Mark, Released
+from runtime.dues import Claimed, Claims, Hint, Mark, Released
 from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
 from runtime.reader import Position
 from schemas.changesets import RECORD_BYTES_MAX, UserKeys
@@ -70,8 +70,8 @@ class Log(Protocol):
 class Store(Protocol):
     """What a pass needs of the scheduler. Each raises Retry where Postgres is away."""
 
-    async def claim(self, slots: int) -> Sequence[Claimed]:
-        """Lease what is due."""
+    async def claim(self, slots: int) -> Claims:
+        """Lease what is ready, at most so many Items."""
 
     async def renew(self, claimed: Claimed) -> bool:
         """Prolong a lease; False where it was lost."""

@@ -156,7 +156,12 @@ async def _locked(connection: asyncpg.Connection, reader: str, partitions: Colle
         await _roll_back(connection)
         raise
     # A transaction that failed before answers ROLLBACK, without an error.
-    if await connection.execute("COMMIT") != "COMMIT":
+    try:
+        ended = await connection.execute("COMMIT")
+    except asyncpg.InternalClientError:
+        connection.terminate()
+        raise
+    if ended != "COMMIT":
         raise Retry("Postgres rolled a batch back")
 
 
@@ -165,7 +170,7 @@ async def _roll_back(connection: asyncpg.Connection) -> None:
         return
     try:
         await connection.execute("ROLLBACK")
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
         connection.terminate()  # the server rolls back what a vanished client left
     except BaseException:
         connection.terminate()  # stopped once more: nobody may get a connection with a transaction in it

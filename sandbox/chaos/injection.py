@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from runtime.crash_points import CrashPoint
 from sandbox.chaos.proxy import Matching
 from sandbox.chaos.schedule import Chain, Fault, Kind, Run
-from sandbox.chaos.victim import SMALL_RECORDS, STOP_VARIABLE, Victim
+from sandbox.chaos.victim import SMALL_RECORDS, Victim
 from sandbox.chaos.world import ChaosWorld, append_timeout_s, sleep_of_a_zombie_s
 from sandbox.clients import Bank
 from schemas.errors import Halt
@@ -83,12 +83,12 @@ class Injector:
         await asyncio.sleep(chain.at_s)
         async with victim.asleep:
             victim.deaths.extend(chain.deaths)
-            if chain.stop is not None and STOP_VARIABLE is not None:
+            if chain.stop is not None:
                 victim.deaths.append(chain.stop)
             self._kill(victim)
         for _ in chain.deaths:
             await self._die(victim)
-        if chain.stop is not None and STOP_VARIABLE is not None:
+        if chain.stop is not None:
             await self._stop(victim, chain.stop.point)
 
     async def _die(self, victim: Victim) -> None:

@@ -18,7 +18,7 @@ LOOK_S = 0.02
 START_S = 3.0
 """A start takes three to five seconds of a core."""
 RESTART_S_MAX = 3.0
-STOP_VARIABLE: str | None = getattr(crash_points, "STOP_VARIABLE", None)
+STOP_VARIABLE = crash_points.STOP_VARIABLE
 """Makes a process stop itself at a point."""
 SMALL_RECORDS = {"TARTAN_RECORD_BYTES_MAX": "8192"}
 """The least that a record may hold: some thirty transactions, so that updates of the bank's busy moments are parts."""

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit, urlunsplit
 
-from runtime.kafka import APPEND_S_MAX
 from runtime.settings import Settings
 from sandbox.chaos.proxy import Proxy
 from sandbox.chaos.schedule import NEIGHBOURS
@@ -124,13 +123,12 @@ class ChaosWorld(World):
 
 def sleep_of_a_zombie_s(settings: Settings) -> float:
     """Longer than its leases, transactions and session."""
-    session_s = getattr(settings, "session_timeout_s", 0.0)
-    return float(max(settings.lease_s, settings.transaction_timeout_s, session_s)) + 1.5
+    return max(settings.lease_s, settings.transaction_timeout_s, settings.session_timeout_s) + 1.5
 
 
 def append_timeout_s(settings: Settings) -> float:
     """After which an append is in doubt."""
-    return float(getattr(settings, "append_timeout_s", APPEND_S_MAX))
+    return settings.append_timeout_s
 
 
 def _moved(dsn: str, port: int) -> str:
