@@ -9,6 +9,7 @@ from runtime.leases import FOLLOWER
 from runtime.reader import Received
 from sandbox.simulation.installation import PARTITIONS, Installation
 from sandbox.simulation.story import Story
+from sandbox.simulation.tables import Tables
 from sandbox.simulator.bank import Item
 from sandbox.simulator.truth import truth_of
 from schemas import changesets, codec, digest, gate
@@ -21,9 +22,9 @@ LINES_MAX = 25
 """Lines of the trace shown of an Item that is wrong."""
 
 
-def unfinished(installation: Installation) -> list[str]:
+def unfinished(installation: Installation, tables: Tables) -> list[str]:
     """What is still under way; empty where all is quiet."""
-    tables, broker, projection = installation.tables, installation.broker, installation.projection
+    broker, projection = installation.broker, installation.projection
     found = []
     if not installation.plaid_world.courier.quiet or installation.plaid_world.agenda.next_due_at() is not None:
         found.append("Plaid has something to say")
@@ -47,24 +48,24 @@ def unfinished(installation: Installation) -> list[str]:
     return found
 
 
-def problems(installation: Installation, story: Story, rng: random.Random) -> list[str]:
+def problems(installation: Installation, tables: Tables, story: Story, rng: random.Random) -> list[str]:
     """All that is wrong with a quiet run, in words."""
     replayed = _replayed(installation, rng)
     return [
         *installation.failures,
-        *_against_truth(installation, story),
+        *_against_truth(installation, tables, story),
         *_against_replay(installation, replayed),
         *_chained(installation),
         *_published(installation, replayed),
-        *_silent(installation, story),
+        *_silent(tables, story),
         *_counted(installation),
     ]
 
 
-def _against_truth(installation: Installation, story: Story) -> Iterator[str]:
+def _against_truth(installation: Installation, tables: Tables, story: Story) -> Iterator[str]:
     """The state digest, Item by Item: what we hold is what the bank has."""
     for item in story.items:
-        row = installation.tables.rows.get(item.item_id)
+        row = tables.rows.get(item.item_id)
         if item.item_id in story.unlinked or row is None or row.stopped is not None:
             continue
         ours, theirs = _state(installation.projection.memory, item), _truth(item)
@@ -198,9 +199,8 @@ def _position(headers: dict[str, bytes]) -> tuple[int, int]:
     return (int(offset), int(index))
 
 
-def _silent(installation: Installation, story: Story) -> Iterator[str]:
+def _silent(tables: Tables, story: Story) -> Iterator[str]:
     """Each Item was synced after its last change, or is stopped with a reason."""
-    tables = installation.tables
     for item in story.items:
         item_id, row = item.item_id, tables.rows.get(item.item_id)
         if row is None:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from runtime.dues import Claimed, Claims, Standing
 from runtime.leases import AGE_S, PARKED_LOOK_S, SLACK
 from runtime.quotas import CLIENT, SYNC, Limit, Pace, claim_pace, item_pace
-from sandbox.simulation.tables import Row, Tables
+from sandbox.simulation.rows import Row
+from sandbox.simulation.tables import Tables
 
 ROUNDING = 0.000001
 """A millionth of a token makes up for moments that are kept in microseconds."""

@@ -15,7 +15,8 @@ from runtime.dues import Lane, Released
 from runtime.quotas import SYNC, Limit
 from sandbox.simulation import claiming
 from sandbox.simulation.installation import START, Counting, keys_of
-from sandbox.simulation.tables import Credential, Tables
+from sandbox.simulation.rows import Credential
+from sandbox.simulation.tables import Tables
 from sandbox.simulator.limits import Limit as PlaidLimit
 from sandbox.simulator.plaid_errors import PlaidFailure
 from schemas.records import Cause

@@ -2,23 +2,30 @@
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
+
+import asyncpg
 
 from projections.admission import Owners
+from runtime import sync_state
+from runtime.dues import Lane
 from runtime.kafka import partition_of
 from runtime.leases import FOLLOWER
-from runtime.quotas import Limit
+from runtime.quotas import SYNC, Limit
+from sandbox.simulation import postgres
 from sandbox.simulation.kafka import Broker, Group
-from sandbox.simulation.limits import Quotas
-from sandbox.simulation.loop import Process
+from sandbox.simulation.limits import MemoryLimits, Quotas
+from sandbox.simulation.loop import Process, VirtualLoop
 from sandbox.simulation.projection import Projection
-from sandbox.simulation.store import Database
-from sandbox.simulation.tables import Credential, Tables
+from sandbox.simulation.real import Parts, Real, RealLimits, RealStore, ask_for, settings_of
+from sandbox.simulation.rows import Credential
+from sandbox.simulation.store import Database, MemoryStore
+from sandbox.simulation.tables import Tables
 from sandbox.simulation.trace import Trace
-from sandbox.simulation.wire import Hazards
+from sandbox.simulation.wire import Hazards, Wire, serve
 from sandbox.simulation.witness import Witness
 from sandbox.simulator.bank import Item
 from sandbox.simulator.inprocess import Bank
@@ -28,6 +35,7 @@ from sandbox.simulator.options import Options
 from sandbox.simulator.plaid_errors import PlaidFailure
 from sandbox.simulator.world import World as Plaid
 from schemas.changesets import RECORD_BYTES_MAX, UserKeys, user_keys
+from schemas.records import Cause
 from schemas.topics import user_key
 from streams.mark_due import READER as MARKER
 
@@ -92,6 +100,69 @@ class Installation:
             "projections": Group(self.broker.topic("changesets"), random.Random(rng.random())),
         }
         self.on_end = self._unexpected
+        self._real: Real | None = None
+
+    async def open(self, dsn: str) -> None:
+        """Keep the scheduler's tables in this database instead of in memory."""
+        virtual = cast(VirtualLoop, asyncio.get_running_loop())
+        self._pool = await virtual.real(postgres.opened(dsn))
+        self._real = Real(cast(asyncpg.Pool, postgres.TimedPool(self._pool, self.now)))
+
+    async def close(self) -> None:
+        """Let go of the database."""
+        if self._real is not None:
+            self._pool.terminate()
+
+    def ports(self, wire: Wire, *, lease_s: float) -> tuple[MemoryStore, MemoryLimits]:
+        """One process's way to the scheduler and to the quotas."""
+        name, limits = wire.process.name, self.quotas.limits
+        if self._real is not None:
+            settings = settings_of(name, lease_s, limits, FAILURES_MAX)
+            parts = Parts(self._real, self.database, wire, self.witness, settings)
+            return RealStore(parts), RealLimits(parts, limits)
+        store = MemoryStore(
+            self.database, wire, self.witness, lease_s=lease_s, holder=name, limit=limits.get(SYNC)
+        )  # fmt: skip
+        return store, MemoryLimits(self.quotas, self.database, wire)
+
+    async def seen(self) -> Tables:
+        """The scheduler's tables as they are now; not to be written to."""
+        real = self._real
+        if real is None:
+            return self.tables
+
+        async def read() -> Tables:
+            async with real.pool.acquire() as connection:
+                return await postgres.seen(cast(asyncpg.Connection, connection), self.now)
+
+        return await real.do(read)
+
+    def ask(self, item_id: str, lane: Lane, *, refresh: bool = False) -> None:
+        """Do what the gateway does when a user asks for a sync, or, in the lane of webhooks, for an unlink."""
+        unlink = lane is Lane.WEBHOOK
+        cause = Cause("unlink" if unlink else "manual")
+        self._do(
+            lambda: self.tables.mark_one(item_id, lane, cause, unlink=unlink, refresh=refresh),
+            lambda connection: ask_for(connection, item_id, lane, refresh=refresh),
+        )
+
+    def _do(self, memory: Callable[[], object], real: Callable[[asyncpg.Connection], Awaitable[object]]) -> None:
+        if self._real is None:
+            memory()
+            return
+        database = self._real
+
+        async def done() -> object:
+            async with database.pool.acquire() as connection, connection.transaction():
+                return await real(cast(asyncpg.Connection, connection))
+
+        async def served() -> None:
+            try:
+                await database.do(done)
+            except Exception as error:  # noqa: BLE001 - told with the run's other failures
+                self.failures.append(f"the gateway failed: {error!r}")
+
+        serve(asyncio.get_running_loop(), served())
 
     def now(self) -> datetime:
         """The present moment."""
@@ -103,10 +174,24 @@ class Installation:
         self._names[user] = (tenant, item.user)
         institution = item.institution
         credential = Credential(tenant, user, institution.institution_id, institution.name, item.access_token)
-        self.tables.register(
-            item.item_id, credential, partition=partition_of(user_key(user), PARTITIONS), keys=keys_of(user)
+        partition = partition_of(user_key(user), PARTITIONS)
+        self._do(
+            lambda: self.tables.register(item.item_id, credential, partition=partition, keys=keys_of(user)),
+            lambda connection: self._registered(connection, item, user, credential),
         )
         self.witness.knows(item.access_token, item.item_id)
+
+    async def _registered(self, connection: asyncpg.Connection, item: Item, user: int, credential: Credential) -> None:
+        assert self._real is not None
+        vault = self._real.vault
+        wrapped = vault.wrap_data_key(data_key_of(user), user=user, generation=1)
+        await connection.execute(_USER, user, credential.tenant, item.user)
+        await connection.execute(_KEY, user, wrapped)
+        await sync_state.register_item(
+            connection, vault, item_id=item.item_id, tenant=credential.tenant, user_number=user,
+            access_token=item.access_token, institution_id=credential.institution_id,
+            institution_name=credential.institution_name, partitions=PARTITIONS,
+        )  # fmt: skip
 
     def owners(self, users: Collection[int]) -> Owners:
         """Keys and names of users."""
@@ -131,4 +216,15 @@ def user_number(user_id: str) -> int:
 
 def keys_of(user: int) -> UserKeys:
     """A user's keys: from the number, where the real ones are random."""
-    return user_keys(blake2b(user.to_bytes(8, "big"), digest_size=32).digest(), 1)
+    return user_keys(data_key_of(user), 1)
+
+
+def data_key_of(user: int) -> bytes:
+    """A user's data key."""
+    return blake2b(user.to_bytes(8, "big"), digest_size=32).digest()
+
+
+_USER = "INSERT INTO tartan.users (user_number, tenant, user_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
+_KEY = """
+    INSERT INTO tartan.user_keys (user_number, generation, wrapped, state) VALUES ($1, 1, $2, 'active')
+    ON CONFLICT DO NOTHING"""

@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 
 from runtime.breakers import CODES, PROBE_S, PROBING_S, SPREAD_S, wait_s
 from runtime.quotas import CLIENT, CLIENT_STEP_S, MINUTE_S, Limit, client_pace, item_pace, spent
+from sandbox.simulation.rows import Row
 from sandbox.simulation.store import Database
-from sandbox.simulation.tables import Row, Tables
+from sandbox.simulation.tables import Tables
 from sandbox.simulation.wire import Wire
 from schemas.errors import Retry
 from streams.postgres_limits import WAIT_S_MAX
@@ -86,6 +87,8 @@ class Quotas:
         if breaker.open_until is not None:
             until = breaker.open_until + timedelta(seconds=PROBING_S)
             for row in self._items(institution_id):
+                if row.unlink_requested:
+                    continue
                 row.not_before = until if row.not_before is None else max(row.not_before, until)
                 self._tables.queue.put(row)
 
@@ -152,13 +155,16 @@ class MemoryLimits:
         now = asyncio.get_running_loop().time
         began = now()
         while True:
-            wait = await self._wire.call(lambda: self._database.do(lambda: self._quotas.take(endpoint, item_id)))
+            wait = await self._look(endpoint, item_id)
             if not wait:
                 return
             wait = max(wait, LOOK_S_MIN)
             if now() - began + wait > WAIT_S_MAX:
                 raise Retry(f"the quota of {endpoint} has nothing for {wait:.0f} s", wait_s=wait)
             await asyncio.sleep(wait)
+
+    async def _look(self, endpoint: str, item_id: str) -> float:
+        return await self._wire.call(lambda: self._database.do(lambda: self._quotas.take(endpoint, item_id)))
 
     async def exceeded(self, endpoint: str, item_id: str, *, error_code: str) -> None:
         """Plaid counted otherwise and answered 429. Raises: Retry."""

@@ -37,30 +37,34 @@ class Outcome:
     about: list[str] = field(default_factory=list)
 
 
-def simulate(seed: int, *, shown: bool = False) -> Outcome:
-    """Run one seed to its end."""
-    return loop.run(lambda: _simulated(seed, shown=shown))
+def simulate(seed: int, *, shown: bool = False, dsn: str | None = None) -> Outcome:
+    """Run one seed to its end. `dsn`: of a fresh database for the scheduler's tables, which else are in memory."""
+    return loop.run(lambda: _simulated(seed, shown=shown, dsn=dsn))
 
 
-async def _simulated(seed: int, *, shown: bool) -> Outcome:
+async def _simulated(seed: int, *, shown: bool, dsn: str | None) -> Outcome:
     rng = random.Random(seed)
     trace = Trace(shown=shown)
     is_scheduling = rng.random() < 0.6
     installation = Installation(random.Random(rng.random()), _options(seed, rng, is_scheduling), trace, _limits(rng))
     installation.is_scheduling = is_scheduling
+    if dsn is not None:
+        await installation.open(dsn)
     story = Story(installation, random.Random(rng.random()))
     pulse = asyncio.create_task(deliver(installation, story.ingest_answers, random.Random(rng.random())))
     outcome = Outcome(seed)
     try:
         await story.run()
         await _rested(installation, outcome)
-        outcome.problems += checks.problems(installation, story, random.Random(rng.random()))
+        tables = await installation.seen()
+        outcome.problems += checks.problems(installation, tables, story, random.Random(rng.random()))
     except loop.Stuck as error:
         outcome.problems.append(str(error))
     finally:
         outcome.trace = trace.digest()
         pulse.cancel()
         await _buried(story)
+        await installation.close()
     outcome.faults = _faults(installation)
     outcome.virtual_s = asyncio.get_running_loop().time()
     outcome.claims = installation.witness.claims
@@ -99,7 +103,7 @@ async def _rested(installation: Installation, outcome: Outcome) -> None:
         await asyncio.sleep(HEALING_S)
     installation.is_scheduling = False
     until = virtual.time() + QUIET_S_MAX
-    while (left := checks.unfinished(installation)) and not installation.failures:
+    while (left := checks.unfinished(installation, await installation.seen())) and not installation.failures:
         if virtual.time() > until:
             outcome.problems.append(f"not quiet after {timedelta(seconds=QUIET_S_MAX)}: {'; '.join(left[:5])}")
             return

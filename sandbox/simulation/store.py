@@ -47,13 +47,21 @@ class Database:
 
     def do(self, effect: Callable[[], Result]) -> Result:
         """Run a statement. Raises: Retry, where the database is away, or where its answer is lost on the way."""
+        self.reach()
+        result = effect()
+        self.answer()
+        return result
+
+    def reach(self) -> None:
+        """A statement comes in. Raises: Retry, where the database is away."""
         if self.is_away():
             raise Retry("the database is away")
-        result = effect()
+
+    def answer(self) -> None:
+        """A statement was run. Raises: Retry, where its answer is lost on the way."""
         if self.lost_answers_share and self._rng.random() < self.lost_answers_share:
             self._hazards.counts["store_answer_lost"] += 1
             raise Retry("the statement's answer is lost")
-        return result
 
     async def lock(self, keys: Sequence[tuple[str, int]], owner: object) -> None:
         """Take locks in their order. Raises: Retry, where that takes longer than LOCK_S_MAX."""
@@ -193,7 +201,7 @@ class MemoryStore:
 
     @asynccontextmanager
     async def _transaction(self, reader: str, partitions: Collection[int]) -> AsyncIterator["Transaction"]:
-        begun = Transaction(self._database, self._wire, reader, partitions)
+        begun = self._begin(reader, partitions)
         self._wire.process.on_gone.append(begun.end)
         try:
             await begun.begin()
@@ -202,6 +210,9 @@ class MemoryStore:
         finally:
             begun.end()
             self._wire.process.on_gone.remove(begun.end)
+
+    def _begin(self, reader: str, partitions: Collection[int]) -> "Transaction":
+        return Transaction(self._database, self._wire, reader, partitions)
 
     async def _ended(self, claimed: Claimed, how: str, effect: Callable[[], Result]) -> Result:
         def ended() -> Result:
@@ -233,11 +244,14 @@ class Transaction:
 
     async def _begun(self) -> None:
         await self._database.lock([(self._reader, partition) for partition in self._partitions], self)
-        self.positions = {partition: self._tables.position(self._reader, partition) for partition in self._partitions}
+        self.positions = await self._placed()
         self._is_open = True
         asyncio.get_running_loop().call_later(TRANSACTION_S_MAX, self.end)
         if self._wire.process.dead:
             self.end()
+
+    async def _placed(self) -> Mapping[int, Position]:
+        return {partition: self._tables.position(self._reader, partition) for partition in self._partitions}
 
     def end(self) -> None:
         """Give the locks back; what was not committed is forgotten."""

@@ -144,7 +144,7 @@ class Story:
         self._count("unlink")
         self.unlinked.add(item.item_id)
         self.note(f"unlink {item.item_id}")
-        self._installation.tables.mark_one(item.item_id, Lane.WEBHOOK, Cause("unlink"), unlink=True)
+        self._installation.ask(item.item_id, Lane.WEBHOOK)
 
     def _step(self) -> None:
         item = self._some()
@@ -163,7 +163,7 @@ class Story:
     def _ask(self) -> None:
         item = self._some()
         if item is not None:
-            self._installation.tables.mark_one(item.item_id, Lane.MANUAL, Cause("manual"))
+            self._installation.ask(item.item_id, Lane.MANUAL)
 
     def _edit(self) -> None:
         item = self._some()

@@ -9,96 +9,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import blake2b
-from typing import Any
 
 from runtime.dues import Claimed, Hint, KnownHint, Lane, Mark, Released
 from runtime.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, REMARKED_WAIT_S_MAX
 from runtime.reader import Position
 from runtime.sync_state import STALE_PASS_S
 from sandbox.simulation.ready import Ready
+from sandbox.simulation.rows import Attempt, Credential, Parking, Row
 from schemas.changesets import UserKeys
 from schemas.errors import Quarantine
 from schemas.records import Cause
 from streams.following import Followed, ItemHead
 
 Clock = Callable[[], datetime]
-
-
-@dataclass(slots=True)
-class Row:
-    """A row of `sync_state`."""
-
-    item_id: str
-    tenant: str
-    user: int
-    partition: int
-    institution_id: str | None
-    created_at: datetime
-    due_at: datetime | None
-    cause: Cause
-    lane: int = Lane.BACKFILL
-    generation: int = 1
-    done_generation: int = 0
-    not_before: datetime | None = None
-    lease_token: bytes | None = None
-    lease_until: datetime | None = None
-    lease_holder: str | None = None
-    wait_offset: int | None = None
-    unlink_requested: bool = False
-    accounts_wanted: bool = True
-    accounts_at: datetime | None = None
-    refresh_wanted: bool = False
-    refreshed_at: datetime | None = None
-    bank_seen_at: datetime | None = None
-    bank_updated_at: datetime | None = None
-    last_webhook_at: datetime | None = None
-    last_synced_at: datetime | None = None
-    last_attempt_at: datetime | None = None
-    last_error: dict[str, Any] | None = None
-    stopped: str | None = None
-    attempts: int = 0
-    not_ready: int = 0
-
-    @property
-    def ready_at(self) -> datetime | None:
-        """When the Item can be claimed; None where it is not due."""
-        if self.due_at is None or self.not_before is None:
-            return self.due_at
-        return max(self.due_at, self.not_before)
-
-
-@dataclass(slots=True)
-class Credential:
-    """A row of `credentials`, its token in clear."""
-
-    tenant: str
-    user: int
-    institution_id: str | None
-    institution_name: str | None
-    token: str | None
-    unlinked: bool = False
-
-
-@dataclass(slots=True)
-class Parking:
-    """A row of `parkings`."""
-
-    partition: int
-    reason: str
-    reader: str
-    redrive_offset: int | None = None
-
-
-@dataclass(slots=True)
-class Attempt:
-    """A row of `sync_attempts`."""
-
-    at: datetime
-    item_id: str
-    cause: str
-    outcome: str
-    error: dict[str, Any] | None
-    held: bool
 
 
 @dataclass(slots=True)
@@ -150,7 +73,10 @@ class Tables:
         row.accounts_wanted = True
         return row.generation
 
-    def mark_one(self, item_id: str, lane: Lane, cause: Cause, *, accounts: bool = False, unlink: bool = False) -> int:
+    def mark_one(
+        self, item_id: str, lane: Lane, cause: Cause, *, accounts: bool = False, unlink: bool = False,
+        refresh: bool = False,
+    ) -> int:  # fmt: skip
         """Make an Item due because somebody asked; its generation, 0 where there is none."""
         row = self.rows.get(item_id)
         if row is None or row.stopped == "unlinked":
@@ -158,7 +84,10 @@ class Tables:
         self._mark(row, lane, cause)
         row.accounts_wanted = row.accounts_wanted or accounts
         row.unlink_requested = row.unlink_requested or unlink
+        row.refresh_wanted = row.refresh_wanted or refresh
         if unlink:
+            row.not_before = None
+            self.queue.put(row)
             self.unlinking.add(item_id)
         return row.generation
 
@@ -199,11 +128,12 @@ class Tables:
             if row is not None and row.stopped != "unlinked":
                 self.hints[hint.item_id].setdefault(hint.offset, hint)
 
-    def mark_again(self, items: Collection[str]) -> None:
+    def mark_again(self, items: Collection[str], redriven: Collection[str] = ()) -> None:
         """Make Items due once more: a record of theirs was skipped, or their records were redriven."""
         for item_id in sorted(items):
             row = self.rows.get(item_id)
             if row is not None and row.stopped != "unlinked":
+                row.not_before = None if item_id in redriven else row.not_before
                 self._mark(row, row.lane, Cause("retry"))
                 row.stopped = None if row.stopped == "parked" else row.stopped
 
@@ -307,9 +237,8 @@ class Tables:
         row.last_synced_at = now if result.synced else row.last_synced_at
         row.bank_seen_at = now if result.bank_asked else row.bank_seen_at
         row.bank_updated_at = result.bank_updated_at or row.bank_updated_at
-        if result.refreshed:
-            row.refreshed_at = now
-            row.refresh_wanted = row.refresh_wanted and marked
+        row.refreshed_at = now if result.refreshed else row.refreshed_at
+        row.refresh_wanted = row.refresh_wanted and (marked or not (result.refreshed or result.done))
         row.attempts, row.not_ready, row.stopped = result.attempts, result.not_ready, result.stopped
         row.last_error = result.error
         if result.hints_until is not None:
@@ -355,8 +284,12 @@ class Tables:
         """How many Items Plaid called gone within the last hour, and how many Items there are."""
         hour_ago = self.clock() - timedelta(hours=1)
         live = [row for row in self.rows.values() if row.stopped != "unlinked"]
-        gone = [row for row in live if row.stopped == "gone" and (row.last_attempt_at or hour_ago) > hour_ago]
-        return len(gone), len(live)
+        gone = sum(row.stopped in ("gone", "refused") and (row.last_attempt_at or hour_ago) > hour_ago for row in live)
+        for one in reversed(self.attempts):
+            if one.at <= hour_ago:
+                break
+            gone += one.outcome == "unlinked" and (one.error or {}).get("code") == "INVALID_ACCESS_TOKEN"
+        return gone, len(live)
 
     # What follows the log.
 
@@ -366,7 +299,7 @@ class Tables:
             for (name, _), parking in self.parkings.items():
                 if name == item_id and parking.reader == "streams" and parking.redrive_offset is None:
                     parking.redrive_offset = offset
-        self.mark_again(followed.again | followed.redriven.keys())
+        self.mark_again(followed.again | followed.redriven.keys(), followed.redriven)
         for item_id, head in followed.heads.items():
             if head.hints_until is not None:
                 self._drop_hints(item_id, head.hints_until)

@@ -104,7 +104,7 @@ class Wire:
         answer: asyncio.Future[Result] = loop.create_future()
         out_s = self._rng.random() * LATENCY_S_MAX if out_s is None else out_s
         back_s += self._rng.random() * LATENCY_S_MAX
-        _server(loop, self._serve(effect, answer, out_s, back_s))
+        serve(loop, self._serve(effect, answer, out_s, back_s))
         return await answer
 
     async def _serve(
@@ -144,7 +144,7 @@ _NOBODY = contextvars.Context()
 _serving: set["asyncio.Task[None]"] = set()
 
 
-def _server(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
+def serve(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
     """Run something outside of any process: servers go on when their clients do not."""
     task = loop.create_task(work, context=_NOBODY.copy())
     _serving.add(task)

@@ -11,14 +11,11 @@ from runtime.dues import Claimed
 from runtime.kafka import Appended, Appender, Outgoing
 from runtime.leases import FOLLOWER
 from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
-from runtime.quotas import SYNC
 from runtime.reader import GatheringReader
 from sandbox.simulation.installation import Installation
 from sandbox.simulation.kafka import Client, feed
-from sandbox.simulation.limits import MemoryLimits
 from sandbox.simulation.loop import Process
 from sandbox.simulation.projection import MemoryOutbox, Projector
-from sandbox.simulation.store import MemoryStore
 from sandbox.simulation.wire import Wire
 from schemas import changesets, gate
 from schemas.changesets import NONCE_BYTES
@@ -88,17 +85,9 @@ class Worker:
         self.process = Process(name)
         self._rng = rng
         self._wire = Wire(self.process, rng, installation.hazards)
-        self.store = MemoryStore(
-            installation.database,
-            self._wire,
-            installation.witness,
-            lease_s=LEASE_S,
-            holder=name,
-            limit=installation.quotas.limits.get(SYNC),
-        )
+        self.store, self._limits = installation.ports(self._wire, lease_s=LEASE_S)
         self._due: asyncio.Queue[Claimed] = asyncio.Queue()
         self.lag_s = 0.0
-        self._limits = MemoryLimits(installation.quotas, installation.database, self._wire)
         world = self._world()
         self._fetcher = FetchDeltas(world, lease_s=LEASE_S)
         self.claimer = Claimer(self.store, self._due.put, slots=SLOTS, poll_s=POLL_S)

@@ -20,8 +20,9 @@ from sandbox.simulation.installation import keys_of
 from sandbox.simulation.limits import MemoryLimits, Quotas
 from sandbox.simulation.loop import Process
 from sandbox.simulation.postgres import TimedPool
+from sandbox.simulation.rows import Credential
 from sandbox.simulation.store import Database, MemoryStore
-from sandbox.simulation.tables import Credential, Tables
+from sandbox.simulation.tables import Tables
 from sandbox.simulation.trace import Trace
 from sandbox.simulation.wire import Hazards, Wire
 from sandbox.simulation.witness import Witness

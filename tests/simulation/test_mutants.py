@@ -10,8 +10,9 @@ import pytest
 from projections.publish import Committed, Publisher
 from runtime.dues import Claimed, Released
 from sandbox.simulation import command
+from sandbox.simulation.rows import Row
 from sandbox.simulation.run import simulate
-from sandbox.simulation.tables import Row, Tables
+from sandbox.simulation.tables import Tables
 from schemas import gate
 from schemas.gate import ItemGate, Verdict
 from schemas.records import Cause, Head

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandbox.simulation import command
-from sandbox.simulation.command import SimulateOptions, run_seeds, run_simulate
+from sandbox.simulation import command, postgres
+from sandbox.simulation.command import POSTGRES_EVERY, SimulateOptions, run_seeds, run_simulate
 from sandbox.simulation.run import Outcome, simulate
 
 SEEDS = int(os.environ.get("TARTAN_SIMULATION_SEEDS", "200"))
@@ -43,6 +43,7 @@ def test_every_seed_ends_true_and_every_fault_happens() -> None:
         for one in failed[:3]
     )
     assert tally.runs == SEEDS
+    assert tally.postgres_runs == SEEDS // POSTGRES_EVERY
     assert tally.faults is not None
     assert [kind for kind in FAULTS if not tally.faults[kind]] == []
 
@@ -53,6 +54,19 @@ def test_a_seed_repeats_itself_to_the_last_event() -> None:
     assert first.trace == second.trace
     assert first.faults == second.faults
     assert simulate(8).trace != first.trace
+
+
+def test_a_seed_on_postgres_repeats_itself_to_the_last_event() -> None:
+    outcomes = []
+    with postgres.runs() as runs:
+        for _ in range(2):
+            with runs.database() as dsn:
+                outcomes.append(simulate(20, dsn=dsn))
+
+    first, second = outcomes
+    assert first.problems == []
+    assert first.claims > 10
+    assert (first.trace, first.faults) == (second.trace, second.faults)
 
 
 def test_the_command_ends_with_a_summary_and_fails_only_with_failures(capsys: pytest.CaptureFixture[str]) -> None:
