@@ -44,7 +44,10 @@ STAGES = ("ingest", "streams", "projections", "gateway")
 
 
 def main() -> None:
-    """Run the command line; errors of ours and of the network are one line and exit code 1."""
+    """Run the command line; errors of ours and of the network are one line and exit code 1.
+
+    A program that asked for JSON gets the error as its last line, too.
+    """
     try:
         app()
     except ModuleNotFoundError as error:
@@ -53,7 +56,10 @@ def main() -> None:
         typer.secho("tartan: needs the sandbox's packages: pip install 'tartan[sandbox]'", err=True, fg="red")
         sys.exit(1)
     except (TartanError, OSError) as error:
-        typer.secho(f"tartan: {logs.mask(str(error) or type(error).__name__)}", err=True, fg="red")
+        told = logs.mask(str(error) or type(error).__name__)
+        typer.secho(f"tartan: {told}", err=True, fg="red")
+        if "--json" in sys.argv:
+            typer.echo(json.dumps({"error": told}))
         sys.exit(1)
 
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import asyncpg
 import typer
-from rich.console import Console
 
 import operator_tables as tables
 from operator_console import base64_text, connected, console_of_lines, finish, say, with_postgres
+from projections import queries
 from projections.tables import SCHEMA
 from runtime import dead_letters, operations, queue, settings, standing
 from runtime.kafka import Appender
@@ -50,7 +50,7 @@ def show_queue(
 
 
 async def _show_queue(*, as_json: bool, watch: bool) -> None:
-    console = Console(soft_wrap=not watch)
+    console = console_of_lines()
     loaded = settings.load()
     async with connected(loaded) as connection:
         while True:
@@ -223,7 +223,7 @@ def purge_letters(
             raise Quarantine(f"there is no dead letter {number}")
         would = "would be deleted" if dry_run else "deleted"
         told = {"purged": found, "dry_run": dry_run}
-        say(console_of_lines(), told if as_json else f"{len(found)} dead letters {would}.")
+        say(console_of_lines(), told if as_json else f"{tables.count_of(len(found), 'dead letter')} {would}.")
 
     with_postgres(work)
 
@@ -271,43 +271,55 @@ def _parked_told(item: Standing) -> dict[str, Any]:
 
 
 def _redriven_text(told: dict[str, Any]) -> str:
-    item, what = told["item_id"], f"{told['withheld']} records withheld since {told['since']}: {told['reasons']}"
+    item, reasons = told["item_id"], "; ".join(told["reasons"])
     match told["outcome"]:
         case "nothing_to_redrive":
             return f"Item {item} is not parked: nothing to redrive."
         case "would_be_redriven":
-            return f"Item {item} would be redriven. {what}"
+            held = f"{tables.count_of(told['withheld'], 'record')} withheld, parked {tables.moment(told['since'])}"
+            return f"Item {item} would be redriven: {held}: {reasons}"
         case Outcome.DONE:
-            applied = f"{told['withheld']} withheld records are applied" if told["withheld"] else "nothing was withheld"
+            held = f"what was withheld is applied ({tables.count_of(told['withheld'], 'record')})"
+            applied = held if told["withheld"] else "nothing was withheld"
             return f"Item {item} is redriven: {applied}, and it is asked about again."
         case Outcome.FAILED_AGAIN:
-            return f"Item {item} is parked again: {told['reasons']}"
+            return f"Item {item} is parked again, and nothing of it was changed: {reasons}"
     return _unread_text(told)
 
 
 def _decide(item_id: str, *, approve: bool, by: str, dry_run: bool, as_json: bool) -> None:
     async def work(connection: asyncpg.Connection) -> dict[str, Any]:
         item = await _item(connection, item_id)
-        said = operations.decision(item, approve=approve, by=_by(by))
+        told = {"item_id": item_id, "transactions": item.missing_rows, "changeset": item.missing_since}
+        if not item.missing_rows:
+            return told | {"outcome": "nothing_to_decide"}
         if item.stopped == PARKED:
             raise Quarantine(f"item {item_id} is parked: a decision would be withheld with the rest; redrive it first")
-        told = {"item_id": item_id, "outcome": "would_be_decided", "transactions": item.missing_rows,
-                "changeset": item.missing_since}  # fmt: skip
-        if not dry_run:
-            async with _operator(by) as operator:
-                told |= await _append(connection, operator, item, said)
-        return told
+        if dry_run:
+            return told | {"outcome": "would_be_decided", "removals": await queries.missing(connection, item_id)}
+        said = operations.decision(item, approve=approve, by=_by(by))
+        async with _operator(by) as operator:
+            return told | await _append(connection, operator, item, said)
 
     told = with_postgres(work)
-    verb = "removed" if approve else "kept"
-    texts = {
-        "would_be_decided": f"{told['transactions']} transactions of item {item_id} would be {verb}.",
-        Outcome.DONE: f"{told['transactions']} transactions of item {item_id} are {verb}; those that the bank named "
-        "since stay.",
-    }
-    text = texts.get(told["outcome"]) or _unread_text(told)
-    say(console_of_lines(), {**told, "dry_run": dry_run} if as_json else text)
+    console = console_of_lines()
+    say(console, {**told, "dry_run": dry_run} if as_json else _decided_text(told, "removed" if approve else "kept"))
+    if not as_json and told.get("removals"):
+        say(console, tables.removals(told["removals"]))
     _exit_for([told])
+
+
+def _decided_text(told: dict[str, Any], verb: str) -> str:
+    what = f"{tables.count_of(told['transactions'], 'transaction')} of item {told['item_id']}"
+    match told["outcome"]:
+        case "nothing_to_decide":
+            return f"Item {told['item_id']} has no removals that wait for a decision: nothing to do."
+        case "would_be_decided":
+            return f"{what} would be {verb}:"
+        case Outcome.DONE:
+            save = ", save those that the bank has named since" if verb == "removed" else ""
+            return f"{verb.capitalize()}: {what}{save}."
+    return _unread_text(told)
 
 
 async def _append(

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -18,20 +20,30 @@ from schemas.errors import Retry
 
 Result = TypeVar("Result")
 
+COLUMNS_MIN = 240
+"""Width of tables: ids and a reason of 120 characters. A narrower terminal breaks the lines, and no id is cut up."""
+_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$")
+
 
 def say(console: Console, told: object) -> None:
     """Print for people what is text or a table, for programs everything else as one line of JSON."""
     if isinstance(told, str):
         console.print(told, markup=False, highlight=False)
     elif hasattr(told, "__rich_console__") or hasattr(told, "__rich__"):
-        console.print(told)
+        with console.capture() as captured:
+            console.print(told)
+        # A table fills its lines with blanks, which a narrower terminal shows as empty lines.
+        typer.echo("\n".join(_BLANKS.sub(r"\1", line) for line in captured.get().splitlines()))
     else:
         typer.echo(msgspec.json.encode(told).decode())
 
 
 def console_of_lines() -> Console:
-    """A console that breaks no line: what is copied from it stays whole."""
-    return Console(soft_wrap=True)
+    """A console that breaks no line: what is copied from it, or piped into another command, stays whole."""
+    console = Console(soft_wrap=True)
+    if "COLUMNS" not in os.environ:
+        console.width = max(console.width, COLUMNS_MIN)
+    return console
 
 
 def base64_text(value: bytes | None) -> str | None:

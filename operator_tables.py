@@ -5,15 +5,16 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from runtime.dead_letters import Kept
 from runtime.queue_status import QueuedItem, QueueState, QueueStatus
-from runtime.standing import Pass, Standing
+from runtime.standing import ParkedSince, Pass, Standing
 
 REASON_CHARACTERS_MAX = 120
+_IDS = frozenset({"Item", "about", "last failures", "removals wait for a decision", "transaction", *QueueState})
+"""Columns that hold ids."""
 FAILURES_SHOWN = 10
 """Of the last failures; programs are given all that are known."""
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
@@ -37,7 +38,7 @@ def queue(status: QueueStatus) -> RenderableType:
     told = Text("schedule: healthy", "green") if health.healthy else Text("schedule: NOT HEALTHY", "red")
     parts.append(Text.assemble("\n", told, f", last tick {tick}, {health.overdue} overdue, backlog {health.backlog}"))
     parts += [Text(f"  {reason}", style="red") for reason in health.reasons]
-    return Group(*(Padding(part, (1, 0, 0, 0)) if isinstance(part, Table) else part for part in parts))
+    return Group(*(each for part in parts for each in ((Text(""), part) if isinstance(part, Table) else (part,))))
 
 
 def items(found: Sequence[Standing]) -> RenderableType:
@@ -67,16 +68,15 @@ def item(one: Standing, passes: Sequence[Pass]) -> RenderableType:
         ("last webhook", _moment(one.last_webhook_at)), ("last synced", _moment(one.last_synced_at)),
         ("bank updated", _moment(one.bank_updated_at)), ("partition", str(one.partition)),
         ("records withheld", str(one.withheld) if one.withheld else None),
-        ("removals waiting", f"{one.missing_rows}, by {one.missing_since}" if one.missing_rows else None),
+        ("removals waiting", _removals(one)),
     )  # fmt: skip
     for name, value in lines:
         if value:
             table.add_row(Text(name, style="dim"), value)
     parkings = (
-        Text(f"parked by {parked.reader} {_ago(parked.parked_at)} from offset {parked.first_offset}: {parked.reason}",
-             style="red")
+        Text(f"parked {_ago(parked.parked_at)} {_parked_by(parked)}: {parked.reason}", style="red")
         for parked in one.parkings
-    )  # fmt: skip
+    )
     parts: list[RenderableType] = [table, *parkings]
     rows = (
         (_moment(row.at), f"{row.duration_s:.1f} s", row.cause, row.outcome, row.pages,
@@ -100,6 +100,26 @@ def letters(found: Sequence[Kept]) -> RenderableType:
     )  # fmt: skip
     names = ("letter", "stage", "Item", "place", "attempts", "since", "state", "code", "reason")
     return _table(names, rows)
+
+
+def removals(found: Sequence[dict[str, Any]]) -> RenderableType:
+    """Transactions whose removal waits for a decision, one a line."""
+    names = ("date", "amount", "currency", "name", "account", "transaction")
+    rows = (
+        (row["date"], row["amount"], row["currency"], row["merchant_name"] or row["name"], row["account_id"],
+         row["transaction_id"]) for row in found
+    )  # fmt: skip
+    return _table(names, rows)
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def moment(at: datetime | None) -> str | None:
+    """A time for people, to the second."""
+    return _moment(at)
 
 
 def place(one: Kept) -> str:
@@ -182,21 +202,36 @@ def _client(status: QueueStatus) -> Iterable[RenderableType]:
             (one.endpoint, f"{one.left} of {one.burst}", one.per_minute, _wait(one.next_in_s or None)) for one in used
         )
         yield _table(("Plaid's quota", "left now", "a minute", "next in"), rows)
-    if status.webhook_loss:
-        yield Text("webhooks: " + ", ".join(f"{name} {value}" for name, value in status.webhook_loss.items()))
+    loss = status.webhook_loss or {}
+    if loss.get("sent"):
+        share = 100 * loss["missed"] / loss["sent"]
+        yield Text(f"webhooks: {loss['missed']} of {loss['sent']} that were looked into did not come ({share:.1f} %)")
+
+
+def _removals(one: Standing) -> str | None:
+    if not one.missing_rows:
+        return None
+    return f"{one.missing_rows}, by changeset {one.missing_since}; look at them: tartan items approve --dry-run"
+
+
+def _parked_by(parked: ParkedSince) -> str:
+    if parked.first_offset < 0:
+        return "without a record of the log"
+    return f"from offset {parked.first_offset} on, by {parked.reader}"
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table whose ids stay on one line, whole: they are what the next command is given."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in _IDS)
     for row in rows:
         table.add_row(*(Text("" if value is None else str(value)) for value in row))
     return table
 
 
 def _items(count: int) -> str:
-    return "1 Item" if count == 1 else f"{count} Items"
+    return count_of(count, "Item")
 
 
 def _wait(seconds: float | None) -> str | None:

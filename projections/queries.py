@@ -148,6 +148,12 @@ async def parked(connection: asyncpg.Connection, *, item_id: str | None = None) 
     return [_plain(row) for row in await connection.fetch(_PARKED, item_id)]
 
 
+async def missing(connection: asyncpg.Connection, item_id: str, *, limit: int = PAGE_MAX) -> list[Row]:
+    """The transactions of an Item whose removal waits for a decision, newest first."""
+    rows = await connection.fetch(_MISSING, item_id, min(limit, PAGE_MAX))
+    return [_transaction(row) for row in rows]
+
+
 async def snapshot(
     connection: asyncpg.Connection,
     user: int,
@@ -230,6 +236,11 @@ SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
  ORDER BY date DESC, own_id DESC LIMIT $10"""
 
 _TRANSACTION = f"SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions WHERE user_number = $1 AND own_id = $2"
+
+# By the small index of the rows that wait.
+_MISSING = f"""
+SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
+ WHERE item_id = $1 AND missing_since IS NOT NULL ORDER BY date DESC, own_id DESC LIMIT $2"""
 
 _TRANSFERS = """
 SELECT number, debit, credit, amount, currency, layer, reverses, effective, partition, changeset, known_at

@@ -9,6 +9,15 @@ from rich.console import Console
 from sandbox.clients import Application
 from sandbox.world import SIMULATOR, World, WorldOptions
 
+COMMANDS = (
+    ("tartan link --user first-user", "a first Item, and what arrives"),
+    ("tartan queue --watch", "what waits, runs, is held back, stopped or parked, and why"),
+    ("tartan items list", "how each Item stands; `tartan items show ITEM` says why one is silent"),
+    ("tartan dead-letters list", "what could not be processed"),
+    ("curl -s $TARTAN_PLAID_URL/simulator/truth", "what the simulated bank knows; faults: docs/operations.md"),
+)
+"""What one does with a sandbox first."""
+
 
 async def run_up(folder: Path, seed: int) -> int:
     """Run every part with its data in `folder`, and print how to use it, until cancelled."""
@@ -44,5 +53,8 @@ async def _tell(world: World, folder: Path, console: Console) -> None:
         console.print(f"metrics of {stage.name:16} {stage.metrics_url}")
     async with Application(world.gateway_url, world.secrets.api_key) as application:
         await application.link_token("first-user")  # the way to Plaid is open, or this says why not
-    console.print(f"\nIn another terminal:  . {environment}  &&  tartan link --user first-user")
+    console.print(f"logs             {folder}/*.log; a stage that dies is started again")
+    console.print(f"\nIn another terminal:  . {environment}")
+    for command, what in COMMANDS:
+        console.print(f"  {command:45} {what}")
     console.print("Ctrl-C stops it; the data stays.")

@@ -40,6 +40,8 @@ def test_the_commands_that_a_page_names_exist(page: Path) -> None:
 
     assert set(re.findall(r"\btartan ([a-z][a-z-]*)", said)) - commands.keys() == set()
     assert set(re.findall(r"\bmake ([a-z]+)", said)) - targets == set()
+    for group in ("items", "dead-letters", "topics", "bench"):
+        assert set(re.findall(rf"\btartan {group} ([a-z][a-z-]*)", said)) - commands[group].commands.keys() == set()
 
 
 def test_operations_says_of_each_kind_of_incident_what_the_alert_says() -> None:

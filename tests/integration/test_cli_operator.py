@@ -195,11 +195,15 @@ async def test_a_decision_removes_or_keeps_what_a_restated_history_lacks(
     changeset = await missing(installed, 12)
 
     would = await installed.json("items", command, item_id, "--dry-run")
+    listed = await installed.tartan("items", command, item_id, "--dry-run")
     untouched = await installed.rows()
     done = await installed.json("items", command, item_id)
-    again = await installed.tartan("items", command, item_id)
+    again = await installed.json("items", command, item_id)
+    told_again = await installed.tartan("items", command, item_id)
 
     assert (would["outcome"], would["transactions"], untouched) == ("would_be_decided", 12, count)
+    assert len({row["id"] for row in would["removals"]}) == 12
+    assert all(row["transaction_id"] in listed.output for row in would["removals"])
     assert (done["outcome"], done["changeset"]) == ("done", changeset)
     assert await installed.rows() == (count - 12 if command == "approve" else count)
     [record] = await installed.free_records()
@@ -208,8 +212,8 @@ async def test_a_decision_removes_or_keeps_what_a_restated_history_lacks(
         gate.DECISION, DECISION_MADE, changeset, decision, "grace",
     )  # fmt: skip
     assert record.head.counts == {DECISION_MADE: 1}
-    assert again.exit_code == 1
-    assert "no removals that wait" in str(again.exception)
+    assert (again["outcome"], again["transactions"]) == ("nothing_to_decide", 0)
+    assert "has no removals that wait for a decision" in told_again.output
     assert len(await installed.free_records()) == 1
 
 
@@ -261,6 +265,19 @@ def test_what_is_not_there_is_one_line_and_exit_code_1(
     assert ended.value.code == 1
     assert said in shown
     assert shown.count("\n") == 1
+
+
+def test_a_program_reads_what_went_wrong_as_the_last_line(
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TARTAN_POSTGRES_DSN", database)
+    monkeypatch.setattr("sys.argv", ["tartan", "items", "show", "nobody", "--json"])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == 1
+    assert "there is no item nobody" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
 
 
 @pytest.mark.parametrize(("words", "said"), [

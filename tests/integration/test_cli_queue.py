@@ -140,6 +140,25 @@ def test_sums_by_lane_and_bank_agree_with_the_states_and_tell_the_oldest_wait(da
     assert (down["delayed"], down["ready"]) == (1, 0)
 
 
+def test_ids_stay_whole_and_lines_end_with_words_whatever_the_terminals_width(database: str) -> None:
+    asyncio.run(fill(database))
+    long = "i" * 60
+    asyncio.run(rename(database, "retried", long))
+
+    found = CliRunner().invoke(cli.app, ["items", "list"], env={"TARTAN_POSTGRES_DSN": database, "COLUMNS": None})
+    queued = CliRunner().invoke(cli.app, ["queue"], env={"TARTAN_POSTGRES_DSN": database, "COLUMNS": "80"})
+
+    assert [line.split()[0] for line in found.output.splitlines()].count(long) == 1
+    assert long in queued.output
+    assert [line for line in (found.output + queued.output).splitlines() if line != line.rstrip()] == []
+
+
+async def rename(database: str, item_id: str, new: str) -> None:
+    connection = await asyncpg.connect(database)
+    await connection.execute("UPDATE tartan.sync_state SET item_id = $2 WHERE item_id = $1", item_id, new)
+    await connection.close()
+
+
 def test_an_operator_sees_failures_breakers_incidents_quota_removals_and_lost_webhooks(database: str) -> None:
     asyncio.run(fill(database))
 
