@@ -58,7 +58,7 @@ class Tenants:
         matching = [tenant for digest, tenant in self._digests if hmac.compare_digest(digest, given)]
         if scheme.lower() != "bearer" or not matching:
             kind = "api_key_wrong" if authorization else "api_key_missing"
-            raise Problem(HTTPStatus.UNAUTHORIZED, kind, headers={"WWW-Authenticate": "Bearer"})
+            raise _unauthorized(kind, "send `Authorization: Bearer KEY` with a key of TARTAN_API_KEYS")
         return matching[0]
 
 
@@ -81,7 +81,7 @@ class CronSecret:
         is_right = hmac.compare_digest(self._digest, given)
         if scheme.lower() != "bearer" or not is_right:
             kind = "cron_secret_wrong" if authorization else "cron_secret_missing"
-            raise Problem(HTTPStatus.UNAUTHORIZED, kind, headers={"WWW-Authenticate": "Bearer"})
+            raise _unauthorized(kind, "send `Authorization: Bearer SECRET` with TARTAN_CRON_SECRET")
         return CRON
 
 
@@ -118,6 +118,10 @@ class StreamTokens:
         # The user as text: a number of 63 bits loses digits in every reader that keeps numbers as doubles.
         claims = {**viewer._asdict(), "user": str(viewer.user), "aud": AUDIENCE, "exp": ends_at}
         return jwt.encode({"alg": ALGORITHM}, claims, self._key, algorithms=[ALGORITHM]), ends_at
+
+
+def _unauthorized(kind: str, detail: str) -> Problem:
+    return Problem(HTTPStatus.UNAUTHORIZED, kind, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 _RULES = jwt.JWTClaimsRegistry(

@@ -47,13 +47,17 @@ class Attempt(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What became of a request so far. `over`: nothing more is to be waited for; `complete`: all of it is shown."""
+    """What became of a request so far. `over`: nothing more is to be waited for; `complete`: all of it is shown.
+
+    `refreshed_at`: when Plaid was told to read the bank for it, once that was done.
+    """
 
     status: str
     over: bool = False
     complete: bool = False
     attempts: Sequence[Attempt] = ()
     error: dict[str, Any] | None = None
+    refreshed_at: datetime | None = None
 
 
 class Syncs:
@@ -114,8 +118,9 @@ class Syncs:
             return
         wait_s = await queue.next_token_in_s(connection, quotas.REFRESH, item.item_id, self._refreshes)
         if wait_s > 0:
-            detail = f"Plaid lets an Item be refreshed {self._refreshes.item} times a minute"
-            headers = {"Retry-After": str(math.ceil(wait_s))}
+            again_s = math.ceil(wait_s)
+            detail = f"Plaid can be told to ask this bank again in {again_s} s; a sync without refresh is possible now"
+            headers = {"Retry-After": str(again_s)}
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "refresh_limit", detail, headers=headers)
 
     async def _look(self, call: Call, request: SyncRequest) -> Found:
@@ -158,7 +163,7 @@ class Syncs:
             "added": sums and sums.added, "modified": sums and sums.modified, "removed": sums and sums.removed,
             "no_op": sums and sums.no_op, "error": found.error, "stopped": item.stopped,
             "remedy": remedy(item.stopped), "last_synced_at": item.last_synced_at,
-            "last_sync_at": shown.last_sync_at if shown else None, "bank_updated_at": item.bank_updated_at,
+            "last_sync_at": shown.last_sync_at if shown else None, "bank_updated_at": _bank_updated_at(item, found),
             "bank_asked": _is_bank_asked(request, item),
         }  # fmt: skip
 
@@ -184,7 +189,10 @@ def _found(request: SyncRequest, item: Owned, attempts: Sequence[Attempt], shown
     complete = not request.refresh or _after_the_bank(request, item, passed) is not None
     # A pass that did well and has an error was not allowed to have the bank asked: nothing more will come.
     refused = None if complete or _is_bank_asked(request, item) else first.error
-    return Found("applied", over=complete or refused is not None, complete=complete, attempts=until, error=refused)
+    return Found(
+        "applied", over=complete or refused is not None, complete=complete, attempts=until, error=refused,
+        refreshed_at=item.refreshed_at if complete and request.refresh else None,
+    )  # fmt: skip
 
 
 def _after_the_bank(request: SyncRequest, item: Owned, passed: Sequence[Attempt]) -> Attempt | None:
@@ -201,6 +209,16 @@ def _after_the_bank(request: SyncRequest, item: Owned, passed: Sequence[Attempt]
 
 def _is_bank_asked(request: SyncRequest, item: Owned) -> bool:
     return request.refresh and item.refreshed_at is not None and item.refreshed_at >= request.asked_at
+
+
+def _bank_updated_at(item: Owned, found: Found) -> datetime | None:
+    """When Plaid last read the bank, as far as known.
+
+    That it has for a refresh is often known from the webhook alone, which tells no time: it was not before Plaid was
+    told to. Plaid's own time is asked for with the next `/item/get`.
+    """
+    known = [item.bank_updated_at, found.refreshed_at]
+    return max((at for at in known if at is not None), default=None)
 
 
 async def _item(connection: asyncpg.Connection, call: Call) -> Owned:

@@ -231,6 +231,7 @@ async def test_another_tenant_sees_404_and_nobody_401_where_the_owner_sees_its_o
         assert (await api.ask(method, path, key="wrong"))[0] == 401, path
         status, problem = await api.ask(method, path, key=None)
         assert (status, problem["type"]) == (401, "urn:tartan:problem:api_key_missing"), path
+        assert "TARTAN_API_KEYS" in problem["detail"]
     marked = await api.pool.fetchrow("SELECT generation, unlink_requested FROM tartan.sync_state")
     assert marked is not None
     assert tuple(marked) == (1, False)

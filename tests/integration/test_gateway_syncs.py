@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -171,6 +172,8 @@ async def test_a_refresh_is_complete_when_a_pass_after_the_banks_update_is_shown
     assert early[1] == {waiting}
     assert (status, answer["status"], answer["complete"], answer["bank_asked"]) == (200, "applied", True, True)
     assert [answer[name] for name in ("added", "modified", "removed", "no_op")] == [1, 1, 1, 1]
+    refreshed_at = await api.pool.fetchval("SELECT refreshed_at FROM tartan.sync_state")
+    assert datetime.fromisoformat(answer["bank_updated_at"]) == refreshed_at
 
 
 async def test_a_refresh_whose_bank_is_slow_is_answered_with_what_is_known(api: Api) -> None:
@@ -183,6 +186,7 @@ async def test_a_refresh_whose_bank_is_slow_is_answered_with_what_is_known(api: 
     status, answer = await waiting
 
     assert (status, answer["status"], answer["complete"], answer["bank_asked"]) == (202, "applied", False, True)
+    assert answer["bank_updated_at"] is None
 
 
 async def test_a_refresh_that_plaid_refuses_is_answered_with_its_code(api: Api) -> None:
@@ -212,6 +216,7 @@ async def test_a_refresh_beyond_plaids_quota_is_429_and_marks_nothing(api: Api, 
 
     assert (answer.status, problem["type"]) == (429, "urn:tartan:problem:refresh_limit")
     assert 1 <= int(answer.headers["Retry-After"]) <= 40
+    assert f"again in {answer.headers['Retry-After']} s" in problem["detail"]
     assert await api.pool.fetchval("SELECT generation FROM tartan.sync_state") == 1
     assert (await api.ask("POST", f"/v1/items/{item}/sync"))[0] == 202
 
