@@ -86,6 +86,15 @@ async def probe(connection: asyncpg.Connection) -> int:
     return len(rows)
 
 
+async def forget(connection: asyncpg.Connection) -> int:
+    """Close breakers of banks that no Item asks any more, all being stopped or unlinked: none would try. How many."""
+    async with connection.transaction():
+        rows = await connection.fetch(_FORGET)
+        for row in rows:
+            await incidents.over(connection, incidents.INSTITUTION_DOWN, row["institution_id"])
+    return len(rows)
+
+
 async def _hold(connection: asyncpg.Connection, institution_id: str) -> None:
     """Hold back the bank's Items; those that are locked now are being tried or marked, and held by the next failure."""
     last = ""
@@ -188,3 +197,10 @@ _PROBE = """
     )
     UPDATE tartan.sync_state s SET not_before = NULL, due_at = least(s.due_at, tartan.clock())
     FROM chosen WHERE s.item_id = chosen.item_id RETURNING s.item_id"""
+
+# While one is due it is probed every PROBE_S, which keeps open_until at most so far ahead.
+_FORGET = f"""
+    DELETE FROM tartan.breakers b WHERE b.open_until <= tartan.clock() + interval '{PROBE_S} s' AND NOT EXISTS (
+        SELECT FROM tartan.sync_state s WHERE s.institution_id = b.institution_id
+          AND s.stopped IS DISTINCT FROM 'unlinked' AND (s.stopped IS NULL OR s.due_at IS NOT NULL))
+    RETURNING b.institution_id"""

@@ -19,6 +19,11 @@ class Lane(IntEnum):
     BACKFILL = 3
 
 
+CURSOR_LOST = "cursor_lost"
+"""`code` of an Item whose whole history was read in place of its cursor: a sync has to show that the new one is good.
+Until then nothing but time makes it due."""
+
+
 class Mark(NamedTuple):
     """What a webhook says of an Item: that it may have changed.
 
@@ -107,6 +112,8 @@ class Claimed(Struct, frozen=True):
     refresh_wanted: bool = False
     # Other Items of its bank were answered with an outage lately: an answer that is none has to be told.
     bank_failing: bool = False
+    # Why the last attempt failed or waits; None where nothing did, or a store does not say.
+    last_code: str | None = None
 
 
 class Claims(tuple[Claimed, ...]):

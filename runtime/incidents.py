@@ -11,7 +11,7 @@ from typing import NamedTuple
 import asyncpg
 from msgspec import Struct
 
-from runtime.dues import Claimed, Released
+from runtime.dues import CURSOR_LOST, Claimed, Released
 
 SYNC_FAILING, ITEM_PARKED, ITEM_REFUSED, ITEM_GONE = "sync_failing", "item_parked", "item_refused", "item_gone"
 INSTITUTION_DOWN, RATE_LIMITED, TOO_MANY_GONE = "institution_down", "rate_limited", "too_many_gone"
@@ -149,7 +149,7 @@ async def after_pass(connection: asyncpg.Connection, claimed: Claimed, result: R
     if (result.error or {}).get("code") == _SUSPECTED:
         await seen(connection, TOO_MANY_GONE, _CLIENT, _error_text(result))
     now = _kind_of(claimed, result)
-    if now is not None:
+    if now is not None and now != ITEM_PARKED:  # who parks an Item opens that, with the parking
         await seen(connection, now, claimed.item_id, _error_text(result))
     if result.stopped is None and (result.outcome == "failed" or result.attempts):
         return  # nothing is over while attempts fail, or wait for a quota
@@ -204,9 +204,11 @@ async def purge(connection: asyncpg.Connection) -> int:
 def _kind_of(claimed: Claimed, result: Released) -> str | None:
     if result.stopped is not None:
         return _OF_STOPPED.get(result.stopped)
-    if result.outcome != "failed" or result.attempts < FAILING_AFTER:
-        return None
     error = result.error or {}
+    # A history that was read again is no failure; that it is read again and again is one.
+    lost = error.get("code") == CURSOR_LOST and result.attempts > FAILING_AFTER
+    if not lost and (result.outcome != "failed" or result.attempts < FAILING_AFTER):
+        return None
     its_bank = error.get("code") in _OF_BANK and claimed.institution_id is not None
     told_otherwise = its_bank or error.get("detail") == _LIMITED or error.get("code") == _SUSPECTED
     return None if told_otherwise else SYNC_FAILING

@@ -107,9 +107,9 @@ async def finish_unlink(connection: asyncpg.Connection, claimed: Claimed) -> Non
         await connection.execute(_DROP_HINTS, claimed.item_id)
 
 
-async def park(connection: asyncpg.Connection, claimed: Claimed, *, reason: str) -> None:
-    """Set an Item aside until it is redriven."""
-    await connection.execute(_PARK, claimed.item_id, NO_OFFSET, claimed.partition, reason)
+async def park(connection: asyncpg.Connection, claimed: Claimed, *, reason: str) -> bool:
+    """Set an Item aside until it is redriven; False where the lease was lost: another one may do better."""
+    return bool(await connection.fetchval(_PARK, claimed.item_id, NO_OFFSET, claimed.partition, reason, claimed.lease))
 
 
 async def gone_lately(connection: asyncpg.Connection) -> tuple[int, int]:
@@ -163,6 +163,7 @@ def _claimed(row: asyncpg.Record) -> Claimed:
         head=known_head(row) if row["head"] is not None else None,
         hints=tuple(hints),
         bank_failing=row["bank_failing"],
+        last_code=row["last_code"],
     )
 
 
@@ -246,7 +247,7 @@ _CLAIM_BY = f"""
         FROM picked WHERE s.item_id = picked.item_id
         RETURNING s.item_id, s.tenant, s.user_number, s.partition, s.institution_id, s.lease_token, s.generation,
             s.lane, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.refresh_wanted, s.attempts,
-            s.not_ready, picked.expired, picked.place
+            s.not_ready, s.last_error->>'code' AS last_code, picked.expired, picked.place
     ) %(paid)s
     SELECT q.available, q.held, c.*, k.institution_name, k.sealed_token,
         coalesce(b.failures > 0 OR b.open_until IS NOT NULL, false) AS bank_failing,
@@ -256,7 +257,7 @@ _CLAIM_BY = f"""
          FROM (SELECT * FROM tartan.hints WHERE hints.item_id = c.item_id ORDER BY webhook_offset LIMIT $3) w) AS hints
     FROM (SELECT %(available)s AS available, (SELECT count(*) FROM held) AS held,
               set_config('synchronous_commit', 'off', true)) q
-    LEFT JOIN (claimed c JOIN tartan.credentials k USING (item_id)) ON true
+    LEFT JOIN (claimed c LEFT JOIN tartan.credentials k USING (item_id)) ON true
     LEFT JOIN tartan.heads h USING (item_id)
     LEFT JOIN tartan.breakers b ON b.institution_id = c.institution_id
     ORDER BY c.place"""
@@ -306,7 +307,8 @@ _RENEW = """
     WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock() RETURNING true"""
 
 # A mark that landed during the pass left a higher generation: the Item stays due. What held the Item back during the
-# pass, as the outage of its bank does, still holds it: the claim found no not_before that was to come.
+# pass, as the outage of its bank does, still holds it: the claim found no not_before that was to come. An unlink that
+# was asked for meanwhile is held by none of that, as one that is asked for at any other time.
 # The commit need not reach the disk: a release that a crash of Postgres forgets is a lease that ends by itself.
 _RELEASE = """
     WITH held AS (
@@ -315,8 +317,9 @@ _RELEASE = """
             done_generation = CASE WHEN $4 THEN greatest(done_generation, $3) ELSE done_generation END,
             due_at = tartan.clock() + make_interval(
                 secs => CASE WHEN generation > $3 THEN least(coalesce($5::float8, 0), $14) ELSE $5::float8 END),
-            not_before = greatest(CASE WHEN not_before > tartan.clock() THEN not_before END,
-                tartan.clock() + make_interval(secs => $6::float8)),
+            not_before = CASE WHEN NOT (unlink_requested AND generation > $3) THEN
+                greatest(CASE WHEN not_before > tartan.clock() THEN not_before END,
+                    tartan.clock() + make_interval(secs => $6::float8)) END,
             wait_offset = coalesce($7::bigint, wait_offset),
             accounts_at = CASE WHEN $8 THEN tartan.clock() ELSE accounts_at END,
             accounts_wanted = accounts_wanted AND (generation > $3 OR NOT $8),
@@ -354,17 +357,24 @@ _FORGET_CREDENTIAL = """
     UPDATE tartan.credentials SET sealed_token = NULL, unlinked_at = coalesce(unlinked_at, tartan.clock())
     WHERE item_id = $1"""
 
+# What is never swept again stands at the far end of the index of the sweep, or each turn would read it first.
 _STOP_UNLINKED = """
     UPDATE tartan.sync_state
     SET stopped = 'unlinked', due_at = NULL, lease_token = NULL, lease_until = NULL, done_generation = generation,
-        attempts = 0, last_error = NULL
+        attempts = 0, last_error = NULL, swept_at = 'infinity'
     WHERE item_id = $1"""
 
+# The row stays locked until the commit, so that nobody claims it between.
 _PARK = f"""
+    WITH held AS (
+        SELECT item_id FROM tartan.sync_state
+        WHERE item_id = $1 AND lease_token = $5 AND lease_until > tartan.clock() FOR UPDATE
+    )
     INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader, parked_at)
-    VALUES ($1, $2, $3, $4, '{PARKED_BY}', tartan.clock())
+    SELECT item_id, $2, $3, $4, '{PARKED_BY}', tartan.clock() FROM held
     ON CONFLICT (item_id, first_offset) DO UPDATE
-    SET reason = excluded.reason, redrive_offset = NULL, parked_at = excluded.parked_at"""
+    SET reason = excluded.reason, redrive_offset = NULL, parked_at = excluded.parked_at
+    RETURNING true"""
 
 _GONE = """
     SELECT count(*) FILTER (WHERE stopped IN ('gone', 'refused')

@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from runtime import breakers, quotas
-from runtime.dues import Lane
+from runtime.dues import CURSOR_LOST, Lane
 from runtime.incidents import KINDS
 from runtime.leases import FOLLOWER
 from runtime.queue_status import (
@@ -204,6 +204,7 @@ _ITEMS = f"""
             CASE WHEN s.ready_at <= m.now AND s.wait_offset >= coalesce(p.position, 0) THEN 'follower'
                  WHEN s.not_before > m.now AND (b.institution_id IS NOT NULL
                      OR s.last_error->>'code' IN {breakers.CODES}) THEN 'bank'
+                 WHEN s.not_before > m.now AND s.last_error->>'code' = '{CURSOR_LOST}' THEN 'retry'
                  WHEN s.not_before > m.now THEN 'rate_limit'
                  WHEN s.not_ready > 0 THEN 'history_not_ready'
                  WHEN s.attempts > 0 THEN 'retry'

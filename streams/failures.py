@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from runtime.dues import Claimed, Released
+from runtime.dues import CURSOR_LOST, Claimed, Released
 from streams import waits
 from streams.classify import Action
 
@@ -73,15 +73,23 @@ def not_ready(claimed: Claimed, *, jitter: float, attempts: int = 0) -> Released
     )
 
 
-def restated(claimed: Claimed, result: Released, *, jitter: float) -> Released:
+def restated(claimed: Claimed, result: Released, *, because: str, jitter: float) -> Released:
     """After a whole history in place of a lost cursor: a sync soon shows whether the new cursor is a good one.
 
     That one ends the attempts. Where each new cursor is refused, too, the whole history is read after 1, 2, 4, 8 and
     16 s, and then after hours, whatever webhooks say: it may be a million transactions each time.
     """
-    attempts = claimed.attempts + 1
+    attempts = attempts_at_history(claimed) + 1
     wait_s = waits.after_failure(attempts, jitter)
-    return msgspec.structs.replace(result, attempts=attempts, due_in_s=wait_s, not_before_s=wait_s)
+    error = result.error or {"code": CURSOR_LOST, "detail": f"the whole history was read, because of {because}"}
+    return msgspec.structs.replace(result, attempts=attempts, due_in_s=wait_s, not_before_s=wait_s, error=error)
+
+
+def attempts_at_history(claimed: Claimed) -> int:
+    """Failures in a row that count for a lost cursor; those of another kind, as an outage, make no hours of it."""
+    if claimed.last_code in (None, CURSOR_LOST):
+        return claimed.attempts
+    return min(claimed.attempts, waits.ATTEMPTS_MAX - 1)
 
 
 def erased() -> Released:

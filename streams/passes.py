@@ -133,8 +133,8 @@ class Pass:
         before = await self.asked.accounts()
         pages = await self._read(None)
         update = fold(pages, fresh=True) if pages else None
-        if update is None or not restated.is_whole(update):
-            return await self._wait_for_history(state, attempts=self._claimed.attempts)
+        if update is None or not (restated.is_whole(update) or self._claimed.not_ready >= waits.HISTORY_ANSWERS_MAX):
+            return await self._wait_for_history(state, attempts=failures.attempts_at_history(self._claimed))
         self.chain.request_ids += update.request_ids
         named = {name: account for name, account in (await self.asked.accounts()).items() if name in before}
         covered = restated.history(
@@ -145,7 +145,7 @@ class Pass:
         events = await off_loop(len(update.changes), lambda: restated.events(covered, update))
         released = await self._finish(self._draft(gate.RESTATED, update, events, {**update.accounts, **named}, state))
         metrics.RESTATED.labels(because, "yes" if covered.complete else "no").inc()
-        return failures.restated(self._claimed, released, jitter=self._world.random())
+        return failures.restated(self._claimed, released, because=because, jitter=self._world.random())
 
     async def _wait_for_history(self, state: ItemState | None, *, attempts: int) -> Released:
         """Tell the state, and come back for what Plaid has not read yet."""

@@ -107,6 +107,7 @@ async def run_probes(pool: asyncpg.Pool, settings: Settings, on_ready: Callable[
                 ready = await breakers.probe(connection)
                 if looks % PURGE_EVERY == 0:
                     await quotas.purge(connection)
+                    await breakers.forget(connection)
         except Retry as error:
             _log.warning("no probes", instance=settings.instance_id, reason=str(error))
             continue

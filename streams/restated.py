@@ -31,16 +31,22 @@ def history(
     `pseudonyms`: of `named`. The window begins at the oldest transaction read, and at the latest where a history
     begins that is asked for today: what is older was perhaps only not sent. It has no end.
     """
-    missing = set(known) - {pseudonyms[name] for name in named}
+    because = _incomplete_because(update, len(set(known) - {pseudonyms[name] for name in named}), len(known))
     dates = [change.record.date for change in update.changes if isinstance(change.record, Transaction)]
     return History(
         account_ids=sorted(named),
         since=min([*dates, (today - timedelta(days=days_requested)).isoformat()]),
         until=None,
-        complete=not missing,
+        complete=because is None,
         removals_permille_max=round(removals_share_max * PERMILLE),
-        incomplete_because=f"{len(missing)} of {len(known)} known accounts are not named" if missing else None,
+        incomplete_because=because,
     )
+
+
+def _incomplete_because(update: Update, missing: int, known: int) -> str | None:
+    if not is_whole(update):
+        return f"Plaid has not said that it is complete: {update.status}"
+    return f"{missing} of {known} known accounts are not named" if missing else None
 
 
 def events(covered: History, update: Update) -> Events:

@@ -23,6 +23,10 @@ from streams.transactions import marking as marking
 from streams.turns import Turns
 
 
+class TooManyParked(Halt):
+    """More Items would be set aside than a deploy in order has: it stops before the topic is in the bin."""
+
+
 class PostgresStore:
     """The scheduler, for passes over Items."""
 
@@ -89,16 +93,29 @@ class PostgresStore:
             await leases.finish_unlink(connection, claimed)
 
     async def park(self, claimed: Claimed, reason: str) -> None:
-        """Set an Item aside until it is redriven, with a dead letter. Raises: Halt, where too many are."""
+        """Set an Item aside until it is redriven, with a dead letter; not one whose lease was lost.
+
+        The incident opens here: after a crash before the release no pass would come to say it.
+        Raises: Halt, where too many are.
+        """
+        async with session(self._pool) as connection:
+            try:
+                async with connection.transaction():
+                    await self._park(connection, claimed, reason)
+            except TooManyParked as error:
+                await incidents.seen(connection, incidents.DEAD_LETTERS, PARKED_BY, str(error))
+                raise
+
+    async def _park(self, connection: asyncpg.Connection, claimed: Claimed, reason: str) -> None:
+        if not await leases.park(connection, claimed, reason=reason):
+            return
         letter = Letter(PARKED_BY, CHANGESETS.name, claimed.partition, None, claimed.item_id, reason)
-        async with session(self._pool) as connection, connection.transaction():
-            await leases.park(connection, claimed, reason=reason)
-            await dead_letters.put(connection, [letter])
-            parked = await dead_letters.rate(connection, PARKED_BY, self._dead_letters_window_s)
-            if parked <= self._dead_letters_max:
-                return
+        await dead_letters.put(connection, [letter])
+        await incidents.seen(connection, incidents.ITEM_PARKED, claimed.item_id, reason)
+        parked = await dead_letters.rate(connection, PARKED_BY, self._dead_letters_window_s)
+        if parked > self._dead_letters_max:
             parked_too_many = f"{parked} Items would be parked within {self._dead_letters_window_s:.0f} s"
-            raise Halt(f"{parked_too_many}, at most {self._dead_letters_max} may be: is this deploy broken?")
+            raise TooManyParked(f"{parked_too_many}, at most {self._dead_letters_max} may be: is this deploy broken?")
 
     async def keys(self, user: int) -> UserKeys | None:
         """A user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""

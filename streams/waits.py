@@ -14,6 +14,10 @@ LIMIT_S = 60.0
 NOT_READY_S = 1.0
 NOT_READY_S_MAX = 15 * 60.0
 """A history takes seconds to minutes, and its webhook ends the wait; this bounds what a lost one costs."""
+HISTORY_ANSWERS_MAX = 20
+"""So many answers, about three hours, a history that is read again may be incomplete. Plaid has no word for "complete"
+where it cannot tell (TRANSACTIONS_UPDATE_STATUS_UNKNOWN): then what there is counts, and nothing is concluded from what
+is not."""
 REFRESHED_S = 15.0
 """A bank that is asked on demand has mostly answered after 10 s (PLAID.md 1.2, point 14). One look after this time
 heals a webhook that is lost; what comes later still has its webhook and the schedule."""

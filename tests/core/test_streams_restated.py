@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from runtime.dues import CURSOR_LOST
 from runtime.plaid_answers import SyncPage
 from schemas import gate
 from schemas.errors import Retry
@@ -202,3 +203,38 @@ def test_of_a_whole_history_everything_is_added_and_what_is_told_removed_stays_r
     said = restated.events(covered(), fold(pages, fresh=True))
 
     assert [kind for kind, _, _ in said] == [HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_REMOVED]
+
+
+async def test_a_banks_outage_before_it_makes_no_hours_of_the_first_new_cursor() -> None:
+    first = await fetched(Memory(answers=[LOST, WHOLE]), attempts=12, last_code="INSTITUTION_DOWN")
+    again = await fetched(Memory(answers=[LOST, WHOLE]), attempts=5, last_code=CURSOR_LOST)
+    unready = await fetched(Memory(answers=[LOST, PAGE._replace(status=None)]), attempts=12, last_code="late")
+
+    assert first is not None
+    assert (first.attempts, first.due_in_s, first.not_before_s) == (5, 16, 16)
+    assert first.error == {"code": CURSOR_LOST, "detail": "the whole history was read, because of cursor"}
+    assert again is not None
+    assert (again.attempts, again.not_before_s) == (6, 3_600)
+    assert unready is not None
+    assert unready.attempts == 4
+
+
+async def test_a_history_that_plaid_never_calls_complete_counts_after_hours_for_what_it_names() -> None:
+    memory = Memory(answers=[LOST, PAGE._replace(status=None)])
+
+    result = await fetched(memory, head=known("a"), not_ready=waits.HISTORY_ANSWERS_MAX)
+
+    assert result is not None
+    assert (result.outcome, result.not_ready) == ("appended", 0)
+    (_, covered), (kind, _), *_ = memory.events(0)
+    assert (covered.complete, kind) == (False, TRANSACTION_ADDED)
+    assert covered.incomplete_because == "Plaid has not said that it is complete: None"
+
+
+async def test_a_history_that_is_not_there_at_all_is_never_taken_for_an_empty_one() -> None:
+    memory = Memory(answers=[LOST, SyncPage([], [], [], [], "", False, "NOT_READY", "r")])
+
+    result = await fetched(memory, not_ready=waits.HISTORY_ANSWERS_MAX)
+
+    assert result is not None
+    assert (result.outcome, memory.heads) == ("not_ready", [])

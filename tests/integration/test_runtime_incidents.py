@@ -90,9 +90,7 @@ async def test_what_the_user_has_to_mend_is_no_incident_and_ends_that_of_the_syn
     assert await rows(connection) == [("sync_failing", 1, True)]
 
 
-@pytest.mark.parametrize(
-    ("stopped", "kind"), [("gone", "item_gone"), ("refused", "item_refused"), ("parked", "item_parked")]
-)
+@pytest.mark.parametrize(("stopped", "kind"), [("gone", "item_gone"), ("refused", "item_refused")])
 async def test_an_item_that_stops_is_an_incident_of_its_own(
     connection: asyncpg.Connection, stopped: str, kind: str
 ) -> None:
