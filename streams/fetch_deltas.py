@@ -124,7 +124,9 @@ class FetchDeltas:
         """Plaid, within its quotas where there are any, and only while the lease is live."""
         if self._world.limits is None:
             return self._world.bank
-        return Limited(self._world.bank, self._world.limits, claimed, is_live=lease.is_live)
+        return Limited(
+            self._world.bank, self._world.limits, claimed, is_live=lease.is_live, claimed_s_ago=lease.age_s()
+        )
 
     async def _begun(self, claimed: Claimed, bank: Bank) -> Pass | Released:
         """The pass, or why there can be none. Raises: Halt, where a key or token does not open."""
@@ -202,11 +204,16 @@ class Lease:
     def __init__(self, monotonic: Callable[[], float], lease_s: float, since: float) -> None:
         self._monotonic = monotonic
         self._lease_s = lease_s
+        self._since = since
         self._until = since + lease_s
 
     def hold(self, *, since: float) -> None:
         """It was renewed, which was asked for at `since`."""
         self._until = since + self._lease_s
+
+    def age_s(self) -> float:
+        """How long ago the claim was asked for."""
+        return self._monotonic() - self._since
 
     def is_live(self) -> bool:
         """Whether it still holds now."""

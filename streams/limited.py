@@ -31,18 +31,26 @@ class Limited:
 
     `prepaid`: the claim took the tokens of the first page. They are good as long as a request may be on its way:
     older ones are of another minute, and are taken again.
+    `claimed_s_ago`: how long ago they were asked for.
     `is_live`: whether the lease's own time is not over. Who was stopped and wakes up makes no request but the one in
     flight.
     """
 
     def __init__(
-        self, bank: Bank, limits: Limits, claimed: Claimed, *, is_live: Callable[[], bool], prepaid: bool = True
+        self,
+        bank: Bank,
+        limits: Limits,
+        claimed: Claimed,
+        *,
+        is_live: Callable[[], bool],
+        prepaid: bool = True,
+        claimed_s_ago: float = 0.0,
     ) -> None:
         self._bank = bank
         self._limits = limits
         self._claimed = claimed
         self._is_live = is_live
-        self._prepaid_until = _now() + quotas.DELAY_S_MAX if prepaid else None
+        self._prepaid_until = _now() + quotas.DELAY_S_MAX - claimed_s_ago if prepaid else None
         self._tell_answer = claimed.bank_failing and claimed.institution_id is not None
 
     async def sync_page(self, token: str, cursor: str | None) -> SyncPage:

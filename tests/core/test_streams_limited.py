@@ -128,6 +128,16 @@ async def test_what_the_claim_paid_is_not_kept_for_another_minute(monkeypatch: p
     assert limits.taken == [(quotas.SYNC, "item")]
 
 
+async def test_what_was_claimed_long_before_the_pass_began_is_paid_again() -> None:
+    limits = Limits()
+
+    for seconds in (quotas.DELAY_S_MAX - 1, quotas.DELAY_S_MAX + 1):
+        bank = Limited(Plaid(), limits, claimed(), is_live=lambda: True, claimed_s_ago=seconds)
+        await bank.sync_page("token", None)
+
+    assert limits.taken == [(quotas.SYNC, "item")]
+
+
 async def test_a_pass_that_nobody_paid_for_pays_for_its_first_page() -> None:
     limits = Limits()
 
