@@ -5,6 +5,7 @@ block, so they run in threads of their own, as many as the connections they shar
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +29,9 @@ THREADS_SPARE = 4
 """Threads beyond the fetches under way, so that a key or a link waits behind no history."""
 CATEGORY_VERSION = "v2"
 PLAID_VERSION = "2020-09-14"
+_CODE = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
+"""What a code of Plaid's looks like. Codes are kept as they come, and what else a gateway between may say, a NUL that
+Postgres does not take, would end each process that meets it."""
 COUNTRIES = ("US", "CA", "GB")
 
 Answer = TypeVar("Answer")
@@ -312,11 +316,13 @@ def _refused(status: int, body: bytes) -> TartanError:
         refusal = plaid_answers.decode(_Refusal, body)
     except (Retry, Quarantine):
         return Retry(f"status {status} and no error of Plaid's")
+    if not (_CODE.fullmatch(refusal.error_type) and _CODE.fullmatch(refusal.error_code)):
+        return Retry(f"status {status} and an error that is none of Plaid's")
     return PlaidRefused(
         error_type=refusal.error_type,
         error_code=refusal.error_code,
         status=status,
-        request_id=refusal.request_id,
+        request_id=refusal.request_id if _CODE.fullmatch(refusal.request_id or "") else None,
         reason=refusal.error_code_reason,
     )
 

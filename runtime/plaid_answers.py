@@ -22,6 +22,9 @@ Answer = TypeVar("Answer")
 NOT_READY = "NOT_READY"
 """`transactions_update_status` of an Item whose history Plaid has not read yet."""
 
+CLEAR_TEXT_MAX = 4096
+"""Characters of a cursor, of which Plaid promises 256 at most (PLAID.md 1.1), and of a status."""
+
 _ABSENT = Raw()
 
 
@@ -255,6 +258,10 @@ def item(body: bytes) -> ItemAnswer:
 
 
 def _page(page: _Page, added: list[Transaction], modified: list[Transaction]) -> SyncPage:
+    for name, text in (("cursor", page.next_cursor), ("status", page.transactions_update_status)):
+        # They stand in clear heads, which Postgres keeps as text: what it refuses would stop the log's readers.
+        if text is not None and ("\0" in text or len(text) > CLEAR_TEXT_MAX):
+            raise Quarantine(f"Plaid's answer has a {name} that cannot be kept")
     return SyncPage(
         added,
         modified,
