@@ -10,6 +10,7 @@ from typing import Any, cast
 import asyncpg
 
 from projections.admission import Owners
+from projections.parking import Parked
 from runtime import sync_state
 from runtime.dues import Lane
 from runtime.kafka import partition_of
@@ -19,9 +20,10 @@ from sandbox.simulation import postgres
 from sandbox.simulation.kafka import Broker, Group
 from sandbox.simulation.limits import MemoryLimits, Quotas
 from sandbox.simulation.loop import Process, VirtualLoop
+from sandbox.simulation.projection import READER as PROJECTIONS
 from sandbox.simulation.projection import Projection
 from sandbox.simulation.real import Parts, Real, RealLimits, RealStore, ask_for, settings_of
-from sandbox.simulation.rows import Credential
+from sandbox.simulation.rows import Credential, Parking
 from sandbox.simulation.store import Database, MemoryStore
 from sandbox.simulation.tables import Tables
 from sandbox.simulation.trace import Trace
@@ -93,7 +95,9 @@ class Installation:
         self.plaid = Bank(self.plaid_world, sleep=asyncio.sleep, latency=lambda path: latency.random() * slow_s)
         self.witness = Witness(self.now, self.failures, trace)
         self._names: dict[int, tuple[str, str]] = {}
-        self.projection = Projection(self.owners)
+        self.unreadable: set[int] = set()
+        self._partitions: dict[str, int] = {}
+        self.projection = Projection(self.owners, on_parked=self._parked)
         self.groups = {
             MARKER: Group(self.broker.topic("webhooks"), random.Random(rng.random())),
             FOLLOWER: Group(self.broker.topic("changesets"), random.Random(rng.random())),
@@ -175,6 +179,7 @@ class Installation:
         institution = item.institution
         credential = Credential(tenant, user, institution.institution_id, institution.name, item.access_token)
         partition = partition_of(user_key(user), PARTITIONS)
+        self._partitions[item.item_id] = partition
         self._do(
             lambda: self.tables.register(item.item_id, credential, partition=partition, keys=keys_of(user)),
             lambda connection: self._registered(connection, item, user, credential),
@@ -194,9 +199,23 @@ class Installation:
         )  # fmt: skip
 
     def owners(self, users: Collection[int]) -> Owners:
-        """Keys and names of users."""
-        known = [user for user in sorted(users) if user in self._names]
+        """Keys and names of users, but of those whose records the projections cannot read now."""
+        known = [user for user in sorted(users) if user in self._names and user not in self.unreadable]
         return Owners({user: keys_of(user) for user in known}, {user: self._names[user] for user in known})
+
+    def _parked(self, item_id: str, parked: Parked, reason: str) -> None:
+        """The projections set an Item aside or freed it: claims look at that."""
+        is_open = parked.redrive is None
+        self.hazards.counts["item_parked" if is_open else "item_redriven"] += 1
+        self.trace.note(f"{item_id} is {'parked' if is_open else 'redriven'} at {parked}: {reason}")
+        parking = Parking(self._partitions[item_id], reason, PROJECTIONS, parked.redrive)
+        key = (item_id, parked.first)
+        self._do(
+            lambda: self.tables.parkings.update({key: parking}),
+            lambda connection: connection.execute(
+                _PARKING, *key, parking.partition, parking.reason, parking.reader, parking.redrive_offset
+            ),
+        )
 
     def ended(self, process: Process, task: "asyncio.Task[Any]") -> None:
         """A task of a process ended: an error is told and ends the process."""
@@ -225,6 +244,10 @@ def data_key_of(user: int) -> bytes:
 
 
 _USER = "INSERT INTO tartan.users (user_number, tenant, user_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
+_PARKING = """
+    INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader, redrive_offset, parked_at)
+    VALUES ($1, $2, $3, $4, $5, $6, tartan.clock())
+    ON CONFLICT (item_id, first_offset) DO UPDATE SET redrive_offset = excluded.redrive_offset"""
 _KEY = """
     INSERT INTO tartan.user_keys (user_number, generation, wrapped, state) VALUES ($1, 1, $2, 'active')
     ON CONFLICT DO NOTHING"""

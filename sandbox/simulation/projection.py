@@ -1,13 +1,13 @@
 """The projections stage in memory: gate and fold over dictionaries, and the real publisher behind them."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from projections import net_events
 from projections.memory import Memory, OwnersOf
 from projections.outbox import ROWS_MAX
+from projections.parking import Parked
 from projections.publish import Committed, Publisher
-from projections.records import Outbound
+from projections.records import Outbound, outbound
 from runtime.reader import GatheringReader, Received, unread
 from sandbox.simulation.store import Database
 from sandbox.simulation.wire import Wire
@@ -21,8 +21,10 @@ CUT_MAX = 12
 class Projection:
     """Tables of the projections with their positions and floors; a commit is whole or not at all."""
 
-    def __init__(self, owners: OwnersOf) -> None:
+    def __init__(self, owners: OwnersOf, *, on_parked: Callable[[str, Parked, str], None] = lambda *_: None) -> None:
         self.memory = Memory(owners)
+        self._on_parked = on_parked
+        self._told: set[tuple[str, Parked]] = set()
         self.positions: dict[int, int] = {}
         self.floors: dict[int, int] = {}
         self._placed: dict[int, list[Outbound]] = {}
@@ -34,19 +36,22 @@ class Projection:
         before = len(self.memory.folded)
         if new:
             self.memory.project(new)
+            self._tell()
         for record in new:
             self.positions[record.partition] = record.offset + 1
             spans[record.partition] = (spans[record.partition][0], record.offset + 1)
         self.raise_floors(floors)
-        outbound = [
-            Outbound(one.place.partition, one.place.offset, one.place.changeset, one.place.user, one.item_id,
-                     one.place.known_at, net_events.decoded(one.block))
-            for one in self.memory.folded[before:]
-            if one.net_events
-        ]  # fmt: skip
-        for one in outbound:
+        found = outbound(self.memory.folded[before:])
+        for one in found:
             self._placed.setdefault(one.partition, []).append(one)
-        return Committed(spans, outbound)
+        return Committed(spans, found)
+
+    def _tell(self) -> None:
+        for item_id, parkings in self.memory.parked.items():
+            for parked in parkings:
+                if (item_id, parked) not in self._told:
+                    self._told.add((item_id, parked))
+                    self._on_parked(item_id, parked, self.memory.reasons[item_id, parked.first])
 
     def raise_floors(self, floors: Mapping[int, int]) -> None:
         """Raise floors; one that is higher already stays."""

@@ -19,8 +19,8 @@ from sandbox.simulator.options import Options, WebhookRates
 
 HEALING_S = SCHEDULE_S + 10 * TICK_S
 """After the faults: one round of the schedule, which is what heals a lost webhook, and a little."""
-QUIET_S_MAX = 24 * 3600.0
-"""Virtual time after which a run that is not quiet never will be: the longest wait of an Item is 18 hours."""
+QUIET_S_MAX = 48 * 3600.0
+"""Virtual time after which a run that is not quiet never will be: a webhook may be 23 h late, an Item wait 18 h."""
 LOOK_S = 5.0
 
 
@@ -55,7 +55,7 @@ async def _simulated(seed: int, *, shown: bool, dsn: str | None) -> Outcome:
     outcome = Outcome(seed)
     try:
         await story.run()
-        await _rested(installation, outcome)
+        await _rested(installation, story, outcome)
         tables = await installation.seen()
         outcome.problems += checks.problems(installation, tables, story, random.Random(rng.random()))
     except loop.Stuck as error:
@@ -96,8 +96,11 @@ def _limits(rng: random.Random) -> dict[str, Limit]:
     return plan
 
 
-async def _rested(installation: Installation, outcome: Outcome) -> None:
-    """Wait until nothing is under way. The schedule goes on for one round, and then stops so that rest can be."""
+async def _rested(installation: Installation, story: Story, outcome: Outcome) -> None:
+    """Wait until nothing is under way; an operator deals with what waits for one.
+
+    The schedule goes on for one round, and then stops so that rest can be.
+    """
     virtual = asyncio.get_running_loop()
     if installation.is_scheduling:
         await asyncio.sleep(HEALING_S)
@@ -107,6 +110,7 @@ async def _rested(installation: Installation, outcome: Outcome) -> None:
         if virtual.time() > until:
             outcome.problems.append(f"not quiet after {timedelta(seconds=QUIET_S_MAX)}: {'; '.join(left[:5])}")
             return
+        story.operator.settle(story.items)
         await asyncio.sleep(LOOK_S)
 
 

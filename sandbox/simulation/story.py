@@ -6,19 +6,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from runtime.dues import Lane
-from runtime.kafka import Outgoing, partition_of
-from sandbox.simulation.installation import PARTITIONS, Installation, keys_of, user_number
+from sandbox.simulation.banking import Banking
+from sandbox.simulation.installation import Installation, user_number
 from sandbox.simulation.loop import Process
+from sandbox.simulation.operating import Operator
 from sandbox.simulation.wire import Armed, Blow
 from sandbox.simulation.worker import Worker
 from sandbox.simulator.bank import Item
 from sandbox.simulator.faults import MUTATION, Fault
-from schemas import catalogue, changesets, codec, gate
-from schemas.events import TRANSACTION_EDITED
-from schemas.ids import free_id
-from schemas.records import Cause, Edit, Head
-from schemas.topics import user_key
-from streams.times import micros
 
 TENANTS = ("ash", "birch", "cedar", "dogwood")
 BANKS = ("ins_109508", "ins_109509", "ins_109511")
@@ -30,6 +25,7 @@ PASSING = (
 """Codes of PLAID.md 1.9 after which an Item goes on by itself."""
 ENDING = ("ITEM_NOT_FOUND", "INVALID_ACCESS_TOKEN", "ITEM_NOT_SUPPORTED", "PRODUCT_NOT_ENABLED")
 """Codes of PLAID.md 1.9 that stop an Item until somebody acts."""
+BANK_CODES = PASSING[2:5]
 BROKEN = ("TIMEOUT", "RESET", "TRUNCATED", "HTML")
 SESSION_S = 30.0
 """After so long Kafka takes a silent process out of its group."""
@@ -58,23 +54,32 @@ class Story:
         self.workers: dict[str, Worker] = {}
         self.buried: list[Process] = []
         self._users = 0
-        self._edits = 0
         self._is_over = False
         self._ingest_away_until = 0.0
         self.ends_s = rng.uniform(120.0, 900.0)
         installation.hazards.on_blow = self._blow
+        self.operator = Operator(installation, random.Random(rng.random()))
+        self._banking = Banking(installation, random.Random(rng.random()), self._later)
         self._acts = [
             Act(30, self._step),
             Act(3, self._link),
             Act(1, self._unlink),
-            Act(3, self._edit),
+            Act(3, self._with(self.operator.edit)),
             Act(3, self._ask),
             Act(4, self._mutate),
             Act(4, self._refuse),
             Act(1, self._end_an_item),
             Act(3, self._break_the_way),
             Act(2, self._limit),
-            Act(2, self._lose_the_cursor),
+            Act(2, self._with(self._banking.lose_the_cursor)),
+            Act(2, self._with(self._banking.remove_many)),
+            Act(1, self._with(self._banking.forget_the_history)),
+            Act(2, self._with(self._banking.hide)),
+            Act(2, self._with(self._banking.refresh)),
+            Act(1, self._with(self._banking.be_late)),
+            Act(1, self._with(self._blind)),
+            Act(1, self._with(self.operator.redrive)),
+            Act(1, self._with(self.operator.approve)),
             Act(2, self._bank_down),
             Act(3, self._login),
             Act(1, self._revoke),
@@ -118,6 +123,14 @@ class Story:
     def _some(self) -> Item | None:
         live = self._live()
         return self._rng.choice(live) if live else None
+
+    def _with(self, act: Callable[[Item], None]) -> Callable[[], None]:
+        def happen() -> None:
+            item = self._some()
+            if item is not None:
+                act(item)
+
+        return happen
 
     # Users and banks.
 
@@ -165,26 +178,6 @@ class Story:
         if item is not None:
             self._installation.ask(item.item_id, Lane.MANUAL)
 
-    def _edit(self) -> None:
-        item = self._some()
-        if item is None:
-            return
-        self._count("edit")
-        self._edits += 1
-        user = user_number(item.user)
-        keys = keys_of(user)
-        said = Edit("0" * 32, f"transaction-{self._edits}", '{"note": "x"}')
-        block = codec.encode_events([(TRANSACTION_EDITED, catalogue.EDIT, codec.encode(said))])
-        head = Head(
-            id=free_id(user, f"edit-{self._edits}"), kind=gate.FREE, type=gate.EDIT, parent=None, item_id=item.item_id,
-            user=user, at=micros(self._installation.now()), cause=Cause("user"), key_generation=keys.generation,
-            counts={TRANSACTION_EDITED: 1},
-        )  # fmt: skip
-        value = changesets.seal(head, block, keys, nonce=self._rng.randbytes(12))
-        partition = partition_of(user_key(user), PARTITIONS)
-        for _ in range(self._rng.choice((1, 1, 2))):
-            self._installation.broker.topic("changesets").put(partition, Outgoing(user_key(user), value))
-
     # What Plaid and the banks do wrong.
 
     def _mutate(self) -> None:
@@ -229,21 +222,13 @@ class Story:
         self.note(f"fault {code} {item.item_id} {endpoint} page {page} times {times}")
         self._plaid.faults.declare(Fault(code=code, endpoint=endpoint, item_id=item.item_id, page=page, times=times))
 
-    def _lose_the_cursor(self) -> None:
-        item = self._some()
-        if item is not None:
-            self._count("cursor_refused")
-            self.note(f"cursor lost {item.item_id}")
-            item.cursor_epoch += 1
-            self._plaid.step(item.item_id)
-
     def _bank_down(self) -> None:
         bank = self._rng.choice(BANKS)
         if bank in self._plaid.institutions_down:
             return
         self._count("institution_down")
         self.note(f"bank down {bank}")
-        self._plaid.institutions_down.add(bank)
+        self._plaid.institution_down(bank, code=self._rng.choice(BANK_CODES))
         self._later(self._rng.uniform(30.0, 600.0), lambda: self._plaid.institution_up(bank))
 
     def _login(self) -> None:
@@ -277,6 +262,20 @@ class Story:
         self._plaid.break_item(item, "USER_PERMISSION_REVOKED", silent=self._rng.random() < 0.3)
 
     # What our own parts do wrong.
+
+    def _blind(self, item: Item) -> None:
+        """The projections cannot read a user's records for a while; what they could not is redriven, perhaps early."""
+        user = user_number(item.user)
+        self._count("user_unreadable")
+        self.note(f"unreadable {item.user}")
+        self._installation.unreadable.add(user)
+        self._plaid.step(item.item_id)
+        if self._rng.random() < 0.5:
+            self._later(self._rng.uniform(5.0, 60.0), lambda: self.operator.redrive(item))
+        readable_s = self._rng.uniform(10.0, 200.0)
+        self._later(readable_s, lambda: self._installation.unreadable.discard(user))
+        if self._rng.random() < 0.5:
+            self._later(readable_s + 1.0, lambda: self.operator.settle(self.items))
 
     def _hit(self, blow: Blow) -> None:
         name = self._rng.choice(sorted(self.workers))
@@ -372,6 +371,8 @@ class Story:
         self._is_over = True
         self._hazards.disarm()
         self._plaid.faults.withdraw()
+        self._banking.heal()
+        self._installation.unreadable.clear()
         for bank in sorted(self._plaid.institutions_down):
             self._plaid.institution_up(bank)
         for item in self.items:
