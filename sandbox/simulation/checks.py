@@ -237,7 +237,7 @@ def _silent(tables: Tables, story: Story) -> Iterator[str]:
 
 
 def _counted(installation: Installation) -> Iterator[str]:
-    """Plaid's own counters refused nothing; what a process that stood still sent too late does not count."""
+    """Plaid's own counters refuse nothing, but for what a process that stood still sent too late."""
     refused = installation.counting.refused
-    if refused and not installation.hazards.counts["sigstop"]:
+    if refused:
         yield f"{len(refused)} requests were over Plaid's limits, first {refused[0]}"

@@ -7,6 +7,7 @@ thread cannot change the order. While a real answer is awaited (Postgres), time 
 import asyncio
 import contextvars
 import heapq
+import math
 import selectors
 from asyncio import events
 from collections.abc import Awaitable, Callable, Coroutine
@@ -32,6 +33,7 @@ class Process:
         self.name = name
         self.frozen = False
         self.dead = False
+        self.woken_at = -math.inf
         self.tasks: list[asyncio.Task[Any]] = []
         self.on_gone: list[Callable[[], None]] = []
         self._parked: list[events.Handle] = []
@@ -53,6 +55,7 @@ class Process:
         if self.dead:
             return
         self.frozen = False
+        self.woken_at = asyncio.get_running_loop().time()
         self._release()
 
     def kill(self) -> None:

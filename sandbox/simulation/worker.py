@@ -12,7 +12,7 @@ from runtime.kafka import Appended, Appender, Outgoing
 from runtime.leases import FOLLOWER
 from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
 from runtime.reader import GatheringReader
-from sandbox.simulation.installation import Installation
+from sandbox.simulation.installation import LATE, Installation
 from sandbox.simulation.kafka import Client, feed
 from sandbox.simulation.loop import Process
 from sandbox.simulation.projection import MemoryOutbox, Projector
@@ -32,6 +32,8 @@ SLOTS = 3
 POLL_S = 20.0
 """How often others' marks are looked for: seldom, since each look of a simulated hour costs machine time."""
 LEASE_S = 30.0
+LATE_S = 0.5
+"""From waking to the request whose token was taken before: the few answers that a pass still waits for."""
 TICK_S = 30.0
 PROBE_EVERY_S = 15.0
 SCHEDULE_S = 300.0
@@ -47,6 +49,7 @@ class PlaidClient:
     def __init__(self, installation: Installation, wire: Wire) -> None:
         self._installation = installation
         self._wire = wire
+        self._late = (0.0, 0)
 
     async def sync_page(self, token: str, cursor: str | None) -> SyncPage:
         """One page of what changed after a cursor."""
@@ -71,10 +74,19 @@ class PlaidClient:
     async def _ask(self, token: str, what: str, request: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
         async def asked() -> Answer:
             self._installation.witness.asked(self._wire.process, token, what)
+            LATE.set(self._is_late())
             return await request()
 
         # Counted by Plaid at the moment it is sent: what a quota gives out is spent at once.
         return await self._wire.ask(asked, out_s=0.0)
+
+    def _is_late(self) -> bool:
+        """Whether this request's token may be of the time before the process stood still: one a pass, right after."""
+        process = self._wire.process
+        if asyncio.get_running_loop().time() - process.woken_at > LATE_S:
+            return False
+        self._late = (process.woken_at, self._late[1] + 1 if self._late[0] == process.woken_at else 1)
+        return self._late[1] <= SLOTS
 
 
 class Worker:
