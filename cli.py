@@ -28,11 +28,15 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(help="The topics of Kafka against the table in schemas/topics.py.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure on this machine, with real parts.", no_args_is_help=True)
-app.add_typer(topics_app, name="topics")
-app.add_typer(bench_app, name="bench")
-app.add_typer(operator_cli.items_app, name="items")
-app.add_typer(operator_cli.letters_app, name="dead-letters")
-app.command("queue")(operator_cli.show_queue)
+
+STAGE, SET_UP, OPERATE, TRY = "Stages", "Set up", "Operate", "Try, prove, measure"
+"""Under which heading `tartan --help` lists a command."""
+
+app.command("queue", rich_help_panel=OPERATE)(operator_cli.show_queue)
+app.add_typer(operator_cli.items_app, name="items", rich_help_panel=OPERATE)
+app.add_typer(operator_cli.letters_app, name="dead-letters", rich_help_panel=OPERATE)
+app.add_typer(topics_app, name="topics", rich_help_panel=SET_UP)
+app.add_typer(bench_app, name="bench", rich_help_panel=TRY)
 
 Json = Annotated[bool, typer.Option("--json", help="The last line of the output is one JSON object.")]
 Folder = Annotated[Path | None, typer.Option(help="Keep the data in this folder; by default it is thrown away.")]
@@ -63,37 +67,37 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def ingest() -> NoReturn:
     """Run the webhook endpoint: POST /webhooks/plaid into the topic `webhooks`."""
     _serve("ingest")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def streams() -> NoReturn:
     """Run the stage that asks Plaid what changed and appends it to the topic `changesets`."""
     _serve("streams")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def projections() -> NoReturn:
     """Run the stage that turns changesets into tables, a ledger, public events and pushes."""
     _serve("projections")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def gateway() -> NoReturn:
     """Run the REST API, the WebSocket and the page that shows them."""
     _serve("gateway")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def run(stages: Annotated[list[str], typer.Argument(help="ingest, streams, projections, gateway")]) -> NoReturn:
     """Run several stages in one process, for development. ingest then listens one port above the gateway."""
     _serve(*stages)
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP)
 def migrate() -> None:
     """Create or upgrade the tables in Postgres. Safe to run again, and while stages run."""
     import asyncpg
@@ -108,7 +112,7 @@ def migrate() -> None:
     typer.echo("The tables are up to date.")
 
 
-@app.command("settings")
+@app.command("settings", rich_help_panel=SET_UP)
 def show_settings() -> None:
     """List every setting: its variable, the value in force, its meaning. Secrets are hidden."""
     loaded = settings.load()
@@ -166,7 +170,7 @@ def topics_verify(as_json: Json = False) -> None:
     raise typer.Exit(1 if missing or drift else 0)
 
 
-@app.command("plaid-simulator")
+@app.command("plaid-simulator", rich_help_panel=TRY)
 def plaid_simulator(
     port: Annotated[int, typer.Option(help="Port on the loopback; 0 is any.")] = 8090,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
@@ -190,7 +194,7 @@ def plaid_simulator(
     _run(serve(options))
 
 
-@app.command()
+@app.command(rich_help_panel=TRY)
 def demo(
     seconds: Annotated[
         float | None, typer.Option("--for", min=1, help="Stop after this many seconds; else Ctrl-C.")
@@ -204,7 +208,7 @@ def demo(
     raise typer.Exit(_run(run_demo(DemoOptions(seconds=seconds, seed=seed, as_json=as_json))))
 
 
-@app.command()
+@app.command(rich_help_panel=TRY)
 def up(
     folder: Annotated[Path, typer.Option(help="Where the data stays.")] = Path(".tartan"),
     seed: Annotated[int, typer.Option(help="Of the simulated bank.")] = 1,
@@ -215,7 +219,7 @@ def up(
     raise typer.Exit(_run(run_up(folder, seed)))
 
 
-@app.command()
+@app.command(rich_help_panel=TRY)
 def link(
     gateway_url: Annotated[
         str, typer.Option(envvar="TARTAN_GATEWAY_URL", help="Address of the gateway.")
@@ -252,7 +256,7 @@ def bench_end_to_end(
     raise typer.Exit(_run(run_end_to_end(options)))
 
 
-@app.command()
+@app.command(rich_help_panel=TRY)
 def simulate(
     seeds: Annotated[int, typer.Option(min=1, help="Stories to run, one a seed.")] = 100,
     first: Annotated[int, typer.Option(min=0, help="Number of the first seed.")] = 1,
@@ -269,7 +273,7 @@ def simulate(
     raise typer.Exit(run_simulate(options))
 
 
-@app.command()
+@app.command(rich_help_panel=TRY)
 def chaos(
     kills: Annotated[int, typer.Option(min=1, max=10_000, help="kill -9s in all; other faults come with them.")] = 20,
     seed: Annotated[int | None, typer.Option(help="Chooses the faults; by default one is drawn and printed.")] = None,

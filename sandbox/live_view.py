@@ -67,4 +67,5 @@ def _ms(value: float | None) -> str:
 
 def _told(data: dict[str, Any]) -> str:
     names = ("date", "merchant_name", "name", "amount", "current", "currency", "state")
-    return " ".join(str(data[name]) for name in names if data.get(name))[:60]
+    # The bank's own name often is the merchant's: once is enough.
+    return " ".join(dict.fromkeys(str(data[name]) for name in names if data.get(name)))[:60]

@@ -6,8 +6,11 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+import zstandard
 
+from projections import net_events
 from projections.tables import SCHEMA
+from schemas import catalogue, codec
 from schemas.events import TRANSACTION_ADDED, TRANSACTION_MODIFIED, TRANSACTION_REMOVED
 from tests.integration.gateway_world import Api, assert_shape, generation_is, serving_api
 
@@ -281,6 +284,38 @@ async def test_a_withheld_changeset_applied_nothing_yet(api: Api) -> None:
     [row] = (await api.ask("GET", f"/v1/items/{item}/syncs"))[1]["syncs"]
 
     assert (row["fetched"]["added"], row["applied"], row["no_op"]) == (1, None, None)
+
+
+async def test_what_a_redrive_freed_is_told_of_the_pass_that_fetched_it(api: Api) -> None:
+    item = await shown_item(api)
+    request = (await api.ask("POST", f"/v1/items/{item}/sync"))[1]["request_id"]
+    for offset in (3, 4):
+        await api.attempt(item, generation=2, outcome="appended", offset=offset, fetched=(2, 0, 0))
+        await api.accept(item, offset, said=[ADDED, ADDED], net=[])
+    await api.pool.execute(f"UPDATE {SCHEMA}.changesets SET redriven_by = 9 WHERE source_offset IN (3, 4)")
+    told = [(ADDED, 3), (ADDED, 4), (MODIFIED, 4)]
+    await api.accept(item, 9, net=[kind for kind, _ in told])
+    block = codec.encode_events([
+        (kind, catalogue.TRANSACTION_EVENT, said_event(f"{item}-{offset}".encode())) for kind, offset in told
+    ])  # fmt: skip
+    await api.pool.execute(
+        f"UPDATE {SCHEMA}.changesets SET events = $1 WHERE source_offset = 9", zstandard.compress(block)
+    )
+
+    await api.read_up_to(item, 10)
+
+    later, earlier = (await api.ask("GET", f"/v1/items/{item}/syncs"))[1]["syncs"][:2]
+    answer = await found(api, item, request)
+
+    assert (later["applied"], later["no_op"]) == ({"added": 1, "modified": 1, "removed": 0}, 0)
+    assert (earlier["applied"], earlier["no_op"]) == ({"added": 1, "modified": 0, "removed": 0}, 1)
+    assert [answer[name] for name in ("status", "added", "modified", "no_op")] == ["applied", 1, 0, 1]
+
+
+def said_event(changeset: bytes) -> bytes:
+    """A transaction's event that a changeset said."""
+    common = net_events.envelope(tenant="a", user_id="ada", item_id="i", known_at=0, changeset=changeset)
+    return net_events.first_transaction_event(common, b"o" * 16, b"")
 
 
 @pytest.mark.parametrize(("path", "field"), [
