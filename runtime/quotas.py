@@ -25,6 +25,12 @@ worker or a network that stands for a moment makes it seconds. It costs 8 % of t
 is later still is one of a few, and a 429 does no harm but the wait."""
 SYNC, REFRESH, RECURRING = "transactions/sync", "transactions/refresh", "transactions/recurring/get"
 ACCOUNTS, BALANCE, ITEM, REMOVE = "accounts/get", "accounts/balance/get", "item/get", "item/remove"
+PAGES = "transactions/sync of passes under way"
+"""Name of the bucket that the pages behind the first ones share."""
+PAGES_SHARE = 0.8
+"""Of the client's quota of /transactions/sync, for passes under way. A claim waits until half of the burst is there,
+and a hundred histories that are read at once would never leave it: a fifth of the quota is the claims', so webhooks go
+on, and where no history is read it is all theirs."""
 CLIENT = ""
 """`item_id` of the client's own bucket."""
 BUCKETS = 2
@@ -111,6 +117,15 @@ def claim_pace(limit: Limit) -> Pace:
     return pace._replace(burst_s=pace.burst_s / 2)
 
 
+def pages_pace(limit: Limit) -> Pace:
+    """How pages behind the first ones use the client's quota: as many at once as it lends, and in the long run a share.
+
+    Claims give up to them what they hold at once (`claim_pace`), they give up to claims what comes anew.
+    """
+    interval_s, burst_s = client_pace(limit)
+    return Pace(interval_s / PAGES_SHARE, burst_s / PAGES_SHARE)
+
+
 def client_share(limit: Limit, share: float, *, burst_s: float) -> Pace:
     """How a part of the client's quota is used by work that can wait: evenly, no more at once than in `burst_s`."""
     return Pace((MINUTE_S + DELAY_S_MAX) / (limit.client * share), burst_s)
@@ -150,6 +165,27 @@ async def take(connection: asyncpg.Connection, endpoint: str, item_id: str, limi
     raise Retry(f"the buckets of {endpoint} are being made and purged", wait_s=1.0)
 
 
+async def take_page(connection: asyncpg.Connection, item_id: str, limits: Mapping[str, Limit]) -> float:
+    """Take the tokens of a page of /transactions/sync that no claim has paid for, or none, as `take` does.
+
+    Locks: the pages' bucket before the others; claims do not touch it.
+    Raises: Retry, as `take`.
+    """
+    limit = limits.get(SYNC)
+    if limit is None:
+        return 0.0
+    pace = pages_pace(limit)
+    await connection.execute(_BUCKET, PAGES)  # by itself: it need not be made again where the rest is taken back
+    try:
+        async with connection.transaction():
+            if not await connection.fetchval(_TAKE_SOME, PAGES, 1, *pace):
+                return pace.interval_s
+            await _taken(connection, item_id, limits)
+    except _NoRoom as error:
+        return error.wait_s
+    return 0.0
+
+
 async def take_some(connection: asyncpg.Connection, name: str, wanted: int, pace: Pace) -> int:
     """Take up to so many tokens of a bucket that all workers share. Gives how many there were."""
     await connection.execute(_BUCKET, name)
@@ -186,6 +222,20 @@ async def purge(connection: asyncpg.Connection) -> int:
 
 class _Raced(Exception):
     """Another transaction made a bucket at the same moment; what was taken of the other one goes back."""
+
+
+class _NoRoom(Exception):
+    """Another bucket has nothing; the token of this one goes back."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__()
+        self.wait_s = wait_s
+
+
+async def _taken(connection: asyncpg.Connection, item_id: str, limits: Mapping[str, Limit]) -> None:
+    wait_s = await take(connection, SYNC, item_id, limits)
+    if wait_s:
+        raise _NoRoom(wait_s)
 
 
 async def _take(connection: asyncpg.Connection, endpoint: str, item_id: str, limit: Limit) -> float:

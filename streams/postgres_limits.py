@@ -59,7 +59,7 @@ class PostgresLimits:
         began, look_s = now(), WAIT_S_MIN
         while True:
             async with session(self._pool) as connection:
-                wait_s = await quotas.take(connection, endpoint, item_id, self._limits)
+                wait_s = await self._take(connection, endpoint, item_id)
             waited_s = now() - began
             if not wait_s:
                 WAITED.labels(endpoint).inc(waited_s)
@@ -69,6 +69,11 @@ class PostgresLimits:
             # Stretched at random, so that those who wait for one token do not all come back for it at once.
             await asyncio.sleep(wait_s + look_s * self._jitter())
             look_s = min(look_s * 2, LOOK_S_MAX)
+
+    async def _take(self, connection: asyncpg.Connection, endpoint: str, item_id: str) -> float:
+        if endpoint == quotas.SYNC:  # what a claim pays for is not asked for here
+            return await quotas.take_page(connection, item_id, self._limits)
+        return await quotas.take(connection, endpoint, item_id, self._limits)
 
     async def exceeded(self, endpoint: str, item_id: str, *, error_code: str) -> None:
         """Plaid counted otherwise and answered 429: move the buckets that it may speak of. Raises: Retry."""

@@ -380,3 +380,40 @@ async def test_half_a_day_at_twice_the_quota_is_shared_evenly_and_a_small_tenant
     assert sum(passes.values()) >= 0.95 * 12 * 3600 / token_s
     assert len(waits) > 40
     assert max(waits) <= 2 * token_s
+
+
+async def test_histories_that_use_up_the_quota_leave_claims_their_share_of_it(desk: Desk) -> None:
+    limit = Limit(item=100_000, client=600)
+    limits = {quotas.SYNC: limit}
+    await desk.lay("webhook", lane=Lane.WEBHOOK)
+    pages = claims = 0
+
+    for _ in range(300):
+        while not await quotas.take_page(desk.connection, "history", limits):
+            pages += 1
+        for claimed in await desk.claim(limit=limit):
+            claims += 1
+            await desk.release(claimed, due_in_s=0.0)
+        await desk.wait(0.2)
+
+    # Of 540 tokens in 65 s a fifth, after the 18 s in which half of the burst comes back; else none at all.
+    share = 540 / 65 * (1 - quotas.PAGES_SHARE)
+    assert claims >= 40 * share
+    assert pages >= 58 * share * 4
+    assert pages + claims <= 600
+
+
+async def test_a_page_that_finds_no_token_of_its_item_leaves_that_of_the_pages(desk: Desk) -> None:
+    limits = {quotas.SYNC: Limit(item=2, client=600)}
+
+    first = await quotas.take_page(desk.connection, "item", limits)
+    before = await desk.connection.fetchval("SELECT full_at FROM tartan.buckets WHERE endpoint = $1", quotas.PAGES)
+    second = await quotas.take_page(desk.connection, "item", limits)
+    after = await desk.connection.fetchval("SELECT full_at FROM tartan.buckets WHERE endpoint = $1", quotas.PAGES)
+
+    assert (first, second) == (0, 65)
+    assert before == after > desk.now
+
+
+async def test_pages_of_a_client_without_a_quota_wait_for_nothing(desk: Desk) -> None:
+    assert [await quotas.take_page(desk.connection, "item", {}) for _ in range(3)] == [0, 0, 0]

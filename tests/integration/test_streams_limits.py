@@ -55,7 +55,7 @@ async def test_a_request_waits_for_its_token_and_then_goes(pool: asyncpg.Pool) -
         await limits(pool).take(SYNC, "item")
 
     assert asyncio.get_running_loop().time() - began >= 0.3
-    assert await pool.fetchval("SELECT count(*) FROM tartan.buckets WHERE item_id = ''") == 1
+    assert await pool.fetchval("SELECT count(*) FROM tartan.buckets WHERE item_id = '' AND endpoint = $1", SYNC) == 1
 
 
 async def test_a_pass_does_not_wait_longer_than_it_may_and_says_when_there_is_room(pool: asyncpg.Pool) -> None:
