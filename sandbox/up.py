@@ -22,20 +22,39 @@ COMMANDS = (
 async def run_up(folder: Path, seed: int) -> int:
     """Run every part with its data in `folder`, and print how to use it, until cancelled."""
     console = Console(stderr=True, soft_wrap=True)
+    start = count_start(folder)
     with console.status("Starting …") as status:
         world = World(
-            WorldOptions(folder=folder.resolve(), simulator=("--seed", str(seed))),
+            WorldOptions(folder=folder.resolve(), simulator=("--seed", str(seed + start))),
             progress=lambda what: status.update(f"Starting {what} …"),
         )
         await world.start()
     try:
         await _tell(world, folder, console)
+        if start:
+            console.print(
+                "The simulated bank begins anew at each start: it does not know the Items of earlier ones, and they "
+                "are marked as gone once they are asked about."
+            )
         await asyncio.Event().wait()
     finally:
         with console.status("Stopping …"):
             await world.stop()
         console.print(f"Stopped; the data is in {folder}.")
     return 0
+
+
+def count_start(folder: Path) -> int:
+    """How many starts a folder has seen before this one.
+
+    Each start has a seed of its own: the same one would give new Items the ids of those that Tartan knows already, and
+    refuses to link again.
+    """
+    counted = folder / "starts"
+    before = int(counted.read_text("ascii")) if counted.exists() else 0
+    folder.mkdir(parents=True, exist_ok=True)
+    counted.write_text(str(before + 1), "ascii")
+    return before
 
 
 async def _tell(world: World, folder: Path, console: Console) -> None:
