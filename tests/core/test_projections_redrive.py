@@ -1,5 +1,6 @@
 """Parking and redrive in the pure core: what is withheld, what a redrive frees, what stays when it fails."""
 
+import json
 from collections.abc import Collection
 
 import pytest
@@ -349,3 +350,21 @@ def test_the_blocks_of_a_redrive_tell_the_same_ids_when_they_are_read_again() ->
     told = at(memory, 5)
     again = told._replace(net_events=net_events.decoded(told.block))
     assert records.records(records.outbound([again])) == records.records(records.outbound([told]))
+
+
+def test_a_redrive_of_much_is_one_push_behind_which_a_browser_reads_again() -> None:
+    log = Log()
+    log.link("A")
+    for begin in (0, 60):
+        log.sync("A", *added(*(transaction(f"T{number}") for number in range(begin, begin + 60))))
+    log.redrive("A")
+
+    memory = folded(log, {"A": [Parked(1, None)]})
+
+    [pushes] = [
+        found for lane, found in records.records(records.outbound(memory.folded)).items()
+        if lane.topic is PUSH and any(b"transactions.changed" in one.value for one in found)
+    ]  # fmt: skip
+    [changed] = [one for one in pushes if b"transactions.changed" in one.value]
+    assert json.loads(changed.value)["data"] == {"item_id": "A", "added": 120, "modified": 0, "removed": 0}
+    assert dict(changed.headers)["tartan-position"] == b"3.119"

@@ -3,6 +3,7 @@
 import pytest
 
 from projections import net_events
+from projections.admission import Owners
 from projections.memory import Memory
 from projections.restated import REMOVALS_ALWAYS_MAX
 from projections.state import ItemRow, Row
@@ -356,3 +357,17 @@ def test_removals_stand_in_the_order_of_own_ids(story: Story) -> None:
 
 def _decision(subject: bytes, decision: str) -> Event:
     return (events.DECISION_MADE, catalogue.DECISION, codec.encode(Decision(subject.hex(), decision)))
+
+
+def test_a_decision_about_a_user_whose_keys_are_destroyed_removes_nothing_and_parks_nothing(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withheld(story)
+    monkeypatch.setattr(
+        story.memory, "_owners", lambda users: Owners(dict.fromkeys(users), dict.fromkeys(users, ("t", "u")))
+    )
+
+    assert story.decide(APPROVE) == []
+
+    assert len(story.live()) == 40
+    assert (story.memory.parked, story.memory.withheld) == ({}, [])
