@@ -472,7 +472,7 @@ async def test_another_log_than_the_one_that_was_read_stops_the_process(made: Wo
 async def test_the_crash_of_an_agent_ends_the_stage(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
     item = made.bank.create_item("user")
 
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **__: object) -> None:
         raise Halt("on purpose")
 
     monkeypatch.setattr(FetchDeltas, "fetch", broken)
