@@ -29,7 +29,7 @@ class Banking:
         self._rng = rng
         self._later = later
         # A day of virtual time costs seconds of the machine's, so it passes in few runs.
-        self._late_s = (*LATE_S, LATE_S_MAX) if rng.random() < 0.1 else LATE_S
+        self._late_s = (*LATE_S, LATE_S_MAX) if rng.random() < 0.05 else LATE_S
         self._hidden: list[tuple[Item, str]] = []
 
     def lose_the_cursor(self, item: Item) -> None:

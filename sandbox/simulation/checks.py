@@ -91,7 +91,7 @@ def _is_kept(installation: Installation, item: Item, ours: State, theirs: State)
     What the bank took away while the cursor was refused and an account was missing from Plaid's answers is told by
     nothing any more: the new cursor begins after it.
     """
-    gone = {row.transaction_id for row in item.gone}
+    gone = {change.transaction.transaction_id for change in item.log if change.kind == "removed"}
     missing, extra = set(theirs[0]) - set(ours[0]), set(ours[0]) - set(theirs[0])
     if missing or set(ours[1]) != set(theirs[1]) or not {said[1] for said in extra} <= gone:
         return False

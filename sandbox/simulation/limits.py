@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runtime.breakers import CODES, PROBE_S, PROBING_S, SPREAD_S, wait_s
-from runtime.quotas import CLIENT, CLIENT_STEP_S, MINUTE_S, Limit, client_pace, item_pace, spent
+from runtime.quotas import (
+    CLIENT,
+    CLIENT_STEP_S,
+    MINUTE_S,
+    PAGES,
+    SYNC,
+    Limit,
+    client_pace,
+    item_pace,
+    pages_pace,
+    spent,
+)  # fmt: skip
 from sandbox.simulation.rows import Row
 from sandbox.simulation.store import Database
 from sandbox.simulation.tables import Tables
@@ -43,16 +54,17 @@ class Quotas:
         if limit is None:
             return 0.0
         now, buckets = self._tables.clock(), self._tables.buckets
-        paces = {item_id: item_pace(limit), CLIENT: client_pace(limit)}
-        taken = {
-            name: spent((buckets.get((endpoint, name), now) - now).total_seconds(), 0.0, pace)
-            for name, pace in paces.items()
-        }
+        paces = {(endpoint, item_id): item_pace(limit), (endpoint, CLIENT): client_pace(limit)}
+        if endpoint == SYNC:  # a page that no claim has paid for
+            paces[PAGES, CLIENT] = pages_pace(limit)
+        taken = {name: spent((buckets.get(name, now) - now).total_seconds(), 0.0, pace) for name, pace in paces.items()}
+        if (PAGES, CLIENT) in taken and taken[PAGES, CLIENT].wait_s > 0:
+            return pages_pace(limit).interval_s
         longest = max(one.wait_s for one in taken.values())
         if longest > 0:
             return longest
         for name, one in taken.items():
-            buckets[endpoint, name] = now + timedelta(seconds=one.full_at_s)
+            buckets[name] = now + timedelta(seconds=one.full_at_s)
         return 0.0
 
     def exceeded(self, endpoint: str, item_id: str, error_code: str) -> None:
@@ -122,7 +134,7 @@ class Quotas:
             breaker.open_until, breaker.changed_at = now + timedelta(seconds=PROBE_S), now
             fit = [row for row in self._items(institution_id) if self._may_try(row, now)]
             if fit:
-                row = min(fit, key=lambda one: (one.last_attempt_at or one.created_at, one.item_id))
+                row = min(fit, key=_untried_first)
                 row.not_before, row.due_at = None, min(row.due_at or now, now)
                 self._tables.queue.put(row)
                 chosen += 1
@@ -140,6 +152,10 @@ class Quotas:
             for row in self._tables.rows.values()
             if row.institution_id == institution_id and row.stopped != "unlinked"
         ]
+
+
+def _untried_first(row: Row) -> tuple[bool, datetime, str]:
+    return (row.last_attempt_at is not None, row.last_attempt_at or row.created_at, row.item_id)
 
 
 class MemoryLimits:

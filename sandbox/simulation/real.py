@@ -289,6 +289,8 @@ class RealLimits(MemoryLimits):
     async def _look(self, endpoint: str, item_id: str) -> float:
         if endpoint not in self._limits:
             return 0.0
+        if endpoint == quotas.SYNC:
+            return await self._on(lambda found: quotas.take_page(found, item_id, self._limits))
         return await self._on(lambda found: quotas.take(found, endpoint, item_id, self._limits))
 
     async def _on(self, work: Callable[[asyncpg.Connection], Awaitable[Result]]) -> Result:

@@ -21,7 +21,8 @@ HEALING_S = SCHEDULE_S + 10 * TICK_S
 """After the faults: one round of the schedule, which is what heals a lost webhook, and a little."""
 QUIET_S_MAX = 48 * 3600.0
 """Virtual time after which a run that is not quiet never will be: a webhook may be 23 h late, an Item wait 18 h."""
-LOOK_S = 5.0
+LOOK_S, LOOK_S_MAX = 5.0, 120.0
+"""How often a run is looked at: seldom where it rests for hours, since each look costs the machine's time."""
 
 
 @dataclass
@@ -105,13 +106,14 @@ async def _rested(installation: Installation, story: Story, outcome: Outcome) ->
     if installation.is_scheduling:
         await asyncio.sleep(HEALING_S)
     installation.is_scheduling = False
-    until = virtual.time() + QUIET_S_MAX
+    until, look_s = virtual.time() + QUIET_S_MAX, LOOK_S
     while (left := checks.unfinished(installation, await installation.seen())) and not installation.failures:
         if virtual.time() > until:
             outcome.problems.append(f"not quiet after {timedelta(seconds=QUIET_S_MAX)}: {'; '.join(left[:5])}")
             return
         story.operator.settle(story.items)
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(look_s)
+        look_s = min(look_s * 1.1, LOOK_S_MAX)
 
 
 async def _buried(story: Story) -> None:

@@ -188,7 +188,7 @@ class Tables:
             expired=expired, generation=row.generation, lane=row.lane, cause=row.cause,
             unlink_requested=row.unlink_requested, accounts_wanted=row.accounts_wanted, accounts_at=row.accounts_at,
             attempts=row.attempts, not_ready=row.not_ready, head=head, hints=known, refresh_wanted=row.refresh_wanted,
-            bank_failing=self.is_failing(row.institution_id),
+            bank_failing=self.is_failing(row.institution_id), last_code=(row.last_error or {}).get("code"),
         )  # fmt: skip
 
     def held(self, claimed: Claimed) -> Row | None:
@@ -228,7 +228,8 @@ class Tables:
         # What held the Item back during the pass, as the outage of its bank does, still holds it.
         holds = [row.not_before] if row.not_before is not None and row.not_before > now else []
         holds += [now + timedelta(seconds=result.not_before_s)] if result.not_before_s is not None else []
-        row.not_before = max(holds, default=None)
+        # An unlink that was asked for meanwhile is held by nothing.
+        row.not_before = None if row.unlink_requested and marked else max(holds, default=None)
         self.queue.put(row)
         row.wait_offset = row.wait_offset if result.wait_offset is None else result.wait_offset
         if result.accounts_read:
@@ -277,7 +278,9 @@ class Tables:
         self.unlinking.discard(claimed.item_id)
 
     def park(self, claimed: Claimed, *, reason: str) -> None:
-        """Set an Item aside until it is redriven."""
+        """Set an Item aside until it is redriven, where the lease lasts."""
+        if self.held(claimed) is None:
+            return
         self.parkings[claimed.item_id, NO_OFFSET] = Parking(claimed.partition, reason, "streams")
 
     def gone_lately(self) -> tuple[int, int]:

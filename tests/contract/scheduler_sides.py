@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import asyncpg
 
-from runtime import sync_state
+from runtime import breakers, sync_state
 from runtime.dues import Lane
 from runtime.quotas import Limit
 from runtime.reader import Position
@@ -28,7 +28,7 @@ from sandbox.simulation.wire import Hazards, Wire
 from sandbox.simulation.witness import Witness
 from schemas.records import Cause
 from streams import store as real
-from streams.ports import Limits, Marking, Store
+from streams.ports import Following, Limits, Marking, Store
 from streams.postgres_limits import PostgresLimits
 
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
@@ -60,6 +60,8 @@ class Side:
     store: Store
     limits: Limits
     marking: Callable[[Collection[int]], AbstractAsyncContextManager[Marking]]
+    following: Callable[[Collection[int]], AbstractAsyncContextManager[Following]]
+    probe: Callable[[], Any]
     register: Callable[[str, str, str], Any]
     ask: Callable[[str, Lane, bool], Any]
     read: Callable[[int], Any]
@@ -93,7 +95,8 @@ def memory(*, metered: bool) -> Side:
         found = tables.rows[item_id]
         return {name: getattr(found, name) for name in SHOWN}
 
-    return Side(clock, store, MemoryLimits(quotas, database, wire), store.marking, register, ask, read, row)
+    bounds = MemoryLimits(quotas, database, wire)
+    return Side(clock, store, bounds, store.marking, store.following, bounds.probe, register, ask, read, row)
 
 
 def postgres(pool: asyncpg.Pool, *, metered: bool) -> Side:
@@ -129,8 +132,14 @@ def postgres(pool: asyncpg.Pool, *, metered: bool) -> Side:
         [found] = await pool.fetch("SELECT * FROM tartan.sync_state WHERE item_id = $1", item_id)
         return {name: found[name] for name in SHOWN}
 
+    async def probe() -> int:
+        async with timed.acquire() as connection:
+            return await breakers.probe(cast(asyncpg.Connection, connection))
+
     marking = cast(Any, lambda partitions: real.marking(timed, partitions))
-    return Side(clock, store, PostgresLimits(timed, settings), marking, register, ask, read, row)
+    following = cast(Any, lambda partitions: real.following(timed, partitions))
+    bounds = PostgresLimits(timed, settings, jitter=lambda: 0.0)
+    return Side(clock, store, bounds, marking, following, probe, register, ask, read, row)
 
 
 SHOWN = (
