@@ -90,7 +90,7 @@ KINDS: dict[str, Kind] = {
         "Too many records cannot be processed",
         "reader",
         "The reader stopped to keep the topic whole. Roll the last deploy back, or mend it; then `tartan dead-letters "
-        "list` and redrive.",
+        "list` and redrive. Where the data is at fault, raise TARTAN_DEAD_LETTERS_MAX until it has read past.",
     ),
 }
 """Each kind's words; also the closed set of values of the metric's label."""

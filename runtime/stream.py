@@ -4,9 +4,12 @@ Source: FAUST.md, measured on faust-streaming 0.15.3 and Kafka 4.3.1; tests hold
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import faust
@@ -66,6 +69,7 @@ def build(settings: Settings, *, name: str, positions: Positions) -> faust.App:
         web_enabled=False,
         worker_redirect_stdouts=False,
         store="memory://",
+        datadir=Path(gettempdir()) / f"tartan-faust-{os.getuid()}",  # stays empty; by default where the process runs
     )
     app.tartan_positions = positions
     return app
