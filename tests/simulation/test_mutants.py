@@ -19,7 +19,7 @@ from schemas.records import Cause, Head
 from streams import chain, fetch_deltas, pages, passes
 from streams.changeset import Draft
 
-SEEDS_MAX = 60
+SEEDS_MAX = 150
 """Seeds within which each defect must show."""
 
 
