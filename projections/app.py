@@ -67,7 +67,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         engine = await stack.enter_async_context(stream.running(app))
         tasks = [publishing, projecting, engine, lock]
         for work in (
-            witness.watch(lambda: stream.assigned(app, topic)), Expiry(pool).keep(),
+            witness.watch(lambda: stream.assigned(app, topic), held=reader.held), Expiry(pool).keep(),
             dead_letters.run(pool, appender, settings),
         ):  # fmt: skip
             tasks.append(asyncio.create_task(work))

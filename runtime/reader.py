@@ -98,6 +98,10 @@ class GatheringReader:
         self._room.set()
         return records
 
+    def held(self) -> set[int]:
+        """Partitions of which records wait or are taken and not acknowledged."""
+        return {record.partition for record, _ in self._waiting} | {partition for partition, _ in self._taken}
+
     def acknowledge(self, records: Sequence[Received]) -> None:
         """Say that the effect of these records is durable."""
         for record in records:

@@ -71,20 +71,40 @@ class Witness:
 
         Raises: Halt, where the log is not the one that was read; Retry, where Kafka does not answer.
         """
+        known, _ = await self._checked(partitions)
+        return known
+
+    async def watch(self, assigned: Callable[[], Collection[int]], *, held: Callable[[], Collection[int]]) -> None:
+        """Check every minute what is assigned, for ever.
+
+        `held`: partitions of which the reader has records in hand. Where the log goes on, the reader stood still from
+        one look to the next and has nothing in hand, its source has ceased to deliver, which was seen after a broker
+        and Postgres had died one after the other: it says nothing by itself, and a new start reads on.
+        Raises: Halt.
+        """
+        before: dict[int, int] = {}
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            try:
+                known, ends = await self._checked(assigned())
+            except Retry as error:
+                _log.warning("log not checked", reader=self._reader, reason=str(error))
+                before = {}
+                continue
+            stands = {number: known.get(number, Position(0)).next for number in ends}
+            behind = {number: at for number, at in stands.items() if at < ends[number].end}
+            still = sorted(number for number, at in behind.items() if before.get(number) == at)
+            silent = [number for number in still if number not in held()]
+            if silent:
+                raise Halt(f"{self._reader} is not given what follows in {self._topic}, partitions {silent}")
+            before = behind
+
+    async def _checked(self, partitions: Collection[int]) -> tuple[Mapping[int, Position], dict[int, Ends]]:
         known = await self._load(partitions)
         ends = await self._log.ends(self._topic, partitions)
         for number in partitions:
             await self._compare(number, known.get(number, Position(0)), ends[number])
-        return known
-
-    async def watch(self, assigned: Callable[[], Collection[int]]) -> None:
-        """Check every minute what is assigned, for ever. Raises: Halt."""
-        while True:
-            await asyncio.sleep(CHECK_INTERVAL_S)
-            try:
-                await self.check(assigned())
-            except Retry as error:
-                _log.warning("log not checked", reader=self._reader, reason=str(error))
+        return known, ends
 
     async def _compare(self, partition: int, position: Position, ends: Ends) -> None:
         where = f"{self._topic} {partition}"

@@ -165,6 +165,7 @@ class _Parts:
             records_max=self.settings.batch_records_max,
             bytes_max=self.settings.batch_bytes_max,
         )
+        self.readers = {self.webhooks: webhooks, self.changesets: changesets}
         return (
             MarkDue(webhooks, partial(store.marking, self.pool), on_commit=self.claimer.wake),
             FollowHeads(
@@ -223,7 +224,9 @@ async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[N
         "due_channel": due_channel.listen(parts.settings, on_due=parts.claimer.wake),
     }
     for topic, witness in parts.witnesses.items():
-        works[f"witness of {topic}"] = witness.watch(partial(stream.assigned, parts.app, topic))
+        works[f"witness of {topic}"] = witness.watch(
+            partial(stream.assigned, parts.app, topic), held=parts.readers[topic].held
+        )
     tasks += [asyncio.create_task(work, name=name) for name, work in works.items()]
     return [engine, *tasks]
 

@@ -1,5 +1,6 @@
 """Reading a log on: what lies below a position is passed over, a gap or another log is Halt."""
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping
 
 import pytest
@@ -111,3 +112,33 @@ async def test_a_moment_without_kafka_is_sat_out(monkeypatch: pytest.MonkeyPatch
     log.away = 99
     with pytest.raises(Retry):
         await witnessed(log, {}).starts([0])
+
+
+async def test_a_source_that_ceases_to_deliver_is_halt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness, "CHECK_INTERVAL_S", 0.001)
+    log = Memory([b"0", b"1", b"2"])
+
+    with pytest.raises(Halt, match=r"is not given what follows in changesets, partitions \[0\]"):
+        await asyncio.wait_for(witnessed(log, {0: Position(2, checksum(b"1"))}).watch(lambda: [0], held=set), 5)
+
+
+async def test_a_reader_with_records_in_hand_or_none_to_read_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness, "CHECK_INTERVAL_S", 0.001)
+    log = Memory([b"0", b"1", b"2"])
+    busy, at_end = Position(2, checksum(b"1")), Position(3, checksum(b"2"))
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(witnessed(log, {0: busy}).watch(lambda: [0], held=lambda: {0}), 0.1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(witnessed(log, {0: at_end}).watch(lambda: [0], held=set), 0.1)
+
+
+async def test_what_a_reader_has_in_hand_is_told_until_it_is_acknowledged() -> None:
+    reader = GatheringReader(records_max=1, bytes_max=100)
+    await reader.offer(record(3, 0), lambda: None)
+    await reader.offer(record(5, 0), lambda: None)
+
+    taken = await reader.take()
+    assert reader.held() == {3, 5}
+    reader.acknowledge(taken)
+    assert reader.held() == {5}
