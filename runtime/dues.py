@@ -110,6 +110,8 @@ class Claimed(Struct, frozen=True):
     head: KnownHead | None
     hints: tuple[KnownHint, ...]
     refresh_wanted: bool = False
+    # The last whole history that was read lacked an account, and so told no removals.
+    history_incomplete: bool = False
     # Other Items of its bank were answered with an outage lately: an answer that is none has to be told.
     bank_failing: bool = False
     # Why the last attempt failed or waits; None where nothing did, or a store does not say.
@@ -173,6 +175,8 @@ class Released(Struct, frozen=True, kw_only=True):
     # What /item/get said, where it was asked: when Plaid last read the bank with success.
     bank_asked: bool = False
     bank_updated_at: datetime | None = None
+    # Whether a whole history that was read lacked an account; None where none was read.
+    history_incomplete: bool | None = None
     # Whether /transactions/refresh was answered: the bank itself is being asked.
     refreshed: bool = False
     duration_s: float = 0.0

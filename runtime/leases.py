@@ -78,7 +78,7 @@ async def release(connection: asyncpg.Connection, claimed: Claimed, result: Rele
         result.not_before_s, result.wait_offset, result.accounts_read, result.synced, result.attempts,
         result.not_ready, result.stopped, error, 0.0 if result.done else REMARKED_WAIT_S_MAX, result.hints_until,
         result.duration_s, claimed.cause.kind, result.pages, result.added, result.modified, result.removed,
-        result.outcome, result.bank_asked, result.bank_updated_at, result.refreshed,
+        result.outcome, result.bank_asked, result.bank_updated_at, result.refreshed, result.history_incomplete,
     )  # fmt: skip
     return bool(held)
 
@@ -158,6 +158,7 @@ def _claimed(row: asyncpg.Record) -> Claimed:
         accounts_wanted=row["accounts_wanted"],
         accounts_at=row["accounts_at"],
         refresh_wanted=row["refresh_wanted"],
+        history_incomplete=row["history_incomplete"],
         attempts=row["attempts"],
         not_ready=row["not_ready"],
         head=known_head(row) if row["head"] is not None else None,
@@ -246,7 +247,8 @@ _CLAIM_BY = f"""
             lease_holder = $4, last_attempt_at = tartan.clock()
         FROM picked WHERE s.item_id = picked.item_id
         RETURNING s.item_id, s.tenant, s.user_number, s.partition, s.institution_id, s.lease_token, s.generation,
-            s.lane, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.refresh_wanted, s.attempts,
+            s.lane, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.refresh_wanted,
+            s.history_incomplete, s.attempts,
             s.not_ready, s.last_error->>'code' AS last_code, picked.expired, picked.place
     ) %(paid)s
     SELECT q.available, q.held, c.*, k.institution_name, k.sealed_token,
@@ -328,6 +330,7 @@ _RELEASE = """
             bank_updated_at = coalesce($24::timestamptz, bank_updated_at),
             refresh_wanted = refresh_wanted AND (generation > $3 OR NOT ($25 OR $4)),
             refreshed_at = CASE WHEN $25 THEN tartan.clock() ELSE refreshed_at END,
+            history_incomplete = coalesce($26, history_incomplete),
             attempts = $10, not_ready = $11, stopped = $12, last_error = $13::text::jsonb
         WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock()
         RETURNING item_id

@@ -107,6 +107,8 @@ sync_state = Table(
     Column("accounts_wanted", Boolean, nullable=False, server_default="true", comment="/accounts/get is due"),
     _moment("accounts_at"),
     Column("refresh_wanted", Boolean, nullable=False, server_default="false", comment="/transactions/refresh is due"),
+    # The last history in place of a lost cursor lacked an account: nothing that was removed meanwhile is concluded yet.
+    Column("history_incomplete", Boolean, nullable=False, server_default="false"),
     _moment("refreshed_at"),  # when Plaid was last told to ask the bank
     _moment("bank_updated_at"),  # /item/get: when Plaid last read the bank with success
     _moment("bank_seen_at"),  # when /item/get was last asked

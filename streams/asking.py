@@ -104,12 +104,12 @@ class Asking:
             self._chain.request_ids.append(answer.request_id)
         return {account.account_id: account for account in answer.accounts}
 
-    async def accounts_if_due(self) -> dict[str, Account]:
-        """All accounts, daily and where a webhook spoke of them; a sync names only those with transactions."""
+    async def accounts_if_due(self, *, wanted: bool = False) -> dict[str, Account]:
+        """All accounts, daily and where they are wanted, as by a webhook; a sync names only those with transactions."""
         claimed = self._claimed
         age = timedelta(seconds=self._accounts_interval_s)
         fresh = claimed.accounts_at is not None and self._clock() - claimed.accounts_at < age
-        if self.accounts_read or (fresh and not claimed.accounts_wanted):
+        if self.accounts_read or (fresh and not (wanted or claimed.accounts_wanted)):
             return {}
         try:
             return await self.accounts()

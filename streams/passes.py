@@ -1,5 +1,7 @@
 """One pass over a claimed Item: unlink it, or link, ask its state, have its bank asked, sync. Shell."""
 
+from collections.abc import Collection
+
 import msgspec
 
 from runtime import logs
@@ -32,8 +34,9 @@ from streams.sync_loop import read_update
 
 __all__ = ["Pass", "World", "tallied"]
 
-CURSOR, MUTATION = "cursor", "mutation"
-"""Why a cursor is lost: Plaid refuses it, or no update after it ever ends."""
+CURSOR, MUTATION, INCOMPLETE = "cursor", "mutation", "incomplete"
+"""Why a whole history is read: Plaid refuses the cursor, no update after it ever ends, or the last one that was read
+lacked an account, which is back."""
 
 _log = logs.logger(__name__)
 
@@ -90,6 +93,11 @@ class Pass:
         await self.chain.append(Draft(gate.LINK, events, self.chain.prints(accounts), state=state))
 
     async def _sync(self, state: ItemState | None) -> Released:
+        seen: dict[str, Account] = {}
+        if self._claimed.history_incomplete and self.chain.tip.cursor is not None:
+            seen = await self.asked.accounts_if_due(wanted=True)
+            if seen and self._names_all(seen):
+                return await self._restate(state, because=INCOMPLETE)
         try:
             pages = await self._read(self.chain.tip.cursor)
         except PlaidRefused as refusal:
@@ -101,9 +109,13 @@ class Pass:
             return await self._wait_for_history(state, attempts=0)
         update = fold(pages, fresh=self.chain.tip.cursor is None)
         self.chain.request_ids += update.request_ids
-        accounts = {**update.accounts, **await self.asked.accounts_if_due()}
+        accounts = {**update.accounts, **seen, **await self.asked.accounts_if_due()}
         events = await off_loop(len(update.changes), lambda: changeset.transactions(update.changes))
         return await self._finish(self._draft(gate.SYNC, update, events, accounts, state))
+
+    def _names_all(self, accounts: Collection[str]) -> bool:
+        """Whether these are all accounts that the chain knows, or more."""
+        return set(self.chain.tip.fingerprints) <= {self.chain.pseudonym(name) for name in accounts}
 
     async def _read(self, cursor: str | None) -> list[SyncPage]:
         world = self._world
@@ -145,6 +157,9 @@ class Pass:
         events = await off_loop(len(update.changes), lambda: restated.events(covered, update))
         released = await self._finish(self._draft(gate.RESTATED, update, events, {**update.accounts, **named}, state))
         metrics.RESTATED.labels(because, "yes" if covered.complete else "no").inc()
+        # What lacks an account is read again once that is back; what Plaid never calls complete stays as it is.
+        lacks_account = not covered.complete and restated.is_whole(update)
+        released = msgspec.structs.replace(released, history_incomplete=lacks_account)
         return failures.restated(self._claimed, released, because=because, jitter=self._world.random())
 
     async def _wait_for_history(self, state: ItemState | None, *, attempts: int) -> Released:

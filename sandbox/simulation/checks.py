@@ -1,6 +1,5 @@
 """What must be true of a run that has come to rest."""
 
-import itertools
 import random
 from collections.abc import Iterator
 
@@ -8,7 +7,7 @@ from projections.memory import Memory
 from projections.records import outbound, records
 from runtime.leases import FOLLOWER
 from runtime.reader import Received
-from sandbox.simulation.installation import PARTITIONS, Installation, keys_of, user_number
+from sandbox.simulation.installation import PARTITIONS, Installation
 from sandbox.simulation.operating import is_open
 from sandbox.simulation.story import Story
 from sandbox.simulation.tables import Tables
@@ -16,7 +15,6 @@ from sandbox.simulator.bank import Item
 from sandbox.simulator.truth import truth_of
 from schemas import changesets, codec, digest, gate
 from schemas.digest import AccountState, TransactionState
-from schemas.events import HISTORY_RESTATED
 from schemas.records import Account, Transaction
 from schemas.topics import HEADER_POSITION
 from streams.mark_due import READER as MARKER
@@ -77,34 +75,9 @@ def _against_truth(installation: Installation, tables: Tables, story: Story) -> 
             continue
         ours, theirs = _state(installation.projection.memory, item), _truth(item)
         if digest.state_digest(*ours) != digest.state_digest(*theirs):
-            if _is_kept(installation, item, ours, theirs):
-                installation.hazards.counts["incomplete_history_kept"] += 1
-                continue
             missing, extra = sorted(set(theirs[0]) - set(ours[0])), sorted(set(ours[0]) - set(theirs[0]))
             accounts = sorted(set(theirs[1]) ^ set(ours[1]), key=str)
             yield f"state of {item.item_id}: missing {missing[:3]}, too many {extra[:3]}, accounts {accounts[:4]}"
-
-
-def _is_kept(installation: Installation, item: Item, ours: State, theirs: State) -> bool:
-    """Whether all that is wrong is what an incomplete history leaves: it concludes no removals, and no later one does.
-
-    What the bank took away while the cursor was refused and an account was missing from Plaid's answers is told by
-    nothing any more: the new cursor begins after it.
-    """
-    gone = {change.transaction.transaction_id for change in item.log if change.kind == "removed"}
-    missing, extra = set(theirs[0]) - set(ours[0]), set(ours[0]) - set(theirs[0])
-    if missing or set(ours[1]) != set(theirs[1]) or not {said[1] for said in extra} <= gone:
-        return False
-    is_complete = True
-    keys = keys_of(user_number(item.user))
-    for record in itertools.chain.from_iterable(installation.broker.topic("changesets").records):
-        found = changesets.read(record.value)
-        if found.head.item_id != item.item_id:
-            continue
-        for event in codec.decode_events(changesets.unseal(found, keys)):
-            if event.type == HISTORY_RESTATED:
-                is_complete = codec.decode_event(event).complete
-    return not is_complete
 
 
 def _state(memory: Memory, item: Item) -> State:

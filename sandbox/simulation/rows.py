@@ -32,6 +32,7 @@ class Row:
     accounts_wanted: bool = True
     accounts_at: datetime | None = None
     refresh_wanted: bool = False
+    history_incomplete: bool = False
     refreshed_at: datetime | None = None
     bank_seen_at: datetime | None = None
     bank_updated_at: datetime | None = None

@@ -188,6 +188,7 @@ class Tables:
             expired=expired, generation=row.generation, lane=row.lane, cause=row.cause,
             unlink_requested=row.unlink_requested, accounts_wanted=row.accounts_wanted, accounts_at=row.accounts_at,
             attempts=row.attempts, not_ready=row.not_ready, head=head, hints=known, refresh_wanted=row.refresh_wanted,
+            history_incomplete=row.history_incomplete,
             bank_failing=self.is_failing(row.institution_id), last_code=(row.last_error or {}).get("code"),
         )  # fmt: skip
 
@@ -242,6 +243,8 @@ class Tables:
         row.refresh_wanted = row.refresh_wanted and (marked or not (result.refreshed or result.done))
         row.attempts, row.not_ready, row.stopped = result.attempts, result.not_ready, result.stopped
         row.last_error = result.error
+        if result.history_incomplete is not None:
+            row.history_incomplete = result.history_incomplete
         if result.hints_until is not None:
             self._drop_hints(row.item_id, result.hints_until)
 

@@ -120,11 +120,36 @@ async def test_nothing_is_said_of_a_history_that_plaid_has_not_read_to_its_end(p
 async def test_an_account_that_is_missing_leaves_removals_unconcluded() -> None:
     memory = Memory(answers=[LOST, WHOLE])
 
-    await fetched(memory, head=known("a", "b", "c"))
+    result = await fetched(memory, head=known("a", "b", "c"))
 
     [(_, covered), *_] = memory.events(0)
     assert (covered.account_ids, covered.complete) == (["a"], False)
     assert covered.incomplete_because == "2 of 3 known accounts are not named"
+    assert result is not None
+    assert result.history_incomplete is True
+
+
+async def test_a_history_that_lacked_an_account_is_read_again_once_that_is_back() -> None:
+    memory = Memory(answers=[WHOLE], bank_accounts=[["a", "b"]])
+
+    result = await fetched(memory, head=known("a", "b"), history_incomplete=True)
+
+    [(_, covered), *_] = memory.events(0)
+    assert ([head.type for head in memory.heads], covered.complete) == ([gate.RESTATED], True)
+    assert memory.cursors == [None]
+    assert result is not None
+    assert result.history_incomplete is False
+
+
+async def test_while_the_account_is_missing_still_what_changes_is_synced_all_the_same() -> None:
+    memory = Memory(answers=[WHOLE], bank_accounts=[["a"]])
+
+    result = await fetched(memory, head=known("a", "b"), history_incomplete=True)
+
+    assert [head.type for head in memory.heads] == [gate.SYNC]
+    assert memory.cursors == ["c0"]
+    assert result is not None
+    assert (result.outcome, result.history_incomplete) == ("appended", None)
 
 
 @pytest.mark.parametrize("named", [[["a"], ["a", "b"]], [["a", "b"], ["a"]]])
@@ -225,7 +250,7 @@ async def test_a_history_that_plaid_never_calls_complete_counts_after_hours_for_
     result = await fetched(memory, head=known("a"), not_ready=waits.HISTORY_ANSWERS_MAX)
 
     assert result is not None
-    assert (result.outcome, result.not_ready) == ("appended", 0)
+    assert (result.outcome, result.not_ready, result.history_incomplete) == ("appended", 0, False)
     (_, covered), (kind, _), *_ = memory.events(0)
     assert (covered.complete, kind) == (False, TRANSACTION_ADDED)
     assert covered.incomplete_because == "Plaid has not said that it is complete: None"

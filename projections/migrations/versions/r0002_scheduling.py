@@ -19,7 +19,8 @@ down_revision = "0001"
 _NEW_TABLES = (control.buckets, control.breakers, control.incidents, control.dead_letters)
 _NEW_COLUMNS = {
     control.sync_state: (
-        "refresh_wanted", "refreshed_at", "bank_updated_at", "bank_seen_at", "swept_at", "ready_at",
+        "refresh_wanted", "history_incomplete", "refreshed_at", "bank_updated_at", "bank_seen_at", "swept_at",
+        "ready_at",
     ),
     tables.items: ("missing_rows", "missing_since"),
     tables.transactions: ("missing_since",),
