@@ -36,7 +36,8 @@ def of_one(one: Incident) -> Message:
     state = _state(one)
     seen = f", seen {one.count} times" if one.count > 1 else ""
     lasted = f" It lasted {_duration(one.closed_at - one.opened_at)}{seen}." if one.closed_at else ""
-    lines = [f"{_OPENINGS[state]}{words.title} ({words.subject} {one.subject}).{lasted}"]
+    about = one.subject if one.subject == words.subject else f"{words.subject} {one.subject}"
+    lines = [f"{_OPENINGS[state]}{words.title} ({about}).{lasted}"]
     if not one.told and one.detail:
         lines.append(f"Detail: {one.detail}")
     if state == "open":
