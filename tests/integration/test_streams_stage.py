@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from runtime import instance, sync_state
+from runtime.lifecycle import Running
 from sandbox.simulator.bank import Item
 from sandbox.simulator.faults import Fault
 from sandbox.simulator.options import Options
@@ -498,12 +499,16 @@ async def test_a_pass_under_way_is_finished_at_a_stop(made: World) -> None:
     made.bank.faults.declare(Fault(code="SLOW", delay_s=1.0))
 
     async with streams(made) as running:
+        await made.until(lambda: _ready(running), what="partitions assigned")
         await made.register(item)
         await made.until(lambda: _leased(made), what="a pass under way")
-        assert running.not_ready() == []
 
     assert await made.attempts(item) == ["appended"]
     assert (await made.row(item))["lease_token"] is None
+
+
+async def _ready(running: Running) -> bool:
+    return running.not_ready() == []
 
 
 async def _leased(made: World) -> bool:
