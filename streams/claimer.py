@@ -49,6 +49,7 @@ class Claimer:
         self._held: dict[bytes, _Held] = {}
         self._marks = 0
         self._more = False
+        self._claiming = False
         self._remarked_at = -REMARKED_S
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
@@ -104,7 +105,8 @@ class Claimer:
         self._stop.set()
         self._wake.set()
         ends = _now() + timeout_s
-        while self._held and _now() < ends:
+        # A claim whose answer is on its way holds leases that nobody knows of yet.
+        while (self._held or self._claiming) and _now() < ends:
             await asyncio.sleep(0.02)
         for held in list(self._held.values()):
             _log.warning("given up at stop", item_id=held.claimed.item_id)
@@ -123,9 +125,13 @@ class Claimer:
             self._more = True
             return 0.0
         marks, asked_at = self._marks, _now()
-        claims = await self._store.claim(free)
-        for claimed in claims:
-            self._held[claimed.lease] = _Held(claimed, marks, asked_at)
+        self._claiming = True
+        try:
+            claims = await self._store.claim(free)
+            for claimed in claims:
+                self._held[claimed.lease] = _Held(claimed, marks, asked_at)
+        finally:
+            self._claiming = False
         metrics.IN_FLIGHT.set(len(self._held))
         for claimed in claims:
             await self._send(claimed)

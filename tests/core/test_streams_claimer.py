@@ -209,6 +209,31 @@ async def test_a_stop_ends_the_leases_of_what_does_not_end_in_time() -> None:
     assert desk.queue.expired == [desk.sent[1]]
 
 
+async def test_a_stop_waits_for_what_a_claim_on_its_way_has_leased(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, answer = Queue(ready=1), asyncio.Event()
+    claim = queue.claim
+
+    async def slow(slots: int) -> Sequence[Claimed]:
+        claims = await claim(slots)
+        await answer.wait()
+        return claims
+
+    monkeypatch.setattr(queue, "claim", slow)
+    desk = Desk(queue)
+    running = asyncio.create_task(desk.claimer.run())
+    await desk.until_asked(1)
+    stop = asyncio.create_task(desk.claimer.drain(timeout_s=30))
+    await asyncio.sleep(0)
+    answer.set()
+    await desk.settled()
+
+    assert not stop.done()
+    [leased] = desk.sent
+    desk.claimer.done(leased)
+    await asyncio.wait_for(stop, 5)
+    running.cancel()
+
+
 def serve(turns: Turns, backlogs: dict[tuple[int, str], int], times: int) -> list[tuple[int, str]]:
     """Claim one Item after the other from queues by lane and tenant, as the statement does for lanes that waited."""
     served = []
