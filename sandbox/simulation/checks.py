@@ -58,6 +58,7 @@ def problems(installation: Installation, tables: Tables, story: Story, rng: rand
     replayed = _replayed(installation, rng)
     return [
         *installation.failures,
+        *tables.forgotten,
         *_against_truth(installation, tables, story),
         *_against_replay(installation, replayed),
         *_chained(installation),

@@ -21,6 +21,8 @@ class Row:
     due_at: datetime | None
     cause: Cause
     lane: int = Lane.BACKFILL
+    marks: int = 0
+    marks_at_claim: int = 0
     generation: int = 1
     done_generation: int = 0
     not_before: datetime | None = None

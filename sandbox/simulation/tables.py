@@ -26,7 +26,10 @@ Clock = Callable[[], datetime]
 
 @dataclass(slots=True)
 class Tables:
-    """Everything that the streams stage keeps."""
+    """Everything that the streams stage keeps.
+
+    `forgotten`: Items that were marked during a pass and that its release did not leave due, in words.
+    """
 
     clock: Clock
     rng: random.Random
@@ -38,6 +41,7 @@ class Tables:
     positions: dict[tuple[str, int], Position] = field(default_factory=dict)
     parkings: dict[tuple[str, int], Parking] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     keys: dict[int, UserKeys | None] = field(default_factory=dict)
     buckets: dict[tuple[str, str], datetime] = field(default_factory=dict)
     unlinking: set[str] = field(default_factory=set)
@@ -114,6 +118,7 @@ class Tables:
 
     def _mark(self, row: Row, lane: int, cause: Cause) -> None:
         now = self.clock()
+        row.marks += 1
         row.generation += 1
         # A row that is not due keeps the lane of its last pass, so only a due one's lane counts.
         row.lane = lane if row.due_at is None else min(row.lane, lane)
@@ -175,7 +180,7 @@ class Tables:
         expired = row.lease_token is not None
         row.lease_token = self.rng.randbytes(16)
         row.lease_until, row.lease_holder = now + timedelta(seconds=lease_s), holder
-        row.last_attempt_at = now
+        row.last_attempt_at, row.marks_at_claim = now, row.marks
         held, credential, head = self.hints.get(row.item_id, {}), self.credentials[row.item_id], None
         found = self.heads.get(row.item_id)
         if found is not None:
@@ -212,6 +217,8 @@ class Tables:
         row, now = self.held(claimed), self.clock()
         if row is not None:
             self._give_back(row, claimed, result, now)
+            if row.marks > row.marks_at_claim and not self._is_due_by(row, now + timedelta(seconds=REMARKED_WAIT_S_MAX)):
+                self.forgotten.append(f"{row.item_id} was marked during its pass and is due at {row.due_at}")
         self.attempts.append(
             Attempt(now, claimed.item_id, claimed.cause.kind, result.outcome, result.error, row is not None)
         )
@@ -247,6 +254,10 @@ class Tables:
             row.history_incomplete = result.history_incomplete
         if result.hints_until is not None:
             self._drop_hints(row.item_id, result.hints_until)
+
+    @staticmethod
+    def _is_due_by(row: Row, at: datetime) -> bool:
+        return row.due_at is not None and row.due_at <= at
 
     def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
         """Give an Item back untouched, to wait for the follower."""
