@@ -217,7 +217,9 @@ class Tables:
         row, now = self.held(claimed), self.clock()
         if row is not None:
             self._give_back(row, claimed, result, now)
-            if row.marks > row.marks_at_claim and not self._is_due_by(row, now + timedelta(seconds=REMARKED_WAIT_S_MAX)):
+            if row.marks > row.marks_at_claim and not self._is_due_by(
+                row, now + timedelta(seconds=REMARKED_WAIT_S_MAX)
+            ):
                 self.forgotten.append(f"{row.item_id} was marked during its pass and is due at {row.due_at}")
         self.attempts.append(
             Attempt(now, claimed.item_id, claimed.cause.kind, result.outcome, result.error, row is not None)
