@@ -33,8 +33,8 @@ WITHHELD, PARKED, PARKED_AGAIN = "withheld", "parked", "parked_again"
 REDRIVEN, NOTHING_TO_REDRIVE = "redriven", "nothing_to_redrive"
 """What became of a record, beside what the gate says."""
 
-_SEALS_NOTHING = frozenset({gate.EDIT, gate.ERASURE, gate.REDRIVE})
-"""Free records that are not opened: a redrive says all in its head, the others have no effect on tables yet."""
+_SEALS_NOTHING = frozenset({gate.ERASURE, gate.REDRIVE})
+"""Free records that are not opened: they say all in their heads."""
 _NEVER_WITHHELD = frozenset({gate.REDRIVE, gate.ERASURE})
 """Records about a parked Item that end the parking, so they must be read."""
 
@@ -265,7 +265,7 @@ class Gatekeeper:
 
     def _said(self, opened: Opened, item: ItemRow | None) -> Said:
         head = opened.head
-        if head.type in _SEALS_NOTHING or (item is None and head.type == gate.DECISION):
+        if head.type in _SEALS_NOTHING or item is None:
             return reading.none_effective(head.counts)
         if head.user not in self._owners.keys:
             self._without_key.add(head.user)

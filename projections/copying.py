@@ -42,6 +42,11 @@ def text(value: str | None) -> bytes:
     return NULL if value is None else raw(value.encode())
 
 
+def jsonb(value: str | None) -> bytes:
+    """A jsonb field from JSON text."""
+    return NULL if value is None else raw(b"\1" + value.encode())
+
+
 def int2(value: int) -> bytes:
     """A smallint field."""
     return smallint(2, value)

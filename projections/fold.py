@@ -11,10 +11,20 @@ from typing import NamedTuple
 
 from projections import net_events, restated
 from projections.differences import changed_fields
-from projections.ledger import Posting, Where
+from projections.ledger import NOTHING, Posting, Where
 from projections.net_events import Envelope, public_schema
 from projections.reading import CACHED, Reported, Restated, Said
-from projections.state import AccountRow, Folded, ItemRow, NetEvent, Place, Row, WorkingSet
+from projections.state import (
+    AccountRow,
+    AccountVersion,
+    Folded,
+    ItemRow,
+    NetEvent,
+    Place,
+    Row,
+    Version,
+    WorkingSet,
+)
 from projections.words import ENRICHMENT, Words
 from schemas import codec, events, gate
 from schemas.ids import own_id
@@ -24,10 +34,21 @@ from schemas.records import Decision, Head, Item, Removal
 class _Before(NamedTuple):
     """A transaction as it was before the record."""
 
+    item_id: str
+    transaction_id: str
     words: bytes
     schema: int
+    user_fields: str | None
     removed_at: int | None
-    posting: Posting | None
+    review: bytes | None
+    postings: tuple[Posting, ...]
+    changeset: int
+    known_at: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether readers had it."""
+        return self.removed_at is None and self.review is None
 
 
 _Touched = dict[bytes, tuple[Row, _Before | None]]
@@ -140,7 +161,7 @@ def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: _Touched,
         repeats += 1
     row = Row(
         own, item.item_id, place.user, transaction_id, own is not first, words.data, words.schema, words.columns,
-        working.book.posting(place.user, words), place.offset, place.offset, place.known_at,
+        (working.book.posting(place.user, words),), place.offset, place.offset, place.known_at,
         place.known_at if words.is_enriched else None,
     )  # fmt: skip
     item.by_id[transaction_id] = row
@@ -155,7 +176,7 @@ def _change(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched:
         return  # says nothing new, like most of what Plaid calls modified
     _remember(row, touched)
     row.words, row.schema, row.columns, row.removed_at = words.data, words.schema, words.columns, None
-    row.posting = working.book.posting(row.user, words)
+    row.postings = (working.book.posting(row.user, words),)
     if not row.version:
         row.enriched_at = row.known_at if words.is_enriched else None
 
@@ -174,7 +195,7 @@ def _remove(working: WorkingSet, item: ItemRow, touched: _Touched, transaction_i
     row = item.by_id.get(transaction_id)
     if row is not None and row.removed_at is None:
         _remember(row, touched)
-        row.removed_at, row.posting = place.known_at, None
+        row.removed_at, row.postings = place.known_at, NOTHING
         if row.missing_since is not None:
             restated.unmark(working, item, row)
 
@@ -216,7 +237,10 @@ def _decide(
 
 def _remember(row: Row, touched: _Touched) -> None:
     if row.own_id not in touched:
-        touched[row.own_id] = (row, _Before(row.words, row.schema, row.removed_at, row.posting))
+        touched[row.own_id] = (row, _Before(
+            row.item_id, row.transaction_id, row.words, row.schema, row.user_fields, row.removed_at, row.review,
+            row.postings, row.last_changeset, row.known_at,
+        ))  # fmt: skip
 
 
 def _settle(
@@ -232,7 +256,7 @@ def _settle(
             item.own_ids.discard(own)
         else:
             row.version = 1
-            row.transfers = settle(own, 0, None, row.posting, where)
+            row.transfers = settle(own, 0, NOTHING, row.postings, where)
             new.append(row)
             item.transaction_rows += 1
             event = net_events.first_transaction_event(common, own, row.words)
@@ -245,30 +269,40 @@ def _settle_known(
     working: WorkingSet, row: Row, before: _Before, where: Where, common: Envelope,
     net: list[NetEvent],
 ) -> None:  # fmt: skip
-    was_there, is_there = before.removed_at is None, row.removed_at is None
+    was_there, is_there = before.is_shown, row.is_shown
     if not was_there and not is_there:  # came back and went again within the record
         if not row.is_new:
             working.changed[row.own_id] = row
         return
     changed = changed_fields(before.words, before.schema, row.words, row.schema) if is_there else []
     if was_there and is_there and not changed:  # other bytes, the same content
-        row.words, row.schema, row.posting = before.words, before.schema, before.posting
+        row.words, row.schema, row.postings = before.words, before.schema, before.postings
         return
+    if row.version:
+        working.versions.append(_version(row, before, where))
     row.version += 1
     row.last_changeset, row.known_at = where.offset, where.known_at
     if not ENRICHMENT.isdisjoint(changed):
         row.enriched_at = where.known_at
-    row.transfers = working.book.settle(row.own_id, row.transfers, before.posting, row.posting, where)
+    row.transfers = working.book.settle(row.own_id, row.transfers, before.postings, row.postings, where)
     if not row.is_new:
         working.changed[row.own_id] = row
     net.append(_event_of(row, before, changed, common))
+
+
+def _version(row: Row, before: _Before, where: Where) -> Version:
+    return Version(
+        row.own_id, row.version, row.user, before.item_id, before.transaction_id, before.words, before.schema,
+        before.user_fields, before.removed_at, before.review, before.changeset, before.known_at, where.offset,
+        where.known_at,
+    )  # fmt: skip
 
 
 def _event_of(row: Row, before: _Before, changed: list[str], common: Envelope) -> NetEvent:
     """The one net event of a known transaction. One that comes back after a removal was added, to its readers."""
     if row.removed_at is not None:
         kind, changed, previous = events.TRANSACTION_REMOVED, [], None
-    elif before.removed_at is not None:
+    elif not before.is_shown:
         kind, changed, previous = events.TRANSACTION_ADDED, [], None
     else:
         kind, previous = events.TRANSACTION_MODIFIED, before.words
@@ -302,6 +336,10 @@ def _fold_balances(
             account.realtime_at = place.known_at
         account.version += 1
         account.last_changeset, account.known_at = place.offset, place.known_at
+        working.account_versions.append(AccountVersion(
+            item.item_id, account_id, account.version, place.user, source, reported.words, reported.schema,
+            place.offset, place.known_at,
+        ))  # fmt: skip
         event = net_events.balance_event(common, source, reported.words, before)
         entity = net_events.balance_entity(account_id, source)
         net.append(NetEvent(events.BALANCE_UPDATED, public_schema(reported.schema), entity, event))

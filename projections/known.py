@@ -1,5 +1,6 @@
 """Reads from the database what a batch can touch: positions under lock, Items with their gates, rows, accounts."""
 
+import json
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -12,10 +13,10 @@ from projections.ledger import Posting
 from projections.parking import Parked
 from projections.reading import Restated
 from projections.rows import microseconds
-from projections.state import AccountRow, ItemRow, Row, WorkingSet
+from projections.state import AccountKey, AccountRow, ItemRow, Row, WorkingSet
 from projections.tables import SCHEMA
+from runtime.postgres import transaction
 from runtime.reader import Position, Received
-from schemas.errors import Retry
 from schemas.gate import ItemGate
 from schemas.ids import own_id
 from schemas.topics import user_key
@@ -43,27 +44,11 @@ class Control(NamedTuple):
 async def locked(connection: asyncpg.Connection, partitions: Collection[int]) -> AsyncIterator[None]:
     """A transaction that holds the position rows of partitions, in order, so two projectors never wait in a circle.
 
-    It begins and locks in one round trip. Whatever is read in it is read after the lock, by a snapshot of its own.
+    Whatever is read in it is read after the lock, by a snapshot of its own.
     """
     numbers = ", ".join(str(int(number)) for number in sorted(partitions))
-    try:
-        await connection.execute(_BEGIN.format(numbers=numbers))
+    async with transaction(connection, _LOCK.format(numbers=numbers)):
         yield
-    except BaseException:
-        await _roll_back(connection)
-        raise
-    # A transaction that failed before answers ROLLBACK, without an error.
-    if await connection.execute("COMMIT") != "COMMIT":
-        raise Retry("Postgres rolled a batch back")
-
-
-async def _roll_back(connection: asyncpg.Connection) -> None:
-    if connection.is_closed():
-        return
-    try:
-        await connection.execute("ROLLBACK")
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-        connection.terminate()  # the server rolls back what a vanished client left
 
 
 async def positions(connection: asyncpg.Connection | asyncpg.Pool, partitions: Collection[int]) -> dict[int, Position]:
@@ -106,11 +91,17 @@ async def withheld(connection: asyncpg.Connection, items: Collection[str]) -> di
 async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: Iterable[Admitted]) -> None:
     """Fill the working set with all transactions that these records can touch."""
     wanted: dict[str, set[str]] = {}
+    own_ids: set[bytes] = set()
     waiting: set[str] = set()
     histories: list[tuple[ItemRow, Restated]] = []
     for record in admitted:
         item, said = record.item, record.said
-        if item is None or item.is_complete:
+        if item is None:
+            continue
+        if said.edits:  # named by their own ids too: a transaction may live on under another Item by now
+            own_ids.update(edit.own for edit in said.edits)
+            wanted.setdefault(item.item_id, set()).update(edit.transaction_id for edit in said.edits)
+        if item.is_complete:
             continue
         if said.transactions:
             wanted.setdefault(item.item_id, set()).update(said.ids())
@@ -119,17 +110,19 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
         if item.missing_rows and (said.whole is not None or said.decisions):
             waiting.add(item.item_id)
     if wanted:
-        await _transactions(connection, working, wanted)
+        await _transactions(connection, working, wanted, own_ids)
     if waiting:
-        _add(working, await connection.fetch(_MISSING, list(waiting)))
+        await _add(connection, working, await connection.fetch(_MISSING, list(waiting)))
     for item, history in histories:
-        _add(working, await connection.fetch(
+        await _add(connection, working, await connection.fetch(
             _IN_WINDOW, item.user, item.item_id, list(history.account_ids), history.since, history.until
         ))  # fmt: skip
 
 
-async def _transactions(connection: asyncpg.Connection, working: WorkingSet, wanted: Mapping[str, set[str]]) -> None:
-    own_ids: list[bytes] = []
+async def _transactions(
+    connection: asyncpg.Connection, working: WorkingSet, wanted: Mapping[str, set[str]], named: Iterable[bytes]
+) -> None:
+    own_ids = list(named)
     item_ids: list[str] = []
     transaction_ids: list[str] = []
     for item_id, ids in wanted.items():
@@ -137,14 +130,24 @@ async def _transactions(connection: asyncpg.Connection, working: WorkingSet, wan
         own_ids += [own_id(transaction_id, salt=salt) for transaction_id in ids]
         item_ids += [item_id] * len(ids)
         transaction_ids += ids
-    _add(working, await connection.fetch(_TRANSACTIONS, own_ids, item_ids, transaction_ids))
+    await _add(connection, working, await connection.fetch(_TRANSACTIONS, own_ids, item_ids, transaction_ids))
 
 
-def _add(working: WorkingSet, found: Iterable[asyncpg.Record]) -> None:
-    for row in found:
-        item = working.items[row["item_id"]]
-        if row["own_id"] not in item.own_ids:
-            item.add(_transaction(row, working))
+async def _add(connection: asyncpg.Connection, working: WorkingSet, found: Collection[asyncpg.Record]) -> None:
+    """Add rows that are not in the working set yet, with all their legs and the Items that they belong to."""
+    strangers = {row["item_id"] for row in found} - working.items.keys()
+    if strangers:
+        working.items.update((await control(connection, [], strangers, [])).items)
+    fresh = {row["own_id"]: row for row in found if row["own_id"] not in working.items[row["item_id"]].own_ids}
+    earlier: dict[bytes, list[Posting]] = {}
+    split = [own for own, row in fresh.items() if row["legs"] > 1]
+    if split:
+        for leg in await connection.fetch(_EARLIER_LEGS, split):
+            earlier.setdefault(leg["own_id"], []).append(_posting(leg, working))
+    for own, record in fresh.items():
+        row = _transaction(record, working)
+        row.postings = (*earlier.get(own, ()), *row.postings)
+        working.items[row.item_id].add(row)
 
 
 def _item(row: asyncpg.Record) -> ItemRow:
@@ -161,6 +164,7 @@ def _item(row: asyncpg.Record) -> ItemRow:
         item.linked_at, item.unlinked_at = microseconds(row["linked_at"]), microseconds(row["unlinked_at"])
         item.last_sync_at, item.known_at = microseconds(row["last_sync_at"]), microseconds(row["known_at"]) or 0
         item.missing_rows, item.missing_since = row["missing_rows"], row["missing_since"]
+        item.has_twins, item.waiting_edits = row["has_twins"], json.loads(row["waiting_edits"] or "{}")
     return item
 
 
@@ -169,28 +173,36 @@ def _account(row: asyncpg.Record) -> AccountRow:
         row["account_id"], row["item_id"], row["user_number"], row["cached_words"], row["cached_schema"],
         microseconds(row["cached_at"]), row["realtime_words"], row["realtime_schema"],
         microseconds(row["realtime_at"]), row["source"], row["version"], row["last_changeset"],
-        microseconds(row["known_at"]) or 0,
+        microseconds(row["known_at"]) or 0, row["opened"], row["opening_transfers"],
+        _key(row["continues_item"], row["continues_account"]),
+        _key(row["continued_by_item"], row["continued_by_account"]),
     )  # fmt: skip
+
+
+def _key(item_id: str | None, account_id: str | None) -> AccountKey | None:
+    return None if item_id is None or account_id is None else (item_id, account_id)
 
 
 def _transaction(row: asyncpg.Record, working: WorkingSet) -> Row:
-    posting = None
-    if row["debit"] is not None:
-        # What was posted is taken back as it was posted, whatever today's code would make of the words.
-        amount = int(row["amount"])
-        posting = Posting(
-            working.book.known(row["debit"]), working.book.known(row["credit"]), amount, copying.numeric(amount),
-            row["currency"], row["layer"], copying.date(row["effective"].isoformat()),
-        )  # fmt: skip
+    postings = () if row["debit"] is None else (_posting(row, working),)
     return Row(
         row["own_id"], row["item_id"], row["user_number"], row["transaction_id"], row["chained"], row["words"],
-        row["words_schema"], None, posting, row["first_changeset"], row["last_changeset"],
+        row["words_schema"], None, postings, row["first_changeset"], row["last_changeset"],
         microseconds(row["known_at"]) or 0, microseconds(row["enriched_at"]), microseconds(row["removed_at"]),
-        row["version"], row["transfers"], row["user_fields"], row["missing_since"], False,
+        row["version"], row["transfers"], row["user_fields"], row["missing_since"], row["review"], False,
     )  # fmt: skip
 
 
-_BEGIN = f"BEGIN; SELECT FROM {SCHEMA}.positions WHERE partition IN ({{numbers}}) ORDER BY partition FOR UPDATE"
+def _posting(row: asyncpg.Record, working: WorkingSet) -> Posting:
+    """What was posted, as it was posted, whatever today's code would make of the words: so it is taken back."""
+    amount = int(row["amount"])
+    return Posting(
+        working.book.known(row["debit"]), working.book.known(row["credit"]), amount, copying.numeric(amount),
+        row["currency"], row["layer"], copying.date(row["effective"].isoformat()),
+    )  # fmt: skip
+
+
+_LOCK = f"SELECT FROM {SCHEMA}.positions WHERE partition IN ({{numbers}}) ORDER BY partition FOR UPDATE"
 
 _POSITIONS = f"SELECT partition, position, last_checksum FROM {SCHEMA}.positions WHERE partition = ANY($1::int[])"
 
@@ -199,7 +211,8 @@ _POSITIONS = f"SELECT partition, position, last_checksum FROM {SCHEMA}.positions
 _CONTROL = f"""
 SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS NOT NULL AS has_row,
        i.user_number, i.partition, i.head, i.head_offset, i.unlinked, i.words, i.words_schema, i.history_status,
-       i.transaction_rows, i.linked_at, i.unlinked_at, i.last_sync_at, i.missing_rows, i.missing_since, i.known_at,
+       i.transaction_rows, i.linked_at, i.unlinked_at, i.last_sync_at, i.missing_rows, i.missing_since, i.has_twins,
+       i.waiting_edits, i.known_at,
        p.ids AS part_ids, p.offsets AS part_offsets, p.values AS part_values, k.first, k.redrive, a.accounts
   FROM (SELECT 1) AS always
   LEFT JOIN unnest($2::text[]) WITH ORDINALITY AS w(wanted, place) ON true
@@ -222,10 +235,17 @@ _FREE_IDS = f"SELECT id FROM {SCHEMA}.changesets WHERE id = ANY($1::bytea[])"
 
 _COLUMNS = """t.own_id, t.item_id, t.user_number, t.transaction_id, t.chained, t.version, t.transfers,
        t.first_changeset, t.last_changeset, t.known_at, t.enriched_at, t.removed_at, t.words, t.words_schema,
-       t.user_fields, t.missing_since, l.debit, l.credit, l.amount, l.currency, l.layer, l.effective"""
+       t.user_fields, t.missing_since, t.legs, t.review, l.debit, l.credit, l.amount, l.currency, l.layer,
+       l.effective"""
 
 _LAST_TRANSFER = f"""LEFT JOIN {SCHEMA}.ledger_transfers l
-         ON l.own_id = t.own_id AND l.number = t.transfers AND t.removed_at IS NULL"""
+         ON l.own_id = t.own_id AND l.number = t.transfers AND t.legs > 0"""
+
+_EARLIER_LEGS = f"""
+SELECT l.own_id, l.debit, l.credit, l.amount, l.currency, l.layer, l.effective
+  FROM {SCHEMA}.transactions t JOIN {SCHEMA}.ledger_transfers l USING (own_id)
+ WHERE t.own_id = ANY($1::bytea[]) AND l.number > t.transfers - t.legs AND l.number < t.transfers
+ ORDER BY l.own_id, l.number"""
 
 # An own id is computed from the id that the bank names, save for the chained rows, which their own small index finds.
 _TRANSACTIONS = f"""

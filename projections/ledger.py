@@ -2,6 +2,7 @@
 in balance. A correction takes the transfer back by its reverse and posts another one; nothing is ever changed.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -60,6 +61,10 @@ class Posting(Struct, frozen=True, gc=False):
         )
 
 
+NOTHING: tuple[Posting, ...] = ()
+"""What the ledger says of a transaction that does not count."""
+
+
 class Where(Struct, frozen=True, gc=False):
     """The changeset that a transfer comes from. Units: `known_at` in microseconds since 1970, UTC."""
 
@@ -113,23 +118,24 @@ class Book:
         self,
         own_id: bytes,
         transfers: int,
-        before: Posting | None,
-        after: Posting | None,
+        before: Sequence[Posting],
+        after: Sequence[Posting],
         where: Where,
     ) -> int:
-        """Post what leads from one posting to another, and give the number of transfers of the transaction then.
+        """Post what leads from some postings to others, and give the number of transfers of the transaction then.
 
-        `transfers` is their number so far: the last one is `before`, where there is one.
+        `transfers` is their number so far: the last ones are `before`, in order.
         """
-        if before is not None and after is not None and before.same_as(after):
+        if len(before) == len(after) and all(map(Posting.same_as, before, after)):
             return transfers
-        if before is not None:
+        first = transfers - len(before)
+        for number, posting in enumerate(before, first + 1):
             # The reverse has the effective date of what it takes back, so both vanish together as of any date.
-            self._post(own_id, transfers + 1, before.credit, before.debit, before, transfers, where)
             transfers += 1
-        if after is not None:
+            self._post(own_id, transfers, posting.credit, posting.debit, posting, number, where)
+        for posting in after:
             transfers += 1
-            self._post(own_id, transfers, after.debit, after.credit, after, None, where)
+            self._post(own_id, transfers, posting.debit, posting.credit, posting, None, where)
         return transfers
 
     def _post(

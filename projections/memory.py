@@ -6,13 +6,25 @@ The real gate and fold over dictionaries: the oracle of property tests, and the 
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from msgspec import structs
+
 from projections import admission, copying, redrive
 from projections.admission import Admission, Admitted, Gatekeeper, Opened, Owners
 from projections.ledger import Posting, Transfer
 from projections.parking import Parked
 from projections.refusals import reason
 from projections.rows import ledger_balance_values
-from projections.state import AccountRow, Folded, ItemRow, Row, WorkingSet
+from projections.state import (
+    AccountRow,
+    AccountVersion,
+    Folded,
+    IdentityLink,
+    ItemRow,
+    Review,
+    Row,
+    Version,
+    WorkingSet,
+)
 from runtime.reader import Received
 from schemas import gate
 from schemas.errors import Halt
@@ -36,6 +48,10 @@ class Memory:
         self.transfers: list[Transfer] = []
         self.balances: dict[tuple[bytes, str], tuple[int, int]] = {}
         self.meanings: dict[bytes, tuple[object, ...]] = {}
+        self.versions: list[Version] = []
+        self.account_versions: list[AccountVersion] = []
+        self.links: dict[tuple[str, str], IdentityLink] = {}
+        self.reviews: dict[bytes, Review] = {}
         self.folded: list[Folded] = []
         self.positions: dict[int, int] = {}
         self.known_at: dict[int, int] = {}
@@ -146,6 +162,8 @@ class Memory:
             for (item_id, account_id), account in self.accounts.items():
                 if item_id == item.item_id and account_id not in item.accounts:
                     item.accounts[account_id] = copy.copy(account)
+            if one.said.edits:
+                self._look_up_edited(working, one)
             if item.is_complete:
                 continue
             needs_all = bool(one.said.histories or one.said.decisions)
@@ -157,16 +175,25 @@ class Memory:
                 if needs_all or row.own_id in own_ids or (row.chained and row.transaction_id in wanted):
                     item.add(self._row(row, working))
 
+    def _look_up_edited(self, working: WorkingSet, one: Admitted) -> None:
+        own_ids = {edit.own for edit in one.said.edits}
+        names = {edit.transaction_id for edit in one.said.edits}
+        for row in self.rows.values():
+            if row.own_id in own_ids or (row.item_id == one.opened.head.item_id and row.transaction_id in names):
+                if row.item_id not in working.items:
+                    working.items[row.item_id] = self._item(row.item_id)
+                if row.own_id not in working.items[row.item_id].own_ids:
+                    working.items[row.item_id].add(self._row(row, working))
+
     def _row(self, row: Row, working: WorkingSet) -> Row:
         known = copy.copy(row)
-        known.columns, known.is_new, known.posting = None, False, None
-        live = [one for one in self.transfers if one.own_id == row.own_id and one.number == row.transfers]
-        if row.removed_at is None:
-            [last] = live
-            known.posting = Posting(
-                working.book.known(last.debit), working.book.known(last.credit), last.amount,
-                copying.numeric(last.amount), last.currency, last.layer, last.effective,
-            )  # fmt: skip
+        known.columns, known.is_new = None, False
+        live = [
+            one
+            for one in self.transfers
+            if one.own_id == row.own_id and one.number > row.transfers - len(row.postings)
+        ]  # fmt: skip
+        known.postings = tuple(_posting(one, working) for one in live)
         return known
 
     def _write(self, working: WorkingSet) -> None:
@@ -174,6 +201,10 @@ class Memory:
             assert row.is_new == (row.own_id not in self.rows)
             self.rows[row.own_id] = copy.copy(row)
         self.transfers += working.book.transfers
+        self.versions += working.versions
+        self.account_versions += working.account_versions
+        self.links.update({(one.item_id, one.transaction_id): one for one in working.links})
+        self.reviews.update({one.id: copy.copy(one) for one in working.changed_reviews.values()})
         for account, layer, debits, credits_ in ledger_balance_values(working):
             before = self.balances.get((account, layer), (0, 0))
             self.balances[account, layer] = (before[0] + int(debits), before[1] + int(credits_))
@@ -193,7 +224,7 @@ class Memory:
                 (
                     row.own_id, row.item_id, row.user, row.transaction_id, row.chained, row.version, row.transfers,
                     row.first_changeset, row.last_changeset, row.known_at, row.enriched_at, row.removed_at,
-                    row.missing_since, row.words,
+                    row.missing_since, row.user_fields, len(row.postings), row.review, row.words,
                 )
                 for row in self.rows.values()
             ),
@@ -206,15 +237,19 @@ class Memory:
             "meanings": sorted((key, *value) for key, value in self.meanings.items()),
             "accounts": sorted(
                 (row.item_id, row.account_id, row.cached_words, row.realtime_words, row.source, row.version,
-                 row.known_at)
+                 row.known_at, row.opened, row.opening_transfers, row.continues, row.continued_by)
                 for row in self.accounts.values()
             ),
             "items": sorted(
                 (row.item_id, row.user, row.gate.head, row.gate.unlinked, row.words, row.transaction_rows,
                  row.history_status, row.linked_at, row.last_sync_at, row.known_at, tuple(row.parts), row.head_offset,
-                 row.missing_rows, row.missing_since)
+                 row.missing_rows, row.missing_since, row.has_twins, tuple(sorted(row.waiting_edits.items())))
                 for row in self.items.values()
             ),
+            "versions": sorted(self.versions),
+            "account_versions": sorted(self.account_versions),
+            "links": sorted(self.links.values()),
+            "reviews": sorted(structs.astuple(row) for row in self.reviews.values()),
             "events": sorted(
                 (one.place.partition, one.place.offset, one.place.known_at, one.block, tuple(one.counts.items()),
                  tuple(one.not_effective.items()), one.redriven_by)
@@ -223,3 +258,10 @@ class Memory:
             "parked": sorted((item, *one) for item, parkings in self.parked.items() for one in parkings),
             "withheld": list(self.withheld),
         }  # fmt: skip
+
+
+def _posting(one: Transfer, working: WorkingSet) -> Posting:
+    return Posting(
+        working.book.known(one.debit), working.book.known(one.credit), one.amount, copying.numeric(one.amount),
+        one.currency, one.layer, one.effective,
+    )  # fmt: skip

@@ -7,6 +7,7 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 
+from projections import tables, views
 from runtime.postgres import CONNECT_TIMEOUT_S, CONTROL_SCHEMA
 from schemas.errors import Halt
 
@@ -39,7 +40,9 @@ def script(revision: str | None) -> str:
     config.set_main_option("path_separator", "os")
     command.upgrade(config, f"{revision}:head" if revision else "head", sql=True)
     # Alembic makes its own table first, and expects the schema of it to be there.
-    return f"CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};\n" + written.getvalue()
+    # The views show what the tables have behind the last revision.
+    shown = ";\n".join(views.statements(tables.SCHEMA))
+    return f"CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};\n{written.getvalue()}\n{shown};\n"
 
 
 async def _migrate(dsn: str) -> None:

@@ -1,14 +1,17 @@
 """Reads what an accepted changeset says, before anything is known or changed: whatever is wrong with it shows here."""
 
 import datetime
+import json
 from collections.abc import Iterable
-from typing import NamedTuple
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 from projections import words
 from projections.words import Words
 from schemas import codec, events, money
 from schemas.errors import Quarantine
-from schemas.records import Account, Decision, History, Item, Removal
+from schemas.ids import OWN_ID_BYTES
+from schemas.records import Account, Decision, Edit, History, Item, Removal
 
 CACHED, REALTIME = "cached", "realtime"
 
@@ -18,7 +21,9 @@ bytes a character; a record that no batch of the producer holds would stop its p
 
 _SAY_WORDS = frozenset({events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED})
 _SOURCES = {events.BALANCE_REPORTED: CACHED, events.BALANCE_REPORTED_REALTIME: REALTIME}
-_DECISIONS = frozenset({events.APPROVE_REMOVALS, events.REJECT_REMOVALS})
+_DECISIONS = frozenset({
+    events.APPROVE_REMOVALS, events.REJECT_REMOVALS, events.APPROVE_REVIEW, events.REJECT_REVIEW,
+})  # fmt: skip
 _ABOUT_ITEM = frozenset({events.ITEM_LINKED, events.ITEM_STATE_CHANGED, events.ITEM_UNLINKED})
 
 
@@ -41,6 +46,17 @@ class Restated(NamedTuple):
     removals_permille_max: int
 
 
+class Edited(NamedTuple):
+    """What a user said about a transaction: its own id and the Plaid id that it had then, field to value.
+
+    A value of None clears the field.
+    """
+
+    own: bytes
+    transaction_id: str
+    fields: dict[str, Any]
+
+
 class Said(NamedTuple):
     """What a record says, in its order. `counts` are all events by type, `not_effective` those of no effect yet."""
 
@@ -51,11 +67,12 @@ class Said(NamedTuple):
     not_effective: dict[str, int]
     histories: list[Restated]
     decisions: list[Decision]
+    edits: list["Edited"]
 
     @property
     def speaks(self) -> bool:
         """Whether anything in it has an effect."""
-        return bool(self.transactions or self.balances or self.items or self.histories or self.decisions)
+        return bool(self.transactions or self.balances or self.items or self.histories or self.decisions or self.edits)
 
     @property
     def whole(self) -> Restated | None:
@@ -76,7 +93,7 @@ def read(blocks: Iterable[bytes]) -> Said:
     Raises: Quarantine, where an event of a known type cannot be read, its amounts do not fit, or two histories are
     restated.
     """
-    said = Said([], [], [], {}, {}, [], [])
+    said = Said([], [], [], {}, {}, [], [], [])
     counts, transactions, reader = said.counts, said.transactions, words.reader
     for block in blocks:
         for kind, schema, start, end in codec.places(block):
@@ -92,7 +109,7 @@ def read(blocks: Iterable[bytes]) -> Said:
 
 def none_effective(counts: dict[str, int]) -> Said:
     """What a record says whose events have no effect yet."""
-    return Said([], [], [], dict(counts), dict(counts), [], [])
+    return Said([], [], [], dict(counts), dict(counts), [], [], [])
 
 
 def _read_other(event: codec.Event, said: Said) -> None:
@@ -113,8 +130,20 @@ def _read_other(event: codec.Event, said: Said) -> None:
         said.histories.append(_restated(codec.decode_event(event)))
     elif kind == events.DECISION_MADE and (decision := codec.decode_event(event)).decision in _DECISIONS:
         said.decisions.append(decision)
+    elif kind == events.TRANSACTION_EDITED:
+        said.edits.append(_edited(codec.decode_event(event)))
     else:
         said.not_effective[kind] = said.not_effective.get(kind, 0) + 1
+
+
+def _edited(edit: Edit) -> Edited:
+    try:
+        own, fields = bytes.fromhex(edit.own_id), json.loads(edit.fields_json, parse_float=Decimal)
+    except (ValueError, RecursionError) as error:
+        raise Quarantine("an edit names no own id, or its fields are no JSON") from error
+    if len(own) != OWN_ID_BYTES or not isinstance(fields, dict):
+        raise Quarantine("an edit names no own id, or its fields are no object")
+    return Edited(own, edit.transaction_id, fields)
 
 
 def _restated(history: History) -> Restated:

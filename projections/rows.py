@@ -15,13 +15,24 @@ import zstandard
 
 from projections import copying, ledger, words
 from projections.ledger import LedgerAccount, Transfer
-from projections.state import AccountRow, Folded, ItemRow, Row, WorkingSet
+from projections.state import (
+    AccountRow,
+    AccountVersion,
+    Folded,
+    IdentityLink,
+    ItemRow,
+    Review,
+    Row,
+    Version,
+    WorkingSet,
+)
 from schemas import codec, money
 from schemas.records import Account, Item, Transaction
 
 TRANSACTION_COLUMNS = (
     "own_id", "user_number", "item_id", "transaction_id", "chained", "version", "transfers", "first_changeset",
-    "last_changeset", "known_at", "enriched_at", "removed_at", "missing_since", "words", "words_schema", *words.COLUMNS,
+    "last_changeset", "known_at", "enriched_at", "removed_at", "missing_since", "user_fields", "legs", "review",
+    "words", "words_schema", *words.COLUMNS,
 )  # fmt: skip
 TRANSFER_COLUMNS = (
     "own_id", "number", "user_number", "debit", "credit", "amount", "currency", "layer", "reverses", "effective",
@@ -33,16 +44,32 @@ ACCOUNT_COLUMNS = (
     "item_id", "account_id", "user_number", "persistent_account_id", "name", "official_name", "mask", "type",
     "subtype", "currency", "current_value", "current_scale", "current", "available_value", "available_scale",
     "available", "limit_value", "limit_scale", "limit", "source", "cached_words", "cached_schema", "cached_at",
-    "realtime_words", "realtime_schema", "realtime_at", "version", "last_changeset", "known_at",
+    "realtime_words", "realtime_schema", "realtime_at", "version", "last_changeset", "known_at", "opened",
+    "opening_transfers", "continues_item", "continues_account", "continued_by_item", "continued_by_account",
 )  # fmt: skip
 ITEM_COLUMNS = (
     "item_id", "user_number", "partition", "institution_id", "institution_name", "state", "code", "reason",
     "effective_at", "history_status", "words", "words_schema", "head", "head_offset", "unlinked", "transaction_rows",
-    "linked_at", "unlinked_at", "last_sync_at", "missing_rows", "missing_since", "known_at",
+    "linked_at", "unlinked_at", "last_sync_at", "missing_rows", "missing_since", "has_twins", "waiting_edits",
+    "known_at",
 )  # fmt: skip
 CHANGESET_COLUMNS = (
     "partition", "source_offset", "id", "item_id", "user_number", "kind", "type", "cause", "counts", "not_effective",
     "net_events", "digest", "events", "redriven_by", "said_at", "known_at",
+)  # fmt: skip
+VERSION_COLUMNS = (
+    "own_id", "version", "user_number", "item_id", "transaction_id", "words", "words_schema", "user_fields",
+    "removed_at", "review", "changeset", "known_at", "until_changeset", "until",
+)  # fmt: skip
+ACCOUNT_VERSION_COLUMNS = (
+    "item_id", "account_id", "version", "user_number", "source", "words", "words_schema", "changeset", "known_at",
+)  # fmt: skip
+LINK_COLUMNS = (
+    "item_id", "transaction_id", "own_id", "user_number", "rule", "score", "evidence", "changeset", "known_at",
+)  # fmt: skip
+REVIEW_COLUMNS = (
+    "id", "user_number", "item_id", "own_id", "candidates", "reason", "state", "chosen", "changeset", "decided",
+    "known_at", "decided_at",
 )  # fmt: skip
 
 ZSTD_LEVEL = 1
@@ -50,12 +77,16 @@ ZSTD_LEVEL = 1
 
 Values = tuple[Any, ...]
 
+_NOBODY = (None, None)
+
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _ID = copying.length(16)
 _TRANSACTION_START = len(TRANSACTION_COLUMNS).to_bytes(2, "big") + _ID
 _TRANSFER_START = len(TRANSFER_COLUMNS).to_bytes(2, "big") + _ID
 _counters = struct.Struct(">i?iiiiiqiqiq").pack
 """chained, version, transfers, first_changeset, last_changeset, known_at: each behind its length."""
+_PLAIN = copying.NULL + copying.int2(1) + copying.NULL
+"""user_fields, legs and review of a row that only the bank spoke of."""
 _number_and_user = struct.Struct(">iiiq").pack
 
 
@@ -75,7 +106,7 @@ def microseconds(at: datetime.datetime | None) -> int | None:
 def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
     """Rows of `transactions` for COPY."""
     join, text, moment_field, length, counters = b"".join, copying.text, copying.moment, copying.length, _counters
-    null, int8 = copying.NULL, copying.int8
+    null, int8, plain = copying.NULL, copying.int8, _PLAIN
     user, item_id, owner = None, None, b""
     for row in changed:
         if row.item_id is not item_id or row.user != user:
@@ -90,8 +121,13 @@ def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
                      8, row.known_at - copying.EPOCH_US),
             moment_field(row.enriched_at), moment_field(row.removed_at),
             null if row.missing_since is None else int8(row.missing_since),
+            plain if row.user_fields is None and row.review is None and len(row.postings) == 1 else _said_by_us(row),
             length(len(row.words)), row.words, copying.int2(row.schema), columns,
         ))  # fmt: skip
+
+
+def _said_by_us(row: Row) -> bytes:
+    return copying.jsonb(row.user_fields) + copying.int2(len(row.postings)) + copying.raw(row.review)
 
 
 def transfers_copied(transfers: Iterable[Transfer]) -> Iterator[bytes]:
@@ -119,10 +155,10 @@ def transaction_values(row: Row) -> Values:
     return (
         row.own_id, row.user, row.item_id, row.transaction_id, row.chained, row.version, row.transfers,
         row.first_changeset, row.last_changeset, moment(row.known_at), moment(row.enriched_at), moment(row.removed_at),
-        row.missing_since, row.words, row.schema, said.account_id, amount.value, amount.scale, said.currency,
-        said.pending, _date(said.date), said.datetime, _date(said.authorized_date), said.name, said.merchant_name,
-        said.merchant_entity_id, said.logo_url, said.category_primary, said.category_detailed,
-        said.category_confidence,
+        row.missing_since, row.user_fields, len(row.postings), row.review, row.words, row.schema, said.account_id,
+        amount.value, amount.scale, said.currency, said.pending, _date(said.date), said.datetime,
+        _date(said.authorized_date), said.name, said.merchant_name, said.merchant_entity_id, said.logo_url,
+        said.category_primary, said.category_detailed, said.category_confidence,
     )  # fmt: skip
 
 
@@ -167,7 +203,8 @@ def account_values(row: AccountRow) -> Values:
         row.item_id, row.account_id, row.user, said.persistent_account_id, said.name, said.official_name, said.mask,
         said.type, said.subtype, said.currency, *_scaled(said.current), *_scaled(said.available), *_scaled(said.limit),
         row.source, row.cached_words, row.cached_schema, moment(row.cached_at), row.realtime_words,
-        row.realtime_schema, moment(row.realtime_at), row.version, row.last_changeset, moment(row.known_at),
+        row.realtime_schema, moment(row.realtime_at), row.version, row.last_changeset, moment(row.known_at), row.opened,
+        row.opening_transfers, *(row.continues or _NOBODY), *(row.continued_by or _NOBODY),
     )  # fmt: skip
 
 
@@ -180,7 +217,48 @@ def item_values(row: ItemRow) -> Values:
         row.item_id, row.user, row.partition, said.institution_id, said.institution_name, said.state or None, said.code,
         said.reason, said.effective_at, row.history_status, row.words, row.schema, row.gate.head, row.head_offset,
         row.gate.unlinked, row.transaction_rows, moment(row.linked_at), moment(row.unlinked_at),
-        moment(row.last_sync_at), row.missing_rows, row.missing_since, moment(row.known_at),
+        moment(row.last_sync_at), row.missing_rows, row.missing_since, row.has_twins,
+        _json(row.waiting_edits) if row.waiting_edits else None, moment(row.known_at),
+    )  # fmt: skip
+
+
+def versions_copied(versions: Iterable[Version]) -> Iterator[bytes]:
+    """Rows of `transaction_versions` for COPY."""
+    raw, text, int8, moment_field = copying.raw, copying.text, copying.int8, copying.moment
+    start = len(VERSION_COLUMNS).to_bytes(2, "big") + _ID
+    for one in versions:
+        yield b"".join((
+            start, one.own_id, copying.int4(one.version), int8(one.user), text(one.item_id), text(one.transaction_id),
+            raw(one.words), copying.int2(one.schema), copying.jsonb(one.user_fields), moment_field(one.removed_at),
+            raw(one.review), int8(one.changeset), moment_field(one.known_at), int8(one.until_changeset),
+            moment_field(one.until),
+        ))  # fmt: skip
+
+
+def version_values(one: Version) -> Values:
+    """A row of `transaction_versions`."""
+    return (
+        one.own_id, one.version, one.user, one.item_id, one.transaction_id, one.words, one.schema, one.user_fields,
+        moment(one.removed_at), one.review, one.changeset, moment(one.known_at), one.until_changeset,
+        moment(one.until),
+    )  # fmt: skip
+
+
+def account_version_values(one: AccountVersion) -> Values:
+    """A row of `account_versions`."""
+    return (*one[:-1], moment(one.known_at))
+
+
+def link_values(one: IdentityLink) -> Values:
+    """A row of `identity_links`."""
+    return (*one[:-1], moment(one.known_at))
+
+
+def review_values(one: Review) -> Values:
+    """A row of `reviews`."""
+    return (
+        one.id, one.user, one.item_id, one.own_id, one.candidates, one.reason, one.state, one.chosen, one.changeset,
+        one.decided, moment(one.known_at), moment(one.decided_at),
     )  # fmt: skip
 
 

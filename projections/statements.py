@@ -64,7 +64,7 @@ CHANGED = "changed_transactions"
 _UPDATE_COLUMNS = tuple(
     name
     for name in rows.TRANSACTION_COLUMNS
-    if name not in ("own_id", "user_number", "item_id", "first_changeset")
+    if name not in ("own_id", "user_number", "first_changeset")
 )  # fmt: skip
 _UPDATED = ", ".join(f'"{name}" = u."{name}"' for name in _UPDATE_COLUMNS)
 
@@ -95,6 +95,17 @@ ITEMS = Target(
     "items", tables.metadata, "items", rows.ITEM_COLUMNS, _INSERT + " ON CONFLICT (item_id) DO UPDATE SET {changes}"
 )  # fmt: skip
 CHANGESETS = Target("changesets", tables.metadata, "changesets", rows.CHANGESET_COLUMNS, _INSERT)
+VERSIONS = Target("versions", tables.metadata, "transaction_versions", rows.VERSION_COLUMNS, _INSERT)
+ACCOUNT_VERSIONS = Target(
+    "account_versions", tables.metadata, "account_versions", rows.ACCOUNT_VERSION_COLUMNS, _INSERT
+)  # fmt: skip
+LINKS = Target(
+    "links", tables.metadata, "identity_links", rows.LINK_COLUMNS,
+    _INSERT + " ON CONFLICT (item_id, transaction_id) DO UPDATE SET {changes}",
+)  # fmt: skip
+REVIEWS = Target(
+    "reviews", tables.metadata, "reviews", rows.REVIEW_COLUMNS, _INSERT + " ON CONFLICT (id) DO UPDATE SET {changes}"
+)  # fmt: skip
 NEW_PARTS = Target(
     "new_parts", tables.metadata, "parts", ("item_id", "id", "source_offset", "value"), _INSERT_ONCE
 )  # fmt: skip

@@ -13,7 +13,7 @@ from projections import copying, rows, statements
 from projections.admission import Admission
 from projections.known import PARKED_BY
 from projections.rows import Values, moment
-from projections.state import WorkingSet
+from projections.state import IdentityLink, WorkingSet
 from projections.statements import Target
 from projections.tables import SCHEMA
 
@@ -68,6 +68,11 @@ async def write(
         await _copy(connection, SCHEMA, "ledger_transfers", rows.TRANSFER_COLUMNS, rows.transfers_copied(transfers))
     else:
         small.append((statements.INSERT_TRANSFERS, map(rows.transfer_values, transfers)))
+    if len(working.versions) > ONE_STATEMENT_ROWS_MAX:
+        await _copy(connection, SCHEMA, "transaction_versions", rows.VERSION_COLUMNS,
+                    rows.versions_copied(working.versions))  # fmt: skip
+    else:
+        small.append((statements.VERSIONS, map(rows.version_values, working.versions)))
     small += _few(working, admission, advanced, floors)
     await _in_one_statement(connection, small)
 
@@ -84,6 +89,9 @@ def _few(
         (statements.ACCOUNTS, map(rows.account_values, working.changed_accounts.values())),
         (statements.ITEMS, map(rows.item_values, working.changed_items.values())),
         (statements.CHANGESETS, map(rows.changeset_values, working.folded)),
+        (statements.ACCOUNT_VERSIONS, map(rows.account_version_values, working.account_versions)),
+        (statements.LINKS, map(rows.link_values, _last(working.links))),
+        (statements.REVIEWS, map(rows.review_values, working.changed_reviews.values())),
         (statements.NEW_PARTS, new_parts),
         (statements.OLD_PARTS, old_parts),
         (statements.WITHHELD, [
@@ -103,6 +111,11 @@ def _few(
         (statements.POSITIONS, [(at.partition, at.position, at.checksum, moment(at.known_at)) for at in advanced]),
         (statements.FLOORS, list(floors.items())),
     ]  # fmt: skip
+
+
+def _last(links: Iterable[IdentityLink]) -> Iterable[IdentityLink]:
+    """The last one of each Plaid id: one statement cannot write a row twice."""
+    return {(one.item_id, one.transaction_id): one for one in links}.values()
 
 
 def _parts(working: WorkingSet) -> tuple[list[Values], list[Values]]:

@@ -78,6 +78,14 @@ items = Table(
         comment="transactions that a restated history does not name and that wait for a decision",
     ),
     Column("missing_since", LargeBinary, comment="id of that changeset: the subject of the decision"),
+    Column(
+        "has_twins",
+        Boolean,
+        nullable=False,
+        server_default="false",
+        comment="another Item of the user reports, or reported, some of its accounts: look for its rows there too",
+    ),
+    Column("waiting_edits", JSONB, comment="by Plaid id: what the user said of transactions that are not there"),
     _moment("known_at", nullable=False),
     Index("items_user", "user_number"),  # queries.items: all Items of a user
 )
@@ -108,6 +116,12 @@ accounts = Table(
     Column("version", Integer, nullable=False, comment="number of balance.updated events"),
     Column("last_changeset", BigInteger, nullable=False, comment="offset"),
     _moment("known_at", nullable=False),
+    Column("opened", BigInteger, comment="offset of the changeset that posted its opening balance"),
+    Column("opening_transfers", Integer, nullable=False, server_default="0", comment="transfers of its opening so far"),
+    Column("continues_item", Text, comment="Item of the older account that this one goes on from"),
+    Column("continues_account", Text),
+    Column("continued_by_item", Text, comment="Item of the younger account that goes on from this one"),
+    Column("continued_by_account", Text),
     Index("accounts_user", "user_number"),  # queries.accounts: all accounts of a user
 )
 
@@ -143,7 +157,13 @@ transactions = Table(
     Column("category_primary", Text),
     Column("category_detailed", Text),
     Column("category_confidence", Text),
-    Column("user_fields", JSONB, comment="what the user said; no bank update touches it"),
+    Column(
+        "user_fields",
+        JSONB,
+        comment="what the user said: field to {value, at}, at the offset that said it; no bank update touches it",
+    ),
+    Column("legs", SmallInteger, nullable=False, server_default="1", comment="its last transfers, which count now"),
+    Column("review", LargeBinary, comment="review that must say first whether it is a purchase of its own"),
     Column(
         "missing_since",
         BigInteger,
@@ -155,6 +175,74 @@ transactions = Table(
     Index("transactions_missing", "item_id", postgresql_where=text("missing_since IS NOT NULL")),
     # store.known: rows whose own_id cannot be computed from the id that the bank names.
     Index("transactions_chained", "item_id", "transaction_id", unique=True, postgresql_where=text("chained")),
+)
+
+transaction_versions = Table(
+    "transaction_versions",
+    metadata,
+    Column("own_id", LargeBinary, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("user_number", BigInteger, nullable=False),
+    Column("item_id", Text, nullable=False),
+    Column("transaction_id", Text, nullable=False),
+    Column("words", LargeBinary, nullable=False, comment="the bank's words, Avro"),
+    Column("words_schema", SmallInteger, nullable=False),
+    Column("user_fields", JSONB),
+    _moment("removed_at"),
+    Column("review", LargeBinary),
+    Column("changeset", BigInteger, nullable=False, comment="offset of what made this version"),
+    _moment("known_at", nullable=False),
+    Column("until_changeset", BigInteger, nullable=False, comment="offset of what made the next one"),
+    _moment("until", nullable=False, comment="known_at of the next one"),
+    Index("transaction_versions_user", "user_number", "until"),  # time_travel: what was another one at a time
+)
+
+account_versions = Table(
+    "account_versions",
+    metadata,
+    Column("item_id", Text, primary_key=True),
+    Column("account_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("user_number", BigInteger, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("words", LargeBinary, nullable=False, comment="the bank's words, Avro"),
+    Column("words_schema", SmallInteger, nullable=False),
+    Column("changeset", BigInteger, nullable=False, comment="offset"),
+    _moment("known_at", nullable=False),
+)
+
+identity_links = Table(
+    "identity_links",
+    metadata,
+    Column("item_id", Text, primary_key=True),
+    Column("transaction_id", Text, primary_key=True, comment="Plaid's id"),
+    Column("own_id", LargeBinary, nullable=False, comment="the transaction that it is"),
+    Column("user_number", BigInteger, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("score", SmallInteger, nullable=False, comment="0 to 100"),
+    Column("evidence", JSONB, nullable=False),
+    Column("changeset", BigInteger, nullable=False, comment="offset"),
+    _moment("known_at", nullable=False),
+    Index("identity_links_own", "own_id"),  # explain: why these are one transaction
+)
+
+reviews = Table(
+    "reviews",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    Column("user_number", BigInteger, nullable=False),
+    Column("item_id", Text, nullable=False),
+    Column("own_id", LargeBinary, nullable=False, comment="the younger transaction, held out of the ledger meanwhile"),
+    Column("candidates", JSONB, nullable=False, comment="own ids that it may be, with score and evidence"),
+    Column("reason", Text, nullable=False),
+    Column("state", Text, nullable=False, comment="open, approved, rejected, settled"),
+    Column("chosen", LargeBinary, comment="own id that it was found to be"),
+    Column("changeset", BigInteger, nullable=False, comment="offset of what opened it"),
+    Column("decided", BigInteger, comment="offset of what ended it"),
+    _moment("known_at", nullable=False),
+    _moment("decided_at"),
+    # queries.reviews: what waits for a user's decision.
+    Index("reviews_open", "user_number", postgresql_where=text("state = 'open'")),
 )
 
 ledger_accounts = Table(

@@ -8,7 +8,8 @@ SELECT own_id, user_number, item_id, account_id, transaction_id, pending,
        amount_value, amount_scale, currency,
        date, authorized_date, datetime, name, merchant_name, merchant_entity_id, logo_url,
        category_primary, category_detailed, category_confidence, enriched_at, user_fields,
-       removed_at, version, transfers, first_changeset, last_changeset, known_at, words, words_schema, missing_since
+       removed_at, version, transfers, first_changeset, last_changeset, known_at, words, words_schema, missing_since,
+       legs, review
   FROM {schema}.transactions"""
 
 _LEDGER_TRANSFERS = """
@@ -34,6 +35,10 @@ VIEWS = {
     "ledger_accounts": _PLAIN,
     "ledger_transfers": _LEDGER_TRANSFERS,
     "ledger_balances": _LEDGER_BALANCES,
+    "transaction_versions": _PLAIN,
+    "account_versions": _PLAIN,
+    "identity_links": _PLAIN,
+    "reviews": _PLAIN,
     "changesets": _PLAIN,
     "positions": _PLAIN,
     "withheld": _WITHHELD,

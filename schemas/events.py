@@ -18,6 +18,9 @@ DECISION_MADE = "decision.made"
 APPROVE_REMOVALS, REJECT_REMOVALS = "removals.approved", "removals.rejected"
 """Decisions about removals that a restated history implies. Their subject is the hex id of that changeset."""
 
+APPROVE_REVIEW, REJECT_REVIEW = "review.approved", "review.rejected"
+"""Decisions about whether a transaction is one that was known before. Their subject is the hex id of the review."""
+
 PUBLIC_SOURCE = "tartan"
 
 ACTIVE = "active"

@@ -301,12 +301,9 @@ def test_known_at_never_goes_back_within_a_partition(story: Story) -> None:
 
 
 def test_events_of_later_issues_are_counted_and_have_no_effect(story: Story) -> None:
-    edit = (events.TRANSACTION_EDITED, 6, b"\0")
-    story.project(story.log.append("A", [edit], kind=gate.FREE, type=gate.EDIT, counts={events.TRANSACTION_EDITED: 1}))
     story.say(("transaction.blessed", 99, b"whatever"), *added(transaction("T")))
 
-    edited, synced = story.memory.folded[1:]
-    assert edited.not_effective == {events.TRANSACTION_EDITED: 1}
+    [synced] = story.memory.folded[1:]
     assert synced.not_effective == {"transaction.blessed": 1}
     assert synced.counts == {"transaction.blessed": 1, events.TRANSACTION_ADDED: 1}
     assert story.memory.parked == {}

@@ -4,7 +4,7 @@ from alembic import op
 from sqlalchemy import MetaData
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from projections import tables, views
+from projections import tables
 from runtime import tables as control
 
 revision = "0001"
@@ -17,7 +17,7 @@ def upgrade() -> None:
         op.execute(f"CREATE SCHEMA {schema}")
     for metadata in (control.metadata, tables.metadata):
         _create(metadata)
-    for statement in (*_storage(tables.SCHEMA), *_insert_only(tables.SCHEMA), *views.statements(tables.SCHEMA)):
+    for statement in (*_storage(tables.SCHEMA), *_insert_only(tables.SCHEMA)):
         op.execute(statement)
 
 

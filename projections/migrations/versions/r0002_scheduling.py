@@ -9,7 +9,7 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
-from projections import tables, views
+from projections import tables
 from runtime import tables as control
 from runtime.clock import CLOCK_FUNCTION
 
@@ -49,8 +49,6 @@ def upgrade() -> None:
     for name in _OLD_INDEXES:
         op.execute(f"DROP INDEX IF EXISTS {control.metadata.schema}.{name}")
     op.execute(f"ALTER TABLE {control.dead_letters.fullname} ALTER COLUMN value SET STORAGE EXTERNAL")
-    for statement in views.statements(tables.SCHEMA):
-        op.execute(statement)
 
 
 def _index(table: Table, names: set[str]) -> None:
