@@ -7,6 +7,7 @@ from typing import cast
 import asyncpg
 
 from runtime.settings import Settings
+from schemas.errors import Retry
 
 CONTROL_SCHEMA = "tartan"
 """Schema of what is primary or operational: users and keys, tokens, sync_state, heads, positions, parkings."""
@@ -34,6 +35,43 @@ async def borrowed(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """Borrow a connection; the pool's proxy stands for it in everything but its type."""
     async with pool.acquire() as connection:
         yield cast(asyncpg.Connection, connection)
+
+
+@asynccontextmanager
+async def transaction(connection: asyncpg.Connection, first: str) -> AsyncIterator[str]:
+    """A transaction that begins with these statements, in one round trip. Gives the answer to the last of them.
+
+    Whatever ends it early rolls it back. Nobody finds a connection with a transaction in it afterwards: where the
+    server does not say that it ended, the connection is closed, and the server rolls back what is open still.
+    Raises: Retry, where it was rolled back at its COMMIT.
+    """
+    try:
+        yield await connection.execute(f"BEGIN; {first}")
+    except BaseException:
+        await _roll_back(connection)
+        raise
+    try:
+        ended = await connection.execute("COMMIT")
+    except asyncpg.PostgresError:
+        raise  # the server has answered, and rolled back
+    except BaseException:
+        connection.terminate()  # done or not: nobody knows
+        raise
+    # A transaction that failed before answers ROLLBACK, without an error.
+    if ended != "COMMIT":
+        raise Retry("Postgres rolled a transaction back")
+
+
+async def _roll_back(connection: asyncpg.Connection) -> None:
+    if connection.is_closed():
+        return
+    try:
+        await connection.execute("ROLLBACK")
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
+        connection.terminate()
+    except BaseException:
+        connection.terminate()  # stopped once more
+        raise
 
 
 async def _nothing_to_reset(_: asyncpg.Connection) -> None:

@@ -13,8 +13,8 @@ import msgspec
 from runtime import dead_letters, leases, sync_state
 from runtime.dues import Hint, Mark
 from runtime.leases import FOLLOWER, PARKED_BY
+from runtime.postgres import transaction
 from runtime.reader import Position
-from schemas.errors import Retry
 from streams.following import Followed, ItemHead
 from streams.mark_due import READER as MARKER
 from streams.sessions import session
@@ -142,39 +142,15 @@ class FollowingTransaction(_Positioned):
 async def _locked(connection: asyncpg.Connection, reader: str, partitions: Collection[int]) -> AsyncIterator[None]:
     """A transaction that holds a reader's positions, in order, so that of two processes one waits for the other.
 
-    It begins and locks in one round trip; what is read in it is read after the lock, by a snapshot of its own.
+    What is read in it is read after the lock, by a snapshot of its own.
     """
     numbers = ", ".join(str(int(number)) for number in sorted(partitions))
     lock = _LOCK.format(reader=reader, numbers=numbers)
-    try:
-        # The answer to the last statement tells how many rows are locked.
-        if await connection.execute(f"{_BEGIN}; {lock}") != f"SELECT {len(partitions)}":
+    async with transaction(connection, f"{_UNFLUSHED}; {lock}") as answer:
+        if answer != f"SELECT {len(partitions)}":  # so many rows are locked
             await connection.execute(_FIRST_POSITIONS, reader, list(partitions))
             await connection.execute(lock)
         yield
-    except BaseException:
-        await _roll_back(connection)
-        raise
-    # A transaction that failed before answers ROLLBACK, without an error.
-    try:
-        ended = await connection.execute("COMMIT")
-    except asyncpg.InternalClientError:
-        connection.terminate()
-        raise
-    if ended != "COMMIT":
-        raise Retry("Postgres rolled a batch back")
-
-
-async def _roll_back(connection: asyncpg.Connection) -> None:
-    if connection.is_closed():
-        return
-    try:
-        await connection.execute("ROLLBACK")
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
-        connection.terminate()  # the server rolls back what a vanished client left
-    except BaseException:
-        connection.terminate()  # stopped once more: nobody may get a connection with a transaction in it
-        raise
 
 
 def _item_head(row: asyncpg.Record) -> ItemHead:
@@ -199,7 +175,7 @@ _POSITIONS = """
     SELECT partition, position, last_checksum FROM tartan.positions WHERE reader = $1 AND partition = ANY($2::int[])"""
 
 # The commit need not reach the disk: a crash of Postgres takes marks, heads and position back together.
-_BEGIN = "BEGIN; SET LOCAL synchronous_commit = off"
+_UNFLUSHED = "SET LOCAL synchronous_commit = off"
 
 _LOCK = """
     SELECT FROM tartan.positions WHERE reader = '{reader}' AND partition IN ({numbers}) ORDER BY partition FOR UPDATE"""
