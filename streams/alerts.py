@@ -20,7 +20,7 @@ from runtime.settings import Settings
 from schemas.errors import Retry
 from streams import alert_messages
 from streams.alert_messages import Message
-from streams.store import session
+from streams.sessions import session
 
 POLL_S = 2.0
 """How soon an incident is told; one indexed look a process each time."""

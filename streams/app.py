@@ -26,7 +26,7 @@ from runtime.witness import Witness
 from schemas.changesets import NONCE_BYTES
 from schemas.errors import Halt
 from schemas.topics import CHANGESETS, WEBHOOKS, full_name
-from streams import alerts, due_channel, scheduler, store, sweep
+from streams import alerts, due_channel, scheduler, sweep, transactions
 from streams.caught_up import on_webhooks
 from streams.claimer import Claimer
 from streams.fetch_deltas import FetchDeltas
@@ -167,17 +167,17 @@ class _Parts:
         )
         self.readers = {self.webhooks: webhooks, self.changesets: changesets}
         return (
-            MarkDue(webhooks, partial(store.marking, self.pool), on_commit=self.claimer.wake),
+            MarkDue(webhooks, partial(transactions.marking, self.pool), on_commit=self.claimer.wake),
             FollowHeads(
                 changesets,
-                partial(store.following, self.pool),
+                partial(transactions.following, self.pool),
                 on_commit=self.claimer.followed,
                 on_erased=self.keyring.forget,
             ),
         )
 
     def _witness(self, ends: LogEnds, topic: str, reader: str) -> Witness:
-        return Witness(ends, topic=topic, reader=reader, load=partial(store.load_positions, self.pool, reader))
+        return Witness(ends, topic=topic, reader=reader, load=partial(transactions.load_positions, self.pool, reader))
 
     async def _positions(self, wanted: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         """Where to begin in each partition, after a look whether the log is the one that was read."""

@@ -6,7 +6,7 @@ import asyncpg
 
 from runtime.kafka import LogEnds
 from streams.mark_due import READER as MARKER
-from streams.store import load_positions
+from streams.transactions import load_positions
 
 Offsets = Callable[[], Awaitable[Mapping[int, int]]]
 """An offset a partition. Raises: Retry."""

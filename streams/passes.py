@@ -32,8 +32,6 @@ from streams.ports import World
 from streams.removing import check_share_gone
 from streams.sync_loop import read_update
 
-__all__ = ["Pass", "World", "tallied"]
-
 CURSOR, MUTATION, INCOMPLETE = "cursor", "mutation", "incomplete"
 """Why a whole history is read: Plaid refuses the cursor, no update after it ever ends, or the last one that was read
 lacked an account, which is back."""

@@ -10,7 +10,7 @@ from prometheus_client import Counter
 from runtime import breakers, logs, quotas
 from runtime.settings import Settings
 from schemas.errors import Retry
-from streams.store import session
+from streams.sessions import session
 
 WAIT_S_MAX = 90.0
 """Longest wait for a token within a pass: a bucket's minute, its margin, and others who come first. The slot and the

@@ -8,7 +8,7 @@ import asyncpg
 from runtime import logs, queue, sync_state
 from runtime.settings import Settings
 from schemas.errors import Retry
-from streams.store import session
+from streams.sessions import session
 
 TICKS_AN_INTERVAL = 60
 """Ticks in one schedule interval: 15 s at 15 minutes, so the schedule is late by at most 2 %."""

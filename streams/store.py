@@ -16,10 +16,7 @@ from runtime.vault import Vault
 from schemas.changesets import UserKeys
 from schemas.errors import Halt, Quarantine
 from schemas.topics import CHANGESETS
-from streams.sessions import session as session
-from streams.transactions import following as following
-from streams.transactions import load_positions as load_positions
-from streams.transactions import marking as marking
+from streams.sessions import session
 from streams.turns import Turns
 
 

@@ -23,7 +23,7 @@ from streams import classify, missed
 from streams.classify import Action
 from streams.missed import Finding, Loss, Swept
 from streams.ports import Bank, Limits
-from streams.store import session
+from streams.sessions import session
 
 BUCKET = "item/get of the sweep"
 """Name of the sweep's own bucket in `buckets`: the share that all processes have together."""

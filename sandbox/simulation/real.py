@@ -23,9 +23,11 @@ from sandbox.simulation.store import Database, MemoryStore, Transaction
 from sandbox.simulation.wire import Wire
 from sandbox.simulation.witness import Witness
 from schemas.changesets import UserKeys
-from streams import store as product
+from streams import transactions
 from streams.following import Followed, ItemHead
 from streams.mark_due import READER as MARKER
+from streams.sessions import session
+from streams.store import PostgresStore
 
 ITEMS_A_TICK_MAX = 2_000
 DEAD_LETTERS_MAX = 1_000
@@ -89,7 +91,7 @@ class RealStore(MemoryStore):
         )
         self._parts = parts
         self._pool = parts.real.pool
-        self._store = product.PostgresStore(self._pool, Keyring(parts.real.vault), parts.real.vault, parts.settings)
+        self._store = PostgresStore(self._pool, Keyring(parts.real.vault), parts.real.vault, parts.settings)
 
     async def claim(self, slots: int) -> Claims:
         """Lease what is ready, as the turns of lanes and tenants and Plaid's quota allow."""
@@ -149,14 +151,14 @@ class RealStore(MemoryStore):
 
     async def position(self, reader: str, partition: int) -> int:
         """Where a reader stands. Raises: Retry."""
-        found = await self._parts.ask(lambda: product.load_positions(self._pool, reader, [partition]))
+        found = await self._parts.ask(lambda: transactions.load_positions(self._pool, reader, [partition]))
         return found.get(partition, Position(0)).next
 
     async def mark_scheduled(self, *, interval_s: float, recheck_s: float, spread_s: float) -> int:
         """One tick of the schedule. Raises: Retry."""
 
         async def ticked() -> int:
-            async with product.session(self._pool) as connection:
+            async with session(self._pool) as connection:
                 return await sync_state.mark_scheduled(
                     connection, interval_s=interval_s, recheck_s=recheck_s, spread_s=spread_s,
                     items_max=ITEMS_A_TICK_MAX,
@@ -190,7 +192,9 @@ class RealTransaction(Transaction):
         self._moved: Mapping[int, Position] = {}
 
     async def _placed(self) -> Mapping[int, Position]:
-        found = await self._parts.real.do(lambda: product.load_positions(self._pool, self._reader, self._partitions))
+        found = await self._parts.real.do(
+            lambda: transactions.load_positions(self._pool, self._reader, self._partitions)
+        )
         return {partition: found.get(partition, Position(0)) for partition in self._partitions}
 
     async def new_keys(self, keys: Sequence[bytes]) -> set[bytes]:
@@ -198,7 +202,7 @@ class RealTransaction(Transaction):
         self._keys = list(keys)
 
         async def read() -> set[bytes]:
-            async with product.session(self._pool) as connection:
+            async with session(self._pool) as connection:
                 return {row["key"] for row in await connection.fetch(_KNOWN_KEYS, self._keys)}
 
         return set(keys) - await self._look(read)
@@ -213,7 +217,7 @@ class RealTransaction(Transaction):
         self._items = sorted(items)
 
         async def read() -> dict[str, ItemHead]:
-            async with product.following(self._pool, self._partitions) as begun:
+            async with transactions.following(self._pool, self._partitions) as begun:
                 return await begun.heads(self._items)
 
         return await self._look(read)
@@ -222,7 +226,7 @@ class RealTransaction(Transaction):
         """Users whose key is destroyed."""
 
         async def read() -> set[int]:
-            async with product.following(self._pool, self._partitions) as begun:
+            async with transactions.following(self._pool, self._partitions) as begun:
                 return await begun.erased(sorted(users))
 
         return await self._look(read)
@@ -241,13 +245,13 @@ class RealTransaction(Transaction):
         self.end()
 
     async def _marked(self) -> None:
-        async with product.marking(self._pool, self._partitions) as begun:
+        async with transactions.marking(self._pool, self._partitions) as begun:
             await begun.new_keys(self._keys)
             await begun.advance(self._moved)
             await begun.mark(self._marks, self._hints)
 
     async def _written(self) -> None:
-        async with product.following(self._pool, self._partitions) as begun:
+        async with transactions.following(self._pool, self._partitions) as begun:
             await begun.heads(self._items)
             await begun.advance(self._moved)
             if self._followed is not None:
@@ -295,7 +299,7 @@ class RealLimits(MemoryLimits):
 
     async def _on(self, work: Callable[[asyncpg.Connection], Awaitable[Result]]) -> Result:
         async def asked() -> Result:
-            async with product.session(self._parts.real.pool) as connection:
+            async with session(self._parts.real.pool) as connection:
                 return await work(connection)
 
         return await self._parts.ask(asked)

@@ -26,7 +26,7 @@ from streams.follow_heads import FollowHeads
 from streams.insisting import insist
 from streams.mark_due import READER as MARKER
 from streams.mark_due import MarkDue
-from streams.passes import World
+from streams.ports import World
 
 SLOTS = 3
 POLL_S = 20.0

@@ -27,9 +27,10 @@ from sandbox.simulation.trace import Trace
 from sandbox.simulation.wire import Hazards, Wire
 from sandbox.simulation.witness import Witness
 from schemas.records import Cause
-from streams import store as real
+from streams import transactions
 from streams.ports import Following, Limits, Marking, Store
 from streams.postgres_limits import PostgresLimits
+from streams.store import PostgresStore
 
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 LEASE_S = 30.0
@@ -105,7 +106,7 @@ def postgres(pool: asyncpg.Pool, *, metered: bool) -> Side:
     timed = cast(asyncpg.Pool, TimedPool(pool, clock.now))
     vault = Vault(bytes(32))
     settings = Settings(lease_s=LEASE_S, instance_id="w1", plaid_limits=LIMITS if metered else "off")
-    store = real.PostgresStore(timed, Keyring(vault), vault, settings)
+    store = PostgresStore(timed, Keyring(vault), vault, settings)
 
     async def register(item_id: str, tenant: str, bank: str) -> None:
         async with timed.acquire() as connection:
@@ -136,8 +137,8 @@ def postgres(pool: asyncpg.Pool, *, metered: bool) -> Side:
         async with timed.acquire() as connection:
             return await breakers.probe(cast(asyncpg.Connection, connection))
 
-    marking = cast(Any, lambda partitions: real.marking(timed, partitions))
-    following = cast(Any, lambda partitions: real.following(timed, partitions))
+    marking = cast(Any, lambda partitions: transactions.marking(timed, partitions))
+    following = cast(Any, lambda partitions: transactions.following(timed, partitions))
     bounds = PostgresLimits(timed, settings, jitter=lambda: 0.0)
     return Side(clock, store, bounds, marking, following, probe, register, ask, read, row)
 

@@ -19,7 +19,7 @@ from schemas.errors import Quarantine
 from schemas.records import Cause, Webhook
 from schemas.topics import user_key
 from streams.mark_due import MarkDue
-from streams.store import marking
+from streams.transactions import marking
 
 VAULT = Vault(bytes(32))
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

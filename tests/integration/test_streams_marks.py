@@ -20,7 +20,7 @@ from schemas.records import Cause, Head, Webhook
 from streams.follow_heads import FollowHeads
 from streams.insisting import insist
 from streams.mark_due import MarkDue
-from streams.store import following, marking
+from streams.transactions import following, marking
 from tests.integration.streams_desk import BEGIN, USER, Desk, desk
 
 __all__ = ["desk"]
