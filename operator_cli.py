@@ -14,7 +14,7 @@ import operator_tables as tables
 from operator_console import base64_text, connected, console_of_lines, finish, say, with_postgres
 from projections import queries
 from projections.tables import SCHEMA
-from runtime import dead_letters, operations, queue, settings, standing
+from runtime import attempts, dead_letters, operations, queue, settings, standing
 from runtime.kafka import Appender
 from runtime.operations import Operator, Outcome, Said
 from runtime.queue_status import QueueStatus
@@ -29,6 +29,8 @@ WATCH_S = 2.0
 """Between two looks: a look at 100,000 Items takes about a second of one of Postgres' processes."""
 LETTERS_A_REDRIVE_MAX = 500
 """Letters that `--all` looks at in one go; run it again for more."""
+PASSES_SHOWN = 10
+"""Of an Item: what came of the last hours, where each pass fails."""
 
 items_app = typer.Typer(help="Items: how they stand, and what an operator can do about one.", no_args_is_help=True)
 letters_app = typer.Typer(
@@ -92,7 +94,7 @@ def show_item(item_id: Item, as_json: Json = False) -> None:
 
     async def work(connection: asyncpg.Connection) -> None:
         found = await _item(connection, item_id)
-        passes = await standing.passes(connection, item_id)
+        passes = await attempts.latest(connection, item_id, limit=PASSES_SHOWN)
         say(console_of_lines(), {"item": found, "passes": passes} if as_json else tables.item(found, passes))
 
     with_postgres(work)
@@ -253,8 +255,6 @@ def _redrive(items: Sequence[str], *, by: str, dry_run: bool, as_json: bool) -> 
             async with _operator(by) as operator:
                 for one in parked:
                     told[one.item_id] |= await _append(connection, operator, one, operations.redrive())
-                    if told[one.item_id]["outcome"] == Outcome.DONE:
-                        await operations.wake(connection, one.item_id)
         return list(told.values())
 
     outcomes = with_postgres(work)

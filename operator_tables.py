@@ -8,9 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from runtime.attempts import Attempt
 from runtime.dead_letters import Kept
 from runtime.queue_status import QueuedItem, QueueState, QueueStatus
-from runtime.standing import ParkedSince, Pass, Standing
+from runtime.standing import ParkedSince, Standing
 
 REASON_CHARACTERS_MAX = 120
 _IDS = frozenset({"Item", "about", "last failures", "removals wait for a decision", "transaction", *QueueState})
@@ -54,7 +55,7 @@ def items(found: Sequence[Standing]) -> RenderableType:
     return _table(names, rows)
 
 
-def item(one: Standing, passes: Sequence[Pass]) -> RenderableType:
+def item(one: Standing, passes: Sequence[Attempt]) -> RenderableType:
     """All about an Item."""
     table = Table(box=None, show_header=False, pad_edge=False)
     bank = f"{one.institution_name or ''} ({one.institution_id})"
@@ -79,7 +80,7 @@ def item(one: Standing, passes: Sequence[Pass]) -> RenderableType:
     )
     parts: list[RenderableType] = [table, *parkings]
     rows = (
-        (_moment(row.at), f"{row.duration_s:.1f} s", row.cause, row.outcome, row.pages,
+        (_moment(row.started_at), f"{row.duration_s:.1f} s", row.cause, row.outcome, row.pages,
          f"+{row.added} ~{row.modified} -{row.removed}", (row.error or {}).get("code"))
         for row in passes
     )  # fmt: skip

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import asyncpg
-import msgspec
 
 from gateway import control, cursors
 from gateway.applied import Applied, Counts, is_accepted
@@ -19,7 +18,8 @@ from gateway.problems import Problem, not_found
 from gateway.sync_requests import SyncRequest, SyncRequests
 from gateway.waiting import Waiting
 from projections import queries
-from runtime import queue, quotas, sync_state
+from runtime import attempts, queue, quotas, sync_state
+from runtime.attempts import Attempt
 from runtime.remedies import PARKED, remedy
 from runtime.settings import Settings
 
@@ -28,22 +28,6 @@ ATTEMPTS_MAX = 100
 """Passes after a request that are looked at: an Item has one in 15 minutes, and at worst one a second that fails."""
 
 FAILED, STOPPED, NOT_READY, APPENDED = "failed", "stopped", "not_ready", "appended"
-
-
-class Attempt(NamedTuple):
-    """A pass over an Item."""
-
-    attempt: int
-    started_at: datetime
-    duration_s: float
-    cause: str
-    outcome: str
-    pages: int
-    added: int
-    modified: int
-    removed: int
-    error: dict[str, Any] | None
-    changeset_offset: int | None
 
 
 class Found(NamedTuple):
@@ -100,10 +84,10 @@ class Syncs:
     async def list_syncs(self, call: Call) -> Answer:
         """The passes over an Item, newest first."""
         item_id, limit, cursor = call.values["item_id"], call.values["limit"] or LIMIT_DEFAULT, call.values["cursor"]
-        before = None if cursor is None else cursors.read_number(cursor, item_id)
+        before = attempts.NEWEST if cursor is None else cursors.read_number(cursor, item_id)
         async with snapshot(self._pool) as connection:
             item = await _item(connection, call)
-            rows = [_attempt(row) for row in await connection.fetch(_HISTORY, item_id, before, limit + 1)]
+            rows = await attempts.latest(connection, item_id, before=before, limit=limit + 1)
             applied = [await self._applied(connection, item, row) for row in rows[:limit]]
         passes = [_pass(item, row, found) for row, found in zip(rows, applied, strict=False)]
         following = cursors.write_number(rows[limit - 1].attempt, item_id) if len(rows) > limit else None
@@ -127,12 +111,12 @@ class Syncs:
         """What became of a request so far."""
         async with snapshot(self._pool) as connection:
             item = await _item(connection, call)
-            rows = await connection.fetch(
-                _SINCE, request.item_id, request.after, request.generation, ATTEMPTS_MAX
-            )  # fmt: skip
-            attempts = [row for row in map(_attempt, rows) if await self._counts_for(connection, item, row)]
+            rows = await attempts.since(
+                connection, request.item_id, after=request.after, generation=request.generation, limit=ATTEMPTS_MAX
+            )
+            counting = [row for row in rows if await self._counts_for(connection, item, row)]
             shown_up_to = await queries.position(connection, item.partition)
-        found = _found(request, item, attempts, shown_up_to)
+        found = _found(request, item, counting, shown_up_to)
         if item.stopped == PARKED and not found.over:
             return Found(FAILED, over=True, error={"code": "SET_ASIDE"})
         return found
@@ -168,11 +152,11 @@ class Syncs:
         }  # fmt: skip
 
 
-def _found(request: SyncRequest, item: Owned, attempts: Sequence[Attempt], shown_up_to: int) -> Found:
+def _found(request: SyncRequest, item: Owned, made: Sequence[Attempt], shown_up_to: int) -> Found:
     """Judge a request by the passes after it. A pass that failed is the answer only while no later one did not."""
-    passed = [row for row in attempts if row.outcome != FAILED]
+    passed = [row for row in made if row.outcome != FAILED]
     if not passed:
-        last = attempts[-1] if attempts else None
+        last = made[-1] if made else None
         return Found("accepted") if last is None else Found(FAILED, over=True, error=last.error or {})
     first = passed[0]
     if first.outcome == STOPPED:
@@ -246,11 +230,6 @@ async def _asked(connection: asyncpg.Connection, item: Owned, *, by: str, refres
     return SyncRequest(item.item_id, generation, row["last"], refresh, row["now"])
 
 
-def _attempt(row: asyncpg.Record) -> Attempt:
-    error = None if row["error"] is None else msgspec.json.decode(row["error"], type=dict[str, Any])
-    return Attempt(*row.values())._replace(error=error)
-
-
 def _pass(item: Owned, row: Attempt, applied: Applied | None) -> dict[str, Any]:
     """A pass in the answer's words."""
     counts = None if applied is None else applied._asdict()
@@ -264,16 +243,7 @@ def _pass(item: Owned, row: Attempt, applied: Applied | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_COLUMNS = """
-    SELECT attempt, started_at, duration_s, cause, outcome, pages, added, modified, removed, error, changeset_offset
-    FROM tartan.sync_attempts"""
-
 # The last attempt before the mark and Postgres' time: what comes after both concerns the request.
 _BEFORE = """
     SELECT tartan.clock() AS now,
         coalesce((SELECT max(attempt) FROM tartan.sync_attempts WHERE item_id = $1), 0) AS last"""
-
-_SINCE = f"{_COLUMNS} WHERE item_id = $1 AND attempt > $2 AND generation >= $3 ORDER BY attempt LIMIT $4"
-
-_HISTORY = f"""{_COLUMNS}
-    WHERE item_id = $1 AND attempt < coalesce($2::bigint, 9223372036854775807) ORDER BY attempt DESC LIMIT $3"""

@@ -50,18 +50,6 @@ class Hint(NamedTuple):
     received_at: datetime
 
 
-class Attempt(NamedTuple):
-    """A pass over an Item, as `sync_attempts` keeps it."""
-
-    outcome: str
-    added: int
-    modified: int
-    removed: int
-    changeset_offset: int | None
-    error: dict[str, Any] | None
-    generation: int
-
-
 class KnownHead(Struct, frozen=True):
     """An Item's head, as follow_heads read it from the log."""
 

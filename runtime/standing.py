@@ -1,4 +1,4 @@
-"""How Items stand, for an operator who looks at one or at all: state, parking, what is withheld, the last passes."""
+"""How Items stand, for an operator who looks at one or at all: state, parking, what is withheld."""
 
 from datetime import datetime
 from typing import Any
@@ -9,7 +9,6 @@ from msgspec import Struct
 
 from runtime.remedies import PARKED, remedy
 
-ATTEMPTS_SHOWN = 10
 ITEMS_MAX = 1_000
 """Items of one list: more is a job for SQL."""
 ONLY = ("parked", "stopped", "failing", "withheld")
@@ -56,21 +55,6 @@ class Standing(Struct):
     withheld: int
 
 
-class Pass(Struct):
-    """A pass over an Item."""
-
-    at: datetime
-    duration_s: float
-    cause: str
-    outcome: str
-    pages: int
-    added: int
-    modified: int
-    removed: int
-    error: dict[str, Any] | None
-    changeset_offset: int | None
-
-
 async def standing(connection: asyncpg.Connection, item_id: str, *, projection: str) -> Standing | None:
     """One Item; None where there is none of this id. `projection`: schema of the live tables."""
     [*found] = await connection.fetch(_ONE.format(projection=projection), item_id)
@@ -83,12 +67,6 @@ async def standings(
     """Items, the latest linked first: all, or those of ONLY."""
     rows = await connection.fetch(_ALL.format(projection=projection), only, tenant, min(limit, ITEMS_MAX))
     return [_standing(row) for row in rows]
-
-
-async def passes(connection: asyncpg.Connection, item_id: str) -> list[Pass]:
-    """The last passes over an Item, newest first."""
-    rows = await connection.fetch(_PASSES, item_id, ATTEMPTS_SHOWN)
-    return [Pass(**{**row, "error": _json(row["error"])}) for row in rows]
 
 
 def _standing(row: asyncpg.Record) -> Standing:
@@ -130,7 +108,3 @@ _ALL = f"""{_STANDING}
         WHEN 'withheld' THEN r.missing_rows > 0
         ELSE true END
     ORDER BY s.created_at DESC, s.item_id LIMIT $3"""
-
-_PASSES = """
-    SELECT started_at AS at, duration_s, cause, outcome, pages, added, modified, removed, error, changeset_offset
-    FROM tartan.sync_attempts WHERE item_id = $1 ORDER BY attempt DESC LIMIT $2"""

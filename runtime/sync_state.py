@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import asyncpg
 import msgspec
 
-from runtime.dues import Attempt, Hint, Lane, Mark
+from runtime.dues import Hint, Lane, Mark
 from runtime.kafka import partition_of
 from runtime.reader import Position
 from runtime.vault import Vault
@@ -87,17 +87,6 @@ async def request_unlink(connection: asyncpg.Connection, item_id: str, *, by: st
     if generation is not None:
         await connection.execute(_NOTIFY)
     return generation
-
-
-async def attempt_since(connection: asyncpg.Connection, item_id: str, generation: int) -> Attempt | None:
-    """The first pass that began at this generation or later; None while there is none."""
-    row = await connection.fetchrow(_ATTEMPT_SINCE, item_id, generation)
-    if row is None:
-        return None
-    error = msgspec.json.decode(row["error"]) if row["error"] else None
-    return Attempt(
-        row["outcome"], row["added"], row["modified"], row["removed"], row["changeset_offset"], error, row["generation"]
-    )
 
 
 async def mark_webhooks(
@@ -290,10 +279,6 @@ _MARK_SCHEDULED = """
         due_at = tartan.clock() + make_interval(secs => $3 * (hashtext(s.item_id) & 1023) / 1024.0)
     FROM locked WHERE s.item_id = locked.item_id
     RETURNING s.item_id"""
-
-_ATTEMPT_SINCE = """
-    SELECT outcome, added, modified, removed, changeset_offset, error, generation FROM tartan.sync_attempts
-    WHERE item_id = $1 AND generation >= $2 ORDER BY attempt LIMIT 1"""
 
 _PURGE_REPEATS = f"""
     DELETE FROM tartan.repeats WHERE key IN (

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from runtime import leases, sync_state
+from runtime import attempts, leases, sync_state
 from runtime.dues import Claimed, Hint, Lane, Mark, Released
 from runtime.kafka import partition_of
 from runtime.reader import Received
@@ -303,15 +303,16 @@ async def test_a_manual_sync_finds_the_pass_that_dealt_with_it(pool: asyncpg.Poo
         generation = await sync_state.mark_manual(connection, "item", by="someone")
         assert generation is not None
         await release(pool, claimed)
-        before = await sync_state.attempt_since(connection, "item", generation)
+        before = await attempts.since(connection, "item", after=0, generation=generation, limit=5)
         [second] = await claim(pool)
         await release(pool, second, outcome="appended", added=3, wait_offset=9)
-        after = await sync_state.attempt_since(connection, "item", generation)
+        after = await attempts.since(connection, "item", after=0, generation=generation, limit=5)
+        every = await attempts.latest(connection, "item", limit=5)
         unknown = await sync_state.mark_manual(connection, "nobody")
 
-    assert (before, unknown) == (None, None)
-    assert after is not None
-    assert (after.outcome, after.added, after.changeset_offset, after.generation) == ("appended", 3, 9, generation)
+    assert (before, unknown) == ([], None)
+    assert [(one.outcome, one.added, one.changeset_offset) for one in after] == [("appended", 3, 9)]
+    assert (every[:-1], len(every)) == (after, 2)
 
 
 async def test_an_unlinked_item_keeps_no_token_and_is_never_due_again(pool: asyncpg.Pool) -> None:
