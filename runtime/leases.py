@@ -30,6 +30,12 @@ PARKED_BY = "streams"
 """`reader` of the parkings that end here; the projections' are theirs to end."""
 NO_OFFSET = -1
 """`first_offset` of a parking by streams: there is no record."""
+PARKING = f"""
+    INSERT INTO tartan.parkings AS k (item_id, first_offset, partition, reason, reader, parked_at)
+    SELECT item_id, {NO_OFFSET}, partition, $2, '{PARKED_BY}', tartan.clock() FROM held
+    ON CONFLICT (item_id, first_offset) DO UPDATE
+    SET reason = excluded.reason, redrive_offset = NULL, parked_at = excluded.parked_at"""
+"""Sets aside the Items of `held`, by the reason $2; an earlier parking of the same place is opened anew."""
 
 
 async def claim(
@@ -109,7 +115,7 @@ async def finish_unlink(connection: asyncpg.Connection, claimed: Claimed) -> Non
 
 async def park(connection: asyncpg.Connection, claimed: Claimed, *, reason: str) -> bool:
     """Set an Item aside until it is redriven; False where the lease was lost: another one may do better."""
-    return bool(await connection.fetchval(_PARK, claimed.item_id, NO_OFFSET, claimed.partition, reason, claimed.lease))
+    return bool(await connection.fetchval(_PARK, claimed.item_id, reason, claimed.lease))
 
 
 async def gone_lately(connection: asyncpg.Connection) -> tuple[int, int]:
@@ -370,14 +376,10 @@ _STOP_UNLINKED = """
 # The row stays locked until the commit, so that nobody claims it between.
 _PARK = f"""
     WITH held AS (
-        SELECT item_id FROM tartan.sync_state
-        WHERE item_id = $1 AND lease_token = $5 AND lease_until > tartan.clock() FOR UPDATE
+        SELECT item_id, partition FROM tartan.sync_state
+        WHERE item_id = $1 AND lease_token = $3 AND lease_until > tartan.clock() FOR UPDATE
     )
-    INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader, parked_at)
-    SELECT item_id, $2, $3, $4, '{PARKED_BY}', tartan.clock() FROM held
-    ON CONFLICT (item_id, first_offset) DO UPDATE
-    SET reason = excluded.reason, redrive_offset = NULL, parked_at = excluded.parked_at
-    RETURNING true"""
+    {PARKING} RETURNING true"""
 
 _GONE = """
     SELECT count(*) FILTER (WHERE stopped IN ('gone', 'refused')

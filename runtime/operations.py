@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import asyncpg
 
-from runtime import sync_state
 from runtime.kafka import Appended, Appender, Outgoing
-from runtime.leases import FOLLOWER, NO_OFFSET
+from runtime.leases import FOLLOWER, PARKING
 from runtime.settings import Settings
 from runtime.standing import Standing
 from runtime.users import Destroyed, Keyring
@@ -116,26 +115,13 @@ async def is_read(connection: asyncpg.Connection, at: Appended, *, within_s: flo
     return True
 
 
-async def wake(connection: asyncpg.Connection, item_id: str) -> None:
-    """Have a redriven Item claimed now.
-
-    follow_heads makes it due, perhaps before projections end its parking; a claim between the two finds it parked
-    still, and looks at it again only after minutes.
-    """
-    async with connection.transaction():
-        await sync_state.mark_again(connection, [], redriven=[item_id])
-        await connection.execute(f"NOTIFY {sync_state.CHANNEL}")
-
-
 async def park(connection: asyncpg.Connection, item: Standing, *, reason: str) -> bool:
     """Set an Item aside until it is redriven; False where it is parked already.
 
     A pass that is under way ends as it would have; nothing is claimed afterwards, but an unlink.
     """
     async with connection.transaction():
-        done = await connection.fetchval(
-            _PARK, item.item_id, NO_OFFSET, item.partition, f"operator: {reason}"[:REASON_CHARACTERS_MAX]
-        )
+        done = await connection.fetchval(_PARK, item.item_id, f"operator: {reason}"[:REASON_CHARACTERS_MAX])
         if done:
             await connection.execute(_STOP, item.item_id)
     return bool(done)
@@ -146,14 +132,13 @@ _IS_READ = f"""
     SELECT coalesce((SELECT position FROM reads.positions WHERE partition = $1), 0) > $2
        AND coalesce((SELECT position FROM tartan.positions WHERE reader = '{FOLLOWER}' AND partition = $1), 0) > $2"""
 
-# A parking of the same place that was redriven is opened anew; one that is open stays as it is, with its reason.
-_PARK = """
-    INSERT INTO tartan.parkings AS k (item_id, first_offset, partition, reason, reader, parked_at)
-    SELECT $1, $2, $3, $4, 'streams', tartan.clock()
-    WHERE NOT EXISTS (SELECT FROM tartan.parkings WHERE item_id = $1 AND redrive_offset IS NULL)
-    ON CONFLICT (item_id, first_offset) DO UPDATE
-    SET reason = excluded.reason, redrive_offset = NULL, parked_at = excluded.parked_at
-    WHERE k.redrive_offset IS NOT NULL
-    RETURNING true"""
+# One that is open stays as it is, with its reason.
+_PARK = f"""
+    WITH held AS (
+        SELECT item_id, partition FROM tartan.sync_state
+        WHERE item_id = $1
+          AND NOT EXISTS (SELECT FROM tartan.parkings WHERE item_id = $1 AND redrive_offset IS NULL)
+    )
+    {PARKING} WHERE k.redrive_offset IS NOT NULL RETURNING true"""
 
 _STOP = "UPDATE tartan.sync_state SET stopped = 'parked' WHERE item_id = $1 AND stopped IS DISTINCT FROM 'unlinked'"

@@ -232,10 +232,10 @@ _PUT_HEADS = f"""
     ){_ADVANCE}"""
 
 # A redrive frees what streams itself set aside; the others are the projections' to free.
-_REDRIVEN = """
+_REDRIVEN = f"""
     UPDATE tartan.parkings p SET redrive_offset = r.redrive_offset
     FROM unnest($1::text[], $2::bigint[]) AS r (item_id, redrive_offset)
-    WHERE p.item_id = r.item_id AND p.reader = 'streams' AND p.redrive_offset IS NULL"""
+    WHERE p.item_id = r.item_id AND p.reader = '{PARKED_BY}' AND p.redrive_offset IS NULL"""
 
 # The key first: with it all that is sealed under it is gone, whatever else may fail. Its row stays as a tombstone.
 _ERASE = (

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from hashlib import blake2b
 
 from runtime.dues import Claimed, Hint, KnownHint, Lane, Mark, Released
-from runtime.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, REMARKED_WAIT_S_MAX
+from runtime.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, PARKED_BY, REMARKED_WAIT_S_MAX
 from runtime.reader import Position
 from runtime.sync_state import STALE_PASS_S
 from sandbox.simulation.ready import Ready
@@ -297,7 +297,7 @@ class Tables:
         """Set an Item aside until it is redriven, where the lease lasts."""
         if self.held(claimed) is None:
             return
-        self.parkings[claimed.item_id, NO_OFFSET] = Parking(claimed.partition, reason, "streams")
+        self.parkings[claimed.item_id, NO_OFFSET] = Parking(claimed.partition, reason, PARKED_BY)
 
     def gone_lately(self) -> tuple[int, int]:
         """How many Items Plaid called gone within the last hour, and how many Items there are."""
@@ -316,7 +316,7 @@ class Tables:
         """Write heads, make due again what was skipped or redriven."""
         for item_id, offset in sorted(followed.redriven.items()):
             for (name, _), parking in self.parkings.items():
-                if name == item_id and parking.reader == "streams" and parking.redrive_offset is None:
+                if name == item_id and parking.reader == PARKED_BY and parking.redrive_offset is None:
                     parking.redrive_offset = offset
         self.mark_again(followed.again | followed.redriven.keys(), followed.redriven)
         for item_id, head in followed.heads.items():
