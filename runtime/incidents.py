@@ -169,9 +169,11 @@ async def settle(connection: asyncpg.Connection) -> int:
     return len(rows)
 
 
-async def open_incidents(connection: asyncpg.Connection, limit: int) -> list[Incident]:
-    """What is open, the youngest first."""
-    return [Incident(*row) for row in await connection.fetch(_OPEN, limit)]
+async def open_incidents(
+    connection: asyncpg.Connection, *, limit: int, tenant: str | None = None
+) -> list[Incident]:  # fmt: skip
+    """What is open, the youngest first: all, or what a tenant's Items are the subject of."""
+    return [Incident(*row) for row in await connection.fetch(_OPEN, tenant, limit)]
 
 
 async def open_counts(connection: asyncpg.Connection) -> dict[str, int]:
@@ -258,7 +260,12 @@ _SETTLE_QUIET = """
 
 _COLUMNS = "incident, kind, subject, detail, count, opened_at, last_at, closed_at, alerted_at IS NOT NULL AS told"
 
-_OPEN = f"SELECT {_COLUMNS} FROM tartan.incidents WHERE closed_at IS NULL ORDER BY opened_at DESC, incident LIMIT $1"
+# A tenant reads of a bank's outage where it reads of breakers.
+_OPEN = f"""
+    SELECT {_COLUMNS} FROM tartan.incidents i
+    WHERE closed_at IS NULL AND ($1::text IS NULL
+        OR EXISTS (SELECT FROM tartan.sync_state s WHERE s.item_id = i.subject AND s.tenant = $1))
+    ORDER BY incident DESC LIMIT $2"""
 
 _OPEN_COUNTS = "SELECT kind, count(*) AS open FROM tartan.incidents WHERE closed_at IS NULL GROUP BY kind"
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
-from runtime import breakers, quotas
+from runtime import breakers, incidents, quotas
 from runtime.dues import CURSOR_LOST, Lane
-from runtime.incidents import KINDS
+from runtime.incidents import Incident
 from runtime.leases import FOLLOWER
 from runtime.queue_status import (
     BankCounts,
@@ -60,7 +60,9 @@ async def status(connection: asyncpg.Connection, settings: Settings, *, tenant: 
             FailedPass(**row) for row in await connection.fetch(_FAILURES, tenant, FAILURES_SEEN_MAX, LISTED_MAX)
         ],
         breakers=[OpenBreaker(**row) for row in await connection.fetch(_BREAKERS, tenant)],
-        incidents=[_incident(row) for row in await connection.fetch(_INCIDENTS, tenant, LISTED_MAX)],
+        incidents=[
+            _incident(one) for one in await incidents.open_incidents(connection, tenant=tenant, limit=LISTED_MAX)
+        ],
         removals_withheld=[WithheldRemovals(**row) for row in await connection.fetch(_REMOVALS, tenant, LISTED_MAX)],
         schedule=await health(connection, settings, tenant=tenant),
         buckets=await buckets(connection, settings.limits()) if whole else [],
@@ -152,9 +154,12 @@ def _listed(row: asyncpg.Record) -> QueuedItem:
     return msgspec.convert({**row, "lane": Lane(row["lane"]).name.lower()}, QueuedItem)
 
 
-def _incident(row: asyncpg.Record) -> OpenIncident:
-    kind = KINDS.get(row["kind"])
-    return OpenIncident(**row, remedy=kind.remedy if kind else None)
+def _incident(one: Incident) -> OpenIncident:
+    kind = incidents.KINDS.get(one.kind)
+    return OpenIncident(
+        one.incident, one.kind, one.subject, one.detail, one.count, one.opened_at, one.last_at,
+        remedy=kind.remedy if kind else None,
+    )  # fmt: skip
 
 
 def _reasons(found: ScheduleHealth) -> Iterable[str]:
@@ -257,13 +262,6 @@ _BREAKERS = """
     WHERE open_until IS NOT NULL AND ($1::text IS NULL
         OR EXISTS (SELECT FROM tartan.sync_state s WHERE s.institution_id = b.institution_id AND s.tenant = $1))
     ORDER BY open_until, institution_id"""
-
-# A tenant is told of its own Items; what concerns a bank it reads from breakers.
-_INCIDENTS = """
-    SELECT incident, kind, subject, detail, count, opened_at, last_at FROM tartan.incidents i
-    WHERE closed_at IS NULL AND ($1::text IS NULL
-        OR EXISTS (SELECT FROM tartan.sync_state s WHERE s.item_id = i.subject AND s.tenant = $1))
-    ORDER BY incident DESC LIMIT $2"""
 
 _REMOVALS = """
     SELECT r.item_id, s.tenant, r.missing_rows AS transactions, encode(r.missing_since, 'hex') AS changeset

@@ -47,7 +47,7 @@ async def after(connection: asyncpg.Connection, claimed: Claimed, **result: Any)
 
 
 async def opened(connection: asyncpg.Connection) -> list[Incident]:
-    return await incidents.open_incidents(connection, 100)
+    return await incidents.open_incidents(connection, limit=100)
 
 
 async def rows(connection: asyncpg.Connection) -> list[tuple[str, int, bool]]:
