@@ -17,6 +17,8 @@ LENGTHS = tuple(struct.pack(">i", length) for length in range(8192))
 """Length prefixes of texts and bytes; longer ones are computed."""
 
 _EPOCH_DAY = datetime.date(2000, 1, 1).toordinal()
+_BEFORE_ALL, _AFTER_ALL = -(2**31), 2**31 - 1
+"""Days that Postgres calls -infinity and infinity. asyncpg writes Python's first and last date so: this does too."""
 EPOCH_US = 946_684_800_000_000
 """Postgres counts days and microseconds from 2000-01-01, Tartan microseconds from 1970-01-01."""
 _NUMERIC_NEGATIVE = 0x4000
@@ -68,7 +70,7 @@ def moment(microseconds: int | None) -> bytes:
 
 
 def date(value: str) -> bytes:
-    """A date field from ISO 8601 text.
+    """A date field from ISO 8601 text; Python's first date is before every date, its last one after every date.
 
     Raises: Quarantine, where the text is no date.
     """
@@ -76,12 +78,17 @@ def date(value: str) -> bytes:
         day = datetime.date.fromisoformat(value)
     except ValueError:
         raise Quarantine("a date is none of ISO 8601") from None
-    return integer(4, day.toordinal() - _EPOCH_DAY)
+    if day == datetime.date.min:
+        return integer(4, _BEFORE_ALL)
+    return integer(4, _AFTER_ALL if day == datetime.date.max else day.toordinal() - _EPOCH_DAY)
 
 
 def read_date(field: bytes) -> datetime.date:
     """The date of a date field."""
-    return datetime.date.fromordinal(int.from_bytes(field[4:], "big", signed=True) + _EPOCH_DAY)
+    day = int.from_bytes(field[4:], "big", signed=True)
+    if day == _BEFORE_ALL:
+        return datetime.date.min
+    return datetime.date.max if day == _AFTER_ALL else datetime.date.fromordinal(day + _EPOCH_DAY)
 
 
 def numeric(value: int) -> bytes:

@@ -1,5 +1,6 @@
-"""The double-entry ledger: each transaction is one transfer between a bank account and a category, by construction
-in balance. A correction takes the transfer back by its reverse and posts another one; nothing is ever changed.
+"""The double-entry ledger: each transaction is one transfer between a bank account and a category, or one for each of
+its parts, by construction in balance. A correction takes transfers back by their reverses and posts others; nothing
+is ever changed.
 """
 
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from projections import copying
 from projections.words import Words
 from schemas import money
 from schemas.ids import ledger_account_id
@@ -28,7 +30,8 @@ class Meaning(NamedTuple):
 class LedgerAccount(Struct, gc=False):
     """A ledger account and what a batch adds to its debits and credits, by layer.
 
-    `meaning` is None where only a known transfer names it: then its row exists already.
+    `meaning` is None where only a known transfer names it: then its row exists already. `stored` is what the database
+    has of its posted debits less credits, where the batch may open accounts (projections.openings); else 0.
     """
 
     id: bytes
@@ -37,6 +40,12 @@ class LedgerAccount(Struct, gc=False):
     pending_credits: int = 0
     posted_debits: int = 0
     posted_credits: int = 0
+    stored: int = 0
+
+    @property
+    def posted(self) -> int:
+        """Its posted balance now, debits less credits; only where `stored` was read."""
+        return self.stored + self.posted_debits - self.posted_credits
 
 
 class Posting(Struct, frozen=True, gc=False):
@@ -105,14 +114,37 @@ class Book:
             found = self.accounts[account] = LedgerAccount(account)
         return found
 
-    def posting(self, user: int, words: Words) -> Posting:
-        """What the ledger has to say of these words: money out is a debit of the category, money in a credit."""
-        key = (user, words.account, words.category, words.currency)
-        bank, category, currency = self._sides.get(key) or self._found(key)
+    def account(self, meaning: Meaning) -> LedgerAccount:
+        """The account that stands for this."""
+        account = self.known(ledger_account_id(meaning.user, meaning.kind, meaning.reference, meaning.currency))
+        account.meaning = meaning
+        return account
+
+    def posting(self, user: int, words: Words, category: bytes | None = None) -> Posting:
+        """What the ledger has to say of these words: money out is a debit of the category, money in a credit.
+
+        `category` stands for the bank's own where a user named another one.
+        """
+        key = (user, words.account, words.category if category is None else category, words.currency)
+        bank, other, currency = self._sides.get(key) or self._found(key)
         amount = words.amount
-        debit, credit = (category, bank) if amount.is_outflow else (bank, category)
+        debit, credit = (other, bank) if amount.is_outflow else (bank, other)
         layer = PENDING if words.is_pending else POSTED
         return Posting(debit, credit, amount.ledger, amount.ledger_field, currency, layer, words.date)
+
+    def split(self, user: int, words: Words, parts: Sequence[tuple[bytes, int]]) -> tuple[Posting, ...]:
+        """What the ledger has to say of a transaction that a user split: one posting a part.
+
+        `parts` are category and amount, at the ledger's scale, positive leaving the account as in the words.
+        """
+        layer, postings = PENDING if words.is_pending else POSTED, []
+        for category, amount in parts:
+            key = (user, words.account, category, words.currency)
+            bank, other, currency = self._sides.get(key) or self._found(key)
+            debit, credit = (other, bank) if amount >= 0 else (bank, other)
+            size = abs(amount)
+            postings.append(Posting(debit, credit, size, copying.numeric(size), currency, layer, words.date))
+        return tuple(postings)
 
     def settle(
         self,
@@ -158,13 +190,8 @@ class Book:
 
     def _found(self, key: tuple[int, bytes, bytes, bytes]) -> tuple[LedgerAccount, LedgerAccount, str]:
         user, account, category, currency = key[0], key[1].decode(), key[2].decode(), key[3].decode()
-        bank = self._account(Meaning(user, BANK, account, currency, money.ledger_scale(currency)))
+        bank = self.account(Meaning(user, BANK, account, currency, money.ledger_scale(currency)))
         sides = self._sides[key] = (
-            bank, self._account(Meaning(user, CATEGORY, category, currency, money.ledger_scale(currency))), currency
+            bank, self.account(Meaning(user, CATEGORY, category, currency, money.ledger_scale(currency))), currency
         )  # fmt: skip
         return sides
-
-    def _account(self, meaning: Meaning) -> LedgerAccount:
-        account = self.known(ledger_account_id(meaning.user, meaning.kind, meaning.reference, meaning.currency))
-        account.meaning = meaning
-        return account

@@ -44,6 +44,11 @@ def ledger_account_id(user: int, kind: str, reference: str, currency: str) -> by
     return digest.digest()
 
 
+def opening_id(user: int, item_id: str, account_id: str) -> OwnId:
+    """Derive the own id under which the transfers of an account's opening balance stand."""
+    return OwnId(ledger_account_id(user, "opening", f"{item_id}\0{account_id}", ""))
+
+
 def event_id(changeset: bytes, event_type: str, entity: bytes) -> str:
     """Derive an event's id from changeset, type and entity (never from content alone), as 32 hex digits."""
     digest = _EVENT.copy()

@@ -1,0 +1,133 @@
+"""The beginning of a bank's ledger account: what the bank reports, less what its posted rows add up to. Pure.
+
+It is posted once, in the changeset with which the Item's history is complete and the account's balance is known. An
+account that goes on from an older one takes over what the ledger still has of that one, so money is there once.
+"""
+
+from collections.abc import Iterable
+
+from projections import copying, ledger
+from projections.admission import Admitted
+from projections.ledger import LedgerAccount, Meaning, Posting, Where
+from projections.reading import CACHED, Said
+from projections.state import AccountRow, ItemRow, Place, WorkingSet
+from schemas import codec, money
+from schemas.ids import ledger_account_id, opening_id
+from schemas.records import Account
+
+COMPLETE = "HISTORICAL_UPDATE_COMPLETE"
+"""Plaid's word for a history of which nothing is missing. Source: PLAID.md 1.2, `transactions_update_status`."""
+
+EQUITY_REFERENCE = "opening"
+"""Of the equity account, one a user and currency, that opening balances come from."""
+
+EFFECTIVE = copying.date("0001-01-01")
+"""Before every date."""
+
+_LIABILITIES = frozenset({"credit", "loan"})
+"""Types of accounts whose `current` is what the user owes. Source: PLAID.md 1.4."""
+
+
+def post(working: WorkingSet, item: ItemRow, place: Place) -> None:
+    """Open the accounts of an Item that can be opened now and were not.
+
+    Idempotence: `AccountRow.opened` says that an account has been; whatever the bank reports later is no opening.
+    """
+    if item.history_status != COMPLETE:
+        return
+    for account_id in sorted(item.accounts):
+        account = item.accounts[account_id]
+        if account.opened is None and account.continued_by is None:
+            reported = _reported(account)
+            target = None if reported is None else _target(reported)
+            if reported is not None and target is not None:
+                _open(working, account, place, reported.currency, target)
+
+
+def users(working: WorkingSet, records: Iterable[Admitted]) -> set[int]:
+    """The users whose stored balances the openings of these records may need.
+
+    What has no stored row has no stored balance: a new Item costs no look-up, unless it may go on from another one.
+    """
+    complete, wanted = set[str](), dict[str, ItemRow]()
+    for record in records:
+        item, said = record.item, record.said
+        if item is None:
+            continue
+        statuses = (
+            item.history_status,
+            record.opened.head.history_status,
+            *(one[1].history_status for one in said.items),
+        )
+        if COMPLETE in statuses:
+            complete.add(item.item_id)
+        if item.item_id not in wanted and _wants_to_open(item, said):
+            wanted[item.item_id] = item
+    return {item.user for name, item in wanted.items() if name in complete and _may_have_balances(working, item)}
+
+
+def is_liability(kind: str) -> bool:
+    """Whether the `current` of accounts of this type is what the user owes."""
+    return kind in _LIABILITIES
+
+
+def _wants_to_open(item: ItemRow, said: Said) -> bool:
+    told = {one.account.account_id: one.account for one in said.balances if one.source == CACHED}
+    for account_id, account in item.accounts.items():
+        if account.opened is not None or account.continued_by is not None:
+            told.pop(account_id, None)
+        elif account_id not in told and (reported := _reported(account)) is not None:
+            told[account_id] = reported
+    return any(_target(reported) is not None for reported in told.values())
+
+
+def _may_have_balances(working: WorkingSet, item: ItemRow) -> bool:
+    has_others = any(other.user == item.user and other is not item for other in working.items.values())
+    return not item.is_complete or item.has_twins or has_others
+
+
+def _reported(account: AccountRow) -> Account | None:
+    if account.cached_words is None:
+        return None
+    reported: Account = codec.decoder(account.cached_schema)(account.cached_words, 0)[0]
+    return reported
+
+
+def _target(reported: Account) -> int | None:
+    """What the ledger account's balance must be for this report, at the ledger's scale; None where there is no saying.
+
+    A balance with more decimals than the ledger keeps opens nothing: it is not rounded, and the next one may do.
+    """
+    is_opened = reported.type in ("depository", "credit") or (reported.type == "loan" and reported.subtype == "student")
+    if reported.current is None or not is_opened:
+        return None
+    amount = money.scaled(reported.current)
+    if amount.scale > money.ledger_scale(reported.currency):
+        return None
+    held = money.ledger_amount(amount, reported.currency)
+    return -held if is_liability(reported.type) else held
+
+
+def _open(working: WorkingSet, account: AccountRow, place: Place, currency: str, target: int) -> None:
+    book, scale, user = working.book, money.ledger_scale(currency), place.user
+    bank = book.account(Meaning(user, ledger.BANK, account.account_id, currency, scale))
+    equity = book.account(Meaning(user, ledger.EQUITY, EQUITY_REFERENCE, currency, scale))
+    postings = []
+    if account.continues is not None and account.continues[1] != account.account_id:
+        older = book.known(ledger_account_id(user, ledger.BANK, account.continues[1], currency))
+        left = older.posted
+        if left:  # where there is nothing left, the older account may never have been in the ledger
+            postings.append(_moved(older, bank, left, currency))
+            target -= left
+    postings.append(_moved(equity, bank, target - bank.posted, currency))
+    where = Where(user, place.partition, place.offset, place.known_at)
+    own = opening_id(user, account.item_id, account.account_id)
+    account.opening_transfers = book.settle(own, account.opening_transfers, ledger.NOTHING, postings, where)
+    account.opened = place.offset
+    working.changed_accounts[account.item_id, account.account_id] = account
+
+
+def _moved(source: LedgerAccount, bank: LedgerAccount, amount: int, currency: str) -> Posting:
+    debit, credit = (bank, source) if amount >= 0 else (source, bank)
+    size = abs(amount)
+    return Posting(debit, credit, size, copying.numeric(size), currency, ledger.POSTED, EFFECTIVE)
