@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from runtime import logs
-from runtime.dues import Claimed, Claims
+from runtime.dues import Claimed
 from schemas.errors import Retry
 from streams import metrics
 from streams.ports import Store
@@ -136,10 +136,9 @@ class Claimer:
         for claimed in claims:
             await self._send(claimed)
         self._more = len(claims) == free
-        more_in_s = claims.more_in_s if isinstance(claims, Claims) else None
-        if self._more or more_in_s == 0:
+        if self._more or claims.more_in_s == 0:
             return None
-        return 0.0 if more_in_s is None else min(max(more_in_s, TOKENS_WAIT_S_MIN), TOKENS_WAIT_S_MAX)
+        return 0.0 if claims.more_in_s is None else min(max(claims.more_in_s, TOKENS_WAIT_S_MIN), TOKENS_WAIT_S_MAX)
 
 
 async def _waited(event: asyncio.Event, timeout_s: float) -> None:

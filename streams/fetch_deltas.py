@@ -39,17 +39,16 @@ class FetchDeltas:
         self._world = world
         self._lease_s = lease_s
 
-    async def fetch(self, claimed: Claimed, *, claimed_at: float | None = None) -> None:
+    async def fetch(self, claimed: Claimed, *, claimed_at: float) -> None:
         """Make one pass and give the Item back. Raises: Halt.
 
-        Units: `claimed_at` on the world's monotonic clock, when the claim was asked for; now, where nobody noted it.
+        Units: `claimed_at` on the world's monotonic clock, when the claim was asked for.
         """
         reach(CrashPoint.FETCH_CLAIMED)
         if claimed.expired:
             await self._wait_for_the_log(claimed)
             return
-        monotonic = self._world.monotonic
-        lease = Lease(monotonic, self._lease_s, monotonic() if claimed_at is None else claimed_at)
+        lease = Lease(self._world.monotonic, self._lease_s, claimed_at)
         work = asyncio.create_task(self._work(claimed, lease))
         keeper = asyncio.create_task(self._keep(claimed, lease))
         try:

@@ -1,14 +1,14 @@
 """A world of memory for passes over Items: it raises and answers what it is told to, and remembers what it is asked."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from runtime.dues import Claimed, KnownHead, Released
+from runtime.dues import Claimed, Claims, KnownHead, Released
 from runtime.plaid import PlaidRefused
 from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
 from schemas import changesets, codec
@@ -70,6 +70,7 @@ class Memory:
         return answer
 
     async def accounts(self, token: str) -> AccountsAnswer:
+        self.told.append("accounts")
         self._may_raise("accounts")
         named = self.bank_accounts.pop(0) if len(self.bank_accounts) > 1 else self.bank_accounts[0]
         return AccountsAnswer([account(name) for name in named], "r2")
@@ -98,8 +99,8 @@ class Memory:
     async def end(self, partition: int) -> int:
         return 42
 
-    async def claim(self, slots: int) -> Sequence[Claimed]:
-        return []
+    async def claim(self, slots: int) -> Claims:
+        return Claims()
 
     async def renew(self, claimed: Claimed) -> bool:
         return self.holds
@@ -157,5 +158,6 @@ async def fetched(
         bank=memory, log=memory, store=memory, clock=lambda: NOW, sleep=sleep, random=lambda: 0.0,
         nonce=lambda: bytes(12), accounts_interval_s=86_400.0,
     )._replace(**world or {})  # fmt: skip
-    await FetchDeltas(made, lease_s=lease_s).fetch(msgspec.structs.replace(CLAIMED, **changed), claimed_at=claimed_at)
+    at = made.monotonic() if claimed_at is None else claimed_at
+    await FetchDeltas(made, lease_s=lease_s).fetch(msgspec.structs.replace(CLAIMED, **changed), claimed_at=at)
     return memory.released[-1] if memory.released else None

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -37,7 +36,7 @@ class Queue:
         self.more_in_s: float | None = None
         self.fails = 0
 
-    async def claim(self, slots: int) -> Sequence[Claimed]:
+    async def claim(self, slots: int) -> Claims:
         self.asked.append(slots)
         if self.fails:
             self.fails -= 1
@@ -158,7 +157,7 @@ async def test_a_claim_that_held_items_back_is_repeated_at_once() -> None:
     queue.more_in_s = 0.0
     desk = Desk(queue)
 
-    async def claim_twice(slots: int) -> Sequence[Claimed]:
+    async def claim_twice(slots: int) -> Claims:
         claims = await Queue.claim(queue, slots)
         queue.more_in_s = None
         return claims
@@ -187,7 +186,7 @@ async def test_a_lease_is_counted_from_before_its_claim_was_answered() -> None:
     queue = Queue(ready=1)
     answered = asyncio.Event()
 
-    async def slow(slots: int) -> Sequence[Claimed]:
+    async def slow(slots: int) -> Claims:
         claims = await Queue.claim(queue, slots)
         await answered.wait()
         return claims
@@ -213,7 +212,7 @@ async def test_a_stop_waits_for_what_a_claim_on_its_way_has_leased(monkeypatch: 
     queue, answer = Queue(ready=1), asyncio.Event()
     claim = queue.claim
 
-    async def slow(slots: int) -> Sequence[Claimed]:
+    async def slow(slots: int) -> Claims:
         claims = await claim(slots)
         await answer.wait()
         return claims
