@@ -95,14 +95,14 @@ class Pass:
         if self._claimed.history_incomplete and self.chain.tip.cursor is not None:
             seen = await self.asked.accounts_if_due(wanted=True)
             if seen and self._names_all(seen):
-                return await self._restate(state, because=INCOMPLETE)
+                return await self._restate(state, seen, because=INCOMPLETE)
         try:
             pages = await self._read(self.chain.tip.cursor)
         except PlaidRefused as refusal:
             because = self._lost_by(refusal)
             if because is None:
                 raise
-            return await self._restate(state, because=because)
+            return await self._restate(state, seen or await self.asked.accounts(), because=because)
         if not pages:
             return await self._wait_for_history(state, attempts=0)
         update = fold(pages, fresh=self.chain.tip.cursor is None)
@@ -132,15 +132,14 @@ class Pass:
                 return MUTATION
         return None
 
-    async def _restate(self, state: ItemState | None, *, because: str) -> Released:
+    async def _restate(self, state: ItemState | None, before: Collection[str], *, because: str) -> Released:
         """Read the whole history from no cursor and append it as the one record that replaces what is known.
 
         The accounts are asked for before and after: one that comes or goes meanwhile is missing from one of the two,
-        so that nothing is concluded about it.
+        so that nothing is concluded about it. `before`: ids of those that Plaid named in this pass, before the read.
         Raises: PlaidRefused, Retry: without accounts or history there is no record.
         """
-        _log.warning("cursor lost", item_id=self._claimed.item_id, because=because)
-        before = await self.asked.accounts()
+        _log.warning("whole history is read", item_id=self._claimed.item_id, because=because)
         pages = await self._read(None)
         update = fold(pages, fresh=True) if pages else None
         if update is None or not (restated.is_whole(update) or self._claimed.not_ready >= waits.HISTORY_ANSWERS_MAX):

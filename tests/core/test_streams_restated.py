@@ -129,6 +129,18 @@ async def test_an_account_that_is_missing_leaves_removals_unconcluded() -> None:
     assert result.history_incomplete is True
 
 
+@pytest.mark.parametrize("answers", [[LOST, WHOLE], [WHOLE]])
+async def test_accounts_are_asked_for_once_before_the_history_and_once_after_it(
+    answers: list[SyncPage | Exception],
+) -> None:
+    memory = Memory(answers=[*answers])
+
+    await fetched(memory, head=known("a"), history_incomplete=len(answers) == 1)
+
+    assert [head.type for head in memory.heads] == [gate.RESTATED]
+    assert memory.told.count("accounts") == 2
+
+
 async def test_a_history_that_lacked_an_account_is_read_again_once_that_is_back() -> None:
     memory = Memory(answers=[WHOLE], bank_accounts=[["a", "b"]])
 
