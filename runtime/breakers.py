@@ -17,6 +17,7 @@ from datetime import datetime
 import asyncpg
 
 from runtime import incidents
+from runtime.plaid_answers import OUTAGE_CODES
 
 OPEN_S, OPEN_S_MAX = 5 * 60.0, 6 * 3600.0
 """How long the first outage waits, doubling to six hours: "a few hours or until the next day" (PLAID.md 1.9)."""
@@ -31,8 +32,6 @@ ITEMS_AT_ONCE_MAX = 1_000
 PROBES_MAX = 100
 """Banks that one look deals with; the next one is a second later."""
 RACES_MAX = 3
-CODES = ("INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_NOT_AVAILABLE")
-"""Plaid's codes of a bank's outage (PLAID.md 1.9)."""
 
 
 def wait_s(trips: int) -> float:
@@ -82,7 +81,7 @@ async def probe(connection: asyncpg.Connection) -> int:
     another Item tries after PROBE_S. The least recently tried goes first, so that one Item's own trouble, an empty
     bucket or a login, keeps the breaker open for one turn only.
     """
-    rows = await connection.fetch(_PROBE, PROBE_S, PROBES_MAX, list(CODES))
+    rows = await connection.fetch(_PROBE, PROBE_S, PROBES_MAX, list(OUTAGE_CODES))
     return len(rows)
 
 
@@ -110,7 +109,9 @@ async def _release(connection: asyncpg.Connection, institution_id: str) -> None:
     for statement in (_RELEASE_FREE, _RELEASE_REST):
         last = ""
         while True:
-            rows = await connection.fetch(statement, institution_id, SPREAD_S, list(CODES), ITEMS_AT_ONCE_MAX, last)
+            rows = await connection.fetch(
+                statement, institution_id, SPREAD_S, list(OUTAGE_CODES), ITEMS_AT_ONCE_MAX, last
+            )
             if len(rows) < ITEMS_AT_ONCE_MAX:
                 break
             last = max(row["item_id"] for row in rows)

@@ -12,6 +12,7 @@ import asyncpg
 from msgspec import Struct
 
 from runtime.dues import CURSOR_LOST, Claimed, Released
+from runtime.plaid_answers import OUTAGE_CODES
 
 SYNC_FAILING, ITEM_PARKED, ITEM_REFUSED, ITEM_GONE = "sync_failing", "item_parked", "item_refused", "item_gone"
 INSTITUTION_DOWN, RATE_LIMITED, TOO_MANY_GONE = "institution_down", "rate_limited", "too_many_gone"
@@ -103,7 +104,6 @@ _SUSPECTED = "too_many_gone"
 """Code of a pass whose Item Plaid called gone, and was not believed."""
 _OF_PASS = (SYNC_FAILING, ITEM_REFUSED, ITEM_GONE)
 """What a pass ends. A parking is ended by its redrive alone: `settle` sees that."""
-_OF_BANK = frozenset({"INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_NOT_AVAILABLE"})
 _LIMITED = "RATE_LIMIT_EXCEEDED"
 
 
@@ -211,7 +211,7 @@ def _kind_of(claimed: Claimed, result: Released) -> str | None:
     lost = error.get("code") == CURSOR_LOST and result.attempts > FAILING_AFTER
     if not lost and (result.outcome != "failed" or result.attempts < FAILING_AFTER):
         return None
-    its_bank = error.get("code") in _OF_BANK and claimed.institution_id is not None
+    its_bank = error.get("code") in OUTAGE_CODES and claimed.institution_id is not None
     told_otherwise = its_bank or error.get("detail") == _LIMITED or error.get("code") == _SUSPECTED
     return None if told_otherwise else SYNC_FAILING
 

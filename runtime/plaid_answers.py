@@ -22,6 +22,9 @@ Answer = TypeVar("Answer")
 NOT_READY = "NOT_READY"
 """`transactions_update_status` of an Item whose history Plaid has not read yet."""
 
+OUTAGE_CODES = ("INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_NOT_AVAILABLE")
+"""`error_code` of a bank's outage (PLAID.md 1.9)."""
+
 CLEAR_TEXT_MAX = 4096
 """Characters of a cursor, of which Plaid promises 256 at most (PLAID.md 1.1), and of a status."""
 

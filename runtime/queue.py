@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
-from runtime import breakers, incidents, quotas
+from runtime import incidents, quotas
 from runtime.dues import CURSOR_LOST, Lane
 from runtime.incidents import Incident
 from runtime.leases import FOLLOWER
+from runtime.plaid_answers import OUTAGE_CODES
 from runtime.queue_status import (
     BankCounts,
     ClientBucket,
@@ -208,7 +209,7 @@ _ITEMS = f"""
                  ELSE 'ready' END AS state,
             CASE WHEN s.ready_at <= m.now AND s.wait_offset >= coalesce(p.position, 0) THEN 'follower'
                  WHEN s.not_before > m.now AND (b.institution_id IS NOT NULL
-                     OR s.last_error->>'code' IN {breakers.CODES}) THEN 'bank'
+                     OR s.last_error->>'code' IN {OUTAGE_CODES}) THEN 'bank'
                  WHEN s.not_before > m.now AND s.last_error->>'code' = '{CURSOR_LOST}' THEN 'retry'
                  WHEN s.not_before > m.now THEN 'rate_limit'
                  WHEN s.not_ready > 0 THEN 'history_not_ready'

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from runtime.dues import KnownHint
-from runtime.plaid_answers import ItemAnswer
+from runtime.plaid_answers import OUTAGE_CODES, ItemAnswer
 from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REFUSED, REVOKED
 
 
@@ -31,12 +31,7 @@ _CODES: dict[Action, frozenset[str]] = {
     Action.RESTART: frozenset({"TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"}),
     Action.SOON: frozenset({"INTERNAL_SERVER_ERROR", "PLANNED_MAINTENANCE"}),
     # Wrong keys concern every Item alike: no Item is stopped for them.
-    Action.HOURS: frozenset(
-        {
-            "INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_NOT_AVAILABLE", "INVALID_API_KEYS",
-            "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ACCESS",
-        }
-    ),
+    Action.HOURS: frozenset({*OUTAGE_CODES, "INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ACCESS"}),
     Action.USER: frozenset(
         {
             "ITEM_LOGIN_REQUIRED", "ITEM_LOCKED", "PASSWORD_RESET_REQUIRED", "USER_SETUP_REQUIRED",

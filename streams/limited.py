@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from runtime import logs, quotas
-from runtime.breakers import CODES as OUTAGES
 from runtime.dues import Claimed
 from runtime.plaid import PlaidRefused
-from runtime.plaid_answers import NOT_READY, AccountsAnswer, ItemAnswer, SyncPage
+from runtime.plaid_answers import NOT_READY, OUTAGE_CODES, AccountsAnswer, ItemAnswer, SyncPage
 from schemas.errors import Retry
 from streams import classify
 from streams.classify import Action
@@ -102,7 +101,7 @@ class Limited:
         action = classify.action(refusal.error_type, code)
         if action is Action.LIMITED:
             await self._tell(self._limits.exceeded(endpoint, claimed.item_id, error_code=code))
-        elif code in OUTAGES and claimed.institution_id is not None:
+        elif code in OUTAGE_CODES and claimed.institution_id is not None:
             await self._tell(self._limits.institution_failed(claimed.institution_id, error_code=code))
         elif action is Action.USER:  # the bank itself refused this user
             await self._answered()

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from runtime.breakers import CODES, PROBE_S, PROBING_S, SPREAD_S, wait_s
+from runtime.breakers import PROBE_S, PROBING_S, SPREAD_S, wait_s
+from runtime.plaid_answers import OUTAGE_CODES
 from runtime.quotas import (
     CLIENT,
     CLIENT_STEP_S,
@@ -113,7 +114,7 @@ class Quotas:
         at = now + timedelta(seconds=SPREAD_S * self._tables.rng.random())
         for row in self._items(institution_id):
             error = row.last_error or {}
-            failed = error.get("code") in CODES
+            failed = error.get("code") in OUTAGE_CODES
             waits = row.not_before is not None and row.not_before > now + timedelta(seconds=SPREAD_S)
             later = row.due_at is not None and row.due_at > now + timedelta(seconds=SPREAD_S) and failed
             if error.get("detail") == "RATE_LIMIT_EXCEEDED" or not (waits or later):
@@ -143,7 +144,7 @@ class Quotas:
     def _may_try(self, row: Row, now: datetime) -> bool:
         if row.lease_token is not None or row.due_at is None:
             return False
-        waits = row.due_at <= now or (row.last_error or {}).get("code") in CODES
+        waits = row.due_at <= now or (row.last_error or {}).get("code") in OUTAGE_CODES
         return waits and (row.unlink_requested or not self._tables.is_parked(row.item_id))
 
     def _items(self, institution_id: str) -> list[Row]:
