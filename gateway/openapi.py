@@ -64,7 +64,8 @@ def _operation(route: Route) -> dict[str, Any]:
             "required": [one.name for one in fields if one.required],
             "additionalProperties": False,
         }
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        content = {"application/json": {"schema": schema}}
+        operation["requestBody"] = {"required": bool(schema["required"]), "content": content}
     return operation
 
 

@@ -20,18 +20,24 @@ _OWN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 Place = Literal["path", "query", "body", "header"]
 
+_JSON_TYPES: Mapping[type, str] = {str: "text", bool: "true or false", list: "a list", dict: "an object"}
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One value. `read` turns its text into what handlers want and raises ValueError with the reason."""
+    """One value. `read` turns it into what handlers want and raises ValueError with the reason.
+
+    `json`: the JSON type that it has in a body; everywhere else a value is text.
+    """
 
     name: str
     place: Place
-    read: Callable[[str], Any]
+    read: Callable[[Any], Any]
     schema: Mapping[str, Any]
     description: str
     required: bool = False
     secret: bool = False
+    json: type = str
 
 
 def text(value: str) -> str:
@@ -81,6 +87,28 @@ def boolean(value: str) -> bool:
     return value == "true"
 
 
+def texts(values_max: int) -> Callable[[list[Any]], list[str]]:
+    """A reader of lists of ids or names, at least one."""
+
+    def read(values: list[Any]) -> list[str]:
+        if not 1 <= len(values) <= values_max or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"must be a list of 1 to {values_max} texts")
+        return [text(value) for value in values]
+
+    return read
+
+
+def moment(value: str) -> datetime.datetime:
+    """A time with its offset from UTC."""
+    try:
+        at = datetime.datetime.fromisoformat(value)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise ValueError("must be a time with its offset from UTC, as 2026-09-21T12:00:00Z")
+    return at
+
+
 def own_id(value: str) -> bytes:
     """A transaction's own id."""
     if not _OWN_ID.fullmatch(value):
@@ -101,7 +129,7 @@ def read_all(
         "path": path,
         "query": _once(query, faults),
         "header": headers,
-        "body": _object(body, faults) if any(one.place == "body" for one in parameters) else {},
+        "body": _fields(parameters, body, faults),
     }
     has_object = not any(fault.field == "body" for fault in faults)
     values = {
@@ -122,13 +150,13 @@ def _value(parameter: Parameter, given: Any, faults: list[Fault]) -> Any:
         if parameter.required:
             faults.append(Fault(parameter.name, "is missing"))
         return None
-    if not isinstance(given, str):
-        faults.append(Fault(parameter.name, f"must be text, is {type(given).__name__}"))
+    if not isinstance(given, parameter.json):
+        faults.append(Fault(parameter.name, f"must be {_JSON_TYPES[parameter.json]}, is {type(given).__name__}"))
         return None
     try:
         return parameter.read(given)
     except ValueError as error:
-        shown = None if parameter.secret else given[:SHOWN_CHARS_MAX]
+        shown = None if parameter.secret or not isinstance(given, str) else given[:SHOWN_CHARS_MAX]
         faults.append(Fault(parameter.name, str(error), shown))
         return None
 
@@ -140,6 +168,14 @@ def _once(pairs: Sequence[tuple[str, str]], faults: list[Fault]) -> dict[str, st
             faults.append(Fault(name, "is given more than once"))
         values[name] = value
     return values
+
+
+def _fields(parameters: Sequence[Parameter], body: bytes, faults: list[Fault]) -> Mapping[str, Any]:
+    """The fields of the body; it may be left out where none is required."""
+    wanted = [one for one in parameters if one.place == "body"]
+    if not wanted or not (body or any(one.required for one in wanted)):
+        return {}
+    return _object(body, faults)
 
 
 def _object(body: bytes, faults: list[Fault]) -> dict[str, Any]:
