@@ -9,7 +9,7 @@ What a restated history does not name, and what a decision about it concerns, is
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from projections import net_events, restated
+from projections import net_events, openings, restated
 from projections.differences import changed_fields
 from projections.ledger import NOTHING, Posting, Where
 from projections.net_events import Envelope, public_schema
@@ -81,6 +81,7 @@ def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, sa
             not_effective = _decide(working, item, touched, place, said.decisions, not_effective)
         _settle(working, item, touched, place, common, net)
         _fold_balances(working, item, place, said.balances, common, net)
+        openings.post(working, item, place)
     folded = Folded(
         place, head.item_id, head.kind, head.type, _cause(head), head.at, said.counts, not_effective, net,
         net_events.encoded(net),

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import asyncpg
 
-from projections import admission, copying
+from projections import admission, copying, openings
 from projections.admission import Admitted, Opened
-from projections.ledger import Posting
+from projections.ledger import BANK, POSTED, Posting
 from projections.parking import Parked
 from projections.reading import Restated
 from projections.rows import microseconds
@@ -94,7 +94,8 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
     own_ids: set[bytes] = set()
     waiting: set[str] = set()
     histories: list[tuple[ItemRow, Restated]] = []
-    for record in admitted:
+    records = list(admitted)
+    for record in records:
         item, said = record.item, record.said
         if item is None:
             continue
@@ -117,6 +118,9 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
         await _add(connection, working, await connection.fetch(
             _IN_WINDOW, item.user, item.item_id, list(history.account_ids), history.since, history.until
         ))  # fmt: skip
+    if opening := openings.users(working, records):
+        for row in await connection.fetch(_POSTED, list(opening)):
+            working.book.known(row["account"]).stored = int(row["posted"])
 
 
 async def _transactions(
@@ -268,6 +272,12 @@ SELECT {_COLUMNS} FROM {SCHEMA}.transactions t {_LAST_TRANSFER}
 _MISSING = f"""
 SELECT {_COLUMNS} FROM {SCHEMA}.transactions t {_LAST_TRANSFER}
  WHERE t.item_id = ANY($1::text[]) AND t.missing_since IS NOT NULL"""
+
+# A user has few accounts: all of them cost no more than those in question, which only the fold can tell.
+_POSTED = f"""
+SELECT b.account, b.debits - b.credits AS posted
+  FROM {SCHEMA}.ledger_accounts a JOIN {SCHEMA}.ledger_balances b ON b.account = a.id AND b.layer = '{POSTED}'
+ WHERE a.user_number = ANY($1::bigint[]) AND a.kind = '{BANK}'"""
 
 _WITHHELD = f"""
 SELECT item_id, partition, source_offset, value FROM {SCHEMA}.withheld

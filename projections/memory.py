@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import structs
 
-from projections import admission, copying, redrive
+from projections import admission, copying, openings, redrive
 from projections.admission import Admission, Admitted, Gatekeeper, Opened, Owners
-from projections.ledger import Posting, Transfer
+from projections.ledger import BANK, POSTED, Posting, Transfer
 from projections.parking import Parked
 from projections.refusals import reason
 from projections.rows import ledger_balance_values
@@ -123,6 +123,10 @@ class Memory:
         )  # fmt: skip
         outcome = keeper.admit(opened)
         self._look_up(working, outcome.every())
+        for user in openings.users(working, outcome.every()):
+            for (account, layer), (debits, credits_) in self.balances.items():
+                if layer == POSTED and self.meanings[account][:2] == (user, BANK):
+                    working.book.known(account).stored = debits - credits_
         for one in outcome.admitted:
             try:
                 redrive.apply(working, one)
