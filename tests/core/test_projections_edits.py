@@ -1,0 +1,116 @@
+"""What users say: kept field by field, merged, and laid over the bank's words."""
+
+import json
+
+import pytest
+
+from projections import edits
+from schemas import catalogue, codec
+from schemas.errors import Quarantine
+from tests.projections_log import transaction
+
+NOTE = '{"reason":"rent May","payee":null}'
+
+
+def test_fields_are_kept_with_the_offset_that_said_them_in_one_canonical_form() -> None:
+    one = edits.applied(edits.applied(None, {"notes": "é", "category": "B"}, 3), {"category": "A"}, 5)
+
+    assert one == '{"category":{"at":5,"value":"A"},"notes":{"at":3,"value":"é"}}'
+    assert edits.canonical(json.dumps(json.loads(one), indent=1)) == one
+
+
+def test_null_clears_and_an_empty_text_is_a_value() -> None:
+    fields = edits.applied(edits.applied(None, {"category": "A", "notes": "x"}, 1), {"category": None, "notes": ""}, 2)
+
+    assert edits.values(fields) == {"notes": ""}
+    assert edits.said(fields) == '{"notes":""}'
+    assert edits.said(edits.applied(None, {"category": None}, 1)) is None
+
+
+def test_fields_of_later_versions_are_kept() -> None:
+    later = edits.applied(None, {"mood": {"deep": ["kept", 1, True, None]}}, 1)
+
+    assert edits.values(edits.applied(later, {"name": "N"}, 2)) == {
+        "mood": {"deep": ["kept", 1, True, None]}, "name": "N",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [1.5, ["a\0"], {"\ud800": 1}])
+def test_what_no_row_could_hold_byte_for_byte_is_refused(value: object) -> None:
+    with pytest.raises(Quarantine):
+        edits.applied(None, {"later": value}, 1)
+
+
+def test_changed_names_the_fields_whose_value_differs() -> None:
+    before = edits.applied(None, {"category": "A", "hidden": True, "tags": ["x"]}, 1)
+    after = edits.applied(before, {"category": "A", "hidden": 1, "tags": None, "notes": None, "name": "N"}, 2)
+
+    assert before != after
+    assert edits.changed(before, after) == ["hidden", "name", "tags"]
+    assert edits.changed(None, edits.applied(None, {"name": None}, 1)) == []
+
+
+def test_two_rows_that_are_one_keep_the_later_word_of_each_field_and_the_notes_of_both() -> None:
+    older = edits.applied(edits.applied(None, {"category": "A", "notes": "first"}, 1), {"tags": ["old"]}, 9)
+    younger = edits.applied(None, {"category": "B", "notes": "second", "tags": ["new"], "hidden": True}, 5)
+
+    both = edits.merged(older, younger)
+
+    assert edits.values(both) == {
+        "category": "B", "notes": "first\n---\nsecond", "tags": ["old"], "hidden": True,
+    }  # fmt: skip
+    assert both == edits.merged(younger, older) == edits.merged(both, younger) == edits.merged(older, both)
+    assert edits.merged(None, older) == edits.merged(older, None) == older
+
+
+def test_a_later_clearing_is_the_later_word_of_two_rows_too() -> None:
+    older = edits.applied(None, {"category": "A"}, 1)
+    cleared = edits.applied(None, {"category": None}, 2)
+
+    assert edits.values(edits.merged(older, cleared)) == {}
+
+
+@pytest.mark.parametrize(
+    ("users", "banks", "shown"),
+    [
+        (None, None, None), ("mine", None, "mine"), (None, "rent May", "rent May"), ("", "rent May", ""),
+        ("mine", "rent May", "mine\n---\nrent May"), ("mine\n---\nrent May", "rent May", "mine\n---\nrent May"),
+    ],
+)  # fmt: skip
+def test_notes_of_both_sides_are_shown_each_once(users: str | None, banks: str | None, shown: str | None) -> None:
+    bank = transaction("T", payment_meta_json=json.dumps({"reason": banks, "payee": "P"}))
+
+    assert edits.effective(bank, {} if users is None else {"notes": users})["notes"] == shown
+
+
+def test_readers_see_the_users_words_over_the_banks_with_both_beside_each_other() -> None:
+    bank = transaction("T", payment_meta_json=NOTE)
+    row = {
+        "words": codec.encode(bank), "words_schema": catalogue.TRANSACTION,
+        "user_fields": edits.applied(None, {"category": "RENT", "hidden": True, "display_date": "2026-02-28"}, 1),
+    }  # fmt: skip
+
+    shown = edits.shown(row)
+
+    assert (shown["category"], shown["hidden"], shown["display_date"]) == ("RENT", True, "2026-02-28")
+    assert (shown["name"], shown["notes"], shown["tags"], shown["splits"]) == (bank.name, "rent May", [], [])
+    assert shown["bank"] == {"name": "Coffee Shop", "category": "FOOD_AND_DRINK", "notes": "rent May"}
+
+
+@pytest.mark.parametrize(
+    ("amounts", "adds_up"),
+    [
+        (["30", "18.5"], True), (["50", "-1.5"], True), (["48.50"], True), (["30", "18.49"], False), ([], False),
+        (["30", "x"], False), (["48.500000001"], False),
+    ],
+)  # fmt: skip
+def test_splits_count_only_while_they_add_up_to_the_unit(amounts: list[str], adds_up: bool) -> None:
+    said = {"splits": [{"category": "C", "amount": amount} for amount in amounts]}
+
+    assert (edits.splits(said, "48.5", "USD") is not None) is adds_up
+    assert edits.effective(transaction("T", "48.5"), said)["splits_stale"] is not adds_up
+
+
+@pytest.mark.parametrize("splits", ["x", [1], [{"amount": "48.5"}], [{"category": 1, "amount": "48.5"}], [{}]])
+def test_splits_that_are_none_have_no_effect(splits: object) -> None:
+    assert edits.splits({"splits": splits}, "48.5", "USD") is None
