@@ -1,7 +1,6 @@
 """The port Following: memory and Postgres keep the same promises; the same batches leave the same heads and rows."""
 
 import random
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import asyncpg
@@ -13,17 +12,6 @@ from streams.following import Followed, ItemHead
 from tests.contract.scheduler_sides import START, USER, Side, memory, postgres
 
 BATCHES = 40
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    async with asyncpg.create_pool(database, min_size=1, max_size=3) as opened:
-        yield opened
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def side(request: pytest.FixtureRequest, pool: asyncpg.Pool) -> Side:
-    return memory(metered=False) if request.param == "memory" else postgres(pool, metered=False)
 
 
 def head(number: int, *, hints_until: int | None = None) -> ItemHead:

@@ -1,7 +1,6 @@
 """The port Limits: memory and Postgres give out the same tokens, and hold back and let go the same Items."""
 
 import random
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -37,12 +36,6 @@ class Waiting:
 
     async def sleep(self, seconds: float) -> None:
         self._clock.advance(max(seconds, 0.000_001))
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    async with asyncpg.create_pool(database, min_size=1, max_size=3) as opened:
-        yield opened
 
 
 def waits_by_clocks(patch: pytest.MonkeyPatch, *sides: Side) -> None:

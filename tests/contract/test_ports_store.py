@@ -1,7 +1,6 @@
 """The ports of the database: memory and Postgres keep the same promises; the same operations leave the same rows."""
 
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -14,17 +13,6 @@ from tests.contract.scheduler_sides import LEASE_S, Side, memory, postgres
 
 DONE = Released(outcome="unchanged", done=True, synced=True)
 STEPS = 70
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    async with asyncpg.create_pool(database, min_size=1, max_size=3) as opened:
-        yield opened
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def side(request: pytest.FixtureRequest, pool: asyncpg.Pool) -> Side:
-    return memory(metered=False) if request.param == "memory" else postgres(pool, metered=False)
 
 
 async def mark(side: Side, item_id: str, *, offset: int = 0, key: bytes = b"", hint: bool = False) -> set[bytes]:
