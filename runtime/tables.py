@@ -1,7 +1,8 @@
 """Tables of schema `tartan`: what is primary or operational. What is derived lives in projections.tables.
 
 Primary: users, user_keys, credentials, parkings. Operational: sync_state, hints, repeats, heads, positions,
-sync_attempts. Locks are taken in the order positions, users, user_keys, credentials, sync_state, hints, heads.
+sync_attempts, reconciliations, discrepancies. Locks are taken in the order positions, users, user_keys, credentials,
+sync_state, hints, heads.
 """
 
 from sqlalchemy import (
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     SmallInteger,
     Table,
     Text,
@@ -281,6 +283,57 @@ incidents = Table(
     Index("incidents_untold", "incident",
           postgresql_where=text("alerted_at IS NULL OR (closed_at IS NOT NULL AND end_alerted_at IS NULL)")),
 )  # fmt: skip
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    # The last check of each account, and when the next one is due.
+    Column("item_id", Text, primary_key=True),
+    Column("account_id", Text, primary_key=True),
+    Column("user_number", BigInteger, nullable=False),
+    _moment("next_at", nullable=False, now=True),
+    _moment("checked_at"),  # null: not checked yet
+    Column("state", Text, comment="tied_out, gap, not_comparable"),
+    Column("why", Text, comment="cause of a gap, or why nothing is claimed"),
+    Column("currency", Text),
+    Column("ledger", Numeric, comment="debits less credits, in major units: owed is negative"),
+    Column("bank", Numeric, comment="what the bank reported, with the ledger's sign"),
+    Column("gap", Numeric, nullable=False, server_default="0", comment="bank less ledger"),
+    Column("source", Text, comment="of the balance: cached or realtime"),
+    Column("tied_at", BigInteger, comment="first offset that it has not tied out with"),
+    _moment("tied_out_at"),  # when it last tied out
+    Index("reconciliations_next", "next_at"),  # reconciliation: what is due
+)
+
+discrepancies = Table(
+    "discrepancies",
+    metadata,
+    Column("discrepancy", BigInteger, primary_key=True, autoincrement=True),
+    Column("item_id", Text, nullable=False),
+    Column("account_id", Text, nullable=False),
+    Column("user_number", BigInteger, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("against", Text, nullable=False, comment="bank: its balance; rows: the account's own rows"),
+    Column("currency", Text),
+    Column("ledger", Numeric),
+    Column("bank", Numeric),
+    Column("gap", Numeric, nullable=False),
+    Column("evidence", JSONB, nullable=False, server_default="{}"),
+    _moment("opened_at", nullable=False, now=True),
+    _moment("cause_at", nullable=False, now=True),  # since when it has this cause
+    _moment("gap_at", nullable=False, now=True),  # since when it has this size
+    _moment("last_at", nullable=False, now=True),
+    Column("count", Integer, nullable=False, server_default="1", comment="checks that saw it"),
+    Column("repair", Text, nullable=False, comment="wait, sync, compare, ask"),
+    _moment("repaired_at"),  # when the repair was started; null where there is nothing to start
+    Column("checks_after", Integer, nullable=False, server_default="0", comment="checks since the repair was done"),
+    Column("outcome", Text, comment="persists, repaired, resolved, withdrawn"),
+    _moment("resolved_at"),
+    # One open discrepancy an account.
+    Index("discrepancies_open", "item_id", "account_id", unique=True, postgresql_where=text("resolved_at IS NULL")),
+    Index("discrepancies_account", "item_id", "account_id", "discrepancy"),  # an account's history
+    Index("discrepancies_resolved", "resolved_at", postgresql_where=text("resolved_at IS NOT NULL")),  # purge
+)
 
 dead_letters = Table(
     "dead_letters",
