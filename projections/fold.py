@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from projections import net_events, openings, restated
+from projections.balances import fold_balances
 from projections.differences import changed_fields
 from projections.ledger import NOTHING, Posting, Where
 from projections.net_events import Envelope, public_schema
-from projections.reading import CACHED, Reported, Restated, Said
+from projections.reading import Restated, Said
 from projections.state import (
-    AccountRow,
-    AccountVersion,
     Folded,
     ItemRow,
     NetEvent,
@@ -80,7 +79,7 @@ def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, sa
         if said.decisions:
             not_effective = _decide(working, item, touched, place, said.decisions, not_effective)
         _settle(working, item, touched, place, common, net)
-        _fold_balances(working, item, place, said.balances, common, net)
+        fold_balances(working, item, place, said.balances, common, net)
         openings.post(working, item, place)
     folded = Folded(
         place, head.item_id, head.kind, head.type, _cause(head), head.at, said.counts, not_effective, net,
@@ -311,39 +310,6 @@ def _event_of(row: Row, before: _Before, changed: list[str], common: Envelope) -
         common, row.own_id, row.version, row.words, changed=changed, previous=previous
     )  # fmt: skip
     return NetEvent(kind, public_schema(row.schema), row.own_id, event)
-
-
-def _fold_balances(
-    working: WorkingSet, item: ItemRow, place: Place, said: list[Reported], common: Envelope, net: list[NetEvent]
-) -> None:
-    last = {(reported.account.account_id, reported.source): reported for reported in said}
-    for (account_id, source), reported in last.items():
-        account = item.accounts.get(account_id) or AccountRow(account_id, item.item_id, place.user)
-        before, schema = (
-            (account.cached_words, account.cached_schema)
-            if source == CACHED
-            else (account.realtime_words, account.realtime_schema)
-        )
-        if before is not None and not changed_fields(before, schema, reported.words, reported.schema):
-            continue
-        item.accounts[account_id] = account
-        working.changed_accounts[item.item_id, account_id] = account
-        account.source = source
-        if source == CACHED:
-            account.cached_words, account.cached_schema = reported.words, reported.schema
-            account.cached_at = place.known_at
-        else:
-            account.realtime_words, account.realtime_schema = reported.words, reported.schema
-            account.realtime_at = place.known_at
-        account.version += 1
-        account.last_changeset, account.known_at = place.offset, place.known_at
-        working.account_versions.append(AccountVersion(
-            item.item_id, account_id, account.version, place.user, source, reported.words, reported.schema,
-            place.offset, place.known_at,
-        ))  # fmt: skip
-        event = net_events.balance_event(common, source, reported.words, before)
-        entity = net_events.balance_entity(account_id, source)
-        net.append(NetEvent(events.BALANCE_UPDATED, public_schema(reported.schema), entity, event))
 
 
 def _cause(head: Head) -> dict[str, object]:
