@@ -14,6 +14,7 @@ import msgspec
 from projections import net_events
 from projections.state import NetEvent
 from schemas import catalogue, events
+from schemas.records import Account
 
 MESSAGES_MAX = 100
 """Above so many net events of one changeset, transactions become one message: reading them again costs a browser
@@ -107,13 +108,18 @@ def _balance(data: bytes) -> dict[str, Any]:
         "account_id": now.account_id,
         "source": said.source,
         "name": now.name,
-        "currency": now.currency,
-        "current": now.current,
-        "available": now.available,
-        "limit": now.limit,
-        "previous": None
-        if before is None
-        else {"current": before.current, "available": before.available, "limit": before.limit},
+        **_figures(now),
+        "previous": None if before is None else _figures(before),
+    }
+
+
+def _figures(account: Account) -> dict[str, str | None]:
+    return {
+        "currency": account.currency,
+        "current": account.current,
+        "available": account.available,
+        "limit": account.limit,
+        "last_updated_datetime": account.last_updated_datetime,
     }
 
 
