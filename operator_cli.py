@@ -15,13 +15,13 @@ from operator_console import base64_text, connected, console_of_lines, finish, s
 from projections import queries
 from projections.tables import SCHEMA
 from runtime import attempts, dead_letters, operations, queue, settings, standing
+from runtime.free_records import FreeRecords, Said
 from runtime.kafka import Appender
-from runtime.operations import Operator, Outcome, Said
+from runtime.operations import Operator, Outcome
 from runtime.queue_status import QueueStatus
 from runtime.remedies import PARKED
 from runtime.settings import Settings
 from runtime.standing import Standing
-from runtime.users import Keyring
 from runtime.vault import Vault
 from schemas.errors import Quarantine
 
@@ -348,10 +348,9 @@ def _unread_text(told: dict[str, Any]) -> str:
 @asynccontextmanager
 async def _operator(by: str) -> AsyncIterator[Operator]:
     loaded = settings.load()
-    keyring = Keyring(Vault(loaded.master_key()))
     appender = Appender(loaded, client="operator")
     try:
-        yield Operator(loaded, appender, keyring, by=_by(by))
+        yield Operator(FreeRecords(loaded, appender, Vault(loaded.master_key())), by=_by(by))
     finally:
         await appender.stop()
 

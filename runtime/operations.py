@@ -5,26 +5,19 @@ nothing, so an append without an answer may simply be asked for again. Shell.
 """
 
 import asyncio
-import os
-import secrets
 import time
 from enum import StrEnum
-from typing import NamedTuple
 
 import asyncpg
 
-from runtime.kafka import Appended, Appender, Outgoing
+from runtime.free_records import About, FreeRecords, Said
+from runtime.kafka import Appended
 from runtime.leases import FOLLOWER, PARKING
-from runtime.settings import Settings
 from runtime.standing import Standing
-from runtime.users import Destroyed, Keyring
-from schemas import catalogue, changesets, codec, gate, topics
-from schemas.changesets import NONCE_BYTES, UserKeys
+from schemas import catalogue, codec, gate
 from schemas.errors import Quarantine
 from schemas.events import APPROVE_REMOVALS, DECISION_MADE, REJECT_REMOVALS
-from schemas.ids import free_id
-from schemas.records import Cause, Decision, Head
-from schemas.topics import CHANGESETS, user_key
+from schemas.records import Cause, Decision
 
 CAUSE = "operator"
 READ_S_MAX = 30.0
@@ -39,13 +32,6 @@ class Outcome(StrEnum):
     DONE = "done"
     FAILED_AGAIN = "parked_again"
     APPENDED = "appended"
-
-
-class Said(NamedTuple):
-    """A free record before it is sealed: its type, and the events that it holds."""
-
-    type: str
-    events: list[tuple[str, int, bytes]]
 
 
 def redrive() -> Said:
@@ -67,11 +53,9 @@ def decision(item: Standing, *, approve: bool, by: str) -> Said:
 class Operator:
     """Appends in an operator's name. Readers answer for what came of it."""
 
-    def __init__(self, settings: Settings, appender: Appender, keyring: Keyring, *, by: str) -> None:
-        self._settings = settings
-        self._appender = appender
-        self._keyring = keyring
-        self._by = by
+    def __init__(self, records: FreeRecords, *, by: str) -> None:
+        self._records = records
+        self._cause = Cause(CAUSE, by=by)
 
     async def append(self, connection: asyncpg.Connection, item: Standing, said: Said) -> Appended:
         """Append a free record about an Item.
@@ -79,30 +63,9 @@ class Operator:
         Idempotence: each call makes a new record, which changes nothing that an earlier one has changed.
         Raises: Quarantine, where the user was erased; InDoubt, where no answer came; Retry.
         """
-        value = sealed(item, said, await self._keys(connection, item), by=self._by, at=time.time_ns() // 1000)
-        topic = topics.full_name(CHANGESETS, self._settings.topic_prefix)
-        return await self._appender.append(topic, Outgoing(user_key(item.user), value), partition=item.partition)
-
-    async def _keys(self, connection: asyncpg.Connection, item: Standing) -> UserKeys:
-        keys = (await self._keyring.of(connection, [item.user])).get(item.user)
-        if keys is None:
-            raise Quarantine(f"the user of item {item.item_id} has no key: restore user_keys from a backup first")
-        if isinstance(keys, Destroyed):
-            raise Quarantine(f"the user of item {item.item_id} was erased: nothing of them can be brought back")
-        return keys
-
-
-def sealed(item: Standing, said: Said, keys: UserKeys, *, by: str, at: int) -> bytes:
-    """Write a free record about an Item, under a random id. Units: `at` in microseconds since 1970, UTC."""
-    counts: dict[str, int] = {}
-    for kind, _, _ in said.events:
-        counts[kind] = counts.get(kind, 0) + 1
-    head = Head(
-        id=free_id(item.user, secrets.token_hex(16)), kind=gate.FREE, type=said.type, parent=None,
-        item_id=item.item_id, user=item.user, at=at, cause=Cause(CAUSE, by=by), key_generation=keys.generation,
-        counts=counts,
-    )  # fmt: skip
-    return changesets.seal(head, codec.encode_events(said.events), keys, nonce=os.urandom(NONCE_BYTES))
+        about = About(item.item_id, item.user, item.partition)
+        ticket = await self._records.ticket(connection, about)
+        return await self._records.append(about, said, ticket, self._cause)
 
 
 async def is_read(connection: asyncpg.Connection, at: Appended, *, within_s: float = READ_S_MAX) -> bool:
