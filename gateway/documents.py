@@ -65,13 +65,38 @@ ACCOUNT = _object(
     freshness={"$ref": "#/components/schemas/Freshness"},
 )  # fmt: skip
 
+_SPLIT = _object(category=_TEXT, amount=_AMOUNT)
+_BANKS = _object(name=_MAYBE_TEXT, category=_MAYBE_TEXT, notes=_MAYBE_TEXT)
+SAID: dict[str, Schema] = {
+    "name": {**_MAYBE_TEXT, "description": "the user's, else the bank's"},
+    "category": {**_MAYBE_TEXT, "description": "the user's, else the bank's"},
+    "notes": {
+        **_MAYBE_TEXT,
+        "description": "of the bank and the user, joined by a line ---; empty: by the user's wish",
+    },
+    "tags": {"type": "array", "items": _TEXT},
+    "display_date": {**_TEXT, "format": "date", "description": "the user's, else the bank's"},
+    "hidden": _BOOLEAN,
+    "splits": {"type": "array", "items": _SPLIT},
+    "splits_stale": {**_BOOLEAN, "description": "the splits do not add up to the amount any more, and do not count"},
+    "user_fields": {"type": "object", "description": "what the user said, field to value"},
+    "bank": {**_BANKS, "description": "what the bank says of them"},
+    "status": {
+        **_TEXT,
+        "enum": ["shown", "removed", "in_review"],
+        "description": "removed: the bank took it back; in_review: not counted until somebody says whether it "
+        "is a purchase of its own",
+    },
+}
+"""Fields of a transaction that users speak of, and whether it counts."""
+
 TRANSACTION = _object(
     id=_TEXT, transaction_id={**_TEXT, "description": "Plaid's present id"}, item_id=_TEXT, account_id=_TEXT,
     amount={**_AMOUNT, "description": "exact decimal text; positive leaves the account"}, currency=_TEXT,
     pending=_BOOLEAN, date={**_TEXT, "format": "date"}, datetime=_MAYBE_TEXT, authorized_date=_MAYBE_TEXT,
-    name=_MAYBE_TEXT, merchant_name=_MAYBE_TEXT, merchant_entity_id=_MAYBE_TEXT, logo_url=_MAYBE_TEXT,
-    category=_MAYBE_TEXT, category_detailed=_MAYBE_TEXT, category_confidence=_MAYBE_TEXT, enriched_at=_MAYBE_MOMENT,
-    version=_COUNT, removed_at=_MAYBE_MOMENT, known_at=_MOMENT,
+    merchant_name=_MAYBE_TEXT, merchant_entity_id=_MAYBE_TEXT, logo_url=_MAYBE_TEXT,
+    category_detailed=_MAYBE_TEXT, category_confidence=_MAYBE_TEXT, enriched_at=_MAYBE_MOMENT,
+    version=_COUNT, removed_at=_MAYBE_MOMENT, known_at=_MOMENT, **SAID,
 )  # fmt: skip
 
 FAULT: Schema = {

@@ -133,7 +133,7 @@ ROUTES = (
           {200: "Accounts", 404: "Problem"}, (USER,)),
     Route("GET", "/v1/users/{user_id}/transactions", "list_transactions", "A user's transactions, newest first",
           {200: "Transactions", 404: "Problem"}, (USER, *FILTERS)),
-    Route("GET", "/v1/transactions/{transaction_id}", "get_transaction", "One transaction, removed or not",
+    Route("GET", "/v1/transactions/{transaction_id}", "get_transaction", "One transaction, whatever its status",
           {200: "Transaction", 404: "Problem"}, (TRANSACTION,)),
     Route("POST", "/v1/users/{user_id}/stream-token", "create_stream_token",
           "Make a token with which the user's browser opens the stream", {201: "StreamToken", 404: "Problem"}, (USER,)),

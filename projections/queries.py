@@ -6,20 +6,32 @@ positive leaves the account.
 
 import datetime
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
+from projections import edits
+from schemas import codec
+from schemas.records import Transaction
+
 PAGE_MAX = 500
 """Most rows in one answer: at about 600 bytes a transaction an answer stays below 300 kB."""
 
+SHOWN, REMOVED, IN_REVIEW = "shown", "removed", "in_review"
+
 Row = dict[str, Any]
+Found = asyncpg.Record | Mapping[str, Any]
+"""A row as the database gave it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransactionFilter:
-    """Which transactions to give. None means any; `since` and `until` are inclusive."""
+    """Which transactions to give. None means any; `since` and `until` are inclusive.
+
+    `in_review`: held until somebody says whether they are a purchase of their own; shown to who asks for them.
+    """
 
     item_id: str | None = None
     account_id: str | None = None
@@ -27,6 +39,7 @@ class TransactionFilter:
     until: datetime.date | None = None
     pending: bool | None = None
     removed: bool | None = False
+    in_review: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +80,18 @@ ANY_TRANSACTION = TransactionFilter()
 
 async def items(connection: asyncpg.Connection, user: int) -> list[Row]:
     """All Items of a user, unlinked ones too, in the order of their ids."""
-    return [_plain(row) for row in await connection.fetch(_ITEMS, user)]
+    return [plain(row) for row in await connection.fetch(_ITEMS, user)]
 
 
 async def item(connection: asyncpg.Connection, user: int, item_id: str) -> Row | None:
     """One Item of a user."""
     row = await connection.fetchrow(_ITEM, user, item_id)
-    return _plain(row) if row else None
+    return plain(row) if row else None
 
 
 async def accounts(connection: asyncpg.Connection, user: int, *, item_id: str | None = None) -> list[Row]:
     """The accounts of a user, or of one Item of theirs, with their balances."""
-    return [_plain(row) for row in await connection.fetch(_ACCOUNTS, user, item_id)]
+    return [plain(row) for row in await connection.fetch(_ACCOUNTS, user, item_id)]
 
 
 async def transactions(
@@ -94,7 +107,7 @@ async def transactions(
     date, own_id = after or (None, None)
     rows = await connection.fetch(
         _TRANSACTIONS, user, which.item_id, which.account_id, which.since, which.until, which.pending, which.removed,
-        date, own_id, limit + 1,
+        date, own_id, limit + 1, which.in_review,
     )  # fmt: skip
     more = len(rows) > limit
     rows = rows[:limit]
@@ -102,19 +115,19 @@ async def transactions(
 
 
 async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) -> Row | None:
-    """One transaction of a user, removed or not."""
+    """One transaction of a user, whatever its status: shown, removed or in review."""
     row = await connection.fetchrow(_TRANSACTION, user, own_id)
     return _transaction(row) if row else None
 
 
 async def transfers(connection: asyncpg.Connection, user: int, own_id: bytes) -> list[Row]:
     """The ledger transfers of one transaction, in the order of their numbers."""
-    return [_plain(row) for row in await connection.fetch(_TRANSFERS, user, own_id)]
+    return [plain(row) for row in await connection.fetch(_TRANSFERS, user, own_id)]
 
 
 async def ledger_balances(connection: asyncpg.Connection, user: int) -> list[Row]:
     """Debits, credits and balance of each ledger account and layer of a user."""
-    return [_plain(row) for row in await connection.fetch(_LEDGER_BALANCES, user)]
+    return [plain(row) for row in await connection.fetch(_LEDGER_BALANCES, user)]
 
 
 async def changesets(
@@ -122,7 +135,7 @@ async def changesets(
 ) -> list[Row]:
     """The accepted records of an Item, newest first, `before` an offset: its history of syncs."""
     rows = await connection.fetch(_CHANGESETS, user, item_id, before, min(limit, PAGE_MAX))
-    return [{**_plain(row), "cause": json.loads(row["cause"]), "counts": json.loads(row["counts"])} for row in rows]
+    return [{**plain(row), "cause": json.loads(row["cause"]), "counts": json.loads(row["counts"])} for row in rows]
 
 
 async def applied(connection: asyncpg.Connection, item_id: str) -> Applied | None:
@@ -145,7 +158,7 @@ async def position(connection: asyncpg.Connection, partition: int) -> int:
 
 async def parked(connection: asyncpg.Connection, *, item_id: str | None = None) -> list[Row]:
     """The Items that are set aside now, the longest first: by which reader, where, why, and how much is withheld."""
-    return [_plain(row) for row in await connection.fetch(_PARKED, item_id)]
+    return [plain(row) for row in await connection.fetch(_PARKED, item_id)]
 
 
 async def missing(connection: asyncpg.Connection, item_id: str, *, limit: int = PAGE_MAX) -> list[Row]:
@@ -185,14 +198,28 @@ def decimal_text(value: int | None, scale: int | None) -> str | None:
     return f"{'-' if value < 0 else ''}{digits[:-scale]}.{digits[-scale:]}"
 
 
-def _transaction(row: asyncpg.Record) -> Row:
-    plain = _plain(row)
-    amount = decimal_text(plain.pop("amount_value"), plain.pop("amount_scale"))
-    return {"id": plain.pop("own_id"), "amount": amount, **plain}
+def status(row: Found) -> str:
+    """Whether a transaction counts: `shown`, `removed` by the bank, or `in_review` until a person's decision."""
+    if row["removed_at"] is not None:
+        return REMOVED
+    return SHOWN if row["review"] is None else IN_REVIEW
 
 
-def _plain(row: asyncpg.Record) -> Row:
+def plain(row: Found) -> Row:
+    """A row's values as JSON has them."""
     return {name: _text(value) for name, value in row.items()}
+
+
+def said_now(row: Found) -> Row:
+    """A row's words as readers see them: the user's fields over the bank's (projections.edits.effective)."""
+    words: Transaction = codec.decoder(row["words_schema"])(row["words"], 0)[0]
+    return edits.effective(words, edits.values(row["user_fields"]))
+
+
+def _transaction(row: asyncpg.Record) -> Row:
+    shown = {name: _text(value) for name, value in row.items() if name not in _INSIDE}
+    amount = decimal_text(shown.pop("amount_value"), shown.pop("amount_scale"))
+    return {"id": shown.pop("own_id"), "amount": amount, **shown, **said_now(row), "status": status(row)}
 
 
 def _text(value: Any) -> Any:
@@ -223,7 +250,11 @@ SELECT item_id, account_id, persistent_account_id, name, official_name, mask, ty
 
 _TRANSACTION_COLUMNS = """own_id, item_id, account_id, transaction_id, amount_value, amount_scale,
     currency, pending, date, datetime, authorized_date, name, merchant_name, merchant_entity_id, logo_url,
-    category_primary AS category, category_detailed, category_confidence, enriched_at, version, removed_at, known_at"""
+    category_primary AS category, category_detailed, category_confidence, enriched_at, version, removed_at, known_at,
+    words, words_schema, user_fields, review"""
+
+_INSIDE = frozenset({"words", "words_schema", "user_fields", "review"})
+"""Columns that are read here and not given as they are."""
 
 # coalesce keeps the bounds usable by the index transactions_user_date in a generic plan.
 _TRANSACTIONS = f"""
@@ -232,6 +263,7 @@ SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
    AND ($2::text IS NULL OR item_id = $2) AND ($3::text IS NULL OR account_id = $3)
    AND date >= coalesce($4::date, '-infinity') AND date <= coalesce($5::date, 'infinity')
    AND ($6::boolean IS NULL OR pending = $6) AND ($7::boolean IS NULL OR (removed_at IS NOT NULL) = $7)
+   AND ($11::boolean IS NULL OR (review IS NOT NULL) = $11)
    AND date <= coalesce($8::date, 'infinity') AND ($8::date IS NULL OR date < $8 OR own_id < $9::bytea)
  ORDER BY date DESC, own_id DESC LIMIT $10"""
 

@@ -22,6 +22,7 @@ from sandbox.simulator.options import Options
 from sandbox.simulator.server import running as simulator_running
 from schemas import catalogue, codec
 from schemas.ids import own_id
+from tests.projections_log import transaction
 
 CRON_SECRET = "said-to-the-cron-alone"
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -76,10 +77,11 @@ class Api:
         await self.pool.executemany(
             f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, chained, version,
                 transfers, first_changeset, last_changeset, known_at, words, words_schema, account_id, amount_value,
-                amount_scale, currency, pending, date) VALUES ($1, $2, $3, $4, false, 1, 1, 0, 0, $5, '', 1, $6, $7, 2,
+                amount_scale, currency, pending, date) VALUES ($1, $2, $3, $4, false, 1, 1, 0, 0, $5, $10, 1, $6, $7, 2,
                 'USD', $8, $9)""",
             [(own, user, item_id, f"plaid-{number}", NOW, f"account-of-{item_id}", -1999, number % 2 == 0,
-              TODAY - datetime.timedelta(days=number // 3)) for number, own in enumerate(ids)],
+              TODAY - datetime.timedelta(days=number // 3), codec.encode(transaction(f"plaid-{number}", "-19.99")))
+             for number, own in enumerate(ids)],
         )  # fmt: skip
         return ids
 

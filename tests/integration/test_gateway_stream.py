@@ -28,8 +28,10 @@ from runtime.postgres import open_pool
 from runtime.settings import Settings
 from sandbox.kafka import Kafka
 from sandbox.machine import free_port
+from schemas import codec
 from schemas.ids import own_id
 from schemas.topics import HEADER_POSITION, user_key
+from tests.projections_log import transaction
 
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 PARTITIONS = 2
@@ -72,8 +74,9 @@ class World:
                 f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, chained, version,
                     transfers, first_changeset, last_changeset, known_at, words, words_schema, account_id,
                     amount_value, amount_scale, currency, pending, date)
-                    VALUES ($1, $2, 'item', $3, false, 1, 1, 0, 0, $4, '', 1, 'account', 1, 0, 'USD', false, $5)""",
+                    VALUES ($1, $2, 'item', $3, false, 1, 1, 0, 0, $4, $6, 1, 'account', 1, 0, 'USD', false, $5)""",
                 own, user, f"transaction-{number}", NOW, DAY + datetime.timedelta(days=number),
+                codec.encode(transaction(f"transaction-{number}", "1")),
             )  # fmt: skip
         return own.hex()
 
