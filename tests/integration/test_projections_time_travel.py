@@ -1,0 +1,188 @@
+"""As of any time and date: what a replay of the log, cut there, gives."""
+
+import datetime
+import json
+import random
+from collections import defaultdict
+from fractions import Fraction
+from typing import Any
+
+import asyncpg
+import pytest
+
+from projections import copying, edits, queries, time_travel
+from projections.memory import Memory
+from projections.queries import Row
+from projections.rows import moment
+from runtime.reader import Received
+from sandbox.postgres import Postgres
+from schemas import catalogue, codec, events, gate
+from schemas.ids import own_id
+from schemas.records import Account, Edit, Transaction
+from tests import projections_bank
+from tests.integration.test_projections_store import Database, fresh, template  # noqa: F401
+from tests.projections_bank import ACTS, ITEMS, BankHistory, Step
+from tests.projections_log import START_US, Log, owners, transaction
+
+LOGS, PAIRS = 5, 200
+STEPS = 40
+DATES = [
+    datetime.date(2026, 2, 28),
+    *(datetime.date(2026, month, day) for month in (3, 4) for day in range(1, 8)),
+    None,
+]
+
+
+class TiedLog(Log):
+    """A log in which records share their time, or come with an earlier one, and users speak in between."""
+
+    def append(self, item_id: str | None, said: Any, **head: Any) -> Received:
+        number = len(self.records)
+        at = START_US + (number // 3 - (number % 5 == 0)) * 60_000_000
+        return super().append(item_id, said, **{"at": at, **head})
+
+    def sync(self, item_id: str, *said: Any, user: int = 1, **head: Any) -> Received:
+        record = super().sync(item_id, *said, user=user, **head)
+        named = [codec.decode(Transaction, data) for kind, _, data in said if kind in SAY_WORDS]
+        for words in named[:: 2 + len(self.records) % 3]:
+            fields = {"notes": f"n{len(self.records)}", "category": (None, "PETS")[len(self.records) % 2]}
+            edit = Edit(own_id(words.transaction_id, salt=item_id.encode()).hex(), words.transaction_id,
+                        json.dumps(fields))  # fmt: skip
+            self.free(item_id, [(events.TRANSACTION_EDITED, catalogue.EDIT, codec.encode(edit))], type=gate.EDIT,
+                      user=user)  # fmt: skip
+        return record
+
+
+SAID_NOW = edits.effective(transaction("T"), {}).keys()
+SAY_WORDS = (events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED)
+
+
+def steps(rng: random.Random) -> list[Step]:
+    return [
+        (
+            rng.randrange(ITEMS),
+            [(rng.choice(ACTS), rng.randrange(4), rng.randrange(6)) for _ in range(rng.randint(1, 5))],
+        )
+        for _ in range(STEPS)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(LOGS))
+async def test_as_of_any_time_and_date_is_a_replay_cut_there(
+    postgres: Postgres, template: str, monkeypatch: pytest.MonkeyPatch, seed: int  # noqa: F811
+) -> None:  # fmt: skip
+    monkeypatch.setattr(projections_bank, "Log", TiedLog)
+    rng = random.Random(seed)
+    log = BankHistory(steps(rng)).log
+    cuts = _cuts(log)
+    assert len({at for at, _ in cuts}) < len(log.records)  # several records share their time
+
+    async with fresh(postgres, f"as_of{seed}") as database:
+        await database.project(log.records, [rng.randrange(len(log.records)) for _ in range(5)])
+        connection = await database.connection()
+        times = [at for at, _ in cuts]
+        for _ in range(PAIRS):
+            known_at = rng.choice(times) + rng.choice((-1, 0, 0, 1, 30_000_000))
+            effective_at = rng.choice(DATES)
+            cut = max((one for at, one in cuts if at <= known_at), key=lambda one: one.records, default=NOTHING)
+
+            found = await _as_of(connection, known_at, effective_at, limit=rng.choice((2, 7, 500)))
+
+            assert found == cut.until(effective_at), (seed, known_at, effective_at)
+
+
+class Cut:
+    """What a memory had known when it had been fed a number of records."""
+
+    def __init__(self, memory: Memory, records: int) -> None:
+        self.records = records
+        self.rows = {
+            row.own_id.hex(): (codec.decode(Transaction, row.words), _row(row))
+            for row in memory.rows.values() if row.is_shown
+        }  # fmt: skip
+        self.accounts = {
+            (row.item_id, row.account_id): (_said(row), row.source, row.version, _at(row.cached_at), _at(row.known_at))
+            for row in memory.accounts.values()
+        }
+        self.transfers = list(memory.transfers)
+        self.meanings = dict(memory.meanings)
+
+    def until(self, effective_at: datetime.date | None) -> tuple[Any, ...]:
+        latest = effective_at or datetime.date.max
+        rows = {
+            own: row for own, (words, row) in self.rows.items() if datetime.date.fromisoformat(words.date) <= latest
+        }
+        sums: dict[tuple[str, str], list[Fraction]] = defaultdict(lambda: [Fraction(0), Fraction(0)])
+        for one in self.transfers:
+            if copying.read_date(one.effective) <= latest:
+                scale = self.meanings[one.debit][4]
+                assert isinstance(scale, int)
+                for side, account in enumerate((one.debit, one.credit)):
+                    sums[account.hex(), one.layer][side] += Fraction(one.amount, 10**scale)
+        return rows, self.accounts, dict(sums)
+
+
+def _cuts(log: Log) -> list[tuple[int, Cut]]:
+    """The time of each record, and what is known behind it."""
+    memory, cuts = Memory(owners), []
+    for record in log.records:
+        memory.project([record])
+        cuts.append((memory.known_at[0], Cut(memory, len(cuts) + 1)))
+    return cuts
+
+
+NOTHING = Cut(Memory(owners), 0)
+
+
+async def _as_of(
+    connection: asyncpg.Connection, known_at: int, effective_at: datetime.date | None, *, limit: int
+) -> tuple[Any, ...]:
+    at = moment(known_at)
+    assert at is not None
+    rows: list[Row] = []
+    after = None
+    while True:
+        page = await time_travel.transactions(connection, 1, at, effective_at, limit=limit, after=after)
+        rows += page.rows
+        assert len(page.rows) <= limit
+        if page.next is None:
+            break
+        after = page.next
+    order = [(row["date"], row["id"]) for row in rows]
+    assert order == sorted(set(order), reverse=True)
+    accounts = {
+        (row["item_id"], row["account_id"]): (
+            (row["name"], row["type"], row["current"]), row["source"], row["version"], row["cached_at"], row["known_at"]
+        )
+        for row in await time_travel.accounts(connection, 1, at)
+    }  # fmt: skip
+    ledger = {
+        (row["account"], row["layer"]): [Fraction(row["debits"]), Fraction(row["credits"])]
+        for row in await time_travel.ledger_balances(connection, 1, at, effective_at)
+    }
+    return {row["id"]: _shown(row) for row in rows}, accounts, ledger
+
+
+def _row(row: Any) -> tuple[Any, ...]:
+    words = codec.decode(Transaction, row.words)
+    return (
+        row.item_id, row.transaction_id, row.version, _at(row.known_at), words.amount, words.date, words.pending,
+        edits.effective(words, edits.values(row.user_fields)),
+    )  # fmt: skip
+
+
+def _shown(row: Row) -> tuple[Any, ...]:
+    return (
+        row["item_id"], row["transaction_id"], row["version"], row["known_at"], row["amount"], row["date"],
+        row["pending"], {name: row[name] for name in SAID_NOW},
+    )  # fmt: skip
+
+
+def _said(row: Any) -> tuple[Any, ...]:
+    words = codec.decode(Account, row.cached_words)
+    return words.name, words.type, words.current
+
+
+def _at(microseconds: int | None) -> str | None:
+    at = moment(microseconds)
+    return None if at is None else queries.plain({"at": at})["at"]
