@@ -163,8 +163,6 @@ class Released(Struct, frozen=True, kw_only=True):
     # What /item/get said, where it was asked: when Plaid last read the bank with success.
     bank_asked: bool = False
     bank_updated_at: datetime | None = None
-    # Whether a whole history that was read lacked an account; None where none was read.
-    history_incomplete: bool | None = None
     # Whether /transactions/refresh was answered: the bank itself is being asked.
     refreshed: bool = False
     duration_s: float = 0.0

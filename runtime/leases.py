@@ -84,7 +84,7 @@ async def release(connection: asyncpg.Connection, claimed: Claimed, result: Rele
         result.not_before_s, result.wait_offset, result.accounts_read, result.synced, result.attempts,
         result.not_ready, result.stopped, error, 0.0 if result.done else REMARKED_WAIT_S_MAX, result.hints_until,
         result.duration_s, claimed.cause.kind, result.pages, result.added, result.modified, result.removed,
-        result.outcome, result.bank_asked, result.bank_updated_at, result.refreshed, result.history_incomplete,
+        result.outcome, result.bank_asked, result.bank_updated_at, result.refreshed,
     )  # fmt: skip
     return bool(held)
 
@@ -336,7 +336,6 @@ _RELEASE = """
             bank_updated_at = coalesce($24::timestamptz, bank_updated_at),
             refresh_wanted = refresh_wanted AND (generation > $3 OR NOT ($25 OR $4)),
             refreshed_at = CASE WHEN $25 THEN tartan.clock() ELSE refreshed_at END,
-            history_incomplete = coalesce($26, history_incomplete),
             attempts = $10, not_ready = $11, stopped = $12, last_error = $13::text::jsonb
         WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock()
         RETURNING item_id

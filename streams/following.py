@@ -9,6 +9,7 @@ from runtime.dues import KnownHead
 from schemas import gate
 from schemas.gate import ItemGate, Verdict
 from schemas.records import Head
+from streams.pages import COMPLETE
 from streams.times import moment
 
 
@@ -34,12 +35,13 @@ class Followed:
     """What a batch changes.
 
     `heads`: by Item, the last ones. `again`: Items whose record was skipped. `redriven`: Item to the offset of its
-    redrive. `erased`: users.
+    redrive. `histories`: Items whose whole history was read, with whether it lacked an account. `erased`: users.
     """
 
     heads: dict[str, ItemHead] = field(default_factory=dict)
     again: set[str] = field(default_factory=set)
     redriven: dict[str, int] = field(default_factory=dict)
+    histories: dict[str, bool] = field(default_factory=dict)
     erased: list[int] = field(default_factory=list)
     verdicts: Counter[Verdict] = field(default_factory=Counter)
 
@@ -61,6 +63,8 @@ def follow(records: Iterable[Read], known: Mapping[str, ItemHead], *, erased: It
         if verdict is Verdict.ACCEPTED and head.kind == gate.CHAINED:
             assert head.item_id is not None, "a chained record without an Item was accepted"
             items[head.item_id] = followed.heads[head.item_id] = _after(record, item)
+            if head.type == gate.RESTATED:
+                followed.histories[head.item_id] = _lacks_account(head, item)
         elif verdict is Verdict.ACCEPTED:
             _free(record, followed, gone)
         elif verdict is Verdict.NOT_HEAD and head.item_id is not None:
@@ -79,6 +83,15 @@ def _free(record: Read, followed: Followed, gone: set[int]) -> None:
 
 def _gate(item: ItemHead | None) -> ItemGate:
     return ItemGate() if item is None else ItemGate(item.head.id, item.user, item.head.unlinked)
+
+
+def _lacks_account(head: Head, before: ItemHead | None) -> bool:
+    """Whether a whole history does not name an account that the chain knows. It names those that it prints.
+
+    One that Plaid does not call complete stays as it is: to read it again says no more.
+    """
+    known = before.head.fingerprints if before else {}
+    return head.history_status == COMPLETE and not known.keys() <= head.fingerprints.keys()
 
 
 def _after(record: Read, before: ItemHead | None) -> ItemHead:

@@ -152,11 +152,10 @@ class Pass:
             removals_share_max=self._world.removals_share_max,
         )  # fmt: skip
         events = await off_loop(len(update.changes), lambda: restated.events(covered, update))
-        released = await self._finish(self._draft(gate.RESTATED, update, events, {**update.accounts, **named}, state))
+        draft = self._draft(gate.RESTATED, update, events, {**update.accounts, **named}, state)
+        # By the accounts that a head prints, follow_heads knows which the history lacked.
+        released = await self._finish(draft._replace(fingerprints=self.chain.prints(named)))
         metrics.RESTATED.labels(because, "yes" if covered.complete else "no").inc()
-        # What lacks an account is read again once that is back; what Plaid never calls complete stays as it is.
-        lacks_account = not covered.complete and restated.is_whole(update)
-        released = msgspec.structs.replace(released, history_incomplete=lacks_account)
         return failures.restated(self._claimed, released, because=because, jitter=self._world.random())
 
     async def _wait_for_history(self, state: ItemState | None, *, attempts: int) -> Released:

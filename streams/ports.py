@@ -150,7 +150,7 @@ class Following(Protocol):
         """Users whose key is destroyed."""
 
     async def apply(self, followed: Followed) -> None:
-        """Write heads, make due again what was skipped or redriven, erase."""
+        """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
 
     async def advance(self, positions: Mapping[int, Position]) -> None:
         """Move the positions."""

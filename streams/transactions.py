@@ -120,12 +120,16 @@ class FollowingTransaction(_Positioned):
         return {user for user in users if self._is_erased[user]}
 
     async def apply(self, followed: Followed) -> None:
-        """Write heads, make due again what was skipped or redriven, erase."""
+        """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
         if followed.redriven:
             await self._connection.execute(_REDRIVEN, list(followed.redriven), list(followed.redriven.values()))
             await dead_letters.redriven(self._connection, PARKED_BY, followed.redriven)
         if followed.again or followed.redriven:
             await sync_state.mark_again(self._connection, list(followed.again), redriven=list(followed.redriven))
+        if followed.histories:
+            await self._connection.execute(
+                _HISTORIES, list(followed.histories), list(followed.histories.values())
+            )  # fmt: skip
         if followed.heads:
             await self._put(followed.heads)
         for user in followed.erased:
@@ -230,6 +234,15 @@ _PUT_HEADS = f"""
             history_status = excluded.history_status, fingerprints = excluded.fingerprints,
             hints_until = excluded.hints_until
     ){_ADVANCE}"""
+
+# What removals a history that lacked an account could not conclude, the next one does.
+_HISTORIES = """
+    WITH read AS (
+        SELECT item_id, h.incomplete FROM tartan.sync_state s
+        JOIN unnest($1::text[], $2::bool[]) AS h (item_id, incomplete) USING (item_id)
+        ORDER BY item_id FOR UPDATE OF s
+    )
+    UPDATE tartan.sync_state s SET history_incomplete = read.incomplete FROM read WHERE s.item_id = read.item_id"""
 
 # A redrive frees what streams itself set aside; the others are the projections' to free.
 _REDRIVEN = f"""

@@ -232,7 +232,7 @@ class RealTransaction(Transaction):
         return await self._look(read)
 
     async def apply(self, followed: Followed) -> None:
-        """Write heads, make due again what was skipped or redriven, erase: at the commit."""
+        """Write heads and what histories lacked, make due again what was skipped or redriven, erase: at the commit."""
         self._followed = followed
 
     async def advance(self, positions: Mapping[int, Position]) -> None:

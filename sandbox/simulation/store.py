@@ -293,7 +293,7 @@ class Transaction:
         return await self._read(lambda: {user for user in users if self._tables.keys.get(user, 0) is None})
 
     async def apply(self, followed: Followed) -> None:
-        """Write heads, make due again what was skipped or redriven, erase."""
+        """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
         self._writes.append(lambda: self._tables.follow(followed))
 
     async def advance(self, positions: Mapping[int, Position]) -> None:

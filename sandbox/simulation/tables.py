@@ -252,8 +252,6 @@ class Tables:
         row.refresh_wanted = row.refresh_wanted and (marked or not (result.refreshed or result.done))
         row.attempts, row.not_ready, row.stopped = result.attempts, result.not_ready, result.stopped
         row.last_error = result.error
-        if result.history_incomplete is not None:
-            row.history_incomplete = result.history_incomplete
         if result.hints_until is not None:
             self._drop_hints(row.item_id, result.hints_until)
 
@@ -313,12 +311,15 @@ class Tables:
     # What follows the log.
 
     def follow(self, followed: Followed) -> None:
-        """Write heads, make due again what was skipped or redriven."""
+        """Write heads and what histories lacked, make due again what was skipped or redriven."""
         for item_id, offset in sorted(followed.redriven.items()):
             for (name, _), parking in self.parkings.items():
                 if name == item_id and parking.reader == PARKED_BY and parking.redrive_offset is None:
                     parking.redrive_offset = offset
         self.mark_again(followed.again | followed.redriven.keys(), followed.redriven)
+        for item_id, incomplete in followed.histories.items():
+            if item_id in self.rows:
+                self.rows[item_id].history_incomplete = incomplete
         for item_id, head in followed.heads.items():
             if head.hints_until is not None:
                 self._drop_hints(item_id, head.hints_until)

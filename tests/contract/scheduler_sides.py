@@ -146,5 +146,6 @@ def postgres(pool: asyncpg.Pool, *, metered: bool) -> Side:
 SHOWN = (
     "generation", "done_generation", "lane", "due_at", "not_before", "lease_until", "wait_offset", "unlink_requested",
     "accounts_wanted", "accounts_at", "last_synced_at", "last_webhook_at", "stopped", "attempts", "not_ready",
+    "history_incomplete",
 )  # fmt: skip
 """Columns of `sync_state` that both must have alike."""

@@ -9,7 +9,7 @@ import pytest
 from runtime.dues import KnownHead, Released
 from runtime.reader import Position
 from streams.following import Followed, ItemHead
-from tests.contract.scheduler_sides import START, USER, Side, memory, postgres
+from tests.contract.scheduler_sides import LEASE_S, START, USER, Side, memory, postgres
 
 BATCHES = 40
 
@@ -63,6 +63,20 @@ async def test_a_batch_that_fails_leaves_neither_heads_nor_position(side: Side) 
     assert await known(side, "a") == ({"a": head(1)}, 2)
 
 
+async def test_that_a_history_lacked_an_account_is_known_until_a_whole_one_is_read(side: Side) -> None:
+    """Also to a claim behind a pass that appended and never gave its Item back."""
+    await side.register("a", "t", "bank")
+    known: list[bool] = []
+
+    for offset, said in enumerate(({"a": True}, {}, {"a": False, "unknown": True}, {})):
+        [claimed] = await side.store.claim(1)
+        known.append(claimed.history_incomplete)
+        await follow(side, Followed(histories=said), at=offset + 1)
+        side.clock.advance(LEASE_S + 1)
+
+    assert known == [False, True, True, False]
+
+
 async def test_an_item_whose_record_was_skipped_is_due_again(side: Side) -> None:
     await side.register("a", "t", "bank")
     [claimed] = await side.store.claim(1)
@@ -113,6 +127,7 @@ async def test_the_same_batches_leave_the_same_heads_and_rows(seed: int, pool: a
             heads={item_id: head(number) for item_id in rng.sample(items, rng.randint(0, 3))},
             again=set(rng.sample(items, rng.randint(0, 2))),
             redriven=dict.fromkeys(rng.sample(items, rng.choice((0, 0, 1))), number),
+            histories=dict.fromkeys(rng.sample(items, rng.choice((0, 0, 2))), rng.random() < 0.5),
         )
         claims = rng.randint(0, 2)
         for side in sides:

@@ -209,17 +209,3 @@ def _shown(claimed: Claimed) -> tuple[object, ...]:
         claimed.unlink_requested, claimed.accounts_wanted, claimed.accounts_at, claimed.attempts, claimed.hints,
         claimed.bank_failing,
     )  # fmt: skip
-
-
-async def test_that_a_history_lacked_an_account_is_known_until_a_whole_one_is_read(side: Side) -> None:
-    await side.register("item", "t", "bank")
-    known: list[bool] = []
-
-    for said in (True, None, False, None):
-        [claimed] = await side.store.claim(1)
-        known.append(claimed.history_incomplete)
-        await side.store.release(
-            claimed, Released(outcome="appended", done=True, due_in_s=0.0, history_incomplete=said)
-        )
-
-    assert known == [False, True, True, False]

@@ -6,6 +6,7 @@ from schemas import gate
 from schemas.gate import Verdict
 from schemas.records import Cause, Head
 from streams.following import Followed, ItemHead, Read, follow
+from streams.pages import COMPLETE
 
 
 def record(
@@ -112,6 +113,25 @@ def test_a_redrive_is_told_with_its_offset_and_an_edit_changes_nothing() -> None
     assert result.redriven == {"item": 2}
     assert result.heads["item"].head.id == first.head.id
     assert result.verdicts == {Verdict.ACCEPTED: 3, Verdict.ASIDE: 1}
+
+
+def test_a_whole_history_that_does_not_name_a_known_account_is_told_until_one_that_does() -> None:
+    first = record(0, gate.LINK, fingerprints={"a": b"1", "b": b"1"})
+    lacking = record(1, gate.RESTATED, parent=first.head.id, fingerprints={"a": b"1"}, history_status=COMPLETE)
+    sync = record(2, parent=lacking.head.id, fingerprints={"a": b"2"})
+    whole = record(3, gate.RESTATED, parent=sync.head.id, fingerprints={"a": b"2", "b": b"1"}, history_status=COMPLETE)
+    rival = record(4, gate.RESTATED, parent=first.head.id, fingerprints={}, history_status=COMPLETE)
+
+    assert followed(first).histories == {}
+    assert followed(first, lacking, sync).histories == {"item": True}
+    assert followed(first, lacking, sync, whole, rival).histories == {"item": False}
+
+
+def test_a_history_that_plaid_does_not_call_complete_is_not_read_again_for_an_account() -> None:
+    first = root()
+    restated = record(1, gate.RESTATED, parent=first.head.id, history_status="INITIAL_UPDATE_COMPLETE")
+
+    assert followed(first, restated).histories == {"item": False}
 
 
 def test_an_item_of_another_user_is_not_taken_over() -> None:

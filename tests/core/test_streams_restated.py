@@ -6,15 +6,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime.dues import CURSOR_LOST
+from runtime.dues import CURSOR_LOST, KnownHead
 from runtime.plaid_answers import SyncPage
 from schemas import gate
 from schemas.errors import Retry
 from schemas.events import BALANCE_REPORTED, HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_REMOVED
 from schemas.records import History, Removal, Transaction
 from streams import changeset, restated, waits
+from streams.following import ItemHead, Read, follow
 from streams.pages import COMPLETE, fold
-from tests.streams_memory import HEAD, KEYS, PAGE, Memory, account, fetched, refusal
+from tests.streams_memory import CLAIMED, HEAD, KEYS, PAGE, Memory, account, fetched, refusal
 
 LOST = refusal("INVALID_FIELD", "INVALID_REQUEST")
 MUTATION = refusal("TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION", "TRANSACTIONS_ERROR")
@@ -29,6 +30,13 @@ def known(*accounts: str) -> Any:
     """A head whose chain knows these accounts."""
     prints = {changeset.pseudonym(name, KEYS): changeset.fingerprint(account(name), KEYS) for name in accounts}
     return msgspec.structs.replace(HEAD, fingerprints=prints)
+
+
+def lacked_account(memory: Memory, before: KnownHead) -> bool | None:
+    """What the follower concludes of the last record; None: nothing, there is no whole history in it."""
+    read = Read(CLAIMED.partition, 101, memory.heads[-1])
+    item = ItemHead(CLAIMED.user, CLAIMED.partition, before, None)
+    return follow([read], {CLAIMED.item_id: item}, erased=()).histories.get(CLAIMED.item_id)
 
 
 async def test_a_refused_cursor_becomes_one_record_of_the_whole_history() -> None:
@@ -120,13 +128,12 @@ async def test_nothing_is_said_of_a_history_that_plaid_has_not_read_to_its_end(p
 async def test_an_account_that_is_missing_leaves_removals_unconcluded() -> None:
     memory = Memory(answers=[LOST, WHOLE])
 
-    result = await fetched(memory, head=known("a", "b", "c"))
+    await fetched(memory, head=known("a", "b", "c"))
 
     [(_, covered), *_] = memory.events(0)
     assert (covered.account_ids, covered.complete) == (["a"], False)
     assert covered.incomplete_because == "2 of 3 known accounts are not named"
-    assert result is not None
-    assert result.history_incomplete is True
+    assert lacked_account(memory, known("a", "b", "c")) is True
 
 
 @pytest.mark.parametrize("answers", [[LOST, WHOLE], [WHOLE]])
@@ -144,13 +151,12 @@ async def test_accounts_are_asked_for_once_before_the_history_and_once_after_it(
 async def test_a_history_that_lacked_an_account_is_read_again_once_that_is_back() -> None:
     memory = Memory(answers=[WHOLE], bank_accounts=[["a", "b"]])
 
-    result = await fetched(memory, head=known("a", "b"), history_incomplete=True)
+    await fetched(memory, head=known("a", "b"), history_incomplete=True)
 
     [(_, covered), *_] = memory.events(0)
     assert ([head.type for head in memory.heads], covered.complete) == ([gate.RESTATED], True)
     assert memory.cursors == [None]
-    assert result is not None
-    assert result.history_incomplete is False
+    assert lacked_account(memory, known("a", "b")) is False
 
 
 async def test_while_the_account_is_missing_still_what_changes_is_synced_all_the_same() -> None:
@@ -161,7 +167,7 @@ async def test_while_the_account_is_missing_still_what_changes_is_synced_all_the
     assert [head.type for head in memory.heads] == [gate.SYNC]
     assert memory.cursors == ["c0"]
     assert result is not None
-    assert (result.outcome, result.history_incomplete) == ("appended", None)
+    assert (result.outcome, lacked_account(memory, known("a", "b"))) == ("appended", None)
 
 
 @pytest.mark.parametrize("named", [[["a"], ["a", "b"]], [["a", "b"], ["a"]]])
@@ -172,6 +178,17 @@ async def test_an_account_that_comes_or_goes_meanwhile_counts_as_missing(named: 
 
     [(_, covered), *_] = memory.events(0)
     assert (covered.account_ids, covered.complete) == (["a"], False)
+    assert lacked_account(memory, known("a", "b")) is True
+
+
+async def test_an_account_that_only_the_history_itself_names_is_one_that_is_lacked() -> None:
+    memory = Memory(answers=[LOST, WHOLE._replace(accounts=[account("b")])])
+
+    await fetched(memory, head=known("a", "b"))
+
+    [(_, covered), *_] = memory.events(0)
+    assert (covered.account_ids, covered.complete) == (["a"], False)
+    assert lacked_account(memory, known("a", "b")) is True
 
 
 @pytest.mark.parametrize("error", [refusal("ACCOUNTS_LIMIT", "RATE_LIMIT_EXCEEDED"), Retry("no answer from Plaid")])
@@ -262,7 +279,7 @@ async def test_a_history_that_plaid_never_calls_complete_counts_after_hours_for_
     result = await fetched(memory, head=known("a"), not_ready=waits.HISTORY_ANSWERS_MAX)
 
     assert result is not None
-    assert (result.outcome, result.not_ready, result.history_incomplete) == ("appended", 0, False)
+    assert (result.outcome, result.not_ready, lacked_account(memory, known("a"))) == ("appended", 0, False)
     (_, covered), (kind, _), *_ = memory.events(0)
     assert (covered.complete, kind) == (False, TRANSACTION_ADDED)
     assert covered.incomplete_because == "Plaid has not said that it is complete: None"
