@@ -57,11 +57,22 @@ ITEM = _object(
     **_FRESHNESS,
 )  # fmt: skip
 
+_BANK_TIME: Schema = {**_MAYBE_TEXT, "description": "the bank's own time of its balance, where it tells one"}
+
+
+def _account_key(description: str) -> Schema:
+    return {**_object(item_id=_TEXT, account_id=_TEXT), "type": ["object", "null"], "description": description}
+
+
 ACCOUNT = _object(
     account_id=_TEXT, item_id=_TEXT, persistent_account_id=_MAYBE_TEXT, name=_MAYBE_TEXT, official_name=_MAYBE_TEXT,
     mask=_MAYBE_TEXT, type=_TEXT, subtype=_MAYBE_TEXT, currency=_TEXT, current=_MAYBE_AMOUNT, available=_MAYBE_AMOUNT,
-    limit=_MAYBE_AMOUNT, source={**_TEXT, "description": "cached or realtime"}, cached_at=_MAYBE_MOMENT,
-    realtime_at=_MAYBE_MOMENT, version=_COUNT, known_at=_MOMENT,
+    limit=_MAYBE_AMOUNT, last_updated_datetime=_BANK_TIME,
+    source={**_TEXT, "description": "what spoke last: cached (a sync) or realtime (the bank was asked)"},
+    cached_at={**_MAYBE_MOMENT, "description": "since when syncs report the same"},
+    realtime_at={**_MAYBE_MOMENT, "description": "when the bank was last asked"}, version=_COUNT, known_at=_MOMENT,
+    continues=_account_key("the older account that this one goes on from"),
+    continued_by=_account_key("the younger account that goes on from this one"),
     freshness={"$ref": "#/components/schemas/Freshness"},
 )  # fmt: skip
 

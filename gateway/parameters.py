@@ -98,17 +98,6 @@ def texts(values_max: int) -> Callable[[list[Any]], list[str]]:
     return read
 
 
-def moment(value: str) -> datetime.datetime:
-    """A time with its offset from UTC."""
-    try:
-        at = datetime.datetime.fromisoformat(value)
-    except ValueError:
-        at = None
-    if at is None or at.tzinfo is None:
-        raise ValueError("must be a time with its offset from UTC, as 2026-09-21T12:00:00Z")
-    return at
-
-
 def own_id(value: str) -> bytes:
     """A transaction's own id."""
     if not _OWN_ID.fullmatch(value):

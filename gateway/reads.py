@@ -8,6 +8,7 @@ import asyncpg
 
 from gateway import control, cursors
 from gateway.authentication import StreamTokens
+from gateway.balance_cache import BalanceCache
 from gateway.call import Call, ok
 from gateway.control import Owned
 from gateway.database import connected, snapshot
@@ -36,6 +37,7 @@ class Reads:
         self._checks = Checks(settings.schedule_interval_s, settings.accounts_interval_s)
         self._pool = pool
         self._tokens = tokens
+        self._balances = BalanceCache(kept_s=settings.balance_cache_s)
 
     async def get_item(self, call: Call) -> Answer:
         """One Item."""
@@ -59,7 +61,7 @@ class Reads:
         async with snapshot(self._pool) as connection:
             user = await _user(connection, call)
             shown = {row["item_id"]: row for row in await queries.items(connection, user)}
-            accounts = await queries.accounts(connection, user)
+            accounts = await self._balances.accounts(connection, user)
             owned = await control.items(connection, call.tenant, user)
         fresh = {one.item_id: _freshness(one, shown.get(one.item_id) or {}, self._checks) for one in owned}
         return ok({"accounts": [{**account, "freshness": fresh.get(account["item_id"])} for account in accounts]})

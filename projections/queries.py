@@ -14,7 +14,7 @@ import asyncpg
 
 from projections import edits
 from schemas import codec
-from schemas.records import Transaction
+from schemas.records import Account, Transaction
 
 PAGE_MAX = 500
 """Most rows in one answer: at about 600 bytes a transaction an answer stays below 300 kB."""
@@ -91,7 +91,7 @@ async def item(connection: asyncpg.Connection, user: int, item_id: str) -> Row |
 
 async def accounts(connection: asyncpg.Connection, user: int, *, item_id: str | None = None) -> list[Row]:
     """The accounts of a user, or of one Item of theirs, with their balances."""
-    return [plain(row) for row in await connection.fetch(_ACCOUNTS, user, item_id)]
+    return [_account(row) for row in await connection.fetch(_ACCOUNTS, user, item_id)]
 
 
 async def transactions(
@@ -156,6 +156,12 @@ async def position(connection: asyncpg.Connection, partition: int) -> int:
     return int(await connection.fetchval(_POSITION, partition) or 0)
 
 
+async def newest(connection: asyncpg.Connection, user: int) -> int | None:
+    """The offset of a user's last record that readers see: while it is the same, so is what they see of the user."""
+    offset: int | None = await connection.fetchval(_NEWEST, user)
+    return offset
+
+
 async def parked(connection: asyncpg.Connection, *, item_id: str | None = None) -> list[Row]:
     """The Items that are set aside now, the longest first: by which reader, where, why, and how much is withheld."""
     return [plain(row) for row in await connection.fetch(_PARKED, item_id)]
@@ -216,6 +222,17 @@ def said_now(row: Found) -> Row:
     return edits.effective(words, edits.values(row["user_fields"]))
 
 
+def _account(row: asyncpg.Record) -> Row:
+    shown = plain(row)
+    words, schema = row["words"], row["words_schema"]
+    said: Account | None = None if words is None else codec.decoder(schema)(words, 0)[0]
+    del shown["words"], shown["words_schema"]
+    for name in ("continues", "continued_by"):
+        item_id, account_id = shown.pop(f"{name}_item"), shown.pop(f"{name}_account")
+        shown[name] = None if item_id is None else {"item_id": item_id, "account_id": account_id}
+    return {**shown, "last_updated_datetime": said and said.last_updated_datetime}
+
+
 def _transaction(row: asyncpg.Record) -> Row:
     shown = {name: _text(value) for name, value in row.items() if name not in _INSIDE}
     amount = decimal_text(shown.pop("amount_value"), shown.pop("amount_scale"))
@@ -245,7 +262,10 @@ _ITEM = f"SELECT {_ITEM_COLUMNS} FROM reads.items WHERE user_number = $1 AND ite
 
 _ACCOUNTS = """
 SELECT item_id, account_id, persistent_account_id, name, official_name, mask, type, subtype, currency,
-       current, available, "limit", source, cached_at, realtime_at, version, known_at
+       current, available, "limit", source, cached_at, realtime_at, version, known_at,
+       continues_item, continues_account, continued_by_item, continued_by_account,
+       CASE source WHEN 'cached' THEN cached_words ELSE realtime_words END AS words,
+       CASE source WHEN 'cached' THEN cached_schema ELSE realtime_schema END AS words_schema
   FROM reads.accounts WHERE user_number = $1 AND ($2::text IS NULL OR item_id = $2) ORDER BY item_id, account_id"""
 
 _TRANSACTION_COLUMNS = """own_id, item_id, account_id, transaction_id, amount_value, amount_scale,
@@ -299,6 +319,9 @@ SELECT k.item_id, k.reader, k.first_offset, k.partition, k.reason, k.parked_at,
   FROM tartan.parkings k
  WHERE k.redrive_offset IS NULL AND ($1::text IS NULL OR k.item_id = $1)
  ORDER BY k.parked_at, k.item_id"""
+
+# From the end of the index changesets_user.
+_NEWEST = "SELECT max(source_offset) FROM reads.changesets WHERE user_number = $1"
 
 _POSITION = "SELECT position FROM reads.positions WHERE partition = $1"
 

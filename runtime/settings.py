@@ -120,6 +120,10 @@ class Settings(BaseSettings):
     api_keys: SecretStr = Field(SecretStr(""), description="tenant:key pairs separated by commas")
     stream_secret: SecretStr = Field(SecretStr(""), description="signs the tokens that browsers open streams with")
 
+    balance_cache_s: float = Field(
+        30.0, ge=0, le=30, description="a read may show accounts that were read so long ago, if nothing came since"
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least that is logged")
     log_format: Literal["json", "text"] = Field("json", description="one object a line, or for people")
 
