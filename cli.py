@@ -103,10 +103,12 @@ def migrate() -> None:
     import asyncpg
 
     from projections.migrate import migrate as upgrade
+    from projections.rights import Roles
 
-    dsn = settings.load().postgres_dsn.get_secret_value()
+    loaded = settings.load()
+    dsn = loaded.postgres_dsn.get_secret_value()
     try:
-        upgrade(dsn)
+        upgrade(dsn, Roles(loaded.projector_role, loaded.eraser_role))
     except (OSError, asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
     typer.echo("The tables are up to date.")

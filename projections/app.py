@@ -41,7 +41,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
     topic = full_name(CHANGESETS, settings.topic_prefix)
     keyring = Keyring(Vault(settings.master_key()))
     async with AsyncExitStack() as stack:
-        pool = await open_pool(settings, stage=READER, size=POOL_SIZE)
+        pool = await open_pool(settings, stage=READER, size=POOL_SIZE, role=settings.projector_role)
         stack.push_async_callback(pool.close)
         await store.ensure_positions(pool, settings.partitions)
         lock = await stack.enter_async_context(alone(settings, READER))

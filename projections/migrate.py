@@ -7,7 +7,8 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 
-from projections import tables, views
+from projections import rights, tables, views
+from projections.rights import Roles
 from runtime.postgres import CONNECT_TIMEOUT_S, CONTROL_SCHEMA
 from schemas.errors import Halt
 
@@ -22,17 +23,17 @@ _HAS_REVISIONS = f"SELECT to_regclass('{CONTROL_SCHEMA}.alembic_version') IS NOT
 _REVISION = f"SELECT version_num FROM {CONTROL_SCHEMA}.alembic_version"
 
 
-def migrate(dsn: str) -> None:
+def migrate(dsn: str, roles: Roles = rights.DEFAULT) -> None:
     """Apply all revisions that the database lacks, in one transaction; two at once wait for each other.
 
     It runs an event loop of its own: from a coroutine call it through asyncio.to_thread.
     Idempotence: a database at the newest revision stays as it is.
-    Raises: Halt, where Postgres is older than POSTGRES_MIN.
+    Raises: Halt, where Postgres is older than POSTGRES_MIN, or the user lacks a right that an administrator can give.
     """
-    asyncio.run(_migrate(dsn))
+    asyncio.run(_migrate(dsn, roles))
 
 
-def script(revision: str | None) -> str:
+def script(revision: str | None, roles: Roles = rights.DEFAULT) -> str:
     """The SQL that leads from a revision (None: an empty database) to the newest one."""
     written = io.StringIO()
     config = Config(output_buffer=written)
@@ -40,12 +41,12 @@ def script(revision: str | None) -> str:
     config.set_main_option("path_separator", "os")
     command.upgrade(config, f"{revision}:head" if revision else "head", sql=True)
     # Alembic makes its own table first, and expects the schema of it to be there.
-    # The views show what the tables have behind the last revision.
-    shown = ";\n".join(views.statements(tables.SCHEMA))
+    # The views show what the tables have behind the last revision, and the rights are on all of it.
+    shown = ";\n".join([*views.statements(tables.SCHEMA), *rights.statements(tables.SCHEMA, roles)])
     return f"CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};\n{written.getvalue()}\n{shown};\n"
 
 
-async def _migrate(dsn: str) -> None:
+async def _migrate(dsn: str, roles: Roles) -> None:
     connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S)
     try:
         major = connection.get_server_version().major
@@ -56,6 +57,8 @@ async def _migrate(dsn: str) -> None:
             await connection.execute(_LOCK)
             has_revisions = await connection.fetchval(_HAS_REVISIONS)
             revision = await connection.fetchval(_REVISION) if has_revisions else None
-            await connection.execute(script(revision), timeout=MIGRATION_S_MAX)
+            await connection.execute(script(revision, roles), timeout=MIGRATION_S_MAX)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise Halt(f"the tables cannot be made or changed: {error}") from error
     finally:
         await connection.close()

@@ -3,9 +3,9 @@
 import asyncpg
 
 from projections import store
-from runtime.postgres import CONNECT_TIMEOUT_S, server_settings
+from runtime.postgres import CONNECT_TIMEOUT_S, NO_ROLE, no_role, server_settings
 from runtime.settings import Settings
-from schemas.errors import Retry
+from schemas.errors import Halt, Retry
 
 CLOSE_S = 5.0
 
@@ -20,7 +20,7 @@ class Session:
     async def connection(self) -> asyncpg.Connection:
         """The connection, ready for store.write.
 
-        Raises: Retry, where Postgres is away.
+        Raises: Retry, where Postgres is away; Halt, where it does not let this process act as the projector.
         """
         if self._connection is not None and self._connection.is_closed():
             self.drop()
@@ -28,6 +28,9 @@ class Session:
             try:
                 self._connection = await self._connect()
                 await store.prepare(self._connection)
+            except NO_ROLE as error:
+                self.drop()
+                raise Halt(no_role(self._settings.projector_role, error)) from error
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 self.drop()
                 raise Retry(f"no Postgres: {type(error).__name__}") from error
@@ -52,5 +55,8 @@ class Session:
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=settings.statement_timeout_s + 5.0,
             # The planner learns nothing from arrays: a plan made once is as good, and costs nothing the next time.
-            server_settings={**server_settings(settings, "projections"), "plan_cache_mode": "force_generic_plan"},
+            server_settings={
+                **server_settings(settings, "projections", role=settings.projector_role),
+                "plan_cache_mode": "force_generic_plan",
+            },
         )

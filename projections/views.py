@@ -12,6 +12,18 @@ SELECT own_id, user_number, item_id, account_id, transaction_id, pending,
        legs, review
   FROM {schema}.transactions"""
 
+# The chart of accounts. What comes in by these categories of Plaid is income; by all others money is spent.
+_LEDGER_ACCOUNTS = """
+SELECT l.id, l.user_number, l.kind, l.reference, l.currency, l.scale,
+       CASE WHEN l.kind = 'equity' THEN 'equity'
+            WHEN l.kind = 'category' AND l.reference IN ('INCOME', 'TRANSFER_IN', 'LOAN_DISBURSEMENTS') THEN 'income'
+            WHEN l.kind = 'category' THEN 'expense'
+            WHEN EXISTS (SELECT FROM {schema}.accounts a
+                          WHERE a.user_number = l.user_number AND a.account_id = l.reference
+                            AND a.type IN ('credit', 'loan')) THEN 'liability'
+            ELSE 'asset' END AS class
+  FROM {schema}.ledger_accounts l"""
+
 _LEDGER_TRANSFERS = """
 SELECT t.own_id, t.number, t.user_number, t.debit, t.credit, round(t.amount / power(10::numeric, a.scale), a.scale)
        AS amount, t.currency, t.layer, t.reverses, t.effective, t.partition, t.changeset, t.known_at
@@ -32,7 +44,7 @@ VIEWS = {
     "items": _PLAIN,
     "accounts": _PLAIN,
     "transactions": _TRANSACTIONS,
-    "ledger_accounts": _PLAIN,
+    "ledger_accounts": _LEDGER_ACCOUNTS,
     "ledger_transfers": _LEDGER_TRANSFERS,
     "ledger_balances": _LEDGER_BALANCES,
     "transaction_versions": _PLAIN,

@@ -7,7 +7,7 @@ from typing import cast
 import asyncpg
 
 from runtime.settings import Settings
-from schemas.errors import Retry
+from schemas.errors import Halt, Retry
 
 CONTROL_SCHEMA = "tartan"
 """Schema of what is primary or operational: users and keys, tokens, sync_state, heads, positions, parkings."""
@@ -15,19 +15,32 @@ CONTROL_SCHEMA = "tartan"
 CONNECT_TIMEOUT_S = 15.0
 IDLE_LIFETIME_S = 300.0
 
+NO_ROLE = (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError)
+"""What a server answers whose role is missing, or is not the user's to take on."""
 
-async def open_pool(settings: Settings, *, stage: str, size: int | None = None) -> asyncpg.Pool:
-    """Open a pool whose sessions give up locks and statements by themselves, so a stopped process blocks nobody."""
-    return await asyncpg.create_pool(
-        settings.postgres_dsn.get_secret_value(),
-        min_size=1,
-        max_size=size or settings.postgres_pool_size,
-        timeout=CONNECT_TIMEOUT_S,
-        command_timeout=settings.statement_timeout_s + 5.0,
-        max_inactive_connection_lifetime=IDLE_LIFETIME_S,
-        reset=_nothing_to_reset,
-        server_settings=server_settings(settings, stage),
-    )
+
+async def open_pool(
+    settings: Settings, *, stage: str, size: int | None = None, role: str | None = None
+) -> asyncpg.Pool:
+    """Open a pool whose sessions give up locks and statements by themselves, so a stopped process blocks nobody.
+
+    Raises: Halt, where its user may not act as `role`.
+    """
+    try:
+        return await asyncpg.create_pool(
+            settings.postgres_dsn.get_secret_value(),
+            min_size=1,
+            max_size=size or settings.postgres_pool_size,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=settings.statement_timeout_s + 5.0,
+            max_inactive_connection_lifetime=IDLE_LIFETIME_S,
+            reset=_nothing_to_reset,
+            server_settings=server_settings(settings, stage, role=role),
+        )
+    except NO_ROLE as error:
+        if role is None:
+            raise
+        raise Halt(no_role(role, error)) from error
 
 
 @asynccontextmanager
@@ -79,9 +92,15 @@ async def _nothing_to_reset(_: asyncpg.Connection) -> None:
     connection. asyncpg's own reset is a round trip at each release, about three a webhook."""
 
 
-def server_settings(settings: Settings, stage: str) -> dict[str, str]:
-    """The session settings of a stage's connections."""
+def no_role(role: str, error: Exception) -> str:
+    """What to do about one of NO_ROLE, in a sentence."""
+    return f"cannot act as the role {role} ({error}): run `tartan migrate`, which makes it or says who has to"
+
+
+def server_settings(settings: Settings, stage: str, *, role: str | None = None) -> dict[str, str]:
+    """The session settings of a stage's connections, which act as `role` where one is given."""
     return {
+        **({} if role is None else {"role": role}),
         "application_name": f"tartan-{stage}-{settings.instance_id}"[:63],
         "timezone": "UTC",
         "search_path": CONTROL_SCHEMA,

@@ -14,6 +14,8 @@ from schemas.changesets import RECORD_BYTES_MAX
 from schemas.errors import Halt
 
 KEY_BYTES = 32
+ROLE = r"^[a-z_][a-z0-9_]{0,62}$"
+"""A role's name that needs no quotes in SQL."""
 
 
 class Settings(BaseSettings):
@@ -48,6 +50,10 @@ class Settings(BaseSettings):
         SecretStr("postgresql://tartan@127.0.0.1:5432/tartan"), description="PostgreSQL 17+"
     )
     postgres_pool_size: int = Field(10, ge=2, le=200, description="connections a process")
+    projector_role: str = Field(
+        "tartan_projector", pattern=ROLE, description="which projections act as: it adds to the ledger, no more"
+    )
+    eraser_role: str = Field("tartan_eraser", pattern=ROLE, description="the one role that may delete from the ledger")
     lock_timeout_s: float = Field(10.0, gt=0, le=600, description="longest wait for a lock in Postgres")
     statement_timeout_s: float = Field(60.0, gt=0, le=3600, description="longest statement")
     transaction_timeout_s: float = Field(
@@ -109,6 +115,13 @@ class Settings(BaseSettings):
         SecretStr(""), description="told of incidents as JSON with a text (Slack's form); else they are only logged"
     )
     cron_secret: SecretStr = Field(SecretStr(""), description="bearer of POST /internal/schedule; empty turns it off")
+
+    reconcile_interval_s: float = Field(
+        3600.0, ge=1, le=7 * 86400, description="each account is compared with its bank this often"
+    )
+    gap_alert_after_s: float = Field(
+        86400.0, ge=1, le=90 * 86400, description="a gap that lasts so long is told, or after 3 checks behind its repair"
+    )
 
     batch_records_max: int = Field(
         500, ge=1, le=100_000, description="changesets a projection folds in one transaction"

@@ -67,6 +67,14 @@ class Database:
     async def connection(self) -> asyncpg.Connection:
         return await self.session.connection()
 
+    async def alter(self, statements: str) -> None:
+        """What the projector's role may not: change the schema, or rows of the ledger, as the tables' owner."""
+        owner = await asyncpg.connect(self.dsn)
+        try:
+            await owner.execute(statements)
+        finally:
+            await owner.close()
+
     async def full(self) -> str:
         return await digests.full_digest(await self.connection())
 

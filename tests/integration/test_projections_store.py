@@ -167,7 +167,7 @@ async def test_an_error_that_no_record_causes_escapes(database: Database) -> Non
     log = Log()
     log.link("A")
     log.link("B")
-    await (await database.connection()).execute("ALTER TABLE projection_1.positions RENAME TO elsewhere")
+    await database.alter("ALTER TABLE projection_1.positions RENAME TO elsewhere")
 
     with pytest.raises(asyncpg.UndefinedTableError):
         await database.project(log.records)
@@ -179,7 +179,7 @@ async def test_a_schema_that_lacks_a_column_parks_nobody(database: Database) -> 
     await database.project(log.records)
     log.sync("A", *added(transaction("T")))
     connection = await database.connection()
-    await connection.execute("ALTER TABLE projection_1.transactions RENAME COLUMN logo_url TO elsewhere")
+    await database.alter("ALTER TABLE projection_1.transactions RENAME COLUMN logo_url TO elsewhere")
 
     with pytest.raises(asyncpg.UndefinedColumnError):
         await database.project(log.records[1:])
@@ -264,8 +264,7 @@ async def test_a_column_more_than_this_code_knows_stops_nothing(database: Databa
     log.link("A", 1, *balance(account()))
     log.sync("A", *added(transaction("T")))
     await database.project(log.records)
-    connection = await database.connection()
-    await connection.execute(f"ALTER TABLE projection_1.{table} ADD COLUMN later text DEFAULT ''")
+    await database.alter(f"ALTER TABLE projection_1.{table} ADD COLUMN later text DEFAULT ''")
 
     log.sync("A", *modified(transaction("T", "11")), *balance(account(current="1")))
     await run(database, log.records[2:])
@@ -280,7 +279,7 @@ async def test_control_names_its_columns(database: Database) -> None:
     log.link("A")
     await database.project(log.records)
     connection = await database.connection()
-    await connection.execute("ALTER TABLE projection_1.items ADD COLUMN later text")
+    await database.alter("ALTER TABLE projection_1.items ADD COLUMN later text")
 
     log.sync("A")
     await database.project(log.records[1:])
@@ -297,7 +296,7 @@ async def test_a_batch_that_takes_too_long_is_halved(
         log.link(f"I{number}")
 
     async with fresh(postgres, "slow") as made:
-        await (await made.connection()).execute(
+        await made.alter(
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
             " 'BEGIN PERFORM pg_sleep(0.1); RETURN new; END';"
             "CREATE TRIGGER slow BEFORE INSERT ON projection_1.changesets FOR EACH ROW EXECUTE FUNCTION slow()"
