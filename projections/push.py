@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from projections import net_events
+from projections import edits, net_events
+from projections.net_events import TRANSACTION_EVENTS
 from projections.state import NetEvent
 from schemas import catalogue, events
 from schemas.records import Account
@@ -44,9 +45,9 @@ def messages(net: Sequence[NetEvent], *, item_id: str | None, known_at: int) -> 
         for place, event in enumerate(net):
             yield _message(place, event.type, _shown(event), timestamp)
         return
-    transactions = [place for place, event in enumerate(net) if event.schema == catalogue.TRANSACTION_EVENT]
+    transactions = [place for place, event in enumerate(net) if event.schema in TRANSACTION_EVENTS]
     for place, event in enumerate(net):
-        if event.schema != catalogue.TRANSACTION_EVENT:
+        if event.schema not in TRANSACTION_EVENTS:
             yield _message(place, event.type, _shown(event), timestamp)
         elif place == transactions[-1]:
             # It stands at the last of them, so a resume begins behind all.
@@ -73,7 +74,7 @@ def _message(index: int, event: str, shown: dict[str, Any], timestamp: str) -> M
 
 
 def _shown(event: NetEvent) -> dict[str, Any]:
-    if event.schema == catalogue.TRANSACTION_EVENT:
+    if event.schema in TRANSACTION_EVENTS:
         return _transaction(event.data)
     if event.schema == catalogue.BALANCE_EVENT:
         return _balance(event.data)
@@ -90,13 +91,12 @@ def _transaction(data: bytes) -> dict[str, Any]:
         "amount": bank.amount,
         "currency": bank.currency,
         "date": bank.date,
-        "name": bank.name,
         "merchant_name": bank.merchant_name,
-        "category": bank.category_primary,
         "category_detailed": bank.category_detailed,
         "logo_url": bank.logo_url,
         "pending": bank.pending,
         "changed": said.changed,
+        **edits.effective(bank, said.user_fields),
     }
 
 

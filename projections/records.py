@@ -11,6 +11,7 @@ from schemas.ids import event_id
 from schemas.topics import Topic
 
 _TOPICS: dict[int, Topic] = {
+    catalogue.TRANSACTION_EVENT_1: topics.TRANSACTIONS,
     catalogue.TRANSACTION_EVENT: topics.TRANSACTIONS,
     catalogue.BALANCE_EVENT: topics.BALANCES,
     catalogue.ITEM_EVENT: topics.ITEMS,

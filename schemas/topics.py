@@ -30,7 +30,8 @@ CHANGESETS = Topic(
     (catalogue.HEAD, catalogue.EVENTS), message_bytes_max=MESSAGE_BYTES_MAX,
 )  # fmt: skip
 TRANSACTIONS = Topic(
-    "transactions", "own transaction id", "one event", 30 * DAY_MS, "projections", (catalogue.TRANSACTION_EVENT,),
+    "transactions", "own transaction id", "one event", 30 * DAY_MS, "projections",
+    (catalogue.TRANSACTION_EVENT_1, catalogue.TRANSACTION_EVENT),
     ("transaction.added", "transaction.modified", "transaction.removed"),
 )  # fmt: skip
 BALANCES = Topic(

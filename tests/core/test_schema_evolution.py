@@ -1,0 +1,84 @@
+"""Public events are a contract: each version reads what every other one wrote, for ever."""
+
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import avro.schema
+import fastavro
+import pytest
+from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
+
+from projections import net_events, push, records
+from projections.net_events import TRANSACTION_EVENTS, envelope, transaction_event
+from projections.records import Outbound
+from projections.state import NetEvent
+from schemas import catalogue, codec, events
+from schemas.topics import PUBLIC
+from tests.projections_log import START_US, transaction
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "transaction_event.json").read_text("utf-8"))
+OWN = bytes(range(16))
+BEFORE = transaction("P", "40", pending=True)
+AFTER = transaction("T", "48.5", pending_transaction_id="P")
+
+
+PAIRS = [pair for topic in PUBLIC for pair in itertools.product(topic.schemas, topic.schemas)]
+
+
+@pytest.mark.parametrize(("reader", "writer"), PAIRS)
+def test_each_version_of_a_public_event_reads_every_other_one(reader: int, writer: int) -> None:
+    read, written = (avro.schema.parse(json.dumps(catalogue.complete(number))) for number in (reader, writer))
+
+    found = ReaderWriterCompatibilityChecker().get_compatibility(read, written)
+
+    assert found.compatibility is SchemaCompatibilityType.compatible, found.messages
+
+
+def test_the_second_version_is_written_as_its_golden_bytes_say() -> None:
+    common = envelope(tenant="t", user_id="u", item_id="A", known_at=START_US, changeset=b"c" * 16)
+
+    written = transaction_event(
+        common, OWN, 3, codec.encode(AFTER), changed=["pending", "user_fields.category"],
+        previous=codec.encode(BEFORE), user_fields='{"category":"RENT"}', previous_user_fields='{"category":"GIFT"}',
+    )  # fmt: skip
+
+    assert written.hex() == GOLDEN["v2"]
+    assert as_a_stranger_reads(catalogue.TRANSACTION_EVENT, written) == {
+        "user_fields_json": '{"category":"RENT"}', "previous_user_fields_json": '{"category":"GIFT"}',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "golden", "category"),
+    [(catalogue.TRANSACTION_EVENT_1, "v1", "FOOD_AND_DRINK"), (catalogue.TRANSACTION_EVENT, "v2", "RENT")],
+)
+def test_the_golden_bytes_of_each_version_are_read_and_published_for_ever(
+    number: int, golden: str, category: str
+) -> None:  # fmt: skip
+    data = bytes.fromhex(GOLDEN[golden])
+    block = codec.encode_events([(events.TRANSACTION_MODIFIED, number, data)])
+
+    [event] = net_events.decoded(block)
+    said = net_events.read_transaction(event.data)
+    [message] = push.messages([event], item_id="A", known_at=START_US)
+    outbound = Outbound(0, 7, b"c" * 16, 1, "A", START_US, [event])
+    published = {lane.topic.name: outgoing for lane, outgoing in records.records([outbound]).items()}
+
+    assert (event.entity, said.version, said.transaction) == (OWN, 3, AFTER)
+    assert net_events.said_by(NetEvent(*event)) == b"c" * 16
+    assert json.loads(message.value)["data"]["category"] == category
+    assert published["transactions"][0].value == b"\0" + number.to_bytes(4, "big") + data
+
+
+def test_both_versions_are_known_wherever_a_transaction_is_told_from_the_rest() -> None:
+    [topic] = [topic for topic in PUBLIC if topic.name == "transactions"]
+
+    assert set(topic.schemas) == TRANSACTION_EVENTS
+
+
+def as_a_stranger_reads(number: int, data: bytes) -> dict[str, Any]:
+    event: Any = fastavro.schemaless_reader(io.BytesIO(data), catalogue.parsed(number), None)
+    return {name: value for name, value in event.items() if "user_fields" in name}
