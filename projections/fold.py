@@ -3,17 +3,18 @@
 First everything that the record says is applied to the working set, then the difference to the state before the
 record is settled: at most one net event, and the transfers from one posting to another, for each transaction. So
 the order within a record does not matter: a posted transaction and the removal of its pending one are one change.
-What a restated history does not name, and what a decision about it concerns, is removed in between.
+What a restated history does not name, and what a decision about it concerns, is removed in between; what users say
+comes last.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from projections import net_events, openings, restated
+from projections import editing, edits, net_events, openings, restated
 from projections.balances import fold_balances
 from projections.differences import changed_fields
-from projections.ledger import NOTHING, Posting, Where
+from projections.ledger import NOTHING, Where
 from projections.net_events import Envelope, public_schema
+from projections.postings import posted
 from projections.reading import Restated, Said
 from projections.state import (
     Folded,
@@ -24,37 +25,17 @@ from projections.state import (
     Version,
     WorkingSet,
 )
+from projections.touched import Before, Touched, remember
 from projections.words import ENRICHMENT, Words
 from schemas import codec, events, gate
 from schemas.ids import own_id
 from schemas.records import Decision, Head, Item, Removal
 
-
-class _Before(NamedTuple):
-    """A transaction as it was before the record."""
-
-    item_id: str
-    transaction_id: str
-    words: bytes
-    schema: int
-    user_fields: str | None
-    removed_at: int | None
-    review: bytes | None
-    postings: tuple[Posting, ...]
-    changeset: int
-    known_at: int
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether readers had it."""
-        return self.removed_at is None and self.review is None
-
-
-_Touched = dict[bytes, tuple[Row, _Before | None]]
-"""Own id to row and its state before the record; None for a row that the record made."""
-
 _SYNCS = frozenset({gate.SYNC, gate.RESTATED})
 """Records that say how things stood at the bank when they were made."""
+
+_USER_FIELDS = "user_fields"
+"""Before the name of a field that the user owns, where an event names what changed."""
 
 
 def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, said: Said) -> Folded:
@@ -78,6 +59,8 @@ def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, sa
             _conclude(working, item, touched, place, said, whole, known)
         if said.decisions:
             not_effective = _decide(working, item, touched, place, said.decisions, not_effective)
+        if said.edits:
+            editing.apply(working, item, touched, place, said.edits)
         _settle(working, item, touched, place, common, net)
         fold_balances(working, item, place, said.balances, common, net)
         openings.post(working, item, place)
@@ -119,9 +102,9 @@ def _fold_item(
     net.append(NetEvent(kind, public_schema(schema), item.item_id.encode(), event))
 
 
-def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Words | Removal]) -> _Touched:
+def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Words | Removal]) -> Touched:
     """Apply all that is said of transactions, in order, save that a posted one waits for its pending one."""
-    touched: _Touched = {}
+    touched: Touched = {}
     waiting: list[Words] = []
     by_id = item.by_id
     for words in said:
@@ -150,7 +133,7 @@ def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Word
     return touched
 
 
-def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: _Touched, place: Place) -> None:
+def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: Touched, place: Place) -> None:
     transaction_id = words.transaction_id
     salt = item.salt
     own = first = own_id(transaction_id, salt=salt)
@@ -161,47 +144,51 @@ def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: _Touched,
         repeats += 1
     row = Row(
         own, item.item_id, place.user, transaction_id, own is not first, words.data, words.schema, words.columns,
-        (working.book.posting(place.user, words),), place.offset, place.offset, place.known_at,
-        place.known_at if words.is_enriched else None,
+        NOTHING, place.offset, place.offset, place.known_at, place.known_at if words.is_enriched else None,
     )  # fmt: skip
+    if item.waiting_edits:
+        editing.take_waiting(item, row, (transaction_id, words.pending_transaction_id))
+    row.postings = posted(working.book, row, words)
     item.by_id[transaction_id] = row
     item.own_ids.add(own)
     touched[own] = (row, None)
 
 
-def _change(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched: _Touched) -> None:
+def _change(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched: Touched) -> None:
     if row.missing_since is not None:
         restated.unmark(working, item, row)
     if row.words == words.data and row.removed_at is None:
         return  # says nothing new, like most of what Plaid calls modified
-    _remember(row, touched)
+    remember(row, touched)
     row.words, row.schema, row.columns, row.removed_at = words.data, words.schema, words.columns, None
-    row.postings = (working.book.posting(row.user, words),)
+    row.postings = posted(working.book, row, words)
     if not row.version:
         row.enriched_at = row.known_at if words.is_enriched else None
 
 
-def _inherit(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched: _Touched) -> None:
+def _inherit(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched: Touched) -> None:
     """Let a posted transaction go on in the row of its pending one, removed or not."""
-    _remember(row, touched)
+    remember(row, touched)
     del item.by_id[row.transaction_id]
     row.transaction_id, row.chained = words.transaction_id, True
     item.by_id[words.transaction_id] = row
+    if item.waiting_edits:
+        editing.take_waiting(item, row, (words.transaction_id,))
     _change(working, item, row, words, touched)
 
 
-def _remove(working: WorkingSet, item: ItemRow, touched: _Touched, transaction_id: str, place: Place) -> None:
+def _remove(working: WorkingSet, item: ItemRow, touched: Touched, transaction_id: str, place: Place) -> None:
     """Take a transaction back. An id that no row has is either unknown or superseded: nothing to do."""
     row = item.by_id.get(transaction_id)
     if row is not None and row.removed_at is None:
-        _remember(row, touched)
+        remember(row, touched)
         row.removed_at, row.postings = place.known_at, NOTHING
         if row.missing_since is not None:
             restated.unmark(working, item, row)
 
 
 def _conclude(
-    working: WorkingSet, item: ItemRow, touched: _Touched, place: Place, said: Said, history: Restated,
+    working: WorkingSet, item: ItemRow, touched: Touched, place: Place, said: Said, history: Restated,
     known: Sequence[Row],
 ) -> None:  # fmt: skip
     """Remove what a whole history does not name, or let it wait for a person where that is too much."""
@@ -215,7 +202,7 @@ def _conclude(
 
 
 def _decide(
-    working: WorkingSet, item: ItemRow, touched: _Touched, place: Place, decisions: Sequence[Decision],
+    working: WorkingSet, item: ItemRow, touched: Touched, place: Place, decisions: Sequence[Decision],
     not_effective: dict[str, int],
 ) -> dict[str, int]:  # fmt: skip
     """Remove or keep what waits. Gives what has no effect, with the decisions about what does not wait any more."""
@@ -235,38 +222,32 @@ def _decide(
     return {**not_effective, events.DECISION_MADE: not_effective.get(events.DECISION_MADE, 0) + idle}
 
 
-def _remember(row: Row, touched: _Touched) -> None:
-    if row.own_id not in touched:
-        touched[row.own_id] = (row, _Before(
-            row.item_id, row.transaction_id, row.words, row.schema, row.user_fields, row.removed_at, row.review,
-            row.postings, row.last_changeset, row.known_at,
-        ))  # fmt: skip
-
-
 def _settle(
-    working: WorkingSet, item: ItemRow, touched: _Touched, place: Place, common: Envelope, net: list[NetEvent]
+    working: WorkingSet, item: ItemRow, touched: Touched, place: Place, common: Envelope, net: list[NetEvent]
 ) -> None:
     settle, new = working.book.settle, working.new
     where = Where(place.user, place.partition, place.offset, place.known_at)
     for own, (row, before) in touched.items():
         if before is not None:
-            _settle_known(working, row, before, where, common, net)
+            about = common if row.item_id == item.item_id else common.about(row.item_id)
+            _settle_known(working, row, before, where, about, net)
         elif row.removed_at is not None:  # came and went within the record
             del item.by_id[row.transaction_id]
             item.own_ids.discard(own)
+            editing.put_back(item, row)
         else:
             row.version = 1
             row.transfers = settle(own, 0, NOTHING, row.postings, where)
             new.append(row)
             item.transaction_rows += 1
-            event = net_events.first_transaction_event(common, own, row.words)
+            event = net_events.first_transaction_event(common, own, row.words, edits.said(row.user_fields))
             net.append(NetEvent(events.TRANSACTION_ADDED, public_schema(row.schema), own, event))
     if touched:
         working.changed_items[item.item_id] = item
 
 
 def _settle_known(
-    working: WorkingSet, row: Row, before: _Before, where: Where, common: Envelope,
+    working: WorkingSet, row: Row, before: Before, where: Where, common: Envelope,
     net: list[NetEvent],
 ) -> None:  # fmt: skip
     was_there, is_there = before.is_shown, row.is_shown
@@ -275,8 +256,11 @@ def _settle_known(
             working.changed[row.own_id] = row
         return
     changed = changed_fields(before.words, before.schema, row.words, row.schema) if is_there else []
+    changed += [f"{_USER_FIELDS}.{name}" for name in edits.changed(before.user_fields, row.user_fields)]
     if was_there and is_there and not changed:  # other bytes, the same content
         row.words, row.schema, row.postings = before.words, before.schema, before.postings
+        if row.user_fields != before.user_fields and not row.is_new:  # the same, said again later
+            working.changed[row.own_id] = row
         return
     if row.version:
         working.versions.append(_version(row, before, where))
@@ -290,7 +274,7 @@ def _settle_known(
     net.append(_event_of(row, before, changed, common))
 
 
-def _version(row: Row, before: _Before, where: Where) -> Version:
+def _version(row: Row, before: Before, where: Where) -> Version:
     return Version(
         row.own_id, row.version, row.user, before.item_id, before.transaction_id, before.words, before.schema,
         before.user_fields, before.removed_at, before.review, before.changeset, before.known_at, where.offset,
@@ -298,16 +282,18 @@ def _version(row: Row, before: _Before, where: Where) -> Version:
     )  # fmt: skip
 
 
-def _event_of(row: Row, before: _Before, changed: list[str], common: Envelope) -> NetEvent:
+def _event_of(row: Row, before: Before, changed: list[str], common: Envelope) -> NetEvent:
     """The one net event of a known transaction. One that comes back after a removal was added, to its readers."""
+    users, previous_users = edits.said(row.user_fields), None
     if row.removed_at is not None:
         kind, changed, previous = events.TRANSACTION_REMOVED, [], None
     elif not before.is_shown:
         kind, changed, previous = events.TRANSACTION_ADDED, [], None
     else:
-        kind, previous = events.TRANSACTION_MODIFIED, before.words
+        kind, previous, previous_users = events.TRANSACTION_MODIFIED, before.words, edits.said(before.user_fields)
     event = net_events.transaction_event(
-        common, row.own_id, row.version, row.words, changed=changed, previous=previous
+        common, row.own_id, row.version, row.words, changed=changed, previous=previous, user_fields=users,
+        previous_user_fields=previous_users,
     )  # fmt: skip
     return NetEvent(kind, public_schema(row.schema), row.own_id, event)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import asyncpg
 
-from projections import admission, copying, openings
+from projections import admission, copying, edits, openings
 from projections.admission import Admitted, Opened
 from projections.ledger import BANK, POSTED, Posting
 from projections.parking import Parked
@@ -193,7 +193,8 @@ def _transaction(row: asyncpg.Record, working: WorkingSet) -> Row:
         row["own_id"], row["item_id"], row["user_number"], row["transaction_id"], row["chained"], row["words"],
         row["words_schema"], None, postings, row["first_changeset"], row["last_changeset"],
         microseconds(row["known_at"]) or 0, microseconds(row["enriched_at"]), microseconds(row["removed_at"]),
-        row["version"], row["transfers"], row["user_fields"], row["missing_since"], row["review"], False,
+        row["version"], row["transfers"], edits.canonical(row["user_fields"]),
+        row["missing_since"], row["review"], False,
     )  # fmt: skip
 
 
