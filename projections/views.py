@@ -2,15 +2,21 @@
 
 from projections.tables import READS_SCHEMA
 
-_TRANSACTIONS = """
+
+def _major(amount: str, scale: str) -> str:
+    """An amount in major units, exact: without decimals of its own a quotient keeps 16 digits and rounds the rest."""
+    return f"round(round({amount}, {scale}) / power(10::numeric, {scale}), {scale})"
+
+
+_TRANSACTIONS = f"""
 SELECT own_id, user_number, item_id, account_id, transaction_id, pending,
-       round(amount_value / power(10::numeric, amount_scale), amount_scale) AS amount,
+       {_major("amount_value", "amount_scale")} AS amount,
        amount_value, amount_scale, currency,
        date, authorized_date, datetime, name, merchant_name, merchant_entity_id, logo_url,
        category_primary, category_detailed, category_confidence, enriched_at, user_fields,
        removed_at, version, transfers, first_changeset, last_changeset, known_at, words, words_schema, missing_since,
-       legs, review
-  FROM {schema}.transactions"""
+       legs, review, chained
+  FROM {{schema}}.transactions"""
 
 # The chart of accounts. What comes in by these categories of Plaid is income; by all others money is spent.
 _LEDGER_ACCOUNTS = """
@@ -24,17 +30,17 @@ SELECT l.id, l.user_number, l.kind, l.reference, l.currency, l.scale,
             ELSE 'asset' END AS class
   FROM {schema}.ledger_accounts l"""
 
-_LEDGER_TRANSFERS = """
-SELECT t.own_id, t.number, t.user_number, t.debit, t.credit, round(t.amount / power(10::numeric, a.scale), a.scale)
+_LEDGER_TRANSFERS = f"""
+SELECT t.own_id, t.number, t.user_number, t.debit, t.credit, {_major("t.amount", "a.scale")}
        AS amount, t.currency, t.layer, t.reverses, t.effective, t.partition, t.changeset, t.known_at
-  FROM {schema}.ledger_transfers t JOIN {schema}.ledger_accounts a ON a.id = t.debit"""
+  FROM {{schema}}.ledger_transfers t JOIN {{schema}}.ledger_accounts a ON a.id = t.debit"""
 
-_LEDGER_BALANCES = """
+_LEDGER_BALANCES = f"""
 SELECT a.id AS account, a.user_number, a.kind, a.reference, a.currency, b.layer,
-       round(b.debits / power(10::numeric, a.scale), a.scale) AS debits,
-       round(b.credits / power(10::numeric, a.scale), a.scale) AS credits,
-       round((b.debits - b.credits) / power(10::numeric, a.scale), a.scale) AS balance
-  FROM {schema}.ledger_balances b JOIN {schema}.ledger_accounts a ON a.id = b.account"""
+       {_major("b.debits", "a.scale")} AS debits,
+       {_major("b.credits", "a.scale")} AS credits,
+       {_major("b.debits - b.credits", "a.scale")} AS balance
+  FROM {{schema}}.ledger_balances b JOIN {{schema}}.ledger_accounts a ON a.id = b.account"""
 
 _WITHHELD = "SELECT item_id, partition, source_offset FROM {schema}.withheld"
 

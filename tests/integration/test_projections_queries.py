@@ -115,6 +115,31 @@ async def test_a_transaction_with_its_transfers_and_an_items_history(
         assert {one["currency"] for one in await queries.ledger_balances(connection, 1)} == {"USD"}
 
 
+async def test_ledger_amounts_are_exact_to_the_eighteenth_decimal(
+    postgres: Postgres, template: str  # noqa: F811
+) -> None:  # fmt: skip
+    async with fresh(postgres, "exact") as database:
+        log = Log()
+        log.link("A", 1)
+        coins = ("9.000000000000000001", "8.999999999999999999", "-7.123456789012345678")
+        said = [transaction(f"T{number}", amount, iso_currency_code=None, unofficial_currency_code="ETH")
+                for number, amount in enumerate(coins)]  # fmt: skip
+        log.sync("A", *added(*said))
+
+        await database.project(log.records)
+
+        connection = await database.connection()
+        page = await queries.transactions(connection, 1)
+        assert {row["amount"] for row in page.rows} == set(coins)
+        amounts = await connection.fetch("SELECT amount::text FROM reads.transactions ORDER BY transaction_id")
+        assert [row["amount"] for row in amounts] == list(coins)
+        for row in page.rows:
+            [moved] = await queries.transfers(connection, 1, bytes.fromhex(row["id"]))
+            assert moved["amount"] == row["amount"].removeprefix("-")
+        [bank, category] = await queries.ledger_balances(connection, 1)
+        assert (bank["balance"], category["balance"]) == ("-10.876543210987654322", "10.876543210987654322")
+
+
 @given(st.integers(-money.BIGINT_MAX, money.BIGINT_MAX), st.integers(0, 18))
 def test_value_and_scale_give_the_text_again(value: int, scale: int) -> None:
     text = decimal_text(value, scale)
