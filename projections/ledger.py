@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from projections import copying
 from projections.words import Words
 from schemas import money
 from schemas.ids import ledger_account_id
@@ -120,31 +119,14 @@ class Book:
         account.meaning = meaning
         return account
 
-    def posting(self, user: int, words: Words, category: bytes | None = None) -> Posting:
-        """What the ledger has to say of these words: money out is a debit of the category, money in a credit.
-
-        `category` stands for the bank's own where a user named another one.
-        """
-        key = (user, words.account, words.category if category is None else category, words.currency)
-        bank, other, currency = self._sides.get(key) or self._found(key)
+    def posting(self, user: int, words: Words) -> Posting:
+        """What the ledger has to say of these words: money out is a debit of the category, money in a credit."""
+        key = (user, words.account, words.category, words.currency)
+        bank, category, currency = self._sides.get(key) or self._found(key)
         amount = words.amount
-        debit, credit = (other, bank) if amount.is_outflow else (bank, other)
+        debit, credit = (category, bank) if amount.is_outflow else (bank, category)
         layer = PENDING if words.is_pending else POSTED
         return Posting(debit, credit, amount.ledger, amount.ledger_field, currency, layer, words.date)
-
-    def split(self, user: int, words: Words, parts: Sequence[tuple[bytes, int]]) -> tuple[Posting, ...]:
-        """What the ledger has to say of a transaction that a user split: one posting a part.
-
-        `parts` are category and amount, at the ledger's scale, positive leaving the account as in the words.
-        """
-        layer, postings = PENDING if words.is_pending else POSTED, []
-        for category, amount in parts:
-            key = (user, words.account, category, words.currency)
-            bank, other, currency = self._sides.get(key) or self._found(key)
-            debit, credit = (other, bank) if amount >= 0 else (bank, other)
-            size = abs(amount)
-            postings.append(Posting(debit, credit, size, copying.numeric(size), currency, layer, words.date))
-        return tuple(postings)
 
     def settle(
         self,
