@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 
+from projections.invariants import LEDGER
 from projections.queries import decimal_text
 from projections.tables import SCHEMA, metadata
 from schemas import digest
@@ -57,19 +58,12 @@ async def full_digest(connection: asyncpg.Connection) -> str:
 
 
 async def ledger_problems(connection: asyncpg.Connection) -> list[str]:
-    """What is wrong with the ledger, in words; empty where it balances and each balance is the sum of its transfers."""
-    problems = [
-        f"{row['currency']}: debits {row['debits']} and credits {row['credits']} differ"
-        for row in await connection.fetch(_UNBALANCED)
-    ]
-    problems += [
-        f"account {row['account'].hex()} {row['layer']}: balance and transfers differ by {row['gap']}"
-        for row in await connection.fetch(_UNEXPLAINED)
-    ]
-    problems += [
-        f"transaction {row['own_id'].hex()}: {row['transfers']} transfers are named, {row['found']} are there"
-        for row in await connection.fetch(_MISCOUNTED)
-    ]
+    """What is wrong with the ledger, in words; empty where every invariant of it holds."""
+    problems: list[str] = []
+    for invariant in LEDGER:
+        row = await connection.fetchrow(invariant.query)
+        assert row is not None
+        problems += [f"{invariant.name}: {what}" for what in row["examples"]]
     return problems
 
 
@@ -79,25 +73,3 @@ def _plain(value: Any) -> Any:
 
 _TRANSACTIONS = f"SELECT * FROM {SCHEMA}.transactions WHERE removed_at IS NULL"
 _ACCOUNTS = f"SELECT * FROM {SCHEMA}.accounts"
-
-_UNBALANCED = f"""
-SELECT a.currency, sum(b.debits) AS debits, sum(b.credits) AS credits
-  FROM {SCHEMA}.ledger_balances b JOIN {SCHEMA}.ledger_accounts a ON a.id = b.account
- GROUP BY a.currency HAVING sum(b.debits) <> sum(b.credits)"""
-
-_UNEXPLAINED = f"""
-WITH moved AS (
-    SELECT account, layer, sum(debits) AS debits, sum(credits) AS credits FROM (
-        SELECT debit AS account, layer, amount AS debits, 0 AS credits FROM {SCHEMA}.ledger_transfers
-         UNION ALL
-        SELECT credit, layer, 0, amount FROM {SCHEMA}.ledger_transfers) AS sides
-     GROUP BY account, layer)
-SELECT account, layer, abs(coalesce(b.debits, 0) - coalesce(m.debits, 0))
-                     + abs(coalesce(b.credits, 0) - coalesce(m.credits, 0)) AS gap
-  FROM {SCHEMA}.ledger_balances b FULL JOIN moved m USING (account, layer)
- WHERE coalesce(b.debits, 0) <> coalesce(m.debits, 0) OR coalesce(b.credits, 0) <> coalesce(m.credits, 0)"""
-
-_MISCOUNTED = f"""
-SELECT t.own_id, t.transfers, count(l.number) AS found
-  FROM {SCHEMA}.transactions t LEFT JOIN {SCHEMA}.ledger_transfers l USING (own_id)
- GROUP BY t.own_id HAVING t.transfers <> count(l.number)"""
