@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from schemas import codec, money
+from schemas import money
 from schemas.errors import Quarantine
 from schemas.money import Scaled
 from schemas.records import Transaction
@@ -134,12 +134,6 @@ def effective(bank: Transaction, said_values: Mapping[str, Any]) -> dict[str, An
         "user_fields": dict(said_values),
         "bank": {NAME: bank.name, CATEGORY: bank.category_primary, NOTES: note},
     }
-
-
-def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What to lay over a row for its readers (see `effective`): the row has `words`, `words_schema`, `user_fields`."""
-    bank: Transaction = codec.decoder(row["words_schema"])(row["words"], 0)[0]
-    return effective(bank, values(row["user_fields"]))
 
 
 def _notes(users: str | None, banks: str | None) -> str | None:

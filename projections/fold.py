@@ -66,7 +66,7 @@ def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, sa
         openings.post(working, item, place)
     folded = Folded(
         place, head.item_id, head.kind, head.type, _cause(head), head.at, said.counts, not_effective, net,
-        net_events.encoded(net),
+        net_events.encoded(net), head.body_fingerprint,
     )  # fmt: skip
     working.folded.append(folded)
     return folded

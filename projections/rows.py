@@ -55,7 +55,7 @@ ITEM_COLUMNS = (
 )  # fmt: skip
 CHANGESET_COLUMNS = (
     "partition", "source_offset", "id", "item_id", "user_number", "kind", "type", "cause", "counts", "not_effective",
-    "net_events", "digest", "events", "redriven_by", "said_at", "known_at",
+    "net_events", "digest", "events", "redriven_by", "said_at", "known_at", "body_fingerprint",
 )  # fmt: skip
 VERSION_COLUMNS = (
     "own_id", "version", "user_number", "item_id", "transaction_id", "words", "words_schema", "user_fields",
@@ -270,7 +270,7 @@ def changeset_values(folded: Folded) -> Values:
         place.partition, place.offset, place.changeset, folded.item_id, place.user, folded.kind, folded.type,
         _json(folded.cause), _json(folded.counts), _json(folded.not_effective), len(folded.net_events),
         hashlib.sha256(folded.block).digest(), kept, folded.redriven_by, moment(folded.said_at),
-        moment(place.known_at),
+        moment(place.known_at), folded.body_fingerprint,
     )  # fmt: skip
 
 

@@ -229,6 +229,7 @@ class Folded(NamedTuple):
     not_effective: dict[str, int]
     net_events: list[NetEvent]
     block: bytes
+    body_fingerprint: bytes | None = None
     redriven_by: int | None = None
 
 

@@ -305,6 +305,7 @@ changesets = Table(
     Column("redriven_by", BigInteger, comment="withheld and folded later: offset of the redrive, which has its events"),
     _moment("said_at", nullable=False, comment="when the record was made"),
     _moment("known_at", nullable=False),
+    Column("body_fingerprint", LargeBinary, comment="free records: keyed fingerprint of the request's body"),
     # queries.changesets and resume of a stream: what a user missed is one range.
     Index("changesets_user", "user_number", "source_offset"),
     Index("changesets_item", "item_id", "source_offset"),  # queries.changesets: sync history of an Item

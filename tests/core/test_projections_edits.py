@@ -5,7 +5,6 @@ import json
 import pytest
 
 from projections import edits
-from schemas import catalogue, codec
 from schemas.errors import Quarantine
 from tests.projections_log import transaction
 
@@ -85,12 +84,8 @@ def test_notes_of_both_sides_are_shown_each_once(users: str | None, banks: str |
 
 def test_readers_see_the_users_words_over_the_banks_with_both_beside_each_other() -> None:
     bank = transaction("T", payment_meta_json=NOTE)
-    row = {
-        "words": codec.encode(bank), "words_schema": catalogue.TRANSACTION,
-        "user_fields": edits.applied(None, {"category": "RENT", "hidden": True, "display_date": "2026-02-28"}, 1),
-    }  # fmt: skip
 
-    shown = edits.shown(row)
+    shown = edits.effective(bank, {"category": "RENT", "hidden": True, "display_date": "2026-02-28"})
 
     assert (shown["category"], shown["hidden"], shown["display_date"]) == ("RENT", True, "2026-02-28")
     assert (shown["name"], shown["notes"], shown["tags"], shown["splits"]) == (bank.name, "rent May", [], [])
