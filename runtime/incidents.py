@@ -17,6 +17,7 @@ from runtime.plaid_answers import OUTAGE_CODES
 SYNC_FAILING, ITEM_PARKED, ITEM_REFUSED, ITEM_GONE = "sync_failing", "item_parked", "item_refused", "item_gone"
 INSTITUTION_DOWN, RATE_LIMITED, TOO_MANY_GONE = "institution_down", "rate_limited", "too_many_gone"
 REMOVALS_WITHHELD, WEBHOOKS_MISSED, DEAD_LETTERS = "removals_withheld", "webhooks_missed", "dead_letters"
+BALANCE_GAP = "balance_gap"
 
 FAILING_AFTER = 5
 """Failures in a row before a sync counts as failing: the quick attempts are over, what follows takes hours."""
@@ -92,6 +93,12 @@ KINDS: dict[str, Kind] = {
         "reader",
         "The reader stopped to keep the topic whole. Roll the last deploy back, or mend it; then `tartan dead-letters "
         "list` and redrive. Where the data is at fault, raise TARTAN_DEAD_LETTERS_MAX until it has read past.",
+    ),
+    BALANCE_GAP: Kind(
+        "An account does not tie out with its bank, and no repair has helped",
+        "account",
+        "`tartan reconcile` with the Item's id shows gap, cause and evidence. Rows that the bank does not tell are its "
+        "to mend; of an Item that is there twice unlink one; `unknown` is a fault of Tartan's own.",
     ),
 }
 """Each kind's words; also the closed set of values of the metric's label."""
