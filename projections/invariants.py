@@ -138,6 +138,17 @@ SELECT format('own id %s', encode(own_id, 'hex'))
     OR v.until_changeset <> t.last_changeset""",
 )
 
+_REPORTED = Invariant(
+    "account_versions_are_numbered_without_gap",
+    f"SELECT count(*) FROM {SCHEMA}.accounts",
+    f"""
+SELECT format('account %s of item %s', account_id, item_id)
+  FROM {SCHEMA}.accounts a FULL JOIN (
+       SELECT item_id, account_id, count(*) AS found, max(version) AS last
+         FROM {SCHEMA}.account_versions GROUP BY item_id, account_id) AS v USING (item_id, account_id)
+ WHERE a.version IS DISTINCT FROM v.found OR v.last <> v.found""",
+)
+
 _LINKED = Invariant(
     "links_point_to_transactions",
     f"SELECT count(*) FROM {SCHEMA}.identity_links",
@@ -190,4 +201,4 @@ SELECT format('own id %s', encode(t.own_id, 'hex'))
 )
 
 LEDGER = (_BALANCED, _SUMMED, _BETWEEN, _NUMBERED, _LEGS, _NO_LEGS, _REVERSED)
-INVARIANTS = (*LEDGER, _VERSIONED, _LINKED, _HELD, _ONCE, _PLACED, _CAUSED)
+INVARIANTS = (*LEDGER, _VERSIONED, _REPORTED, _LINKED, _HELD, _ONCE, _PLACED, _CAUSED)
