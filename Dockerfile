@@ -26,6 +26,7 @@ COPY projections/ /app/projections/
 COPY gateway/ /app/gateway/
 COPY sandbox/ /app/sandbox/
 COPY cli.py /app/
+COPY explain_cli.py /app/
 COPY operator_cli.py /app/
 COPY operator_console.py /app/
 COPY operator_tables.py /app/

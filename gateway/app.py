@@ -12,6 +12,7 @@ from aiohttp import web
 from gateway import page
 from gateway.authentication import CronSecret, StreamTokens, Tenants
 from gateway.call import guarded
+from gateway.history import History
 from gateway.hub import GOING_AWAY, Ending, Hub
 from gateway.items import Items
 from gateway.limits import Buckets
@@ -57,6 +58,7 @@ class Gateway:
             Syncs(settings, pool=pool, waiting=waiting),
             Reads(settings, pool=pool, tokens=tokens),
             Operating(settings, pool=pool),
+            History(pool=pool),
         )
         self._streams = Streams(pool=pool, hub=hub, tokens=tokens, partitions=settings.partitions)
 

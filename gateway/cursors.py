@@ -35,12 +35,12 @@ class _NumberWritten(NamedTuple):
     digest: bytes
 
 
-def write(after: After, which: TransactionFilter) -> str:
+def write(after: After, which: TransactionFilter | str) -> str:
     """Write where the next page begins."""
     return _encoded(_Written(_VERSION, after[0].isoformat(), after[1], _digest(which)))
 
 
-def read(cursor: str, which: TransactionFilter) -> After:
+def read(cursor: str, which: TransactionFilter | str) -> After:
     """Read a cursor that `write` gave for the same filters.
 
     Raises: Problem 400. With other filters it would skip rows in silence.

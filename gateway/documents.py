@@ -110,6 +110,67 @@ TRANSACTION = _object(
     version=_COUNT, removed_at=_MAYBE_MOMENT, known_at=_MOMENT, **SAID,
 )  # fmt: skip
 
+
+def _without(shape: Schema, *names: str) -> dict[str, Schema]:
+    return {name: each for name, each in shape["properties"].items() if name not in names}
+
+
+_PLACE: Schema = {**_TEXT, "pattern": "^[0-9]+:[0-9]+$", "description": "partition:offset in the log"}
+ORIGIN: Schema = {
+    "type": "object",
+    "properties": {
+        "kind": {**_TEXT, "enum": ["webhook", "tick", "user", "operator", "unknown"]},
+        "cause": {**_TEXT, "description": "webhook, schedule, retry, sweep, link, manual, unlink, user or operator"},
+        "by": _MAYBE_TEXT,
+        "webhook": _object(partition=_COUNT, offset=_COUNT, received_at=_MAYBE_MOMENT),
+    },
+    "required": ["kind", "cause", "by"],
+}  # fmt: skip
+CHANGESET = _object(
+    place=_PLACE, id=_TEXT, partition=_COUNT, offset=_COUNT, kind=_TEXT, type=_TEXT, item_id=_MAYBE_TEXT,
+    said={"type": "object", "description": "events that it said, by type"}, net_events=_COUNT, origin=ORIGIN,
+    request_ids={"type": "array", "items": _TEXT, "description": "Plaid's, of the calls that it came from"},
+    redriven_by={"type": ["integer", "null"], "description": "withheld and applied later, at this offset"},
+    said_at=_MOMENT, known_at=_MOMENT,
+)  # fmt: skip
+TRANSACTION_AS_OF = _object(**_without(TRANSACTION, "enriched_at"))
+ACCOUNT_AS_OF = _object(**{
+    **_without(ACCOUNT, "freshness", "continues", "continued_by"),
+    "realtime_at": {**_MAYBE_MOMENT, "description": "since when the bank reports the same"},
+})  # fmt: skip
+CHANGED: Schema = {
+    "type": ["array", "null"],
+    "items": _object(field={**_TEXT, "description": "the bank's, or user_fields. and the user's"}, before={}, after={}),
+    "description": "fields that differ from the version before; null where that one is not kept",
+}  # fmt: skip
+VERSION = _object(
+    **TRANSACTION_AS_OF["properties"],
+    event={**_MAYBE_TEXT, "description": "what readers were told: transaction.added, modified or removed"},
+    changed=CHANGED, changeset={"$ref": "#/components/schemas/Changeset"},
+)  # fmt: skip
+EXPLANATION = _object(
+    kind={**_TEXT, "enum": ["transaction"]},
+    user={**_object(tenant=_TEXT, user_id=_TEXT), "type": ["object", "null"]},
+    item=_object(item_id=_TEXT, institution_id=_MAYBE_TEXT, institution_name=_MAYBE_TEXT, state=_MAYBE_TEXT,
+                 user_number=_COUNT, partition=_COUNT),
+    versions={"type": "array", "items": _object(version=_COUNT, event=_MAYBE_TEXT, changed=CHANGED, status=_TEXT,
+                                                item_id=_TEXT, transaction_id=_TEXT, known_at=_MOMENT,
+                                                changeset=_PLACE)},
+    transfers={"type": "array", "items": _object(
+        own_id=_TEXT, number=_COUNT, amount=_AMOUNT, currency=_TEXT, layer=_TEXT,
+        reverses={"type": ["integer", "null"], "description": "number of the transfer that it takes back"},
+        effective={**_TEXT, "format": "date"}, known_at=_MOMENT, partition=_COUNT, changeset=_PLACE,
+        debit=_TEXT, debit_kind=_TEXT, debit_reference=_TEXT, credit=_TEXT, credit_kind=_TEXT, credit_reference=_TEXT)},
+    user_fields={"type": "array", "items": _object(field=_TEXT, value={}, changeset=_PLACE)},
+    links={"type": "array", "items": _object(item_id=_TEXT, transaction_id=_TEXT, rule=_TEXT, score=_COUNT,
+                                             known_at=_MOMENT, evidence={}, changeset=_PLACE)},
+    reviews={"type": "array", "items": _object(id=_TEXT, item_id=_TEXT, own_id=_TEXT, reason=_TEXT, state=_TEXT,
+                                               chosen=_MAYBE_TEXT, known_at=_MOMENT, decided_at=_MAYBE_MOMENT,
+                                               candidates={}, changeset=_PLACE, decided=_MAYBE_TEXT)},
+    changesets={"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Changeset"}},
+    **{"is": {"$ref": "#/components/schemas/Transaction"}},
+)  # fmt: skip
+
 FAULT: Schema = {
     "type": "object", "properties": {"field": _TEXT, "reason": _TEXT, "value": _TEXT}, "required": ["field", "reason"],
 }  # fmt: skip
@@ -173,6 +234,14 @@ SCHEMAS: dict[str, Schema] = {
     "Account": ACCOUNT,
     "Accounts": _object(accounts=_list("Account")),
     "Transaction": TRANSACTION,
+    "TransactionAsOf": TRANSACTION_AS_OF,
+    "TransactionsAsOf": _object(transactions=_list("TransactionAsOf"), next_cursor=_MAYBE_TEXT),
+    "AccountAsOf": ACCOUNT_AS_OF,
+    "AccountsAsOf": _object(accounts=_list("AccountAsOf")),
+    "Changeset": CHANGESET,
+    "Version": VERSION,
+    "Versions": _object(versions=_list("Version"), next_cursor=_MAYBE_TEXT),
+    "Explanation": EXPLANATION,
     "Transactions": _object(transactions=_list("Transaction"), next_cursor=_MAYBE_TEXT),
     "StreamToken": _object(token=_TEXT, expires_at=_MOMENT),
     "Fault": FAULT,

@@ -17,6 +17,9 @@ SHOWN_CHARS_MAX = 100
 """A wrong value is shown up to here."""
 
 _OWN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.ASCII
+)
 
 Place = Literal["path", "query", "body", "header"]
 
@@ -78,6 +81,16 @@ def date(value: str) -> datetime.date:
         except ValueError:
             pass
     raise ValueError("must be a date as YYYY-MM-DD")
+
+
+def moment(value: str) -> datetime.datetime:
+    """A time with its offset from UTC."""
+    if _MOMENT.fullmatch(value):
+        try:
+            return datetime.datetime.fromisoformat(value).astimezone(datetime.UTC)
+        except (ValueError, OverflowError):
+            pass
+    raise ValueError("must be a time with its offset as YYYY-MM-DDTHH:MM:SSZ (in a query + is written %2B)")
 
 
 def boolean(value: str) -> bool:

@@ -51,7 +51,7 @@ class Reads:
     async def list_items(self, call: Call) -> Answer:
         """All Items of a user."""
         async with snapshot(self._pool) as connection:
-            user = await _user(connection, call)
+            user = await user_of(connection, call)
             shown = {row["item_id"]: row for row in await queries.items(connection, user)}
             owned = await control.items(connection, call.tenant, user)
         return ok({"items": [_item(one, shown.get(one.item_id), self._checks) for one in owned]})
@@ -59,7 +59,7 @@ class Reads:
     async def list_accounts(self, call: Call) -> Answer:
         """All accounts of a user."""
         async with snapshot(self._pool) as connection:
-            user = await _user(connection, call)
+            user = await user_of(connection, call)
             shown = {row["item_id"]: row for row in await queries.items(connection, user)}
             accounts = await self._balances.accounts(connection, user)
             owned = await control.items(connection, call.tenant, user)
@@ -71,11 +71,11 @@ class Reads:
         values = call.values
         which = TransactionFilter(
             item_id=values["item_id"], account_id=values["account_id"], since=values["from"], until=values["to"],
-            pending=values["pending"],
+            pending=values["pending"], in_review=values["in_review"] or False,
         )  # fmt: skip
         after = cursors.read(values["cursor"], which) if values["cursor"] is not None else None
         async with snapshot(self._pool) as connection:
-            user = await _user(connection, call)
+            user = await user_of(connection, call)
             page = await queries.transactions(
                 connection, user, which, limit=values["limit"] or LIMIT_DEFAULT, after=after
             )
@@ -95,13 +95,14 @@ class Reads:
     async def create_stream_token(self, call: Call) -> Answer:
         """A token for the user's browser."""
         async with connected(self._pool) as connection:
-            user = await _user(connection, call)
+            user = await user_of(connection, call)
         token, ends_at = self._tokens.issue(call.tenant, user)
         ends = datetime.datetime.fromtimestamp(ends_at, datetime.UTC)
         return Answer(HTTPStatus.CREATED, {"token": token, "expires_at": ends})
 
 
-async def _user(connection: asyncpg.Connection, call: Call) -> int:
+async def user_of(connection: asyncpg.Connection, call: Call) -> int:
+    """The number of the user that a call names. Raises: Problem 404."""
     user = await users.find(connection, tenant=call.tenant, user_id=call.values["user_id"])
     if user is None:
         raise not_found("user")

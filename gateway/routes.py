@@ -102,16 +102,33 @@ REQUEST = _in_path("request_id", "`request_id` of the sync's answer")
 PASSES = _query("limit", read.integer(1, PASSES_MAX), "passes of a page", type="integer", minimum=1,
                 maximum=PASSES_MAX, default=50)  # fmt: skip
 CURSOR = _query("cursor", str, "`next_cursor` of the page before", type="string")
+LIMIT = _query("limit", read.integer(1, PAGE_MAX), "rows of a page", type="integer", minimum=1, maximum=PAGE_MAX,
+               default=100)  # fmt: skip
+AS_OF = Parameter(
+    "as_of", "query", read.moment, {"type": "string", "format": "date-time"},
+    "what was known at this time, itself included, with its offset from UTC", required=True,
+)  # fmt: skip
+EFFECTIVE_AT = _query("effective_at", read.date, "dated this day or earlier", type="string", format="date")
 FILTERS = (
     _query("account_id", read.text, "of this account only", type="string"),
     _query("item_id", read.text, "of this Item only", type="string"),
     _query("from", read.date, "dated this day or later", type="string", format="date"),
     _query("to", read.date, "dated this day or earlier", type="string", format="date"),
     _query("pending", read.boolean, "pending only, or posted only", type="boolean"),
-    _query("limit", read.integer(1, PAGE_MAX), "rows of a page", type="integer", minimum=1, maximum=PAGE_MAX,
-           default=100),
+    _query("in_review", read.boolean, "those that wait for a review, and only them", type="boolean", default=False),
+    LIMIT,
     _query("cursor", str, "`next_cursor` of the page before, with the same filters", type="string"),
 )  # fmt: skip
+FILTERS_AS_OF = (AS_OF, EFFECTIVE_AT, *(one for one in FILTERS if one.name != "to"))
+LOOKED_BACK = """\
+What the tables had shown at that time, save what an erasure took: exactly what a replay of the log up to there gives.
+Records of one moment count in the order of the log. Rows are of the same form as now, without what is not kept."""
+VERSIONS = """\
+Newest first. `changed` names exactly the fields in which a version differs from the one before it, with both values:
+what the event of the version told. It is null where the one before is not kept."""
+EXPLANATION = """\
+Versions, transfers, links between ids, reviews and user fields of a transaction, each with the place of the changeset
+that made it; `changesets` has these places with Plaid's request ids and the webhook, tick or person behind each."""
 
 ROUTES = (
     Route("POST", "/v1/link/token", "create_link_token", "Make a token that opens Plaid Link in a browser",
@@ -133,6 +150,18 @@ ROUTES = (
           {200: "Accounts", 404: "Problem"}, (USER,)),
     Route("GET", "/v1/users/{user_id}/transactions", "list_transactions", "A user's transactions, newest first",
           {200: "Transactions", 404: "Problem"}, (USER, *FILTERS)),
+    Route("GET", "/v1/users/{user_id}/transactions/as-of", "list_transactions_as_of",
+          "A user's transactions as they were known at a time, newest first",
+          {200: "TransactionsAsOf", 404: "Problem"}, (USER, *FILTERS_AS_OF), description=LOOKED_BACK),
+    Route("GET", "/v1/users/{user_id}/accounts/as-of", "list_accounts_as_of",
+          "A user's accounts with what had been reported of them at a time",
+          {200: "AccountsAsOf", 404: "Problem"}, (USER, AS_OF), description=LOOKED_BACK),
+    Route("GET", "/v1/transactions/{transaction_id}/history", "transaction_history",
+          "Every version of a transaction: what changed, when and why", {200: "Versions", 404: "Problem"},
+          (TRANSACTION, LIMIT, CURSOR), description=VERSIONS),
+    Route("GET", "/v1/transactions/{transaction_id}/explanation", "explain_transaction",
+          "What led to a transaction as it is, back to webhooks, ticks and people",
+          {200: "Explanation", 404: "Problem"}, (TRANSACTION,), description=EXPLANATION),
     Route("GET", "/v1/transactions/{transaction_id}", "get_transaction", "One transaction, whatever its status",
           {200: "Transaction", 404: "Problem"}, (TRANSACTION,)),
     Route("POST", "/v1/users/{user_id}/stream-token", "create_stream_token",

@@ -145,7 +145,7 @@ def _account(reports: list[asyncpg.Record]) -> Row:
         "persistent_account_id": words.persistent_account_id, "name": words.name,
         "official_name": words.official_name, "mask": words.mask, "type": words.type, "subtype": words.subtype,
         "currency": words.currency, "current": words.current, "available": words.available, "limit": words.limit,
-        "source": last["source"], "version": last["version"],
+        "last_updated_datetime": words.last_updated_datetime, "source": last["source"], "version": last["version"],
         **plain({"cached_at": None, "realtime_at": None, **at, "known_at": last["known_at"]}),
     }  # fmt: skip
 

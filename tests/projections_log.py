@@ -133,7 +133,7 @@ class Log:
         )
         whole = Head(
             id=head.pop("id", number), kind=kind, type=type, parent=parent, item_id=item_id, user=user,
-            at=head.pop("at", self.clock_us), cause=Cause("webhook"), key_generation=1, **head,
+            at=head.pop("at", self.clock_us), cause=head.pop("cause", Cause("webhook")), key_generation=1, **head,
         )  # fmt: skip
         if kind == gate.CHAINED and item_id is not None:
             self.heads[item_id] = whole.id

@@ -51,7 +51,7 @@ def test_good_values_are_read_as_their_types() -> None:
 
     assert values == {
         "user_id": "user-1", "account_id": "a", "item_id": None, "from": datetime.date(2026, 1, 2), "to": None,
-        "pending": False, "limit": 500, "cursor": None,
+        "pending": False, "in_review": None, "limit": 500, "cursor": None,
     }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """As of any time and date: what a replay of the log, cut there, gives."""
 
 import datetime
-import json
 import random
 from collections import defaultdict
 from fractions import Fraction
@@ -14,18 +13,14 @@ from projections import copying, edits, queries, time_travel
 from projections.memory import Memory
 from projections.queries import Row
 from projections.rows import moment
-from runtime.reader import Received
 from sandbox.postgres import Postgres
-from schemas import catalogue, codec, events, gate
-from schemas.ids import own_id
-from schemas.records import Account, Edit, Transaction
-from tests import projections_bank
+from schemas import codec
+from schemas.records import Account, Transaction
 from tests.integration.test_projections_store import Database, fresh, template  # noqa: F401
-from tests.projections_bank import ACTS, ITEMS, BankHistory, Step
-from tests.projections_log import START_US, Log, owners, transaction
+from tests.projections_log import Log, owners, transaction
+from tests.projections_ties import tied_history
 
 LOGS, PAIRS = 5, 200
-STEPS = 40
 DATES = [
     datetime.date(2026, 2, 28),
     *(datetime.date(2026, month, day) for month in (3, 4) for day in range(1, 8)),
@@ -33,47 +28,15 @@ DATES = [
 ]
 
 
-class TiedLog(Log):
-    """A log in which records share their time, or come with an earlier one, and users speak in between."""
-
-    def append(self, item_id: str | None, said: Any, **head: Any) -> Received:
-        number = len(self.records)
-        at = START_US + (number // 3 - (number % 5 == 0)) * 60_000_000
-        return super().append(item_id, said, **{"at": at, **head})
-
-    def sync(self, item_id: str, *said: Any, user: int = 1, **head: Any) -> Received:
-        record = super().sync(item_id, *said, user=user, **head)
-        named = [codec.decode(Transaction, data) for kind, _, data in said if kind in SAY_WORDS]
-        for words in named[:: 2 + len(self.records) % 3]:
-            fields = {"notes": f"n{len(self.records)}", "category": (None, "PETS")[len(self.records) % 2]}
-            edit = Edit(own_id(words.transaction_id, salt=item_id.encode()).hex(), words.transaction_id,
-                        json.dumps(fields))  # fmt: skip
-            self.free(item_id, [(events.TRANSACTION_EDITED, catalogue.EDIT, codec.encode(edit))], type=gate.EDIT,
-                      user=user)  # fmt: skip
-        return record
-
-
 SAID_NOW = edits.effective(transaction("T"), {}).keys()
-SAY_WORDS = (events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED)
-
-
-def steps(rng: random.Random) -> list[Step]:
-    return [
-        (
-            rng.randrange(ITEMS),
-            [(rng.choice(ACTS), rng.randrange(4), rng.randrange(6)) for _ in range(rng.randint(1, 5))],
-        )
-        for _ in range(STEPS)
-    ]
 
 
 @pytest.mark.parametrize("seed", range(LOGS))
 async def test_as_of_any_time_and_date_is_a_replay_cut_there(
     postgres: Postgres, template: str, monkeypatch: pytest.MonkeyPatch, seed: int  # noqa: F811
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(projections_bank, "Log", TiedLog)
     rng = random.Random(seed)
-    log = BankHistory(steps(rng)).log
+    log = tied_history(monkeypatch, rng).log
     cuts = _cuts(log)
     assert len({at for at, _ in cuts}) < len(log.records)  # several records share their time
 

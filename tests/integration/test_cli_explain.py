@@ -1,0 +1,79 @@
+"""`tartan explain` on a real Postgres."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import cli
+from sandbox.postgres import Postgres
+from schemas.ids import own_id
+from schemas.records import Cause
+from tests.integration.test_projections_store import Database, fresh, template  # noqa: F401
+from tests.projections_log import START_US, Log, added, transaction
+
+OWN = own_id("P", salt=b"A").hex()
+
+
+@pytest.fixture
+async def database(postgres: Postgres, template: str) -> AsyncIterator[Database]:  # noqa: F811
+    log = Log()
+    log.link("A", 1)
+    log.sync("A", *added(transaction("P", "40", pending=True)), cause=Cause("schedule"))
+    log.sync("A", *added(transaction("T", "48", pending_transaction_id="P")),
+             cause=Cause("webhook", 3, 17, START_US, ["request-1", "request-2"]))  # fmt: skip
+    async with fresh(postgres, "told_why") as made:
+        await made.project(log.records)
+        connection = await made.connection()
+        await connection.execute("INSERT INTO tartan.users (user_number, tenant, user_id) VALUES (1, 'shop', 'ada')")
+        yield made
+
+
+def run(database: Database, *words: str) -> Result:
+    return CliRunner().invoke(cli.app, ["explain", *words], env={"TARTAN_POSTGRES_DSN": database.dsn})
+
+
+def test_a_transaction_is_explained_for_people(database: Database) -> None:
+    result = run(database, "T")
+
+    assert result.exit_code == 0
+    for said in (
+        f"transaction {OWN}: 48 USD on 2026-03-01", "user ada of tenant shop", "amount: 40 → 48",
+        "3: 48.00000000 USD posted from bank checking to category FOOD_AND_DRINK", "takes back 1",
+        "webhook 3:17, received 2025-10-09T08:53:20.000000Z", "Plaid's requests request-1, request-2",
+        "tick (schedule)",
+    ):  # fmt: skip
+        assert said in result.output
+
+
+def test_programs_get_one_document(database: Database) -> None:
+    result = run(database, f"{OWN}.3", "--json")
+
+    told = json.loads(result.output.splitlines()[-1])
+    assert (told["kind"], told["changeset"], told["user"]) == (
+        "ledger_row",
+        "0:2",
+        {"tenant": "shop", "user_id": "ada"},
+    )
+    assert told["changesets"]["0:2"]["origin"]["webhook"] == {
+        "partition": 3, "offset": 17, "received_at": "2025-10-09T08:53:20.000000Z",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [OWN, f"{OWN}.1", "0:2", "0:2.0", "A", "P"])
+def test_everything_has_a_form_for_people(database: Database, name: str) -> None:
+    result = run(database, name)
+
+    assert result.exit_code == 0
+    assert "behind it" in result.output
+    assert "0:2 sync of Item A" in result.output or name.endswith(".1")
+
+
+def test_an_unknown_id_says_what_was_looked_for(database: Database) -> None:
+    result = run(database, "nobody", "--json")
+
+    assert result.exit_code == 2
+    assert "nothing is named nobody" in result.stderr
+    assert "Plaid's id of a transaction" in json.loads(result.stdout.splitlines()[-1])["error"]
