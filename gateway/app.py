@@ -12,6 +12,7 @@ from aiohttp import web
 from gateway import page
 from gateway.authentication import CronSecret, StreamTokens, Tenants
 from gateway.call import guarded
+from gateway.edits import Edits
 from gateway.history import History
 from gateway.hub import GOING_AWAY, Ending, Hub
 from gateway.items import Items
@@ -22,10 +23,13 @@ from gateway.problems import UNAVAILABLE, problems
 from gateway.push import PushReader
 from gateway.reads import Reads
 from gateway.routes import ROUTES, Route
+from gateway.saying import Sayings
 from gateway.stream import Streams
 from gateway.syncs import Syncs
 from gateway.waiting import Waiting
 from runtime import logs
+from runtime.free_records import FreeRecords
+from runtime.kafka import Appender
 from runtime.lifecycle import Running
 from runtime.plaid import Plaid
 from runtime.postgres import open_pool
@@ -33,8 +37,10 @@ from runtime.settings import Settings
 from runtime.vault import Vault
 from schemas.errors import Retry
 
-BODY_BYTES_MAX = 16 * 1024
-"""The largest body here is a public token and two ids."""
+BODY_BYTES_MAX = 128 * 1024
+"""The largest body here is an edit of all fields, about 75 KB where each character takes four bytes."""
+APPEND_S_MAX = 10.0
+"""How long an answer waits for Kafka: a broker's restart takes 4 to 12 s, and the client's key makes a retry safe."""
 
 DRAIN_S = 10.0
 PROBE_S = 5.0
@@ -45,12 +51,13 @@ _log = logs.logger(__name__)
 class Gateway:
     """Everything that answers, and the application that it answers through."""
 
-    def __init__(self, settings: Settings, *, pool: asyncpg.Pool, plaid: Plaid, hub: Hub) -> None:
+    def __init__(self, settings: Settings, *, pool: asyncpg.Pool, plaid: Plaid, hub: Hub, appender: Appender) -> None:
         self._tenants = Tenants(settings.tenants())
         self._buckets = Buckets()
         self._hub = hub
         tokens = StreamTokens(settings)
         waiting, vault = Waiting(), Vault(settings.master_key())
+        self._sayings = Sayings(FreeRecords(settings, appender, vault), pool=pool, waiting=waiting)
         self._cron = CronSecret(settings)
         self._items = Items(settings, pool=pool, plaid=plaid, vault=vault, waiting=waiting)
         self._handlers = (
@@ -58,6 +65,7 @@ class Gateway:
             Syncs(settings, pool=pool, waiting=waiting),
             Reads(settings, pool=pool, tokens=tokens),
             Operating(settings, pool=pool),
+            Edits(self._sayings, pool=pool),
             History(pool=pool),
         )
         self._streams = Streams(pool=pool, hub=hub, tokens=tokens, partitions=settings.partitions)
@@ -99,9 +107,12 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(pool.close)
         plaid = Plaid(settings)
         stack.push_async_callback(plaid.close)
+        # It connects when something is said: reads are served while Kafka is away, and push says in /readyz that it is.
+        appender = Appender(settings, client="gateway", timeout_s=APPEND_S_MAX)
+        stack.push_async_callback(appender.stop)
         hub = Hub()
         push, database = PushReader(settings, hub), _Database(pool)
-        gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub)
+        gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub, appender=appender)
         reading = await stack.enter_async_context(_background(push.run()))
         await stack.enter_async_context(_background(database.watch()))
         await stack.enter_async_context(serving(gateway, settings))

@@ -234,6 +234,9 @@ SCHEMAS: dict[str, Schema] = {
     "Account": ACCOUNT,
     "Accounts": _object(accounts=_list("Account")),
     "Transaction": TRANSACTION,
+    "Edited": _object(
+        id=_TEXT, changeset={**_TEXT, "description": "id of its record"}, status={**_TEXT, "enum": ["accepted"]}
+    ),
     "TransactionAsOf": TRANSACTION_AS_OF,
     "TransactionsAsOf": _object(transactions=_list("TransactionAsOf"), next_cursor=_MAYBE_TEXT),
     "AccountAsOf": ACCOUNT_AS_OF,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gateway import parameters as read
+from gateway.edit_fields import FIELDS
 from gateway.parameters import Parameter
 from projections.queries import PAGE_MAX
 
@@ -28,7 +29,7 @@ class Route:
     `guard`: a tenant's API key, the cron's secret, or nothing.
     """
 
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
     operation: str
     summary: str
@@ -97,6 +98,13 @@ At most 50 Items of each state are listed, and the last 50 failures."""
 SCHEDULE = """\
 Always 200 with `healthy`, and `reasons` where it is false: no tick within interval and tolerance, or Items that
 nothing holds back and that were not asked about for so long."""
+EDITING = """\
+What is left out stays, null clears, an empty text is a value. Amount, currency, date and pending are the bank's; what a
+user said outlives all that the bank says, pending to posted, a removal that is taken back, a new link.
+
+200 as soon as readers see it, which is usually within 50 ms, and 202 where they do not within `wait` (5 s by default)
+or the Item is parked: it is kept all the same. 409 where the key came with another request before. After 503 ask again
+with the same key: it is done once."""
 REFRESH = _query("refresh", read.boolean, "have Plaid ask the bank now", type="boolean", default=False)
 REQUEST = _in_path("request_id", "`request_id` of the sync's answer")
 PASSES = _query("limit", read.integer(1, PASSES_MAX), "passes of a page", type="integer", minimum=1,
@@ -164,6 +172,9 @@ ROUTES = (
           {200: "Explanation", 404: "Problem"}, (TRANSACTION,), description=EXPLANATION),
     Route("GET", "/v1/transactions/{transaction_id}", "get_transaction", "One transaction, whatever its status",
           {200: "Transaction", 404: "Problem"}, (TRANSACTION,)),
+    Route("PATCH", "/v1/transactions/{transaction_id}", "edit_transaction", "Say something about a transaction",
+          {200: "Transaction", 202: "Edited", 404: "Problem", 409: "Problem", 413: "Problem"},
+          (TRANSACTION, IDEMPOTENCY, WAIT, *FIELDS), description=EDITING),
     Route("POST", "/v1/users/{user_id}/stream-token", "create_stream_token",
           "Make a token with which the user's browser opens the stream", {201: "StreamToken", 404: "Problem"}, (USER,)),
     Route("GET", "/v1/queue/status", "queue_status", "What waits, runs, is delayed, parked, stopped or failed",

@@ -18,7 +18,7 @@ SETTINGS = Settings(
 
 
 def served() -> set[tuple[str, str]]:
-    app: web.Application = Gateway(SETTINGS, pool=None, plaid=None, hub=Hub()).app()  # type: ignore[arg-type]
+    app: web.Application = Gateway(SETTINGS, pool=None, plaid=None, hub=Hub(), appender=None).app()  # type: ignore[arg-type]
     found = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
     return {(method, path) for method, path in found if path.startswith(("/v1", "/internal"))}
 

@@ -15,6 +15,7 @@ from gateway.app import Gateway, serving
 from gateway.documents import SCHEMAS
 from gateway.hub import Hub
 from projections.tables import SCHEMA
+from runtime.kafka import Appender
 from runtime.plaid import Plaid
 from runtime.postgres import open_pool
 from runtime.settings import Settings
@@ -137,11 +138,13 @@ async def serving_api(database: str, **changed: Any) -> AsyncIterator[Api]:
         )  # fmt: skip
         settings = settings.model_copy(update=changed)
         pool, plaid, hub = await open_pool(settings, stage="test"), Plaid(settings), Hub()
-        gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub)
+        appender = Appender(settings, client="gateway")
+        gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub, appender=appender)
         try:
             async with serving(gateway, settings) as port, ClientSession() as session:
                 yield Api(f"http://127.0.0.1:{port}", session, pool, settings)
         finally:
+            await appender.stop()
             await plaid.close()
             await pool.close()
 
