@@ -62,7 +62,7 @@ async def _show(world: World, options: DemoOptions, console: Console) -> int:
         observer = await stack.enter_async_context(observing(settings))
         bank = await stack.enter_async_context(Bank(world.simulator_url))
         application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))
-        await _link(bank, application, users)
+        await link_users(bank, application, users)
         watch = await stack.enter_async_context(Watch(application, world.gateway_url, users))
         await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
         await bank.live(RATE_PER_S)
@@ -72,7 +72,8 @@ async def _show(world: World, options: DemoOptions, console: Console) -> int:
         return await _prove(observer, bank, watch, options, console)
 
 
-async def _link(bank: Bank, application: Application, users: list[str]) -> None:
+async def link_users(bank: Bank, application: Application, users: list[str]) -> None:
+    """Link Items with a history for each user."""
     for user in users:
         for _ in range(ITEMS_A_USER):
             [item] = await bank.make_items(user, transactions=HISTORY_TRANSACTIONS)
@@ -91,8 +92,8 @@ async def _live(view: "View", options: DemoOptions, console: Console) -> None:
             live.update(await view.shown())
 
 
-async def _prove(observer: Observer, bank: Bank, watch: Watch, options: DemoOptions, console: Console) -> int:
-    """Stop the bank, let one schedule tick run, wait until all is quiet, and compare with the bank's truth."""
+async def quiet_bank(observer: Observer, bank: Bank) -> None:
+    """Stop the bank, let one schedule tick run, and wait until all is quiet: the tables are the bank's truth then."""
     await bank.live(0)
     await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
     async with borrowed(observer.pool) as connection:
@@ -101,6 +102,11 @@ async def _prove(observer: Observer, bank: Bank, watch: Watch, options: DemoOpti
             connection, interval_s=0, recheck_s=0, spread_s=0, items_max=USERS * ITEMS_A_USER
         )
     await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
+
+
+async def _prove(observer: Observer, bank: Bank, watch: Watch, options: DemoOptions, console: Console) -> int:
+    """Compare with the bank's truth, once all of it has arrived."""
+    await quiet_bank(observer, bank)
     deliveries = await bank.deliveries()
     counts = await observer.counts()
     async with borrowed(observer.pool) as connection:
