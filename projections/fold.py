@@ -9,7 +9,7 @@ comes last.
 
 from collections.abc import Sequence
 
-from projections import editing, edits, net_events, openings, restated
+from projections import editing, edits, identity, net_events, openings, restated
 from projections.balances import fold_balances
 from projections.differences import changed_fields
 from projections.ledger import NOTHING, Where
@@ -54,11 +54,18 @@ def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, sa
         _fold_item(working, item, head, place, said, common, net)
         whole = said.whole
         known = [] if whole is None else restated.known_in(item, whole)
-        touched = _apply(working, item, place, said.transactions)
+        touched: Touched = {}
+        heard: Sequence[Words | Removal] = said.transactions
+        if item.moved:
+            heard = identity.heard(working, item, heard, touched, place)
+            not_effective = _counted(not_effective, identity.PASSED_OVER, len(said.transactions) - len(heard))
+        _apply(working, item, place, heard, touched)
         if whole is not None:
             _conclude(working, item, touched, place, said, whole, known)
         if said.decisions:
             not_effective = _decide(working, item, touched, place, said.decisions, not_effective)
+        idle = identity.resolve(working, item, touched, place, said)
+        not_effective = _counted(not_effective, events.DECISION_MADE, idle)
         if said.edits:
             editing.apply(working, item, touched, place, said.edits)
         _settle(working, item, touched, place, common, net)
@@ -102,9 +109,10 @@ def _fold_item(
     net.append(NetEvent(kind, public_schema(schema), item.item_id.encode(), event))
 
 
-def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Words | Removal]) -> Touched:
+def _apply(
+    working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Words | Removal], touched: Touched
+) -> None:  # fmt: skip
     """Apply all that is said of transactions, in order, save that a posted one waits for its pending one."""
-    touched: Touched = {}
     waiting: list[Words] = []
     by_id = item.by_id
     for words in said:
@@ -130,7 +138,6 @@ def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Word
             _change(working, item, row, words, touched)
         else:
             _inherit(working, item, row, words, touched)
-    return touched
 
 
 def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: Touched, place: Place) -> None:
@@ -208,6 +215,8 @@ def _decide(
     """Remove or keep what waits. Gives what has no effect, with the decisions about what does not wait any more."""
     idle = 0
     for decision in decisions:
+        if decision.decision in identity.DECISIONS:
+            continue
         if item.missing_since is None or item.missing_since.hex() != decision.subject:
             idle += 1
             continue
@@ -217,9 +226,12 @@ def _decide(
                 _remove(working, item, touched, row.transaction_id, place)
             else:
                 restated.unmark(working, item, row)
-    if not idle:
-        return not_effective
-    return {**not_effective, events.DECISION_MADE: not_effective.get(events.DECISION_MADE, 0) + idle}
+    return _counted(not_effective, events.DECISION_MADE, idle)
+
+
+def _counted(not_effective: dict[str, int], kind: str, count: int) -> dict[str, int]:
+    """What has no effect, with some more of a kind."""
+    return {**not_effective, kind: not_effective.get(kind, 0) + count} if count else not_effective
 
 
 def _settle(
@@ -236,10 +248,12 @@ def _settle(
             item.own_ids.discard(own)
             editing.put_back(item, row)
         else:
-            row.version = 1
-            row.transfers = settle(own, 0, NOTHING, row.postings, where)
             new.append(row)
             item.transaction_rows += 1
+            if row.review is not None:  # nobody sees it, and it counts for nothing, until a person decided
+                continue
+            row.version = 1
+            row.transfers = settle(own, 0, NOTHING, row.postings, where)
             event = net_events.first_transaction_event(common, own, row.words, edits.said(row.user_fields))
             net.append(NetEvent(events.TRANSACTION_ADDED, public_schema(row.schema), own, event))
     if touched:

@@ -1,19 +1,19 @@
 """Reads from the database what a batch can touch: positions under lock, Items with their gates, rows, accounts."""
 
 import json
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections import admission, copying, edits, openings
+from projections import admission, copying, edits, identity, kin, openings
 from projections.admission import Admitted, Opened
 from projections.ledger import BANK, POSTED, Posting
 from projections.parking import Parked
 from projections.reading import Restated
 from projections.rows import microseconds
-from projections.state import AccountKey, AccountRow, ItemRow, Row, WorkingSet
+from projections.state import AccountKey, AccountRow, ItemRow, Review, Row, WorkingSet
 from projections.tables import SCHEMA
 from runtime.postgres import transaction
 from runtime.reader import Position, Received
@@ -32,12 +32,13 @@ class Locked(NamedTuple):
 
 
 class Control(NamedTuple):
-    """What decides which records of a batch count, and the accounts of its Items."""
+    """What decides which records of a batch count, the accounts of its Items, and the open reviews of their users."""
 
     positions: dict[int, Locked]
     items: dict[str, ItemRow]
     parked: dict[str, list[Parked]]
     known_ids: set[bytes]
+    reviews: dict[bytes, Review]
 
 
 @asynccontextmanager
@@ -75,7 +76,8 @@ async def control(
         if row["first"]
     }
     known_items = {row["wanted"]: _item(row) for row in found if row["has_row"] or row["part_ids"] or row["accounts"]}
-    return Control(positions, known_items, parked, known_ids)
+    reviews = {review["id"]: _review(review) for row in found for review in row["reviews"] or ()}
+    return Control(positions, known_items, parked, known_ids, reviews)
 
 
 async def withheld(connection: asyncpg.Connection, items: Collection[str]) -> dict[str, list[Opened]]:
@@ -95,6 +97,8 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
     waiting: set[str] = set()
     histories: list[tuple[ItemRow, Restated]] = []
     records = list(admitted)
+    if users := kin.users(records):
+        await _items(connection, working, users)
     for record in records:
         item, said = record.item, record.said
         if item is None:
@@ -102,7 +106,7 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
         if said.edits:  # named by their own ids too: a transaction may live on under another Item by now
             own_ids.update(edit.own for edit in said.edits)
             wanted.setdefault(item.item_id, set()).update(edit.transaction_id for edit in said.edits)
-        if item.is_complete:
+        if item.is_complete and not item.has_twins:
             continue
         if said.transactions:
             wanted.setdefault(item.item_id, set()).update(said.ids())
@@ -110,6 +114,8 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
             histories.append((item, said.whole))
         if item.missing_rows and (said.whole is not None or said.decisions):
             waiting.add(item.item_id)
+    if any(working.items[item_id].has_twins for item_id in wanted):
+        own_ids |= await _moved(connection, working, _LINKS_BY_ID, *_listed(wanted))
     if wanted:
         await _transactions(connection, working, wanted, own_ids)
     if waiting:
@@ -118,6 +124,8 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
         await _add(connection, working, await connection.fetch(
             _IN_WINDOW, item.user, item.item_id, list(history.account_ids), history.since, history.until
         ))  # fmt: skip
+    if working.reviews or users:
+        await _candidates(connection, working, records, kin.related(working, records, users))
     if opening := openings.users(working, records):
         for row in await connection.fetch(_POSTED, list(opening)):
             working.book.known(row["account"]).stored = int(row["posted"])
@@ -126,22 +134,64 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
 async def _transactions(
     connection: asyncpg.Connection, working: WorkingSet, wanted: Mapping[str, set[str]], named: Iterable[bytes]
 ) -> None:
-    own_ids = list(named)
-    item_ids: list[str] = []
-    transaction_ids: list[str] = []
-    for item_id, ids in wanted.items():
-        salt = item_id.encode()
-        own_ids += [own_id(transaction_id, salt=salt) for transaction_id in ids]
-        item_ids += [item_id] * len(ids)
-        transaction_ids += ids
-    await _add(connection, working, await connection.fetch(_TRANSACTIONS, own_ids, item_ids, transaction_ids))
+    item_ids, transaction_ids = _listed(wanted)
+    computed = [own_id(name, salt=item_id.encode()) for item_id, name in zip(item_ids, transaction_ids, strict=True)]
+    own_ids = [*named, *computed]
+    found = await connection.fetch(_TRANSACTIONS, own_ids, item_ids, transaction_ids)
+    await _add(connection, working, found)
+    elsewhere = {row["own_id"]: row["item_id"] for row in found}
+    for item_id, own in zip(item_ids, computed, strict=True):
+        if elsewhere.get(own, item_id) != item_id:  # made of an id of this Item, and lives on under another one
+            working.items[item_id].own_ids.add(own)
+
+
+def _listed(wanted: Mapping[str, set[str]]) -> tuple[list[str], list[str]]:
+    pairs = [(item_id, name) for item_id, ids in wanted.items() for name in ids]
+    return [item_id for item_id, _ in pairs], [name for _, name in pairs]
+
+
+async def _items(connection: asyncpg.Connection, working: WorkingSet, users: Collection[int]) -> None:
+    """Add all Items of some users."""
+    await _add_items(connection, working, {row["item_id"] for row in await connection.fetch(_ITEMS, list(users))})
+
+
+async def _add_items(connection: asyncpg.Connection, working: WorkingSet, item_ids: Collection[str]) -> None:
+    strangers = set(item_ids) - working.items.keys()
+    if strangers:
+        found = await control(connection, [], strangers, [])
+        working.items.update(found.items)
+        working.reviews = {**found.reviews, **working.reviews}
+
+
+async def _candidates(
+    connection: asyncpg.Connection, working: WorkingSet, records: Sequence[Admitted], users: set[int]
+) -> None:
+    """Add what new transactions may turn out to be, and what open reviews are about."""
+    windows = kin.windows(records, users)
+    own_ids = set[bytes]()
+    if windows:
+        found = await connection.fetch(_IN_WINDOWS, *map(list, zip(*windows, strict=True)))
+        await _add(connection, working, found)
+        own_ids.update(row["own_id"] for row in found)
+    reviewed = {own for review in working.reviews.values() for own in (review.own_id, *identity.candidates(review))}
+    if reviewed:
+        await _add(connection, working, await connection.fetch(_TRANSACTIONS, list(reviewed), [], []))
+    if own_ids | reviewed:
+        await _moved(connection, working, _LINKS_BY_OWN, list(own_ids | reviewed))
+
+
+async def _moved(connection: asyncpg.Connection, working: WorkingSet, statement: str, *named: list[Any]) -> set[bytes]:
+    """Note which ids of Items are transactions that live on elsewhere, and give the own ids of these."""
+    found = await connection.fetch(statement, *named)
+    for row in found:
+        if row["item_id"] in working.items:
+            working.items[row["item_id"]].moved[row["transaction_id"]] = row["own_id"]
+    return {row["own_id"] for row in found}
 
 
 async def _add(connection: asyncpg.Connection, working: WorkingSet, found: Collection[asyncpg.Record]) -> None:
     """Add rows that are not in the working set yet, with all their legs and the Items that they belong to."""
-    strangers = {row["item_id"] for row in found} - working.items.keys()
-    if strangers:
-        working.items.update((await control(connection, [], strangers, [])).items)
+    await _add_items(connection, working, {row["item_id"] for row in found})
     fresh = {row["own_id"]: row for row in found if row["own_id"] not in working.items[row["item_id"]].own_ids}
     earlier: dict[bytes, list[Posting]] = {}
     split = [own for own, row in fresh.items() if row["legs"] > 1]
@@ -183,6 +233,13 @@ def _account(row: asyncpg.Record) -> AccountRow:
     )  # fmt: skip
 
 
+def _review(row: asyncpg.Record) -> Review:
+    return Review(
+        row["id"], row["user_number"], row["item_id"], row["own_id"], identity.canonical(row["candidates"]),
+        row["reason"], row["changeset"], microseconds(row["known_at"]) or 0, row["state"],
+    )  # fmt: skip
+
+
 def _key(item_id: str | None, account_id: str | None) -> AccountKey | None:
     return None if item_id is None or account_id is None else (item_id, account_id)
 
@@ -218,7 +275,8 @@ SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS 
        i.user_number, i.partition, i.head, i.head_offset, i.unlinked, i.words, i.words_schema, i.history_status,
        i.transaction_rows, i.linked_at, i.unlinked_at, i.last_sync_at, i.missing_rows, i.missing_since, i.has_twins,
        i.waiting_edits, i.known_at,
-       p.ids AS part_ids, p.offsets AS part_offsets, p.values AS part_values, k.first, k.redrive, a.accounts
+       p.ids AS part_ids, p.offsets AS part_offsets, p.values AS part_values, k.first, k.redrive, a.accounts,
+       r.reviews
   FROM (SELECT 1) AS always
   LEFT JOIN unnest($2::text[]) WITH ORDINALITY AS w(wanted, place) ON true
   LEFT JOIN LATERAL (
@@ -234,6 +292,9 @@ SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS 
          FROM tartan.parkings WHERE parkings.item_id = w.wanted AND reader = '{PARKED_BY}') k ON true
   LEFT JOIN LATERAL (
        SELECT array_agg(accounts) AS accounts FROM {SCHEMA}.accounts WHERE accounts.item_id = w.wanted) a ON true
+  LEFT JOIN LATERAL (
+       SELECT array_agg(reviews) AS reviews
+         FROM {SCHEMA}.reviews WHERE reviews.user_number = i.user_number AND state = 'open') r ON true
  ORDER BY w.place"""
 
 _FREE_IDS = f"SELECT id FROM {SCHEMA}.changesets WHERE id = ANY($1::bytea[])"
@@ -279,6 +340,27 @@ _POSTED = f"""
 SELECT b.account, b.debits - b.credits AS posted
   FROM {SCHEMA}.ledger_accounts a JOIN {SCHEMA}.ledger_balances b ON b.account = a.id AND b.layer = '{POSTED}'
  WHERE a.user_number = ANY($1::bigint[]) AND a.kind = '{BANK}'"""
+
+_ITEMS = f"SELECT item_id FROM {SCHEMA}.items WHERE user_number = ANY($1::bigint[])"
+
+# What still counts, of users whose banks tell of one account under several ids.
+_IN_WINDOWS = f"""
+SELECT {_COLUMNS}
+  FROM unnest($1::bigint[], $2::date[], $3::date[]) AS w(user_number, since, until)
+  JOIN {SCHEMA}.transactions t ON t.user_number = w.user_number AND t.date BETWEEN w.since AND w.until
+   AND t.removed_at IS NULL {_LAST_TRANSFER}"""
+
+# An id leads elsewhere only while its transaction does live in another Item.
+_LINKS_BY_ID = f"""
+SELECT l.item_id, l.transaction_id, l.own_id
+  FROM unnest($1::text[], $2::text[]) AS w(item_id, transaction_id)
+  JOIN {SCHEMA}.identity_links l USING (item_id, transaction_id)
+  JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id"""
+_LINKS_BY_OWN = f"""
+SELECT l.item_id, l.transaction_id, l.own_id
+  FROM unnest($1::bytea[]) AS w(own_id)
+  JOIN {SCHEMA}.identity_links l USING (own_id)
+  JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id"""
 
 _WITHHELD = f"""
 SELECT item_id, partition, source_offset, value FROM {SCHEMA}.withheld

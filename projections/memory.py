@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import structs
 
-from projections import admission, copying, openings, redrive
+from projections import admission, copying, kin, openings, redrive
 from projections.admission import Admission, Admitted, Gatekeeper, Opened, Owners
 from projections.ledger import BANK, POSTED, Posting, Transfer
 from projections.parking import Parked
@@ -122,6 +122,7 @@ class Memory:
             owners=self._owners({head.user for head in heads}), poisoned=poisoned, withheld=held,
         )  # fmt: skip
         outcome = keeper.admit(opened)
+        self._look_up_kin(working, list(outcome.every()))
         self._look_up(working, outcome.every())
         for user in openings.users(working, outcome.every()):
             for (account, layer), (debits, credits_) in self.balances.items():
@@ -153,7 +154,7 @@ class Memory:
 
     def _item(self, item_id: str) -> ItemRow:
         item = copy.copy(self.items[item_id])
-        item.by_id, item.own_ids, item.accounts = {}, set(), {}
+        item.by_id, item.own_ids, item.accounts, item.moved = {}, set(), {}, {}
         item.parts = dict(item.parts)
         item.is_complete = not item.transaction_rows
         return item
@@ -178,6 +179,30 @@ class Memory:
                     continue
                 if needs_all or row.own_id in own_ids or (row.chained and row.transaction_id in wanted):
                     item.add(self._row(row, working))
+
+    def _look_up_kin(self, working: WorkingSet, records: Sequence[Admitted]) -> None:
+        """All Items of users who may have kin, and all transactions of those who do or have an open review."""
+        users = kin.users(records)
+        concerned = users | {record.item.user for record in records if record.item is not None}
+        working.reviews = {
+            one.id: copy.copy(one) for one in self.reviews.values() if one.user in concerned and one.state == "open"
+        }
+        reviewed = {review.user for review in working.reviews.values()}
+        for item in self.items.values():
+            if item.user in users | reviewed and item.item_id not in working.items:
+                working.items[item.item_id] = self._item(item.item_id)
+        for (item_id, account_id), account in self.accounts.items():
+            if item_id in working.items:
+                working.items[item_id].accounts[account_id] = copy.copy(account)
+        whole = reviewed | kin.related(working, records, users)
+        for row in self.rows.values():
+            if row.user in whole and row.item_id in working.items:
+                working.items[row.item_id].add(self._row(row, working))
+        for link in self.links.values():
+            item_id = self.rows[link.own_id].item_id
+            if link.user in whole and link.item_id != item_id and link.item_id in working.items:
+                working.items[link.item_id].moved[link.transaction_id] = link.own_id
+                working.items[link.item_id].own_ids.add(link.own_id)
 
     def _look_up_edited(self, working: WorkingSet, one: Admitted) -> None:
         own_ids = {edit.own for edit in one.said.edits}

@@ -171,7 +171,7 @@ class Projector:
         batch = _placed(records, control.positions)
         owners = await self._ownership.of(connection, {head.user for head in heads})
         working = WorkingSet()
-        working.items = control.items
+        working.items, working.reviews = control.items, control.reviews
         keeper = Gatekeeper(
             items=working.items, parked=control.parked, known_ids=control.known_ids, owners=owners, poisoned=poisoned,
             withheld=withheld,

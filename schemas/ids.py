@@ -23,6 +23,7 @@ CHANGESET_ID_BYTES = 16
 
 _OWN = hashlib.blake2b(digest_size=OWN_ID_BYTES, person=b"tartan.own")
 _LEDGER = hashlib.blake2b(digest_size=OWN_ID_BYTES, person=b"tartan.ledger")
+_REVIEW = hashlib.blake2b(digest_size=OWN_ID_BYTES, person=b"tartan.review")
 _EVENT = hashlib.blake2b(digest_size=OWN_ID_BYTES, person=b"tartan.event")
 
 
@@ -47,6 +48,14 @@ def ledger_account_id(user: int, kind: str, reference: str, currency: str) -> by
 def opening_id(user: int, item_id: str, account_id: str) -> OwnId:
     """Derive the own id under which the transfers of an account's opening balance stand."""
     return OwnId(ledger_account_id(user, "opening", f"{item_id}\0{account_id}", ""))
+
+
+def review_id(changeset: bytes, own: bytes) -> bytes:
+    """Derive the id of a review, 16 bytes, from the changeset that opens it and the transaction that it holds."""
+    digest = _REVIEW.copy()
+    digest.update(changeset)
+    digest.update(own)
+    return digest.digest()
 
 
 def event_id(changeset: bytes, event_type: str, entity: bytes) -> str:

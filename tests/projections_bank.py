@@ -35,8 +35,9 @@ histories = st.lists(
 
 @dataclass
 class ItemTruth:
-    """What the bank has of an Item."""
+    """What the bank has of an Item. Its accounts are its own: no other Item's look like them."""
 
+    mask: str = "0000"
     live: dict[str, Transaction] = field(default_factory=dict)
     gone: dict[str, Transaction] = field(default_factory=dict)
     superseded: list[str] = field(default_factory=list)
@@ -48,7 +49,7 @@ class BankHistory:
 
     def __init__(self, steps: list[Step]) -> None:
         self.log = Log()
-        self.truth = {f"item{number}": ItemTruth() for number in range(ITEMS)}
+        self.truth = {f"item{number}": ItemTruth(f"000{number}") for number in range(ITEMS)}
         self._made = 0
         for number in range(ITEMS):
             self.log.link(f"item{number}", self._user(number))
@@ -86,7 +87,7 @@ class BankHistory:
             item.live[new.transaction_id] = new
             return [(new.transaction_id, added(new))]
         if act == "balance":
-            new_account = account("checking", AMOUNTS[variant])
+            new_account = account("checking", AMOUNTS[variant], mask=item.mask)
             item.accounts["checking"] = new_account
             return [("balance", balance(new_account))]
         if act == "same_balance" and item.accounts and "balance" not in said:

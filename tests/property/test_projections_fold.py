@@ -76,7 +76,7 @@ def test_the_ledger_balances_and_says_what_the_rows_say(steps: list[Step], cuts:
     assert set(by_currency.values()) <= {0}
     spent: dict[tuple[object, object, str], int] = defaultdict(int)
     for row in memory.rows.values():
-        if row.removed_at is None:
+        if row.is_shown:
             words = words_of(row.words)
             layer = "pending" if words.pending else "posted"
             whole, _, fraction = words.amount.partition(".")
@@ -117,7 +117,7 @@ def test_a_reader_of_the_events_alone_ends_with_the_same_rows(steps: list[Step],
             if event.type == events.TRANSACTION_REMOVED:
                 del seen[said.id]
     assert seen == {
-        row.own_id.hex(): (row.version, row.transaction_id) for row in memory.rows.values() if row.removed_at is None
+        row.own_id.hex(): (row.version, row.transaction_id) for row in memory.rows.values() if row.is_shown
     }
     assert len(ids) == sum(len(one.net_events) for one in memory.folded)
 

@@ -1,0 +1,88 @@
+"""Which users may have one account under several ids, and what of them a batch has to look at. Pure.
+
+What is named here is a superset of what the fold decides by, so a batch and its records one by one decide the same.
+"""
+
+import datetime
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from projections import accounts_match, copying
+from projections.accounts_match import Portrait
+from projections.admission import Admitted
+from projections.identity_match import DAYS_MAX
+from projections.state import ItemRow, WorkingSet
+from projections.words import Words
+
+
+class Window(NamedTuple):
+    """The dates of a user's transactions that new ones may turn out to be."""
+
+    user: int
+    since: datetime.date
+    until: datetime.date
+
+
+def users(records: Iterable[Admitted]) -> set[int]:
+    """The users all of whose Items have to be known: an account is told under several ids, or one is new."""
+    found = set[int]()
+    for record in records:
+        item = record.item
+        if item is not None and (_has_kin(item) or _tells_of_new_accounts(record)):
+            found.add(item.user)
+    return found
+
+
+def related(working: WorkingSet, records: Sequence[Admitted], users_known: set[int]) -> set[int]:
+    """Those of these users that have accounts that are one, or look so much alike that the fold may find it."""
+    found = {item.user for item in working.items.values() if item.user in users_known and _has_kin(item)}
+    alike: dict[int, set[Portrait]] = defaultdict(set)
+    for item in working.items.values():
+        if item.user in users_known - found:
+            alike[item.user].update(_loose(one) for _, one in accounts_match.portraits(item))
+    for record in records:
+        if record.item is not None and record.item.user in users_known - found:
+            told = (accounts_match.portrait(record.item, reported.account) for reported in record.said.balances)
+            alike[record.item.user].update(map(_loose, told))
+    for user, portraits in alike.items():
+        several = list(portraits)
+        if any(
+            one.key != other.key and accounts_match.same(one, other)
+            for at, one in enumerate(several)
+            for other in several[at + 1 :]
+        ):
+            found.add(user)
+    return found
+
+
+def windows(records: Iterable[Admitted], of_users: set[int]) -> list[Window]:
+    """The windows of these users, each around all dates that the records say."""
+    dates: dict[int, set[bytes]] = defaultdict(set)
+    for record in records:
+        if record.item is not None and record.item.user in of_users:
+            dates[record.item.user].update(one.date for one in record.said.transactions if type(one) is Words)
+    found = []
+    for user, said in dates.items():
+        days = [copying.read_date(one).toordinal() for one in said]
+        if days:
+            found.append(Window(user, _date(min(days) - DAYS_MAX), _date(max(days) + DAYS_MAX)))
+    return found
+
+
+def _has_kin(item: ItemRow) -> bool:
+    return item.has_twins or any(account.continues or account.continued_by for account in item.accounts.values())
+
+
+def _tells_of_new_accounts(record: Admitted) -> bool:
+    item = record.item
+    return item is not None and any(one.account.account_id not in item.accounts for one in record.said.balances)
+
+
+def _loose(one: Portrait) -> Portrait:
+    # An Item that the batch itself links has no words yet that would name its bank.
+    return one._replace(institution_id="")
+
+
+def _date(ordinal: int) -> datetime.date:
+    return datetime.date.fromordinal(max(1, min(ordinal, datetime.date.max.toordinal())))
