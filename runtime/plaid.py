@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,10 @@ PAGE_TRANSACTIONS_MAX = 500
 CONNECT_TIMEOUT_S = 10.0
 THREADS_SPARE = 4
 """Threads beyond the fetches under way, so that a key or a link waits behind no history."""
+BALANCES_TIMEOUT_S_MIN = 60.0
+"""The bank itself is asked, which takes up to 30 s and more (PLAID.md 1.4); a call that is given up is billed, too."""
+OLDEST_BALANCE = "min_last_updated_datetime"
+"""The field that /accounts/balance/get needs for banks that give no balance of now: how old one may be."""
 CATEGORY_VERSION = "v2"
 PLAID_VERSION = "2020-09-14"
 _CODE = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
@@ -38,17 +43,22 @@ Answer = TypeVar("Answer")
 
 
 class PlaidRefused(TartanError):
-    """Plaid's own answer that says no. It holds what programs may branch on, never its message or a token."""
+    """Plaid's own answer that says no. It holds what programs may branch on, never its message or a token.
+
+    `field`: OLDEST_BALANCE, where the message names it, and nothing else.
+    """
 
     def __init__(
-        self, *, error_type: str, error_code: str, status: int, request_id: str | None, reason: str | None = None
-    ) -> None:
+        self, *, error_type: str, error_code: str, status: int, request_id: str | None, reason: str | None = None,
+        field: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(f"Plaid refused: {error_type} {error_code}, status {status}, request {request_id}")
         self.error_type = error_type
         self.error_code = error_code
         self.status = status
         self.request_id = request_id
         self.reason = reason
+        self.field = field
 
 
 class Exchanged(NamedTuple):
@@ -77,6 +87,7 @@ class _Refusal(Struct):
     error_code: str
     request_id: str | None = None
     error_code_reason: str | None = None
+    error_message: str | None = None
 
 
 class _Exchange(Struct):
@@ -163,19 +174,23 @@ class Plaid:
         )
 
     async def balances(
-        self, token: str, *, account_ids: Sequence[str] = (), min_last_updated: Any = None
+        self, token: str, *, account_ids: Sequence[str] = (), oldest: datetime | None = None
     ) -> AccountsAnswer:
-        """Ask the bank for the balances now; paid, 5 a minute and Item. `min_last_updated` is a datetime."""
+        """Ask the bank for the balances now; paid, 5 a minute and Item.
+
+        `oldest`: how old a balance may be at a bank that gives none of now, which needs it; others pass it over.
+        """
         options: dict[str, Any] = {}
         if account_ids:
             options["account_ids"] = list(account_ids)
-        if min_last_updated is not None:
-            options["min_last_updated_datetime"] = min_last_updated
+        if oldest is not None:
+            options[OLDEST_BALANCE] = oldest.replace(microsecond=0)
         request = models.AccountsBalanceGetRequest(
             access_token=token,
             **({"options": models.AccountsBalanceGetRequestOptions(**options)} if options else {}),
         )
-        return await self._call(self._api.accounts_balance_get, request, plaid_answers.accounts)
+        timeout_s = max(self._settings.plaid_timeout_s, BALANCES_TIMEOUT_S_MIN)
+        return await self._call(self._api.accounts_balance_get, request, plaid_answers.accounts, timeout_s=timeout_s)
 
     async def item(self, token: str) -> ItemAnswer:
         """Ask for the Item's state and when Plaid last heard of its bank."""
@@ -270,14 +285,18 @@ class Plaid:
         answer = await self._call(self._api.institutions_get_by_id, request, _reads(_InstitutionAnswer))
         return Institution(answer.institution.institution_id, answer.institution.name)
 
-    async def _call(self, endpoint: Callable[..., Any], request: Any, read: Callable[[bytes], Answer]) -> Answer:
+    async def _call(
+        self, endpoint: Callable[..., Any], request: Any, read: Callable[[bytes], Answer], *,
+        timeout_s: float | None = None,
+    ) -> Answer:  # fmt: skip
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(self._blocking, endpoint, request, read))
+        ask = partial(endpoint, request, _preload_content=False, _check_return_type=False, _request_timeout=timeout_s)
+        return await loop.run_in_executor(self._threads, partial(self._blocking, ask, read))
 
-    def _blocking(self, endpoint: Callable[..., Any], request: Any, read: Callable[[bytes], Answer]) -> Answer:
+    def _blocking(self, ask: Callable[[], Any], read: Callable[[bytes], Answer]) -> Answer:
         """Runs in a thread; the answer is read there too, so that a large page does not hold up the loop."""
         try:
-            response = endpoint(request, _preload_content=False, _check_return_type=False)
+            response = ask()
             body: bytes = response.data
         except urllib3.exceptions.HTTPError as error:
             # `from None`: urllib3's errors hold the request, and with it the token; the type says what is needed.
@@ -297,14 +316,18 @@ class _RawTransport(rest.RESTClientObject):  # type: ignore[misc]
         super().__init__(configuration)
         self._timeout = timeout
 
-    def request(self, method: str, url: str, *, headers: dict[str, str], body: Any = None, **_: Any) -> Any:
+    def request(
+        self, method: str, url: str, *, headers: dict[str, str], body: Any = None,
+        _request_timeout: float | None = None, **_: Any,
+    ) -> Any:  # fmt: skip
         """Send one request; nothing is retried or redirected."""
+        own = None if _request_timeout is None else urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=_request_timeout)
         return self.pool_manager.request(
             method,
             url,
             headers=headers,
             json=body if body is not None else {},
-            timeout=self._timeout,
+            timeout=own or self._timeout,
             retries=False,
             redirect=False,
             preload_content=True,
@@ -324,6 +347,7 @@ def _refused(status: int, body: bytes) -> TartanError:
         status=status,
         request_id=refusal.request_id if _CODE.fullmatch(refusal.request_id or "") else None,
         reason=refusal.error_code_reason,
+        field=OLDEST_BALANCE if OLDEST_BALANCE in (refusal.error_message or "") else None,
     )
 
 

@@ -40,7 +40,7 @@ KINDS = {
     "INVALID_PRODUCT": Kind("INVALID_INPUT", 400, "client is not authorized to access the requested products"),
     "INVALID_WEBHOOK_VERIFICATION_KEY_ID": Kind("INVALID_INPUT", 400, "invalid key_id provided"),
     "LAST_UPDATED_DATETIME_OUT_OF_RANGE": Kind(
-        "INVALID_INPUT", 400, "the balances are older than min_last_updated_datetime"
+        "INVALID_RESULT", 400, "the balances are older than min_last_updated_datetime"
     ),
     "SANDBOX_WEBHOOK_INVALID": Kind("SANDBOX_ERROR", 400, "webhook could not be fired"),
     "SANDBOX_PRODUCT_NOT_ENABLED": Kind("SANDBOX_ERROR", 400, "the requested product is not enabled for the Item"),
