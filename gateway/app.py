@@ -11,6 +11,8 @@ from aiohttp import web
 
 from gateway import page
 from gateway.authentication import CronSecret, StreamTokens, Tenants
+from gateway.balances import Balances
+from gateway.banks import CALLS_MAX, Banks
 from gateway.call import guarded
 from gateway.edits import Edits
 from gateway.history import History
@@ -31,7 +33,7 @@ from runtime import logs
 from runtime.free_records import FreeRecords
 from runtime.kafka import Appender
 from runtime.lifecycle import Running
-from runtime.plaid import Plaid
+from runtime.plaid import THREADS_SPARE, Plaid
 from runtime.postgres import open_pool
 from runtime.settings import Settings
 from runtime.vault import Vault
@@ -60,8 +62,11 @@ class Gateway:
         self._sayings = Sayings(FreeRecords(settings, appender, vault), pool=pool, waiting=waiting)
         self._cron = CronSecret(settings)
         self._items = Items(settings, pool=pool, plaid=plaid, vault=vault, waiting=waiting)
+        banks = Banks(settings, pool=pool, plaid=plaid, vault=vault)
+        self._balances = Balances(settings, pool=pool, banks=banks, sayings=self._sayings, waiting=waiting)
         self._handlers = (
             self._items,
+            self._balances,
             Syncs(settings, pool=pool, waiting=waiting),
             Reads(settings, pool=pool, tokens=tokens),
             Operating(settings, pool=pool),
@@ -77,7 +82,7 @@ class Gateway:
             app.router.add_route(route.method, route.path, self._answering(route))
         app.add_routes(page.routes())
         app.on_shutdown.append(self._say_goodbye)
-        app.on_cleanup.append(self._finish_links)
+        app.on_cleanup.append(self._finish_requests)
         return app
 
     def _answering(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -95,8 +100,9 @@ class Gateway:
     async def _say_goodbye(self, _: web.Application) -> None:
         self._hub.close(Ending(GOING_AWAY, "the server stops: connect again"))
 
-    async def _finish_links(self, _: web.Application) -> None:
-        await self._items.close()
+    async def _finish_requests(self, _: web.Application) -> None:
+        """What was asked of Plaid is worth waiting for: a link's token and a paid balance come once."""
+        await asyncio.gather(self._items.close(), self._balances.close())
 
 
 @asynccontextmanager
@@ -105,7 +111,8 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
         pool = await _pool(settings)
         stack.push_async_callback(pool.close)
-        plaid = Plaid(settings)
+        # A bank takes up to 30 s to say its balances: those who ask one leave the links' threads alone.
+        plaid = Plaid(settings, threads=settings.fetch_concurrency + THREADS_SPARE + CALLS_MAX)
         stack.push_async_callback(plaid.close)
         # It connects when something is said: reads are served while Kafka is away, and push says in /readyz that it is.
         appender = Appender(settings, client="gateway", timeout_s=APPEND_S_MAX)

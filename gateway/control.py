@@ -60,6 +60,12 @@ async def linked(connection: asyncpg.Connection, item_id: str) -> Linked | None:
     return Linked(*row.values()) if row else None
 
 
+async def sealed_token(connection: asyncpg.Connection, item_id: str) -> bytes | None:
+    """An Item's token as it is kept; None once it is unlinked."""
+    sealed: bytes | None = await connection.fetchval(_SEALED, item_id)
+    return sealed
+
+
 async def is_user(connection: asyncpg.Connection, tenant: str, user: int) -> bool:
     """Whether a user with this number is there still."""
     return bool(await connection.fetchval(_USER, tenant, user))
@@ -89,6 +95,8 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tartan link ' || $1, 0))
 _LINKED = """
     SELECT c.tenant, u.user_id, c.sealed_token FROM tartan.credentials c LEFT JOIN tartan.users u USING (user_number)
     WHERE c.item_id = $1"""
+
+_SEALED = "SELECT sealed_token FROM tartan.credentials WHERE item_id = $1"
 
 _USER = "SELECT true FROM tartan.users WHERE tenant = $1 AND user_number = $2"
 

@@ -101,6 +101,140 @@ SAID: dict[str, Schema] = {
 }
 """Fields of a transaction that users speak of, and whether it counts."""
 
+BALANCE = _object(
+    account_id=_TEXT, name=_MAYBE_TEXT, mask=_MAYBE_TEXT, type=_TEXT, subtype=_MAYBE_TEXT, currency=_TEXT,
+    current=_MAYBE_AMOUNT, available=_MAYBE_AMOUNT, limit=_MAYBE_AMOUNT, last_updated_datetime=_BANK_TIME,
+)  # fmt: skip
+BALANCES = _object(
+    item_id=_TEXT,
+    status={**_TEXT, "enum": ["asking", "accepted", "applied"], "description": "applied: readers see it"},
+    accounts=_list("Balance"),
+    asked_at={**_MAYBE_MOMENT, "description": "when the bank was asked"},
+    request_id={**_MAYBE_TEXT, "description": "Plaid's"},
+    cost={
+        **_object(
+            requests={**_COUNT, "description": "of this request; none where it shared another one's"},
+            billed=_BOOLEAN,
+            unit_price=_MAYBE_AMOUNT,
+            currency=_MAYBE_TEXT,
+        ),
+        "type": ["object", "null"],
+    },
+)
+
+TRANSACTION = _object(
+    id=_TEXT, transaction_id={**_TEXT, "description": "Plaid's present id"}, item_id=_TEXT, account_id=_TEXT,
+    amount={**_AMOUNT, "description": "exact decimal text; positive leaves the account"}, currency=_TEXT,
+    pending=_BOOLEAN, date={**_TEXT, "format": "date"}, datetime=_MAYBE_TEXT, authorized_date=_MAYBE_TEXT,
+    merchant_name=_MAYBE_TEXT, merchant_entity_id=_MAYBE_TEXT, logo_url=_MAYBE_TEXT,
+    category_detailed=_MAYBE_TEXT, category_confidence=_MAYBE_TEXT, enriched_at=_MAYBE_MOMENT,
+    version=_COUNT, removed_at=_MAYBE_MOMENT, known_at=_MOMENT, **SAID,
+)  # fmt: skip
+
+
+def _without(shape: Schema, *names: str) -> dict[str, Schema]:
+    return {name: each for name, each in shape["properties"].items() if name not in names}
+
+
+_PLACE: Schema = {**_TEXT, "pattern": "^[0-9]+:[0-9]+$", "description": "partition:offset in the log"}
+ORIGIN: Schema = {
+    "type": "object",
+    "properties": {
+        "kind": {**_TEXT, "enum": ["webhook", "tick", "user", "operator", "unknown"]},
+        "cause": {**_TEXT, "description": "webhook, schedule, retry, sweep, link, manual, unlink, user or operator"},
+        "by": _MAYBE_TEXT,
+        "webhook": _object(partition=_COUNT, offset=_COUNT, received_at=_MAYBE_MOMENT),
+    },
+    "required": ["kind", "cause", "by"],
+}  # fmt: skip
+CHANGESET = _object(
+    place=_PLACE, id=_TEXT, partition=_COUNT, offset=_COUNT, kind=_TEXT, type=_TEXT, item_id=_MAYBE_TEXT,
+    said={"type": "object", "description": "events that it said, by type"}, net_events=_COUNT, origin=ORIGIN,
+    request_ids={"type": "array", "items": _TEXT, "description": "Plaid's, of the calls that it came from"},
+    redriven_by={"type": ["integer", "null"], "description": "withheld and applied later, at this offset"},
+    said_at=_MOMENT, known_at=_MOMENT,
+)  # fmt: skip
+TRANSACTION_AS_OF = _object(**_without(TRANSACTION, "enriched_at"))
+ACCOUNT_AS_OF = _object(**{
+    **_without(ACCOUNT, "freshness", "continues", "continued_by"),
+    "realtime_at": {**_MAYBE_MOMENT, "description": "since when the bank reports the same"},
+})  # fmt: skip
+CHANGED: Schema = {
+    "type": ["array", "null"],
+    "items": _object(field={**_TEXT, "description": "the bank's, or user_fields. and the user's"}, before={}, after={}),
+    "description": "fields that differ from the version before; null where that one is not kept",
+}  # fmt: skip
+VERSION = _object(
+    **TRANSACTION_AS_OF["properties"],
+    event={**_MAYBE_TEXT, "description": "what readers were told: transaction.added, modified or removed"},
+    changed=CHANGED, changeset={"$ref": "#/components/schemas/Changeset"},
+)  # fmt: skip
+EXPLANATION = _object(
+    kind={**_TEXT, "enum": ["transaction"]},
+    user={**_object(tenant=_TEXT, user_id=_TEXT), "type": ["object", "null"]},
+    item=_object(item_id=_TEXT, institution_id=_MAYBE_TEXT, institution_name=_MAYBE_TEXT, state=_MAYBE_TEXT,
+                 user_number=_COUNT, partition=_COUNT),
+    versions={"type": "array", "items": _object(version=_COUNT, event=_MAYBE_TEXT, changed=CHANGED, status=_TEXT,
+                                                item_id=_TEXT, transaction_id=_TEXT, known_at=_MOMENT,
+                                                changeset=_PLACE)},
+    transfers={"type": "array", "items": _object(
+        own_id=_TEXT, number=_COUNT, amount=_AMOUNT, currency=_TEXT, layer=_TEXT,
+        reverses={"type": ["integer", "null"], "description": "number of the transfer that it takes back"},
+        effective={**_TEXT, "format": "date"}, known_at=_MOMENT, partition=_COUNT, changeset=_PLACE,
+        debit=_TEXT, debit_kind=_TEXT, debit_reference=_TEXT, credit=_TEXT, credit_kind=_TEXT, credit_reference=_TEXT)},
+    user_fields={"type": "array", "items": _object(field=_TEXT, value={}, changeset=_PLACE)},
+    links={"type": "array", "items": _object(item_id=_TEXT, transaction_id=_TEXT, rule=_TEXT, score=_COUNT,
+                                             known_at=_MOMENT, evidence={}, changeset=_PLACE)},
+    reviews={"type": "array", "items": _object(id=_TEXT, item_id=_TEXT, own_id=_TEXT, reason=_TEXT, state=_TEXT,
+                                               chosen=_MAYBE_TEXT, known_at=_MOMENT, decided_at=_MAYBE_MOMENT,
+                                               candidates={}, changeset=_PLACE, decided=_MAYBE_TEXT)},
+    changesets={"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Changeset"}},
+    **{"is": {"$ref": "#/components/schemas/Transaction"}},
+)  # fmt: skip
+
+FAULT: Schema = {
+    "type": "object", "properties": {"field": _TEXT, "reason": _TEXT, "value": _TEXT}, "required": ["field", "reason"],
+}  # fmt: skip
+
+PROBLEM: Schema = {
+    "type": "object",
+    "description": "RFC 9457",
+    "properties": {"type": _TEXT, "title": _TEXT, "status": {"type": "integer"}, "detail": _TEXT,
+                   "faults": _list("Fault"), "plaid": {"type": "object"}},
+    "required": ["type", "title", "status"],
+}  # fmt: skip
+
+SYNC = _object(
+    request_id={**_TEXT, "description": "finds this request's outcome again, for 90 days"},
+    item_id=_TEXT,
+    status={**_TEXT, "enum": ["accepted", "applied", "not_ready", "stopped", "failed"],
+            "description": "applied: all that Plaid had when it was asked can be read now; stopped: the Item does not "
+                           "go on by itself; failed: tried again unless `stopped`"},
+    complete={**_BOOLEAN, "description": "whether all that was asked for is shown; with refresh: the bank's data of "
+                                         "after the request"},
+    changed={"type": ["boolean", "null"], "description": "whether something new was found; null where not known yet"},
+    added={"type": ["integer", "null"]}, modified={"type": ["integer", "null"]}, removed={"type": ["integer", "null"]},
+    no_op={"type": ["integer", "null"], "description": "changes that Plaid sent and that were none for readers"},
+    error={"type": ["object", "null"]},
+    stopped=_FRESHNESS["stopped"],
+    remedy=_FRESHNESS["remedy"],
+    last_synced_at=_FRESHNESS["last_synced_at"],
+    last_sync_at={**_MAYBE_MOMENT, "description": "when something new was last found and shown"},
+    bank_updated_at=_FRESHNESS["bank_updated_at"],
+    bank_asked={**_BOOLEAN, "description": "false: Plaid was asked, and Plaid asks the bank by its own schedule"},
+)  # fmt: skip
+
+_CHANGES = _object(added=_COUNT, modified=_COUNT, removed=_COUNT)
+PASS = _object(
+    started_at=_MOMENT, duration_s={"type": "number", "minimum": 0},
+    cause={**_TEXT, "description": "link, webhook, manual, schedule, retry, sweep, operator or unlink"},
+    outcome={**_TEXT, "description": "appended, unchanged, not_ready, stopped, unlinked, failed"}, success=_BOOLEAN,
+    pages=_COUNT, fetched=_CHANGES, applied={**_CHANGES, "type": ["object", "null"]},
+    no_op={"type": ["integer", "null"]}, error={"type": ["object", "null"]},
+    changeset={**_object(partition=_COUNT, offset=_COUNT), "type": ["object", "null"],
+               "description": "where its record is in the log"},
+)  # fmt: skip
+
 TRANSACTION = _object(
     id=_TEXT, transaction_id={**_TEXT, "description": "Plaid's present id"}, item_id=_TEXT, account_id=_TEXT,
     amount={**_AMOUNT, "description": "exact decimal text; positive leaves the account"}, currency=_TEXT,
@@ -233,6 +367,8 @@ SCHEMAS: dict[str, Schema] = {
     "Items": _object(items=_list("Item")),
     "Account": ACCOUNT,
     "Accounts": _object(accounts=_list("Account")),
+    "Balance": BALANCE,
+    "Balances": BALANCES,
     "Transaction": TRANSACTION,
     "Edited": _object(
         id=_TEXT, changeset={**_TEXT, "description": "id of its record"}, status={**_TEXT, "enum": ["accepted"]}

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from gateway.problems import Problem
 
@@ -26,20 +26,23 @@ class Answer(NamedTuple):
     document: Mapping[str, Any]
 
 
+Made = TypeVar("Made")
+
+
 class _Kept(NamedTuple):
     body: bytes
     until: float
-    answer: "asyncio.Task[Answer]"
+    answer: "asyncio.Task[Any]"
 
 
-class Answers:
+class Answers(Generic[Made]):
     """Runs a request once a key. `clock` is monotonic, in seconds."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
 
-    async def once(self, *, tenant: str, key: str | None, body: bytes, act: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def once(self, *, tenant: str, key: str | None, body: bytes, act: Callable[[], Awaitable[Made]]) -> Made:
         """Give the answer to this key, made now or kept; one that failed is not kept.
 
         Raises: Problem 409, where the key came with another body before.
@@ -53,11 +56,11 @@ class Answers:
             kept = None
         if kept is not None and kept.body != digest:
             raise Problem(HTTPStatus.CONFLICT, "idempotency_key_reused", "this key came with another request before")
-        task = kept.answer if kept else self._begin(name, digest, act)
+        task: asyncio.Task[Made] = kept.answer if kept else self._begin(name, digest, act)
         # Shielded: a client that hangs up must not undo a link that another attempt of its own waits for.
         return await asyncio.shield(task)
 
-    def _begin(self, name: bytes, body: bytes, act: Callable[[], Awaitable[Answer]]) -> "asyncio.Task[Answer]":
+    def _begin(self, name: bytes, body: bytes, act: Callable[[], Awaitable[Made]]) -> "asyncio.Task[Made]":
         task = asyncio.ensure_future(act())
         assert isinstance(task, asyncio.Task)
         self._kept[name] = _Kept(body, self._clock() + KEPT_S, task)
@@ -67,7 +70,7 @@ class Answers:
         task.add_done_callback(lambda done: self._forget_failed(name, done))
         return task
 
-    def _forget_failed(self, name: bytes, task: "asyncio.Task[Answer]") -> None:
+    def _forget_failed(self, name: bytes, task: "asyncio.Task[Made]") -> None:
         if task.cancelled() or task.exception() is not None:
             kept = self._kept.get(name)
             if kept is not None and kept.answer is task:

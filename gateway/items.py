@@ -28,7 +28,7 @@ class Items:
         self._pool = pool
         self._plaid = plaid
         self._linking = Linking(settings, pool=pool, plaid=plaid, vault=vault)
-        self._answers = Answers()
+        self._answers = Answers[Answer]()
         self._waiting = waiting
 
     async def close(self) -> None:

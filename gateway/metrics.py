@@ -6,6 +6,7 @@ from runtime.metrics import LATENCY_BUCKETS_S
 
 REQUESTS = Counter("tartan_api_requests", "Requests by operation and status", ["operation", "status"])
 REQUEST_SECONDS = Histogram("tartan_api_seconds", "From request to answer", ["operation"], buckets=LATENCY_BUCKETS_S)
+BALANCE_REQUESTS = Counter("tartan_balance_requests", "Real-time balance requests that Plaid answered, and bills")
 STREAMS = Gauge("tartan_streams", "Open streams of browsers")
 STREAM_CLOSES = Counter("tartan_stream_closes", "Streams that the gateway closed, by close code", ["code"])
 STREAM_MESSAGES = Counter("tartan_stream_messages", "Messages given to open streams")

@@ -117,10 +117,14 @@ def _of_http(refusal: web.HTTPException) -> Problem:
     return Problem(status, status.name.lower(), headers=kept)
 
 
-def _of_plaid(refused: PlaidRefused) -> Problem:
+def plaid_said(refused: PlaidRefused) -> dict[str, Any]:
     """Plaid's own codes are safe for programs; its messages are not repeated. Source: PLAID.md 1.9."""
-    more = {"plaid": {"error_type": refused.error_type, "error_code": refused.error_code,
+    return {"plaid": {"error_type": refused.error_type, "error_code": refused.error_code,
                       "request_id": refused.request_id}}  # fmt: skip
+
+
+def _of_plaid(refused: PlaidRefused) -> Problem:
+    more = plaid_said(refused)
     if refused.error_type == "RATE_LIMIT_EXCEEDED":
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "plaid_busy", headers={"Retry-After": "60"}, more=more)
     if refused.error_code in ("INVALID_PUBLIC_TOKEN", "INVALID_LINK_TOKEN", "ITEM_NOT_FOUND"):

@@ -16,6 +16,9 @@ from projections.queries import PAGE_MAX
 PASSES_MAX = 100
 """Passes in one answer: each may cost a query of 0.2 ms for what it applied."""
 
+ACCOUNTS_MAX = 100
+"""Accounts that one request names: more than any person has at a bank."""
+
 WAIT_S_MAX = 60.0
 """Longest `?wait=`: load balancers cut silent requests after a minute."""
 
@@ -105,7 +108,26 @@ user said outlives all that the bank says, pending to posted, a removal that is 
 200 as soon as readers see it, which is usually within 50 ms, and 202 where they do not within `wait` (5 s by default)
 or the Item is parked: it is kept all the same. 409 where the key came with another request before. After 503 ask again
 with the same key: it is done once."""
+BALANCES = """\
+The bank itself is asked, within 30 s or so. Plaid bills each request that it answers: `cost` says how many and, where
+it is set (TARTAN_BALANCE_PRICE), at which price. It allows five a minute for an Item; 429 names the next moment. Those
+who ask about an Item at the same time share one request, which is billed once.
+
+200 once readers see the balances. 202 where they do not within `wait` (30 s by default): `asking` while the bank has
+not answered, `accepted` while the tables have not; the same Idempotency-Key finds the answer later, at no further cost.
+
+A bank that gives no balance of now (Capital One's cards, Apple Card) gives one that is at most two days old, or as new
+as `min_last_updated_datetime` asks for; 409 `balance_too_old` where it has none."""
 REFRESH = _query("refresh", read.boolean, "have Plaid ask the bank now", type="boolean", default=False)
+ACCOUNT_IDS = Parameter(
+    "account_ids", "body", read.texts(ACCOUNTS_MAX),
+    {"type": "array", "items": _ID, "minItems": 1, "maxItems": ACCOUNTS_MAX},
+    "these accounts only; by default all of the Item", json=list,
+)  # fmt: skip
+OLDEST = Parameter(
+    "min_last_updated_datetime", "body", read.moment, {"type": "string", "format": "date-time"},
+    "how old a balance may be, at banks that give none of now",
+)  # fmt: skip
 REQUEST = _in_path("request_id", "`request_id` of the sync's answer")
 PASSES = _query("limit", read.integer(1, PASSES_MAX), "passes of a page", type="integer", minimum=1,
                 maximum=PASSES_MAX, default=50)  # fmt: skip
@@ -153,6 +175,9 @@ ROUTES = (
           {200: "Passes", 404: "Problem"}, (ITEM, PASSES, CURSOR), description=HISTORY),
     Route("GET", "/v1/items/{item_id}/syncs/{request_id}", "get_sync", "What came of a sync that was asked for",
           {200: "Sync", 404: "Problem"}, (ITEM, REQUEST)),
+    Route("POST", "/v1/items/{item_id}/balances", "read_balances", "Ask the bank for its balances of now, at a price",
+          {200: "Balances", 202: "Balances", 404: "Problem", 409: "Problem", 502: "Problem"},
+          (ITEM, ACCOUNT_IDS, OLDEST, WAIT, IDEMPOTENCY), description=BALANCES),
     Route("GET", "/v1/users/{user_id}/items", "list_items", "A user's Items", {200: "Items", 404: "Problem"}, (USER,)),
     Route("GET", "/v1/users/{user_id}/accounts", "list_accounts", "A user's accounts with their balances",
           {200: "Accounts", 404: "Problem"}, (USER,)),

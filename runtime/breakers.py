@@ -39,6 +39,12 @@ def wait_s(trips: int) -> float:
     return min(OPEN_S * 2.0 ** min(max(trips, 1) - 1, 30), OPEN_S_MAX)
 
 
+async def open_s(connection: asyncpg.Connection, institution_id: str) -> float | None:
+    """How long a bank's breaker stays open: 0 where it is closed or its time over; None of a bank that answers."""
+    left: float | None = await connection.fetchval(_LEFT, institution_id)
+    return left
+
+
 async def failed(connection: asyncpg.Connection, institution_id: str, code: str, failures_max: int) -> bool:
     """Count an outage answer of a bank; as many in a row as are set open its breaker. Gives whether it is open.
 
@@ -125,6 +131,10 @@ async def _close(connection: asyncpg.Connection, institution_id: str, changed_at
             await incidents.over(connection, incidents.INSTITUTION_DOWN, institution_id)
     return closed is not None
 
+
+_LEFT = """
+    SELECT coalesce(greatest(extract(epoch FROM open_until - tartan.clock()), 0), 0)::float8 FROM tartan.breakers
+    WHERE institution_id = $1 AND (failures > 0 OR open_until IS NOT NULL)"""
 
 # `open`: opened and not closed since. `tries`: its time is over, or one Item is trying, which this failure is of.
 _FAILED = f"""

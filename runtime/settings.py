@@ -2,20 +2,31 @@
 
 import base64
 import binascii
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runtime import quotas
+from schemas import money
 from schemas.changesets import RECORD_BYTES_MAX
 from schemas.errors import Halt
 
 KEY_BYTES = 32
 ROLE = r"^[a-z_][a-z0-9_]{0,62}$"
 """A role's name that needs no quotes in SQL."""
+
+_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,8})?", re.ASCII)
+
+
+class Price(NamedTuple):
+    """What one request costs: plain decimal text, and the currency's ISO 4217 code."""
+
+    amount: str
+    currency: str
 
 
 class Settings(BaseSettings):
@@ -137,6 +148,16 @@ class Settings(BaseSettings):
         30.0, ge=0, le=30, description="a read may show accounts that were read so long ago, if nothing came since"
     )
 
+    balance_price: str = Field(
+        "", description="what Plaid bills for a real-time balance request, as 0.10 USD; said in the answers"
+    )
+    dated_institutions: str = Field(
+        "ins_128026,ins_136439", description="banks that give no balance of now and want to be told how old it may be"
+    )
+    balance_age_max_s: float = Field(
+        172800.0, ge=60, le=90 * 86400, description="how old a balance of these banks may be, if not asked otherwise"
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least that is logged")
     log_format: Literal["json", "text"] = Field("json", description="one object a line, or for people")
 
@@ -154,6 +175,12 @@ class Settings(BaseSettings):
             quotas.limits(value, environment="sandbox")
         except Halt as error:
             raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("balance_price")
+    @classmethod
+    def _is_a_price(cls, value: str) -> str:
+        price(value)
         return value
 
     @field_validator("alerts_url")
@@ -215,9 +242,26 @@ class Settings(BaseSettings):
         """Plaid's quotas by endpoint; an endpoint that is not named has none."""
         return quotas.limits(self.plaid_limits, environment=self.plaid_environment)
 
+    def price(self) -> Price | None:
+        """What a real-time balance request costs, where that is set."""
+        return price(self.balance_price)
+
     def plaid_address(self) -> str:
         """Base address of Plaid's API."""
         return self.plaid_url or f"https://{self.plaid_environment}.plaid.com"
+
+
+def price(text: str) -> Price | None:
+    """Read an amount and its currency's ISO 4217 code; None where nothing is set.
+
+    Raises: ValueError, where it is something else.
+    """
+    if not text:
+        return None
+    amount, _, currency = text.partition(" ")
+    if not (_AMOUNT.fullmatch(amount) and currency.isupper() and money.is_iso(currency)):
+        raise ValueError("is not an amount and an ISO 4217 code, as 0.10 USD")
+    return Price(amount, currency)
 
 
 def weights(text: str) -> dict[str, float]:
