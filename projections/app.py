@@ -13,6 +13,7 @@ from projections.outbox import Outbox
 from projections.ownership import Ownership
 from projections.project import READER, Projector
 from projections.publish import Committed, Publisher
+from projections.reconciliation import Reconciler
 from projections.session import Session
 from runtime import dead_letters, stream
 from runtime.instance import alone
@@ -27,9 +28,9 @@ from runtime.vault import Vault
 from runtime.witness import Witness
 from schemas.topics import CHANGESETS, full_name
 
-POOL_SIZE = 5
-"""For the witness, the publisher's resume and floors, the expiry, the dead letters; the projector has a connection of
-its own."""
+POOL_SIZE = 6
+"""For the witness, the publisher's resume and floors, the expiry, the dead letters, reconciliation; the projector has a
+connection of its own."""
 
 
 @asynccontextmanager
@@ -68,7 +69,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         tasks = [publishing, projecting, engine, lock]
         for work in (
             witness.watch(lambda: stream.assigned(app, topic), held=reader.held), Expiry(pool).keep(),
-            dead_letters.run(pool, appender, settings),
+            dead_letters.run(pool, appender, settings), Reconciler(pool, settings).keep(),
         ):  # fmt: skip
             tasks.append(asyncio.create_task(work))
             stack.push_async_callback(_end, tasks[-1])

@@ -123,6 +123,7 @@ accounts = Table(
     Column("continued_by_item", Text, comment="Item of the younger account that goes on from this one"),
     Column("continued_by_account", Text),
     Index("accounts_user", "user_number"),  # queries.accounts: all accounts of a user
+    Index("accounts_account", "account_id"),  # gateway.reconciling: an account by Plaid's id alone
 )
 
 transactions = Table(

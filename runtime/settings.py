@@ -131,7 +131,7 @@ class Settings(BaseSettings):
         3600.0, ge=1, le=7 * 86400, description="each account is compared with its bank this often"
     )
     gap_alert_after_s: float = Field(
-        86400.0, ge=1, le=90 * 86400, description="a gap that lasts so long is told, or after 3 checks behind its repair"
+        86400.0, ge=1, le=90 * 86400, description="a gap that lasts so long is told, or 3 checks after its repair"
     )
 
     batch_records_max: int = Field(

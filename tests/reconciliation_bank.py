@@ -27,11 +27,18 @@ KINDS = (("depository", "checking"), ("depository", "savings"), ("credit", "cred
 class Story:
     """One account of one Item, drawn by a seed: `step` is an update that ties out. `log` has what Plaid said."""
 
-    def __init__(self, seed: int, *, item_id: str = "item", user: int = 1, log: Log | None = None) -> None:
+    def __init__(
+        self, seed: int, *, item_id: str = "item", user: int = 1, log: Log | None = None, twin_of: "Story | None" = None
+    ) -> None:
         self.rng = random.Random(seed)
         self.item_id, self.user, self.account_id = item_id, user, f"account-of-{item_id}"
         self.kind, self.subtype = self.rng.choice(KINDS)
         self.currency = self.rng.choice(CURRENCIES)
+        # Without these no rule of identity takes two accounts for one.
+        self.mask, self.name = item_id[-4:], f"Account of {item_id}"
+        if twin_of is not None:
+            self.kind, self.subtype, self.currency = twin_of.kind, twin_of.subtype, twin_of.currency
+            self.mask = twin_of.mask
         self.log = Log() if log is None else log
         self.live: dict[str, Transaction] = {}
         self.opening = self._amount(2_000, 90_000)
@@ -67,7 +74,10 @@ class Story:
 
     def reported(self, current: Decimal, **fields: Any) -> Account:
         """The account with a balance."""
-        said = {"iso_currency_code": self.currency, "type": self.kind, "subtype": self.subtype, "mask": "4711"}
+        said = {
+            "iso_currency_code": self.currency, "type": self.kind, "subtype": self.subtype, "mask": self.mask,
+            "name": self.name,
+        }  # fmt: skip
         return account(self.account_id, _text(current), **{**said, **fields})
 
     def changes(self) -> list[Event]:

@@ -126,8 +126,7 @@ def other_currency_of_row(story: Story, memory: Memory) -> None:
 
 def duplicate(story: Story, memory: Memory) -> None:
     """The same bank was linked twice, and what the other Item tells is counted here too."""
-    other = Story(story.rng.randrange(10**6), item_id="other", log=story.log)
-    other.kind, other.subtype, other.currency = story.kind, story.subtype, story.currency
+    other = Story(story.rng.randrange(10**6), item_id="other", log=story.log, twin_of=story)
     other.tell(added(*[other.new() for _ in range(2)]))
     rows = [story.new() for _ in range(story.rng.randrange(1, 4))]
     twice = [msgspec.structs.replace(one, transaction_id=f"{one.transaction_id}-again") for one in rows]
