@@ -47,7 +47,7 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
     said = json.loads(await connection.fetchval(_USER_FIELDS, own_id) or "{}")
     return await _told(connection, user, {
         "kind": "transaction", "is": shown, "item": plain(item), "versions": told,
-        "transfers": await _transfers(connection, _TRANSFERS_OF, user, own_id),
+        "transfers": await _transfers_of(connection, user, own_id),
         "user_fields": [
             {"field": name, "value": word["value"], "changeset": str(Place(partition, word["at"]))}
             for name, word in sorted(said.items())
@@ -59,20 +59,20 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
 
 async def opening(connection: asyncpg.Connection, user: int, own_id: bytes) -> Row | None:
     """The transfers of an account's opening balance."""
-    moved = await _transfers(connection, _TRANSFERS_OF, user, own_id)
+    moved = await _transfers_of(connection, user, own_id)
     if not moved:
         return None
     return await _told(connection, user, {"kind": "opening", "is": {"id": own_id.hex()}, "transfers": moved})
 
 
 async def ledger_row(connection: asyncpg.Connection, user: int, own_id: bytes, number: int) -> Row | None:
-    """One transfer, those that it takes back or that take it back, and the transaction that it is of."""
-    moved = await _transfers(connection, _TRANSFERS_OF, user, own_id)
+    """One transfer, those that it takes back or that take it back, and the transaction or opening that it is of."""
+    moved = await _transfers_of(connection, user, own_id)
     one = next((row for row in moved if row["number"] == number), None)
     if one is None:
         return None
     undoes = [row for row in moved if row["number"] == one["reverses"] or row["reverses"] == number]
-    about = await transaction(connection, user, own_id)
+    about = await transaction(connection, user, own_id) or await opening(connection, user, own_id)
     return await _told(connection, user, {
         "kind": "ledger_row", "is": one, "transfers": undoes, "changeset": one["changeset"], "about": about,
     })  # fmt: skip
@@ -84,8 +84,10 @@ async def ledger_account(connection: asyncpg.Connection, account: bytes) -> Row 
     if row is None:
         return None
     balances = await connection.fetch(_BALANCES, account)
-    moved = await _transfers(connection, _TRANSFERS_BY, row["user_number"], account)
-    return await _told(connection, row["user_number"], {
+    user = row["user_number"]
+    own_ids = await queries.openings(connection, user)
+    moved = _transfers(await connection.fetch(_TRANSFERS_BY, user, own_ids, account, TRANSFERS_MAX))
+    return await _told(connection, user, {
         "kind": "ledger_account", "is": plain(row), "balances": [plain(one) for one in balances], "transfers": moved,
     })  # fmt: skip
 
@@ -129,7 +131,7 @@ async def changeset(connection: asyncpg.Connection, place: Place) -> Row | None:
         return None
     return await _told(connection, row["user_number"], {
         "kind": "changeset", "is": {"place": str(place), "id": row["id"].hex()}, "changeset": str(place),
-        "events": _events(row["events"])[:EVENTS_MAX],
+        "events": _events(row["events"], range(EVENTS_MAX)),
         "events_expired": row["events"] is None and row["redriven_by"] is None,
     })  # fmt: skip
 
@@ -137,10 +139,12 @@ async def changeset(connection: asyncpg.Connection, place: Place) -> Row | None:
 async def event(connection: asyncpg.Connection, place: Place, number: int) -> Row | None:
     """An event at its position, and the transaction that it told of."""
     row = await connection.fetchrow(_CHANGESET, *place)
-    told = [] if row is None else _events(row["events"])
-    if row is None or number >= len(told):
+    if row is None:
         return None
-    one, user = told[number], row["user_number"]
+    told = _events(row["events"], range(number, number + 1))
+    if not told:
+        return None
+    [one], user = told, row["user_number"]
     about = None
     if one["type"].startswith(_OF_TRANSACTIONS):
         about = await transaction(connection, user, bytes.fromhex(one["about"]))
@@ -180,18 +184,23 @@ def _named(told: Any) -> Iterable[str]:
                 yield from _named(one)
 
 
-async def _transfers(connection: asyncpg.Connection, statement: str, user: int, of: bytes) -> list[Row]:
-    found = await connection.fetch(statement, user, of, TRANSFERS_MAX)
+async def _transfers_of(connection: asyncpg.Connection, user: int, own_id: bytes) -> list[Row]:
+    return _transfers(await connection.fetch(_TRANSFERS_OF, user, own_id, TRANSFERS_MAX))
+
+
+def _transfers(found: Iterable[asyncpg.Record]) -> list[Row]:
     return [{**plain(row), "changeset": str(Place(row["partition"], row["changeset"]))} for row in found]
 
 
-def _events(stored: bytes | None) -> list[Row]:
+def _events(stored: bytes | None, numbers: range) -> list[Row]:
+    """The events of a block that have these numbers."""
     if stored is None:
         return []
+    found = decoded(decompressed(stored))
     return [
         {"number": number, "type": one.type, "about": key_of(one),
          "changed": read_transaction(one.data).changed if one.type.startswith(_OF_TRANSACTIONS) else []}
-        for number, one in enumerate(decoded(decompressed(stored)))
+        for number, one in zip(numbers, found[numbers.start : numbers.stop], strict=False)
     ]  # fmt: skip
 
 
@@ -231,8 +240,9 @@ SELECT * FROM ({_TRANSFER} WHERE t.user_number = $1 AND t.own_id = $2 ORDER BY t
  ORDER BY number"""
 
 _TRANSFERS_BY = f"""{_TRANSFER}
- WHERE t.user_number = $1 AND (t.debit = $2 OR t.credit = $2)
- ORDER BY t.known_at DESC, t.changeset DESC, t.own_id, t.number DESC LIMIT $3"""
+  JOIN {queries.OF_USER} ON of_user.own_id = t.own_id
+ WHERE t.debit = $3 OR t.credit = $3
+ ORDER BY t.known_at DESC, t.changeset DESC, t.own_id, t.number DESC LIMIT $4"""
 
 _LINKS = "SELECT * FROM reads.identity_links WHERE own_id = $2 AND user_number = $1 ORDER BY changeset, transaction_id"
 

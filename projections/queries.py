@@ -14,6 +14,7 @@ import asyncpg
 
 from projections import edits
 from schemas import codec
+from schemas.ids import opening_id
 from schemas.records import Account, Transaction
 
 PAGE_MAX = 500
@@ -128,6 +129,12 @@ async def transfers(connection: asyncpg.Connection, user: int, own_id: bytes) ->
 async def ledger_balances(connection: asyncpg.Connection, user: int) -> list[Row]:
     """Debits, credits and balance of each ledger account and layer of a user."""
     return [plain(row) for row in await connection.fetch(_LEDGER_BALANCES, user)]
+
+
+async def openings(connection: asyncpg.Connection, user: int) -> list[bytes]:
+    """The own ids under which opening balances of a user's accounts stand: the second parameter of OF_USER."""
+    found = await connection.fetch(_ACCOUNT_KEYS, user)
+    return [opening_id(user, row["item_id"], row["account_id"]) for row in found]
 
 
 async def changesets(
@@ -297,6 +304,13 @@ SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
 _TRANSFERS = """
 SELECT number, debit, credit, amount, currency, layer, reverses, effective, partition, changeset, known_at
   FROM reads.ledger_transfers WHERE user_number = $1 AND own_id = $2 ORDER BY number"""
+
+# All own ids of a user that have transfers. Transfers are found by them, by their primary key: an index by user would
+# cost each insert into the largest table there is.
+OF_USER = """(
+       SELECT own_id FROM reads.transactions WHERE user_number = $1 UNION ALL SELECT unnest($2::bytea[])) AS of_user"""
+
+_ACCOUNT_KEYS = "SELECT item_id, account_id FROM reads.accounts WHERE user_number = $1"
 
 _LEDGER_BALANCES = """
 SELECT account, kind, reference, currency, layer, debits, credits, balance

@@ -13,7 +13,18 @@ from collections.abc import AsyncIterator
 import asyncpg
 
 from projections import edits
-from projections.queries import ANY_TRANSACTION, PAGE_MAX, Found, Page, Row, TransactionFilter, plain, status
+from projections.queries import (
+    ANY_TRANSACTION,
+    OF_USER,
+    PAGE_MAX,
+    Found,
+    Page,
+    Row,
+    TransactionFilter,
+    openings,
+    plain,
+    status,
+)
 from schemas import codec
 from schemas.records import Account, Transaction
 
@@ -78,7 +89,8 @@ async def ledger_balances(
 
     Accounts and layers without a transfer until then are left out.
     """
-    return [plain(row) for row in await connection.fetch(_LEDGER, user, known_at, effective_at)]
+    own_ids = await openings(connection, user)
+    return [plain(row) for row in await connection.fetch(_LEDGER, user, own_ids, known_at, effective_at)]
 
 
 def transaction(row: Found) -> Row:
@@ -176,13 +188,17 @@ SELECT a.item_id, a.account_id, s.source, v.version, v.words, v.words_schema, v.
         ORDER BY version DESC LIMIT 1) v
  WHERE a.user_number = $1 ORDER BY a.item_id, a.account_id"""
 
-_LEDGER = """
+# Summed by both sides first: a user has few accounts, and transfers without end.
+_LEDGER = f"""
+WITH moved AS (
+    SELECT t.debit, t.credit, t.layer, sum(t.amount) AS amount
+      FROM {OF_USER} JOIN reads.ledger_transfers t USING (own_id)
+     WHERE t.known_at <= $3 AND t.effective <= coalesce($4::date, 'infinity')
+     GROUP BY t.debit, t.credit, t.layer)
 SELECT a.id AS account, a.kind, a.reference, a.currency, m.layer, sum(m.debits) AS debits, sum(m.credits) AS credits,
        sum(m.debits) - sum(m.credits) AS balance
-  FROM (SELECT t.layer, s.account, s.debits, s.credits
-          FROM reads.ledger_transfers t
-         CROSS JOIN LATERAL (VALUES (t.debit, t.amount, 0), (t.credit, 0, t.amount)) AS s(account, debits, credits)
-         WHERE t.user_number = $1 AND t.known_at <= $2 AND t.effective <= coalesce($3::date, 'infinity')) AS m
+  FROM (SELECT debit AS account, layer, amount AS debits, 0 AS credits FROM moved
+         UNION ALL SELECT credit, layer, 0, amount FROM moved) AS m
   JOIN reads.ledger_accounts a ON a.id = m.account
  GROUP BY a.id, a.kind, a.reference, a.currency, m.layer
  ORDER BY a.kind, a.reference, a.currency, m.layer"""

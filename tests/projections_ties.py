@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from projections.openings import COMPLETE
 from runtime.reader import Received
 from schemas import catalogue, codec, events, gate
 from schemas.ids import own_id
@@ -15,6 +16,8 @@ from tests.projections_bank import ACTS, ITEMS, BankHistory, Step
 from tests.projections_log import START_US, Log
 
 STEPS = 40
+COMPLETE_FROM = 30
+"""Number of the record from which on histories are complete, so accounts are opened."""
 _SAY_WORDS = (events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED)
 
 
@@ -24,7 +27,10 @@ class TiedLog(Log):
     def append(self, item_id: str | None, said: Any, **head: Any) -> Received:
         number = len(self.records)
         at = START_US + (number // 3 - (number % 5 == 0)) * 60_000_000
-        return super().append(item_id, said, **{"at": at, "cause": cause_of(number, head.get("type")), **head})
+        usual: dict[str, Any] = {"at": at, "cause": cause_of(number, head.get("type"))}
+        if number > COMPLETE_FROM:
+            usual["history_status"] = COMPLETE
+        return super().append(item_id, said, **{**usual, **head})
 
     def sync(self, item_id: str, *said: Any, user: int = 1, **head: Any) -> Received:
         record = super().sync(item_id, *said, user=user, **head)
