@@ -116,9 +116,7 @@ def test_a_reader_of_the_events_alone_ends_with_the_same_rows(steps: list[Step],
             seen[said.id] = (said.version, said.transaction.transaction_id)
             if event.type == events.TRANSACTION_REMOVED:
                 del seen[said.id]
-    assert seen == {
-        row.own_id.hex(): (row.version, row.transaction_id) for row in memory.rows.values() if row.is_shown
-    }
+    assert seen == {row.own_id.hex(): (row.version, row.transaction_id) for row in memory.rows.values() if row.is_shown}
     assert len(ids) == sum(len(one.net_events) for one in memory.folded)
 
 
