@@ -14,6 +14,7 @@ import typer
 import explain_cli
 import operator_cli
 import verify_cli
+import reconcile_cli
 from runtime import lifecycle, logs, settings, topics
 from schemas.errors import Retry, TartanError
 
@@ -38,6 +39,7 @@ app.command("queue", rich_help_panel=OPERATE)(operator_cli.show_queue)
 app.add_typer(operator_cli.items_app, name="items", rich_help_panel=OPERATE)
 app.add_typer(operator_cli.letters_app, name="dead-letters", rich_help_panel=OPERATE)
 app.command("explain", rich_help_panel=OPERATE)(explain_cli.explain)
+app.command("reconcile", rich_help_panel=OPERATE)(reconcile_cli.reconcile)
 app.command("verify", rich_help_panel=TRY)(verify_cli.verify)
 app.add_typer(topics_app, name="topics", rich_help_panel=SET_UP)
 app.add_typer(bench_app, name="bench", rich_help_panel=TRY)

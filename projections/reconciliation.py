@@ -5,7 +5,8 @@ It reads what is committed, in one snapshot, and costs the fold nothing. Several
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 import asyncpg
 from prometheus_client import Counter, Gauge
@@ -117,6 +118,30 @@ async def check(connection: asyncpg.Connection, keys: Sequence[Key], *, alert_af
             results.append(Result(key, facts, verdict, reconcile_steps.NOTHING))
     await reconciliations.put(connection, quiet)
     return results
+
+
+def told(result: Result) -> dict[str, Any]:
+    """A result for JSON: amounts as plain decimal text, with the ledger's sign (owed is negative)."""
+    verdict, step = result.verdict, result.step
+    return {
+        "item_id": result.key.item_id,
+        "account_id": result.key.account_id,
+        "state": verdict.state,
+        "cause": step.cause or verdict.why if verdict.state == GAP else None,
+        "reason": None if verdict.state == GAP else verdict.why,
+        "currency": verdict.currency,
+        "ledger": _text(verdict.ledger),
+        "bank": _text(verdict.bank),
+        "gap": _text(verdict.gap),
+        "source": None if verdict.report is None else verdict.report.source,
+        "evidence": dict(verdict.evidence),
+        "repair": step.repair,
+        "outcome": step.outcome,
+    }
+
+
+def _text(amount: Decimal | None) -> str | None:
+    return None if amount is None else format(amount, "f")
 
 
 async def _judged(connection: asyncpg.Connection, facts: Facts, user: int) -> Verdict:

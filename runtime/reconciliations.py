@@ -81,6 +81,15 @@ class Open(NamedTuple):
     repair_done: bool
 
 
+class Which(NamedTuple):
+    """Which accounts; None means any. `user_id` is the application's own id."""
+
+    tenant: str | None = None
+    user_id: str | None = None
+    item_id: str | None = None
+    account_id: str | None = None
+
+
 class State(NamedTuple):
     """What is known of an account's reconciliation. `compared_at`: when its Item's whole history was last wanted."""
 
@@ -100,6 +109,17 @@ async def claim(connection: asyncpg.Connection, *, interval_s: float, accounts_m
     Several processes share the work: each account is given to one of them.
     """
     return [Key(*row) for row in await connection.fetch(_CLAIM, interval_s, accounts_max)]
+
+
+async def chosen(
+    connection: asyncpg.Connection, which: Which, *, after: Key | None = None, limit: int
+) -> list[Key]:  # fmt: skip
+    """The accounts that readers see, of these, in the order of their keys; `after` is the last one of the page before.
+
+    Of an account without a user no tenant is known, so none is given where one is asked for.
+    """
+    begin = after or Key("", "")
+    return [Key(*row) for row in await connection.fetch(_CHOSEN, *which, *begin, limit)]
 
 
 async def put(connection: asyncpg.Connection, checks: Sequence[Checked]) -> None:
@@ -229,6 +249,13 @@ _CLAIM = """
           ORDER BY next_at LIMIT $2 FOR UPDATE SKIP LOCKED) d
     WHERE r.item_id = d.item_id AND r.account_id = d.account_id
     RETURNING r.item_id, r.account_id"""
+
+_CHOSEN = """
+    SELECT a.item_id, a.account_id FROM reads.accounts a LEFT JOIN tartan.users u USING (user_number)
+    WHERE ($1::text IS NULL OR u.tenant = $1) AND ($2::text IS NULL OR u.user_id = $2)
+      AND ($3::text IS NULL OR a.item_id = $3) AND ($4::text IS NULL OR a.account_id = $4)
+      AND (a.item_id, a.account_id) > ($5, $6)
+    ORDER BY a.item_id, a.account_id LIMIT $7"""
 
 # Rows in the order given, which is that of the key: two that write many at once wait for each other.
 _PUT = """
