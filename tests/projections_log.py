@@ -1,6 +1,7 @@
 """Builds logs of changesets for the projections' tests, sealed as the real writers seal them."""
 
 import itertools
+import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from runtime.reader import Received
 from schemas import catalogue, changesets, codec, events, gate
 from schemas.changesets import UserKeys, user_keys
 from schemas.ids import free_id
-from schemas.records import Account, Cause, Decision, Head, History, Item, Removal, Transaction
+from schemas.records import Account, Cause, Decision, Edit, Head, History, Item, Removal, Transaction
 
 START_US = 1_760_000_000_000_000
 
@@ -76,6 +77,12 @@ def restated(
     return [(events.HISTORY_RESTATED, catalogue.HISTORY, codec.encode(history)), *added(*said)]
 
 
+def edited(own_id: bytes, transaction_id: str, **fields: Any) -> list[Event]:
+    """An event transaction.edited: what a user says of the transaction with this own id, and this Plaid id then."""
+    said = Edit(own_id.hex(), transaction_id, json.dumps(fields))
+    return [(events.TRANSACTION_EDITED, catalogue.EDIT, codec.encode(said))]
+
+
 def about_item(kind: str, item: Item) -> list[Event]:
     """An event about an Item."""
     return [(kind, catalogue.ITEM, codec.encode(item))]
@@ -103,6 +110,10 @@ class Log:
     def restate(self, item_id: str, *said: Event, user: int = 1, **head: Any) -> Received:
         """Append a restated history."""
         return self.append(item_id, list(said), user=user, type=gate.RESTATED, **head)
+
+    def edit(self, item_id: str, own_id: bytes, transaction_id: str, user: int = 1, **fields: Any) -> Received:
+        """Append an edit."""
+        return self.free(item_id, edited(own_id, transaction_id, **fields), type=gate.EDIT, user=user)
 
     def decide(self, item_id: str, decision: str, subject: bytes | None = None, user: int = 1) -> Received:
         """Append a decision, about the Item's head unless told otherwise."""
