@@ -27,11 +27,12 @@ COPY gateway/ /app/gateway/
 COPY sandbox/ /app/sandbox/
 COPY cli.py /app/
 COPY explain_cli.py /app/
+COPY ledger_cli.py /app/
 COPY operator_cli.py /app/
 COPY operator_console.py /app/
 COPY operator_tables.py /app/
-COPY verify_cli.py /app/
 COPY reconcile_cli.py /app/
+COPY verify_cli.py /app/
 
 ENV PATH=/opt/tartan/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m compileall -q /app

@@ -12,9 +12,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import explain_cli
+import ledger_cli
 import operator_cli
-import verify_cli
 import reconcile_cli
+import verify_cli
 from runtime import lifecycle, logs, settings, topics
 from schemas.errors import Retry, TartanError
 
@@ -38,9 +39,10 @@ STAGE, SET_UP, OPERATE, TRY = "Stages", "Set up", "Operate", "Try, prove, measur
 app.command("queue", rich_help_panel=OPERATE)(operator_cli.show_queue)
 app.add_typer(operator_cli.items_app, name="items", rich_help_panel=OPERATE)
 app.add_typer(operator_cli.letters_app, name="dead-letters", rich_help_panel=OPERATE)
-app.command("explain", rich_help_panel=OPERATE)(explain_cli.explain)
 app.command("reconcile", rich_help_panel=OPERATE)(reconcile_cli.reconcile)
+app.command("explain", rich_help_panel=OPERATE)(explain_cli.explain)
 app.command("verify", rich_help_panel=TRY)(verify_cli.verify)
+app.command("ledger", rich_help_panel=OPERATE)(ledger_cli.ledger)
 app.add_typer(topics_app, name="topics", rich_help_panel=SET_UP)
 app.add_typer(bench_app, name="bench", rich_help_panel=TRY)
 

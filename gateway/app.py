@@ -26,6 +26,7 @@ from gateway.push import PushReader
 from gateway.reads import Reads
 from gateway.routes import ROUTES, Route
 from gateway.saying import Sayings
+from gateway.statements import Statements
 from gateway.stream import Streams
 from gateway.syncs import Syncs
 from gateway.waiting import Waiting
@@ -72,6 +73,7 @@ class Gateway:
             Operating(settings, pool=pool),
             Edits(self._sayings, pool=pool),
             History(pool=pool),
+            Statements(pool=pool),
         )
         self._streams = Streams(pool=pool, hub=hub, tokens=tokens, partitions=settings.partitions)
 

@@ -235,6 +235,19 @@ PASS = _object(
                "description": "where its record is in the log"},
 )  # fmt: skip
 
+LEDGER_BALANCE = _object(
+    account={**_TEXT, "description": "the ledger account's id"},
+    **{"class": {**_TEXT, "enum": ["asset", "liability", "income", "expense", "equity"]}},
+    kind={**_TEXT, "enum": ["bank", "category", "equity"]},
+    reference={**_TEXT, "description": "of a bank: account_id; of a category: its name"},
+    currency=_TEXT, posted=_AMOUNT, pending=_AMOUNT,
+)  # fmt: skip
+LEDGER_MOVED = _object(
+    month={**_TEXT, "pattern": "^[0-9]{4}-[0-9]{2}$"}, currency=_TEXT, category=_TEXT,
+    **{"class": {**_TEXT, "enum": ["income", "expense"]}}, layer={**_TEXT, "enum": ["pending", "posted"]},
+    spent=_AMOUNT, received=_AMOUNT, net=_AMOUNT,
+)  # fmt: skip
+
 _, _STATUS = msgspec.json.schema_components([QueueStatus], ref_template="#/components/schemas/{name}")
 
 SCHEMAS: dict[str, Schema] = {
@@ -269,6 +282,10 @@ SCHEMAS: dict[str, Schema] = {
     "Versions": _object(versions=_list("Version"), next_cursor=_MAYBE_TEXT),
     "Explanation": EXPLANATION,
     "Transactions": _object(transactions=_list("Transaction"), next_cursor=_MAYBE_TEXT),
+    "LedgerBalance": LEDGER_BALANCE,
+    "LedgerBalances": _object(balances=_list("LedgerBalance")),
+    "LedgerMoved": LEDGER_MOVED,
+    "LedgerTurnover": _object(turnover=_list("LedgerMoved")),
     "StreamToken": _object(token=_TEXT, expires_at=_MOMENT),
     "Fault": FAULT,
     "Problem": PROBLEM,

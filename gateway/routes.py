@@ -149,6 +149,16 @@ FILTERS = (
     LIMIT,
     _query("cursor", str, "`next_cursor` of the page before, with the same filters", type="string"),
 )  # fmt: skip
+STATEMENT_AT = _query("at", read.date, "with what is dated this day or earlier", type="string", format="date")
+STATEMENT_KNOWN_AT = _query("known_at", read.moment, "as it was known at this time", type="string", format="date-time")
+TURNOVER_FROM = _query("from", read.date, "dated this day or later", type="string", format="date")
+TURNOVER_TO = _query("to", read.date, "dated this day or earlier", type="string", format="date")
+LEDGER = """\
+Debits less credits: what an asset holds is positive, what a liability owes is negative. An account's opening balance
+is there before every date. `pending` stands apart and is never part of `posted`."""
+TURNOVER = """\
+By month of the transaction's date, currency, category and layer; a corrected or removed transaction counts as it is
+now. `net` is spent less received."""
 FILTERS_AS_OF = (AS_OF, EFFECTIVE_AT, *(one for one in FILTERS if one.name != "to"))
 LOOKED_BACK = """\
 What the tables had shown at that time, save what an erasure took: exactly what a replay of the log up to there gives.
@@ -189,6 +199,12 @@ ROUTES = (
     Route("GET", "/v1/users/{user_id}/accounts/as-of", "list_accounts_as_of",
           "A user's accounts with what had been reported of them at a time",
           {200: "AccountsAsOf", 404: "Problem"}, (USER, AS_OF), description=LOOKED_BACK),
+    Route("GET", "/v1/users/{user_id}/ledger/balances", "ledger_balances",
+          "The balance of each of a user's ledger accounts, now or at a time", {200: "LedgerBalances", 404: "Problem"},
+          (USER, STATEMENT_AT, STATEMENT_KNOWN_AT), description=LEDGER),
+    Route("GET", "/v1/users/{user_id}/ledger/turnover", "ledger_turnover",
+          "What a user spent and received, month by month", {200: "LedgerTurnover", 404: "Problem"},
+          (USER, TURNOVER_FROM, TURNOVER_TO), description=TURNOVER),
     Route("GET", "/v1/transactions/{transaction_id}/history", "transaction_history",
           "Every version of a transaction: what changed, when and why", {200: "Versions", 404: "Problem"},
           (TRANSACTION, LIMIT, CURSOR), description=VERSIONS),

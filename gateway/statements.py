@@ -1,0 +1,34 @@
+"""Statements of a user's ledger: balances at a time, turnover by month."""
+
+import asyncpg
+
+from gateway.call import Call, ok
+from gateway.database import snapshot
+from gateway.idempotency import Answer
+from gateway.reads import user_of
+from projections import statements_of_account
+
+
+class Statements:
+    """Handlers that add up."""
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def ledger_balances(self, call: Call) -> Answer:
+        """The balance of each ledger account of a user."""
+        values = call.values
+        async with snapshot(self._pool) as connection:
+            user = await user_of(connection, call)
+            rows = await statements_of_account.balances(
+                connection, user, at=values["at"], known_at=values["known_at"]
+            )  # fmt: skip
+        return ok({"balances": rows})
+
+    async def ledger_turnover(self, call: Call) -> Answer:
+        """What a user spent and received, by month, currency and category."""
+        values = call.values
+        async with snapshot(self._pool) as connection:
+            user = await user_of(connection, call)
+            rows = await statements_of_account.turnover(connection, user, since=values["from"], until=values["to"])
+        return ok({"turnover": rows})
