@@ -214,7 +214,8 @@ def _about(item: Owned) -> About:
 def _told_nobody(asking: "asyncio.Task[Told]") -> None:
     """What became of a request whose client waits no longer."""
     if not asking.cancelled() and (error := asking.exception()) is not None:
-        _log.warning("balances asked for were not told", reason=str(error))
+        reason = error.kind if isinstance(error, Problem) else type(error).__name__
+        _log.warning("balances asked for were not told", reason=reason)
 
 
 def _document(item: Owned, status: str, told: Told | None, price: Price | None) -> dict[str, Any]:

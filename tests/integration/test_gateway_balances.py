@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
@@ -12,8 +13,10 @@ from aiohttp import ClientSession
 
 from gateway.app import Gateway, serving
 from gateway.hub import Hub
+from gateway.push import PushReader
 from projections import app as projections
-from runtime.kafka import Appender
+from runtime.free_records import FreeRecords
+from runtime.kafka import Appender, InDoubt
 from runtime.plaid import Plaid
 from sandbox.simulator import troubles
 from sandbox.simulator.bank import Item
@@ -311,6 +314,71 @@ async def test_nobody_asks_about_anothers_item(bank: Banking) -> None:
     assert (mixed[0], mixed[1]["faults"][0]["field"]) == (400, "account_ids")
     # One tenant's key, two Items: it came with another request before.
     assert (shared[0][0], shared[1][0]) == (200, 409)
+
+
+async def test_what_is_pushed_is_what_the_next_read_shows(bank: Banking) -> None:
+    item = await bank.item()
+    account_id = some_account(item)
+    hub = Hub()
+    reading = asyncio.create_task(PushReader(bank.made.settings, hub).run())
+    await bank.made.until(lambda: _is(hub.is_live), what="push is read")
+    listening = hub.join(await bank.made.pool.fetchval("SELECT user_number FROM tartan.users WHERE user_id = 'ada'"))
+    listening.begin(0)
+
+    async def next_balance() -> dict[str, Any]:
+        while True:
+            message = json.loads(await asyncio.wait_for(listening.next(), 20))
+            if message["event"] == "balance.updated" and message["data"]["account_id"] == account_id:
+                return dict(message["data"])
+
+    for round_ in range(4):
+        await bank.shown(item, account_id)  # from here on it may be kept
+        troubles.drift(item, account_id, Decimal("1.01"))
+        bank.made.bank.step(item.item_id)
+        path = "sync" if round_ % 2 else "balances"
+        asking = asyncio.create_task(bank.ask("POST", f"/v1/items/{item.item_id}/{path}?wait=0.01"))
+        pushed = await next_balance()
+        shown = await bank.shown(item, account_id)
+        assert [shown[name] for name in ("current", "available", "source")] == [
+            pushed[name] for name in ("current", "available", "source")
+        ]
+        assert pushed["source"] == ("cached" if round_ % 2 else "realtime")
+        await asking
+    reading.cancel()
+
+
+async def _is(value: object) -> object:
+    return value
+
+
+async def test_an_append_in_doubt_is_made_again_and_counts_once(bank: Banking, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = await bank.item()
+    append, answers = FreeRecords.append, iter([True, False])
+
+    async def doubtful(self: FreeRecords, *said: Any) -> Any:
+        at = await append(self, *said)
+        if next(answers):
+            raise InDoubt("no answer")
+        return at
+
+    monkeypatch.setattr(FreeRecords, "append", doubtful)
+    status, told = await bank.balances(item)
+
+    records = [one for one in await bank.made.records() if one.head.type == gate.BALANCE]
+    accepted = await bank.made.pool.fetchval("SELECT count(*) FROM reads.changesets WHERE type = $1", gate.BALANCE)
+    assert (status, told["status"], bank.asked()) == (200, "applied", 1)
+    assert (len(records), len({one.head.id for one in records}), accepted) == (2, 1, 1)
+
+
+async def test_a_gateway_that_stops_keeps_what_a_bank_was_asked_for(bank: Banking) -> None:
+    item = await bank.item()
+    bank.made.bank.faults.declare(Fault(code="SLOW", endpoint=ENDPOINT, delay_s=1.0))
+
+    async with gateway(bank.made) as stopping:
+        status, told = await stopping.balances(item, wait="0.2")
+
+    assert (status, told["status"]) == (202, "asking")
+    assert [one.head.type for one in await bank.made.records()].count(gate.BALANCE) == 1
 
 
 async def test_what_the_log_keeps_is_what_the_bank_said_to_the_digit(bank: Banking) -> None:
