@@ -3,7 +3,7 @@
 Source: Plaid, Duplicate Items: match by institution, name and mask, or by persistent_account_id where a bank has one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from projections.reading import Reported
@@ -78,42 +78,66 @@ def pairs(
 
 
 def join(working: WorkingSet, item: ItemRow, balances: Sequence[Reported]) -> None:
-    """Join the accounts that a record tells of for the first time to the ones that they go on from, or that go on
-    from them: an account of an Item that was linked earlier is the older one, within an Item the one known earlier.
+    """Put the accounts that a record tells of for the first time among those that they are at the bank, by age: an
+    account of an Item that was linked earlier is older, within an Item the one known earlier.
     """
     told = {one.account.account_id: one.account for one in balances}
     new = [portrait(item, account) for name, account in told.items() if name not in item.accounts]
     if not new:
         return
-    known: dict[AccountKey, tuple[ItemRow, AccountRow]] = {}
-    candidates, peers = [], list(new)
+    candidates: list[Portrait] = []
+    peers = list(new)
     for other in [one for one in working.items.values() if one.user == item.user]:
         for row, seen in portraits(other):
-            known[seen.key] = (other, row)
-            if other is item and row.account_id in told:
-                peers.append(seen)
-            elif (row.continues if _is_older(item, other) else row.continued_by) is None:
-                candidates.append(seen)
+            if row.continued_by is None:
+                family = [seen.key, *walk(working, seen.key, "continues")]
+                is_told = any(name == item.item_id and account_id in told for name, account_id in family)
+                (peers if is_told else candidates).append(seen)
     for one, found in pairs(new, peers, candidates):
-        row = item.accounts[one.key[1]] = AccountRow(one.key[1], item.item_id, item.user)
-        other, twin = known[found.key]
-        older, younger = (row, twin) if _is_older(item, other) else (twin, row)
-        older.continued_by, younger.continues = _key(younger), _key(older)
-        working.changed_accounts[found.key] = twin
-        if other is not item:
-            item.has_twins = other.has_twins = True
-            working.changed_items |= {item.item_id: item, other.item_id: other}
+        account_id = one.key[1]
+        row = item.accounts[account_id] = AccountRow(account_id, item.item_id, item.user)
+        _insert(working, item, row, [found.key, *walk(working, found.key, "continues")])
+
+
+def walk(working: WorkingSet, key: AccountKey, way: str) -> Iterator[AccountKey]:
+    """The accounts that lie behind one: all older ones (`continues`) or younger ones (`continued_by`)."""
+    seen = {key}
+    while True:
+        account = _account(working, key)
+        behind: AccountKey | None = None if account is None else getattr(account, way)
+        if behind is None or behind in seen:
+            return
+        seen.add(behind)
+        yield behind
+        key = behind
+
+
+def _insert(working: WorkingSet, item: ItemRow, row: AccountRow, family: Sequence[AccountKey]) -> None:
+    younger = [key for key in family if key[0] != item.item_id and _is_older(item, working.items[key[0]])]
+    older = [key for key in family if key not in younger]
+    key = (row.item_id, row.account_id)
+    for at, way in ((younger[-1:], "continued_by"), (older[:1], "continues")):
+        for neighbour in at:
+            setattr(row, way, neighbour)
+            twin = working.items[neighbour[0]].accounts[neighbour[1]]
+            setattr(twin, "continues" if way == "continued_by" else "continued_by", key)
+            working.changed_accounts[neighbour] = twin
+    twins = {name for name, _ in family} - {item.item_id}
+    for name in twins | {item.item_id} if twins else ():
+        working.items[name].has_twins = True
+        working.changed_items[name] = working.items[name]
+
+
+def _account(working: WorkingSet, key: AccountKey) -> AccountRow | None:
+    item = working.items.get(key[0])
+    return None if item is None else item.accounts.get(key[1])
 
 
 def _is_older(one: ItemRow, other: ItemRow) -> bool:
     """Whether an Item was linked before another one. Links of one moment go by their ids."""
-    if one is other or one.linked_at is None or other.linked_at is None:
-        return one is not other and one.linked_at is not None
+    if one.linked_at is None or other.linked_at is None:
+        return one.linked_at is not None
     return (one.linked_at, one.item_id) < (other.linked_at, other.item_id)
-
-
-def _key(row: AccountRow) -> AccountKey:
-    return (row.item_id, row.account_id)
 
 
 def _institution(item: ItemRow) -> str | None:

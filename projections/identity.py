@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from projections import accounts_match, edits, identity_match, restated
+from projections.accounts_match import walk
 from projections.identity_match import Pair, Question, words_of
 from projections.ledger import NOTHING
 from projections.postings import posted
 from projections.reading import Said
-from projections.state import AccountKey, AccountRow, IdentityLink, ItemRow, Place, Review, Row, WorkingSet
+from projections.state import AccountKey, IdentityLink, ItemRow, Place, Review, Row, WorkingSet
 from projections.touched import Touched, remember
 from projections.words import Words
 from schemas import events
@@ -24,6 +25,9 @@ PASSED_OVER = "transaction.passed_over"
 """Count of what an Item said about transactions that a younger Item tells of."""
 
 DECISIONS = frozenset({events.APPROVE_REVIEW, events.REJECT_REVIEW})
+
+LEFT = "left"
+"""Rule of a link that leads nowhere any more: the Item took back what a younger one still tells of."""
 
 OPEN, APPROVED, REJECTED, SETTLED = "open", "approved", "rejected", "settled"
 """States of a review. Settled: it has become void, because the bank took back one side of it or said more."""
@@ -58,6 +62,10 @@ def heard(
         row = None if own is None else rows.get(own)
         if row is None or row.item_id == item.item_id:
             kept.append(one)
+        elif type(one) is not Words and working.items[row.item_id].unlinked_at is None:
+            # From now on another id of this Item may be that transaction.
+            del item.moved[one.transaction_id]
+            _link(working, item, one.transaction_id, row.own_id, _Because(LEFT, 100, "{}"), place)
         elif working.items[row.item_id].unlinked_at is not None:
             remember(row, touched)
             _move(working, row, item, one.transaction_id)
@@ -299,7 +307,7 @@ class _Families:
         """All ids of an account."""
         found = self._families.get(key)
         if found is None:
-            older, younger = list(self._walk(key, "continues")), list(self._walk(key, "continued_by"))
+            older, younger = (list(walk(self._working, key, way)) for way in ("continues", "continued_by"))
             found = self._families[key] = (*reversed(older), key, *younger)
         return found
 
@@ -316,21 +324,6 @@ class _Families:
         if holder is not None and key[0] not in self._shown:
             self._shown[key[0]] = [_sketch(self, row) for row in holder.by_id.values() if row.is_shown]
         yield from self._shown.get(key[0], ())
-
-    def _walk(self, key: AccountKey, way: str) -> Iterator[AccountKey]:
-        seen = {key}
-        at: AccountKey | None = key
-        while at is not None:
-            account = self._account(at)
-            at = None if account is None else getattr(account, way)
-            if at is None or at in seen:
-                return
-            seen.add(at)
-            yield at
-
-    def _account(self, key: AccountKey) -> AccountRow | None:
-        item = self._working.items.get(key[0])
-        return None if item is None else item.accounts.get(key[1])
 
 
 def _sketch(families: _Families, row: Row, *, is_gone: bool = False) -> identity_match.Sketch:

@@ -350,17 +350,19 @@ SELECT {_COLUMNS}
   JOIN {SCHEMA}.transactions t ON t.user_number = w.user_number AND t.date BETWEEN w.since AND w.until
    AND t.removed_at IS NULL {_LAST_TRANSFER}"""
 
-# An id leads elsewhere only while its transaction does live in another Item.
+# An id leads elsewhere only while its transaction does live in another Item, and its own Item did not take it back.
 _LINKS_BY_ID = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
   FROM unnest($1::text[], $2::text[]) AS w(item_id, transaction_id)
   JOIN {SCHEMA}.identity_links l USING (item_id, transaction_id)
-  JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id"""
+  JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
+ WHERE l.rule <> '{identity.LEFT}'"""
 _LINKS_BY_OWN = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
   FROM unnest($1::bytea[]) AS w(own_id)
   JOIN {SCHEMA}.identity_links l USING (own_id)
-  JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id"""
+  JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
+ WHERE l.rule <> '{identity.LEFT}'"""
 
 _WITHHELD = f"""
 SELECT item_id, partition, source_offset, value FROM {SCHEMA}.withheld

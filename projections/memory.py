@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import structs
 
-from projections import admission, copying, kin, openings, redrive
+from projections import admission, copying, identity, kin, openings, redrive
 from projections.admission import Admission, Admitted, Gatekeeper, Opened, Owners
 from projections.ledger import BANK, POSTED, Posting, Transfer
 from projections.parking import Parked
@@ -200,9 +200,11 @@ class Memory:
                 working.items[row.item_id].add(self._row(row, working))
         for link in self.links.values():
             item_id = self.rows[link.own_id].item_id
-            if link.user in whole and link.item_id != item_id and link.item_id in working.items:
+            if link.user not in whole or link.item_id not in working.items:
+                continue
+            if link.item_id != item_id and link.rule != identity.LEFT:
                 working.items[link.item_id].moved[link.transaction_id] = link.own_id
-                working.items[link.item_id].own_ids.add(link.own_id)
+            working.items[link.item_id].own_ids.add(link.own_id)
 
     def _look_up_edited(self, working: WorkingSet, one: Admitted) -> None:
         own_ids = {edit.own for edit in one.said.edits}
