@@ -1,6 +1,5 @@
 """Histories of a bank and its users in which records share their time, each with a cause of its own."""
 
-import json
 import random
 from typing import Any
 
@@ -8,9 +7,9 @@ import pytest
 
 from projections.openings import COMPLETE
 from runtime.reader import Received
-from schemas import catalogue, codec, events, gate
+from schemas import codec, events, gate
 from schemas.ids import own_id
-from schemas.records import Cause, Edit, Transaction
+from schemas.records import Cause, Transaction
 from tests import projections_bank
 from tests.projections_bank import ACTS, ITEMS, BankHistory, Step
 from tests.projections_log import START_US, Log
@@ -37,10 +36,8 @@ class TiedLog(Log):
         named = [codec.decode(Transaction, data) for kind, _, data in said if kind in _SAY_WORDS]
         for words in named[:: 2 + len(self.records) % 3]:
             fields = {"notes": f"n{len(self.records)}", "category": (None, "PETS")[len(self.records) % 2]}
-            edit = Edit(own_id(words.transaction_id, salt=item_id.encode()).hex(), words.transaction_id,
-                        json.dumps(fields))  # fmt: skip
-            self.free(item_id, [(events.TRANSACTION_EDITED, catalogue.EDIT, codec.encode(edit))], type=gate.EDIT,
-                      user=user)  # fmt: skip
+            own = own_id(words.transaction_id, salt=item_id.encode())
+            self.edit(item_id, own, words.transaction_id, user=user, **fields)
         return record
 
 

@@ -8,9 +8,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import cli
+from projections import named
 from sandbox.postgres import Postgres
 from schemas.ids import own_id
 from schemas.records import Cause
+from tests.integration.test_cli_operator import Installation, installed  # noqa: F401
 from tests.integration.test_projections_store import Database, fresh, template  # noqa: F401
 from tests.projections_log import START_US, Log, added, transaction
 
@@ -18,7 +20,7 @@ OWN = own_id("P", salt=b"A").hex()
 
 
 @pytest.fixture
-async def database(postgres: Postgres, template: str) -> AsyncIterator[Database]:  # noqa: F811
+async def projected(postgres: Postgres, template: str) -> AsyncIterator[Database]:  # noqa: F811
     log = Log()
     log.link("A", 1)
     log.sync("A", *added(transaction("P", "40", pending=True)), cause=Cause("schedule"))
@@ -31,12 +33,12 @@ async def database(postgres: Postgres, template: str) -> AsyncIterator[Database]
         yield made
 
 
-def run(database: Database, *words: str) -> Result:
-    return CliRunner().invoke(cli.app, ["explain", *words], env={"TARTAN_POSTGRES_DSN": database.dsn})
+def run(projected: Database, *words: str) -> Result:
+    return CliRunner().invoke(cli.app, ["explain", *words], env={"TARTAN_POSTGRES_DSN": projected.dsn})
 
 
-def test_a_transaction_is_explained_for_people(database: Database) -> None:
-    result = run(database, "T")
+def test_a_transaction_is_explained_for_people(projected: Database) -> None:
+    result = run(projected, "T")
 
     assert result.exit_code == 0
     for said in (
@@ -48,8 +50,8 @@ def test_a_transaction_is_explained_for_people(database: Database) -> None:
         assert said in result.output
 
 
-def test_programs_get_one_document(database: Database) -> None:
-    result = run(database, f"{OWN}.3", "--json")
+def test_programs_get_one_document(projected: Database) -> None:
+    result = run(projected, f"{OWN}.3", "--json")
 
     told = json.loads(result.output.splitlines()[-1])
     assert (told["kind"], told["changeset"], told["user"]) == (
@@ -63,17 +65,37 @@ def test_programs_get_one_document(database: Database) -> None:
 
 
 @pytest.mark.parametrize("name", [OWN, f"{OWN}.1", "0:2", "0:2.0", "A", "P"])
-def test_everything_has_a_form_for_people(database: Database, name: str) -> None:
-    result = run(database, name)
+def test_everything_has_a_form_for_people(projected: Database, name: str) -> None:
+    result = run(projected, name)
 
     assert result.exit_code == 0
     assert "behind it" in result.output
     assert "0:2 sync of Item A" in result.output or name.endswith(".1")
 
 
-def test_an_unknown_id_says_what_was_looked_for(database: Database) -> None:
-    result = run(database, "nobody", "--json")
+def test_an_unknown_id_says_what_was_looked_for(projected: Database) -> None:
+    result = run(projected, "nobody", "--json")
 
     assert result.exit_code == 2
     assert "nothing is named nobody" in result.stderr
     assert "Plaid's id of a transaction" in json.loads(result.stdout.splitlines()[-1])["error"]
+
+
+async def test_what_the_stages_did_ends_at_plaids_words_and_those_who_asked(installed: Installation) -> None:  # noqa: F811
+    await installed.synced()
+    for _ in range(3):
+        await installed.change()
+        await installed.synced()
+    rows = await installed.made.pool.fetch("SELECT own_id, number, changeset FROM reads.ledger_transfers")
+    async with installed.made.pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
+        told = [await named.explained(connection, f"{row['own_id'].hex()}.{row['number']}") for row in rows]
+    behind = [one["changesets"][one["changeset"]] for one in told if one is not None]
+
+    assert len(behind) == len(rows) > 30
+    assert {"webhook", "user"} <= {one["origin"]["kind"] for one in behind} <= {"webhook", "tick", "user"}
+    assert all(one["request_ids"] for one in behind)
+    heard = [one["origin"]["webhook"] for one in behind if one["origin"]["kind"] == "webhook"]
+    assert all(one["received_at"] and one["offset"] >= 0 for one in heard)
+    newest = max(rows, key=lambda row: row["changeset"])
+    shown = await installed.tartan("explain", f"{newest['own_id'].hex()}.{newest['number']}")
+    assert "Plaid's requests" in shown.output

@@ -14,7 +14,7 @@ from sandbox.postgres import Postgres
 from schemas import events
 from schemas.ids import own_id
 from tests.integration.test_projections_store import Database, fresh, template  # noqa: F401
-from tests.projections_log import Log, account, added, balance, modified, transaction
+from tests.projections_log import Log, account, added, balance, modified, removed, transaction
 from tests.projections_ties import cause_of, tied_history
 
 T = own_id("T", salt=b"A")
@@ -189,6 +189,49 @@ async def test_what_a_redrive_freed_is_explained_by_what_was_withheld(database: 
     assert (redrive["type"], [one["place"] for one in redrive["redrives"]]) == ("redrive", ["0:1", "0:2"])
     assert {one["origin"]["kind"] for one in redrive["redrives"]} == {"webhook"}
     assert {one["redriven_by"] for one in redrive["redrives"]} == {3}
+
+
+async def test_a_rule_that_linked_two_ids_is_told_with_score_and_evidence(database: Database) -> None:
+    log = Log()
+    log.link("A")
+    log.sync("A", *added(transaction("T")))
+    log.sync("A", *removed("T"), *added(transaction("U")))
+    await database.project(log.records)
+
+    told = await explained(database, "U")
+
+    [link] = told["links"]
+    assert told == await explained(database, "T")
+    assert (told["is"]["id"], link["changeset"], link["transaction_id"]) == (T.hex(), "0:2", "U")
+    assert (link["score"], bool(link["rule"]), bool(link["evidence"])) == (100, True, True)
+    assert [one["event"] for one in told["versions"]] == [events.TRANSACTION_MODIFIED, events.TRANSACTION_ADDED]
+
+
+async def test_a_review_is_told_with_what_it_holds_and_what_ended_it(database: Database) -> None:
+    log = Log()
+    log.link("A")
+    log.sync("A", *added(transaction("T"), transaction("twin")))
+    log.edit("A", T, "T", notes="mine")
+    log.sync("A", *removed("T", "twin"), *added(transaction("U"), transaction("V")))
+    await database.project(log.records)
+    connection = await database.connection()
+    number = await connection.fetchval("SELECT id FROM reads.reviews ORDER BY id LIMIT 1")
+    opened = await explained(database, number.hex())
+    log.decide("A", events.REJECT_REVIEW, number)
+    await database.project(log.records[-1:])
+
+    ended = await explained(database, number.hex())
+
+    assert (opened["kind"], opened["is"]["state"], opened["is"]["changeset"]) == ("review", "open", "0:3")
+    assert T.hex() in [one["own_id"] for one in opened["is"]["candidates"]]
+    held = opened["about"]
+    assert (held["is"]["status"], held["transfers"]) == ("in_review", [])
+    assert ([one["event"] for one in held["versions"]], held["reviews"]) == ([None], opened["reviews"])
+    assert (ended["is"]["state"], ended["is"]["decided"]) == ("rejected", "0:4")
+    assert ended["changesets"].keys() == {"0:3", "0:4"}
+    assert [one["event"] for one in ended["about"]["versions"]] == [events.TRANSACTION_ADDED]
+    [counted] = ended["about"]["transfers"]
+    assert counted["changeset"] == "0:4"
 
 
 async def test_the_changesets_of_places_that_are_none_are_left_out(database: Database) -> None:
