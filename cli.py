@@ -266,6 +266,20 @@ def bench_end_to_end(
     raise typer.Exit(_run(run_end_to_end(options)))
 
 
+@bench_app.command("project")
+def bench_project(
+    items: Annotated[int, typer.Option(min=1, max=10_000, help="Items, each of a user of its own.")] = 40,
+    transactions: Annotated[int, typer.Option(min=1, help="In all, in the Items' histories.")] = 100_000,
+    updates: Annotated[int, typer.Option(min=1, help="Of five transactions, each in a transaction of its own.")] = 500,
+    as_json: Json = False,
+) -> None:
+    """Measure what becomes of changesets: fold, rows, ledger, balances, position; with Postgres alone."""
+    from sandbox.bench_project import ProjectOptions, run_project
+
+    options = ProjectOptions(items=items, transactions=transactions, updates=updates, as_json=as_json)
+    raise typer.Exit(_run(run_project(options)))
+
+
 @app.command(rich_help_panel=TRY)
 def simulate(
     seeds: Annotated[int, typer.Option(min=1, help="Stories to run, one a seed.")] = 100,

@@ -6,8 +6,6 @@ CPU time of this process, the best of the rounds, in µs a transaction: other wo
 """
 
 import gc
-import random
-import string
 import sys
 import time
 from collections.abc import Callable
@@ -18,35 +16,9 @@ from projections.admission import Gatekeeper, Owners
 from projections.fold import fold
 from projections.records import Outbound
 from projections.state import WorkingSet
+from sandbox.bench_log import PER_CHANGESET, transactions
 from schemas import changesets, codec
-from schemas.records import Transaction
-from tests.projections_log import Log, added, keys_of, modified, transaction
-
-PER_CHANGESET = 2_500
-"""About what a first synchronisation of an Item brings."""
-
-
-def bank(count: int, seed: int = 1) -> list[Transaction]:
-    """Transactions about as varied as a bank's: 400 bytes each."""
-    random_ = random.Random(seed)
-
-    def plaid_id() -> str:
-        return "".join(random_.choices(string.ascii_letters + string.digits, k=37))
-
-    merchants = [(f"Merchant {number}", plaid_id(), f"https://logos.example/{number}.png") for number in range(300)]
-    said = []
-    for _ in range(count):
-        name, entity, logo = random_.choice(merchants)
-        said.append(
-            transaction(
-                plaid_id(), f"{random_.randrange(100, 20_000) / 100:g}", date=f"2026-{random_.randrange(1, 13):02d}-11",
-                authorized_date="2026-01-02", name=name.upper() + " #1234", merchant_name=name,
-                merchant_entity_id=entity, logo_url=logo, website="merchant.example", payment_channel="in store",
-                category_version="v2", location_json='{"city":"Springfield","country":"US"}',
-                counterparties_json=f'[{{"name":"{name}","type":"merchant","entity_id":"{entity}"}}]',
-            )
-        )  # fmt: skip
-    return said
+from tests.projections_log import Log, added, keys_of, modified
 
 
 class Bench:
@@ -54,7 +26,7 @@ class Bench:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.said = bank(count)
+        self.said = transactions(count, 1)
         log = Log()
         log.link("item")
         for begin in range(0, count, PER_CHANGESET):
