@@ -24,6 +24,7 @@ from gateway.operating import Operating
 from gateway.problems import UNAVAILABLE, problems
 from gateway.push import PushReader
 from gateway.reads import Reads
+from gateway.reconciling import Reconciling
 from gateway.routes import ROUTES, Route
 from gateway.saying import Sayings
 from gateway.statements import Statements
@@ -71,6 +72,7 @@ class Gateway:
             Syncs(settings, pool=pool, waiting=waiting),
             Reads(settings, pool=pool, tokens=tokens),
             Operating(settings, pool=pool),
+            Reconciling(settings, pool=pool),
             Edits(self._sayings, pool=pool),
             History(pool=pool),
             Statements(pool=pool),

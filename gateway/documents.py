@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from projections.reconcile import CAUSES
 from runtime.queue_status import QueueStatus
 
 Schema = dict[str, Any]
@@ -248,6 +249,23 @@ LEDGER_MOVED = _object(
     spent=_AMOUNT, received=_AMOUNT, net=_AMOUNT,
 )  # fmt: skip
 
+LAST_CHECK: Schema = {
+    **_object(
+        checked_at=_MOMENT, next_at=_MOMENT, state={**_TEXT, "enum": ["tied_out", "gap", "not_comparable"]},
+        cause={**_MAYBE_TEXT, "enum": [*CAUSES, None]}, reason=_MAYBE_TEXT, currency=_MAYBE_TEXT, ledger=_MAYBE_AMOUNT,
+        bank=_MAYBE_AMOUNT, gap=_AMOUNT, source=_MAYBE_TEXT, tied_out_at=_MAYBE_MOMENT,
+    ),
+    "type": ["object", "null"], "description": "null where it was not checked yet",
+}  # fmt: skip
+DISCREPANCY = _object(
+    cause={**_TEXT, "enum": list(CAUSES)}, against={**_TEXT, "enum": ["bank", "rows"]}, currency=_MAYBE_TEXT,
+    ledger=_MAYBE_AMOUNT, bank=_MAYBE_AMOUNT, gap=_AMOUNT, evidence={"type": "object"}, opened_at=_MOMENT,
+    last_at=_MOMENT, count=_COUNT, repair={**_TEXT, "enum": ["wait", "sync", "compare", "ask"]},
+    repaired_at=_MAYBE_MOMENT,
+    outcome={**_MAYBE_TEXT, "enum": ["persists", "repaired", "resolved", "withdrawn", None]},
+    resolved_at=_MAYBE_MOMENT,
+)  # fmt: skip
+
 _, _STATUS = msgspec.json.schema_components([QueueStatus], ref_template="#/components/schemas/{name}")
 
 SCHEMAS: dict[str, Schema] = {
@@ -286,6 +304,8 @@ SCHEMAS: dict[str, Schema] = {
     "LedgerBalances": _object(balances=_list("LedgerBalance")),
     "LedgerMoved": LEDGER_MOVED,
     "LedgerTurnover": _object(turnover=_list("LedgerMoved")),
+    "Discrepancy": DISCREPANCY,
+    "Reconciliations": _object(item_id=_TEXT, account_id=_TEXT, last=LAST_CHECK, discrepancies=_list("Discrepancy")),
     "StreamToken": _object(token=_TEXT, expires_at=_MOMENT),
     "Fault": FAULT,
     "Problem": PROBLEM,

@@ -12,6 +12,7 @@ from gateway import parameters as read
 from gateway.edit_fields import FIELDS
 from gateway.parameters import Parameter
 from projections.queries import PAGE_MAX
+from runtime.reconciliations import HISTORY_MAX
 
 PASSES_MAX = 100
 """Passes in one answer: each may cost a query of 0.2 ms for what it applied."""
@@ -118,6 +119,13 @@ not answered, `accepted` while the tables have not; the same Idempotency-Key fin
 
 A bank that gives no balance of now (Capital One's cards, Apple Card) gives one that is at most two days old, or as new
 as `min_last_updated_datetime` asks for; 409 `balance_too_old` where it has none."""
+RECONCILIATIONS = """\
+The ledger's balance against the sum of the account's transactions and against the balance that its bank reports.
+Amounts have the ledger's sign: what is held is positive, what is owed negative; `gap` is bank less ledger. `state` is
+`tied_out`, `gap` with its `cause` (pending, stale_balance, history_incomplete, sign, currency, duplicate_item,
+missing_rows, unknown), or `not_comparable` with the `reason` (no_opening, continued, unlinked, no_balance, no_feed,
+ahead_of_rows, in_review). A discrepancy is open until `resolved_at`; `repair` is what was begun (wait, sync, compare,
+ask) and `outcome` what came of it (persists, repaired, resolved, withdrawn)."""
 REFRESH = _query("refresh", read.boolean, "have Plaid ask the bank now", type="boolean", default=False)
 ACCOUNT_IDS = Parameter(
     "account_ids", "body", read.texts(ACCOUNTS_MAX),
@@ -128,6 +136,10 @@ OLDEST = Parameter(
     "min_last_updated_datetime", "body", read.moment, {"type": "string", "format": "date-time"},
     "how old a balance may be, at banks that give none of now",
 )  # fmt: skip
+ACCOUNT = _in_path("account_id", "Plaid's id of the account")
+OF_ITEM = _query("item_id", read.text, "of this Item, where several have an account with this id", type="string")
+DISCREPANCIES = _query("limit", read.integer(1, HISTORY_MAX), "discrepancies at most", type="integer", minimum=1,
+                       maximum=HISTORY_MAX, default=50)  # fmt: skip
 REQUEST = _in_path("request_id", "`request_id` of the sync's answer")
 PASSES = _query("limit", read.integer(1, PASSES_MAX), "passes of a page", type="integer", minimum=1,
                 maximum=PASSES_MAX, default=50)  # fmt: skip
@@ -199,6 +211,12 @@ ROUTES = (
     Route("GET", "/v1/users/{user_id}/accounts/as-of", "list_accounts_as_of",
           "A user's accounts with what had been reported of them at a time",
           {200: "AccountsAsOf", 404: "Problem"}, (USER, AS_OF), description=LOOKED_BACK),
+    Route("GET", "/v1/accounts/{account_id}/reconciliations", "list_reconciliations",
+          "Whether an account ties out with its bank, and what did not so far",
+          {200: "Reconciliations", 404: "Problem"}, (ACCOUNT, OF_ITEM, DISCREPANCIES), description=RECONCILIATIONS),
+    Route("POST", "/v1/accounts/{account_id}/reconciliations", "reconcile_account",
+          "Compare an account with its bank now", {200: "Reconciliations", 404: "Problem"}, (ACCOUNT, OF_ITEM),
+          description=RECONCILIATIONS),
     Route("GET", "/v1/users/{user_id}/ledger/balances", "ledger_balances",
           "The balance of each of a user's ledger accounts, now or at a time", {200: "LedgerBalances", 404: "Problem"},
           (USER, STATEMENT_AT, STATEMENT_KNOWN_AT), description=LEDGER),

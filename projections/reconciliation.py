@@ -76,14 +76,14 @@ class Reconciler:
             keys = await reconciliations.claim(
                 connection, interval_s=self._interval_s, accounts_max=ACCOUNTS_A_ROUND_MAX
             )
-        if keys:
-            await self.check(keys)
+            found = await check(connection, keys, alert_after_s=self._alert_after_s) if keys else []
+        for result in found:
+            step = result.step
+            if step.act == "open":
+                _log.warning("an account does not tie out", item_id=result.key.item_id, cause=step.cause)
+            elif step.act == "close":
+                _log.info("a discrepancy is over", item_id=result.key.item_id, outcome=step.outcome)
         return len(keys)
-
-    async def check(self, keys: Sequence[Key]) -> list[Result]:
-        """Check accounts now. Accounts that are not there any more are forgotten, and absent from the answer."""
-        async with borrowed(self._pool) as connection:
-            return await check(connection, keys, alert_after_s=self._alert_after_s)
 
     async def _look_around(self) -> None:
         async with borrowed(self._pool) as connection:
@@ -97,6 +97,7 @@ class Reconciler:
 async def check(connection: asyncpg.Connection, keys: Sequence[Key], *, alert_after_s: float) -> list[Result]:
     """Check accounts now: compare, name causes, write what was found, start repairs.
 
+    Accounts that are not there any more are forgotten, and absent from the answer.
     Idempotence: a check that is made twice counts a gap twice, and starts its repair once.
     """
     judged: list[tuple[Key, Facts, Verdict]] = []
@@ -169,7 +170,6 @@ async def _follow(
                 await reconciliations.begin(connection, checked, _found(verdict, step, started=started))
                 assert step.cause is not None
                 DISCREPANCIES.labels(step.cause).inc()
-                _log.warning("an account does not tie out", item_id=key.item_id, cause=step.cause, repair=step.repair)
             case "keep":
                 assert state.open is not None
                 found = _found(verdict, step, started=started)
@@ -186,7 +186,6 @@ async def _close(connection: asyncpg.Connection, key: Key, known: Open | None, s
     assert step.outcome is not None
     await reconciliations.end(connection, known.discrepancy, step.outcome)
     await reconciliations.tell_over(connection, key)
-    _log.info("a discrepancy is over", item_id=key.item_id, cause=known.cause, outcome=step.outcome)
 
 
 def _checked(facts: Facts, verdict: Verdict, user: int, position: int) -> Checked:

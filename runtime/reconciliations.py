@@ -191,10 +191,10 @@ async def forget(connection: asyncpg.Connection, keys: Sequence[Key]) -> None:
             await tell_over(connection, key)
 
 
-async def last_checks(connection: asyncpg.Connection, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
-    """The last check of accounts, and the discrepancy that is open; what was never checked is absent."""
-    rows = await connection.fetch(_LAST, [key.item_id for key in keys], [key.account_id for key in keys])
-    return {Key(row["item_id"], row["account_id"]): _told(row) for row in rows}
+async def last_check(connection: asyncpg.Connection, key: Key) -> dict[str, Any] | None:
+    """The last check of an account; None where there was none."""
+    row = await connection.fetchrow(_LAST, *key)
+    return None if row is None else _told(row)
 
 
 async def history(connection: asyncpg.Connection, key: Key, *, limit: int = HISTORY_MAX) -> list[dict[str, Any]]:
@@ -321,17 +321,12 @@ _FORGET = """
     DELETE FROM tartan.discrepancies WHERE item_id = $1 AND account_id = $2"""
 
 _LAST = """
-    SELECT r.item_id, r.account_id, r.checked_at, r.next_at, r.state, r.why, r.currency, r.ledger, r.bank, r.gap,
-        r.source, r.tied_out_at, d.discrepancy, d.cause, d.evidence, d.opened_at, d.count, d.repair, d.repaired_at,
-        d.outcome
-    FROM unnest($1::text[], $2::text[]) AS k (item_id, account_id)
-    JOIN tartan.reconciliations r USING (item_id, account_id)
-    LEFT JOIN tartan.discrepancies d
-        ON d.item_id = r.item_id AND d.account_id = r.account_id AND d.resolved_at IS NULL
-    WHERE r.checked_at IS NOT NULL"""
+    SELECT checked_at, next_at, state, CASE WHEN state = 'gap' THEN why END AS cause,
+        CASE WHEN state <> 'gap' THEN why END AS reason, currency, ledger, bank, gap, source, tied_out_at
+    FROM tartan.reconciliations WHERE item_id = $1 AND account_id = $2 AND checked_at IS NOT NULL"""
 
 _HISTORY = """
-    SELECT discrepancy, cause, against, currency, ledger, bank, gap, evidence, opened_at, last_at, count, repair,
+    SELECT cause, against, currency, ledger, bank, gap, evidence, opened_at, last_at, count, repair,
         repaired_at, outcome, resolved_at
     FROM tartan.discrepancies WHERE item_id = $1 AND account_id = $2 ORDER BY discrepancy DESC LIMIT $3"""
 
