@@ -16,11 +16,14 @@ from projections.rows import moment
 from sandbox.postgres import Postgres
 from schemas import codec
 from schemas.records import Account, Transaction
+from tests import projections_kin
 from tests.integration.test_projections_store import Database, fresh, template  # noqa: F401
 from tests.projections_log import Log, owners, transaction
 from tests.projections_ties import tied_history
 
-LOGS, PAIRS = 5, 200
+LOGS, PAIRS, STEPS = 5, 200, 60
+RELINKED = (2, 7)
+"""Seeds of stories in which somebody has to review something."""
 DATES = [
     datetime.date(2026, 2, 28),
     *(datetime.date(2026, month, day) for month in (3, 4) for day in range(1, 8)),
@@ -31,27 +34,52 @@ DATES = [
 SAID_NOW = edits.effective(transaction("T"), {}).keys()
 
 
+def relinked_history(rng: random.Random) -> Log:
+    """One account that several Items tell of, with reviews and what people decide."""
+    steps = [(rng.choice(projections_kin.ACTS), rng.randrange(4), rng.randrange(3)) for _ in range(STEPS)]
+    return projections_kin.Bank(steps).log
+
+
 @pytest.mark.parametrize("seed", range(LOGS))
 async def test_as_of_any_time_and_date_is_a_replay_cut_there(
     postgres: Postgres, template: str, monkeypatch: pytest.MonkeyPatch, seed: int  # noqa: F811
 ) -> None:  # fmt: skip
     rng = random.Random(seed)
     log = tied_history(monkeypatch, rng).log
-    cuts = _cuts(log)
-    assert len({at for at, _ in cuts}) < len(log.records)  # several records share their time
+    assert len({at for at, _ in _cuts(log)}) < len(log.records)  # several records share their time
 
     async with fresh(postgres, f"as_of{seed}") as database:
-        await database.project(log.records, [rng.randrange(len(log.records)) for _ in range(5)])
+        await _assert_replays(database, log, rng)
+
+
+@pytest.mark.parametrize("seed", RELINKED)
+async def test_as_of_is_a_replay_where_transactions_went_from_item_to_item(
+    postgres: Postgres, template: str, seed: int  # noqa: F811
+) -> None:  # fmt: skip
+    rng = random.Random(seed)
+    log = relinked_history(rng)
+
+    async with fresh(postgres, f"relinked{seed}") as database:
+        await _assert_replays(database, log, rng)
+
         connection = await database.connection()
-        times = [at for at, _ in cuts]
-        for _ in range(PAIRS):
-            known_at = rng.choice(times) + rng.choice((-1, 0, 0, 1, 30_000_000))
-            effective_at = rng.choice(DATES)
-            cut = max((one for at, one in cuts if at <= known_at), key=lambda one: one.records, default=NOTHING)
+        assert await connection.fetchval("SELECT count(*) FROM reads.identity_links") > 0
+        assert await connection.fetchval("SELECT count(*) FROM reads.reviews") > 0
 
-            found = await _as_of(connection, known_at, effective_at, limit=rng.choice((2, 7, 500)))
 
-            assert found == cut.until(effective_at), (seed, known_at, effective_at)
+async def _assert_replays(database: Database, log: Log, rng: random.Random) -> None:
+    cuts = _cuts(log)
+    await database.project(log.records, [rng.randrange(len(log.records)) for _ in range(5)])
+    connection = await database.connection()
+    times = [at for at, _ in cuts]
+    for _ in range(PAIRS):
+        known_at = rng.choice(times) + rng.choice((-1, 0, 0, 1, 30_000_000))
+        effective_at = rng.choice(DATES)
+        cut = max((one for at, one in cuts if at <= known_at), key=lambda one: one.records, default=NOTHING)
+
+        found = await _as_of(connection, known_at, effective_at, limit=rng.choice((2, 7, 500)))
+
+        assert found == cut.until(effective_at), (known_at, effective_at)
 
 
 class Cut:
