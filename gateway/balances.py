@@ -42,6 +42,9 @@ APPEND_EVERY_S = 1.0
 CLOSE_S_MAX = 10.0
 """How long a stop waits for banks that were asked: what they answer later is lost."""
 
+KEPT_S, KEPT_MAX = 600.0, 1_000
+"""Answers kept by their keys, about 15 kB each: what the tables show by then is answered from there."""
+
 ASKING, ACCEPTED, APPLIED = "asking", "accepted", "applied"
 
 _log = logs.logger(__name__)
@@ -84,7 +87,7 @@ class Balances:
         self._sayings = sayings
         self._waiting = waiting
         self._price = settings.price()
-        self._answers = Answers[Told]()
+        self._answers = Answers[Told](kept_s=KEPT_S, kept_max=KEPT_MAX)
         self._under_way: dict[str, list[UnderWay]] = {}
 
     async def close(self) -> None:

@@ -38,7 +38,11 @@ class _Kept(NamedTuple):
 class Answers(Generic[Made]):
     """Runs a request once a key. `clock` is monotonic, in seconds."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, kept_s: float = KEPT_S, kept_max: int = KEPT_MAX, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._kept_s = kept_s
+        self._kept_max = kept_max
         self._clock = clock
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
 
@@ -63,9 +67,9 @@ class Answers(Generic[Made]):
     def _begin(self, name: bytes, body: bytes, act: Callable[[], Awaitable[Made]]) -> "asyncio.Task[Made]":
         task = asyncio.ensure_future(act())
         assert isinstance(task, asyncio.Task)
-        self._kept[name] = _Kept(body, self._clock() + KEPT_S, task)
+        self._kept[name] = _Kept(body, self._clock() + self._kept_s, task)
         self._kept.move_to_end(name)
-        while len(self._kept) > KEPT_MAX:
+        while len(self._kept) > self._kept_max:
             self._kept.popitem(last=False)
         task.add_done_callback(lambda done: self._forget_failed(name, done))
         return task
