@@ -12,6 +12,7 @@ from operator_console import console_of_lines, say, with_postgres
 from projections import statements_of_account
 from projections.queries import Row
 from runtime import users
+from schemas import money
 from schemas.errors import Quarantine
 
 Json = Annotated[bool, typer.Option("--json", help="The last line of the output is one JSON object.")]
@@ -70,7 +71,9 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> Any:
     for column in columns:
         table.add_column(column, justify="right" if column in _AMOUNTS else "left")
     for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
+        table.add_row(
+            *(money.shown(row[column], row["currency"]) if column in _AMOUNTS else row[column] for column in columns)
+        )
     return table
 
 

@@ -8,9 +8,8 @@ comes in, for every type of account (Source: Plaid API, Transaction, `amount`).
 
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
 
-import pycountry
+from iso4217 import Currency
 
 from schemas.errors import Quarantine
 
@@ -26,6 +25,8 @@ ISO_LEDGER_SCALE = 8
 
 UNOFFICIAL_LEDGER_SCALE = 18
 """Decimals of ledger amounts in currencies without ISO code: 18 is the finest that is in use (wei)."""
+
+_EXPONENTS: dict[str, int | None] = {currency.code: currency.exponent for currency in Currency}
 
 _POWERS_OF_TEN: tuple[int, ...] = tuple(10**exponent for exponent in range(UNOFFICIAL_LEDGER_SCALE + 1))
 
@@ -82,7 +83,21 @@ def ledger_amount(amount: Scaled, currency: str) -> int:
     return amount.value * _POWERS_OF_TEN[missing]
 
 
-@lru_cache(maxsize=1024)
 def is_iso(currency: str) -> bool:
-    """Whether a code is an ISO 4217 currency. Source: pycountry's copy of ISO 4217."""
-    return pycountry.currencies.get(alpha_3=currency) is not None
+    """Whether a code is an ISO 4217 currency.
+
+    It decides a ledger's scale for good: a code that a later list lacks must stay (tests/golden/currencies.json).
+    """
+    return currency in _EXPONENTS
+
+
+def exponent(currency: str) -> int | None:
+    """Decimals that a currency's amounts usually have, by ISO 4217: JPY 0, USD 2, KWD 3. None where it names none."""
+    return _EXPONENTS.get(currency)
+
+
+def shown(text: str, currency: str) -> str:
+    """Decimal text for people: with at least the decimals that its currency has, and with all that the amount has."""
+    whole, _, fraction = text.partition(".")
+    fraction = fraction.ljust(exponent(currency) or 0, "0")
+    return f"{whole}.{fraction}" if fraction else whole

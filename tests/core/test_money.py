@@ -1,6 +1,8 @@
 """Money is exact: what goes in comes out, or is refused."""
 
+import json
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -65,3 +67,22 @@ def test_more_decimals_than_the_ledger_keeps_are_refused_not_rounded() -> None:
 @pytest.mark.parametrize(("code", "iso"), [("USD", True), ("JPY", True), ("KWD", True), ("BTC", False), ("", False)])
 def test_iso_codes_are_known(code: str, iso: bool) -> None:
     assert money.is_iso(code) is iso
+
+
+def test_a_currencys_scale_and_decimals_stay_whatever_a_later_list_says() -> None:
+    """A currency that leaves ISO 4217 has a ledger all the same, and its amounts have the scale that they had."""
+    known = json.loads((Path(__file__).parents[1] / "golden" / "currencies.json").read_text("ascii"))
+
+    assert {code: money.exponent(code) for code in known} == known
+    assert {money.ledger_scale(code) for code in known} == {money.ISO_LEDGER_SCALE}
+
+
+@pytest.mark.parametrize(
+    ("text", "currency", "shown"),
+    [
+        ("1000.5", "USD", "1000.50"), ("-3", "KWD", "-3.000"), ("700", "JPY", "700"), ("0.5", "JPY", "0.5"),
+        ("0.0000001", "USD", "0.0000001"), ("3", "ETH", "3"), ("1", "XXX", "1"),
+    ],
+)  # fmt: skip
+def test_people_see_the_currencys_decimals_and_every_one_that_is_there(text: str, currency: str, shown: str) -> None:
+    assert money.shown(text, currency) == shown
