@@ -1,0 +1,137 @@
+"""No float anywhere on the way of money: in the code, and in what comes out at its end."""
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from projections import copying, rows
+from projections.ledger import BANK
+from projections.memory import Memory
+from runtime import plaid_answers
+from schemas import codec, money
+from schemas.ids import ledger_account_id
+from schemas.records import Account, Transaction
+from streams import pages
+from tests.projections_log import Log, added, balance, owners
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("schemas", "runtime", "streams", "projections", "gateway")
+
+EDGES = frozenset({"runtime/plaid_answers.py", "streams/pages.py", "streams/changeset.py", "streams/parts.py"})
+"""Where amounts come in, beside the modules that import schemas.money."""
+CARRIERS = frozenset({
+    "schemas/codec.py", "schemas/flat.py", "schemas/records.py", "schemas/digest.py", "projections/balances.py",
+    "projections/copying.py", "projections/differences.py", "projections/editing.py", "projections/fold.py",
+    "projections/ledger.py", "projections/known.py", "projections/memory.py", "projections/net_events.py",
+    "projections/push.py", "projections/queries.py", "projections/reading.py", "projections/statements.py",
+    "projections/store.py", "projections/time_travel.py", "projections/views.py", "projections/invariants.py",
+})  # fmt: skip
+"""What hands amounts on."""
+OWN_JSON = frozenset({
+    "projections/edits.py", "projections/known.py", "projections/net_events.py", "projections/queries.py",
+})  # fmt: skip
+"""Read JSON of our own making, in which amounts are text: what users say has whole numbers only (edits.applied)."""
+SECONDS = frozenset({"runtime/settings.py"})
+"""Their floats are times; the price of a balance is text."""
+
+
+JSON = "JSON's numbers as floats"
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for package in PACKAGES:
+        for path in (ROOT / package).glob("*.py"):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text("utf-8"))
+
+
+def imports_money(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and (node.module == "schemas.money" or (node.module == "schemas" and "money" in {n.name for n in node.names}))
+        for node in ast.walk(tree)
+    )
+
+
+def floats(tree: ast.Module) -> list[str]:
+    """Where a module makes a float: by name, as a literal, by a true division, or by reading JSON."""
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id="float"):
+                found.append(f"line {node.lineno}: float")
+            case ast.Constant(value=float()):
+                found.append(f"line {node.lineno}: {node.value}")
+            case ast.BinOp(op=ast.Div()) | ast.AugAssign(op=ast.Div()):
+                found.append(f"line {node.lineno}: a division")
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="json"), attr="loads" | "load")):
+                if not any(keyword.arg == "parse_float" for keyword in node.keywords):
+                    found.append(f"line {node.lineno}: {JSON}")
+    return found
+
+
+def test_no_module_on_the_way_makes_a_float() -> None:
+    modules = dict(sources())
+    on_the_way = EDGES | CARRIERS | {name for name, tree in modules.items() if imports_money(tree)}
+
+    found = {name: floats(modules[name]) for name in on_the_way - SECONDS}
+
+    for name in OWN_JSON:
+        found[name] = [one for one in found[name] if not one.endswith(JSON)]
+    assert {name: told for name, told in found.items() if told} == {}
+
+
+@pytest.mark.parametrize("line", ["x = float(y)", "x = 0.01", "x = y / 2", "x = json.loads(y)", "def f(x: float): ..."])
+def test_the_search_finds_each_way_to_a_float(line: str) -> None:
+    assert floats(ast.parse(line))
+
+
+# A double has 15 to 17 digits: each of these is another number once it was one, or another text.
+AMOUNTS = ["12345678901.23456", "0.1234567", "1234567.1234567", "-90071992547.40993", "0.30000001", "100.10"]
+COINS = ["0.000000000000000001", "9.123456789012345678", "-1.000000000000000001", "9007199254740993"]
+
+
+@pytest.mark.parametrize(("amount", "currency"), [*((one, "USD") for one in AMOUNTS), *((one, "ETH") for one in COINS)])
+def test_an_amount_is_the_same_number_from_plaids_bytes_to_ledger_row_and_event(amount: str, currency: str) -> None:
+    kind = "iso_currency_code" if money.is_iso(currency) else "unofficial_currency_code"
+    currencies = {"iso_currency_code": None, "unofficial_currency_code": None, kind: currency}
+    body = json.dumps({
+        "added": [{
+            "transaction_id": "t", "account_id": "a", "amount": 4711, "pending": False, "date": "2026-03-01",
+            "pending_transaction_id": None, "name": "Shop", **currencies,
+        }],
+        "modified": [], "removed": [], "next_cursor": "c", "has_more": False, "request_id": "r",
+        "transactions_update_status": "HISTORICAL_UPDATE_COMPLETE",
+        "accounts": [{
+            "account_id": "a", "name": "A", "mask": "0", "official_name": None, "type": "depository",
+            "subtype": "checking", "balances": {"current": 4711, "available": None, "limit": None, **currencies},
+        }],
+    }).replace("4711", amount).encode()  # fmt: skip
+    exact = money.decimal_text(money.Decimal(amount))
+
+    update = pages.fold([plaid_answers.sync_page(body)], fresh=True)
+    [change] = update.changes
+    assert isinstance(change.record, Transaction)
+    log = Log()
+    log.link("item")
+    log.sync("item", *added(change.record), *balance(update.accounts["a"]), history_status="HISTORICAL_UPDATE_COMPLETE")
+    memory = Memory(owners)
+    memory.project(log.records)
+
+    [row] = memory.rows.values()
+    said, reported = codec.decode(Transaction, row.words), memory.accounts["item", "a"].cached_words
+    assert reported is not None
+    assert (said.amount, codec.decode(Account, reported).current) == (exact, exact)
+    columns = dict(zip(rows.TRANSACTION_COLUMNS, rows.transaction_values(row), strict=True))
+    assert money.Scaled(columns["amount_value"], columns["amount_scale"]) == money.scaled(exact)
+    debits, credits_ = memory.balances[ledger_account_id(1, BANK, "a", currency), "posted"]
+    assert debits - credits_ == money.ledger_amount(
+        money.scaled(exact), currency
+    )  # as reported: the opening makes it so
+    [moved] = [one for one in memory.transfers if one.own_id == row.own_id]
+    assert moved.amount == abs(money.ledger_amount(money.scaled(exact), currency))
+    assert moved.amount_field == copying.numeric(moved.amount)
+    [event] = [one for one in memory.folded[-1].net_events if one.type == "transaction.added"]
+    assert exact.encode() in event.data
