@@ -15,6 +15,7 @@ import explain_cli
 import ledger_cli
 import operator_cli
 import reconcile_cli
+import reviews_cli
 import verify_cli
 from runtime import lifecycle, logs, settings, topics
 from schemas.errors import Retry, TartanError
@@ -40,6 +41,7 @@ app.command("queue", rich_help_panel=OPERATE)(operator_cli.show_queue)
 app.add_typer(operator_cli.items_app, name="items", rich_help_panel=OPERATE)
 app.add_typer(operator_cli.letters_app, name="dead-letters", rich_help_panel=OPERATE)
 app.command("reconcile", rich_help_panel=OPERATE)(reconcile_cli.reconcile)
+app.add_typer(reviews_cli.reviews_app, name="reviews", rich_help_panel=OPERATE)
 app.command("explain", rich_help_panel=OPERATE)(explain_cli.explain)
 app.command("verify", rich_help_panel=TRY)(verify_cli.verify)
 app.command("ledger", rich_help_panel=OPERATE)(ledger_cli.ledger)

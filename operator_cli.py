@@ -297,7 +297,7 @@ def _decide(item_id: str, *, approve: bool, by: str, dry_run: bool, as_json: boo
             raise Quarantine(f"item {item_id} is parked: a decision would be withheld with the rest; redrive it first")
         if dry_run:
             return told | {"outcome": "would_be_decided", "removals": await queries.missing(connection, item_id)}
-        said = operations.decision(item, approve=approve, by=_by(by))
+        said = operations.decision(item, approve=approve, by=decided_by(by))
         async with _operator(by) as operator:
             return told | await _append(connection, operator, item, said)
 
@@ -350,12 +350,12 @@ async def _operator(by: str) -> AsyncIterator[Operator]:
     loaded = settings.load()
     appender = Appender(loaded, client="operator")
     try:
-        yield Operator(FreeRecords(loaded, appender, Vault(loaded.master_key())), by=_by(by))
+        yield Operator(FreeRecords(loaded, appender, Vault(loaded.master_key())), by=decided_by(by))
     finally:
         await appender.stop()
 
 
-def _by(given: str) -> str:
+def decided_by(given: str) -> str:
     """Who decides: as told, or the name that is logged in here."""
     try:
         return given or getpass.getuser()

@@ -25,6 +25,7 @@ from gateway.problems import UNAVAILABLE, problems
 from gateway.push import PushReader
 from gateway.reads import Reads
 from gateway.reconciling import Reconciling
+from gateway.reviews import Reviews
 from gateway.routes import ROUTES, Route
 from gateway.saying import Sayings
 from gateway.statements import Statements
@@ -74,6 +75,7 @@ class Gateway:
             Operating(settings, pool=pool),
             Reconciling(settings, pool=pool),
             Edits(self._sayings, pool=pool),
+            Reviews(self._sayings, pool=pool),
             History(pool=pool),
             Statements(pool=pool),
         )

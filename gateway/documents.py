@@ -193,6 +193,17 @@ EXPLANATION = _object(
     **{"is": {"$ref": "#/components/schemas/Transaction"}},
 )  # fmt: skip
 
+REVIEW = _object(
+    id=_TEXT, item_id=_TEXT, state={**_TEXT, "enum": ["open", "approved", "rejected", "settled"],
+                                    "description": "settled: the bank made it clear, or took one of the two back"},
+    reason={**_TEXT, "enum": ["twins", "likely"], "description": "twins: equal in all that the bank says, and a user "
+                                                                 "spoke of one"},
+    chosen={**_MAYBE_TEXT, "description": "own id of what it was found to be"}, known_at=_MOMENT,
+    decided_at=_MAYBE_MOMENT, transaction={"$ref": "#/components/schemas/Transaction"},
+    candidates={"type": "array", "items": _object(rule=_TEXT, score=_COUNT, evidence={"type": "object"},
+                                                  transaction={"$ref": "#/components/schemas/Transaction"})},
+)  # fmt: skip
+
 FAULT: Schema = {
     "type": "object", "properties": {"field": _TEXT, "reason": _TEXT, "value": _TEXT}, "required": ["field", "reason"],
 }  # fmt: skip
@@ -306,6 +317,8 @@ SCHEMAS: dict[str, Schema] = {
     "LedgerTurnover": _object(turnover=_list("LedgerMoved")),
     "Discrepancy": DISCREPANCY,
     "Reconciliations": _object(item_id=_TEXT, account_id=_TEXT, last=LAST_CHECK, discrepancies=_list("Discrepancy")),
+    "Review": REVIEW,
+    "Reviews": _object(reviews=_list("Review"), next_cursor=_MAYBE_TEXT),
     "StreamToken": _object(token=_TEXT, expires_at=_MOMENT),
     "Fault": FAULT,
     "Problem": PROBLEM,

@@ -126,6 +126,25 @@ Amounts have the ledger's sign: what is held is positive, what is owed negative;
 missing_rows, unknown), or `not_comparable` with the `reason` (no_opening, continued, unlinked, no_balance, no_feed,
 ahead_of_rows, in_review). A discrepancy is open until `resolved_at`; `repair` is what was begun (wait, sync, compare,
 ask) and `outcome` what came of it (persists, repaired, resolved, withdrawn)."""
+REVIEWS = """\
+Each is a transaction that is probably one that was known under another id, and too uncertain to be taken for it: after
+a new link of the same bank, a second Item of it, a posting without a link to its pending one. `transaction` is held: it
+is in no list, balance or event until somebody decides, or the bank makes it clear. `candidates` are what it may be,
+best first, each with its score (0 to 100) and the evidence."""
+DECIDING = """\
+Approved, the candidate goes on: with its own id and what the user said of it, and with the bank's words about the held
+one, which ends. Rejected, the held one is added as a transaction of its own; the two are never proposed again.
+
+200 as soon as readers see it, 202 where they do not within `wait` (5 s by default). The same decision again is 200;
+409 where the review ended otherwise, or the candidate cannot be it any more."""
+REVIEW = Parameter(
+    "review_id", "path", read.own_id, {"type": "string", "pattern": "^[0-9a-f]{32}$"}, "the review's id", required=True,
+)  # fmt: skip
+CANDIDATE = Parameter(
+    "own_id", "body", read.own_id, {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    "the candidate that it is, by its own id; needed where there are several",
+)  # fmt: skip
+OF_USER = Parameter("user_id", "query", read.text, _ID, "the application's own id of the user", required=True)
 REFRESH = _query("refresh", read.boolean, "have Plaid ask the bank now", type="boolean", default=False)
 ACCOUNT_IDS = Parameter(
     "account_ids", "body", read.texts(ACCOUNTS_MAX),
@@ -234,6 +253,16 @@ ROUTES = (
     Route("PATCH", "/v1/transactions/{transaction_id}", "edit_transaction", "Say something about a transaction",
           {200: "Transaction", 202: "Edited", 404: "Problem", 409: "Problem", 413: "Problem"},
           (TRANSACTION, IDEMPOTENCY, WAIT, *FIELDS), description=EDITING),
+    Route("GET", "/v1/users/{user_id}/reviews", "list_user_reviews", "A user's transactions that wait for a decision",
+          {200: "Reviews", 404: "Problem"}, (USER, LIMIT, CURSOR), description=REVIEWS),
+    Route("GET", "/v1/reviews", "list_reviews", "A user's transactions that wait for a decision",
+          {200: "Reviews", 404: "Problem"}, (OF_USER, LIMIT, CURSOR), description=REVIEWS),
+    Route("POST", "/v1/reviews/{review_id}/approve", "approve_review", "Say that the two are one transaction",
+          {200: "Review", 202: "Edited", 404: "Problem", 409: "Problem"}, (REVIEW, CANDIDATE, IDEMPOTENCY, WAIT),
+          description=DECIDING),
+    Route("POST", "/v1/reviews/{review_id}/reject", "reject_review", "Say that it is a transaction of its own",
+          {200: "Review", 202: "Edited", 404: "Problem", 409: "Problem"}, (REVIEW, IDEMPOTENCY, WAIT),
+          description=DECIDING),
     Route("POST", "/v1/users/{user_id}/stream-token", "create_stream_token",
           "Make a token with which the user's browser opens the stream", {201: "StreamToken", 404: "Problem"}, (USER,)),
     Route("GET", "/v1/queue/status", "queue_status", "What waits, runs, is delayed, parked, stopped or failed",

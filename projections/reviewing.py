@@ -1,0 +1,107 @@
+"""Reviews for those who decide: what waits, with the transactions it is about, and a decision as a free record."""
+
+import datetime
+import json
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from projections import queries
+from projections.queries import Row
+from runtime.free_records import About, Said
+from schemas import catalogue, codec, gate
+from schemas.events import APPROVE_REVIEW, DECISION_MADE, REJECT_REVIEW
+from schemas.records import Decision
+
+REVIEWS_MAX = 100
+"""Reviews of a page: each shows two or three transactions."""
+
+OPEN, APPROVED, REJECTED = "open", "approved", "rejected"
+
+
+class Page(NamedTuple):
+    """Reviews and, where more follow, day and id of the last one."""
+
+    rows: list[Row]
+    next: tuple[datetime.date, bytes] | None
+
+
+class Found(NamedTuple):
+    """A review: the Item whose transaction it holds, its state and what it may be, by own id as text."""
+
+    about: About
+    id: bytes
+    state: str
+    chosen: str | None
+    candidates: frozenset[str]
+
+
+async def waiting(
+    connection: asyncpg.Connection, user: int | None = None, *, limit: int = REVIEWS_MAX,
+    after: tuple[datetime.date, bytes] | None = None,
+) -> Page:  # fmt: skip
+    """A page of open reviews, of one user or of all, the latest days first; `after` is the `next` of the page before.
+
+    The connection must be in a snapshot.
+    """
+    limit = min(limit, REVIEWS_MAX)
+    day, last = after or (None, None)
+    rows = await connection.fetch(_OPEN, user, day, last, limit + 1)
+    more = len(rows) > limit
+    shown = [await _told(connection, row) for row in rows[:limit]]
+    return Page(shown, (rows[limit - 1]["day"], rows[limit - 1]["id"]) if more else None)
+
+
+async def review(connection: asyncpg.Connection, review_id: bytes) -> Row | None:
+    """One review, whatever its state."""
+    row = await connection.fetchrow(_ONE, review_id)
+    return None if row is None else await _told(connection, row)
+
+
+async def find(connection: asyncpg.Connection, review_id: bytes, *, tenant: str | None = None) -> Found | None:
+    """What a decision has to know of a review; of this tenant only, where one is named."""
+    row = await connection.fetchrow(_WHERE, review_id, tenant)
+    if row is None:
+        return None
+    about = About(row["item_id"], row["user_number"], row["partition"])
+    candidates = frozenset(one["own_id"] for one in json.loads(row["candidates"]))
+    return Found(about, review_id, row["state"], row["chosen"].hex() if row["chosen"] else None, candidates)
+
+
+def decision(review_id: bytes, *, approve: bool, own_id: str | None = None, by: str | None = None) -> Said:
+    """That the held transaction is the candidate with this own id, or the only one there is; or that it is none."""
+    detail = None if own_id is None else json.dumps({"own_id": own_id})
+    made = Decision(review_id.hex(), APPROVE_REVIEW if approve else REJECT_REVIEW, by, detail)
+    return Said(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(made))])
+
+
+async def _told(connection: asyncpg.Connection, row: asyncpg.Record) -> Row:
+    user = row["user_number"]
+    candidates: list[dict[str, Any]] = json.loads(row["candidates"])
+    shown = queries.plain(row)
+    return {
+        **{name: shown[name] for name in ("id", "item_id", "state", "reason", "chosen", "known_at", "decided_at")},
+        "transaction": await queries.transaction(connection, user, row["own_id"]),
+        "candidates": [
+            {"rule": one["rule"], "score": one["score"], "evidence": one["evidence"],
+             "transaction": await queries.transaction(connection, user, bytes.fromhex(one["own_id"]))}
+            for one in candidates
+        ],
+    }  # fmt: skip
+
+
+_COLUMNS = """id, user_number, item_id, own_id, candidates, reason, state, chosen, known_at, decided_at,
+       (known_at AT TIME ZONE 'UTC')::date AS day"""
+
+_OPEN = f"""
+SELECT {_COLUMNS} FROM reads.reviews
+ WHERE state = 'open' AND ($1::bigint IS NULL OR user_number = $1)
+   AND ($2::date IS NULL OR ((known_at AT TIME ZONE 'UTC')::date, id) < ($2, $3::bytea))
+ ORDER BY day DESC, id DESC LIMIT $4"""
+
+_ONE = f"SELECT {_COLUMNS} FROM reads.reviews WHERE id = $1"
+
+_WHERE = """
+SELECT r.item_id, r.user_number, i.partition, r.state, r.chosen, r.candidates
+  FROM reads.reviews r JOIN reads.items i USING (item_id) JOIN tartan.users u ON u.user_number = r.user_number
+ WHERE r.id = $1 AND ($2::text IS NULL OR u.tenant = $2)"""
