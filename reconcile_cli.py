@@ -15,7 +15,7 @@ from runtime.reconciliations import Which
 from schemas.errors import Quarantine
 
 AT_ONCE = 200
-"""Accounts of one snapshot: 100,000 are 500 of them, each some 100 ms."""
+"""Accounts of one snapshot: 100,000 are 500 of them, each about 0.2 s where accounts have 1,000 rows."""
 UNEXPLAINED = frozenset({MISSING_ROWS, UNKNOWN})
 """Causes that say that nothing known explains the gap."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import asyncpg
 
 from projections.ledger import BANK, PENDING, POSTED
-from projections.reconcile import CACHED, Details, Facts, Layers, Line, Report, Twin, Verdict
+from projections.reconcile import CACHED, EXACT, Details, Facts, Layers, Line, Report, Twin, Verdict
 from projections.rows import microseconds
 from projections.tables import SCHEMA
 from runtime.reconciliations import Key
@@ -67,11 +67,11 @@ async def load_details(connection: asyncpg.Connection, facts: Facts, verdict: Ve
     assert moved is not None
     now = await connection.fetchval("SELECT tartan.clock()")
     layers = facts.ledger.get(verdict.currency, Layers())
-    pending_since = _amount(moved["pending"], scale or 0)
+    posted_since, pending_since = (_amount(moved[layer], scale or 0) for layer in (POSTED, PENDING))
     return Details(
         lines=tuple(_line(row) for row in lines),
-        posted_then=layers.posted - _amount(moved["posted"], scale or 0),
-        pending_at_opening=layers.pending - pending_since,
+        posted_then=EXACT.subtract(layers.posted, posted_since),
+        pending_at_opening=EXACT.subtract(layers.pending, pending_since),
         twins=await _twins(connection, facts, user, since),
         now=microseconds(now) or 0,
     )
@@ -94,7 +94,7 @@ async def _sums(connection: asyncpg.Connection, users: Sequence[int]) -> dict[Ke
         currencies = found.setdefault(Key(row["item_id"], row["account_id"]), {})
         layers = currencies.get(row["currency"], Layers())
         layer = PENDING if row["pending"] else POSTED
-        amount = getattr(layers, layer) + _amount(row["value"] or Decimal(0), row["amount_scale"])
+        amount = EXACT.add(getattr(layers, layer), _amount(row["value"] or Decimal(0), row["amount_scale"]))
         currencies[row["currency"]] = layers._replace(**{layer: amount})
     return found
 
