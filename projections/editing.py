@@ -45,11 +45,16 @@ def put_back(item: ItemRow, row: Row) -> None:
 
 
 def _found(working: WorkingSet, item: ItemRow, edit: Edited, user: int) -> Row | None:
-    """The row by its own id, wherever it lives now; else the one that has the Plaid id in the Item."""
-    by_id = item.by_id.get(edit.transaction_id)
-    if by_id is None or by_id.own_id != edit.own:
-        by_id = _named(working, edit.own) or _named(working, item.moved.get(edit.transaction_id)) or by_id
-    return by_id if by_id is not None and by_id.user == user else None
+    """The row by its own id, wherever it lives now; else the one that has, or had, the Plaid id in the Item.
+
+    The own id of a row that turned out to be another one is as good as none while the Plaid id leads to that one.
+    """
+    found = item.by_id.get(edit.transaction_id)
+    if found is None or found.own_id != edit.own:
+        named = _named(working, edit.own)
+        found = found or _named(working, item.moved.get(edit.transaction_id))
+        found = named if found is None or (named is not None and not named.is_ended) else found
+    return found if found is not None and found.user == user else None
 
 
 def _named(working: WorkingSet, own_id: bytes | None) -> Row | None:

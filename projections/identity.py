@@ -14,7 +14,7 @@ from projections.identity_match import Pair, Question, words_of
 from projections.ledger import NOTHING
 from projections.postings import posted
 from projections.reading import Said
-from projections.state import AccountKey, IdentityLink, ItemRow, Place, Review, Row, WorkingSet
+from projections.state import ENDED, AccountKey, IdentityLink, ItemRow, Place, Review, Row, WorkingSet
 from projections.touched import Touched, remember
 from projections.words import Words
 from schemas import events
@@ -31,9 +31,6 @@ LEFT = "left"
 
 OPEN, APPROVED, REJECTED, SETTLED = "open", "approved", "rejected", "settled"
 """States of a review. Settled: it has become void, because the bank took back one side of it or said more."""
-
-_ENDED = "merged:"
-"""Before the own id of a row that turned out to be another one: an id that no bank gives."""
 
 
 class _Because(NamedTuple):
@@ -170,7 +167,7 @@ def _end(item: ItemRow, touched: Touched, row: Row, place: Place) -> None:
         item.own_ids.discard(row.own_id)
         return
     remember(row, touched)
-    row.transaction_id, row.chained = _ENDED + row.own_id.hex(), False
+    row.transaction_id, row.chained = ENDED + row.own_id.hex(), False
     row.removed_at, row.review, row.postings = place.known_at, None, NOTHING
     item.add(row)
 
@@ -274,7 +271,7 @@ def _available(working: WorkingSet, review: Review, rows: dict[bytes, Row]) -> d
     found = {}
     for one in json.loads(review.candidates):
         row = rows.get(bytes.fromhex(one["own_id"]))
-        if row is None or row.review is not None or row.transaction_id.startswith(_ENDED):
+        if row is None or row.review is not None or row.is_ended:
             continue
         is_gone = row.removed_at is not None
         lives_apart = row.own_id not in spoken_of and _account(row) != _account(held)

@@ -11,6 +11,9 @@ from msgspec import Struct, field
 from projections.ledger import Book, Posting
 from schemas.gate import ItemGate
 
+ENDED = "merged:"
+"""Before the own id, in place of Plaid's id, of a row that turned out to be another one: an id that no bank gives."""
+
 
 class Row(Struct, gc=False):
     """A transaction. Units: `known_at`, `enriched_at`, `removed_at` in microseconds since 1970, UTC.
@@ -46,6 +49,11 @@ class Row(Struct, gc=False):
     def is_shown(self) -> bool:
         """Whether readers have it: the bank has it, and it is no repeat of another one."""
         return self.removed_at is None and self.review is None
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it turned out to be another one, which goes on in its place."""
+        return self.transaction_id.startswith(ENDED)
 
 
 class Version(NamedTuple):

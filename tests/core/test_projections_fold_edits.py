@@ -1,16 +1,20 @@
 """The fold's rules about what users say, one by one."""
 
+import io
 import json
 from typing import Any
 
+import fastavro
+import msgspec
 import pytest
 
-from projections import net_events
+from projections import edits, net_events
 from projections.memory import Memory
 from projections.state import Row
-from schemas import events
+from schemas import catalogue, codec, events
 from schemas.ids import own_id
-from tests.projections_log import Event, Log, added, edited, modified, owners, removed, transaction
+from schemas.records import Decision
+from tests.projections_log import Event, Log, account, added, balance, edited, modified, owners, removed, transaction
 
 OWN = own_id("T", salt=b"A")
 HALVES = [{"category": "RENT", "amount": "40"}, {"category": "GIFT", "amount": "8"}]
@@ -49,8 +53,8 @@ class Story:
     def spent(self) -> dict[str, int]:
         """What went into each category, in units of the currency."""
         found: dict[str, int] = {}
-        for (account, _), (debits, credits_) in self.memory.balances.items():
-            kind, reference = self.memory.meanings[account][1:3]
+        for (ledger_account, _), (debits, credits_) in self.memory.balances.items():
+            kind, reference = self.memory.meanings[ledger_account][1:3]
             if kind == "category":
                 found[str(reference)] = found.get(str(reference), 0) + (debits - credits_) // 10**8
         return {name: amount for name, amount in found.items() if amount}
@@ -199,6 +203,57 @@ def test_a_transaction_of_another_user_is_none(story: Story) -> None:
     assert story.project(story.log.edit("B", OWN, "T", user=2, category="RENT")) == []
 
     assert (story.row.user_fields, story.spent()) == (None, {"FOOD_AND_DRINK": 48})
+
+
+def relinked(story: Story) -> Row:
+    """The same account over a second Item, after the first one's transaction moved there; the row as it is now."""
+    purchase = transaction("T", "48", account_id="a1", original_description="RENT MAY")
+    story.bank(*added(purchase), *balance(account("a1")))
+    story.project(story.log.link("B"))
+    again = msgspec.structs.replace(purchase, transaction_id="U", account_id="b1")
+    story.project(story.log.sync("B", *added(again), *balance(account("b1"))))
+    assert (story.row.own_id, story.row.item_id, story.row.transaction_id) == (OWN, "B", "U")
+    return story.row
+
+
+@pytest.mark.parametrize("own", [OWN, b"\1" * 16])
+def test_an_edit_finds_a_transaction_that_lives_on_under_another_item(story: Story, own: bytes) -> None:
+    relinked(story)
+
+    assert story.user(own, "T", category="RENT") == [events.TRANSACTION_MODIFIED]
+
+    data = story.memory.folded[-1].net_events[-1].data
+    event: Any = fastavro.schemaless_reader(
+        io.BytesIO(data), catalogue.parsed(catalogue.TRANSACTION_EVENT), None
+    )  # fmt: skip
+    assert (event["item_id"], event["id"], event["version"]) == ("B", OWN.hex(), story.row.version)
+    assert story.spent() == {"RENT": 48}
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_said_of_a_held_transaction_is_said_of_the_one_that_it_turns_out_to_be(
+    story: Story, late: bool
+) -> None:  # fmt: skip
+    first = [transaction(name, "48", account_id="a1", original_description="RENT") for name in ("T", "S")]
+    story.bank(*added(*first), *balance(account("a1")))
+    story.user(category="RENT")
+    story.project(story.log.link("B"))
+    again = [transaction(name, "48", account_id="b1", original_description="RENT") for name in ("U", "V")]
+    story.project(story.log.sync("B", *added(*again), *balance(account("b1"))))
+    reviews = {story.memory.rows[one.own_id].transaction_id: one for one in story.memory.reviews.values()}
+    held = reviews["U"].own_id
+    decision = Decision(reviews["U"].id.hex(), events.APPROVE_REVIEW, "ada", json.dumps({"own_id": OWN.hex()}))
+    decided = (events.DECISION_MADE, catalogue.DECISION, codec.encode(decision))
+
+    for is_edit in (not late, late):
+        if is_edit:
+            story.project(story.log.edit("B", held, "U", notes="whichever"))
+        else:
+            story.project(story.log.free("B", [decided], type="decision"))
+
+    row = story.memory.rows[OWN]
+    assert (row.item_id, row.transaction_id) == ("B", "U")
+    assert edits.values(row.user_fields) == {"category": "RENT", "notes": "whichever"}
 
 
 def test_an_edit_said_twice_counts_once(story: Story) -> None:
