@@ -124,8 +124,8 @@ The ledger's balance against the sum of the account's transactions and against t
 Amounts have the ledger's sign: what is held is positive, what is owed negative; `gap` is bank less ledger. `state` is
 `tied_out`, `gap` with its `cause` (pending, stale_balance, history_incomplete, sign, currency, duplicate_item,
 missing_rows, unknown), or `not_comparable` with the `reason` (no_opening, continued, unlinked, no_balance, no_feed,
-ahead_of_rows, in_review). A discrepancy is open until `resolved_at`; `repair` is what was begun (wait, sync, compare,
-ask) and `outcome` what came of it (persists, repaired, resolved, withdrawn)."""
+ahead_of_rows, in_review, syncing). A discrepancy is open until `resolved_at`; `repair` is what was begun (wait, sync,
+compare, ask) and `outcome` what came of it (persists, repaired, resolved, withdrawn)."""
 REVIEWS = """\
 Each is a transaction that is probably one that was known under another id, and too uncertain to be taken for it: after
 a new link of the same bank, a second Item of it, a posting without a link to its pending one. `transaction` is held: it

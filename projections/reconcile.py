@@ -15,10 +15,11 @@ TIED_OUT, GAP, NOT_COMPARABLE = "tied_out", "gap", "not_comparable"
 """What a check finds. `not_comparable`: nothing is claimed, and the reason says why."""
 
 NO_OPENING, CONTINUED, UNLINKED, NO_BALANCE = "no_opening", "continued", "unlinked", "no_balance"
-NO_FEED, AHEAD_OF_ROWS, IN_REVIEW = "no_feed", "ahead_of_rows", "in_review"
+NO_FEED, AHEAD_OF_ROWS, IN_REVIEW, SYNCING = "no_feed", "ahead_of_rows", "in_review", "syncing"
 """Why nothing can be claimed: the account has no opening balance yet; a younger account goes on from it; its Item is
 unlinked; the bank reports no balance; the bank tells no rows of it (many loans); the only balance is a real-time one
-that is younger than the last sync; rows that wait for a person's review are what is missing."""
+that is younger than the last sync; rows that wait for a person's review are what is missing; a sync is due or under
+way, and what it brings may be what is missing."""
 
 PENDING, STALE_BALANCE, HISTORY_INCOMPLETE = "pending", "stale_balance", "history_incomplete"
 SIGN, CURRENCY, DUPLICATE_ITEM = "sign", "currency", "duplicate_item"
@@ -119,8 +120,9 @@ class Facts(Struct, frozen=True, kw_only=True):
     """What is known of an account at one moment.
 
     `reports`: the last balance of each source. `ledger`, `openings`, `rows`: by currency; `rows` are sums of live rows
-    with Plaid's sign. `last_sync_at` in microseconds since 1970, UTC; `tied_at` is the first offset that it has not
-    tied out with.
+    with Plaid's sign. `last_sync_at` in microseconds since 1970, UTC: when the last sync began whose rows are all here.
+    `is_behind`: the Item is due, or its last record is not folded. `tied_at` is the first offset that it has not tied
+    out with.
     """
 
     item_id: str
@@ -138,6 +140,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     history_incomplete: bool = False
     missing_rows: int = 0
     last_sync_at: int | None = None
+    is_behind: bool = False
     tied_at: int | None = None
 
 
@@ -191,6 +194,8 @@ def _compared(facts: Facts) -> Verdict:
         return tied[0]
     if not facts.has_rows and facts.type in WITHOUT_FEED:
         return _nothing_claimed(facts, NO_FEED)
+    if facts.is_behind:
+        return _nothing_claimed(facts, SYNCING)
     return max(found, key=lambda verdict: verdict.report.known_at if verdict.report else 0)
 
 

@@ -152,7 +152,8 @@ def _facts(
         history_status=row["history_status"],
         history_incomplete=row["history_incomplete"],
         missing_rows=row["missing_rows"],
-        last_sync_at=microseconds(row["last_sync_at"]),
+        last_sync_at=max(microseconds(row["last_sync_at"]) or 0, microseconds(row["looked_at"]) or 0),
+        is_behind=row["is_behind"],
         tied_at=row["tied_at"],
     )
 
@@ -193,11 +194,15 @@ def _date(text: str | None) -> datetime.date | None:
         return None
 
 
-# What a comparison itself has wished for is no incomplete history: it is about to be read.
+# What a comparison itself has wished for is no incomplete history: it is about to be read. A sync that found nothing
+# new leaves no record: sync_state knows when it began.
 _ACCOUNTS = f"""
 SELECT a.item_id, a.account_id, a.user_number, a.type, a.cached_words, a.cached_schema, a.cached_at, a.realtime_words,
        a.realtime_schema, a.realtime_at, a.last_changeset, a.opened, a.continued_by_item, i.history_status,
        i.missing_rows, i.unlinked, i.last_sync_at, p.position, r.tied_at,
+       CASE WHEN s.last_synced_at >= s.last_attempt_at THEN s.last_attempt_at END AS looked_at,
+       coalesce(s.stopped IS NULL AND s.generation > s.done_generation, false)
+           OR coalesce(s.wait_offset >= p.position, false) AS is_behind,
        cached.changeset AS cached_changeset, realtime.changeset AS realtime_changeset,
        coalesce(s.history_incomplete, false) AND NOT EXISTS (
            SELECT FROM tartan.discrepancies d WHERE d.item_id = a.item_id AND d.repair = 'compare'

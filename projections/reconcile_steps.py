@@ -17,6 +17,7 @@ from projections.reconcile import (
     PENDING,
     SIGN,
     STALE_BALANCE,
+    SYNCING,
     TIED_OUT,
     UNKNOWN,
     Verdict,
@@ -47,7 +48,7 @@ SYNC_AGAIN_S = 86_400.0
 COMPARE_AGAIN_S = 86_400.0
 """Of an Item: a whole history may be a million rows, and says the same an hour later."""
 
-_FOR_NOW = frozenset({AHEAD_OF_ROWS, IN_REVIEW})
+_FOR_NOW = frozenset({AHEAD_OF_ROWS, IN_REVIEW, SYNCING})
 """Reasons that pass: what was open before stays as it is."""
 _BY_ROWS = frozenset({PENDING, SIGN, DUPLICATE_ITEM})
 
@@ -77,7 +78,9 @@ NOTHING = Step("nothing")
 def step(verdict: Verdict, known: Open | None, policy: Policy, now: datetime) -> Step:
     """Decide what follows from a check."""
     if verdict.state != GAP:
-        return NOTHING if known is None or verdict.why in _FOR_NOW else _ended(verdict, known)
+        if known is None:
+            return NOTHING
+        return _kept(known) if verdict.why in _FOR_NOW else _ended(verdict, known)
     cause = _cause(verdict, known)
     repair = REPAIRS[cause]
     if known is None or known.cause != cause:
@@ -88,6 +91,10 @@ def step(verdict: Verdict, known: Open | None, policy: Policy, now: datetime) ->
     after = known.checks_after + known.repair_done
     told = known.outcome == PERSISTS or _persists(known, verdict, after, policy, now)
     return Step("keep", cause, repair, start, told, after, PERSISTS if told else None)
+
+
+def _kept(known: Open) -> Step:
+    return Step("nothing", known.cause, known.repair, checks_after=known.checks_after, outcome=known.outcome)
 
 
 def _ended(verdict: Verdict, known: Open) -> Step:

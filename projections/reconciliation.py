@@ -129,7 +129,7 @@ def told(result: Result) -> dict[str, Any]:
         "item_id": result.key.item_id,
         "account_id": result.key.account_id,
         "state": verdict.state,
-        "cause": step.cause or verdict.why if verdict.state == GAP else None,
+        "cause": step.cause or (verdict.why if verdict.state == GAP else None),
         "reason": None if verdict.state == GAP else verdict.why,
         "currency": verdict.currency,
         "ledger": _text(verdict.ledger),

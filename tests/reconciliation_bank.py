@@ -168,7 +168,7 @@ def facts_of(memory: Memory, item_id: str, account_id: str, *, tied_at: int | No
         item_id=item_id, account_id=account_id, type=_said(row).type, reports=tuple(_reports(memory, row)),
         ledger=ledger, openings=_openings(memory, row), rows=sums, opened=row.opened,
         is_continued=row.continued_by is not None, is_unlinked=item.gate.unlinked, has_rows=bool(sums),
-        history_status=item.history_status, missing_rows=item.missing_rows, last_sync_at=item.last_sync_at,
+        history_status=item.history_status, missing_rows=item.missing_rows, last_sync_at=item.last_sync_at or 0,
         tied_at=tied_at,
     )  # fmt: skip
 

@@ -50,6 +50,7 @@ async def test_a_balance_that_drifts_is_found_compared_told_and_over_when_it_is_
     assert (open_one["outcome"], abs(open_one["gap"]), open_one["resolved_at"]) == ("persists", DRIFT, None)
     restated = await pool.fetch("SELECT cause FROM reads.changesets WHERE item_id = $1 AND type = 'restated'", item_id)
     assert [json.loads(row["cause"])["by"] for row in restated] == ["reconciliation"]
+    await running.observer.until_quiet(running.bank, timeout_s=WAIT_S_MAX)
     exit_code, lines = reconcile(running, "--item", item_id)
     assert exit_code == 1
     assert lines[-1]["gaps"] == {"missing_rows": 1}

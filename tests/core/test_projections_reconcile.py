@@ -22,6 +22,7 @@ from projections.reconcile import (
     PENDING,
     ROWS,
     STALE_BALANCE,
+    SYNCING,
     TIED_OUT,
     UNKNOWN,
     UNLINKED,
@@ -76,6 +77,7 @@ def cause(found: Facts, **details: Any) -> Verdict:
         (facts(bank=None), NO_BALANCE),
         (facts(bank="5", type="loan", has_rows=False), NO_FEED),
         (facts(reports=(report("5", source="realtime", known_at=60),)), AHEAD_OF_ROWS),
+        (facts(bank="5", is_behind=True), SYNCING),
     ],
 )
 def test_where_nothing_can_be_known_nothing_is_claimed(found: Facts, reason: str) -> None:
@@ -234,6 +236,8 @@ def test_a_discrepancy_ends_with_what_came_of_it(
     assert (ended.act, ended.outcome) == ("close", outcome)
 
 
-@pytest.mark.parametrize("reason", [AHEAD_OF_ROWS, IN_REVIEW])
+@pytest.mark.parametrize("reason", [AHEAD_OF_ROWS, IN_REVIEW, SYNCING])
 def test_what_cannot_be_told_for_now_leaves_a_discrepancy_as_it_is(reason: str) -> None:
-    assert step(Verdict(NOT_COMPARABLE, reason), known(), POLICY, NOW).act == "nothing"
+    kept = step(Verdict(NOT_COMPARABLE, reason), known(outcome="persists"), POLICY, NOW)
+
+    assert (kept.act, kept.cause, kept.outcome, kept.told) == ("nothing", MISSING_ROWS, "persists", False)

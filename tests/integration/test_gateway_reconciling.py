@@ -22,8 +22,14 @@ async def opened(api: Api, *, current: str = "0", user: str = "ada", key: str = 
     item_id = await api.link(user, key=key)
     await api.show(item_id, user=await api.number(user))
     await api.pool.execute(f"UPDATE {SCHEMA}.items SET history_status = 'HISTORICAL_UPDATE_COMPLETE'")
+    await synced(api)
     await reported(api, item_id, current)
     return item_id, f"/v1/accounts/account-of-{item_id}/reconciliations"
+
+
+async def synced(api: Api) -> None:
+    """All that was asked for is done."""
+    await api.pool.execute("UPDATE tartan.sync_state SET done_generation = generation")
 
 
 async def reported(api: Api, item_id: str, current: str) -> None:
