@@ -4,9 +4,7 @@ import msgspec
 import pytest
 
 from projections import net_events
-from projections.memory import Memory
-from projections.net_events import BalanceSaid, ItemSaid, TransactionSaid
-from projections.state import Row
+from projections.net_events import BalanceSaid, ItemSaid
 from schemas import events, gate
 from schemas.events import ITEM_STATE_CHANGED, ITEM_UNLINKED
 from schemas.records import Item
@@ -19,45 +17,10 @@ from tests.projections_log import (
     added,
     balance,
     modified,
-    owners,
     removed,
     transaction,
 )
-
-
-class Story:
-    """A log and what became of it, one batch a record."""
-
-    def __init__(self) -> None:
-        self.log = Log()
-        self.memory = Memory(owners)
-        self.memory.project([self.log.link("A")])
-
-    def say(self, *said: Event) -> list[str]:
-        """Append a sync, fold it, and give the types of its net events."""
-        return self.project(self.log.sync("A", *said))
-
-    def project(self, *records: object) -> list[str]:
-        before = len(self.memory.folded)
-        self.memory.project(records)  # type: ignore[arg-type]
-        return [event.type for one in self.memory.folded[before:] for event in one.net_events]
-
-    @property
-    def row(self) -> Row:
-        [row] = self.memory.rows.values()
-        return row
-
-    def said(self) -> TransactionSaid:
-        """The last net event."""
-        return net_events.read_transaction(self.memory.folded[-1].net_events[-1].data)
-
-    def balances(self) -> dict[str, int]:
-        """Balance of each kind of ledger account and layer, in units of the currency."""
-        found: dict[str, int] = {}
-        for (ledger_account, layer), (debits, credits_) in self.memory.balances.items():
-            kind = self.memory.meanings[ledger_account][1]
-            found[f"{kind} {layer}"] = found.get(f"{kind} {layer}", 0) + (debits - credits_) // 10**8
-        return found
+from tests.projections_story import Story
 
 
 @pytest.fixture

@@ -8,56 +8,15 @@ import fastavro
 import msgspec
 import pytest
 
-from projections import edits, net_events
-from projections.memory import Memory
+from projections import edits
 from projections.state import Row
 from schemas import catalogue, codec, events
 from schemas.ids import own_id
 from schemas.records import Decision
-from tests.projections_log import Event, Log, account, added, balance, edited, modified, owners, removed, transaction
+from tests.projections_log import account, added, balance, edited, modified, removed, transaction
+from tests.projections_story import OWN, Story
 
-OWN = own_id("T", salt=b"A")
 HALVES = [{"category": "RENT", "amount": "40"}, {"category": "GIFT", "amount": "8"}]
-
-
-class Story:
-    """A log and what became of it, one batch a record."""
-
-    def __init__(self) -> None:
-        self.log = Log()
-        self.memory = Memory(owners)
-        self.memory.project([self.log.link("A")])
-
-    def bank(self, *said: Event) -> list[str]:
-        """Append a sync, fold it, and give the types of its net events."""
-        return self.project(self.log.sync("A", *said))
-
-    def user(self, own: bytes = OWN, name: str = "T", **fields: Any) -> list[str]:
-        """Append an edit, fold it, and give the types of its net events."""
-        return self.project(self.log.edit("A", own, name, **fields))
-
-    def project(self, *records: object) -> list[str]:
-        before = len(self.memory.folded)
-        self.memory.project(records)  # type: ignore[arg-type]
-        return [event.type for one in self.memory.folded[before:] for event in one.net_events]
-
-    @property
-    def row(self) -> Row:
-        [row] = self.memory.rows.values()
-        return row
-
-    def said(self) -> net_events.TransactionSaid:
-        """The last net event."""
-        return net_events.read_transaction(self.memory.folded[-1].net_events[-1].data)
-
-    def spent(self) -> dict[str, int]:
-        """What went into each category, in units of the currency."""
-        found: dict[str, int] = {}
-        for (ledger_account, _), (debits, credits_) in self.memory.balances.items():
-            kind, reference = self.memory.meanings[ledger_account][1:3]
-            if kind == "category":
-                found[str(reference)] = found.get(str(reference), 0) + (debits - credits_) // 10**8
-        return {name: amount for name, amount in found.items() if amount}
 
 
 @pytest.fixture
@@ -66,9 +25,9 @@ def story() -> Story:
 
 
 def test_an_edit_is_one_event_with_the_fields_that_changed_a_version_and_two_transfers(story: Story) -> None:
-    story.bank(*added(transaction("T", "48")))
+    story.say(*added(transaction("T", "48")))
 
-    assert story.user(category="RENT", hidden=True) == [events.TRANSACTION_MODIFIED]
+    assert story.edit(category="RENT", hidden=True) == [events.TRANSACTION_MODIFIED]
 
     assert story.said().changed == ["user_fields.category", "user_fields.hidden"]
     assert story.said().user_fields == {"category": "RENT", "hidden": True}
@@ -79,65 +38,65 @@ def test_an_edit_is_one_event_with_the_fields_that_changed_a_version_and_two_tra
 
 
 def test_what_was_said_already_is_no_event_and_counts_as_said_later(story: Story) -> None:
-    story.bank(*added(transaction("T")))
-    story.user(category="RENT")
+    story.say(*added(transaction("T")))
+    story.edit(category="RENT")
 
-    assert story.user(category="RENT", notes=None) == []
+    assert story.edit(category="RENT", notes=None) == []
 
     assert json.loads(story.row.user_fields or "")["category"] == {"at": 3, "value": "RENT"}
     assert (story.row.version, len(story.memory.versions)) == (2, 1)
 
 
 def test_no_word_of_the_banks_touches_what_the_user_said(story: Story) -> None:
-    story.bank(*added(transaction("T", "48")))
-    story.user(category="RENT", notes="mine")
+    story.say(*added(transaction("T", "48")))
+    story.edit(category="RENT", notes="mine")
     before = story.row.user_fields
 
-    assert story.bank(*modified(transaction("T", "50", category_primary="TRAVEL"))) == [events.TRANSACTION_MODIFIED]
+    assert story.say(*modified(transaction("T", "50", category_primary="TRAVEL"))) == [events.TRANSACTION_MODIFIED]
 
     assert (story.row.user_fields, story.spent()) == (before, {"RENT": 50})
     assert story.said().changed == ["amount", "category_primary"]
 
 
 def test_a_category_that_the_user_clears_is_the_banks_again_and_one_they_emptied_is_none(story: Story) -> None:
-    story.bank(*added(transaction("T", "48")))
+    story.say(*added(transaction("T", "48")))
 
-    story.user(category="")
+    story.edit(category="")
     assert story.spent() == {"UNCATEGORISED": 48}
-    story.user(category=None)
+    story.edit(category=None)
     assert story.spent() == {"FOOD_AND_DRINK": 48}
 
 
 @pytest.mark.parametrize("name", ["P", "T"])
 def test_an_edit_of_a_pending_transaction_lives_on_in_the_posted_one(story: Story, name: str) -> None:
-    story.bank(*added(transaction("P", "40", pending=True)))
+    story.say(*added(transaction("P", "40", pending=True)))
     own = story.row.own_id
-    story.user(own, "P", category="RENT")
-    story.bank(*removed("P"), *added(transaction("T", "48", pending_transaction_id="P")))
+    story.edit(own, "P", category="RENT")
+    story.say(*removed("P"), *added(transaction("T", "48", pending_transaction_id="P")))
 
     # Somebody may still have the pending one's id in hand.
-    assert story.user(own, name, notes="late") == [events.TRANSACTION_MODIFIED]
+    assert story.edit(own, name, notes="late") == [events.TRANSACTION_MODIFIED]
 
     assert story.said().user_fields == {"category": "RENT", "notes": "late"}
     assert story.spent() == {"RENT": 48}
 
 
 def test_a_removed_transaction_keeps_what_is_said_of_it_and_shows_it_when_it_comes_back(story: Story) -> None:
-    story.bank(*added(transaction("T", "48")))
-    story.bank(*removed("T"))
+    story.say(*added(transaction("T", "48")))
+    story.say(*removed("T"))
 
-    assert (story.user(category="RENT"), story.spent()) == ([], {})
-    assert story.bank(*added(transaction("T", "48"))) == [events.TRANSACTION_ADDED]
+    assert (story.edit(category="RENT"), story.spent()) == ([], {})
+    assert story.say(*added(transaction("T", "48"))) == [events.TRANSACTION_ADDED]
 
     assert (story.said().user_fields, story.spent()) == ({"category": "RENT"}, {"RENT": 48})
 
 
 def test_an_edit_that_comes_before_its_transaction_waits_for_it_by_plaids_id(story: Story) -> None:
-    assert story.user(category="GIFT", notes="early") == []
-    assert story.user(b"\1" * 16, "T", category="RENT") == []
+    assert story.edit(category="GIFT", notes="early") == []
+    assert story.edit(b"\1" * 16, "T", category="RENT") == []
     assert story.memory.items["A"].waiting_edits.keys() == {"T"}
 
-    assert story.bank(*added(transaction("T", "48"))) == [events.TRANSACTION_ADDED]
+    assert story.say(*added(transaction("T", "48"))) == [events.TRANSACTION_ADDED]
 
     assert story.said().user_fields == {"category": "RENT", "notes": "early"}
     assert (story.spent(), story.memory.items["A"].waiting_edits, story.row.version) == ({"RENT": 48}, {}, 1)
@@ -145,59 +104,59 @@ def test_an_edit_that_comes_before_its_transaction_waits_for_it_by_plaids_id(sto
 
 @pytest.mark.parametrize("name", ["P", "T"])
 def test_an_edit_waits_for_either_id_of_a_posted_transaction(story: Story, name: str) -> None:
-    story.user(b"\1" * 16, name, category="RENT")
+    story.edit(b"\1" * 16, name, category="RENT")
 
-    story.bank(*added(transaction("T", "48", pending_transaction_id="P")))
+    story.say(*added(transaction("T", "48", pending_transaction_id="P")))
 
     assert (story.spent(), story.memory.items["A"].waiting_edits) == ({"RENT": 48}, {})
 
 
 def test_an_edit_of_the_posted_id_that_came_first_joins_what_was_said_of_the_pending_one(story: Story) -> None:
-    story.user(b"\1" * 16, "T", notes="early")
-    story.bank(*added(transaction("P", "40", pending=True)))
-    story.user(own_id("P", salt=b"A"), "P", notes="late")
+    story.edit(b"\1" * 16, "T", notes="early")
+    story.say(*added(transaction("P", "40", pending=True)))
+    story.edit(own_id("P", salt=b"A"), "P", notes="late")
 
-    story.bank(*removed("P"), *added(transaction("T", "48", pending_transaction_id="P")))
+    story.say(*removed("P"), *added(transaction("T", "48", pending_transaction_id="P")))
 
     assert story.said().user_fields == {"notes": "early\n---\nlate"}
     assert "user_fields.notes" in story.said().changed
 
 
 def test_what_is_given_to_a_transaction_that_is_gone_in_the_same_update_waits_on(story: Story) -> None:
-    story.user(category="RENT")
+    story.edit(category="RENT")
 
-    assert story.bank(*added(transaction("T")), *removed("T")) == []
+    assert story.say(*added(transaction("T")), *removed("T")) == []
 
     assert story.memory.items["A"].waiting_edits.keys() == {"T"}
-    story.bank(*added(transaction("T", "48")))
+    story.say(*added(transaction("T", "48")))
     assert story.spent() == {"RENT": 48}
 
 
 def test_splits_are_a_transfer_each_while_they_add_up_and_one_category_when_they_do_not(story: Story) -> None:
-    story.bank(*added(transaction("T", "48")))
-    story.user(category="TRAVEL")
+    story.say(*added(transaction("T", "48")))
+    story.edit(category="TRAVEL")
 
-    story.user(splits=HALVES)
+    story.edit(splits=HALVES)
     assert (story.spent(), len(story.row.postings)) == ({"RENT": 40, "GIFT": 8}, 2)
-    story.bank(*modified(transaction("T", "50")))
+    story.say(*modified(transaction("T", "50")))
     assert (story.spent(), len(story.row.postings)) == ({"TRAVEL": 50}, 1)
-    story.bank(*modified(transaction("T", "48")))
+    story.say(*modified(transaction("T", "48")))
     assert story.spent() == {"RENT": 40, "GIFT": 8}
-    story.bank(*removed("T"))
+    story.say(*removed("T"))
     assert (story.spent(), story.row.postings) == ({}, ())
     assert all(balance[0] == balance[1] for balance in story.memory.balances.values())
 
 
 def test_a_split_the_other_way_is_money_that_comes_in(story: Story) -> None:
-    story.bank(*added(transaction("T", "48")))
+    story.say(*added(transaction("T", "48")))
 
-    story.user(splits=[{"category": "RENT", "amount": "50"}, {"category": "CASHBACK", "amount": "-2"}])
+    story.edit(splits=[{"category": "RENT", "amount": "50"}, {"category": "CASHBACK", "amount": "-2"}])
 
     assert story.spent() == {"RENT": 50, "CASHBACK": -2}
 
 
 def test_a_transaction_of_another_user_is_none(story: Story) -> None:
-    story.bank(*added(transaction("T", "48")))
+    story.say(*added(transaction("T", "48")))
 
     story.memory.project([story.log.link("B", 2)])
     assert story.project(story.log.edit("B", OWN, "T", user=2, category="RENT")) == []
@@ -208,7 +167,7 @@ def test_a_transaction_of_another_user_is_none(story: Story) -> None:
 def relinked(story: Story) -> Row:
     """The same account over a second Item, after the first one's transaction moved there; the row as it is now."""
     purchase = transaction("T", "48", account_id="a1", original_description="RENT MAY")
-    story.bank(*added(purchase), *balance(account("a1")))
+    story.say(*added(purchase), *balance(account("a1")))
     story.project(story.log.link("B"))
     again = msgspec.structs.replace(purchase, transaction_id="U", account_id="b1")
     story.project(story.log.sync("B", *added(again), *balance(account("b1"))))
@@ -220,7 +179,7 @@ def relinked(story: Story) -> Row:
 def test_an_edit_finds_a_transaction_that_lives_on_under_another_item(story: Story, own: bytes) -> None:
     relinked(story)
 
-    assert story.user(own, "T", category="RENT") == [events.TRANSACTION_MODIFIED]
+    assert story.edit(own, "T", category="RENT") == [events.TRANSACTION_MODIFIED]
 
     data = story.memory.folded[-1].net_events[-1].data
     event: Any = fastavro.schemaless_reader(
@@ -235,8 +194,8 @@ def test_what_is_said_of_a_held_transaction_is_said_of_the_one_that_it_turns_out
     story: Story, late: bool
 ) -> None:  # fmt: skip
     first = [transaction(name, "48", account_id="a1", original_description="RENT") for name in ("T", "S")]
-    story.bank(*added(*first), *balance(account("a1")))
-    story.user(category="RENT")
+    story.say(*added(*first), *balance(account("a1")))
+    story.edit(category="RENT")
     story.project(story.log.link("B"))
     again = [transaction(name, "48", account_id="b1", original_description="RENT") for name in ("U", "V")]
     story.project(story.log.sync("B", *added(*again), *balance(account("b1"))))
@@ -257,7 +216,7 @@ def test_what_is_said_of_a_held_transaction_is_said_of_the_one_that_it_turns_out
 
 
 def test_an_edit_said_twice_counts_once(story: Story) -> None:
-    story.bank(*added(transaction("T")))
+    story.say(*added(transaction("T")))
     record = story.log.edit("A", OWN, "T", category="RENT")
 
     assert story.project(record) == [events.TRANSACTION_MODIFIED]
@@ -268,7 +227,7 @@ def test_an_edit_said_twice_counts_once(story: Story) -> None:
 def test_a_value_that_no_row_could_hold_sets_the_item_aside_with_nothing_lost(
     story: Story, fields: dict[str, Any]
 ) -> None:  # fmt: skip
-    story.bank(*added(transaction("T")))
+    story.say(*added(transaction("T")))
 
     story.project(story.log.free("A", edited(OWN, "T", **fields), type="edit"))
 
