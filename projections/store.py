@@ -57,6 +57,9 @@ async def write(
     else:
         small.append((statements.INSERT_TRANSACTIONS, map(rows.transaction_values, working.new)))
     changed = working.changed.values()
+    if ended := [row.own_id for row in changed if row.is_ended]:
+        # Each handed its id of Plaid's on, and the unique index may be shown the new holder first.
+        await connection.execute(_HANDED_ON, ended)
     if len(changed) > ONE_STATEMENT_ROWS_MAX:
         await _copy(connection, None, statements.CHANGED, rows.TRANSACTION_COLUMNS,
                     rows.transactions_copied(changed))  # fmt: skip
@@ -164,6 +167,8 @@ async def _chunks(copied: Iterator[bytes]) -> AsyncIterator[bytes]:
     gathered.append(copying.TRAILER)
     yield b"".join(gathered)
 
+
+_HANDED_ON = f"UPDATE {SCHEMA}.transactions SET chained = false WHERE own_id = ANY($1::bytea[]) AND chained"
 
 _POSITIONS = f"""
 INSERT INTO {SCHEMA}.positions (partition, position) SELECT number, 0 FROM generate_series(0, $1::int - 1) AS number

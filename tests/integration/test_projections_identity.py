@@ -1,5 +1,7 @@
 """Who a transaction is, on a real Postgres: the tables are those of the memory, however the log is cut."""
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -7,9 +9,14 @@ from hypothesis import strategies as st
 from projections import digests, verify
 from projections.state import Row
 from sandbox.postgres import Postgres
+from schemas import catalogue, codec, gate
+from schemas.events import APPROVE_REVIEW, DECISION_MADE
+from schemas.ids import own_id
+from schemas.records import Decision
 from tests.conftest import TEMPLATE, finish
 from tests.projections_database import fresh
 from tests.projections_kin import Bank, Step, stories
+from tests.projections_log import Log, account, added, balance, removed, transaction
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +61,34 @@ async def _same(postgres: Postgres, bank: Bank, cuts: list[int]) -> None:
     assert {(one.id, one.state, one.chosen, one.decided) for one in memory.reviews.values()} == {
         (row["id"], row["state"], row["chosen"], row["decided"]) for row in reviews
     }
+
+
+async def test_a_held_transaction_that_posted_hands_its_id_on(postgres: Postgres, template: str) -> None:
+    """Two rows of one id of Plaid's, in whatever order the statement shows them to the unique index."""
+    log, twin = Log(), {"original_description": "TWIN MARKET"}
+    log.link("A")
+    log.sync("A", *balance(account("a")), *added(*(transaction(f"a{n}", account_id="a", **twin) for n in range(2))))
+    log.edit("A", own_id("a0", salt=b"A"), "a0", notes="for Bob")
+    log.link("B")
+    pending = transaction("p", account_id="b", pending=True, **twin)
+    log.sync("B", *balance(account("b")), *added(pending))
+    log.sync("B", *removed("p"), *added(transaction("q", account_id="b", pending_transaction_id="p", **twin)))
+    async with fresh(postgres, "handed_on") as database:
+        await database.project(log.records, range(len(log.records)))
+        connection = await database.connection()
+        held = await connection.fetchrow("SELECT * FROM projection_1.transactions WHERE review IS NOT NULL")
+        assert (held["transaction_id"], held["chained"]) == ("q", True)
+
+        made = Decision(
+            held["review"].hex(), APPROVE_REVIEW, None, json.dumps({"own_id": own_id("a0", salt=b"A").hex()})
+        )
+        log.free("B", [(DECISION_MADE, catalogue.DECISION, codec.encode(made))], type=gate.DECISION)
+        await database.project(log.records[-1:])
+
+        rows = await connection.fetch("SELECT * FROM projection_1.transactions WHERE transaction_id = 'q'")
+        assert [(row["own_id"], row["removed_at"]) for row in rows] == [(own_id("a0", salt=b"A"), None)]
+        assert await connection.fetchval("SELECT count(*) FROM tartan.parkings") == 0
+        assert verify.totals(await verify.verify(connection))["violations"] == 0
 
 
 def _row(row: Row) -> tuple[object, ...]:
