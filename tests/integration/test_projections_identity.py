@@ -1,5 +1,6 @@
 """Who a transaction is, on a real Postgres: the tables are those of the memory, however the log is cut."""
 
+import asyncio
 import json
 
 import pytest
@@ -17,6 +18,7 @@ from tests.conftest import TEMPLATE, finish
 from tests.projections_database import fresh
 from tests.projections_kin import Bank, Step, stories
 from tests.projections_log import Log, account, added, balance, removed, transaction
+from tests.projections_relink import Login
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +63,40 @@ async def _same(postgres: Postgres, bank: Bank, cuts: list[int]) -> None:
     assert {(one.id, one.state, one.chosen, one.decided) for one in memory.reviews.values()} == {
         (row["id"], row["state"], row["chosen"], row["decided"]) for row in reviews
     }
+
+
+async def test_a_login_that_is_linked_again_is_in_the_ledger_once(postgres: Postgres, template: str) -> None:
+    login = Login(7, transactions=300)
+    await asyncio.to_thread(login.pull, login.first)
+    again, _ = login.relink(login.first, share_changed=0.2)
+    login.link(again)
+    await asyncio.to_thread(login.pull, again)
+    records = login.log.records
+    async with fresh(postgres, "relinked") as whole, fresh(postgres, "relinked_cut") as cut_up:
+        await whole.project(records)
+        await cut_up.project(records, range(len(records)))
+
+        connection = await whole.connection()
+        assert await digests.full_rows(connection) == await digests.full_rows(await cut_up.connection())
+        assert verify.totals(await verify.verify(connection))["violations"] == 0
+        counted, held = await connection.fetchrow(
+            "SELECT count(*) FILTER (WHERE review IS NULL), count(review) FROM projection_1.transactions"
+            " WHERE removed_at IS NULL"
+        )
+        assert (counted, held < 15) == (300, True)
+        banked = {row["reference"]: row["balance"] for row in await connection.fetch(_BANKED)}
+    for one in login.first.accounts.values():
+        assert banked.get(one.account_id, 0) == 0
+    for one in again.accounts.values():
+        if one.account_id in banked:
+            owed = one.plan.type in ("credit", "loan")
+            assert banked[one.account_id] == (-one.current if owed else one.current)
+
+
+_BANKED = """
+SELECT a.reference, sum(b.debits - b.credits) / 1e8 AS balance
+  FROM projection_1.ledger_balances b JOIN projection_1.ledger_accounts a ON a.id = b.account
+ WHERE a.kind = 'bank' AND b.layer = 'posted' GROUP BY a.reference"""
 
 
 async def test_a_held_transaction_that_posted_hands_its_id_on(postgres: Postgres, template: str) -> None:
