@@ -77,7 +77,6 @@ class Line(NamedTuple):
     currency: str
     pending: bool
     date: datetime.date
-    first_changeset: int
     last_changeset: int
     known_at: int
     removed: bool = False

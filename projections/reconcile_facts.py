@@ -177,8 +177,8 @@ def _reports(row: asyncpg.Record) -> Iterable[Report]:
 def _line(row: asyncpg.Record) -> Line:
     amount = _amount(Decimal(row["amount_value"]), row["amount_scale"])
     return Line(
-        row["own_id"].hex(), amount, row["currency"], row["pending"], row["date"], row["first_changeset"],
-        row["last_changeset"], microseconds(row["known_at"]) or 0, row["removed"], row["held"],
+        row["own_id"].hex(), amount, row["currency"], row["pending"], row["date"], row["last_changeset"],
+        microseconds(row["known_at"]) or 0, row["removed"], row["held"],
     )  # fmt: skip
 
 
@@ -242,7 +242,7 @@ SELECT l.own_id, a.id AS account, a.currency, a.scale, sum({_SIGNED.format(accou
  WHERE l.own_id = ANY($1::bytea[]) GROUP BY 1, 2, 3, 4"""
 
 _LINES = f"""
-SELECT own_id, amount_value, amount_scale, currency, pending, date, first_changeset, last_changeset, known_at,
+SELECT own_id, amount_value, amount_scale, currency, pending, date, last_changeset, known_at,
        removed_at IS NOT NULL AS removed, review IS NOT NULL AS held
   FROM {SCHEMA}.transactions
  WHERE user_number = $1 AND item_id = $2 AND account_id = $3

@@ -221,7 +221,7 @@ def _lines(memory: Memory, item_id: str, account_id: str) -> list[Line]:
         if (row.item_id, said.account_id) == (item_id, account_id):
             found.append(Line(
                 row.own_id.hex(), Decimal(said.amount), said.currency, said.pending,
-                datetime.date.fromisoformat(said.date), row.first_changeset, row.last_changeset, row.known_at,
+                datetime.date.fromisoformat(said.date), row.last_changeset, row.known_at,
                 row.removed_at is not None, row.review is not None,
             ))  # fmt: skip
     return found

@@ -61,7 +61,7 @@ def report(current: str, **changed: Any) -> Report:
 
 
 def line(amount: str, **changed: Any) -> Line:
-    return Line("own", Decimal(amount), "USD", False, DAY, 9, 9, 20)._replace(**changed)
+    return Line("own", Decimal(amount), "USD", False, DAY, 9, 20)._replace(**changed)
 
 
 def cause(found: Facts, **details: Any) -> Verdict:
