@@ -50,10 +50,10 @@ class World:
             )
         self.log.records.clear()
 
-    async def until_shown(self, count: int) -> None:
+    async def until_shown(self, count: int, *, view: str = "changesets") -> None:
         """Wait until readers see so many records."""
         deadline = time.monotonic() + WAIT_S_MAX
-        while await self.tables.fetchval("SELECT count(*) FROM reads.changesets") < count:
+        while await self.tables.fetchval(f"SELECT count(*) FROM reads.{view}") < count:
             assert time.monotonic() < deadline, "too late"
             await asyncio.sleep(0.02)
 
@@ -244,6 +244,20 @@ async def test_while_nobody_projects_an_edit_is_kept_and_answered_202(world: Wor
     assert (status, shown["category"], shown["version"]) == (200, "RENT", 2)
     stored = await world.tables.fetch("SELECT id FROM reads.changesets WHERE type = 'edit'")
     assert [row["id"].hex() for row in stored] == [answer["changeset"]]
+
+
+async def test_an_edit_of_an_item_that_is_set_aside_is_answered_202_and_withheld_with_the_rest(
+    projected: World,
+) -> None:
+    world, own = projected, await projected.own_id()
+    world.log.append("A", added(transaction("U")), keys=Log.stranger())
+    await world.say()
+
+    status, _ = await world.edit(own, {"category": "RENT"}, wait=0.1)
+
+    assert status == 202
+    await world.until_shown(2, view="withheld")
+    assert (await world.ask("GET", f"/v1/transactions/{own}"))[1]["category"] == "FOOD_AND_DRINK"
 
 
 async def test_while_kafka_is_away_an_edit_is_503_and_its_key_makes_a_retry_safe(projected: World) -> None:
