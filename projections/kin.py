@@ -29,14 +29,14 @@ def users(records: Iterable[Admitted]) -> set[int]:
     found = set[int]()
     for record in records:
         item = record.item
-        if item is not None and (_has_kin(item) or _tells_of_new_accounts(record)):
+        if item is not None and (has_kin(item) or tells_of_new_accounts(record)):
             found.add(item.user)
     return found
 
 
 def related(working: WorkingSet, records: Sequence[Admitted], users_known: set[int]) -> set[int]:
     """Those of these users that have accounts that are one, or look so much alike that the fold may find it."""
-    found = {item.user for item in working.items.values() if item.user in users_known and _has_kin(item)}
+    found = {item.user for item in working.items.values() if item.user in users_known and has_kin(item)}
     alike: dict[int, set[Portrait]] = defaultdict(set)
     for item in working.items.values():
         if item.user in users_known - found:
@@ -70,11 +70,13 @@ def windows(records: Iterable[Admitted], of_users: set[int]) -> list[Window]:
     return found
 
 
-def _has_kin(item: ItemRow) -> bool:
+def has_kin(item: ItemRow) -> bool:
+    """Whether an Item tells, or told, of an account that another id stands for too."""
     return item.has_twins or any(account.continues or account.continued_by for account in item.accounts.values())
 
 
-def _tells_of_new_accounts(record: Admitted) -> bool:
+def tells_of_new_accounts(record: Admitted) -> bool:
+    """Whether a record tells of an account that its Item did not have."""
     item = record.item
     return item is not None and any(one.account.account_id not in item.accounts for one in record.said.balances)
 

@@ -6,7 +6,7 @@ account that goes on from an older one takes over what the ledger still has of t
 
 from collections.abc import Iterable
 
-from projections import copying, ledger
+from projections import accounts_match, copying, kin, ledger
 from projections.admission import Admitted
 from projections.ledger import LedgerAccount, Meaning, Posting, Where
 from projections.reading import CACHED, Said
@@ -29,19 +29,19 @@ _LIABILITIES = frozenset({"credit", "loan"})
 
 
 def post(working: WorkingSet, item: ItemRow, place: Place) -> None:
-    """Open the accounts of an Item that can be opened now and were not.
+    """Open the accounts of an Item that can be opened now and were not, and let none that is over keep money.
 
     Idempotence: `AccountRow.opened` says that an account has been; whatever the bank reports later is no opening.
     """
-    if item.history_status != COMPLETE:
-        return
     for account_id in sorted(item.accounts):
         account = item.accounts[account_id]
-        if account.opened is None and account.continued_by is None:
+        if account.opened is None and account.continued_by is None and item.history_status == COMPLETE:
             reported = _reported(account)
             target = None if reported is None else _target(reported)
             if reported is not None and target is not None:
                 _open(working, account, place, reported.currency, target)
+        if account.continues is not None or account.continued_by is not None:
+            _pass_on(working, account, place)
 
 
 def users(working: WorkingSet, records: Iterable[Admitted]) -> set[int]:
@@ -50,10 +50,13 @@ def users(working: WorkingSet, records: Iterable[Admitted]) -> set[int]:
     What has no stored row has no stored balance: a new Item costs no look-up, unless it may go on from another one.
     """
     complete, wanted = set[str](), dict[str, ItemRow]()
+    joined: set[int] = set()
     for record in records:
         item, said = record.item, record.said
         if item is None:
             continue
+        if kin.has_kin(item) or (kin.tells_of_new_accounts(record) and _may_have_balances(working, item)):
+            joined.add(item.user)
         statuses = (
             item.history_status,
             record.opened.head.history_status,
@@ -63,7 +66,9 @@ def users(working: WorkingSet, records: Iterable[Admitted]) -> set[int]:
             complete.add(item.item_id)
         if item.item_id not in wanted and _wants_to_open(item, said):
             wanted[item.item_id] = item
-    return {item.user for name, item in wanted.items() if name in complete and _may_have_balances(working, item)}
+    return joined | {
+        item.user for name, item in wanted.items() if name in complete and _may_have_balances(working, item)
+    }  # fmt: skip
 
 
 def is_liability(kind: str) -> bool:
@@ -109,22 +114,45 @@ def _target(reported: Account) -> int | None:
 
 
 def _open(working: WorkingSet, account: AccountRow, place: Place, currency: str, target: int) -> None:
-    book, scale, user = working.book, money.ledger_scale(currency), place.user
-    bank = book.account(Meaning(user, ledger.BANK, account.account_id, currency, scale))
-    equity = book.account(Meaning(user, ledger.EQUITY, EQUITY_REFERENCE, currency, scale))
-    postings = []
-    if account.continues is not None and account.continues[1] != account.account_id:
-        older = book.known(ledger_account_id(user, ledger.BANK, account.continues[1], currency))
-        left = older.posted
-        if left:  # where there is nothing left, the older account may never have been in the ledger
-            postings.append(_moved(older, bank, left, currency))
-            target -= left
-    postings.append(_moved(equity, bank, target - bank.posted, currency))
-    where = Where(user, place.partition, place.offset, place.known_at)
-    own = opening_id(user, account.item_id, account.account_id)
-    account.opening_transfers = book.settle(own, account.opening_transfers, ledger.NOTHING, postings, where)
     account.opened = place.offset
+    _take_over(working, account, place)
+    bank = _ledger_account(working, place.user, ledger.BANK, account.account_id, currency)
+    equity = _ledger_account(working, place.user, ledger.EQUITY, EQUITY_REFERENCE, currency)
+    _transfer(working, account, place, _moved(equity, bank, target - bank.posted, currency))
+
+
+def _pass_on(working: WorkingSet, account: AccountRow, place: Place) -> None:
+    """Let what came to an account after a younger one was opened go there too, as does all that was there before.
+
+    A purchase that moves from the one to the other later, by a person's decision, would be deducted twice else.
+    """
+    _take_over(working, account, place)
+    for item_id, account_id in accounts_match.walk(working, (account.item_id, account.account_id), "continued_by"):
+        _take_over(working, working.items[item_id].accounts[account_id], place)
+
+
+def _take_over(working: WorkingSet, account: AccountRow, place: Place) -> None:
+    reported = _reported(account)
+    if account.opened is None or account.continues is None or reported is None:
+        return
+    older_id, currency = account.continues[1], reported.currency
+    if older_id == account.account_id:
+        return  # another Item's, under the same id: it is one ledger account
+    older = working.book.known(ledger_account_id(place.user, ledger.BANK, older_id, currency))
+    if older.posted:
+        bank = _ledger_account(working, place.user, ledger.BANK, account.account_id, currency)
+        _transfer(working, account, place, _moved(older, bank, older.posted, currency))
+
+
+def _transfer(working: WorkingSet, account: AccountRow, place: Place, posting: Posting) -> None:
+    own = opening_id(place.user, account.item_id, account.account_id)
+    where = Where(place.user, place.partition, place.offset, place.known_at)
+    account.opening_transfers = working.book.settle(own, account.opening_transfers, ledger.NOTHING, [posting], where)
     working.changed_accounts[account.item_id, account.account_id] = account
+
+
+def _ledger_account(working: WorkingSet, user: int, kind: str, reference: str, currency: str) -> LedgerAccount:
+    return working.book.account(Meaning(user, kind, reference, currency, money.ledger_scale(currency)))
 
 
 def _moved(source: LedgerAccount, bank: LedgerAccount, amount: int, currency: str) -> Posting:
