@@ -258,5 +258,7 @@ _ERASE = (
     "DELETE FROM tartan.hints WHERE item_id IN (SELECT item_id FROM tartan.sync_state WHERE user_number = $1)",
     "DELETE FROM tartan.sync_state WHERE user_number = $1",
     "DELETE FROM tartan.heads WHERE user_number = $1",
+    "DELETE FROM tartan.reconciliations WHERE user_number = $1",
+    "DELETE FROM tartan.discrepancies WHERE user_number = $1",
     "DELETE FROM tartan.users WHERE user_number = $1",
 )

@@ -14,10 +14,12 @@ import pytest
 from runtime import sync_state
 from runtime.dues import Lane, Mark
 from runtime.reader import Position, Received
+from runtime.tables import metadata
 from schemas import changesets, codec, gate
 from schemas.errors import Halt
 from schemas.records import Cause, Head, Webhook
 from streams.follow_heads import FollowHeads
+from streams.following import Followed
 from streams.insisting import insist
 from streams.mark_due import MarkDue
 from streams.transactions import following, marking
@@ -198,6 +200,32 @@ async def test_a_batch_of_changesets_is_four_round_trips(desk: Desk, pool: async
     assert tuple(head) == (second_id, "c1", 1, '{"a": "31"}')
     assert [row["webhook_offset"] for row in await pool.fetch("SELECT webhook_offset FROM tartan.hints")] == [8]
     assert await pool.fetchval("SELECT position FROM tartan.positions WHERE reader = 'follow_heads'") == 2
+
+
+async def test_an_erasure_leaves_a_user_in_no_table_but_the_keys_tombstone(desk: Desk, pool: asyncpg.Pool) -> None:
+    await desk.register("item")
+    await pool.execute(
+        "INSERT INTO tartan.reconciliations (item_id, account_id, user_number) VALUES ('item', 'a', $1)", USER
+    )
+    await pool.execute(
+        "INSERT INTO tartan.discrepancies (item_id, account_id, user_number, cause, against, gap, repair) "
+        "VALUES ('item', 'a', $1, 'unknown', 'bank', 1, 'ask')", USER,
+    )  # fmt: skip
+    begin = partial(following, pool)
+    agent = FollowHeads(None, begin, on_commit=lambda: None, on_erased=lambda _: None)  # type: ignore[arg-type]
+    await agent.deal_with([record(0, gate.LINK, parent=None, item_state="active")[1]])
+
+    async with begin([0]) as transaction:
+        await transaction.apply(Followed(erased=[USER]))
+
+    tables = [table.fullname for table in metadata.sorted_tables if "user_number" in table.columns]
+    kept = {
+        table
+        for table in tables
+        if await pool.fetchval(f"SELECT EXISTS (SELECT FROM {table} WHERE user_number = {USER})")
+    }
+    assert kept == {"tartan.user_keys"}
+    assert len(tables) >= 7
 
 
 async def test_an_erased_user_is_known_with_and_without_a_head(desk: Desk, pool: asyncpg.Pool) -> None:
