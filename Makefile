@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SECONDS_OF_DEMO ?=
+COMPUTING := tests/core tests/property tests/simulation
 
 .PHONY: help install demo test check bench up lock clean
 
@@ -27,8 +28,13 @@ check: install ## Lint, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What needs one core and no neighbours runs beside what mostly waits for Kafka and Postgres.
 test: check ## All checks and tests, with a real Kafka and a real Postgres
-	$(BIN)/pytest
+	@mkdir -p .pytest_cache; log=.pytest_cache/computing.log; \
+	$(BIN)/pytest -p no:cacheprovider $(COMPUTING) > $$log 2>&1 & computing=$$!; trap "kill $$computing 2> /dev/null" EXIT INT TERM; \
+	$(BIN)/pytest $(addprefix --ignore=,$(COMPUTING)); waiting=$$?; \
+	echo "waiting for $(COMPUTING)"; wait $$computing; computing=$$?; trap - EXIT; cat $$log; \
+	exit $$((waiting | computing))
 
 bench: install ## Measure the whole way
 	$(BIN)/tartan bench end-to-end
