@@ -1,5 +1,6 @@
 """`verify`: a sound database has no violation, and each kind of damage is found under its name."""
 
+import random
 import uuid
 from collections.abc import AsyncIterator
 
@@ -9,7 +10,9 @@ import pytest
 from projections import invariants, verify
 from sandbox.postgres import Postgres
 from tests.conftest import finish
+from tests.projections_complete import told
 from tests.projections_database import fresh
+from tests.projections_kin import ACTS
 from tests.projections_log import Log, account, added, balance, modified, removed, transaction
 
 COMPLETE = "HISTORICAL_UPDATE_COMPLETE"
@@ -139,3 +142,19 @@ async def test_words_that_cannot_be_read_are_violations_and_not_the_end(damaged:
 
     assert found[verify.WORDS].violations == found[verify.WORDS].checked
     assert found[verify.EVENTS].violations == found[verify.EVENTS].checked
+
+
+@pytest.mark.usefixtures("template_dsn")
+@pytest.mark.parametrize("seed", range(4))
+async def test_stories_of_one_account_under_several_items_violate_nothing(postgres: Postgres, seed: int) -> None:
+    """No false alarm where rows move between Items, wait for reviews, are edited, and accounts go on from others."""
+    chosen = random.Random(seed)
+    steps = [(chosen.choice(ACTS), chosen.randrange(4), chosen.randrange(3)) for _ in range(60)]
+    bank = told(steps)
+
+    async with fresh(postgres, f"story_{seed}") as database:
+        await database.project(bank.records, range(0, len(bank.records), 7))
+        found = verify.totals(await verify.verify(await database.connection()))
+
+    assert found["violations"] == 0, found
+    assert found["invariants"]["links_point_to_transactions"]["checked"]

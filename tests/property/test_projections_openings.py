@@ -1,33 +1,13 @@
 """Openings of an account that several Items tell of, over any story: money is there once."""
 
-from typing import Any
-from unittest.mock import patch
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from projections.memory import Memory
-from projections.openings import COMPLETE
-from runtime.reader import Received
-from schemas import gate
 from schemas.ids import ledger_account_id
-from tests import projections_kin
-from tests.projections_kin import Bank, Step, stories
-from tests.projections_log import Log, owners
-
-
-class CompleteLog(Log):
-    """A log in which the history of the first Item is complete at once, that of others a record later."""
-
-    def append(self, item_id: str | None, said: Any, **head: Any) -> Received:
-        if head.get("type") == gate.SYNC and len(self.records) % 3:
-            head["history_status"] = COMPLETE
-        return super().append(item_id, said, **head)
-
-
-def told(steps: list[Step]) -> Bank:
-    with patch.object(projections_kin, "Log", CompleteLog):
-        return Bank(steps)
+from tests.projections_complete import told
+from tests.projections_kin import Step, stories
+from tests.projections_log import owners
 
 
 def posted(memory: Memory, account_id: str) -> int:
