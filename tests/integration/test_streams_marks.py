@@ -205,6 +205,9 @@ async def test_a_batch_of_changesets_is_four_round_trips(desk: Desk, pool: async
 async def test_an_erasure_leaves_a_user_in_no_table_but_the_keys_tombstone(desk: Desk, pool: asyncpg.Pool) -> None:
     await desk.register("item")
     await pool.execute(
+        "INSERT INTO tartan.user_keys (user_number, generation, wrapped, state) VALUES ($1, 1, '\\x00', 'active')", USER
+    )
+    await pool.execute(
         "INSERT INTO tartan.reconciliations (item_id, account_id, user_number) VALUES ('item', 'a', $1)", USER
     )
     await pool.execute(
