@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from projections import accounts_match, edits, identity_match, restated
 from projections.accounts_match import walk
-from projections.identity_match import Pair, Question, words_of
+from projections.identity_match import Pair, Question, Sketch, words_of
 from projections.ledger import NOTHING
 from projections.postings import posted
 from projections.reading import Said
@@ -31,6 +31,10 @@ LEFT = "left"
 
 OPEN, APPROVED, REJECTED, SETTLED = "open", "approved", "rejected", "settled"
 """States of a review. Settled: it has become void, because the bank took back one side of it or said more."""
+
+
+_STORED = (None, True)
+"""In place of what is touched: a row that the record has not touched was there before it."""
 
 
 class _Because(NamedTuple):
@@ -80,9 +84,10 @@ def resolve(working: WorkingSet, item: ItemRow, touched: Touched, place: Place, 
     idle = sum(not _decide(working, touched, place, one) for one in said.decisions if one.decision in DECISIONS)
     if said.balances:
         accounts_match.join(working, item, said.balances)
+    # Before and after: what is released may be what arrives, and what arrives may be what another one was held for.
+    _settle_reviews(working, touched, place)
     if said.transactions and _may_match(item, said):
         _match(working, item, touched, place)
-    if working.reviews:
         _settle_reviews(working, touched, place)
     return idle
 
@@ -113,23 +118,32 @@ def _match(working: WorkingSet, item: ItemRow, touched: Touched, place: Place) -
     if not arrived:
         return
     families = _Families(working)
-    new = [_sketch(families, row) for row in arrived]
-    old = [
+    gone = [
         _sketch(families, row, is_gone=True)
         for row, before in touched.values()
         if before is not None and before.is_shown and row.removed_at is not None and row.item_id == item.item_id
     ]
-    spoken_of = set(item.moved.values())
+    _find(working, item, touched, place, arrived, gone)
+
+
+def _find(
+    working: WorkingSet, item: ItemRow, touched: Touched, place: Place, arrived: Sequence[Row], gone: Sequence[Sketch]
+) -> None:  # fmt: skip
+    """Let transactions of an Item that nobody has seen yet be what they are: known ones, questions, or their own."""
+    families = _Families(working)
+    new = [_sketch(families, row) for row in arrived]
+    mine = {row.own_id for row in arrived}
+    spoken_of = set(item.moved.values()) | mine
+    old = list(gone)
     for key in {key for account in {one.account for one in new} for key in families.of(account)}:
-        old += [
-            one
-            for one in families.shown(key)
-            if one.row.own_id not in spoken_of and one.row.version and one.account == key
-        ]
+        old += [one for one in families.shown(key) if one.row.own_id not in spoken_of and one.account == key]
     found = identity_match.matches(new, old)
     for pair in found.links:
-        ahead = families.is_ahead(pair.old.account, pair.new.account)
-        _merge(working, touched, place, pair.new.row, pair.old.row, _because(pair), ahead=ahead)
+        arrival, known = pair.new, pair.old
+        if touched.get(known.row.own_id, _STORED)[1] is None:  # both are new to readers: the one that waited goes on
+            arrival, known = known, arrival
+        ahead = families.is_ahead(known.account, arrival.account)
+        _merge(working, touched, place, arrival.row, known.row, _because(pair), ahead=ahead)
     for question in found.questions:
         _ask(working, question, place)
 
@@ -236,16 +250,28 @@ def _decide(working: WorkingSet, touched: Touched, place: Place, decision: Decis
 
 
 def _settle_reviews(working: WorkingSet, touched: Touched, place: Place) -> None:
-    """End the reviews that have become void: what is held is gone, or nothing is left that it could be."""
-    rows = None
-    for review in _open(working, place.user):
-        rows = rows or _by_own_id(working, place.user)
+    """End the reviews that have become void: what is held is gone, or nothing is left that it could be.
+
+    What is released may be something else that is known by now; that in turn may be what another one was held for.
+    """
+    while void := _void(working, place.user):
+        review, held = void
+        _close(working, review, SETTLED, place)
+        _release(working, touched, held)
+        if held.is_shown:
+            _find(working, working.items[held.item_id], touched, place, [held], [])
+
+
+def _void(working: WorkingSet, user: int) -> tuple[Review, Row] | None:
+    reviews = _open(working, user)
+    rows = _by_own_id(working, user) if reviews else {}
+    for review in reviews:
         held = rows.get(review.own_id)
         if held is None or held.review != review.id:
             continue
         if held.removed_at is not None or not _available(working, review, rows):
-            _release(working, touched, held)
-            _close(working, review, SETTLED, place)
+            return review, held
+    return None
 
 
 def _release(working: WorkingSet, touched: Touched, held: Row) -> None:
@@ -297,7 +323,7 @@ class _Families:
 
     def __init__(self, working: WorkingSet) -> None:
         self._working = working
-        self._shown: dict[str, list[identity_match.Sketch]] = {}
+        self._shown: dict[str, list[Sketch]] = {}
         self._families: dict[AccountKey, tuple[AccountKey, ...]] = {}
 
     def of(self, key: AccountKey) -> tuple[AccountKey, ...]:
@@ -315,7 +341,7 @@ class _Families:
             return False
         return family.index(one) > family.index(other)
 
-    def shown(self, key: AccountKey) -> Iterator[identity_match.Sketch]:
+    def shown(self, key: AccountKey) -> Iterator[Sketch]:
         """What is shown of the Item that has an account."""
         holder = self._working.items.get(key[0])
         if holder is not None and key[0] not in self._shown:
@@ -323,7 +349,7 @@ class _Families:
         yield from self._shown.get(key[0], ())
 
 
-def _sketch(families: _Families, row: Row, *, is_gone: bool = False) -> identity_match.Sketch:
+def _sketch(families: _Families, row: Row, *, is_gone: bool = False) -> Sketch:
     said = words_of(row)
     scope = families.of((row.item_id, said.account_id))[0]
     return identity_match.sketch(row, said, scope=scope, is_gone=is_gone)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from projections import accounts_match, copying
+from projections import accounts_match, copying, words
 from projections.accounts_match import Portrait
 from projections.admission import Admitted
 from projections.identity_match import DAYS_MAX
@@ -56,12 +56,17 @@ def related(working: WorkingSet, records: Sequence[Admitted], users_known: set[i
     return found
 
 
-def windows(records: Iterable[Admitted], of_users: set[int]) -> list[Window]:
-    """The windows of these users, each around all dates that the records say."""
+def windows(working: WorkingSet, records: Iterable[Admitted], of_users: set[int]) -> list[Window]:
+    """The windows of these users, around all dates that the records say, and of all users who have an open review."""
     dates: dict[int, set[bytes]] = defaultdict(set)
     for record in records:
         if record.item is not None and record.item.user in of_users:
             dates[record.item.user].update(one.date for one in record.said.transactions if type(one) is Words)
+    held = {review.own_id for review in working.reviews.values()}
+    for item in working.items.values() if held else ():
+        for row in item.by_id.values():
+            if row.own_id in held:
+                dates[row.user].add(words.reader(row.schema)(row.words, 0, len(row.words)).date)
     found = []
     for user, said in dates.items():
         days = [copying.read_date(one).toordinal() for one in said]

@@ -167,17 +167,16 @@ async def _candidates(
     connection: asyncpg.Connection, working: WorkingSet, records: Sequence[Admitted], users: set[int]
 ) -> None:
     """Add what new transactions may turn out to be, and what open reviews are about."""
-    windows = kin.windows(records, users)
-    own_ids = set[bytes]()
-    if windows:
-        found = await connection.fetch(_IN_WINDOWS, *map(list, zip(*windows, strict=True)))
-        await _add(connection, working, found)
-        own_ids.update(row["own_id"] for row in found)
     reviewed = {own for review in working.reviews.values() for own in (review.own_id, *identity.candidates(review))}
     if reviewed:
         await _add(connection, working, await connection.fetch(_TRANSACTIONS, list(reviewed), [], []))
-    if own_ids | reviewed:
-        await _moved(connection, working, _LINKS_BY_OWN, list(own_ids | reviewed))
+    own_ids = set(reviewed)
+    if windows := kin.windows(working, records, users):
+        found = await connection.fetch(_IN_WINDOWS, *map(list, zip(*windows, strict=True)))
+        await _add(connection, working, found)
+        own_ids.update(row["own_id"] for row in found)
+    if own_ids:
+        await _moved(connection, working, _LINKS_BY_OWN, list(own_ids))
 
 
 async def _moved(connection: asyncpg.Connection, working: WorkingSet, statement: str, *named: list[Any]) -> set[bytes]:

@@ -291,3 +291,15 @@ def test_a_review_ends_by_itself_when_the_bank_takes_the_held_one_back(story: St
     assert (story.open, story.shown) == ([], {"a1": "5"})
     assert story.say("B", *added(at("B", "b1", original_description="COFFEE 77"))) == []
     assert (len(story.open), story.counted()) == (1, 5)
+
+
+def test_what_was_held_for_another_one_is_what_a_second_item_tells(story: Story) -> None:
+    story.link("B")
+    story.say("B", *added(at("B", "b1", "500")))
+    assert story.say("A", *added(at("A", "a2", "600"))) == []  # an amendment of b1, as far as one can tell
+    assert len(story.open) == 1
+
+    told = story.say("B", *removed("b1"), *added(at("B", "b2", "600")))
+
+    assert sorted(told) == [events.TRANSACTION_ADDED, events.TRANSACTION_REMOVED]
+    assert (story.open, story.shown, story.counted()) == ([], {"b2": "600"}, 600)
