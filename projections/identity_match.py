@@ -130,7 +130,8 @@ def matches(new: Sequence[Sketch], old: Sequence[Sketch]) -> Matches:
         free = _without(new, links, questions)
         _exact(free, [one for one in _unlinked(old, links) if one.is_gone == is_gone], links, questions)
     found = _near(_without(new, links, questions), _unlinked(old, links))
-    certain = [pair for pair in found if not (pair.old.row.user_fields and _has_twins(pair, twins))]
+    edited = {pair.old.key for pair in found if pair.old.row.user_fields}
+    certain = [pair for pair in found if not (pair.old.key in edited and _has_twins(pair, twins))]
     links += _linked(certain, found)
     taken = {id(side) for pair in links for side in (pair.new, pair.old)}
     rest = defaultdict(list)
@@ -218,28 +219,32 @@ def _linked(certain: Iterable[Pair], found: Iterable[Pair]) -> list[Pair]:
     """Link the clear winners until there is none: each takes rivals away, so another pair may become clear."""
     links: list[Pair] = []
     allowed = {id(pair) for pair in certain}
-    left = list(found)
+    left, taken = list(found), set[int]()
     while True:
-        by_side: dict[int, list[int]] = defaultdict(list)
+        rivals: dict[int, list[Pair]] = defaultdict(list)
         for pair in left:
-            by_side[id(pair.new)].append(pair.score)
-            by_side[id(pair.old)].append(pair.score)
-        clear = [pair for pair in left if id(pair) in allowed and _is_clear(pair, by_side)]
+            rivals[id(pair.new)].append(pair)
+            rivals[id(pair.old)].append(pair)
+        clear = [pair for pair in left if id(pair) in allowed and _is_clear(pair, rivals)]
         if not clear:
             return links
-        links += clear
-        taken = {id(side) for pair in clear for side in (pair.new, pair.old)}
+        for pair in clear:
+            if not {id(pair.new), id(pair.old)} & taken:  # twins are clear several times over, and pair off
+                links.append(pair)
+                taken |= {id(pair.new), id(pair.old)}
         left = [pair for pair in left if not {id(pair.new), id(pair.old)} & taken]
 
 
-def _is_clear(pair: Pair, by_side: dict[int, list[int]]) -> bool:
+def _is_clear(pair: Pair, rivals: dict[int, list[Pair]]) -> bool:
     if pair.score < LINK_MIN.get(pair.rule, 101):
         return False
-    for side in (pair.new, pair.old):
-        best = sorted(by_side[id(side)], reverse=True)[:2]
-        if best[0] != pair.score or (len(best) > 1 and best[1] > pair.score - MARGIN):
-            return False
-    return True
+    # A pair of twins of both sides says the same, so it is no rival.
+    others = [one for side in (pair.new, pair.old) for one in rivals[id(side)] if _kinds(one) != _kinds(pair)]
+    return all(one.score <= pair.score - MARGIN for one in others)
+
+
+def _kinds(pair: Pair) -> tuple[object, ...]:
+    return (pair.new.key, pair.new.said.pending, pair.old.key, pair.old.said.pending)
 
 
 def _is_at_stake(pair: Pair) -> bool:

@@ -303,3 +303,23 @@ def test_what_was_held_for_another_one_is_what_a_second_item_tells(story: Story)
 
     assert sorted(told) == [events.TRANSACTION_ADDED, events.TRANSACTION_REMOVED]
     assert (story.open, story.shown, story.counted()) == ([], {"b2": "600"}, 600)
+
+
+def test_pendings_that_nobody_can_tell_apart_post_as_themselves(story: Story) -> None:
+    story.say("A", *added(at("A", "p1", pending=True), at("A", "p2", pending=True)))
+    known = {row.own_id for row in story.memory.rows.values()}
+    posted = [at("A", name, date="2026-03-11") for name in ("q1", "q2")]
+
+    assert story.say("A", *removed("p1", "p2"), *added(*posted)) == [events.TRANSACTION_MODIFIED] * 2
+
+    assert {row.own_id for row in story.memory.rows.values()} == known
+    assert story.counted() == 10
+
+
+def test_a_person_says_which_of_two_pendings_posted_where_the_user_spoke_of_one(story: Story) -> None:
+    story.say("A", *added(at("A", "p1", pending=True), at("A", "p2", pending=True)))
+    story.edit(story.row("p2"), notes="for Bob")
+
+    story.say("A", *removed("p1", "p2"), *added(at("A", "q1", date="2026-03-11")))
+
+    assert (len(story.open), story.shown) == (1, {})
