@@ -29,7 +29,7 @@ check: install ## Lint, types, direction of imports
 	$(BIN)/lint-imports
 
 # What needs one core and no neighbours runs beside what mostly waits for Kafka and Postgres.
-test: check ## All checks and tests, with a real Kafka and a real Postgres
+test: check ## All checks and tests, with a real Kafka and a real Postgres; EXAMPLES=20 for more of what is generated
 	@mkdir -p .pytest_cache; log=.pytest_cache/computing.log; \
 	$(BIN)/pytest -p no:cacheprovider $(COMPUTING) > $$log 2>&1 & computing=$$!; trap "kill $$computing 2> /dev/null" EXIT INT TERM; \
 	$(BIN)/pytest $(addprefix --ignore=,$(COMPUTING)); waiting=$$?; \

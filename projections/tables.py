@@ -219,7 +219,7 @@ identity_links = Table(
     Column("transaction_id", Text, primary_key=True, comment="Plaid's id"),
     Column("own_id", LargeBinary, nullable=False, comment="the transaction that it is"),
     Column("user_number", BigInteger, nullable=False),
-    Column("rule", Text, nullable=False),
+    Column("rule", Text, nullable=False, comment="of identity_match; left: the id leads nowhere any more"),
     Column("score", SmallInteger, nullable=False, comment="0 to 100"),
     Column("evidence", JSONB, nullable=False),
     Column("changeset", BigInteger, nullable=False, comment="offset"),

@@ -7,12 +7,17 @@ from typing import Any, TypeVar
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from hypothesis import settings
 
 from projections.migrate import migrate
 from sandbox.kafka import Kafka
 from sandbox.postgres import Postgres, PostgresOptions
+from tests.examples import examples
 
 TEMPLATE = "template_of_tests"
+
+settings.register_profile("tartan", max_examples=examples(100))
+settings.load_profile("tartan")
 
 T = TypeVar("T")
 

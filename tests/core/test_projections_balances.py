@@ -14,6 +14,7 @@ from projections.state import AccountRow
 from schemas import codec, gate
 from schemas.events import BALANCE_UPDATED
 from schemas.records import Account
+from tests.examples import examples
 from tests.projections_log import Log, account, balance, owners
 
 CACHED, REALTIME = "cached", "realtime"
@@ -150,7 +151,7 @@ Step = tuple[bool, int, int]
 """Whether it is a real-time report, its amount, its bank's time."""
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(
     steps=st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(1, 2)), min_size=1, max_size=12),
     cuts=st.sets(st.integers(1, 12)),

@@ -13,13 +13,14 @@ from projections import edits
 from projections.memory import Memory
 from schemas import catalogue, codec, events, money
 from schemas.records import Transaction
+from tests.examples import examples
 from tests.projections_life import Life, folded, lives, said_of
 
 USER_FIELDS = "user_fields."
 
 
 @given(lives)
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 def test_what_a_user_says_comes_to_the_same_whenever_it_is_said(life: Life) -> None:
     one, other = (folded(log) for log in life.logs)
     # Whether equal rows pair off depends by rule on whether a user has spoken of them yet.

@@ -11,6 +11,7 @@ from projections.ledger import PENDING, POSTED
 from projections.memory import Memory
 from schemas import codec, money
 from schemas.records import Transaction
+from tests.examples import examples
 from tests.projections_log import Event, Log, account, added, balance, modified, owners, removed, transaction
 
 ACTS = ("add", "hold", "tip", "drop", "amount", "currency", "category", "date", "account", "balance")
@@ -87,7 +88,7 @@ class Bank:
 
 
 @given(STEPS, st.integers(0, 10))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 def test_after_every_changeset_the_ledger_sums_to_zero_and_says_what_the_bank_says(steps: Any, complete: int) -> None:
     bank, memory = Bank(), Memory(owners)
 
