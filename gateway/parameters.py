@@ -23,7 +23,9 @@ _MOMENT = re.compile(
 
 Place = Literal["path", "query", "body", "header"]
 
-_JSON_TYPES: Mapping[type, str] = {str: "text", bool: "true or false", list: "a list", dict: "an object"}
+_JSON_TYPES: Mapping[type, str] = {
+    str: "text", bool: "true or false", list: "a list", dict: "an object", int: "a number", float: "a number",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def _value(parameter: Parameter, given: Any, faults: list[Fault]) -> Any:
             faults.append(Fault(parameter.name, "is missing"))
         return None
     if not isinstance(given, parameter.json):
-        faults.append(Fault(parameter.name, f"must be {_JSON_TYPES[parameter.json]}, is {type(given).__name__}"))
+        faults.append(Fault(parameter.name, f"must be {_JSON_TYPES[parameter.json]}, is {_JSON_TYPES[type(given)]}"))
         return None
     try:
         return parameter.read(given)

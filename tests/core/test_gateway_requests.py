@@ -86,7 +86,7 @@ def test_fields_of_a_body_are_checked_and_a_secret_is_never_repeated() -> None:
     found = faults("link_item", body={"user_id": 7, "public_token": "public-\n", "acess": 1})
 
     assert found == {
-        "user_id": ("must be text, is int", None), "public_token": ("must be 1 to 200 printable characters", None),
+        "user_id": ("must be text, is a number", None), "public_token": ("must be 1 to 200 printable characters", None),
         "acess": ("is not known here", None),
     }  # fmt: skip
     assert faults("link_item", body={})["public_token"] == ("is missing", None)

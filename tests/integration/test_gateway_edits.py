@@ -230,6 +230,26 @@ async def test_wrong_values_are_refused_by_name_and_nothing_is_said(projected: W
     assert await projected.records() == 3
 
 
+async def test_text_that_people_type_is_kept_to_the_byte(projected: World) -> None:
+    # Joiners within emoji and Persian words, no-break spaces, an ideographic space, an emoji that Python 3.11 does not
+    # know, a bidirectional mark, and a line break of Windows.
+    said = {
+        "name": "\U0001f469\u200d\U0001f4bb \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "category": "10\u202f\u20ac\u00a0caf\u00e9", "tags": ["\u5929\u3000\u5730", "\U0001fae8"],
+        "notes": "one\r\ntwo\tthree\u200f",
+    }  # fmt: skip
+    own = await projected.own_id()
+
+    status, answer = await projected.edit(own, said)
+
+    assert (status, answer["user_fields"]) == (200, said)
+    assert (answer["name"], answer["category"], answer["tags"]) == (said["name"], said["category"], said["tags"])
+    assert (await projected.spent())[said["category"]] == 48
+    for controls in ({"name": "a\nb"}, {"notes": "a\x1b[31m"}, {"category": "a\x7f"}, {"tags": ["\x9b"]}):
+        status, problem = await projected.edit(own, controls)
+        assert (status, [fault["field"] for fault in problem["faults"]]) == (400, [*controls])
+
+
 async def test_while_nobody_projects_an_edit_is_kept_and_answered_202(world: World) -> None:
     async with app.stage(world.settings):
         await world.until_shown(2)
