@@ -13,6 +13,7 @@ from projections.reviewing import OPEN, Found
 from runtime import operations, settings, users
 from runtime.free_records import FreeRecords, Said
 from runtime.kafka import Appended, Appender
+from runtime.operations import Outcome
 from runtime.vault import Vault
 from schemas.errors import Quarantine
 from schemas.ids import OWN_ID_BYTES
@@ -68,19 +69,22 @@ def _decide(review: str, *, approve: bool, own_id: str | None, by: str, as_json:
     review_id = _id(review)
 
     async def work(connection: asyncpg.Connection) -> dict[str, Any]:
-        found = await _open(connection, review_id, own_id)
-        said = reviewing.decision(review_id, approve=approve, own_id=own_id, by=decided_by(by))
+        found = await _open(connection, review_id)
+        chosen = _candidate(found, own_id) if approve else None
+        said = reviewing.decision(review_id, approve=approve, own_id=chosen, by=decided_by(by))
         at = await _append(connection, found, said, by=decided_by(by))
         if not await operations.is_read(connection, at):
-            return {"id": review, "outcome": "appended", "partition": at.partition, "offset": at.offset}
+            return {"id": review, "outcome": Outcome.APPENDED, "partition": at.partition, "offset": at.offset}
         after = await reviewing.find(connection, review_id)
         if after is None or after.state == OPEN:
             raise Quarantine(f"review {review}: the decision was read and changed nothing; list the reviews again")
         return {"id": review, "outcome": after.state, "chosen": after.chosen}
 
     told = with_postgres(work)
-    text = f"Review {review}: {told['outcome']}."
-    say(console_of_lines(), told if as_json else text)
+    is_read = told["outcome"] != Outcome.APPENDED
+    later = "" if is_read else ", and not read yet: tartan projections applies it, list the reviews later"
+    say(console_of_lines(), told if as_json else f"Review {review}: {told['outcome']}{later}.")
+    raise typer.Exit(0 if is_read else 1)
 
 
 async def _append(connection: asyncpg.Connection, found: Found, said: Said, *, by: str) -> Appended:
@@ -94,15 +98,23 @@ async def _append(connection: asyncpg.Connection, found: Found, said: Said, *, b
         await appender.stop()
 
 
-async def _open(connection: asyncpg.Connection, review_id: bytes, own_id: str | None) -> Found:
+async def _open(connection: asyncpg.Connection, review_id: bytes) -> Found:
     found = await reviewing.find(connection, review_id)
     if found is None:
         raise Quarantine(f"there is no review {review_id.hex()}")
     if found.state != OPEN:
         raise Quarantine(f"review {review_id.hex()} was {found.state} already")
-    if own_id is not None and own_id not in found.candidates:
-        raise Quarantine(f"{own_id} is no candidate of it: {', '.join(sorted(found.candidates))} are")
     return found
+
+
+def _candidate(found: Found, own_id: str | None) -> str:
+    """The candidate that an approval means. Raises: Quarantine, where it names none that can be one."""
+    named = ", ".join(sorted(found.available))
+    if own_id is None and len(found.available) != 1:
+        raise Quarantine(f"review {found.id.hex()} has {len(found.available)} candidates: name one with --is: {named}")
+    if own_id is not None and own_id not in found.available:
+        raise Quarantine(f"{own_id} is no candidate of review {found.id.hex()} now: {named}")
+    return own_id or named
 
 
 async def _user(connection: asyncpg.Connection, tenant: str, user_id: str) -> int:

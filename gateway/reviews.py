@@ -47,12 +47,14 @@ class Reviews:
         found = await self._found(call)
         own: bytes | None = call.values["own_id"]
         chosen = None if own is None else own.hex()
-        if chosen is None and len(found.candidates) == 1:
-            [chosen] = found.candidates
-        if chosen is None:
-            raise invalid(Fault("own_id", "is missing: there are several candidates"))
-        if chosen not in found.candidates:
+        if chosen is not None and chosen not in found.candidates:
             raise invalid(Fault("own_id", "is none of the candidates", chosen))
+        if found.state != OPEN:
+            chosen = chosen or found.chosen
+        elif chosen is None:
+            if len(found.available) != 1:
+                raise invalid(Fault("own_id", "is missing: there are several candidates"))
+            [chosen] = found.available
         return await self._decide(call, found, APPROVED, chosen)
 
     async def reject_review(self, call: Call) -> Answer:

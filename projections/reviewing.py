@@ -27,13 +27,17 @@ class Page(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A review: the Item whose transaction it holds, its state and what it may be, by own id as text."""
+    """A review: the Item whose transaction it holds, its state and its candidates, by own id as text.
+
+    `available`: those that it may still be.
+    """
 
     about: About
     id: bytes
     state: str
     chosen: str | None
     candidates: frozenset[str]
+    available: frozenset[str]
 
 
 async def waiting(
@@ -64,8 +68,12 @@ async def find(connection: asyncpg.Connection, review_id: bytes, *, tenant: str 
     if row is None:
         return None
     about = About(row["item_id"], row["user_number"], row["partition"])
-    candidates = frozenset(one["own_id"] for one in json.loads(row["candidates"]))
-    return Found(about, review_id, row["state"], row["chosen"].hex() if row["chosen"] else None, candidates)
+    told = await _told(connection, row)
+    return Found(
+        about, review_id, told["state"], told["chosen"],
+        frozenset(one["own_id"] for one in json.loads(row["candidates"])),
+        frozenset(one["transaction"]["id"] for one in told["candidates"]),
+    )  # fmt: skip
 
 
 def decision(review_id: bytes, *, approve: bool, own_id: str | None = None, by: str | None = None) -> Said:
@@ -76,18 +84,31 @@ def decision(review_id: bytes, *, approve: bool, own_id: str | None = None, by: 
 
 
 async def _told(connection: asyncpg.Connection, row: asyncpg.Record) -> Row:
-    user = row["user_number"]
-    candidates: list[dict[str, Any]] = json.loads(row["candidates"])
+    """A review with its transactions; while it is open, with those candidates only that the held one may still be."""
+    user, is_open = row["user_number"], row["state"] == OPEN
+    held = await queries.transaction(connection, user, row["own_id"])
+    assert held is not None, "a review holds a transaction as long as it is there"
+    candidates: list[dict[str, Any]] = [
+        {"rule": one["rule"], "score": one["score"], "evidence": one["evidence"],
+         "transaction": await queries.transaction(connection, user, bytes.fromhex(one["own_id"]))}
+        for one in json.loads(row["candidates"])
+    ]  # fmt: skip
     shown = queries.plain(row)
     return {
         **{name: shown[name] for name in ("id", "item_id", "state", "reason", "chosen", "known_at", "decided_at")},
-        "transaction": await queries.transaction(connection, user, row["own_id"]),
-        "candidates": [
-            {"rule": one["rule"], "score": one["score"], "evidence": one["evidence"],
-             "transaction": await queries.transaction(connection, user, bytes.fromhex(one["own_id"]))}
-            for one in candidates
-        ],
-    }  # fmt: skip
+        "transaction": held,
+        "candidates": [one for one in candidates if not is_open or _may_be(held, one)],
+    }
+
+
+def _may_be(held: Row, candidate: Row) -> bool:
+    """Whether a decision can still name this candidate, as far as readers see (projections.identity decides it)."""
+    known: Row | None = candidate["transaction"]
+    if known is None or known["status"] == queries.IN_REVIEW:
+        return False
+    is_gone, was_gone = known["status"] == queries.REMOVED, candidate["evidence"]["old_was_removed"]
+    lives_apart = (known["item_id"], known["account_id"]) != (held["item_id"], held["account_id"])
+    return is_gone if was_gone else not is_gone and lives_apart
 
 
 _COLUMNS = """id, user_number, item_id, own_id, candidates, reason, state, chosen, known_at, decided_at,
@@ -102,6 +123,6 @@ SELECT {_COLUMNS} FROM reads.reviews
 _ONE = f"SELECT {_COLUMNS} FROM reads.reviews WHERE id = $1"
 
 _WHERE = """
-SELECT r.item_id, r.user_number, i.partition, r.state, r.chosen, r.candidates
+SELECT r.*, i.partition
   FROM reads.reviews r JOIN reads.items i USING (item_id) JOIN tartan.users u ON u.user_number = r.user_number
  WHERE r.id = $1 AND ($2::text IS NULL OR u.tenant = $2)"""

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+from schemas.errors import Quarantine
 from tests.integration.test_gateway_edits import KEY, World, projected, world
 from tests.projections_log import account, added, balance, transaction
 
@@ -68,12 +69,18 @@ async def test_what_waits_is_not_counted_until_it_is_approved_or_rejected(projec
     assert (now["item_id"], now["notes"], now["status"]) == ("NEW", "for Bob", "shown")
     assert (await world.spent())["FOOD_AND_DRINK"] == 48 + 10
 
+    assert await world.ask("POST", f"/v1/reviews/{first['id']}/approve") == (200, answer)
+    [left] = (await waiting(world))[0]["candidates"]
+    assert left["transaction"]["id"] == await world.own_id("old1")
+
     status, problem = await world.ask("POST", f"/v1/reviews/{second['id']}/approve", {"own_id": edited})
     assert (status, problem["type"]) == (409, "urn:tartan:problem:candidate_gone")
     status, answer = await world.ask("POST", f"/v1/reviews/{second['id']}/reject")
     assert (status, answer["state"], answer["transaction"]["status"]) == (200, "rejected", "shown")
     assert (await world.spent())["FOOD_AND_DRINK"] == 48 + 15
     assert await waiting(world) == []
+    status, problem = await world.ask("POST", f"/v1/reviews/{second['id']}/approve")
+    assert (status, problem["type"], problem["review"]["state"]) == (409, "urn:tartan:problem:review_ended", "rejected")
 
 
 async def test_a_decision_that_nobody_reads_in_time_is_accepted(world: World) -> None:
@@ -105,18 +112,28 @@ async def test_the_command_lists_and_decides(projected: World, monkeypatch: pyte
 
     async def run(*arguments: str) -> tuple[int, Any]:
         result = await asyncio.to_thread(CliRunner().invoke, cli.app, ["reviews", *arguments, "--json"])
+        if isinstance(result.exception, Quarantine):
+            return result.exit_code, str(result.exception)
         lines = result.stdout.strip().splitlines()
         return result.exit_code, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else result.output
 
     code, told = await run("list", "--tenant", "t", "--user", "u1")
     assert (code, len(told["reviews"])) == (0, 2)
     first = told["reviews"][0]
-    chosen = first["candidates"][1]["transaction"]["id"]
+    chosen, other = (first["candidates"][number]["transaction"]["id"] for number in (1, 0))
+    records = await world.records()
+    code, told = await run("approve", first["id"])
+    assert (code, chosen in told, other in told) == (1, True, True)
+    assert (await run("approve", first["id"], "--is", "0" * 32))[0] == 1
+    assert await world.records() == records
     await follow(world)
     code, told = await run("approve", first["id"], "--is", chosen)
     assert (code, told["outcome"], told["chosen"]) == (0, "approved", chosen)
     assert (await run("approve", first["id"]))[0] != 0
-    assert (await run("list"))[1]["reviews"][0]["id"] != first["id"]
+    [second] = (await run("list"))[1]["reviews"]
+    assert second["id"] != first["id"]
+    code, told = await run("approve", second["id"])
+    assert (code, told["outcome"], told["chosen"]) == (0, "approved", other)
 
 
 async def follow(world: World) -> None:
