@@ -174,7 +174,7 @@ EXPLANATION = _object(
     kind={**_TEXT, "enum": ["transaction"]},
     user={**_object(tenant=_TEXT, user_id=_TEXT), "type": ["object", "null"]},
     item=_object(item_id=_TEXT, institution_id=_MAYBE_TEXT, institution_name=_MAYBE_TEXT, state=_MAYBE_TEXT,
-                 user_number=_COUNT, partition=_COUNT),
+                 user_number=_TEXT, partition=_COUNT),
     versions={"type": "array", "items": _object(version=_COUNT, event=_MAYBE_TEXT, changed=CHANGED, status=_TEXT,
                                                 item_id=_TEXT, transaction_id=_TEXT, known_at=_MOMENT,
                                                 changeset=_PLACE)},

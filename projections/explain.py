@@ -46,7 +46,7 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
     ]
     said = json.loads(await connection.fetchval(_USER_FIELDS, own_id) or "{}")
     return await _told(connection, user, {
-        "kind": "transaction", "is": shown, "item": plain(item), "versions": told,
+        "kind": "transaction", "is": shown, "item": _shown(item), "versions": told,
         "transfers": await _transfers_of(connection, user, own_id),
         "user_fields": [
             {"field": name, "value": word["value"], "changeset": str(Place(partition, word["at"]))}
@@ -88,7 +88,7 @@ async def ledger_account(connection: asyncpg.Connection, account: bytes) -> Row 
     own_ids = await queries.openings(connection, user)
     moved = _transfers(await connection.fetch(_TRANSFERS_BY, user, own_ids, account, TRANSFERS_MAX))
     return await _told(connection, user, {
-        "kind": "ledger_account", "is": plain(row), "balances": [plain(one) for one in balances], "transfers": moved,
+        "kind": "ledger_account", "is": _shown(row), "balances": [plain(one) for one in balances], "transfers": moved,
     })  # fmt: skip
 
 
@@ -108,7 +108,7 @@ async def account(connection: asyncpg.Connection, user: int, item_id: str, accou
     ]
     balances = await connection.fetch(_BALANCES_OF, user, account_id)
     return await _told(connection, user, {
-        "kind": "account", "is": shown[0], "item": plain(item), "reports": reports,
+        "kind": "account", "is": shown[0], "item": _shown(item), "reports": reports,
         "balances": [plain(one) for one in balances],
     })  # fmt: skip
 
@@ -121,7 +121,7 @@ async def item(connection: asyncpg.Connection, item_id: str) -> Row | None:
     user = row["user_number"]
     found = await queries.changesets(connection, user, item_id, limit=CHANGESETS_MAX)
     listed = [{"changeset": str(Place(one["partition"], one["source_offset"]))} for one in found]
-    return await _told(connection, user, {"kind": "item", "is": plain(row), "listed": listed})
+    return await _told(connection, user, {"kind": "item", "is": _shown(row), "listed": listed})
 
 
 async def changeset(connection: asyncpg.Connection, place: Place) -> Row | None:
@@ -202,6 +202,11 @@ def _events(stored: bytes | None, numbers: range) -> list[Row]:
          "changed": read_transaction(one.data).changed if one.type.startswith(_OF_TRANSACTIONS) else []}
         for number, one in zip(numbers, found[numbers.start : numbers.stop], strict=False)
     ]  # fmt: skip
+
+
+def _shown(row: asyncpg.Record) -> Row:
+    """A row with its user. The number is text: it has 63 bits, and many readers of JSON keep 53 of a number."""
+    return plain(row) | {"user_number": str(row["user_number"])}
 
 
 def _link(row: asyncpg.Record, partition: int) -> Row:

@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 
 from projections import edits
-from schemas import codec
+from schemas import codec, money
 from schemas.ids import opening_id
 from schemas.records import Account, Transaction
 
@@ -257,7 +257,7 @@ def _text(value: Any) -> Any:
         case None | str() | bool() | int():
             return value
         case _:
-            return format(value, "f")
+            return money.decimal_text(value)
 
 
 _ITEM_COLUMNS = """item_id, institution_id, institution_name, state, code, reason, effective_at, history_status,

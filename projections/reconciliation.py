@@ -19,6 +19,7 @@ from runtime import logs, metrics, reconciliations
 from runtime.postgres import borrowed
 from runtime.reconciliations import Checked, Found, Key, Open
 from runtime.settings import Settings
+from schemas.money import decimal_text
 
 ROUND_S = 5.0
 ACCOUNTS_A_ROUND_MAX = 200
@@ -143,7 +144,7 @@ def told(result: Result) -> dict[str, Any]:
 
 
 def _text(amount: Decimal | None) -> str | None:
-    return None if amount is None else format(amount, "f")
+    return None if amount is None else decimal_text(amount)
 
 
 async def _judged(connection: asyncpg.Connection, facts: Facts, user: int) -> Verdict:

@@ -16,6 +16,7 @@ import msgspec
 from runtime import incidents
 from runtime.dues import Lane
 from runtime.sync_state import CHANNEL
+from schemas.money import decimal_text
 from schemas.records import Cause
 
 KEPT_DAYS = 90
@@ -226,7 +227,7 @@ def _values(found: Found) -> tuple[Any, ...]:
 
 def _told(row: asyncpg.Record) -> dict[str, Any]:
     """A row for JSON: amounts as plain decimal text."""
-    told = {name: format(value, "f") if isinstance(value, Decimal) else value for name, value in row.items()}
+    told = {name: decimal_text(value) if isinstance(value, Decimal) else value for name, value in row.items()}
     if told.get("evidence") is not None:
         told["evidence"] = msgspec.json.decode(told["evidence"])
     return told

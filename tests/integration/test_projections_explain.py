@@ -146,14 +146,14 @@ async def test_each_kind_of_id_is_found(database: Database) -> None:
     }  # fmt: skip
     assert told["P"] == told["Q"] == told[own] == told["0:2.0"]["about"]
     assert [(one["amount"], one["layer"], one["reverses"], one["changeset"]) for one in told[own]["transfers"]] == [
-        ("40.00000000", "pending", None, "0:1"), ("40.00000000", "pending", 1, "0:2"),
-        ("48.00000000", "posted", None, "0:2"),
+        ("40", "pending", None, "0:1"), ("40", "pending", 1, "0:2"),
+        ("48", "posted", None, "0:2"),
     ]  # fmt: skip
     assert told["0:2"] == told[log.heads["A"].hex()]
     assert [one["current"] for one in told["checking"]["reports"]] == ["52", "100"]
-    assert {one["balance"] for one in told["checking"]["balances"]} == {"-58.00000000", "0.00000000"}
+    assert {one["balance"] for one in told["checking"]["balances"]} == {"-58", "0"}
     posted = [one["amount"] for one in told[bank.hex()]["transfers"] if one["layer"] == "posted"]
-    assert sorted(posted) == ["10.00000000", "48.00000000"]
+    assert sorted(posted) == ["10", "48"]
     assert {one["changeset"] for one in told["A"]["listed"]} == {"0:0", "0:1", "0:2"} == told["A"]["changesets"].keys()
 
 
