@@ -1,9 +1,11 @@
 """The command `tartan explain`: from an id back to the webhook, the tick or the person behind it."""
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 import asyncpg
+import msgspec
 import typer
 from rich.text import Text
 from rich.tree import Tree
@@ -16,6 +18,7 @@ UNKNOWN = 2
 """Exit code where nothing is named so."""
 SHOWN_CHARACTERS_MAX = 60
 """Of a value, in the tree; JSON has all of it."""
+_BREAKS = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 Json = Annotated[bool, typer.Option("--json", help="The last line of the output is one JSON object.")]
 Name = Annotated[
@@ -172,5 +175,9 @@ def _behind(branch: Tree, changeset: Row) -> None:
 
 
 def _value(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
+    """A value on one line: an empty text in quotes, line breaks as a sign, what is no text as JSON."""
+    if value is None:
+        return "nothing"
+    text = value if isinstance(value, str) and value else msgspec.json.encode(value).decode()
+    text = _BREAKS.sub("⏎", text)
     return text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "…"

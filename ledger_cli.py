@@ -67,6 +67,8 @@ _AMOUNTS = frozenset({"posted", "pending", "spent", "received", "net"})
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> Any:
+    if not rows:
+        return "Nothing is in the ledger for that."
     table = Table(box=None)
     for column in columns:
         table.add_column(column, justify="right" if column in _AMOUNTS else "left")

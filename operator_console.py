@@ -40,7 +40,8 @@ def say(console: Console, told: object) -> None:
 
 def console_of_lines() -> Console:
     """A console that breaks no line: what is copied from it, or piped into another command, stays whole."""
-    console = Console(soft_wrap=True)
+    # Names and categories are written by banks and users: "[red]" in one is no colour.
+    console = Console(soft_wrap=True, markup=False)
     if "COLUMNS" not in os.environ:
         console.width = max(console.width, COLUMNS_MIN)
     return console

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import typer
+from rich.table import Table
 from typer.testing import CliRunner
 
 import cli
+import operator_console
 
 COMMAND = typer.main.get_command(cli.app)
 
@@ -40,6 +42,15 @@ def test_help_of_a_command_is_a_sentence_and_each_of_its_options_is_explained(na
     shown = CliRunner().invoke(cli.app, [*name.split()[1:], "--help"])
     assert shown.exit_code == 0
     assert " ".join(command.help.split())[:40] in " ".join(shown.output.split())
+
+
+def test_a_table_shows_what_banks_and_users_write_as_they_wrote_it(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("category", box=None)
+    table.add_row("[red]Tea[/nothing] [bold]")
+
+    operator_console.say(operator_console.console_of_lines(), table)
+
+    assert "[red]Tea[/nothing] [bold]" in capsys.readouterr().out
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str]:

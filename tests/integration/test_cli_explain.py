@@ -26,6 +26,8 @@ async def projected(postgres: Postgres, template: str) -> AsyncIterator[Database
     log.sync("A", *added(transaction("P", "40", pending=True)), cause=Cause("schedule"))
     log.sync("A", *added(transaction("T", "48", pending_transaction_id="P")),
              cause=Cause("webhook", 3, 17, START_US, ["request-1", "request-2"]))  # fmt: skip
+    log.edit("A", own_id("P", salt=b"A"), "T", name="[red]Tea[/nothing]", notes="one\ntwo", tags=["a"], hidden=True)
+    log.edit("A", own_id("P", salt=b"A"), "T", notes="")
     async with fresh(postgres, "told_why") as made:
         await made.project(log.records)
         connection = await made.connection()
@@ -43,9 +45,9 @@ def test_a_transaction_is_explained_for_people(projected: Database) -> None:
     assert result.exit_code == 0
     for said in (
         f"transaction {OWN}: 48 USD on 2026-03-01", "user ada of tenant shop", "amount: 40 → 48",
-        "3: 48.00000000 USD posted from bank checking to category FOOD_AND_DRINK", "takes back 1",
+        "3: 48 USD posted from bank checking to category FOOD_AND_DRINK", "takes back 1",
         "webhook 3:17, received 2025-10-09T08:53:20.000000Z", "Plaid's requests request-1, request-2",
-        "tick (schedule)",
+        "tick (schedule)", "[red]Tea[/nothing]", 'tags: ["a"]', "hidden: true", 'notes: one⏎two → ""',
     ):  # fmt: skip
         assert said in result.output
 
