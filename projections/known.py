@@ -349,19 +349,22 @@ SELECT {_COLUMNS}
   JOIN {SCHEMA}.transactions t ON t.user_number = w.user_number AND t.date BETWEEN w.since AND w.until
    AND t.removed_at IS NULL {_LAST_TRANSFER}"""
 
-# An id leads elsewhere only while its transaction does live in another Item, and its own Item did not take it back.
+# An id leads elsewhere only while its transaction does live in another Item, and while it is the last one that its own
+# Item had for it: that Item may have renamed it before, or have taken it back.
+_LEADS = f"""l.rule <> '{identity.LEFT}' AND l.changeset = (
+       SELECT max(o.changeset) FROM {SCHEMA}.identity_links o WHERE o.own_id = l.own_id AND o.item_id = l.item_id)"""
 _LINKS_BY_ID = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
   FROM unnest($1::text[], $2::text[]) AS w(item_id, transaction_id)
   JOIN {SCHEMA}.identity_links l USING (item_id, transaction_id)
   JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
- WHERE l.rule <> '{identity.LEFT}'"""
+ WHERE {_LEADS}"""
 _LINKS_BY_OWN = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
   FROM unnest($1::bytea[]) AS w(own_id)
   JOIN {SCHEMA}.identity_links l USING (own_id)
   JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
- WHERE l.rule <> '{identity.LEFT}'"""
+ WHERE {_LEADS}"""
 
 _WITHHELD = f"""
 SELECT item_id, partition, source_offset, value FROM {SCHEMA}.withheld

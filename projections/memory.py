@@ -198,11 +198,16 @@ class Memory:
         for row in self.rows.values():
             if row.user in whole and row.item_id in working.items:
                 working.items[row.item_id].add(self._row(row, working))
+        last: dict[tuple[str, bytes], int] = {}
+        for link in self.links.values():
+            key = (link.item_id, link.own_id)
+            last[key] = max(link.changeset, last.get(key, link.changeset))
         for link in self.links.values():
             item_id = self.rows[link.own_id].item_id
             if link.user not in whole or link.item_id not in working.items:
                 continue
-            if link.item_id != item_id and link.rule != identity.LEFT:
+            is_last = link.changeset == last[link.item_id, link.own_id]
+            if link.item_id != item_id and link.rule != identity.LEFT and is_last:
                 working.items[link.item_id].moved[link.transaction_id] = link.own_id
             working.items[link.item_id].own_ids.add(link.own_id)
 

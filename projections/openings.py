@@ -88,7 +88,9 @@ def _wants_to_open(item: ItemRow, said: Said) -> bool:
 
 def _may_have_balances(working: WorkingSet, item: ItemRow) -> bool:
     has_others = any(other.user == item.user and other is not item for other in working.items.values())
-    return not item.is_complete or item.has_twins or has_others
+    # An opening is a balance without a row.
+    has_openings = any(account.opened is not None for account in item.accounts.values())
+    return not item.is_complete or item.has_twins or has_others or has_openings
 
 
 def _reported(account: AccountRow) -> Account | None:
@@ -124,10 +126,12 @@ def _open(working: WorkingSet, account: AccountRow, place: Place, currency: str,
 def _pass_on(working: WorkingSet, account: AccountRow, place: Place) -> None:
     """Let what came to an account after a younger one was opened go there too, as does all that was there before.
 
-    A purchase that moves from the one to the other later, by a person's decision, would be deducted twice else.
+    A purchase that moves from the one to the other later, by a person's decision, would be deducted twice else. The
+    older ones come first: a transaction that goes on under this account has left its amount in one of them.
     """
-    _take_over(working, account, place)
-    for item_id, account_id in accounts_match.walk(working, (account.item_id, account.account_id), "continued_by"):
+    key = (account.item_id, account.account_id)
+    older = list(accounts_match.walk(working, key, "continues"))
+    for item_id, account_id in [*reversed(older), key, *accounts_match.walk(working, key, "continued_by")]:
         _take_over(working, working.items[item_id].accounts[account_id], place)
 
 
