@@ -131,7 +131,10 @@ const handlers = {
   "item.unlinked": (data) => item({ ...data, state: "unlinked" }),
 };
 
-const cells = { amount: "amount", date: "detail", name: "label", merchant_name: "label", pending: "amount", category_primary: "category", category_detailed: "category" };
+const cells = {
+  amount: "amount", date: "detail", name: "label", merchant_name: "label", pending: "amount", category_primary: "category", category_detailed: "category",
+  "user_fields.name": "label", "user_fields.category": "category", "user_fields.splits": "category", "user_fields.notes": "notes", "user_fields.tags": "tags",
+};
 
 function put(data, isNew) {
   const before = state.transactions.get(data.id);
@@ -232,7 +235,20 @@ const hue = (text) => [...text].reduce((sum, letter) => (sum * 31 + letter.codeP
 const accountName = (id) => { const one = state.accounts.get(id); return one ? `${one.name || words(one.subtype) || "Account"}${one.mask ? ` ··${one.mask}` : ""}` : "–"; };
 
 function ordered() {
-  return [...state.transactions.values()].sort((a, b) => b.date.localeCompare(a.date) || (b.pending - a.pending) || b.id.localeCompare(a.id));
+  return [...state.transactions.values()].sort((a, b) => dated(b).localeCompare(dated(a)) || (b.pending - a.pending) || b.id.localeCompare(a.id));
+}
+
+// What the user said goes before what the bank says; "" is said, too.
+const dated = (row) => row.display_date || row.date;
+const said = (row, field) => row.user_fields?.[field] ?? null;
+const labelOf = (row) => (said(row, "name") === null ? row.merchant_name || row.name : row.name) || "Unnamed";
+function detailOf(row) {
+  if (said(row, "name") !== null) return row.merchant_name || row.bank?.name || "";
+  return row.merchant_name && row.name && row.name !== row.merchant_name ? row.name : "";
+}
+function categoryOf(row) {
+  if (row.splits?.length && !row.splits_stale) return row.splits.map((part) => part.category).join(", ");
+  return (said(row, "category") === null ? words(row.category) : row.category) || "–";
 }
 
 function drawAccounts() {
@@ -262,18 +278,19 @@ function choose(account) {
 find("all").addEventListener("click", () => choose(null));
 
 function drawRow(row) {
-  const label = row.merchant_name || row.name || "Unnamed";
+  const label = labelOf(row);
   const avatar = element("span", { class: "avatar", "aria-hidden": "true" }, label.slice(0, 1).toUpperCase());
   avatar.style.setProperty("--hue", hue(label));
   const account = state.accounts.get(row.account_id) || {};
   const incoming = row.amount.startsWith("-");
-  const detail = row.merchant_name && row.name && row.name !== row.merchant_name ? row.name : "";
   const can = (name, made) => changeable(row.id, name, made);
   return marked(element("tr", { class: (row.pending ? "pending " : "") + (row.removed ? "removed" : "") },
     element("td", {}, element("span", { class: "what" }, avatar, element("span", {},
-      element("span", { class: "line" }, can("label", element("span", { class: "label" }, label)), row.pending ? element("span", { class: "badge" }, "Pending") : null),
-      can("detail", element("span", { class: "detail" }, detail))))),
-    element("td", { class: "soft", title: words(row.category_detailed) }, can("category", element("span", { class: "category" }, words(row.category) || "–"))),
+      element("span", { class: "line" }, can("label", element("span", { class: "label" }, label)), row.pending ? element("span", { class: "badge" }, "Pending") : null,
+        can("tags", element("span", { class: "tags" }, ...(row.tags || []).map((tag) => element("span", { class: "tag" }, tag))))),
+      can("detail", element("span", { class: "detail" }, detailOf(row))),
+      row.notes ? can("notes", element("span", { class: "detail notes", title: row.notes }, row.notes)) : null))),
+    element("td", { class: "soft", title: words(row.category_detailed) }, can("category", element("span", { class: "category" }, categoryOf(row)))),
     element("td", { class: "soft" }, account.name || words(account.subtype) || "–", account.mask ? element("span", { class: "detail" }, `··${account.mask}`) : null),
     element("td", { class: "number" }, can("amount", element("span", { class: incoming ? "amount in" : "amount" }, (incoming ? "+" : "") + money(negated(row.amount), row.currency))))),
   "new", state.fresh.get(row.id) ?? -Infinity, FRESH_MS);
@@ -285,11 +302,12 @@ const columns = () => String(4 - narrow.filter((one) => one.matches).length);
 narrow.forEach((one) => one.addEventListener("change", draw));
 
 function drawTransactions() {
-  const rows = ordered().filter((row) => !state.chosen || row.account_id === state.chosen);
+  const rows = ordered().filter((row) => !row.hidden && (!state.chosen || row.account_id === state.chosen));
   const bodies = new Map();
   for (const row of rows) {
-    if (!bodies.has(row.date)) bodies.set(row.date, element("tbody", {}, element("tr", {}, element("th", { scope: "rowgroup", colspan: columns() }, day(row.date)))));
-    bodies.get(row.date).append(drawRow(row));
+    const date = dated(row);
+    if (!bodies.has(date)) bodies.set(date, element("tbody", {}, element("tr", {}, element("th", { scope: "rowgroup", colspan: columns() }, day(date)))));
+    bodies.get(date).append(drawRow(row));
   }
   const table = find("transactions");
   table.querySelectorAll("tbody").forEach((body) => body.remove());
@@ -317,7 +335,7 @@ let spokenAt = 0;
 function note(event, data, timestamp) {
   const kind = event.split(".").at(-1);
   const told = event.startsWith("transaction.")
-    ? `${data.merchant_name || data.name || ""} ${money(negated(data.amount || "0"), data.currency)}${data.changed?.length ? ` · ${data.changed.map((one) => words(one).toLowerCase()).join(", ")}` : ""}`
+    ? `${labelOf(data)} ${money(negated(data.amount || "0"), data.currency)}${data.changed?.length ? ` · ${data.changed.map((one) => words(one.replace("user_fields.", "")).toLowerCase()).join(", ")}` : ""}`
     : event === "balance.updated" ? `${money(data.current, data.currency)} · ${accountName(data.account_id)}`
     : event === "transactions.changed" ? `${data.added} added, ${data.modified} modified, ${data.removed} removed`
     : [data.institution_name, words(data.state)].filter(Boolean).join(" · ");

@@ -1,6 +1,7 @@
 """The OpenAPI document says all that the routes do, and nothing else."""
 
 import re
+from importlib import resources
 from typing import Any
 
 from aiohttp import web
@@ -60,3 +61,11 @@ def test_each_operation_but_the_open_ones_asks_for_a_key() -> None:
     assert open_ones == {"stream", "openapi"}
     for _, _, what in operations():
         assert ("401" in what["responses"]) == (what["operationId"] not in open_ones)
+
+
+def test_the_page_shows_what_users_say_and_reads_no_field_that_the_api_lacks() -> None:
+    page = resources.files("gateway").joinpath("static", "page.js").read_text()
+    read = set(re.findall(r"\brow\.([a-z_]+)", page)) - {"removed"}  # the page's own mark
+
+    assert read <= SCHEMAS["Transaction"]["properties"].keys()
+    assert {"name", "category", "notes", "tags", "display_date", "hidden", "splits", "splits_stale"} <= read
