@@ -175,8 +175,11 @@ def compared(facts: Facts) -> Verdict:
 
 
 def _compared(facts: Facts) -> Verdict:
-    if facts.opened is None or facts.is_continued:
-        return _nothing_claimed(facts, CONTINUED if facts.is_continued else NO_OPENING)
+    if facts.is_continued:
+        return _nothing_claimed(facts, CONTINUED)
+    has_no_feed = not facts.has_rows and facts.type in WITHOUT_FEED
+    if facts.opened is None:
+        return _nothing_claimed(facts, NO_FEED if has_no_feed else NO_OPENING)
     internal = _against_rows(facts)
     if internal is not None:
         return internal
@@ -191,7 +194,7 @@ def _compared(facts: Facts) -> Verdict:
     tied = [verdict for verdict in found if verdict.state == TIED_OUT]
     if tied:
         return tied[0]
-    if not facts.has_rows and facts.type in WITHOUT_FEED:
+    if has_no_feed:
         return _nothing_claimed(facts, NO_FEED)
     if facts.is_behind:
         return _nothing_claimed(facts, SYNCING)

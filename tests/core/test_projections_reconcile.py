@@ -76,6 +76,7 @@ def cause(found: Facts, **details: Any) -> Verdict:
         (facts(bank="5", is_unlinked=True), UNLINKED),
         (facts(bank=None), NO_BALANCE),
         (facts(bank="5", type="loan", has_rows=False), NO_FEED),
+        (facts(bank="5", type="loan", has_rows=False, opened=None), NO_FEED),
         (facts(reports=(report("5", source="realtime", known_at=60),)), AHEAD_OF_ROWS),
         (facts(bank="5", is_behind=True), SYNCING),
     ],
