@@ -50,7 +50,7 @@ ITEM = _object(
     effective_at=_MAYBE_TEXT,
     institution_id=_MAYBE_TEXT,
     institution_name=_MAYBE_TEXT,
-    transactions=_COUNT,
+    transactions={**_COUNT, "description": "that the Item has told of, those that were taken back or went on in a newer Item too"},
     linked_at=_MOMENT,
     unlinked_at=_MAYBE_MOMENT,
     last_sync_at={**_MAYBE_MOMENT, "description": "when something new was last found and shown"},
@@ -77,7 +77,10 @@ ACCOUNT = _object(
     freshness={"$ref": "#/components/schemas/Freshness"},
 )  # fmt: skip
 
-_SPLIT = _object(category=_TEXT, amount=_AMOUNT)
+_SPLIT: Schema = {
+    "type": "object", "properties": {"category": _TEXT, "amount": _AMOUNT, "note": _TEXT},
+    "required": ["category", "amount"],
+}  # fmt: skip
 _BANKS = _object(name=_MAYBE_TEXT, category=_MAYBE_TEXT, notes=_MAYBE_TEXT)
 SAID: dict[str, Schema] = {
     "name": {**_MAYBE_TEXT, "description": "the user's, else the bank's"},
