@@ -14,6 +14,8 @@ COMMANDS = (
     ("tartan queue --watch", "what waits, runs, is held back, stopped or parked, and why"),
     ("tartan items list", "how each Item stands; `tartan items show ITEM` says why one is silent"),
     ("tartan dead-letters list", "what could not be processed"),
+    ("tartan ledger first-user --tenant demo", "balances of the ledger; `tartan explain ID` says why they are so"),
+    ("tartan reconcile", "the ledger against the bank; `tartan verify` checks it against itself"),
     ("curl -s $TARTAN_PLAID_URL/simulator/truth", "what the simulated bank knows; faults: docs/operations.md"),
 )
 """What one does with a sandbox first."""

@@ -7,6 +7,7 @@ import pytest
 import typer
 
 import cli
+from gateway.routes import ROUTES
 from runtime.incidents import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +41,28 @@ def test_the_commands_that_a_page_names_exist(page: Path) -> None:
 
     assert set(re.findall(r"\btartan ([a-z][a-z-]*)", said)) - commands.keys() == set()
     assert set(re.findall(r"\bmake ([a-z]+)", said)) - targets == set()
-    for group in ("items", "dead-letters", "topics", "bench"):
+    for group in ("items", "dead-letters", "reviews", "topics", "bench"):
         assert set(re.findall(rf"\btartan {group} ([a-z][a-z-]*)", said)) - commands[group].commands.keys() == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_endpoints_that_a_page_names_exist(page: Path) -> None:
+    def nameless(path: str) -> str:
+        return re.sub(r"\{\w+\}", "{}", path)
+
+    served = {(route.method, nameless(route.path)) for route in ROUTES}
+    named = re.findall(r"`(GET|POST|PATCH|DELETE) (/(?:v1|internal)/[^`?\s]*)", page.read_text("utf-8"))
+
+    assert {(method, nameless(path)) for method, path in named} - served == set()
+
+
+def test_operations_names_every_command_of_an_operator() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    operate = [one.name for one in (*cli.app.registered_commands, *cli.app.registered_groups)
+               if one.rich_help_panel == cli.OPERATE]  # fmt: skip
+
+    assert operate
+    assert [name for name in operate if f"`tartan {name}" not in page and f" tartan {name} " not in page] == []
 
 
 def test_operations_says_of_each_kind_of_incident_what_the_alert_says() -> None:
