@@ -79,7 +79,8 @@ def _add(sums: dict[str, Any], one: dict[str, Any]) -> bool:
 
 
 def _summary(sums: dict[str, Any]) -> str:
-    parts = [f"{sums['accounts']} accounts: {sums[TIED_OUT]} tie out"]
+    accounts = "1 account" if sums["accounts"] == 1 else f"{sums['accounts']} accounts"
+    parts = [f"{accounts}: {sums[TIED_OUT]} tie out"]
     parts += [f"{count} {cause}" for cause, count in sorted(sums["gaps"].items())]
     if sums[NOT_COMPARABLE]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(sums[NOT_COMPARABLE].items()))
