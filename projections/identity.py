@@ -57,9 +57,9 @@ def heard(
     for one in said:
         if type(one) is Words and one.transaction_id not in item.moved and one.pending_transaction_id in item.moved:
             pending = one.pending_transaction_id
-            own = item.moved[one.transaction_id] = item.moved.pop(pending)
-            _link(working, item, pending, own, _Because(LEFT, 100, "{}"), place)
-            _link(working, item, one.transaction_id, own, _Because("plaid", 100, "{}"), place)
+            goes_on = item.moved[one.transaction_id] = item.moved.pop(pending)
+            _link(working, item, pending, goes_on, _Because(LEFT, 100, "{}"), place)
+            _link(working, item, one.transaction_id, goes_on, _Because("plaid", 100, "{}"), place)
     for one in said:
         own = item.moved.get(one.transaction_id)
         row = None if own is None else rows.get(own)
@@ -68,21 +68,12 @@ def heard(
         elif type(one) is not Words and working.items[row.item_id].unlinked_at is None:
             # From now on another id of this Item may be that transaction.
             del item.moved[one.transaction_id]
-            _leave(working, item, one.transaction_id, row.own_id, place)
+            _link(working, item, one.transaction_id, row.own_id, _Because(LEFT, 100, "{}"), place)
         elif working.items[row.item_id].unlinked_at is not None:
             remember(row, touched)
             _move(working, row, item, one.transaction_id, _Because("taken_back", 100, "{}"), place)
             kept.append(one)
     return kept
-
-
-def rename(working: WorkingSet, item: ItemRow, row: Row, name: str, place: Place) -> None:
-    """Give a row another id within its Item. The one that it had leads to it no more, where a rule had linked it."""
-    if row.chained:
-        _leave(working, item, row.transaction_id, row.own_id, place)
-    del item.by_id[row.transaction_id]
-    row.transaction_id, row.chained = name, True
-    item.by_id[name] = row
 
 
 def resolve(working: WorkingSet, item: ItemRow, touched: Touched, place: Place, said: Said) -> int:
@@ -195,31 +186,21 @@ def _end(item: ItemRow, touched: Touched, row: Row, place: Place) -> None:
 
 
 def _move(working: WorkingSet, row: Row, item: ItemRow, name: str, because: _Because, place: Place) -> None:
-    """Let a row live on in an Item under its name there.
-
-    Of the ids of either Item those lead to it that it has, or had when it went: no others, also in a later batch.
-    """
+    """Let a row live on in an Item under its name there. In the Item that it leaves, the id that it had leads to it."""
     holder = working.items[row.item_id]
-    if holder is item:
-        rename(working, item, row, name, place)
-    else:
-        if holder.by_id.get(row.transaction_id) is row:
-            del holder.by_id[row.transaction_id]
+    if holder.by_id.get(row.transaction_id) is row:
+        del holder.by_id[row.transaction_id]
+    if holder is not item:
         # Its own id stays taken there: it may be made of an id of that Item.
         holder.moved[row.transaction_id] = row.own_id
         _link(working, holder, row.transaction_id, row.own_id, because, place)
         item.transaction_rows += 1
         working.changed_items[item.item_id] = item
-        row.item_id, row.transaction_id, row.chained = item.item_id, name, True
-        item.add(row)
     for other in [key for key, own in item.moved.items() if own == row.own_id]:
         del item.moved[other]
-        _leave(working, item, other, row.own_id, place)
+    row.item_id, row.transaction_id, row.chained = item.item_id, name, True
+    item.add(row)
     _link(working, item, name, row.own_id, because, place)
-
-
-def _leave(working: WorkingSet, item: ItemRow, name: str, own: bytes, place: Place) -> None:
-    _link(working, item, name, own, _Because(LEFT, 100, "{}"), place)
 
 
 def _link(working: WorkingSet, item: ItemRow, name: str, own: bytes, because: _Because, place: Place) -> None:

@@ -121,6 +121,9 @@ def words_of(row: Row) -> Transaction:
 
 def matches(new: Sequence[Sketch], old: Sequence[Sketch]) -> Matches:
     """Find which new transactions are old ones. The order of either side makes no difference."""
+    accounts = {(one.scope, one.account) for one in new}
+    # Others are no twins either: of an Item's own live rows a batch has as many as happen to be named in it.
+    old = [one for one in old if any(one.scope == scope and _may_be(one, account) for scope, account in accounts)]
     new, old = sorted(new, key=_order), sorted(old, key=_order)
     twins = Counter(one.key for one in new) | Counter(one.key for one in old)
     links: list[Pair] = []
