@@ -93,6 +93,8 @@ def _title(told: Row) -> str:
 
 
 def _parts(told: Row) -> Iterable[tuple[str, list[str]]]:
+    if told["kind"] == "account":
+        yield "one account", [*_going_on(told["is"])]
     yield "versions", [_version(one) for one in reversed(told.get("versions", []))]
     yield (
         "user",
@@ -102,9 +104,18 @@ def _parts(told: Row) -> Iterable[tuple[str, list[str]]]:
     yield "reviews", [_review(one) for one in told.get("reviews", [])]
     yield "reports", [_report(one) for one in reversed(told.get("reports", []))]
     yield "ledger balances", [_balance(one) for one in told.get("balances", [])]
-    yield "ledger", [f"{_transfer(one)}, at {one['changeset']}" for one in told.get("transfers", [])]
+    # Numbers are a transaction's own: among those of several, a row is named by both.
+    form = "{own_id}.{row}, at {changeset}" if told["kind"] == "ledger_account" else "{row}, at {changeset}"
+    yield "ledger", [form.format(row=_transfer(one), **one) for one in told.get("transfers", [])]
     yield "events", [_event(one) for one in told.get("events", [])]
     yield "events", ["they are expired"] if told.get("events_expired") else []
+
+
+def _going_on(account: Row) -> Iterable[str]:
+    if older := account["continues"]:
+        yield f"goes on from {older['account_id']} of Item {older['item_id']}"
+    if younger := account["continued_by"]:
+        yield f"goes on as {younger['account_id']} of Item {younger['item_id']}"
 
 
 def _version(one: Row) -> str:

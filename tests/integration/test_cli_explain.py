@@ -1,6 +1,7 @@
 """`tartan explain` on a real Postgres."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,7 +15,7 @@ from schemas.ids import own_id
 from schemas.records import Cause
 from tests.integration.test_cli_operator import Installation, installed  # noqa: F401
 from tests.integration.test_projections_store import Database, fresh, template  # noqa: F401
-from tests.projections_log import START_US, Log, added, transaction
+from tests.projections_log import START_US, Log, account, added, balance, transaction
 
 OWN = own_id("P", salt=b"A").hex()
 
@@ -32,6 +33,17 @@ async def projected(postgres: Postgres, template: str) -> AsyncIterator[Database
         await made.project(log.records)
         connection = await made.connection()
         await connection.execute("INSERT INTO tartan.users (user_number, tenant, user_id) VALUES (1, 'shop', 'ada')")
+        yield made
+
+
+@pytest.fixture
+async def linked_again(postgres: Postgres, template: str) -> AsyncIterator[Database]:  # noqa: F811
+    log = Log()
+    for item_id, account_id in (("OLD", "old"), ("NEW", "new")):
+        log.link(item_id, 1)
+        log.sync(item_id, *balance(account(account_id)), *added(transaction(f"T{item_id}", account_id=account_id)))
+    async with fresh(postgres, "linked_again") as made:
+        await made.project(log.records)
         yield made
 
 
@@ -73,6 +85,18 @@ def test_everything_has_a_form_for_people(projected: Database, name: str) -> Non
     assert result.exit_code == 0
     assert "behind it" in result.output
     assert "0:2 sync of Item A" in result.output or name.endswith(".1")
+
+
+def test_an_account_names_those_it_is_one_with_and_its_ledger_names_each_row_in_full(linked_again: Database) -> None:
+    assert "goes on as new of Item NEW" in run(linked_again, "old").output
+    told = run(linked_again, "new").output
+    assert "goes on from old of Item OLD" in told
+    [ledger] = set(re.findall(r"([0-9a-f]{32}) posted: -10 USD", told))
+
+    row = re.search(r"([0-9a-f]{32}\.\d+): 10 USD posted from bank new", run(linked_again, ledger).output)
+
+    assert row
+    assert run(linked_again, row[1]).output.startswith(f"ledger row {row[1]}: 10 USD posted from bank new")
 
 
 def test_an_unknown_id_says_what_was_looked_for(projected: Database) -> None:
