@@ -8,6 +8,8 @@ from gateway.routes import ROUTES, Route
 
 ALWAYS = {400: "Problem", 401: "Problem", 429: "Problem", 503: "Problem"}
 """What every route with a key may answer besides its own."""
+WITH_BODY = {413: "Problem"}
+"""What every route that takes a body may answer, too."""
 
 PHRASES = {
     101: "the connection becomes a WebSocket", 200: "done", 201: "made", 202: "accepted, not done yet",
@@ -42,8 +44,9 @@ def document() -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    answers = {**route.answers, **(ALWAYS if route.guard != "open" else {})}
     guarded = route.guard != "open"
+    fields = [one for one in route.parameters if one.place == "body"]
+    answers = {**route.answers, **(ALWAYS if guarded else {}), **(WITH_BODY if fields else {})}
     operation: dict[str, Any] = {
         "operationId": route.operation,
         "summary": route.summary,
@@ -56,16 +59,17 @@ def _operation(route: Route) -> dict[str, Any]:
         ],
         "responses": {str(status): _answer(status, name) for status, name in sorted(answers.items())},
     }  # fmt: skip
-    fields = [one for one in route.parameters if one.place == "body"]
     if fields:
-        schema = {
+        says_something = route.method == "PATCH"
+        schema: dict[str, Any] = {
             "type": "object",
             "properties": {one.name: {**one.schema, "description": one.description} for one in fields},
             "required": [one.name for one in fields if one.required],
             "additionalProperties": False,
+            **({"minProperties": 1} if says_something else {}),
         }
         content = {"application/json": {"schema": schema}}
-        operation["requestBody"] = {"required": bool(schema["required"]), "content": content}
+        operation["requestBody"] = {"required": bool(schema["required"]) or says_something, "content": content}
     return operation
 
 

@@ -69,3 +69,12 @@ def test_the_page_shows_what_users_say_and_reads_no_field_that_the_api_lacks() -
 
     assert read <= SCHEMAS["Transaction"]["properties"].keys()
     assert {"name", "category", "notes", "tags", "display_date", "hidden", "splits", "splits_stale"} <= read
+
+
+def test_a_body_that_has_to_say_something_is_required_and_a_large_one_is_413() -> None:
+    said = {what["operationId"]: what for _, _, what in operations()}
+    edit = said["edit_transaction"]["requestBody"]
+
+    assert (edit["required"], edit["content"]["application/json"]["schema"]["minProperties"]) == (True, 1)
+    assert not said["read_balances"]["requestBody"]["required"]
+    assert [what for what in said.values() if ("requestBody" in what) != ("413" in what["responses"])] == []
