@@ -215,7 +215,9 @@ PROBLEM: Schema = {
     "type": "object",
     "description": "RFC 9457",
     "properties": {"type": _TEXT, "title": _TEXT, "status": {"type": "integer"}, "detail": _TEXT,
-                   "faults": _list("Fault"), "plaid": {"type": "object"}},
+                   "faults": _list("Fault"), "plaid": {"type": "object"},
+                   "stopped": {**_TEXT, "description": "why the Item does not go on"}, "remedy": _TEXT,
+                   "review": {"$ref": "#/components/schemas/Review"}},
     "required": ["type", "title", "status"],
 }  # fmt: skip
 
