@@ -25,8 +25,12 @@ NOTES_SEPARATOR = "\n---\n"
 """Between notes of two sides."""
 
 USER_FIELDS_BYTES_MAX = 120 * 1024
-"""Most that one transaction's user fields take, twice what the gateway lets through for all fields together. An event
+"""Most that one transaction's user fields take: the gateway lets 76 kB through for all fields together. An event
 carries them twice and a push once more: a record that no batch of the producer holds would stop its partition."""
+
+NOTES_BYTES_MAX = 40 * 1024
+"""Longest that notes are joined to: two of the longest that the gateway lets through are 32 kB. So what transactions
+become one, however many, takes less than USER_FIELDS_BYTES_MAX, and no user's next word can park an Item."""
 
 _VALUE, _AT = "value", "at"
 
@@ -60,7 +64,10 @@ def applied(user_fields: str | None, fields: Mapping[str, Any], at: int) -> str 
 
 
 def merged(first: str | None, second: str | None) -> str | None:
-    """The user fields of two rows that are one transaction: the later word of each field, and the notes of both."""
+    """The user fields of two rows that are one transaction: the later word of each field, and the notes of both.
+
+    Notes that are too long together are the later ones; the earlier ones stay in the versions of their row.
+    """
     if first is None or second is None or first == second:
         return first if second is None else second
     one, other = _loaded(first), _loaded(second)
@@ -155,7 +162,8 @@ def _bank_note(bank: Transaction) -> str | None:
 def _joined_notes(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> Any:
     texts = [earlier[_VALUE], later[_VALUE]]
     kept = [text for text in texts if isinstance(text, str) and text]
-    return _joined(kept) if kept else later[_VALUE]
+    joined = _joined(kept)
+    return joined if kept and len(joined.encode()) <= NOTES_BYTES_MAX else later[_VALUE]
 
 
 def _joined(texts: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gateway import edit_fields
 from projections import edits
 from schemas.errors import Quarantine
 from tests.projections_log import transaction
@@ -24,6 +25,24 @@ def test_null_clears_and_an_empty_text_is_a_value() -> None:
     assert edits.values(fields) == {"notes": ""}
     assert edits.said(fields) == '{"notes":""}'
     assert edits.said(edits.applied(None, {"category": None}, 1)) is None
+
+
+def test_the_longest_words_of_however_many_rows_that_are_one_leave_room_for_the_next() -> None:
+    wide = "\U0001f600"
+    part = {"category": wide * 100, "amount": "-" + "1" * 38, "note": wide * edit_fields.SPLIT_NOTE_CHARS_MAX}
+    longest = {
+        "splits": edit_fields.splits([part] * edit_fields.SPLITS_MAX), "category": wide * edit_fields.TEXT_CHARS_MAX,
+        "tags": edit_fields.tags([f"{number:02}" + wide * 98 for number in range(edit_fields.TAGS_MAX)]),
+        "name": wide * edit_fields.NAME_CHARS_MAX,
+    }  # fmt: skip
+    fields: str | None = None
+    for number in range(8):
+        notes = f"{number}" + wide * (edit_fields.NOTES_CHARS_MAX - 1)
+        fields = edits.merged(fields, edits.applied(None, {**longest, "notes": notes}, number))
+
+    said = edits.values(edits.applied(fields, {**longest, "category": "next"}, 9))
+
+    assert said["category"] == "next"
 
 
 def test_fields_of_later_versions_are_kept() -> None:
