@@ -13,7 +13,7 @@ from projections.accounts_match import walk
 from projections.identity_match import Pair, Question, Sketch, words_of
 from projections.ledger import NOTHING
 from projections.postings import posted
-from projections.reading import Said
+from projections.reading import Restated, Said
 from projections.state import ENDED, AccountKey, IdentityLink, ItemRow, Place, Review, Row, WorkingSet
 from projections.touched import Touched, remember
 from projections.words import Words
@@ -85,12 +85,30 @@ def resolve(working: WorkingSet, item: ItemRow, touched: Touched, place: Place, 
     idle = sum(not _decide(working, touched, place, one) for one in said.decisions if one.decision in DECISIONS)
     if said.balances:
         accounts_match.join(working, item, said.balances)
+    if said.whole is not None and item.moved:
+        _forget(working, item, said.whole, {one.transaction_id for one in said.transactions}, place)
     # Before and after: what is released may be what arrives, and what arrives may be what another one was held for.
     _settle_reviews(working, touched, place)
     if said.transactions and _may_match(item, said):
         _match(working, item, touched, place)
         _settle_reviews(working, touched, place)
     return idle
+
+
+def _forget(working: WorkingSet, item: ItemRow, whole: Restated, named: set[str], place: Place) -> None:
+    """Let what lives on elsewhere, and a whole history does not name, be as good as taken back by its Item.
+
+    From now on another id of the Item may be that transaction.
+    """
+    families, rows = _Families(working), _by_own_id(working, place.user)
+    for name in sorted(item.moved.keys() - named):
+        row = rows.get(item.moved[name])
+        if row is None or row.item_id == item.item_id:
+            continue
+        accounts = {account_id for item_id, account_id in families.of(_account(row)) if item_id == item.item_id}
+        if any(restated.covers(whole, row, account_id) for account_id in accounts):
+            del item.moved[name]
+            _link(working, item, name, row.own_id, _Because(LEFT, 100, "{}"), place)
 
 
 def candidates(review: Review) -> list[bytes]:

@@ -120,6 +120,9 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
         await _transactions(connection, working, wanted, own_ids)
     if waiting:
         await _add(connection, working, await connection.fetch(_MISSING, list(waiting)))
+    if elsewhere := [item.item_id for item, _ in histories if item.has_twins]:
+        own_ids = await _moved(connection, working, _LINKS_OF_ITEM, elsewhere)
+        await _add(connection, working, await connection.fetch(_TRANSACTIONS, list(own_ids), [], []))
     for item, history in histories:
         await _add(connection, working, await connection.fetch(
             _IN_WINDOW, item.user, item.item_id, list(history.account_ids), history.since, history.until
@@ -365,6 +368,11 @@ SELECT l.item_id, l.transaction_id, l.own_id
   JOIN {SCHEMA}.identity_links l USING (own_id)
   JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
  WHERE {_LEADS}"""
+# A restated history may leave out any of them.
+_LINKS_OF_ITEM = f"""
+SELECT l.item_id, l.transaction_id, l.own_id
+  FROM {SCHEMA}.identity_links l JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
+ WHERE l.item_id = ANY($1::text[]) AND {_LEADS}"""
 
 _WITHHELD = f"""
 SELECT item_id, partition, source_offset, value FROM {SCHEMA}.withheld

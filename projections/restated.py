@@ -24,7 +24,16 @@ class Conclusion(NamedTuple):
 
 def known_in(item: ItemRow, history: Restated) -> list[Row]:
     """The unremoved rows of the history's accounts within its window, as they are before the record."""
-    return [row for row in item.by_id.values() if row.removed_at is None and _covers(history, row)]
+    return [row for row in item.by_id.values() if row.removed_at is None and covers(history, row)]
+
+
+def covers(history: Restated, row: Row, account_id: str | None = None) -> bool:
+    """Whether the history would name a row; `account_id` is what its Item calls the row's account, where not as it."""
+    said = words.reader(row.schema)(row.words, 0, len(row.words))
+    if (account_id or said.account.decode()) not in history.account_ids:
+        return False
+    date = copying.read_date(said.date)
+    return (history.since is None or history.since <= date) and (history.until is None or date <= history.until)
 
 
 def concluded(known: Collection[Row], named: Collection[str], history: Restated) -> Conclusion:
@@ -70,14 +79,6 @@ def unmark(working: WorkingSet, item: ItemRow, row: Row) -> None:
 def _changed(working: WorkingSet, row: Row) -> None:
     if not row.is_new:
         working.changed[row.own_id] = row
-
-
-def _covers(history: Restated, row: Row) -> bool:
-    said = words.reader(row.schema)(row.words, 0, len(row.words))
-    if said.account.decode() not in history.account_ids:
-        return False
-    date = copying.read_date(said.date)
-    return (history.since is None or history.since <= date) and (history.until is None or date <= history.until)
 
 
 def _own_id(row: Row) -> bytes:

@@ -196,11 +196,12 @@ class Story:
         teller = self._teller(which)
         if teller.is_unlinked:
             return
-        teller.told = self._as_told(teller)
         names = [self._account_id(teller, name) for name in ACCOUNTS]
         since = DAYS[1] if variant % 4 == 1 else None
-        told = [one for one in teller.told.values() if since is None or one.date >= since]
-        whole = restated(*told, accounts=names, since=since, permille=0 if variant % 3 else 1000)
+        before = {number: one for number, one in teller.told.items() if since is not None and one.date < since}
+        now = {number: one for number, one in self._as_told(teller).items() if since is None or one.date >= since}
+        teller.told = before | now
+        whole = restated(*now.values(), accounts=names, since=since, permille=0 if variant % 3 else 1000)
         self.log.restate(teller.item_id, *whole, *self._balances(teller, variant), **self._status(variant))
 
     def _realtime(self, which: int, variant: int) -> None:

@@ -20,6 +20,7 @@ from tests.projections_log import (
     modified,
     owners,
     removed,
+    restated,
     transaction,
 )
 
@@ -44,6 +45,9 @@ class Story:
 
     def say(self, item_id: str, *said: Event) -> list[str]:
         return self._project(self.log.sync(item_id, *said))
+
+    def restate(self, item_id: str, *said: Event) -> list[str]:
+        return self._project(self.log.restate(item_id, *said))
 
     def edit(self, row: Row, **fields: Any) -> None:
         self._project(self.log.edit(row.item_id, row.own_id, row.transaction_id, **fields))
@@ -232,6 +236,20 @@ def test_what_the_first_item_tells_later_than_the_second_counts_once(story: Stor
     assert story.say("A", *added(at("A", "a2"))) == [events.TRANSACTION_ADDED]
     assert story.say("B", *added(at("B", "b2"))) == [events.TRANSACTION_MODIFIED]
     assert (story.shown, story.counted()) == ({"b0": "1", "b1": "5", "b2": "5"}, 11)
+
+
+@pytest.mark.parametrize("now_called", ["of-A", "A-again"], ids=["account", "account with another id"])
+def test_what_the_first_item_tells_anew_after_a_lost_cursor_counts_once(story: Story, now_called: str) -> None:
+    story.say("A", *added(at("A", "a1")))
+    story.link("B")
+    story.say("B", *added(at("B", "b1")))
+
+    again = transaction("a1 again", "5", account_id=now_called, **SHOP)
+    story.restate("A", *restated(again, accounts=[now_called]), *balance(account(now_called)))
+
+    assert (story.shown, story.counted()) == ({"b1": "5"}, 5)
+    assert story.say("A", *removed("a1 again")) == []
+    assert story.shown == {"b1": "5"}
 
 
 def test_what_an_unlinked_item_told_is_taken_back_by_the_one_that_still_speaks(story: Story) -> None:
