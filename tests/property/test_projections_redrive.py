@@ -101,8 +101,9 @@ def test_the_ledger_says_what_the_rows_say(trouble: Trouble, cuts: list[int]) ->
         moved[transfer.own_id] += -transfer.amount if transfer.reverses is not None else transfer.amount
         last[transfer.own_id] = transfer.number
     for row in memory.rows.values():
-        assert last[row.own_id] == row.transfers
-        assert (moved[row.own_id] == 0) is (row.removed_at is not None or not _amount(row.words))
+        # What a review holds was never posted: the accounts of these Items look the same.
+        assert last.get(row.own_id, 0) == row.transfers
+        assert (moved[row.own_id] == 0) is (not row.is_shown or not _amount(row.words))
 
 
 def _said_by(event: NetEvent) -> str:
