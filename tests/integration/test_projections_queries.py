@@ -103,7 +103,7 @@ async def test_a_transaction_with_its_transfers_and_an_items_history(
         assert await queries.transaction(connection, 2, bytes.fromhex(row["id"])) is None
         moved = await queries.transfers(connection, 1, bytes.fromhex(row["id"]))
         assert [(one["number"], one["amount"], one["reverses"]) for one in moved] == [
-            (1, "2.50000000", None), (2, "2.50000000", 1), (3, "0.07000000", None),
+            (1, "2.5", None), (2, "2.5", 1), (3, "0.07", None),
         ]  # fmt: skip
         history = await queries.changesets(connection, 1, "A")
         assert [(one["type"], one["net_events"]) for one in history] == [("sync", 2), ("sync", 30), ("link", 3)]
