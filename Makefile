@@ -44,7 +44,7 @@ up: install ## A sandbox that stays: Kafka, Postgres, the Plaid simulator and ev
 
 lock: ## Renew the locked requirements (needs uv)
 	uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements/dev.in -o requirements/dev.txt
-	uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements/runtime.in -o requirements/runtime.txt
+	uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --constraint requirements/dev.txt requirements/runtime.in -o requirements/runtime.txt
 
 clean: ## Remove the virtual environment and the sandbox's data
 	rm -rf $(VENV) .tartan .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
