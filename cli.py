@@ -16,8 +16,9 @@ import ledger_cli
 import operator_cli
 import reconcile_cli
 import reviews_cli
+import topics_cli
 import verify_cli
-from runtime import lifecycle, logs, settings, topics
+from runtime import lifecycle, logs, settings
 from schemas.errors import Retry, TartanError
 
 # Each command imports what it needs itself: `tartan --help` stays quick, and a production image runs the stages
@@ -31,7 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-topics_app = typer.Typer(help="The topics of Kafka against the table in schemas/topics.py.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure on this machine, with real parts.", no_args_is_help=True)
 
 STAGE, SET_UP, OPERATE, TRY = "Stages", "Set up", "Operate", "Try, prove, measure"
@@ -45,7 +45,7 @@ app.add_typer(reviews_cli.reviews_app, name="reviews", rich_help_panel=OPERATE)
 app.command("explain", rich_help_panel=OPERATE)(explain_cli.explain)
 app.command("verify", rich_help_panel=TRY)(verify_cli.verify)
 app.command("ledger", rich_help_panel=OPERATE)(ledger_cli.ledger)
-app.add_typer(topics_app, name="topics", rich_help_panel=SET_UP)
+app.add_typer(topics_cli.topics_app, name="topics", rich_help_panel=SET_UP)
 app.add_typer(bench_app, name="bench", rich_help_panel=TRY)
 
 Json = Annotated[bool, typer.Option("--json", help="The last line of the output is one JSON object.")]
@@ -131,55 +131,6 @@ def show_settings() -> None:
     for variable, _, meaning in settings.described():
         value = getattr(loaded, variable.removeprefix("TARTAN_").lower())
         typer.echo(f"{variable}={'' if value is None else value}\n    {meaning}")
-
-
-@topics_app.command("plan")
-def topics_plan(as_json: Json = False) -> None:
-    """Show what `apply` would do, and which settings it would leave as they are although they differ."""
-    loaded = settings.load()
-    rows = [
-        {"topic": row.name, "partitions": row.partitions_wanted, "found": row.partitions_found}
-        for row in asyncio.run(topics.compare(loaded))
-    ]
-    drift = asyncio.run(topics.drift(loaded))
-    if as_json:
-        typer.echo(json.dumps({"differences": rows, "settings": drift}))
-        return
-    for row in rows:
-        typer.echo(
-            f"create {row['topic']} with {row['partitions']} partitions" if not row["found"] else f"differs: {row}"
-        )
-    for line in drift:
-        typer.echo(f"left as it is: {line}")
-    if not rows and not drift:
-        typer.echo("The cluster has every topic as the table says.")
-
-
-@topics_app.command("apply")
-def topics_apply() -> None:
-    """Create the topics that are missing. A topic with another number of partitions is refused."""
-    done = asyncio.run(topics.apply(settings.load()))
-    typer.echo(f"Created {len(done)} topics." if done else "Nothing to do.")
-
-
-@topics_app.command("verify")
-def topics_verify(as_json: Json = False) -> None:
-    """Exit with 1 where the cluster is not as the table says."""
-    loaded = settings.load()
-    missing, drift = asyncio.run(topics.compare(loaded)), asyncio.run(topics.drift(loaded))
-    if as_json:
-        found = {"topics": [row.name for row in missing], "settings": drift}
-        typer.echo(json.dumps({"violations": len(missing) + len(drift), **found}))
-    else:
-        for row in missing:
-            typer.echo(f"{row.name}: {row.partitions_found} of {row.partitions_wanted} partitions")
-        for line in drift:
-            typer.echo(line)
-        if missing:
-            typer.echo("Run `tartan topics apply`.")
-        elif not drift:
-            typer.echo("The cluster has every topic as the table says.")
-    raise typer.Exit(1 if missing or drift else 0)
 
 
 @app.command("plaid-simulator", rich_help_panel=TRY)

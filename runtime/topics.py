@@ -1,9 +1,10 @@
-"""The table of topics against the cluster: what is missing, what differs, make it so."""
+"""The table of topics against the cluster: look, plan, make it so. Shell; what is decided is in topics_plan."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
+import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
@@ -16,173 +17,203 @@ from aiokafka.errors import (
 
 from runtime.kafka import connection
 from runtime.settings import Settings
+from runtime.topics_plan import Found, Plan, Read, Step, Wanted, plan
 from schemas.errors import Halt, Retry
-from schemas.topics import TOPICS, Topic, full_name
+from schemas.topics import CHANGESETS, TOPICS, WEBHOOKS, full_name
 
 READY_S_MAX = 30.0
 """A topic is led within milliseconds of its creation; a cluster that takes longer than this is not well."""
+LOOK_EVERY_S = 0.05
+"""Kafka tells nobody when a leader is there or a setting in force."""
+
+OWN = 1
+"""Kafka's number for a setting that was made for the topic itself (DescribeConfigs, DYNAMIC_TOPIC_CONFIG)."""
+
+NOTHING_READ: Mapping[str, Read] = {}
 
 
-class Difference(NamedTuple):
-    """One way in which the cluster is not as the table says. `partitions_found` is 0 where the topic is missing."""
+async def planned(settings: Settings, read: Mapping[str, Read] = NOTHING_READ) -> Plan:
+    """Compare the cluster with the table and, where it was asked, with what Postgres has read.
 
-    topic: Topic
-    name: str
-    partitions_wanted: int
-    partitions_found: int
-
-
-async def compare(settings: Settings) -> list[Difference]:
-    """List what the cluster lacks. Raises: Retry, where it does not answer."""
-    admin = await _admin(settings)
-    try:
-        described = await _described(admin, [full_name(topic, settings.topic_prefix) for topic in TOPICS])
-    finally:
-        await admin.close()
-    wanted = settings.partitions
-    rows = ((topic, full_name(topic, settings.topic_prefix)) for topic in TOPICS)
-    found = ((topic, name, described[name].partitions if name in described else 0) for topic, name in rows)
-    return [Difference(topic, name, wanted, number) for topic, name, number in found if number != wanted]
-
-
-async def drift(settings: Settings) -> list[str]:
-    """Say in which settings the topics that are there differ from the table; `apply` leaves them as they are.
-
-    Most of all a retention that somebody set on what is to be kept for ever: it would lose the truth in silence.
     Raises: Retry, where Kafka does not answer.
     """
-    wanted = {full_name(topic, settings.topic_prefix): _configs(topic, settings) for topic in TOPICS}
-    admin = await _admin(settings)
-    try:
-        there = [name for name, found in (await _described(admin, list(wanted))).items() if found.partitions]
-        asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in there]
-        answers = await admin.describe_configs(asked) if asked else []
-    except KafkaError as error:
-        raise Retry(f"Kafka does not tell its topics' settings: {type(error).__name__}") from error
-    finally:
-        await admin.close()
-    found = {
-        (name, entry[0]): entry[1]
-        for answer in answers
-        for _, _, _, name, entries in answer.resources
-        for entry in entries
-    }
-    return [
-        f"{name}: {setting} is {found.get((name, setting))}, the table says {value}"
-        for name in there
-        for setting, value in wanted[name].items()
-        if found.get((name, setting)) != value
-    ]
+    async with _admin(settings) as admin:
+        found = await _found(admin, settings)
+    return plan(_wanted(settings), found, read, prefix=settings.topic_prefix, address=settings.kafka_address)
 
 
-async def apply(settings: Settings) -> list[Difference]:
-    """Create what is missing, and give what was done.
+async def apply(settings: Settings) -> list[str]:
+    """Create what is missing, leave all else as it is, and give the names of what was created.
 
-    Raises: Halt, where a topic has another number of partitions: a key would then be in two of them.
+    Raises: Halt, where the plan refuses something: nothing is created then. Retry, where Kafka does not answer.
     """
-    differences = await compare(settings)
-    for difference in differences:
-        if difference.partitions_found:
-            raise Halt(
-                f"topic {difference.name} has {difference.partitions_found} partitions, TARTAN_PARTITIONS says "
-                f"{difference.partitions_wanted}: records are ordered by key within a partition, so the number stays"
-            )
-    if differences:
-        await _create(settings, differences)
-    return differences
+    wanted = await planned(settings)
+    if refused := wanted.of("refuse"):
+        raise Halt("; ".join(f"{step.topic}: {step.why}" for step in refused))
+    created = [step.topic for step in wanted.of("create")]
+    await create(settings, created)
+    return created
 
 
-async def verify(settings: Settings) -> None:
-    """Raises: Halt, where the cluster is not as the table says."""
-    differences = await compare(settings)
-    if differences:
-        rows = ", ".join(f"{row.name} ({row.partitions_found} of {row.partitions_wanted})" for row in differences)
-        raise Halt(f"topics are missing or have other partitions: {rows}; run `tartan topics apply`")
+async def create(settings: Settings, names: Collection[str]) -> None:
+    """Create these topics, and wait until each is led.
 
-
-async def _create(settings: Settings, missing: list[Difference]) -> None:
-    admin = await _admin(settings)
-    try:
-        answer = await admin.create_topics([_new(row, settings) for row in missing])
+    Idempotence: one that another has created meanwhile is left as it is.
+    Raises: Halt, where Kafka refuses one; Retry, where it does not answer.
+    """
+    if not names:
+        return
+    asked = [
+        NewTopic(row.name, row.partitions, row.replicas, topic_configs=dict(row.settings))
+        for row in _wanted(settings)
+        if row.name in names
+    ]
+    async with _admin(settings) as admin:
+        answer = await admin.create_topics(asked)
         for name, code, *said in answer.topic_errors:
-            problem = for_code(code)
-            if code and problem is not TopicAlreadyExistsError:
-                words = next((f": {word}" for word in said if word), "")
-                raise Halt(f"topic {name} cannot be created: {problem.__name__}{words}")
-        await _led(admin, [row.name for row in missing], settings.partitions)
-    except KafkaError as error:
-        raise Retry(f"Kafka does not create topics: {type(error).__name__}") from error
-    finally:
-        await admin.close()
+            if code and for_code(code) is not TopicAlreadyExistsError:
+                raise Halt(f"topic {name} cannot be created: {_problem(code, said)}")
+
+        async def led() -> bool:
+            described = await _described(admin, list(names))
+            return all(row.led >= settings.partitions for row in described.values())
+
+        await _until(led, f"topics have no leaders: {', '.join(names)}")
 
 
-def _new(row: Difference, settings: Settings) -> NewTopic:
-    return NewTopic(
-        name=row.name,
-        num_partitions=settings.partitions,
-        replication_factor=settings.replication_factor,
-        topic_configs=_configs(row.topic, settings),
-    )
+async def change(settings: Settings, steps: Sequence[Step]) -> None:
+    """Give topics the settings of these steps, and wait until they are in force.
+
+    Kafka's AlterConfigs takes a topic's settings as a whole: those that are not the table's go along as they are.
+    Raises: Halt, where Kafka refuses one; Retry, where it does not answer.
+    """
+    if not steps:
+        return
+    changes: dict[str, dict[str, str]] = {}
+    for step in steps:
+        changes.setdefault(step.topic, {})[step.setting] = step.new
+    async with _admin(settings) as admin:
+        found = await _configured(admin, await _described(admin, list(changes)))
+        asked = [
+            ConfigResource(ConfigResourceType.TOPIC, name, configs={**found[name].own, **changed})
+            for name, changed in changes.items()
+        ]
+        for answer in await admin.alter_configs(asked):
+            for code, said, _, name in answer.resources:
+                if code:
+                    raise Halt(f"topic {name} cannot be changed: {_problem(code, [said])}")
+
+        async def in_force() -> bool:
+            now = await _configured(admin, await _described(admin, list(changes)))
+            return all(changed.items() <= now[name].settings.items() for name, changed in changes.items())
+
+        await _until(in_force, f"settings are not in force: {', '.join(changes)}")
 
 
-def _configs(topic: Topic, settings: Settings) -> dict[str, str]:
-    """The settings of a topic, written out, so that no cluster's defaults decide what is kept."""
+async def read_so_far(postgres: asyncpg.Connection) -> dict[str, Read]:
+    """How far the readers of each topic have come, by the topic's short name."""
+    rows = {row["reader"]: row for row in await postgres.fetch(_POSITIONS)}
+    changesets = [row for reader, row in rows.items() if reader != "mark_due"]
+    webhooks = [row for reader, row in rows.items() if reader == "mark_due"]
+    known = rows["projections"]["partitions"]
     return {
-        "cleanup.policy": "delete",
-        "retention.ms": str(-1 if topic.retention_ms is None else topic.retention_ms),
-        "retention.bytes": "-1",
-        "max.message.bytes": str(topic.message_bytes_max),
-        # Two of three replicas have a record before it is acknowledged; one replica can only promise itself.
-        "min.insync.replicas": str(max(1, settings.replication_factor - 1)),
-        "compression.type": "producer",
-        "message.timestamp.type": "CreateTime",
+        CHANGESETS.name: Read(max(row["furthest"] for row in changesets), known or None),
+        WEBHOOKS.name: Read(max((row["furthest"] for row in webhooks), default=0), None),
     }
 
 
-async def _led(admin: AIOKafkaAdminClient, names: Iterable[str], partitions: int) -> None:
-    """Wait until each topic is listed whole: just after its creation a producer would be told there is no leader."""
-    wanted = list(names)
-    try:
-        async with asyncio.timeout(READY_S_MAX):
-            while any(found.led < partitions for found in (await _described(admin, wanted)).values()):
-                await asyncio.sleep(0.05)  # Kafka tells nobody when a leader is there
-    except TimeoutError as error:
-        raise Retry(f"topics have no leaders after {READY_S_MAX} s: {', '.join(wanted)}") from error
+def _wanted(settings: Settings) -> list[Wanted]:
+    return [
+        Wanted(
+            topic, full_name(topic, settings.topic_prefix), settings.partitions, settings.replication_factor,
+            {
+                # Written out, so that no cluster's defaults decide what is kept.
+                "cleanup.policy": "delete",
+                "retention.ms": str(-1 if topic.retention_ms is None else topic.retention_ms),
+                "retention.bytes": "-1",
+                "max.message.bytes": str(topic.message_bytes_max),
+                # Two of three replicas have a record before it is acknowledged; one replica can only promise itself.
+                "min.insync.replicas": str(max(1, settings.replication_factor - 1)),
+                "compression.type": "producer",
+                "message.timestamp.type": "CreateTime",
+            },
+        )
+        for topic in TOPICS
+    ]  # fmt: skip
 
 
-class _Found(NamedTuple):
-    """A topic's partitions, and how many of them have a leader: one whose broker is away is there all the same."""
+async def _found(admin: AIOKafkaAdminClient, settings: Settings) -> dict[str, Found]:
+    """The topics of the table that are there, and all others that have our prefix."""
+    names = {row.name for row in _wanted(settings)}
+    there = [name for name in await admin.list_topics() if name in names or _is_ours(name, settings.topic_prefix)]
+    return await _configured(admin, await _described(admin, there)) if there else {}
 
-    partitions: int
-    led: int
+
+def _is_ours(name: str, prefix: str) -> bool:
+    return bool(prefix) and name.startswith(prefix)
 
 
-async def _described(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, _Found]:
-    """What the cluster has of these topics; no partitions where it has none of them."""
-    try:
-        answer = await admin.describe_topics(names)
-    except KafkaError as error:
-        raise Retry(f"Kafka does not list its topics: {type(error).__name__}") from error
+async def _described(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, Found]:
+    """Partitions and replicas of these topics, as yet without their settings; no partitions where one is missing."""
     found = {}
-    for row in answer:
+    for row in await admin.describe_topics(names):
         problem = for_code(row["error_code"])
         if row["error_code"] and problem not in _NOT_THERE:
             raise Retry(f"Kafka does not describe topic {row['topic']}: {problem.__name__}")
-        leaders = [partition["leader"] for partition in row["partitions"]]
-        found[row["topic"]] = _Found(len(leaders), sum(1 for leader in leaders if leader >= 0))
+        partitions = row["partitions"]
+        led = sum(partition["leader"] >= 0 for partition in partitions)  # a broker that is away leads nothing
+        fewest = min((len(partition["replicas"]) for partition in partitions), default=0)
+        found[row["topic"]] = Found(len(partitions), led, fewest, {}, {})
     return found
+
+
+async def _configured(admin: AIOKafkaAdminClient, found: Mapping[str, Found]) -> dict[str, Found]:
+    """The same topics with their settings, without those that are not there."""
+    there = [name for name, one in found.items() if one.partitions]
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in there]
+    configured = {}
+    for answer in await admin.describe_configs(asked) if asked else []:
+        for code, said, _, name, entries in answer.resources:
+            if code:
+                raise Retry(f"Kafka does not tell the settings of topic {name}: {_problem(code, [said])}")
+            # An entry: name, value, read-only, source, …
+            configured[name] = found[name]._replace(
+                settings={entry[0]: entry[1] for entry in entries},
+                own={entry[0]: entry[1] for entry in entries if entry[3] == OWN},
+            )
+    return configured
+
+
+async def _until(holds: Callable[[], Awaitable[bool]], problem: str) -> None:
+    try:
+        async with asyncio.timeout(READY_S_MAX):
+            while not await holds():
+                await asyncio.sleep(LOOK_EVERY_S)
+    except TimeoutError as error:
+        raise Retry(f"{problem}, after {READY_S_MAX:g} s") from error
+
+
+def _problem(code: int, said: Iterable[str | None]) -> str:
+    return ": ".join([for_code(code).__name__, *(words for words in said if words)])
 
 
 _NOT_THERE = (UnknownTopicOrPartitionError, LeaderNotAvailableError)
 """What Kafka says of a topic that it does not have, or not quite yet."""
 
+_POSITIONS = """
+SELECT reader, max(position) AS furthest, count(*) AS partitions FROM tartan.positions GROUP BY reader
+ UNION ALL
+SELECT 'projections', coalesce(max(position), 0), count(*) FROM projection.positions"""
 
-async def _admin(settings: Settings) -> AIOKafkaAdminClient:
-    options = connection(settings)
-    admin = AIOKafkaAdminClient(client_id="tartan-topics", **options)
+
+@asynccontextmanager
+async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A client for a block. Raises: Retry, where Kafka does not answer, at its start or within the block."""
+    admin = AIOKafkaAdminClient(client_id="tartan-topics", **connection(settings))
     try:
         await admin.start()
+        yield admin
     except KafkaError as error:
-        await admin.close()
         raise Retry(f"no Kafka at {settings.kafka_address}: {type(error).__name__}") from error
-    return admin
+    finally:
+        await admin.close()
