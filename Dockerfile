@@ -35,6 +35,7 @@ COPY reconcile_cli.py /app/
 COPY reviews_cli.py /app/
 COPY topics_cli.py /app/
 COPY verify_cli.py /app/
+COPY webhooks_cli.py /app/
 
 ENV PATH=/opt/tartan/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m compileall -q /app

@@ -43,7 +43,7 @@ app.add_typer(operator_cli.letters_app, name="dead-letters", rich_help_panel=OPE
 app.command("reconcile", rich_help_panel=OPERATE)(reconcile_cli.reconcile)
 app.add_typer(reviews_cli.reviews_app, name="reviews", rich_help_panel=OPERATE)
 app.command("explain", rich_help_panel=OPERATE)(explain_cli.explain)
-app.command("verify", rich_help_panel=TRY)(verify_cli.verify)
+app.add_typer(verify_cli.verify_app, name="verify", rich_help_panel=TRY)
 app.command("ledger", rich_help_panel=OPERATE)(ledger_cli.ledger)
 app.add_typer(topics_cli.topics_app, name="topics", rich_help_panel=SET_UP)
 app.add_typer(bench_app, name="bench", rich_help_panel=TRY)

@@ -10,6 +10,7 @@ from rich.table import Table
 from operator_console import console_of_lines, finish, say, with_postgres
 from projections import verify as invariants
 from projections.verify import Finding
+from webhooks_cli import verify_webhooks
 
 SECONDS_MAX = 3600
 """One read of all rows, 50 µs a transaction: 70 million of them."""
@@ -20,13 +21,21 @@ DEMO_S = 8.0
 Json = Annotated[bool, typer.Option("--json", help="The last line of the output is one JSON object.")]
 
 
+verify_app = typer.Typer()
+verify_app.command("webhooks")(verify_webhooks)
+
+
+@verify_app.callback(invoke_without_command=True)
 def verify(
+    context: typer.Context,
     demo: Annotated[
         bool, typer.Option("--demo", help="Run a short demo first, and verify that: needs nothing that runs.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Check every invariant of ledger, rows, versions and events. Exit code 1 where one is violated."""
+    if context.invoked_subcommand is not None:
+        return
     found = _of_demo() if demo else with_postgres(_of_database)
     told = invariants.totals(found)
     say(console_of_lines(), told if as_json else _table(found))

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -109,13 +110,19 @@ def verify_again(record: Webhook) -> Token:
         raise Refused(Reason.BODY_DIFFERS)
     if record.body is not None:
         check_body(token, record.body)
-    check_signature(token, read_key(record.jwk_json.encode(), key_id=token.key_id))
+    check_signature(token, _kept_key(record.jwk_json, token.key_id))
     seen = freshness(token, now_s=record.received_at / MICROSECONDS)
     if seen is Freshness.FUTURE:
         raise Refused(Reason.FUTURE)
     if (seen is Freshness.STALE) != record.stale:
         raise Refused(Reason.STALE)
     return token
+
+
+@lru_cache(maxsize=100)
+def _kept_key(jwk_json: str, key_id: str) -> VerificationKey:
+    """The key beside a webhook: thousands of them have the same."""
+    return read_key(jwk_json.encode(), key_id=key_id)
 
 
 def _coordinate(text: object) -> int:

@@ -4,17 +4,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import ClientSession, web
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from typer.testing import CliRunner
 
+import cli
 from ingest.app import stage
 from ingest.server import HEADER, PATH
 from ingest.verification import verify_again
 from runtime import topics
+from runtime.kafka import Appender, Outgoing
 from runtime.lifecycle import Running
 from runtime.settings import Settings
 from sandbox.kafka import Kafka
@@ -96,6 +101,44 @@ async def until(condition: Callable[[], Awaitable[bool]], *, timeout_s: float) -
     async with asyncio.timeout(timeout_s):
         while not await condition():
             await asyncio.sleep(0.1)
+
+
+def verify_webhooks(settings: Settings, *options: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and last line of `tartan verify webhooks`, where no Plaid answers."""
+    environment = {
+        "TARTAN_KAFKA_ADDRESS": settings.kafka_address, "TARTAN_TOPIC_PREFIX": settings.topic_prefix,
+        "TARTAN_PARTITIONS": str(PARTITIONS), "TARTAN_PLAID_URL": "http://127.0.0.1:1",
+    }  # fmt: skip
+    ended = CliRunner().invoke(cli.app, ["verify", "webhooks", "--json", *options], env=environment)
+    return ended.exit_code, json.loads(ended.stdout.splitlines()[-1])
+
+
+async def test_a_log_of_webhooks_verifies_again_offline_and_what_was_put_there_by_hand_is_found(
+    kafka_address: str, topic_prefix: str
+) -> None:
+    async with ingesting(kafka_address, topic_prefix) as ingest:
+        await asyncio.gather(*(ingest.post(BODY % number) for number in range(20)))
+        await ingest.post(b'{"webhook_type": "LINK", "public_token": "public-1", "environment": "sandbox"}')
+        ingest.keyring.rotate(datetime.now(UTC), expire_old=True)
+        await ingest.post(BODY % 20)
+        settings = ingest.settings
+
+    code, told = await asyncio.to_thread(verify_webhooks, settings)
+    assert (code, told["checked"], told["valid"], told["without_body"], told["violations"]) == (0, 22, 22, 1, 0)
+    assert sorted(key["webhooks"] for key in told["keys"]) == [1, 21]
+
+    webhook = codec.decode(Webhook, next(value for key, value in await in_the_log(settings) if key == b"item-7"))
+    forged = msgspec.structs.replace(webhook, body=BODY % 8)
+    appender = Appender(settings, client="hand")
+    place = await appender.append(f"{topic_prefix}webhooks", Outgoing(b"item-8", codec.encode(forged)))
+    await appender.stop()
+
+    code, told = await asyncio.to_thread(verify_webhooks, settings)
+    assert (code, told["checked"], told["violations"]) == (1, 23, 1)
+    assert told["failures"] == [{"partition": place.partition, "offset": place.offset, "reason": "body_differs"}]
+    assert told["reasons"] == {"body_differs": 1}
+    later = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%d")
+    assert (await asyncio.to_thread(verify_webhooks, settings, "--since", later))[1]["checked"] == 0
 
 
 async def test_what_is_answered_200_is_in_the_log_byte_for_byte_and_verifies_again(
