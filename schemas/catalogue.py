@@ -45,6 +45,20 @@ _PARTS_OF: dict[int, tuple[int, ...]] = {
 """Public events nest the log's own records, so an event's bytes are cut from the log's."""
 
 
+def families() -> dict[str, tuple[int, ...]]:
+    """The numbers of all versions of each schema, by its name without version, oldest first."""
+    found: dict[str, tuple[int, ...]] = {}
+    for number, file in FILES.items():
+        name = file.partition(".")[0]
+        found[name] = (*found.get(name, ()), number)
+    return found
+
+
+def version(number: int) -> int:
+    """A schema's version within its family, from 1."""
+    return int(FILES[number].rpartition(".v")[2])
+
+
 @cache
 def declared(number: int) -> dict[str, Any]:
     """The schema as its file declares it, names of other schemas unresolved.
@@ -64,6 +78,12 @@ def complete(number: int) -> dict[str, Any]:
     named = {f"tartan.{part['name']}": part for part in map(declared, _PARTS_OF.get(number, ()))}
     whole: dict[str, Any] = _inlined(declared(number), named, set())
     return whole
+
+
+@cache
+def text(number: int) -> str:
+    """The complete schema as a registry keeps it: JSON without white space."""
+    return json.dumps(complete(number), separators=(",", ":"), ensure_ascii=False)
 
 
 @cache

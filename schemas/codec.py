@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import fastavro
 import msgspec
 
-from schemas import catalogue, flat, records
+from schemas import catalogue, flat, records, upcasting
 from schemas.errors import Quarantine
 
 Record = TypeVar("Record")
@@ -23,14 +23,13 @@ STRUCTS: dict[int, type] = {
     catalogue.ITEM: records.Item,
     catalogue.EDIT: records.Edit,
     catalogue.DECISION: records.Decision,
-    catalogue.HISTORY_1: records.History,
     catalogue.HISTORY: records.History,
     catalogue.HEAD: records.Head,
     catalogue.WEBHOOK: records.Webhook,
     catalogue.DEAD_LETTER: records.DeadLetter,
 }
+"""The newest version of each schema that has a struct: older ones are read through their upcasters."""
 NUMBERS = {struct: number for number, struct in STRUCTS.items()}
-"""What is written: of several versions of a struct's schema the last."""
 _FLAT = frozenset(range(catalogue.TRANSACTION, catalogue.ACCOUNT + 1)) | {
     catalogue.REMOVAL,
     catalogue.ITEM,
@@ -216,7 +215,8 @@ def _general_decode(number: int, data: bytes, start: int) -> tuple[Any, int]:
     buffer.seek(start)
     try:
         plain = fastavro.schemaless_reader(buffer, catalogue.parsed(number), None)
-        value = msgspec.convert(plain, STRUCTS[number]) if number in STRUCTS else plain
+        plain, newest = upcasting.upcast(number, plain), upcasting.newest(number)
+        value = msgspec.convert(plain, STRUCTS[newest]) if newest in STRUCTS else plain
     except _NOT_AVRO as error:
         raise Quarantine(f"bytes are no {catalogue.FILES[number]}") from error
     return value, buffer.tell()

@@ -1,15 +1,12 @@
 """Public events are a contract: each version reads what every other one wrote, for ever."""
 
 import io
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-import avro.schema
 import fastavro
 import pytest
-from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 
 from projections import net_events, push, records
 from projections.net_events import TRANSACTION_EVENTS, envelope, transaction_event
@@ -23,18 +20,6 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "transaction_event.j
 OWN = bytes(range(16))
 BEFORE = transaction("P", "40", pending=True)
 AFTER = transaction("T", "48.5", pending_transaction_id="P")
-
-
-PAIRS = [pair for topic in PUBLIC for pair in itertools.product(topic.schemas, topic.schemas)]
-
-
-@pytest.mark.parametrize(("reader", "writer"), PAIRS)
-def test_each_version_of_a_public_event_reads_every_other_one(reader: int, writer: int) -> None:
-    read, written = (avro.schema.parse(json.dumps(catalogue.complete(number))) for number in (reader, writer))
-
-    found = ReaderWriterCompatibilityChecker().get_compatibility(read, written)
-
-    assert found.compatibility is SchemaCompatibilityType.compatible, found.messages
 
 
 def test_the_second_version_is_written_as_its_golden_bytes_say() -> None:
