@@ -9,7 +9,7 @@ import asyncpg
 
 from projections.invariants import LEDGER
 from projections.queries import decimal_text
-from projections.tables import SCHEMA, metadata
+from projections.tables import metadata
 from schemas import digest
 from schemas.digest import AccountState, TransactionState
 
@@ -47,7 +47,7 @@ async def full_rows(connection: asyncpg.Connection) -> dict[str, list[tuple[Any,
         columns = [name for name in table.columns.keys() if (table.name, name) not in _OF_NO_REPLAY]  # noqa: SIM118
         chosen = ", ".join(f'"{name}"' for name in columns)
         order = ", ".join(f'"{name}"' for name in table.primary_key.columns.keys())  # noqa: SIM118
-        rows = await connection.fetch(f"SELECT {chosen} FROM {table.fullname} ORDER BY {order}")
+        rows = await connection.fetch(f"SELECT {chosen} FROM {table.name} ORDER BY {order}")
         tables[table.name] = [tuple(_plain(value) for value in row.values()) for row in rows]
     return tables
 
@@ -71,5 +71,5 @@ def _plain(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else value
 
 
-_TRANSACTIONS = f"SELECT * FROM {SCHEMA}.transactions WHERE removed_at IS NULL"
-_ACCOUNTS = f"SELECT * FROM {SCHEMA}.accounts"
+_TRANSACTIONS = "SELECT * FROM transactions WHERE removed_at IS NULL"
+_ACCOUNTS = "SELECT * FROM accounts"

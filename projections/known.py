@@ -14,14 +14,21 @@ from projections.parking import Parked
 from projections.reading import Restated
 from projections.rows import microseconds
 from projections.state import AccountKey, AccountRow, ItemRow, Review, Row, WorkingSet
-from projections.tables import SCHEMA
+from projections.tables import FOLD
 from runtime.postgres import transaction
 from runtime.reader import Position, Received
+from schemas.errors import TartanError
 from schemas.gate import ItemGate
 from schemas.ids import own_id
 from schemas.topics import user_key
 
 PARKED_BY = "projections"
+ANOTHER_VERSION = "TV001"
+"""What `tartan.require_version` raises."""
+
+
+class AnotherVersion(TartanError):
+    """The tables are not what the caller feeds: versions were swapped, or this code's fold is another one."""
 
 
 class Locked(NamedTuple):
@@ -42,14 +49,23 @@ class Control(NamedTuple):
 
 
 @asynccontextmanager
-async def locked(connection: asyncpg.Connection, partitions: Collection[int]) -> AsyncIterator[None]:
+async def locked(
+    connection: asyncpg.Connection, partitions: Collection[int], *, version: int | None = None
+) -> AsyncIterator[None]:
     """A transaction that holds the position rows of partitions, in order, so two projectors never wait in a circle.
 
-    Whatever is read in it is read after the lock, by a snapshot of its own.
+    Whatever is read in it is read after the lock, by a snapshot of its own. A swap of versions waits for it.
+    Raises: AnotherVersion, where the tables are not this version, or none of this code's fold.
     """
     numbers = ", ".join(str(int(number)) for number in sorted(partitions))
-    async with transaction(connection, _LOCK.format(numbers=numbers)):
-        yield
+    required = f"SELECT tartan.require_version({FOLD}, {'NULL' if version is None else int(version)})"
+    try:
+        async with transaction(connection, f"{_LOCK.format(numbers=numbers)}; {required}"):
+            yield
+    except asyncpg.PostgresError as error:
+        if error.sqlstate != ANOTHER_VERSION:
+            raise
+        raise AnotherVersion(str(error)) from error
 
 
 async def positions(connection: asyncpg.Connection | asyncpg.Pool, partitions: Collection[int]) -> dict[int, Position]:
@@ -266,9 +282,9 @@ def _posting(row: asyncpg.Record, working: WorkingSet) -> Posting:
     )  # fmt: skip
 
 
-_LOCK = f"SELECT FROM {SCHEMA}.positions WHERE partition IN ({{numbers}}) ORDER BY partition FOR UPDATE"
+_LOCK = "SELECT FROM positions WHERE partition IN ({numbers}) ORDER BY partition FOR UPDATE"
 
-_POSITIONS = f"SELECT partition, position, last_checksum FROM {SCHEMA}.positions WHERE partition = ANY($1::int[])"
+_POSITIONS = "SELECT partition, position, last_checksum FROM positions WHERE partition = ANY($1::int[])"
 
 # Always at least one row, and the positions in the first one. Columns by name: with i.* a migration that adds one
 # makes the prepared statement fail.
@@ -283,97 +299,97 @@ SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS 
   LEFT JOIN unnest($2::text[]) WITH ORDINALITY AS w(wanted, place) ON true
   LEFT JOIN LATERAL (
        SELECT array_agg(partition) AS partitions, array_agg(position) AS positions, array_agg(known_at) AS moments
-         FROM {SCHEMA}.positions WHERE partition = ANY($1::int[])) at ON coalesce(w.place, 1) = 1
-  LEFT JOIN {SCHEMA}.items i ON i.item_id = w.wanted
+         FROM positions WHERE partition = ANY($1::int[])) at ON coalesce(w.place, 1) = 1
+  LEFT JOIN items i ON i.item_id = w.wanted
   LEFT JOIN LATERAL (
        SELECT array_agg(id ORDER BY source_offset) AS ids, array_agg(source_offset ORDER BY source_offset) AS offsets,
               array_agg(value ORDER BY source_offset) AS values
-         FROM {SCHEMA}.parts WHERE parts.item_id = w.wanted) p ON true
+         FROM parts WHERE parts.item_id = w.wanted) p ON true
   LEFT JOIN LATERAL (
        SELECT array_agg(first_offset) AS first, array_agg(redrive_offset) AS redrive
          FROM tartan.parkings WHERE parkings.item_id = w.wanted AND reader = '{PARKED_BY}') k ON true
   LEFT JOIN LATERAL (
-       SELECT array_agg(accounts) AS accounts FROM {SCHEMA}.accounts WHERE accounts.item_id = w.wanted) a ON true
+       SELECT array_agg(accounts) AS accounts FROM accounts WHERE accounts.item_id = w.wanted) a ON true
   LEFT JOIN LATERAL (
        SELECT array_agg(reviews) AS reviews
-         FROM {SCHEMA}.reviews WHERE reviews.user_number = i.user_number AND state = 'open') r ON true
+         FROM reviews WHERE reviews.user_number = i.user_number AND state = 'open') r ON true
  ORDER BY w.place"""
 
-_FREE_IDS = f"SELECT id FROM {SCHEMA}.changesets WHERE id = ANY($1::bytea[])"
+_FREE_IDS = "SELECT id FROM changesets WHERE id = ANY($1::bytea[])"
 
 _COLUMNS = """t.own_id, t.item_id, t.user_number, t.transaction_id, t.chained, t.version, t.transfers,
        t.first_changeset, t.last_changeset, t.known_at, t.enriched_at, t.removed_at, t.words, t.words_schema,
        t.user_fields, t.missing_since, t.legs, t.review, l.debit, l.credit, l.amount, l.currency, l.layer,
        l.effective"""
 
-_LAST_TRANSFER = f"""LEFT JOIN {SCHEMA}.ledger_transfers l
+_LAST_TRANSFER = """LEFT JOIN ledger_transfers l
          ON l.own_id = t.own_id AND l.number = t.transfers AND t.legs > 0"""
 
-_EARLIER_LEGS = f"""
+_EARLIER_LEGS = """
 SELECT l.own_id, l.debit, l.credit, l.amount, l.currency, l.layer, l.effective
-  FROM {SCHEMA}.transactions t JOIN {SCHEMA}.ledger_transfers l USING (own_id)
+  FROM transactions t JOIN ledger_transfers l USING (own_id)
  WHERE t.own_id = ANY($1::bytea[]) AND l.number > t.transfers - t.legs AND l.number < t.transfers
  ORDER BY l.own_id, l.number"""
 
 # An own id is computed from the id that the bank names, save for the chained rows, which their own small index finds.
 _TRANSACTIONS = f"""
 SELECT {_COLUMNS}
-  FROM (SELECT own_id FROM {SCHEMA}.transactions WHERE own_id = ANY($1::bytea[])
+  FROM (SELECT own_id FROM transactions WHERE own_id = ANY($1::bytea[])
          UNION
         SELECT c.own_id FROM unnest($2::text[], $3::text[]) AS w(item_id, transaction_id)
-          JOIN {SCHEMA}.transactions c ON c.chained AND c.item_id = w.item_id AND c.transaction_id = w.transaction_id
+          JOIN transactions c ON c.chained AND c.item_id = w.item_id AND c.transaction_id = w.transaction_id
        ) AS found
-  JOIN {SCHEMA}.transactions t USING (own_id) {_LAST_TRANSFER}"""
+  JOIN transactions t USING (own_id) {_LAST_TRANSFER}"""
 
 # What a restated history may find missing. By the user's index on dates: an index by Item would cost each insert for
 # the sake of a record that an Item has once in years, and a user's other Items are few.
 _IN_WINDOW = f"""
-SELECT {_COLUMNS} FROM {SCHEMA}.transactions t {_LAST_TRANSFER}
+SELECT {_COLUMNS} FROM transactions t {_LAST_TRANSFER}
  WHERE t.user_number = $1 AND t.date >= coalesce($4::date, '-infinity') AND t.date <= coalesce($5::date, 'infinity')
    AND t.item_id = $2 AND t.account_id = ANY($3::text[]) AND t.removed_at IS NULL"""
 
 # What waits for a decision: their own partial index has them and nothing else.
 _MISSING = f"""
-SELECT {_COLUMNS} FROM {SCHEMA}.transactions t {_LAST_TRANSFER}
+SELECT {_COLUMNS} FROM transactions t {_LAST_TRANSFER}
  WHERE t.item_id = ANY($1::text[]) AND t.missing_since IS NOT NULL"""
 
 # A user has few accounts: all of them cost no more than those in question, which only the fold can tell.
 _POSTED = f"""
 SELECT b.account, b.debits - b.credits AS posted
-  FROM {SCHEMA}.ledger_accounts a JOIN {SCHEMA}.ledger_balances b ON b.account = a.id AND b.layer = '{POSTED}'
+  FROM ledger_accounts a JOIN ledger_balances b ON b.account = a.id AND b.layer = '{POSTED}'
  WHERE a.user_number = ANY($1::bigint[]) AND a.kind = '{BANK}'"""
 
-_ITEMS = f"SELECT item_id FROM {SCHEMA}.items WHERE user_number = ANY($1::bigint[])"
+_ITEMS = "SELECT item_id FROM items WHERE user_number = ANY($1::bigint[])"
 
 # What still counts, of users whose banks tell of one account under several ids.
 _IN_WINDOWS = f"""
 SELECT {_COLUMNS}
   FROM unnest($1::bigint[], $2::date[], $3::date[]) AS w(user_number, since, until)
-  JOIN {SCHEMA}.transactions t ON t.user_number = w.user_number AND t.date BETWEEN w.since AND w.until
+  JOIN transactions t ON t.user_number = w.user_number AND t.date BETWEEN w.since AND w.until
    AND t.removed_at IS NULL {_LAST_TRANSFER}"""
 
 # An id leads elsewhere only while its transaction does live in another Item, and while it is the last one that its own
 # Item had for it: that Item may have renamed it before, or have taken it back.
 _LEADS = f"""l.rule <> '{identity.LEFT}' AND l.changeset = (
-       SELECT max(o.changeset) FROM {SCHEMA}.identity_links o WHERE o.own_id = l.own_id AND o.item_id = l.item_id)"""
+       SELECT max(o.changeset) FROM identity_links o WHERE o.own_id = l.own_id AND o.item_id = l.item_id)"""
 _LINKS_BY_ID = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
   FROM unnest($1::text[], $2::text[]) AS w(item_id, transaction_id)
-  JOIN {SCHEMA}.identity_links l USING (item_id, transaction_id)
-  JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
+  JOIN identity_links l USING (item_id, transaction_id)
+  JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
  WHERE {_LEADS}"""
 _LINKS_BY_OWN = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
   FROM unnest($1::bytea[]) AS w(own_id)
-  JOIN {SCHEMA}.identity_links l USING (own_id)
-  JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
+  JOIN identity_links l USING (own_id)
+  JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
  WHERE {_LEADS}"""
 # A restated history may leave out any of them.
 _LINKS_OF_ITEM = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
-  FROM {SCHEMA}.identity_links l JOIN {SCHEMA}.transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
+  FROM identity_links l JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
  WHERE l.item_id = ANY($1::text[]) AND {_LEADS}"""
 
-_WITHHELD = f"""
-SELECT item_id, partition, source_offset, value FROM {SCHEMA}.withheld
+_WITHHELD = """
+SELECT item_id, partition, source_offset, value FROM withheld
  WHERE item_id = ANY($1::text[]) ORDER BY item_id, source_offset"""

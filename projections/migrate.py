@@ -18,6 +18,17 @@ SCRIPTS = "projections:migrations"
 MIGRATION_S_MAX = 3600.0
 """A revision may build an index over years of rows."""
 
+# Before there were versions, the live schema's name had a number.
+_RENAMED = f"""DO $$ BEGIN
+        IF to_regnamespace('projection_1') IS NOT NULL THEN
+            ALTER SCHEMA projection_1 RENAME TO {tables.SCHEMA};
+        END IF;
+    END $$"""
+
+# Tables in which nothing is yet are filled by this code.
+_UNUSED = f"""UPDATE {tables.version.fullname} SET fold = {tables.FOLD}
+     WHERE NOT EXISTS (SELECT FROM {tables.SCHEMA}.positions WHERE position > 0)"""
+
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tartan migrations', 0))"
 _HAS_REVISIONS = f"SELECT to_regclass('{CONTROL_SCHEMA}.alembic_version') IS NOT NULL"
 _REVISION = f"SELECT version_num FROM {CONTROL_SCHEMA}.alembic_version"
@@ -42,8 +53,18 @@ def script(revision: str | None, roles: Roles = rights.DEFAULT) -> str:
     command.upgrade(config, f"{revision}:head" if revision else "head", sql=True)
     # Alembic makes its own table first, and expects the schema of it to be there.
     # The views show what the tables have behind the last revision, and the rights are on all of it.
-    shown = ";\n".join([*views.statements(tables.SCHEMA), *rights.statements(tables.SCHEMA, roles)])
-    return f"CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};\n{written.getvalue()}\n{shown};\n"
+    shown = ";\n".join([_UNUSED, _views(), *rights.statements(tables.SCHEMA, roles)])
+    return f"CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};\n{_RENAMED};\n{written.getvalue()}\n{shown};\n"
+
+
+def _views() -> str:
+    """The views of this code, where the live tables are of its fold: others lack what it shows, until a rebuild."""
+    shown = ";\n".join(views.statements(tables.SCHEMA))
+    return f"""DO $versions$ BEGIN
+        IF (SELECT fold FROM {tables.version.fullname}) = {tables.FOLD} THEN
+            {shown};
+        END IF;
+    END $versions$"""
 
 
 async def _migrate(dsn: str, roles: Roles) -> None:

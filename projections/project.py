@@ -54,6 +54,10 @@ class _NotEncodable(TartanError):
     """A row of the batch could not be encoded for Postgres."""
 
 
+class Diverged(Halt):
+    """A replay cannot do with a record what was done when it was first read."""
+
+
 class _Batch(NamedTuple):
     """What of a batch lies at the locked positions or behind, and how it moves them."""
 
@@ -65,8 +69,18 @@ class _Batch(NamedTuple):
 class Projector:
     """One process's projector; others may run beside it on other partitions."""
 
-    def __init__(self, session: Session, publisher: Publisher, ownership: Ownership, settings: Settings) -> None:
+    def __init__(
+        self, session: Session, publisher: Publisher | None, ownership: Ownership, settings: Settings, *,
+        version: int | None = None, published: Mapping[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """Without a publisher it replays: it writes the tables of its session's schema and nothing else.
+
+        Shape: `version` is the number that those tables must have, None for any of this code's fold; `published` has
+        offsets by partition, below which no events are kept.
+        """
         self._session = session
+        self._version = version
+        self._published = published or {}
         self._publisher = publisher
         self._ownership = ownership
         self._parkings_max = settings.dead_letters_max
@@ -82,7 +96,8 @@ class Projector:
         while True:
             taken = await reader.take()
             for batch in admission.batches([admission.opened(record) for record in taken], EVENTS_MAX):
-                await self._publisher.room()
+                if self._publisher is not None:
+                    await self._publisher.room()
                 await self._patiently(batch)
                 reader.acknowledge([record.received for record in batch])
 
@@ -104,15 +119,20 @@ class Projector:
                 self._session.drop()
                 break
             except _FoldFailed as failed:
-                poisoned = _with(poisoned, failed.record, failed)
+                poisoned = self._poisoned(poisoned, failed.record, failed)
             except (_NotEncodable, *OF_DATA) as error:
                 if len(records) > 1:
                     break
-                poisoned = _with(poisoned, records[0], error)
+                poisoned = self._poisoned(poisoned, records[0], error)
         middle = len(records) // 2
         await self.project(records[:middle], poisoned)
         await self.project(records[middle:], poisoned)
         return None
+
+    def _poisoned(self, poisoned: Poisoned, record: Opened, error: Exception) -> Poisoned:
+        if self._publisher is None:
+            raise Diverged(f"{_where(record)} was not parked, and cannot be replayed: {reason(error)}") from error
+        return _with(poisoned, record, error)
 
     async def _patiently(self, records: Sequence[Opened]) -> None:
         wait_s = RETRY_S_MIN
@@ -132,16 +152,18 @@ class Projector:
 
     async def _transact(self, records: Sequence[Opened], poisoned: Poisoned) -> None:
         connection = await self._session.connection()
-        floors = self._publisher.floors()
+        floors = {} if self._publisher is None else self._publisher.floors()
         try:
             with metrics.BATCH_SECONDS.labels(READER).time():
-                async with known.locked(connection, {record.received.partition for record in records}):
+                partitions = {record.received.partition for record in records}
+                async with known.locked(connection, partitions, version=self._version):
                     batch, working, outcome = await self._fold(connection, records, poisoned)
-                    await _write(connection, working, outcome, batch.advanced, floors)
-                    await aftermath.tell(
-                        connection, working, outcome,
-                        parkings_max=self._parkings_max, window_s=self._parkings_window_s,
-                    )  # fmt: skip
+                    await _write(connection, working, outcome, batch.advanced, floors, self._published)
+                    if self._publisher is not None:
+                        await aftermath.tell(
+                            connection, working, outcome,
+                            parkings_max=self._parkings_max, window_s=self._parkings_window_s,
+                        )  # fmt: skip
                     crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
         except TooManyParked as error:
             await aftermath.stopped(connection, error)
@@ -151,9 +173,10 @@ class Projector:
                 raise _Lost("the connection to Postgres was lost") from error
             raise
         crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
-        self._publisher.stored(floors)
-        self._publisher.hand(Committed(batch.spans, outbound(working.folded)))
-        _count(batch, outcome)
+        if self._publisher is not None:
+            self._publisher.stored(floors)
+            self._publisher.hand(Committed(batch.spans, outbound(working.folded)))
+            _count(batch, outcome)
 
     async def _fold(
         self, connection: asyncpg.Connection, records: Sequence[Opened], poisoned: Poisoned
@@ -177,10 +200,31 @@ class Projector:
             withheld=withheld,
         )  # fmt: skip
         outcome = keeper.admit(batch.opened)
+        if self._publisher is None:
+            _require_same_parkings(outcome)
         await known.rows(connection, working, outcome.every())
         for record in outcome.admitted:
             _fold_one(working, record)
         return batch, working, outcome
+
+
+def _require_same_parkings(outcome: Admission) -> None:
+    """Which records are withheld is a fact: a replay makes no new parking, and ends none that was not ended.
+
+    Raises: Diverged.
+    """
+    if outcome.parkings:
+        parking = outcome.parkings[0]
+        where = f"changesets {parking.partition} at {parking.first_offset}, Item {parking.item_id}"
+        raise Diverged(f"{where}, was not parked, and cannot be replayed: {parking.reason}")
+    if outcome.ended:
+        ended = outcome.ended[0]
+        raise Diverged(f"the parking of Item {ended.item_id} ends with {ended.redrive} in a replay, and did not before")
+
+
+def _where(record: Opened) -> str:
+    received = record.received
+    return f"changesets {received.partition} at {received.offset}, Item {record.head.item_id}"
 
 
 async def _is_ending(connection: asyncpg.Connection) -> bool:
@@ -205,11 +249,11 @@ def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:
 
 async def _write(
     connection: asyncpg.Connection, working: WorkingSet, outcome: Admission, advanced: Sequence[Advanced],
-    floors: Mapping[int, int],
+    floors: Mapping[int, int], published: Mapping[int, int],
 ) -> None:  # fmt: skip
     """store.write, in which alone these errors say that the data of a record is at fault."""
     try:
-        await store.write(connection, working, outcome, advanced, floors)
+        await store.write(connection, working, outcome, advanced, floors, published=published)
     except NOT_ENCODABLE as error:
         raise _NotEncodable(reason(error)) from error
 

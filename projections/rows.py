@@ -262,10 +262,10 @@ def review_values(one: Review) -> Values:
     )  # fmt: skip
 
 
-def changeset_values(folded: Folded) -> Values:
+def changeset_values(folded: Folded, *, keeps_events: bool = True) -> Values:
     """A row of `changesets`. The redrive has the events of what it freed; there is nothing to keep for that itself."""
     place = folded.place
-    kept = None if folded.redriven_by is not None else compressed(folded.block)
+    kept = compressed(folded.block) if keeps_events and folded.redriven_by is None else None
     return (
         place.partition, place.offset, place.changeset, folded.item_id, place.user, folded.kind, folded.type,
         _json(folded.cause), _json(folded.counts), _json(folded.not_effective), len(folded.net_events),

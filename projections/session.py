@@ -3,6 +3,7 @@
 import asyncpg
 
 from projections import store
+from projections.tables import SCHEMA
 from runtime.postgres import CONNECT_TIMEOUT_S, NO_ROLE, no_role, server_settings
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
@@ -11,10 +12,15 @@ CLOSE_S = 5.0
 
 
 class Session:
-    """One prepared connection. A pool would reset it after each batch, a round trip more."""
+    """One prepared connection to the tables of `schema`. A pool would reset it after each batch, a round trip more.
 
-    def __init__(self, settings: Settings) -> None:
+    `durable` False: a crash of Postgres may lose what was committed last, tables and position together.
+    """
+
+    def __init__(self, settings: Settings, *, schema: str = SCHEMA, durable: bool = True) -> None:
         self._settings = settings
+        self._schema = schema
+        self._durable = durable
         self._connection: asyncpg.Connection | None = None
 
     async def connection(self) -> asyncpg.Connection:
@@ -56,7 +62,9 @@ class Session:
             command_timeout=settings.statement_timeout_s + 5.0,
             # The planner learns nothing from arrays: a plan made once is as good, and costs nothing the next time.
             server_settings={
-                **server_settings(settings, "projections", role=settings.projector_role),
+                # This schema alone: where it is gone, no table of another one stands in for its own.
+                **server_settings(settings, "projections", role=settings.projector_role, search_path=self._schema),
+                **({} if self._durable else {"synchronous_commit": "off"}),
                 "plan_cache_mode": "force_generic_plan",
             },
         )

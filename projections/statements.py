@@ -12,7 +12,6 @@ from sqlalchemy import MetaData
 from sqlalchemy.dialects import postgresql
 
 from projections import rows, tables
-from projections.tables import SCHEMA
 from runtime import tables as control
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -38,8 +37,14 @@ class Target(NamedTuple):
         source = f"unnest({parameters})" if form == MANY else f"(VALUES ({parameters}))"
         return self.sql.format(
             source=f"{source} AS u({listed(self.columns)})", columns=listed(self.columns),
-            changes=_changes(self.columns), table=f'{self.metadata.schema}."{self.table}"',
+            changes=_changes(self.columns), table=self._table(),
         )  # fmt: skip
+
+    def _table(self) -> str:
+        """A projection's table is the one that the session's search_path leads to."""
+        if self.metadata is tables.metadata:
+            return f'"{self.table}"'
+        return f'{self.metadata.schema}."{self.table}"'
 
 
 ONE, MANY = "${number}::{kind}", "${number}::{kind}[]"
@@ -68,10 +73,10 @@ _UPDATE_COLUMNS = tuple(
 )  # fmt: skip
 _UPDATED = ", ".join(f'"{name}" = u."{name}"' for name in _UPDATE_COLUMNS)
 
-UPDATE_STAGED = f"UPDATE {SCHEMA}.transactions t SET {_UPDATED} FROM {CHANGED} u WHERE t.own_id = u.own_id"
+UPDATE_STAGED = f"UPDATE transactions t SET {_UPDATED} FROM {CHANGED} u WHERE t.own_id = u.own_id"
 STAGING = f"""
 CREATE TEMPORARY TABLE IF NOT EXISTS {CHANGED} ON COMMIT DELETE ROWS
-    AS SELECT {listed(rows.TRANSACTION_COLUMNS)} FROM {SCHEMA}.transactions WITH NO DATA"""
+    AS SELECT {listed(rows.TRANSACTION_COLUMNS)} FROM transactions WITH NO DATA"""
 
 INSERT_TRANSACTIONS = Target("new", tables.metadata, "transactions", rows.TRANSACTION_COLUMNS, _INSERT)
 UPDATE_TRANSACTIONS = Target(

@@ -15,7 +15,6 @@ from projections.known import PARKED_BY
 from projections.rows import Values, moment
 from projections.state import IdentityLink, WorkingSet
 from projections.statements import Target
-from projections.tables import SCHEMA
 
 ONE_STATEMENT_ROWS_MAX = 500
 """Up to this many rows of a table go into the one statement; above it COPY costs less than arrays of values."""
@@ -44,15 +43,16 @@ async def ensure_positions(connection: asyncpg.Connection | asyncpg.Pool, partit
 
 async def write(
     connection: asyncpg.Connection, working: WorkingSet, admission: Admission, advanced: Sequence[Advanced],
-    floors: Mapping[int, int],
+    floors: Mapping[int, int], *, published: Mapping[int, int] | None = None,
 ) -> None:  # fmt: skip
     """Write all that a batch caused, in the transaction that holds the position locks.
 
+    Shape: `published` has offsets by partition; of changesets below, only digest and count of the events are kept.
     Raises: asyncpg's errors; those of its data (asyncpg.DataError and kin) concern single records.
     """
     small: list[tuple[Target, Iterable[Values]]] = []
     if len(working.new) > ONE_STATEMENT_ROWS_MAX:
-        await _copy(connection, SCHEMA, "transactions", rows.TRANSACTION_COLUMNS,
+        await _copy(connection, "transactions", rows.TRANSACTION_COLUMNS,
                     rows.transactions_copied(working.new))  # fmt: skip
     else:
         small.append((statements.INSERT_TRANSACTIONS, map(rows.transaction_values, working.new)))
@@ -61,28 +61,29 @@ async def write(
         # Each handed its id of Plaid's on, and the unique index may be shown the new holder first.
         await connection.execute(_HANDED_ON, ended)
     if len(changed) > ONE_STATEMENT_ROWS_MAX:
-        await _copy(connection, None, statements.CHANGED, rows.TRANSACTION_COLUMNS,
+        await _copy(connection, statements.CHANGED, rows.TRANSACTION_COLUMNS,
                     rows.transactions_copied(changed))  # fmt: skip
         await connection.execute(statements.UPDATE_STAGED)
     else:
         small.append((statements.UPDATE_TRANSACTIONS, map(rows.transaction_values, changed)))
     transfers = working.book.transfers
     if len(transfers) > ONE_STATEMENT_ROWS_MAX:
-        await _copy(connection, SCHEMA, "ledger_transfers", rows.TRANSFER_COLUMNS, rows.transfers_copied(transfers))
+        await _copy(connection, "ledger_transfers", rows.TRANSFER_COLUMNS, rows.transfers_copied(transfers))
     else:
         small.append((statements.INSERT_TRANSFERS, map(rows.transfer_values, transfers)))
     if len(working.versions) > ONE_STATEMENT_ROWS_MAX:
-        await _copy(connection, SCHEMA, "transaction_versions", rows.VERSION_COLUMNS,
+        await _copy(connection, "transaction_versions", rows.VERSION_COLUMNS,
                     rows.versions_copied(working.versions))  # fmt: skip
     else:
         small.append((statements.VERSIONS, map(rows.version_values, working.versions)))
-    small += _few(working, admission, advanced, floors)
+    small += _few(working, admission, advanced, floors, published or {})
     await _in_one_statement(connection, small)
 
 
 def _few(
-    working: WorkingSet, admission: Admission, advanced: Sequence[Advanced], floors: Mapping[int, int]
-) -> list[tuple[Target, Iterable[Values]]]:
+    working: WorkingSet, admission: Admission, advanced: Sequence[Advanced], floors: Mapping[int, int],
+    published: Mapping[int, int],
+) -> list[tuple[Target, Iterable[Values]]]:  # fmt: skip
     """The tables of which a batch touches few rows."""
     described = [account for account in working.book.accounts.values() if account.meaning is not None]
     new_parts, old_parts = _parts(working)
@@ -91,7 +92,10 @@ def _few(
         (statements.LEDGER_BALANCES, rows.ledger_balance_values(working)),
         (statements.ACCOUNTS, map(rows.account_values, working.changed_accounts.values())),
         (statements.ITEMS, map(rows.item_values, working.changed_items.values())),
-        (statements.CHANGESETS, map(rows.changeset_values, working.folded)),
+        (statements.CHANGESETS, [
+            rows.changeset_values(folded, keeps_events=folded.place.offset >= published.get(folded.place.partition, 0))
+            for folded in working.folded
+        ]),
         (statements.ACCOUNT_VERSIONS, map(rows.account_version_values, working.account_versions)),
         (statements.LINKS, map(rows.link_values, _last(working.links))),
         (statements.REVIEWS, map(rows.review_values, working.changed_reviews.values())),
@@ -147,12 +151,8 @@ async def _in_one_statement(connection: asyncpg.Connection, small: Iterable[tupl
         await connection.execute(statements.combined(tuple(parts)), *arguments)
 
 
-async def _copy(
-    connection: asyncpg.Connection, schema: str | None, table: str, columns: Sequence[str], copied: Iterator[bytes]
-) -> None:
-    await connection.copy_to_table(
-        table, schema_name=schema, columns=columns, source=_chunks(copied), format="binary"
-    )  # fmt: skip
+async def _copy(connection: asyncpg.Connection, table: str, columns: Sequence[str], copied: Iterator[bytes]) -> None:
+    await connection.copy_to_table(table, columns=columns, source=_chunks(copied), format="binary")
 
 
 async def _chunks(copied: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -168,8 +168,8 @@ async def _chunks(copied: Iterator[bytes]) -> AsyncIterator[bytes]:
     yield b"".join(gathered)
 
 
-_HANDED_ON = f"UPDATE {SCHEMA}.transactions SET chained = false WHERE own_id = ANY($1::bytea[]) AND chained"
+_HANDED_ON = "UPDATE transactions SET chained = false WHERE own_id = ANY($1::bytea[]) AND chained"
 
-_POSITIONS = f"""
-INSERT INTO {SCHEMA}.positions (partition, position) SELECT number, 0 FROM generate_series(0, $1::int - 1) AS number
+_POSITIONS = """
+INSERT INTO positions (partition, position) SELECT number, 0 FROM generate_series(0, $1::int - 1) AS number
 ON CONFLICT DO NOTHING"""

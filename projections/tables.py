@@ -26,13 +26,26 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-VERSION = 1
+from runtime.postgres import LIVE_SCHEMA
+
+FOLD = 1
 """Number of the fold: raised when the same log gives other rows or net events."""
-SCHEMA = f"projection_{VERSION}"
+SCHEMA, NEXT, OLD = LIVE_SCHEMA, "projection_next", "projection_old"
+"""Schemas of the live version, of the one that a rebuild fills, and of the one that was live before: a swap of
+versions renames them. A session's search_path says in which of them the tables' unqualified names are found."""
 READS_SCHEMA = "reads"
 """Views over the live version: what readers use, so that a swap of versions is a swap of views."""
 
 metadata = MetaData(schema=SCHEMA)
+
+version = Table(
+    "version",
+    MetaData(schema=SCHEMA),
+    Column("number", Integer, primary_key=True, autoincrement=False, comment="1 for the first, one more a rebuild"),
+    Column("fold", Integer, nullable=False, comment="FOLD of the code that fills these tables"),
+    Column("made_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+)
+"""One row: which version the tables of a schema are. It goes along when the schema is renamed, and is in no digest."""
 
 _EMPTY = text("'{}'::jsonb")
 

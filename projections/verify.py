@@ -16,7 +16,6 @@ from projections.invariants import EXAMPLES_MAX, INVARIANTS
 from projections.ledger import Book
 from projections.postings import posted
 from projections.state import Row
-from projections.tables import SCHEMA
 from schemas.errors import Quarantine
 from schemas.ids import opening_id
 
@@ -134,19 +133,19 @@ async def _events(connection: asyncpg.Connection) -> dict[str, Finding]:
 _ROWS = f"""
 SELECT t.own_id, t.item_id, t.user_number, t.transaction_id, t.chained, t.words, t.words_schema, t.removed_at,
        t.user_fields, t.review, {", ".join(f't."{name}"' for name in words.COLUMNS)}, l.debits, l.credits, l.amounts
-  FROM {SCHEMA}.transactions t LEFT JOIN LATERAL (
+  FROM transactions t LEFT JOIN LATERAL (
        SELECT array_agg(debit ORDER BY number) AS debits, array_agg(credit ORDER BY number) AS credits,
               array_agg(amount ORDER BY number) AS amounts
-         FROM {SCHEMA}.ledger_transfers l WHERE l.own_id = t.own_id AND l.number > t.transfers - t.legs) l ON true"""
+         FROM ledger_transfers l WHERE l.own_id = t.own_id AND l.number > t.transfers - t.legs) l ON true"""
 
 # Transfers of no transaction: those of openings.
 _UNNAMED = f"""
 SELECT l.own_id, count(*) AS found, min(l.changeset) AS changeset,
        bool_and(l.effective = '-infinity' AND l.layer = '{ledger.POSTED}' AND l.reverses IS NULL) AS is_opening
-  FROM {SCHEMA}.ledger_transfers l
- WHERE NOT EXISTS (SELECT FROM {SCHEMA}.transactions t WHERE t.own_id = l.own_id) GROUP BY l.own_id"""
+  FROM ledger_transfers l
+ WHERE NOT EXISTS (SELECT FROM transactions t WHERE t.own_id = l.own_id) GROUP BY l.own_id"""
 
-_ACCOUNTS = f"SELECT item_id, account_id, user_number, opened, opening_transfers FROM {SCHEMA}.accounts"
+_ACCOUNTS = "SELECT item_id, account_id, user_number, opened, opening_transfers FROM accounts"
 
-_EVENTS = f"""
-SELECT partition, source_offset, digest, net_events, events FROM {SCHEMA}.changesets WHERE events IS NOT NULL"""
+_EVENTS = """
+SELECT partition, source_offset, digest, net_events, events FROM changesets WHERE events IS NOT NULL"""

@@ -12,6 +12,9 @@ from schemas.errors import Halt, Retry
 CONTROL_SCHEMA = "tartan"
 """Schema of what is primary or operational: users and keys, tokens, sync_state, heads, positions, parkings."""
 
+LIVE_SCHEMA = "projection"
+"""Schema of the derived tables that readers see and whose events are published."""
+
 CONNECT_TIMEOUT_S = 15.0
 IDLE_LIFETIME_S = 300.0
 
@@ -97,13 +100,15 @@ def no_role(role: str, error: Exception) -> str:
     return f"cannot act as the role {role} ({error}): run `tartan migrate`, which makes it or says who has to"
 
 
-def server_settings(settings: Settings, stage: str, *, role: str | None = None) -> dict[str, str]:
+def server_settings(
+    settings: Settings, stage: str, *, role: str | None = None, search_path: str = f"{LIVE_SCHEMA}, {CONTROL_SCHEMA}"
+) -> dict[str, str]:
     """The session settings of a stage's connections, which act as `role` where one is given."""
     return {
         **({} if role is None else {"role": role}),
         "application_name": f"tartan-{stage}-{settings.instance_id}"[:63],
         "timezone": "UTC",
-        "search_path": CONTROL_SCHEMA,
+        "search_path": search_path,
         "lock_timeout": f"{int(settings.lock_timeout_s * 1000)}",
         "statement_timeout": f"{int(settings.statement_timeout_s * 1000)}",
         "transaction_timeout": f"{int(settings.transaction_timeout_s * 1000)}",

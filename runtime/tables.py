@@ -360,6 +360,20 @@ dead_letters = Table(
     Index("dead_letters_parked_at", "parked_at"),  # the rate that stops a consumer; purge
 )  # fmt: skip
 
+rebuilds = Table(
+    "rebuilds",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False, comment="of the version that it makes"),
+    Column("fold", Integer, nullable=False),
+    Column("state", Text, nullable=False, comment="loading, loaded, live, old, dropped"),
+    Column("floors", JSONB, nullable=False, comment="by partition: below this offset encoded events are not kept"),
+    _moment("started_at", nullable=False),
+    _moment("loaded_at"),
+    _moment("swapped_at"),
+    _moment("dropped_at"),
+    Column("result", JSONB, comment="counts, seconds, and how it differs from the version that was live"),
+)
+
 facts = Table(
     "facts",
     metadata,

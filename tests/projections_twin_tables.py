@@ -92,26 +92,26 @@ _QUERIES = {
     "transactions": """
         SELECT own_id, item_id, transaction_id, chained, version, transfers, first_changeset, last_changeset, known_at,
                enriched_at, removed_at, missing_since, user_fields, legs, review, words
-          FROM projection_1.transactions""",
+          FROM projection.transactions""",
     "transfers": """SELECT own_id, number, debit, credit, amount, layer, reverses, changeset
-                      FROM projection_1.ledger_transfers""",
-    "balances": "SELECT account, layer, debits, credits FROM projection_1.ledger_balances",
+                      FROM projection.ledger_transfers""",
+    "balances": "SELECT account, layer, debits, credits FROM projection.ledger_balances",
     "accounts": """
         SELECT item_id, account_id, cached_words, realtime_words, source, version, known_at, opened, opening_transfers,
-               continues_item, continues_account, continued_by_item, continued_by_account FROM projection_1.accounts""",
+               continues_item, continues_account, continued_by_item, continued_by_account FROM projection.accounts""",
     "items": """
         SELECT item_id, head, unlinked, transaction_rows, missing_rows, missing_since, has_twins,
-               coalesce(waiting_edits, '{}') FROM projection_1.items""",
+               coalesce(waiting_edits, '{}') FROM projection.items""",
     "versions": """
         SELECT own_id, version, item_id, transaction_id, words, user_fields, removed_at, review, changeset,
-               until_changeset FROM projection_1.transaction_versions""",
+               until_changeset FROM projection.transaction_versions""",
     "account_versions": """SELECT item_id, account_id, version, source, words, changeset
-                             FROM projection_1.account_versions""",
+                             FROM projection.account_versions""",
     "links": """SELECT item_id, transaction_id, own_id, rule, score, evidence, changeset
-                  FROM projection_1.identity_links""",
+                  FROM projection.identity_links""",
     "reviews": """SELECT id, item_id, own_id, candidates, state, chosen, changeset, decided
-                    FROM projection_1.reviews""",
-    "changesets": "SELECT source_offset, digest, not_effective, redriven_by FROM projection_1.changesets",
+                    FROM projection.reviews""",
+    "changesets": "SELECT source_offset, digest, not_effective, redriven_by FROM projection.changesets",
     "parkings": "SELECT item_id, first_offset, redrive_offset FROM tartan.parkings",
 }
 """Each in the order of the memory's tuples."""

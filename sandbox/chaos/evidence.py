@@ -13,6 +13,7 @@ import asyncpg
 from aiokafka.errors import KafkaError
 
 from projections import digests
+from projections.tables import SCHEMA
 from sandbox.chaos.schedule import Run
 from sandbox.chaos.topics import whole
 from sandbox.chaos.world import ChaosWorld
@@ -64,7 +65,8 @@ async def _topics(world: ChaosWorld, folder: Path) -> None:
 async def _tables(world: ChaosWorld, folder: Path) -> None:
     """The derived tables, and those that say what is due and parked."""
     assert world.cluster.postgres is not None
-    connection = await asyncpg.connect(world.cluster.postgres.dsn(DATABASE), timeout=KEEP_S_MAX)
+    dsn = world.cluster.postgres.dsn(DATABASE)
+    connection = await asyncpg.connect(dsn, timeout=KEEP_S_MAX, server_settings={"search_path": SCHEMA})
     try:
         derived = await digests.full_rows(connection)
         tables = {name: [str(row) for row in rows] for name, rows in derived.items()}

@@ -49,7 +49,7 @@ def test_the_last_line_is_one_object_and_the_exit_code_says_whether_all_holds(
     assert (code, told["violations"]) == (0, 0)
     assert told["checked"] == sum(one["checked"] for one in told["invariants"].values()) > 0
 
-    finish(projected.alter("UPDATE projection_1.transactions SET name = 'another'"))
+    finish(projected.alter("UPDATE projection.transactions SET name = 'another'"))
     code, out = verified(monkeypatch, capsys, "--json")
     told = json.loads(out.splitlines()[-1])
     assert (code, told["violations"]) == (1, 1)

@@ -34,7 +34,10 @@ def story() -> Log:
     return log
 
 
-async def run(world: World, crash_at: str | None) -> asyncio.subprocess.Process:  # noqa: F811
+async def run(
+    world: World, crash_at: str | None, *, first: str = "", **more: str  # noqa: F811
+) -> asyncio.subprocess.Process:  # fmt: skip
+    """Start `tartan projections`. `first`: what Python does before; `more`: further variables of its environment."""
     settings = world.settings
     environment = {
         **os.environ,
@@ -42,12 +45,14 @@ async def run(world: World, crash_at: str | None) -> asyncio.subprocess.Process:
         "TARTAN_POSTGRES_DSN": settings.postgres_dsn.get_secret_value(), "TARTAN_PARTITIONS": str(PARTITIONS),
         "TARTAN_KEY_ENCRYPTION_KEY": base64.b64encode(KEY).decode(), "TARTAN_INTERNAL_PORT": "0",
         "TARTAN_BATCH_RECORDS_MAX": "2",  # several batches, so that a crash finds others under way
+        **more,
     }  # fmt: skip
     if crash_at is not None:
         environment[VARIABLE] = crash_at
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "import cli; cli.main()", "projections", env=environment
-    )
+        sys.executable, "-c", f"import cli\n{first}\ncli.main()", "projections",
+        env=environment, stdin=asyncio.subprocess.PIPE,
+    )  # fmt: skip
 
 
 @pytest.fixture

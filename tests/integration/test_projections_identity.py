@@ -48,9 +48,9 @@ async def _same(postgres: Postgres, bank: Bank, cuts: list[int]) -> None:
         assert await digests.full_rows(connection) == await digests.full_rows(await cut_up.connection())
         assert await digests.ledger_problems(connection) == []
         assert verify.totals(await verify.verify(connection))["violations"] == 0
-        stored = await connection.fetch("SELECT * FROM projection_1.transactions")
-        links = await connection.fetch("SELECT * FROM projection_1.identity_links")
-        reviews = await connection.fetch("SELECT * FROM projection_1.reviews")
+        stored = await connection.fetch("SELECT * FROM projection.transactions")
+        links = await connection.fetch("SELECT * FROM projection.identity_links")
+        reviews = await connection.fetch("SELECT * FROM projection.reviews")
     assert {_row(row) for row in memory.rows.values()} == {
         (row["own_id"], row["item_id"], row["transaction_id"], row["version"], row["transfers"], row["legs"],
          row["review"], row["removed_at"] is None, row["words"])
@@ -80,7 +80,7 @@ async def test_a_login_that_is_linked_again_is_in_the_ledger_once(postgres: Post
         assert await digests.full_rows(connection) == await digests.full_rows(await cut_up.connection())
         assert verify.totals(await verify.verify(connection))["violations"] == 0
         counted, held = await connection.fetchrow(
-            "SELECT count(*) FILTER (WHERE review IS NULL), count(review) FROM projection_1.transactions"
+            "SELECT count(*) FILTER (WHERE review IS NULL), count(review) FROM projection.transactions"
             " WHERE removed_at IS NULL"
         )
         assert (counted, held < 15) == (300, True)
@@ -95,7 +95,7 @@ async def test_a_login_that_is_linked_again_is_in_the_ledger_once(postgres: Post
 
 _BANKED = """
 SELECT a.reference, sum(b.debits - b.credits) / 1e8 AS balance
-  FROM projection_1.ledger_balances b JOIN projection_1.ledger_accounts a ON a.id = b.account
+  FROM projection.ledger_balances b JOIN projection.ledger_accounts a ON a.id = b.account
  WHERE a.kind = 'bank' AND b.layer = 'posted' GROUP BY a.reference"""
 
 
@@ -112,7 +112,7 @@ async def test_a_held_transaction_that_posted_hands_its_id_on(postgres: Postgres
     async with fresh(postgres, "handed_on") as database:
         await database.project(log.records, range(len(log.records)))
         connection = await database.connection()
-        held = await connection.fetchrow("SELECT * FROM projection_1.transactions WHERE review IS NOT NULL")
+        held = await connection.fetchrow("SELECT * FROM projection.transactions WHERE review IS NOT NULL")
         assert (held["transaction_id"], held["chained"]) == ("q", True)
 
         made = Decision(
@@ -121,7 +121,7 @@ async def test_a_held_transaction_that_posted_hands_its_id_on(postgres: Postgres
         log.free("B", [(DECISION_MADE, catalogue.DECISION, codec.encode(made))], type=gate.DECISION)
         await database.project(log.records[-1:])
 
-        rows = await connection.fetch("SELECT * FROM projection_1.transactions WHERE transaction_id = 'q'")
+        rows = await connection.fetch("SELECT * FROM projection.transactions WHERE transaction_id = 'q'")
         assert [(row["own_id"], row["removed_at"]) for row in rows] == [(own_id("a0", salt=b"A"), None)]
         assert await connection.fetchval("SELECT count(*) FROM tartan.parkings") == 0
         assert verify.totals(await verify.verify(connection))["violations"] == 0

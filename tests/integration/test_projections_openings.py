@@ -34,5 +34,5 @@ async def test_an_opening_is_the_same_by_copy_and_by_arrays_and_before_every_dat
             ]  # fmt: skip
 
 
-_OPENINGS = """SELECT amount, number, effective = '-infinity' FROM projection_1.ledger_transfers
+_OPENINGS = """SELECT amount, number, effective = '-infinity' FROM projection.ledger_transfers
                 WHERE own_id = ANY($1::bytea[]) ORDER BY amount"""

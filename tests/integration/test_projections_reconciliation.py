@@ -196,7 +196,7 @@ async def test_an_account_that_is_gone_leaves_nothing_behind(world: World) -> No
 
     connection = await world.connection()
     await connection.execute("RESET ROLE")
-    await connection.execute("DELETE FROM projection_1.accounts")
+    await connection.execute("DELETE FROM projection.accounts")
     assert await reconciliation.check(connection, [world.key], alert_after_s=DAY_S) == []
 
     assert await connection.fetchval("SELECT count(*) FROM tartan.discrepancies") == 0
@@ -236,7 +236,7 @@ async def test_a_gap_between_ledger_and_rows_is_a_fault_of_ours(world: World) ->
     connection = await world.connection()
     await connection.execute("RESET ROLE")
     await connection.execute(
-        """UPDATE projection_1.ledger_balances b SET debits = debits + 1 FROM projection_1.ledger_accounts a
+        """UPDATE projection.ledger_balances b SET debits = debits + 1 FROM projection.ledger_accounts a
             WHERE a.id = b.account AND a.kind = 'bank' AND b.layer = 'posted'"""
     )
 

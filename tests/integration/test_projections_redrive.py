@@ -112,18 +112,18 @@ async def _is_the_memorys(database: Database, trouble: Trouble) -> None:
     assert await parkings(database) == memory.full()["parked"]
     assert [tuple(row) for row in await connection.fetch(
         "SELECT own_id, version, transfers, last_changeset, removed_at IS NULL, missing_since"
-        " FROM projection_1.transactions ORDER BY own_id"
+        " FROM projection.transactions ORDER BY own_id"
     )] == sorted(
         (row.own_id, row.version, row.transfers, row.last_changeset, row.removed_at is None, row.missing_since)
         for row in memory.rows.values()
     )  # fmt: skip
     assert [tuple(row) for row in await connection.fetch(
-        "SELECT source_offset, id, net_events, redriven_by FROM projection_1.changesets ORDER BY 1"
+        "SELECT source_offset, id, net_events, redriven_by FROM projection.changesets ORDER BY 1"
     )] == sorted(
         (one.place.offset, one.place.changeset, len(one.net_events), one.redriven_by) for one in memory.folded
     )  # fmt: skip
     assert [tuple(row) for row in await connection.fetch(
-        "SELECT item_id, missing_rows, missing_since FROM projection_1.items ORDER BY 1"
+        "SELECT item_id, missing_rows, missing_since FROM projection.items ORDER BY 1"
     )] == sorted(
         (item.item_id, item.missing_rows, item.missing_since) for item in memory.items.values() if item.gate.head
     )  # fmt: skip
@@ -136,14 +136,14 @@ async def test_a_redrive_folds_what_was_withheld_and_ends_the_parking(database: 
     log.sync("A", *modified(transaction("T", "11")))
     await park(database, "A", 1)
     await database.project(log.records)
-    assert await column(database, "SELECT source_offset FROM projection_1.withheld ORDER BY 1") == [1, 2]
+    assert await column(database, "SELECT source_offset FROM projection.withheld ORDER BY 1") == [1, 2]
 
     log.redrive("A")
     await database.project(log.records)
 
     connection = await database.connection()
     assert await parkings(database) == [("A", 1, 3)]
-    assert await column(database, "SELECT source_offset FROM projection_1.withheld") == []
+    assert await column(database, "SELECT source_offset FROM projection.withheld") == []
     assert await column(database, "SELECT redriven_by FROM reads.changesets ORDER BY source_offset") == [
         None, 3, 3, None,
     ]  # fmt: skip
@@ -183,7 +183,7 @@ async def test_a_redrive_that_fails_again_leaves_all_as_it_was(
         await single.project(log.records, range(len(log.records)))
 
         assert await parkings(whole) == [("A", 2, 5), ("A", 5, 7), ("A", 7, None)]
-        assert await column(whole, "SELECT source_offset FROM projection_1.withheld ORDER BY 1") == [2, 3, 6]
+        assert await column(whole, "SELECT source_offset FROM projection.withheld ORDER BY 1") == [2, 3, 6]
         assert await column(whole, "SELECT transaction_id FROM reads.transactions") == ["T"]
         assert await column(whole, "SELECT net_events FROM reads.changesets WHERE type = 'redrive'") == [0, 0]
         assert await digests.full_rows(await whole.connection()) == await digests.full_rows(await single.connection())
@@ -408,7 +408,7 @@ async def test_what_was_redriven_does_not_hold_up_the_expiry(
     await database.project(log.records)
     connection = await database.connection()
     await connection.execute("INSERT INTO tartan.floors (partition, published) VALUES (0, 6)")
-    await connection.execute("UPDATE projection_1.changesets SET known_at = now() WHERE source_offset IN (1, 5)")
+    await connection.execute("UPDATE projection.changesets SET known_at = now() WHERE source_offset IN (1, 5)")
 
     async with asyncpg.create_pool(database.dsn, min_size=0, max_size=1) as pool:
         await expiry.Expiry(pool).run()

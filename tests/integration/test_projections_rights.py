@@ -19,9 +19,9 @@ from tests.projections_database import Database, fresh
 from tests.projections_log import Log, added, transaction
 
 CHANGES = (
-    "UPDATE projection_1.ledger_transfers SET amount = amount + 1",
-    "DELETE FROM projection_1.ledger_transfers",
-    "TRUNCATE projection_1.ledger_transfers",
+    "UPDATE projection.ledger_transfers SET amount = amount + 1",
+    "DELETE FROM projection.ledger_transfers",
+    "TRUNCATE projection.ledger_transfers",
 )
 
 
@@ -43,7 +43,7 @@ async def test_the_projectors_session_has_no_right_to_change_a_transfer(projecte
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await connection.execute(change)
 
-    assert await connection.fetchval("SELECT count(*) FROM projection_1.ledger_transfers") == 1
+    assert await connection.fetchval("SELECT count(*) FROM projection.ledger_transfers") == 1
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -59,10 +59,10 @@ async def test_the_trigger_refuses_it_to_the_owner_too(projected: Database, chan
 async def test_the_role_that_erases_deletes_and_does_nothing_else(projected: Database) -> None:
     connection = await asyncpg.connect(projected.dsn, server_settings={"role": projected.settings.eraser_role})
     try:
-        for change in (CHANGES[0], CHANGES[2], "SELECT FROM projection_1.transactions", "SELECT FROM tartan.users"):
+        for change in (CHANGES[0], CHANGES[2], "SELECT FROM projection.transactions", "SELECT FROM tartan.users"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await connection.execute(change)
-        assert await connection.execute("DELETE FROM projection_1.ledger_transfers WHERE user_number = 1") == "DELETE 1"
+        assert await connection.execute("DELETE FROM projection.ledger_transfers WHERE user_number = 1") == "DELETE 1"
     finally:
         await connection.close()
 

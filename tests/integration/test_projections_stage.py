@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from projections import app, digests
 from projections.migrate import migrate
+from projections.tables import SCHEMA
 from runtime import dead_letters
 from runtime import topics as cluster
 from runtime.kafka import Appender, Outgoing, connection, partition_of
@@ -115,7 +116,7 @@ async def world(kafka_address: str, topic_prefix: str, database: str) -> AsyncIt
     )  # type: ignore[arg-type]  # fmt: skip
     await asyncio.to_thread(migrate, database)
     await cluster.apply(settings)
-    tables = await asyncpg.connect(database)
+    tables = await asyncpg.connect(database, server_settings={"search_path": SCHEMA})
     for user in (1, 2, 3):
         wrapped = Vault(KEY).wrap_data_key(user.to_bytes(32, "big"), user=user, generation=FIRST_GENERATION)
         await tables.execute(
@@ -221,7 +222,7 @@ async def test_poison_parks_its_item_and_the_others_go_on(world: World) -> None:
     parked = await world.tables.fetch("SELECT item_id, reason FROM tartan.parkings ORDER BY 1")
     assert [row["item_id"] for row in parked] == ["huge", "null", "sealed"]
     assert all("a\x00b" not in row["reason"] for row in parked)
-    withheld = await world.tables.fetch("SELECT item_id FROM projection_1.withheld ORDER BY item_id, source_offset")
+    withheld = await world.tables.fetch("SELECT item_id FROM projection.withheld ORDER BY item_id, source_offset")
     assert [row["item_id"] for row in withheld] == ["huge", "null", "null", "sealed"]
 
 
@@ -275,8 +276,8 @@ async def test_a_redrive_publishes_what_was_withheld_at_its_own_place(world: Wor
 
 async def test_transfers_can_only_be_inserted(world: World) -> None:
     for statement in (
-        "UPDATE projection_1.ledger_transfers SET amount = 1",
-        "DELETE FROM projection_1.ledger_transfers",
+        "UPDATE projection.ledger_transfers SET amount = 1",
+        "DELETE FROM projection.ledger_transfers",
     ):
         with pytest.raises(asyncpg.RestrictViolationError):
             await world.tables.execute(statement)
@@ -309,7 +310,7 @@ async def test_a_start_forgets_events_that_no_topic_has_any_more(world: World) -
     async with projecting(world):
         await world.until_projected(2)
     await world.tables.execute(
-        "UPDATE projection_1.changesets SET known_at = now() - interval '31 days' * (1 - source_offset)"
+        "UPDATE projection.changesets SET known_at = now() - interval '31 days' * (1 - source_offset)"
     )
 
     async def forgotten() -> bool:

@@ -167,7 +167,7 @@ async def test_an_error_that_no_record_causes_escapes(database: Database) -> Non
     log = Log()
     log.link("A")
     log.link("B")
-    await database.alter("ALTER TABLE projection_1.positions RENAME TO elsewhere")
+    await database.alter("ALTER TABLE projection.positions RENAME TO elsewhere")
 
     with pytest.raises(asyncpg.UndefinedTableError):
         await database.project(log.records)
@@ -179,7 +179,7 @@ async def test_a_schema_that_lacks_a_column_parks_nobody(database: Database) -> 
     await database.project(log.records)
     log.sync("A", *added(transaction("T")))
     connection = await database.connection()
-    await database.alter("ALTER TABLE projection_1.transactions RENAME COLUMN logo_url TO elsewhere")
+    await database.alter("ALTER TABLE projection.transactions RENAME COLUMN logo_url TO elsewhere")
 
     with pytest.raises(asyncpg.UndefinedColumnError):
         await database.project(log.records[1:])
@@ -198,10 +198,10 @@ async def test_an_error_that_is_none_of_data_parks_nobody(
     log.link("A")
     write = store.write
 
-    async def failing(connection: asyncpg.Connection, working: WorkingSet, *rest: object) -> None:
+    async def failing(connection: asyncpg.Connection, working: WorkingSet, *rest: object, **more: object) -> None:
         if working.folded:
             raise error
-        await write(connection, working, *rest)  # type: ignore[arg-type]
+        await write(connection, working, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store, "write", failing)
     with pytest.raises(type(error)):
@@ -264,7 +264,7 @@ async def test_a_column_more_than_this_code_knows_stops_nothing(database: Databa
     log.link("A", 1, *balance(account()))
     log.sync("A", *added(transaction("T")))
     await database.project(log.records)
-    await database.alter(f"ALTER TABLE projection_1.{table} ADD COLUMN later text DEFAULT ''")
+    await database.alter(f"ALTER TABLE projection.{table} ADD COLUMN later text DEFAULT ''")
 
     log.sync("A", *modified(transaction("T", "11")), *balance(account(current="1")))
     await run(database, log.records[2:])
@@ -279,7 +279,7 @@ async def test_control_names_its_columns(database: Database) -> None:
     log.link("A")
     await database.project(log.records)
     connection = await database.connection()
-    await database.alter("ALTER TABLE projection_1.items ADD COLUMN later text")
+    await database.alter("ALTER TABLE projection.items ADD COLUMN later text")
 
     log.sync("A")
     await database.project(log.records[1:])
@@ -299,7 +299,7 @@ async def test_a_batch_that_takes_too_long_is_halved(
         await made.alter(
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
             " 'BEGIN PERFORM pg_sleep(0.1); RETURN new; END';"
-            "CREATE TRIGGER slow BEFORE INSERT ON projection_1.changesets FOR EACH ROW EXECUTE FUNCTION slow()"
+            "CREATE TRIGGER slow BEFORE INSERT ON projection.changesets FOR EACH ROW EXECUTE FUNCTION slow()"
         )
         hasty = Database(
             made.dsn, lock_timeout_s=0.5, statement_timeout_s=0.5, transaction_timeout_s=transaction_timeout_s
@@ -338,7 +338,7 @@ async def test_events_are_forgotten_below_the_floor_when_no_topic_has_them(
         log.sync("A", *added(transaction(f"T{number}")))
     await database.project(log.records)
     connection = await database.connection()
-    await connection.execute("UPDATE projection_1.changesets SET known_at = now() WHERE source_offset >= 8")
+    await connection.execute("UPDATE projection.changesets SET known_at = now() WHERE source_offset >= 8")
     monkeypatch.setattr(expiry, "ROWS_MAX", 3)
 
     async def kept() -> list[int]:
@@ -360,12 +360,12 @@ async def test_events_are_forgotten_below_the_floor_when_no_topic_has_them(
         await Expiry(pool).run()
         assert await kept() == [8, 9]
 
-        await connection.execute("UPDATE projection_1.changesets SET known_at = now() - interval '29 days 23 hours'"
+        await connection.execute("UPDATE projection.changesets SET known_at = now() - interval '29 days 23 hours'"
                                  " WHERE source_offset = 8")  # fmt: skip
         await purge.run()
         assert await kept() == [8, 9]
 
-        await connection.execute("UPDATE projection_1.changesets SET known_at = known_at - interval '1 hour'"
+        await connection.execute("UPDATE projection.changesets SET known_at = known_at - interval '1 hour'"
                                  " WHERE source_offset = 8")  # fmt: skip
         expected = await database.full()
         await purge.run()
@@ -388,7 +388,7 @@ async def test_a_parked_item_stays_parked_in_a_replay(postgres: Postgres, templa
         await replayed.project(log.records)
 
         assert await connection.fetchval("SELECT array_agg(transaction_id) FROM reads.transactions") == ["T"]
-        assert await connection.fetchval("SELECT array_agg(source_offset) FROM projection_1.withheld") == [2]
+        assert await connection.fetchval("SELECT array_agg(source_offset) FROM projection.withheld") == [2]
 
 
 async def test_a_user_without_a_key_parks_and_many_are_halt(database: Database) -> None:

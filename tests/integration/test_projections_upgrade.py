@@ -55,7 +55,7 @@ async def shape(dsn: str) -> dict[str, set[str]]:
     }
 
 
-_OURS = "('tartan', 'projection_1', 'reads')"
+_OURS = "('tartan', 'projection', 'reads')"
 _COLUMNS = f"""
     SELECT table_schema, table_name, column_name, data_type, is_nullable, column_default, generation_expression
     FROM information_schema.columns WHERE table_schema IN {_OURS}"""

@@ -56,7 +56,7 @@ async def damaged(postgres: Postgres, sound: str) -> AsyncIterator[asyncpg.Conne
     """A connection to a copy, on which no trigger fires."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     connection = await asyncpg.connect(await postgres.create_database(name, template=sound))
-    await connection.execute("SET session_replication_role = replica; SET search_path = projection_1")
+    await connection.execute("SET session_replication_role = replica; SET search_path = projection")
     yield connection
     await connection.close()
     await postgres.drop_database(name)
