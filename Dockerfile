@@ -33,6 +33,7 @@ COPY operator_console.py /app/
 COPY operator_tables.py /app/
 COPY reconcile_cli.py /app/
 COPY reviews_cli.py /app/
+COPY schemas_cli.py /app/
 COPY topics_cli.py /app/
 COPY verify_cli.py /app/
 COPY webhooks_cli.py /app/

@@ -16,6 +16,7 @@ import ledger_cli
 import operator_cli
 import reconcile_cli
 import reviews_cli
+import schemas_cli
 import topics_cli
 import verify_cli
 from runtime import lifecycle, logs, settings
@@ -46,6 +47,7 @@ app.command("explain", rich_help_panel=OPERATE)(explain_cli.explain)
 app.add_typer(verify_cli.verify_app, name="verify", rich_help_panel=TRY)
 app.command("ledger", rich_help_panel=OPERATE)(ledger_cli.ledger)
 app.add_typer(topics_cli.topics_app, name="topics", rich_help_panel=SET_UP)
+app.add_typer(schemas_cli.schemas_app, name="schemas", rich_help_panel=SET_UP)
 app.add_typer(bench_app, name="bench", rich_help_panel=TRY)
 
 Json = Annotated[bool, typer.Option("--json", help="The last line of the output is one JSON object.")]

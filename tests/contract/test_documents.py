@@ -9,6 +9,7 @@ import typer
 import cli
 from gateway.routes import ROUTES
 from runtime.incidents import KINDS
+from schemas.reference import filled
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,7 +42,7 @@ def test_the_commands_that_a_page_names_exist(page: Path) -> None:
 
     assert set(re.findall(r"\btartan ([a-z][a-z-]*)", said)) - commands.keys() == set()
     assert set(re.findall(r"\bmake ([a-z]+)", said)) - targets == set()
-    for group in ("items", "dead-letters", "reviews", "topics", "bench"):
+    for group in ("items", "dead-letters", "reviews", "topics", "schemas", "bench"):
         assert set(re.findall(rf"\btartan {group} ([a-z][a-z-]*)", said)) - commands[group].commands.keys() == set()
 
 
@@ -85,3 +86,9 @@ def test_operations_names_no_metric_that_no_process_has() -> None:
 
     assert named
     assert {name for name in named if f'"{name}"' not in code} == set()
+
+
+def test_the_page_of_events_is_what_the_code_says() -> None:
+    page = (ROOT / "docs" / "events.md").read_text("utf-8")
+
+    assert page == filled(page), "run: tartan schemas docs --write docs/events.md"

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from schemas import catalogue, codec, compatibility, meanings, subjects, upcasting
 from schemas.examples import examples
+from schemas.reference import records_of
 from schemas.topics import PUBLIC
 
 ROOT = Path(__file__).parents[2]
@@ -113,20 +113,6 @@ def test_only_the_newest_versions_have_no_step() -> None:
     newest = {numbers[-1] for numbers in catalogue.families().values()}
 
     assert set(catalogue.FILES) - upcasting.STEPS.keys() == newest
-
-
-def records_of(schema: Any) -> Iterator[dict[str, Any]]:
-    """All records that a schema declares."""
-    if isinstance(schema, list):
-        for branch in schema:
-            yield from records_of(branch)
-    elif isinstance(schema, dict):
-        if schema["type"] == "record":
-            yield schema
-            for entry in schema["fields"]:
-                yield from records_of(entry["type"])
-        else:
-            yield from records_of(schema.get("items", schema["type"]))
 
 
 def as_a_stranger_reads(number: int, data: bytes) -> Any:
