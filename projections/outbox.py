@@ -1,4 +1,4 @@
-"""The publisher's side of the database: floors, and net events that a crash left unpublished."""
+"""The publisher's side of the database: floors, held topics, and net events that a crash left unpublished."""
 
 import asyncio
 from collections.abc import Mapping
@@ -35,7 +35,14 @@ class Outbox:
             rows = await self._pool.fetch(_EVENTS, partition, start, end, ROWS_MAX)
         except _AWAY as error:
             raise Retry(f"no events of partition {partition}: {type(error).__name__}") from error
-        return [_outbound(row) for row in rows]
+        return [outbound(row) for row in rows]
+
+    async def held(self) -> set[tuple[str, int]]:
+        """Topics, each with a partition of it, that `tartan republish` fills: nothing else is sent there."""
+        try:
+            return {(row["topic"], row["partition"]) for row in await self._pool.fetch(_HELD)}
+        except _AWAY as error:
+            raise Retry(f"no held topics: {type(error).__name__}") from error
 
     async def store(self, floors: Mapping[int, int]) -> None:
         """Raise floors; one that is higher already stays."""
@@ -47,7 +54,8 @@ class Outbox:
             raise Retry(f"floors not stored: {type(error).__name__}") from error
 
 
-def _outbound(row: asyncpg.Record) -> Outbound:
+def outbound(row: asyncpg.Record) -> Outbound:
+    """A changeset with its net events, of a row of the table `changesets`."""
     return Outbound(
         row["partition"], row["source_offset"], row["id"], row["user_number"], row["item_id"],
         microseconds(row["known_at"]) or 0, net_events.decoded(decompressed(row["events"])), row["type"] == REDRIVE,
@@ -55,6 +63,8 @@ def _outbound(row: asyncpg.Record) -> Outbound:
 
 
 _AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
+
+_HELD = "SELECT topic, partition FROM tartan.held_topics"
 
 _FLOOR = "SELECT published FROM tartan.floors WHERE partition = $1"
 

@@ -147,7 +147,12 @@ class Publisher:
             self._published[partition] = at
 
     async def _send(self, outbound: Sequence[Outbound]) -> None:
-        left = records.records(outbound)
+        if not outbound:
+            return
+        # Asked after the commit of what is sent: held then, it is sent by who holds it (republish), up to its release.
+        held = await _patiently(self._outbox.held)
+        lanes = records.records(outbound)
+        left = {lane: outgoing for lane, outgoing in lanes.items() if (lane.topic.name, lane.partition) not in held}
         wait_s = RETRY_S_MIN
         while left:
             results = await asyncio.gather(

@@ -57,8 +57,16 @@ def outbound(folded: Iterable[Folded]) -> list[Outbound]:
     ]  # fmt: skip
 
 
-def records(outbound: Iterable[Outbound]) -> dict[Lane, list[Outgoing]]:
-    """The records of changesets, by topic and partition, in order.
+def records(outbound: Sequence[Outbound]) -> dict[Lane, list[Outgoing]]:
+    """The records of changesets, by topic and partition, in order: those of the public topics and of `push`."""
+    lanes = public(outbound)
+    for changeset in outbound:
+        _push(lanes.setdefault(Lane(topics.PUSH, changeset.partition), []), changeset)
+    return {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
+
+
+def public(outbound: Sequence[Outbound]) -> dict[Lane, list[Outgoing]]:
+    """The records of the public topics alone.
 
     Source: CloudEvents 1.0, Kafka protocol binding, binary content mode.
     """
@@ -77,8 +85,7 @@ def records(outbound: Iterable[Outbound]) -> dict[Lane, list[Outgoing]]:
                 ("ce_subject", key), _SPECIFICATION, (topics.HEADER_POSITION, f"{start}{place}".encode()),
             )  # fmt: skip
             lane_of[schema].append(Outgoing(key, _WIRE[schema] + data, headers))
-        _push(lanes.setdefault(Lane(topics.PUSH, changeset.partition), []), changeset)
-    return {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
+    return lanes
 
 
 def _push(lane: list[Outgoing], changeset: Outbound) -> None:

@@ -201,6 +201,16 @@ floors = Table(
     ),
 )
 
+held_topics = Table(
+    "held_topics",
+    metadata,
+    # A row: `tartan republish` fills this partition of a topic, and its publisher sends nothing there.
+    Column("topic", Text, primary_key=True, comment="without prefix"),
+    Column("partition", Integer, primary_key=True),
+    Column("since", BigInteger, nullable=False, comment="position in changesets when it was held"),
+    Column("first_offset", BigInteger, comment="in the topic: where the filling began; null until it did"),
+)
+
 parkings = Table(
     "parkings",
     metadata,

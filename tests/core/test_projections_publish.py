@@ -61,6 +61,7 @@ class Table:
     def __init__(self) -> None:
         self.floors: dict[int, int] = {}
         self.rows: list[Outbound] = []
+        self.held_topics: set[tuple[str, int]] = set()
         self.away = 0
 
     async def floor(self, partition: int) -> int:
@@ -71,6 +72,10 @@ class Table:
         self._fail()
         rows = [row for row in self.rows if row.partition == partition and start <= row.offset < end]
         return rows[: publish.ROWS_MAX]
+
+    async def held(self) -> set[tuple[str, int]]:
+        self._fail()
+        return set(self.held_topics)
 
     async def store(self, floors: Mapping[int, int]) -> None:
         self.floors.update({number: max(at, self.floors.get(number, 0)) for number, at in floors.items()})
@@ -110,6 +115,19 @@ async def test_batches_are_sent_in_the_order_handed_over(world: World) -> None:
     assert world.kafka.positions() == ["0.0", "1.0", "2.0", "3.0", "4.0"]
     assert world.kafka.positions("x.push") == world.kafka.positions()
     assert world.table.floors == {0: 5}
+
+
+async def test_a_held_partition_of_a_topic_is_left_out_and_the_others_go_on(world: World) -> None:
+    world.table.held_topics = {("transactions", 0)}
+    world.commit(0, changeset(0))
+    await world.publisher.drain()
+    world.table.held_topics.clear()
+    world.commit(1, changeset(1))
+    await world.publisher.drain()
+
+    assert world.kafka.positions() == ["1.0"]
+    assert world.kafka.positions("x.push") == ["0.0", "1.0"]
+    assert world.table.floors == {0: 2}
 
 
 async def test_a_failed_batch_is_sent_again_before_what_follows_it(world: World) -> None:
