@@ -158,6 +158,16 @@ class Settings(BaseSettings):
         172800.0, ge=60, le=90 * 86400, description="how old a balance of these banks may be, if not asked otherwise"
     )
 
+    archive_url: str = Field(
+        "", pattern=r"^$|^(file:///|s3://[a-z0-9])", description="of sealed segments: file:///folder or s3://bucket/prefix"
+    )
+
+    schema_registry_url: str = Field(
+        "", description="of a registry with Confluent's API, whose ids go on the wire; else the gateway answers"
+    )
+    schema_registry_username: str | None = Field(None, description="of the registry, for basic authentication")
+    schema_registry_password: SecretStr | None = Field(None, description="of the same user")
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least that is logged")
     log_format: Literal["json", "text"] = Field("json", description="one object a line, or for people")
 
@@ -191,6 +201,16 @@ class Settings(BaseSettings):
         if text and not (parts.scheme in ("http", "https") and parts.hostname):
             raise ValueError("is not empty and no http or https address")
         return value
+
+    @field_validator("schema_registry_url")
+    @classmethod
+    def _is_a_base_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and not (parts.scheme in ("http", "https") and parts.hostname):
+            raise ValueError("is not empty and no http or https address")
+        if parts.username or parts.password:
+            raise ValueError("has a user in it: set TARTAN_SCHEMA_REGISTRY_USERNAME and _PASSWORD instead")
+        return value.rstrip("/")
 
     @field_validator("tenant_weights")
     @classmethod

@@ -1,0 +1,86 @@
+"""The chains of an archive as they are read: manifests, heads and segments, checked before anything is given."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from runtime.archive_store import ArchiveStore, Stored
+from schemas import manifests
+from schemas.errors import Halt
+from schemas.manifests import Chain, Fault, Head, Link, Manifest
+from schemas.segments import Damaged, Record
+
+MANIFESTS_AT_ONCE = 16
+"""Requests for manifests under way: at 20 ms each, 800 manifests a second."""
+
+
+async def whole(store: ArchiveStore, topic: str, partition: int) -> Chain:
+    """All manifests of a partition, checked from offset 0 to the head. Raises: Retry."""
+    objects = await store.listed(manifests.folder(topic, partition))
+    return await read(store, topic, partition, objects)
+
+
+async def read(store: ArchiveStore, topic: str, partition: int, objects: Sequence[Stored], *, start: int = 0) -> Chain:
+    """The chain of the manifests among these objects, from the one that begins at `start`. Raises: Retry."""
+    firsts = [first for entry in objects if (first := manifests.first_of_manifest(entry.name)) is not None]
+    try:
+        head = await _head(store, topic, partition)
+    except Damaged as error:
+        return Chain((), (Fault(topic, partition, 0, max(firsts, default=0), str(error)),))
+    return manifests.chained(topic, partition, await _links(store, topic, partition, firsts), head, start=start)
+
+
+async def last(store: ArchiveStore, topic: str, partition: int) -> tuple[Link | None, Head | None]:
+    """The last manifest of a partition, None where nothing is archived, and the head, which may lag behind it.
+
+    What lies before the head is not looked at.
+
+    Raises: Halt, where the chain is faulty from its head on; Retry.
+    """
+    folder = manifests.folder(topic, partition)
+    try:
+        head = await _head(store, topic, partition)
+    except Damaged as error:
+        raise Halt(f"archive {store.address}: {topic} {partition}: {error}") from error
+    start = head.first if head else 0
+    # One before the head's own manifest: stores list what comes after a name.
+    objects = await store.listed(folder, after=manifests.manifest_name(start - 1) if start else "")
+    chain = await read(store, topic, partition, objects, start=start)
+    refuse(store, chain)
+    return chain.links[-1] if chain.links else None, head
+
+
+def refuse(store: ArchiveStore, chain: Chain) -> None:
+    """Raises: Halt, where a chain has a fault, naming each by its range."""
+    if chain.faults:
+        raise Halt(f"archive {store.address}: " + "; ".join(str(fault) for fault in chain.faults))
+
+
+async def records(store: ArchiveStore, manifest: Manifest) -> Iterator[Record]:
+    """The records of a segment, after every byte of it was checked. Holds the segment and one block of it unpacked.
+
+    Raises: Damaged; Retry.
+    """
+    folder = manifests.folder(manifest.topic, manifest.partition)
+    content = await store.get(f"{folder}/{manifests.name_of(manifest)}")
+    return await asyncio.to_thread(manifests.checked, manifest, content)
+
+
+async def _head(store: ArchiveStore, topic: str, partition: int) -> Head | None:
+    content = await store.get(f"{manifests.folder(topic, partition)}/{manifests.head_name()}")
+    return None if content is None else manifests.decode_head(content)
+
+
+async def _links(
+    store: ArchiveStore, topic: str, partition: int, firsts: Sequence[int]
+) -> list[tuple[int, Link | Damaged]]:
+    free = asyncio.Semaphore(MANIFESTS_AT_ONCE)
+
+    async def link(first: int) -> tuple[int, Link | Damaged]:
+        async with free:
+            content = await store.get(f"{manifests.folder(topic, partition)}/{manifests.manifest_name(first)}")
+        try:
+            return first, Damaged("its manifest is missing") if content is None else manifests.decode(content)
+        except Damaged as error:
+            return first, error
+
+    return await asyncio.gather(*(link(first) for first in firsts))
