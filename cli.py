@@ -11,12 +11,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+import archive_cli
 import explain_cli
 import ledger_cli
 import operator_cli
 import reconcile_cli
+import republish_cli
 import reviews_cli
 import schemas_cli
+import tail_cli
 import topics_cli
 import verify_cli
 from runtime import lifecycle, logs, settings
@@ -46,6 +49,9 @@ app.add_typer(reviews_cli.reviews_app, name="reviews", rich_help_panel=OPERATE)
 app.command("explain", rich_help_panel=OPERATE)(explain_cli.explain)
 app.add_typer(verify_cli.verify_app, name="verify", rich_help_panel=TRY)
 app.command("ledger", rich_help_panel=OPERATE)(ledger_cli.ledger)
+app.command("tail", rich_help_panel=OPERATE)(tail_cli.tail)
+app.command("republish", rich_help_panel=OPERATE)(republish_cli.republish)
+app.add_typer(archive_cli.archive_app, name="archive", rich_help_panel=OPERATE)
 app.add_typer(topics_cli.topics_app, name="topics", rich_help_panel=SET_UP)
 app.add_typer(schemas_cli.schemas_app, name="schemas", rich_help_panel=SET_UP)
 app.add_typer(bench_app, name="bench", rich_help_panel=TRY)
