@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 from aiohttp import web
 
-from gateway import page
+from gateway import page, registry
 from gateway.authentication import CronSecret, StreamTokens, Tenants
 from gateway.balances import Balances
 from gateway.banks import CALLS_MAX, Banks
@@ -57,6 +57,7 @@ class Gateway:
     """Everything that answers, and the application that it answers through."""
 
     def __init__(self, settings: Settings, *, pool: asyncpg.Pool, plaid: Plaid, hub: Hub, appender: Appender) -> None:
+        self._settings = settings
         self._tenants = Tenants(settings.tenants())
         self._buckets = Buckets()
         self._hub = hub
@@ -82,11 +83,12 @@ class Gateway:
         self._streams = Streams(pool=pool, hub=hub, tokens=tokens, partitions=settings.partitions)
 
     def app(self) -> web.Application:
-        """The application: one route for each row of the table, and the page."""
+        """The application: one route for each row of the table, the page, and the schemas."""
         app = web.Application(middlewares=[problems], client_max_size=BODY_BYTES_MAX)
         for route in ROUTES:
             app.router.add_route(route.method, route.path, self._answering(route))
         app.add_routes(page.routes())
+        app.add_routes(registry.routes(self._settings))
         app.on_shutdown.append(self._say_goodbye)
         app.on_cleanup.append(self._finish_requests)
         return app

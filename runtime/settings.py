@@ -159,7 +159,9 @@ class Settings(BaseSettings):
     )
 
     archive_url: str = Field(
-        "", pattern=r"^$|^(file:///|s3://[a-z0-9])", description="of sealed segments: file:///folder or s3://bucket/prefix"
+        "",
+        pattern=r"^$|^(file:///|s3://[a-z0-9])",
+        description="of sealed segments: file:///folder or s3://bucket/prefix",
     )
 
     schema_registry_url: str = Field(
