@@ -384,6 +384,16 @@ rebuilds = Table(
     Column("result", JSONB, comment="counts, seconds, and how it differs from the version that was live"),
 )
 
+registry_ids = Table(
+    "registry_ids",
+    metadata,
+    Column("registry", Text, primary_key=True, comment="its address, without user and password"),
+    Column("subject", Text, primary_key=True),
+    Column("schema", Integer, primary_key=True, autoincrement=False, comment="number in the catalogue"),
+    Column("id", Integer, nullable=False, comment="what it calls this schema: goes before each published event"),
+    _moment("asked_at", nullable=False),
+)
+
 facts = Table(
     "facts",
     metadata,
