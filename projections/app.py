@@ -25,6 +25,7 @@ from runtime.settings import Settings
 from runtime.stream import Positions
 from runtime.users import Keyring
 from runtime.vault import Vault
+from runtime.wire import Wire
 from runtime.witness import Witness
 from schemas.topics import CHANGESETS, full_name
 
@@ -50,7 +51,8 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         for client in (appender, log):
             await client.start()
             stack.push_async_callback(client.stop)
-        publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix)
+        wire = Wire(settings, pool)
+        publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix, wire=wire.prefixes)
         session = Session(settings)
         stack.push_async_callback(session.close)
         projector = Projector(session, publisher, Ownership(keyring), settings)
@@ -76,7 +78,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         ended = asyncio.create_task(_first(tasks))
         stack.push_async_callback(_end, ended)
         try:
-            yield Running(READER, lambda: [*projector.troubles(), *publisher.troubles()], ended)
+            yield Running(READER, lambda: [*projector.troubles(), *publisher.troubles(), *wire.troubles()], ended)
         finally:
             if projecting.done():
                 # Nobody is left to acknowledge what was read, so a stop must not wait for it.

@@ -47,13 +47,23 @@ class Committed(NamedTuple):
         return sum(len(event.data) for outbound in self.outbound for event in outbound.net_events)
 
 
-class Publisher:
-    """Sends committed batches in the order handed over."""
+async def own_ids() -> Mapping[int, bytes]:
+    """What stands before each event where there is no registry."""
+    return records.OWN_IDS
 
-    def __init__(self, appender: Appender, outbox: Outbox, *, topic_prefix: str) -> None:
+
+class Publisher:
+    """Sends committed batches in the order handed over, as soon as `wire` has said what stands before each event."""
+
+    def __init__(
+        self, appender: Appender, outbox: Outbox, *, topic_prefix: str,
+        wire: Callable[[], Awaitable[Mapping[int, bytes]]] = own_ids,
+    ) -> None:  # fmt: skip
         self._appender = appender
         self._outbox = outbox
         self._prefix = topic_prefix
+        self._ask_wire = wire
+        self._wire: Mapping[int, bytes] = {}
         self._waiting: deque[Committed] = deque()
         self._waiting_bytes = 0
         self._handed = asyncio.Event()
@@ -92,6 +102,7 @@ class Publisher:
 
     async def run(self) -> None:
         """Publish for ever. A cancellation ends it at any point; what was not acknowledged is sent again."""
+        self._wire = await self._ask_wire()
         while True:
             while self._waiting:
                 committed = self._waiting[0]
@@ -151,7 +162,7 @@ class Publisher:
             return
         # Asked after the commit of what is sent: held then, it is sent by who holds it (republish), up to its release.
         held = await _patiently(self._outbox.held)
-        lanes = records.records(outbound)
+        lanes = records.records(outbound, self._wire)
         left = {lane: outgoing for lane, outgoing in lanes.items() if (lane.topic.name, lane.partition) not in held}
         wait_s = RETRY_S_MIN
         while left:

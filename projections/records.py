@@ -1,12 +1,12 @@
 """Net events as Kafka records: the public topics and `push`. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from projections import net_events, push
 from projections.state import Folded, NetEvent
 from runtime.kafka import Outgoing
-from schemas import catalogue, events, gate, topics
+from schemas import catalogue, events, gate, subjects, topics
 from schemas.ids import event_id
 from schemas.topics import Topic
 
@@ -18,8 +18,8 @@ _TOPICS: dict[int, Topic] = {
 }
 _SOURCE = ("ce_source", events.PUBLIC_SOURCE.encode())
 _SPECIFICATION = ("ce_specversion", b"1.0")
-_WIRE = {schema: b"\x00" + schema.to_bytes(4, "big") for schema in _TOPICS}
-"""Confluent's wire format: magic 0 and the schema's id, which is the catalogue's number."""
+OWN_IDS: Mapping[int, bytes] = subjects.wire_prefixes(subjects.own_ids())
+"""What stands before an event by its schema, where there is no registry: Confluent's wire format with our numbers."""
 
 
 class Outbound(NamedTuple):
@@ -57,16 +57,16 @@ def outbound(folded: Iterable[Folded]) -> list[Outbound]:
     ]  # fmt: skip
 
 
-def records(outbound: Sequence[Outbound]) -> dict[Lane, list[Outgoing]]:
+def records(outbound: Sequence[Outbound], wire: Mapping[int, bytes] = OWN_IDS) -> dict[Lane, list[Outgoing]]:
     """The records of changesets, by topic and partition, in order: those of the public topics and of `push`."""
-    lanes = public(outbound)
+    lanes = public(outbound, wire)
     for changeset in outbound:
         _push(lanes.setdefault(Lane(topics.PUSH, changeset.partition), []), changeset)
     return {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
 
 
-def public(outbound: Sequence[Outbound]) -> dict[Lane, list[Outgoing]]:
-    """The records of the public topics alone.
+def public(outbound: Sequence[Outbound], wire: Mapping[int, bytes] = OWN_IDS) -> dict[Lane, list[Outgoing]]:
+    """The records of the public topics alone. `wire`: what stands before an event, by its schema (runtime.wire).
 
     Source: CloudEvents 1.0, Kafka protocol binding, binary content mode.
     """
@@ -84,7 +84,7 @@ def public(outbound: Sequence[Outbound]) -> dict[Lane, list[Outgoing]]:
                 ("ce_id", event_id(number, kind, entity).encode()), ("ce_type", kind.encode()), time, _SOURCE,
                 ("ce_subject", key), _SPECIFICATION, (topics.HEADER_POSITION, f"{start}{place}".encode()),
             )  # fmt: skip
-            lane_of[schema].append(Outgoing(key, _WIRE[schema] + data, headers))
+            lane_of[schema].append(Outgoing(key, wire[schema] + data, headers))
     return lanes
 
 
