@@ -13,6 +13,7 @@ from rich.tree import Tree
 from operator_console import console_of_lines, say, with_postgres
 from projections import named
 from projections.queries import Row
+from runtime.postgres import snapshot
 
 UNKNOWN = 2
 """Exit code where nothing is named so."""
@@ -33,7 +34,7 @@ def explain(name: Name, as_json: Json = False) -> None:
     """Explain a transaction, ledger row, balance, account, event, changeset, review or Item back to its causes."""
 
     async def work(connection: asyncpg.Connection) -> Row | None:
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
+        async with snapshot(connection):
             return await named.explained(connection, name)
 
     told = with_postgres(work)

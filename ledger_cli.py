@@ -12,6 +12,7 @@ from operator_console import console_of_lines, say, with_postgres
 from projections import statements_of_account
 from projections.queries import Row
 from runtime import users
+from runtime.postgres import snapshot
 from schemas import money
 from schemas.errors import Quarantine
 
@@ -43,7 +44,7 @@ def ledger(
         raise typer.BadParameter("--from and --to are for --turnover, --at and --known-at for balances")
 
     async def work(connection: asyncpg.Connection) -> list[Row]:
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
+        async with snapshot(connection):
             found = await users.find(connection, tenant=tenant, user_id=user)
             if found is None:
                 raise Quarantine(f"tenant {tenant} has no user {user}")

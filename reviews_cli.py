@@ -14,6 +14,7 @@ from runtime import operations, settings, users
 from runtime.free_records import FreeRecords, Said
 from runtime.kafka import Appended, Appender
 from runtime.operations import Outcome
+from runtime.postgres import snapshot
 from runtime.vault import Vault
 from schemas.errors import Quarantine
 from schemas.ids import OWN_ID_BYTES
@@ -41,7 +42,7 @@ def list_reviews(
 
     async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
         number = await _user(connection, tenant, user) if user else None
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
+        async with snapshot(connection):
             return (await reviewing.waiting(connection, number, limit=limit)).rows
 
     found = with_postgres(work)

@@ -6,6 +6,8 @@ from typing import cast
 
 import asyncpg
 
+from runtime import postgres
+
 ACQUIRE_S_MAX = 5.0
 """How long an answer waits for a connection; then it is 503, which is better than a queue that only grows."""
 
@@ -19,6 +21,6 @@ async def connected(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
 
 @asynccontextmanager
 async def snapshot(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """A connection on which all reads see one moment."""
-    async with connected(pool) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+    """A connection on which all reads see one moment of one version."""
+    async with connected(pool) as connection, postgres.snapshot(connection):
         yield connection

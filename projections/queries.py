@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 
 from projections import edits
+from runtime import postgres
 from schemas import codec, money
 from schemas.ids import opening_id
 from schemas.records import Account, Transaction
@@ -189,7 +190,7 @@ async def snapshot(
     which: TransactionFilter = ANY_TRANSACTION,
 ) -> Snapshot:
     """All that a browser shows first, read at one moment, with the position that its stream goes on from."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
+    async with postgres.snapshot(connection):
         where = await connection.fetchrow(_WHERE, partition)
         return Snapshot(
             partition=partition,

@@ -16,7 +16,7 @@ from projections.reconcile import CAUSES, GAP, TIED_OUT, Details, Facts, Verdict
 from projections.reconcile_steps import COMPARE, STARTED, Policy, Step
 from projections.refusals import AWAY, reason
 from runtime import logs, metrics, reconciliations
-from runtime.postgres import borrowed
+from runtime.postgres import borrowed, snapshot
 from runtime.reconciliations import Checked, Found, Key, Open
 from runtime.settings import Settings
 from schemas.money import decimal_text
@@ -103,7 +103,7 @@ async def check(connection: asyncpg.Connection, keys: Sequence[Key], *, alert_af
     Idempotence: a check that is made twice counts a gap twice, and starts its repair once.
     """
     judged: list[tuple[Key, Facts, Verdict]] = []
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
+    async with snapshot(connection):
         loaded = await reconcile_facts.load(connection, keys)
         for key, facts in loaded.facts.items():
             judged.append((key, facts, await _judged(connection, facts, loaded.users[key])))

@@ -27,15 +27,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from runtime.postgres import LIVE_SCHEMA
+from runtime.postgres import READS_SCHEMA as READS_SCHEMA
 
 FOLD = 1
 """Number of the fold: raised when the same log gives other rows or net events."""
 SCHEMA, NEXT, OLD = LIVE_SCHEMA, "projection_next", "projection_old"
 """Schemas of the live version, of the one that a rebuild fills, and of the one that was live before: a swap of
 versions renames them. A session's search_path says in which of them the tables' unqualified names are found."""
-READS_SCHEMA = "reads"
-"""Views over the live version: what readers use, so that a swap of versions is a swap of views."""
-
 metadata = MetaData(schema=SCHEMA)
 
 version = Table(

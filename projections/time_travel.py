@@ -25,6 +25,7 @@ from projections.queries import (
     plain,
     status,
 )
+from runtime.postgres import snapshot
 from schemas import codec
 from schemas.records import Account, Transaction
 
@@ -53,7 +54,7 @@ async def transactions(
     limit = min(limit, PAGE_MAX)
     until = min((date for date in (which.until, effective_at) if date is not None), default=None)
     bounds = _Bounds(which, until, after)
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
+    async with snapshot(connection):
         found = [
             (row["date"], row["own_id"], row)
             for row in await connection.fetch(

@@ -15,6 +15,12 @@ CONTROL_SCHEMA = "tartan"
 LIVE_SCHEMA = "projection"
 """Schema of the derived tables that readers see and whose events are published."""
 
+READS_SCHEMA = "reads"
+"""Views over the live version: what readers use, so that a swap of versions is a swap of views."""
+
+VERSION_HELD = f"LOCK TABLE {READS_SCHEMA}.positions IN ACCESS SHARE MODE"
+"""First statement of a transaction that has to see one version: a swap waits for its end, or it for the swap's."""
+
 CONNECT_TIMEOUT_S = 15.0
 IDLE_LIFETIME_S = 300.0
 
@@ -76,6 +82,20 @@ async def transaction(connection: asyncpg.Connection, first: str) -> AsyncIterat
     # A transaction that failed before answers ROLLBACK, without an error.
     if ended != "COMMIT":
         raise Retry("Postgres rolled a transaction back")
+
+
+@asynccontextmanager
+async def snapshot(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """A read-only transaction whose reads see one moment of one version; within another transaction, that one.
+
+    The lock comes before the snapshot, which Postgres takes with the first query: a snapshot from before a swap would
+    show the version that came after it as it was then, which may be behind what was read earlier.
+    """
+    if connection.is_in_transaction():
+        yield
+        return
+    async with transaction(connection, f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; {VERSION_HELD}"):
+        yield
 
 
 async def _roll_back(connection: asyncpg.Connection) -> None:
