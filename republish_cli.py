@@ -44,23 +44,21 @@ async def _republish(
 ) -> None:  # fmt: skip
     loaded = settings.load()
     partitions = _numbers(chosen, loaded.partitions)
-    began, sent = time.monotonic(), 0
+    began = time.monotonic()
     appender, log = Appender(loaded, client="republish"), LogEnds(loaded)
     async with connected(loaded) as database:
         for limit in ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"):
             await database.execute(f"SET {limit} = '{SECONDS_MAX} s'")
-        republisher = Republisher(
-            database, appender, log, loaded, topic, tell=_Teller(topic), skips_gone=kept or abandon
-        )
+        republisher = Republisher(database, appender, log, loaded, topic, tell=_Teller(topic), skips_gone=kept)
         await republisher.alone()
         try:
             await log.start()
-            await republisher.require_events(partitions)
-            for partition in partitions:
-                if abandon:
-                    sent += await republisher.abandon(partition)
-                else:
-                    sent += await republisher.fill(partition, empties=empty)
+            if abandon:
+                partitions = [number for number in await republisher.begun() if number in partitions]
+                sent = sum([await republisher.abandon(number) for number in partitions])
+            else:
+                partitions = await republisher.begin(partitions, empties=empty)
+                sent = sum([await republisher.fill(number, empties=empty) for number in partitions])
         finally:
             await log.stop()
             await appender.stop()

@@ -74,32 +74,39 @@ class Republisher:
         if not await self._database.fetchval(_ALONE, f"tartan republish {self._topic.name}"):
             raise Halt(f"topic {self._name} is being filled by another process")
 
-    async def require_events(self, partitions: Sequence[int]) -> None:
-        """Raises: Halt, with the ranges of `changesets` whose encoded events are not kept any more."""
-        if self._skips_gone:
-            return
-        gone = await self._database.fetch(_GONE, list(partitions))
-        if gone:
-            ranges = ", ".join(f"{row['partition']}@{row['first']} to {row['partition']}@{row['last']}" for row in gone)
-            raise Halt(
-                f"the events of {sum(row['count'] for row in gone)} changesets are not kept any more ({ranges}): "
-                "rebuild with events first, or republish with --kept what is there"
-            )
+    async def begun(self) -> list[int]:
+        """The partitions that are held."""
+        return [row["partition"] for row in await self._database.fetch(_BEGUN, self._topic.name)]
+
+    async def begin(self, partitions: Sequence[int], *, empties: bool) -> list[int]:
+        """Hold partitions, all or none; gives those to fill. What was begun before comes first, and is all there is.
+
+        `empties`: what they hold is deleted, once nothing more comes.
+        Raises: Halt, where one is not empty, events are not kept any more, or none of those begun is among them.
+        """
+        if begun := await self.begun():
+            left = [number for number in partitions if number in begun]
+            if not left:
+                raise Halt(f"topic {self._name} is being filled in partitions {begun}: go on with these first")
+            return left
+        await self._require_events(partitions)
+        if not empties:
+            for number in partitions:
+                await self._require_empty(number)
+        async with known.locked(self._database, partitions):
+            at = await known.positions(self._database, partitions)
+            await self._database.execute(_HOLD, self._topic.name, list(at), [one.next for one in at.values()])
+        return list(partitions)
 
     async def fill(self, partition: int, *, empties: bool) -> int:
-        """Fill a partition up to where its publisher goes on; gives the number of events sent.
+        """Fill a partition that is held up to where its publisher goes on; gives the number of events sent.
 
-        `empties`: delete first what it holds.
         Idempotence: where it was begun before, it goes on behind the last event.
         Raises: Halt, where the partition is not empty, or somebody else wrote into it; Retry.
         """
         hold = await self._held(partition)
-        if hold is None:
-            if not empties:
-                await self._require_empty(partition)
-            hold = await self._hold(partition)
         if hold.first is None:
-            hold = await self._begin(partition, hold, empties=empties)
+            hold = await self._ready(partition, hold, empties=empties)
         first, at = await self._reached(partition, hold)
         end = await self._position(partition)
         sent = await self._send_all(partition, at, end)
@@ -112,22 +119,27 @@ class Republisher:
         Gives the number of events sent.
         """
         hold = await self._held(partition)
-        if hold is None:
-            return 0
         at = hold.since
         if hold.first is not None:
             at = max(at, (await self._reached(partition, hold))[1])
         return await self._catch_up(partition, at)
 
-    async def _held(self, partition: int) -> _Hold | None:
+    async def _held(self, partition: int) -> _Hold:
         row = await self._database.fetchrow(_HELD, self._topic.name, partition)
-        return None if row is None else _Hold(row["since"], row["first_offset"])
+        if row is None:
+            raise Halt(f"topic {self._name} partition {partition} is not held any more: another process let it go")
+        return _Hold(row["since"], row["first_offset"])
 
-    async def _hold(self, partition: int) -> _Hold:
-        async with known.locked(self._database, [partition]):
-            since = await self._position(partition)
-            await self._database.execute(_HOLD, self._topic.name, partition, since)
-        return _Hold(since, None)
+    async def _require_events(self, partitions: Sequence[int]) -> None:
+        if self._skips_gone:
+            return
+        gone = await self._database.fetch(_GONE, list(partitions))
+        if gone:
+            ranges = ", ".join(f"{row['partition']}@{row['first']} to {row['partition']}@{row['last']}" for row in gone)
+            raise Halt(
+                f"the events of {sum(row['count'] for row in gone)} changesets are not kept any more ({ranges}): "
+                "rebuild with events first, or republish with --kept what is there"
+            )
 
     async def _require_empty(self, partition: int) -> None:
         ends = (await self._log.ends(self._name, [partition]))[partition]
@@ -137,7 +149,7 @@ class Republisher:
                 "what is sent behind newer events is dropped by readers; --empty deletes them first"
             )
 
-    async def _begin(self, partition: int, hold: _Hold, *, empties: bool) -> _Hold:
+    async def _ready(self, partition: int, hold: _Hold, *, empties: bool) -> _Hold:
         """Wait until nothing from before the hold is under way, and note where the filling begins."""
         await self._confirmed(partition, hold.since)
         if empties:
@@ -148,7 +160,7 @@ class Republisher:
             await self.abandon(partition)
             raise
         ends = (await self._log.ends(self._name, [partition]))[partition]
-        await self._database.execute(_BEGUN, self._topic.name, partition, ends.end)
+        await self._database.execute(_FIRST, self._topic.name, partition, ends.end)
         return hold._replace(first=ends.end)
 
     async def _confirmed(self, partition: int, since: int) -> None:
@@ -177,7 +189,7 @@ class Republisher:
         assert hold.first is not None
         ends = (await self._log.ends(self._name, [partition]))[partition]
         if ends.start == ends.end:
-            await self._database.execute(_BEGUN, self._topic.name, partition, ends.end)
+            await self._database.execute(_FIRST, self._topic.name, partition, ends.end)
             return ends.end, 0
         async for place in self._places(partition, ends.end - 1):
             return hold.first, place[0]
@@ -203,7 +215,10 @@ class Republisher:
         found = await self._database.fetch(_PAGE, partition, start, end, ROWS_MAX, self._skips_gone)
         gone = [row["source_offset"] for row in found if row["events"] is None]
         if gone:
-            raise Halt(f"the events of changesets {partition}@{gone[0]} to {partition}@{gone[-1]} were kept till now")
+            raise Halt(
+                f"the events of changesets {partition}@{gone[0]} to {partition}@{gone[-1]} are not kept any more; "
+                "--kept leaves them out"
+            )
         return [outbox.outbound(row) for row in found]
 
     async def _send(self, partition: int, page: Sequence[Outbound]) -> int:
@@ -236,7 +251,7 @@ class Republisher:
             page = await self._page(partition, at, end)
             for outgoing in records.public(page).get(Lane(self._topic, partition), []):
                 if await anext(kept, None) != _place(outgoing.headers):
-                    await self._database.execute(_BEGUN, self._topic.name, partition, None)
+                    await self._database.execute(_FIRST, self._topic.name, partition, None)
                     raise Halt(
                         f"topic {self._name} partition {partition}: another process wrote into it while it was "
                         "filled, so readers would miss events; it is still held: republish again with --empty"
@@ -284,9 +299,12 @@ _ALONE = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
 
 _HELD = "SELECT since, first_offset FROM tartan.held_topics WHERE topic = $1 AND partition = $2"
 
-_HOLD = "INSERT INTO tartan.held_topics (topic, partition, since) VALUES ($1, $2, $3)"
+_BEGUN = "SELECT partition FROM tartan.held_topics WHERE topic = $1 ORDER BY partition"
 
-_BEGUN = "UPDATE tartan.held_topics SET first_offset = $3 WHERE topic = $1 AND partition = $2"
+_HOLD = """
+INSERT INTO tartan.held_topics (topic, partition, since) SELECT $1, * FROM unnest($2::int[], $3::bigint[])"""
+
+_FIRST = "UPDATE tartan.held_topics SET first_offset = $3 WHERE topic = $1 AND partition = $2"
 
 _RELEASE = "DELETE FROM tartan.held_topics WHERE topic = $1 AND partition = $2"
 
