@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from runtime.archive_store import ArchiveStore, Stored
 from schemas import manifests
 from schemas.errors import Halt
-from schemas.manifests import Chain, Fault, Head, Link, Manifest
+from schemas.manifests import Chain, Head, Link, Manifest
 from schemas.segments import Damaged, Record
 
 MANIFESTS_AT_ONCE = 16
@@ -22,10 +22,7 @@ async def whole(store: ArchiveStore, topic: str, partition: int) -> Chain:
 async def read(store: ArchiveStore, topic: str, partition: int, objects: Sequence[Stored], *, start: int = 0) -> Chain:
     """The chain of the manifests among these objects, from the one that begins at `start`. Raises: Retry."""
     firsts = [first for entry in objects if (first := manifests.first_of_manifest(entry.name)) is not None]
-    try:
-        head = await _head(store, topic, partition)
-    except Damaged as error:
-        return Chain((), (Fault(topic, partition, 0, max(firsts, default=0), str(error)),))
+    head = await _head(store, topic, partition)
     return manifests.chained(topic, partition, await _links(store, topic, partition, firsts), head, start=start)
 
 
@@ -37,10 +34,9 @@ async def last(store: ArchiveStore, topic: str, partition: int) -> tuple[Link | 
     Raises: Halt, where the chain is faulty from its head on; Retry.
     """
     folder = manifests.folder(topic, partition)
-    try:
-        head = await _head(store, topic, partition)
-    except Damaged as error:
-        raise Halt(f"archive {store.address}: {topic} {partition}: {error}") from error
+    head = await _head(store, topic, partition)
+    if isinstance(head, Damaged):
+        raise Halt(f"archive {store.address}: {topic} {partition}: {head}")
     start = head.first if head else 0
     # One before the head's own manifest: stores list what comes after a name.
     objects = await store.listed(folder, after=manifests.manifest_name(start - 1) if start else "")
@@ -65,9 +61,12 @@ async def records(store: ArchiveStore, manifest: Manifest) -> Iterator[Record]:
     return await asyncio.to_thread(manifests.checked, manifest, content)
 
 
-async def _head(store: ArchiveStore, topic: str, partition: int) -> Head | None:
+async def _head(store: ArchiveStore, topic: str, partition: int) -> Head | Damaged | None:
     content = await store.get(f"{manifests.folder(topic, partition)}/{manifests.head_name()}")
-    return None if content is None else manifests.decode_head(content)
+    try:
+        return None if content is None else manifests.decode_head(content)
+    except Damaged as error:
+        return error
 
 
 async def _links(

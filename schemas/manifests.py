@@ -168,7 +168,12 @@ def checked(manifest: Manifest, content: bytes | None) -> Iterator[segments.Reco
 
 
 def chained(
-    topic: str, partition: int, found: Sequence[tuple[int, Link | Damaged]], head: Head | None, *, start: int = 0
+    topic: str,
+    partition: int,
+    found: Sequence[tuple[int, Link | Damaged]],
+    head: Head | Damaged | None,
+    *,
+    start: int = 0,
 ) -> Chain:
     """Check that manifests make one chain from an offset on.
 
@@ -201,7 +206,9 @@ def chained(
             fault(names.first, names.last, "its manifest is not the one that the next names as the one before it")
         links.append(entry)
         expected, before, whole = entry.manifest.last + 1, entry, True
-    if head is not None:
+    if isinstance(head, Damaged):
+        fault(links[-1].manifest.first if links else start, max(start, expected - 1), str(head))
+    elif head is not None:
         faults += _against_head(topic, partition, {link.manifest.first: link for link in links}, faults, head, expected)
     return Chain(tuple(links), tuple(faults))
 
@@ -212,8 +219,8 @@ def _misplaced(topic: str, partition: int, first: int, link: Link) -> bool:
     return place != (topic, partition, first) or manifest.last - first + 1 != manifest.count or manifest.count < 1
 
 
-def _last_of(head: Head | None, first: int) -> int:
-    return head.last if head is not None and head.first == first else first
+def _last_of(head: Head | Damaged | None, first: int) -> int:
+    return head.last if isinstance(head, Head) and head.first == first else first
 
 
 def _against_head(

@@ -1,0 +1,288 @@
+"""The archive on a real Kafka: what was sealed joins what is kept, and no damage goes unnamed."""
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtime import archive_store
+from runtime.archive import Archived, archive
+from runtime.archive_reader import Extent, LogReader
+from runtime.kafka import Ends
+from schemas import manifests, segments
+from schemas.errors import Halt
+from schemas.segments import Record
+from schemas.topics import CHANGESETS, WEBHOOKS
+from tests.conftest import finish
+from tests.integration.archive_world import World, child_environment, make_world, tartan
+
+Run = Callable[..., tuple[Any, Any]]
+
+
+@pytest.fixture
+def world(kafka_address: str, topic_prefix: str, tmp_path: Path) -> World:
+    return finish(make_world(kafka_address, topic_prefix, tmp_path / "archive of changesets"))
+
+
+@pytest.fixture
+def run(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("--all")` is `tartan archive --all --json`: exit code and last line."""
+    return lambda *arguments: tartan(world, monkeypatch, capsys, *arguments)
+
+
+@pytest.fixture
+def sealed(world: World, run: Run) -> World:
+    """Partition 0 has three segments, 0..39, 40..69 and 70..89, and ten records that are not sealed."""
+    for count, seed in ((40, 1), (30, 2), (20, 3)):
+        finish(world.append(count, seed=seed))
+        assert run("--all")[0] == 0
+    finish(world.append(10, seed=4))
+    return world
+
+
+async def seal(world: World) -> Archived:
+    store = archive_store.connect(world.settings)
+    return await archive(world.settings, store, sealed_before_ms=None, told=lambda _: None)
+
+
+def test_archive_and_topic_together_are_the_original_log_record_for_record(sealed: World, run: Run) -> None:
+    original = finish(sealed.original())
+    assert len(original) == 100
+    for deleted in (0, 55, 70, 90):
+        finish(sealed.delete_before(deleted))
+
+        assert finish(sealed.read(0, 100)) == original
+        assert finish(sealed.read(33, 95)) == original[33:95]
+        assert finish(sealed.read(99, 100)) == original[99:]
+        assert run("verify")[1] == {
+            "violations": 0, "segments": 3, "records": 90, "bytes": sealed.bytes(),
+            "compared": 90 - deleted, "unnamed": 0, "faults": [],
+        }  # fmt: skip
+
+    code, told = run("--all")
+    assert (code, told["segments"], told["records"]) == (0, 1, 10)
+    finish(sealed.delete_before(100))
+    assert finish(sealed.read(0, 100)) == original
+
+
+def test_each_topic_and_partition_has_a_chain_of_its_own(world: World, run: Run) -> None:
+    finish(world.append(5, seed=1, partition=0))
+    finish(world.append(7, seed=2, partition=1))
+    finish(world.append(3, seed=3, partition=1, topic=WEBHOOKS))
+
+    code, told = run("--all")
+
+    prefix = world.settings.topic_prefix
+    assert code == 0
+    assert {(row["topic"], row["partition"]): row["archived_end"] for row in told["partitions"]} == {
+        (f"{prefix}webhooks", 0): 0, (f"{prefix}webhooks", 1): 3,
+        (f"{prefix}changesets", 0): 5, (f"{prefix}changesets", 1): 7,
+    }  # fmt: skip
+    assert run("verify")[1]["compared"] == 15
+
+
+def test_young_records_wait_for_a_full_segment_and_a_second_run_has_nothing_to_do(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(world.append(25, seed=1, topic=WEBHOOKS))  # so that the first record is one of now
+    monkeypatch.setattr("runtime.archive.SEGMENT_RECORDS_MAX", 10)
+    young = ("--older-than-h", str(10**6))
+
+    assert [run(*young)[1]["records"] for _ in range(2)] == [20, 0]
+    assert [run("--all")[1]["records"] for _ in range(2)] == [5, 0]
+
+
+def test_what_is_in_neither_is_named_and_the_other_partitions_are_sealed_all_the_same(sealed: World, run: Run) -> None:
+    finish(sealed.append(5, seed=9, partition=1))
+    finish(sealed.delete_before(93))
+
+    code, told = run("--all")
+
+    assert code == 1
+    assert [(fault["partition"], fault["first"], fault["last"]) for fault in told["faults"]] == [(0, 90, 92)]
+    assert told["records"] == 5
+    code, told = run("verify")
+    assert (code, [(fault["first"], fault["last"]) for fault in told["faults"]]) == (1, [(90, 92)])
+    assert finish(completeness(sealed)) == Extent(90, Ends(93, 100))
+    assert finish(completeness(sealed)).missing() == (90, 92)
+    with pytest.raises(Halt, match=r"changesets 0, offsets 90\.\.92: neither"):
+        finish(sealed.read(0, 100))
+    assert len(finish(sealed.read(0, 90))) == 90
+
+
+async def completeness(world: World) -> Extent:
+    reader = LogReader(world.settings, CHANGESETS)
+    await reader.start()
+    try:
+        return (await reader.completeness([0]))[0]
+    finally:
+        await reader.stop()
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def swap(one: Path, other: Path) -> None:
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+DAMAGES: list[tuple[str, Callable[[list[Path], list[Path]], object], list[tuple[int, int]]]] = [
+    ("first byte of a segment", lambda s, m: flip(s[1], 0), [(40, 69)]),
+    ("a byte within", lambda s, m: flip(s[1], 500), [(40, 69)]),
+    ("last byte of the last segment", lambda s, m: flip(s[2], -1), [(70, 89)]),
+    ("segment gone", lambda s, m: s[0].unlink(), [(0, 39)]),
+    ("segment cut off", lambda s, m: s[2].write_bytes(s[2].read_bytes()[:-1]), [(70, 89)]),
+    ("segment empty", lambda s, m: s[2].write_bytes(b""), [(70, 89)]),
+    ("two segments swapped", lambda s, m: swap(s[0], s[1]), [(0, 39), (40, 69)]),
+    ("manifest gone", lambda s, m: m[1].unlink(), [(40, 69)]),
+    ("last manifest gone", lambda s, m: m[2].unlink(), [(70, 89)]),
+    ("last manifest and segment gone", lambda s, m: (s[2].unlink(), m[2].unlink()), [(70, 89)]),
+    ("a byte of a manifest", lambda s, m: flip(m[0], 40), [(0, 39)]),
+    ("two manifests swapped", lambda s, m: swap(m[0], m[1]), [(0, 39), (40, 69)]),
+    ("head unreadable", lambda s, m: (s[0].parent / "head.json").write_bytes(b"{"), [(70, 89)]),
+    ("all gone but the head", lambda s, m: [path.unlink() for path in [*s, *m]], [(0, 89)]),
+]
+
+
+def test_each_kind_of_damage_is_named_by_its_exact_range_and_refused_by_a_reader(
+    sealed: World, run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(sealed.folder, tmp_path / "whole")
+    finish(sealed.delete_before(90))
+    for what, damage, ranges in DAMAGES:
+        shutil.rmtree(sealed.folder)
+        shutil.copytree(tmp_path / "whole", sealed.folder)
+        damage(sealed.files("segment"), sealed.files("json"))
+
+        code, told = run("verify")
+
+        named = [(fault["first"], fault["last"]) for fault in told["faults"] if "neither" not in fault["what"]]
+        assert (what, code, named) == (what, 1, ranges)
+        with pytest.raises(Halt, match=rf"changesets 0, offsets {ranges[0][0]}\.\.{ranges[0][1]}: "):
+            finish(sealed.read(0, 100))
+
+
+def test_an_older_archive_of_another_log_put_in_place_of_a_segment_and_its_manifest_is_named(
+    sealed: World, run: Run
+) -> None:
+    """Manifest and segment agree with each other, so only the chain and the topic can tell."""
+    forge(sealed)
+
+    code, told = run("verify", "--quick")
+    assert (code, [(fault["first"], fault["last"]) for fault in told["faults"]]) == (1, [(0, 39)])
+
+    code, told = run("verify")
+    assert code == 1
+    assert {fault["what"].partition(" ")[0] for fault in told["faults"]} == {"its", "the"}
+    finish(sealed.delete_before(90))
+    with pytest.raises(Halt, match=r"offsets 0\.\.39: its manifest is not the one that the next names"):
+        finish(sealed.read(0, 100))
+
+
+def forge(world: World) -> None:
+    """Put another valid segment 0..39 and its manifest in place of the first ones."""
+    records = [Record(offset, 5, None, b"forged") for offset in range(40)]
+    content = segments.encode(world.changesets, 0, records)
+    header, _ = segments.opened(content)
+    manifest = manifests.described(content, header, last=records[-1], previous=None)
+    first = world.files("json")[0]
+    (first.parent / manifests.name_of(manifest)).write_bytes(content)
+    first.write_bytes(msgspec.json.encode(manifest))
+
+
+def test_another_log_under_the_same_name_is_never_joined_and_never_sealed(
+    sealed: World, run: Run, kafka_address: str, tmp_path: Path
+) -> None:
+    """As after a topic was deleted and made again: the archive of one log beside the topic of another."""
+    other = finish(make_world(kafka_address, f"{sealed.settings.topic_prefix}other.", tmp_path / "other"))
+    finish(other.append(100, seed=77))
+    shutil.copytree(sealed.folder / sealed.changesets, other.folder / other.changesets)
+    for path in other.folder.rglob("*.json"):
+        path.write_text(path.read_text().replace(sealed.changesets, other.changesets))
+    for path in other.files("json")[1:]:
+        path.unlink()
+    (other.folder / other.changesets / "00000" / "head.json").unlink()
+    finish(other.delete_before(20))
+
+    done = finish(seal(other))
+
+    assert [(fault.first, fault.last) for fault in done.faults] == [(39, 39)]
+    with pytest.raises(Halt, match=r"another record|holds"):
+        finish(other.read(0, 100))
+
+
+def test_killed_at_any_moment_it_goes_on_where_it_was_and_leaves_no_fork(world: World, run: Run) -> None:
+    for seed in range(8):
+        finish(world.append(300, seed=seed, partition=seed % 2))
+    original = [finish(world.original(partition)) for partition in range(2)]
+
+    finish(kill_often(world))
+
+    code, _ = run("--all")
+    assert code == 0
+    code, told = run("verify")
+    assert (code, told["violations"], told["records"], told["compared"]) == (0, 0, 2400, 2400)
+    for partition in range(2):
+        finish(world.delete_before(1200, partition=partition))
+        assert finish(world.read(0, 1200, partition)) == original[partition]
+
+
+SMALL = "import runtime.archive; runtime.archive.SEGMENT_RECORDS_MAX = {}; import cli; cli.main()"
+"""Segments of few records, so that a kill lands among many of them."""
+
+
+async def kill_often(world: World) -> None:
+    """Kill -9 two real `tartan archive --all` as soon as they have put some files more, four times.
+
+    They cut at different places, so each finds manifests of the other where it is about to put its own.
+    """
+    for more in (1, 2, 5, 10):
+        before = count(world)
+        processes = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-c", SMALL.format(records), "archive", "--all", "--json",
+                env=child_environment(world), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            )
+            for records in (30, 40)
+        ]  # fmt: skip
+        async with asyncio.timeout(60):
+            while count(world) < before + more and any(process.returncode is None for process in processes):
+                await asyncio.sleep(0.0005)
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+def count(world: World) -> int:
+    return sum(len(files) for _, _, files in os.walk(world.folder))
+
+
+def test_a_segment_without_its_manifest_is_taken_up_again_and_a_torn_one_is_mended(world: World, run: Run) -> None:
+    """The states that a crash between segment and manifest leaves, and that of the machine while a file is written."""
+    finish(world.append(40, seed=1))
+    run("--all")
+    before = {path.name: path.read_bytes() for path in world.files("")}
+    finish(world.append(5, seed=2))
+    for torn in (False, True):
+        for path in [*world.files("json"), *world.folder.rglob("head.json")]:
+            path.unlink()
+        if torn:
+            world.files("segment")[0].write_bytes(b"half")
+
+        code, _ = run("--all")
+
+        assert code == 0
+        assert {name: (world.files("")[0].parent / name).read_bytes() for name in before} == before
+        assert run("verify")[1]["unnamed"] == 0
