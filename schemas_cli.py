@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from operator_console import console_of_lines, say
+from operator_console import console_of_lines, finish, say
+from runtime import registration, settings
 from schemas import catalogue, compatibility, reference, subjects
 from schemas.errors import Halt
 from schemas.topics import TOPICS
@@ -45,12 +46,39 @@ def show_schema(name: Named) -> None:
 
 @schemas_app.command("check")
 def check_schemas(as_json: Json = False) -> None:
-    """Check that all versions of every schema read each other. Exit code 1 where two do not."""
-    broken = compatibility.of_families()
-    told = {"schemas": len(catalogue.FILES), "incompatible": [str(pair) for pair in broken]}
-    lines = [str(pair) for pair in broken] or [f"{len(catalogue.FILES)} schemas: all versions read each other"]
+    """Check that all versions of every schema read each other, and that a registry, where one is set, holds them.
+
+    Exit code 1 where something is not so.
+    """
+    broken = [str(pair) for pair in compatibility.of_families()]
+    loaded = settings.load()
+    differ = finish(registration.differences(loaded)) if loaded.schema_registry_url else []
+    told = {
+        "schemas": len(catalogue.FILES), "incompatible": broken, "registry": loaded.schema_registry_url or None,
+        "registry_differs": differ,
+    }  # fmt: skip
+    of_registry = f", and {loaded.schema_registry_url} holds them" if loaded.schema_registry_url else ""
+    lines = [*broken, *differ] or [f"{len(catalogue.FILES)} schemas: all versions read each other{of_registry}"]
     say(console_of_lines(), told if as_json else "\n".join(lines))
-    raise typer.Exit(1 if broken else 0)
+    raise typer.Exit(1 if broken or differ else 0)
+
+
+@schemas_app.command("register")
+def register_schemas(as_json: Json = False) -> None:
+    """Register the schemas of the public topics in TARTAN_SCHEMA_REGISTRY_URL. Safe to run again.
+
+    It is run before code is deployed that writes a new version: a publisher waits for ids that are not there.
+    """
+    loaded = settings.load()
+    outcomes = finish(registration.register(loaded))
+    told = {
+        "registry": loaded.schema_registry_url, "registered": sum(one.is_new for one in outcomes),
+        "schemas": [one._asdict() for one in outcomes],
+    }  # fmt: skip
+    table = Table("subject", "schema", "id", "", box=None)
+    for one in outcomes:
+        table.add_row(one.subject, one.schema, str(one.id), "new" if one.is_new else "was there")
+    say(console_of_lines(), told if as_json else table)
 
 
 @schemas_app.command("docs")

@@ -46,19 +46,18 @@ class Registry:
         if not settings.schema_registry_url:
             raise Halt("no schema registry: set TARTAN_SCHEMA_REGISTRY_URL")
         self._address = settings.schema_registry_url
-        password = settings.schema_registry_password
-        self._auth = None
+        self._headers = {"Accept": f"{CONTENT_TYPE}, application/json"}
         if settings.schema_registry_username is not None:
+            password = settings.schema_registry_password
             secret = "" if password is None else password.get_secret_value()
-            self._auth = aiohttp.BasicAuth(settings.schema_registry_username, secret, encoding="utf-8")
+            authorization = aiohttp.encode_basic_auth(settings.schema_registry_username, secret, encoding="utf-8")
+            self._headers["Authorization"] = authorization
         self._timeout = aiohttp.ClientTimeout(total=answer_s)
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         """Open the connections."""
-        self._http = aiohttp.ClientSession(
-            auth=self._auth, timeout=self._timeout, headers={"Accept": f"{CONTENT_TYPE}, application/json"}
-        )
+        self._http = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
