@@ -15,6 +15,7 @@ import archive_cli
 import explain_cli
 import ledger_cli
 import operator_cli
+import rebuild_cli
 import reconcile_cli
 import republish_cli
 import reviews_cli
@@ -50,6 +51,7 @@ app.command("explain", rich_help_panel=OPERATE)(explain_cli.explain)
 app.add_typer(verify_cli.verify_app, name="verify", rich_help_panel=TRY)
 app.command("ledger", rich_help_panel=OPERATE)(ledger_cli.ledger)
 app.command("tail", rich_help_panel=OPERATE)(tail_cli.tail)
+app.command("rebuild", rich_help_panel=OPERATE)(rebuild_cli.rebuild)
 app.command("republish", rich_help_panel=OPERATE)(republish_cli.republish)
 app.add_typer(archive_cli.archive_app, name="archive", rich_help_panel=OPERATE)
 app.add_typer(topics_cli.topics_app, name="topics", rich_help_panel=SET_UP)

@@ -13,7 +13,7 @@ from projections.tables import metadata
 from schemas import digest
 from schemas.digest import AccountState, TransactionState
 
-_OF_NO_REPLAY = frozenset({("changesets", "events"), ("positions", "last_checksum")})
+OF_NO_REPLAY = frozenset({("changesets", "events"), ("positions", "last_checksum")})
 """Columns of which a replay need not give the same bytes: compressed events (their digest is there)."""
 
 
@@ -44,7 +44,7 @@ async def full_rows(connection: asyncpg.Connection) -> dict[str, list[tuple[Any,
     """Everything that any replay of the same log gives again, by table, in the order of the primary keys."""
     tables: dict[str, list[tuple[Any, ...]]] = {}
     for table in metadata.sorted_tables:
-        columns = [name for name in table.columns.keys() if (table.name, name) not in _OF_NO_REPLAY]  # noqa: SIM118
+        columns = [name for name in table.columns.keys() if (table.name, name) not in OF_NO_REPLAY]  # noqa: SIM118
         chosen = ", ".join(f'"{name}"' for name in columns)
         order = ", ".join(f'"{name}"' for name in table.primary_key.columns.keys())  # noqa: SIM118
         rows = await connection.fetch(f"SELECT {chosen} FROM {table.name} ORDER BY {order}")

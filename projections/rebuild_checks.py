@@ -1,0 +1,62 @@
+"""Looks at database, topic and archive before a rebuild, and refuses one that could not end well. Shell."""
+
+from collections.abc import Mapping
+
+import asyncpg
+
+from projections import rebuild_schema, tables
+from projections.rebuild_load import opened_log
+from projections.rebuild_preflight import NO_TABLES, Kept, Versions, of_log, of_topic, of_versions
+from projections.tables import NEXT, OLD, SCHEMA
+from runtime import archive_store, topics
+from runtime.archive_reader import LogReader
+from runtime.reader import Position
+from runtime.settings import Settings
+from runtime.witness import checksum
+from schemas.errors import Halt
+from schemas.topics import CHANGESETS, full_name
+
+
+async def require(connection: asyncpg.Connection, settings: Settings, *, restart: bool, swaps: bool) -> None:
+    """Look at everything that a rebuild builds on.
+
+    Raises: Halt, with each reason against it in a sentence; Retry, where something does not answer.
+    """
+    versions = await rebuild_schema.found(connection)
+    if SCHEMA not in versions:
+        raise Halt(NO_TABLES)
+    live = await rebuild_schema.positions(connection, SCHEMA)
+    begun = await rebuild_schema.positions(connection, NEXT) if NEXT in versions and not restart else {}
+    folds = {schema: fold for schema, (_, fold) in versions.items()}
+    _refuse(of_versions(
+        Versions(folds[SCHEMA], folds.get(NEXT), folds.get(OLD), _next(live), _next(begun)),
+        fold=tables.FOLD, restart=restart, swaps=swaps,
+    ))  # fmt: skip
+    topic, has_archive = full_name(CHANGESETS, settings.topic_prefix), archive_store.configured(settings)
+    plan = await topics.planned(settings, await topics.read_so_far(connection))
+    _refuse(list(of_topic(plan.steps, topic=topic, has_archive=has_archive)))
+    async with opened_log(settings) as log:
+        extents = await log.completeness(list(live))
+        kept = {number: Kept(extent.missing(), extent.end) for number, extent in extents.items()}
+        _refuse(list(of_log(kept, _next(live), topic=topic, has_archive=has_archive)))
+        for who, positions in (("the live version", live), ("the version that is begun", begun)):
+            for number, position in positions.items():
+                await _same_log(log, f"{topic} {number}", number, position, who)
+
+
+async def _same_log(log: LogReader, where: str, partition: int, position: Position, who: str) -> None:
+    """The record before a position is the one that was read there. Raises: Halt."""
+    if not position.next or position.last_checksum is None:
+        return
+    async for records in log.read(partition, position.next - 1, position.next):
+        if checksum(records[0].value) != position.last_checksum:
+            raise Halt(f"{where} at {position.next - 1} is not the record that {who} has read: another log")
+
+
+def _next(positions: Mapping[int, Position]) -> dict[int, int]:
+    return {number: position.next for number, position in positions.items()}
+
+
+def _refuse(reasons: list[str]) -> None:
+    if reasons:
+        raise Halt("no rebuild: " + "; ".join(reasons))
