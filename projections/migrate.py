@@ -9,7 +9,8 @@ from alembic.config import Config
 
 from projections import rights, tables, views
 from projections.rights import Roles
-from runtime.postgres import CONNECT_TIMEOUT_S, CONTROL_SCHEMA
+from projections.tables import READS_SCHEMA
+from runtime.postgres import CONNECT_TIMEOUT_S, CONTROL_SCHEMA, EPOCH
 from schemas.errors import Halt
 
 POSTGRES_MIN = 17
@@ -28,6 +29,10 @@ _RENAMED = f"""DO $$ BEGIN
 # Tables in which nothing is yet are filled by this code.
 _UNUSED = f"""UPDATE {tables.version.fullname} SET fold = {tables.FOLD}
      WHERE NOT EXISTS (SELECT FROM {tables.SCHEMA}.positions WHERE position > 0)"""
+
+# What streams' positions belong to: random, so that no client's token of another database or history fits by chance.
+_EPOCH = f"""INSERT INTO {CONTROL_SCHEMA}.facts (name, value) VALUES ('{EPOCH}', to_jsonb(gen_random_uuid()::text))
+     ON CONFLICT (name) DO NOTHING"""
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tartan migrations', 0))"
 _HAS_REVISIONS = f"SELECT to_regclass('{CONTROL_SCHEMA}.alembic_version') IS NOT NULL"
@@ -53,16 +58,23 @@ def script(revision: str | None, roles: Roles = rights.DEFAULT) -> str:
     command.upgrade(config, f"{revision}:head" if revision else "head", sql=True)
     # Alembic makes its own table first, and expects the schema of it to be there.
     # The views show what the tables have behind the last revision, and the rights are on all of it.
-    shown = ";\n".join([_UNUSED, _views(), *rights.statements(tables.SCHEMA, roles)])
+    shown = ";\n".join([_UNUSED, _EPOCH, _views(), *rights.statements(tables.SCHEMA, roles)])
     return f"CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};\n{_RENAMED};\n{written.getvalue()}\n{shown};\n"
 
 
 def _views() -> str:
-    """The views of this code, where the live tables are of its fold: others lack what it shows, until a rebuild."""
+    """The views of this code, where the live tables are of its fold: others lack what it shows, until a rebuild.
+
+    After a swap back, views have columns more than an older release knows: it leaves them as that swap has made them.
+    """
     shown = ";\n".join(views.statements(tables.SCHEMA))
     return f"""DO $versions$ BEGIN
         IF (SELECT fold FROM {tables.version.fullname}) = {tables.FOLD} THEN
-            {shown};
+            BEGIN
+                {shown};
+            EXCEPTION WHEN invalid_table_definition THEN
+                RAISE WARNING 'views of {READS_SCHEMA} are left as they are: %', SQLERRM;
+            END;
         END IF;
     END $versions$"""
 

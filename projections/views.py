@@ -1,6 +1,16 @@
 """What readers see: views of schema `reads` over the tables of one projection version."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from projections.tables import READS_SCHEMA
+
+
+class Column(NamedTuple):
+    """A column of a view that is there, with its type as SQL writes it."""
+
+    name: str
+    type: str
 
 
 def _major(amount: str, scale: str) -> str:
@@ -65,7 +75,28 @@ VIEWS = {
 
 def statements(schema: str) -> list[str]:
     """The statements that point the views of `reads` at the tables of `schema`."""
-    return [
-        f"CREATE OR REPLACE VIEW {READS_SCHEMA}.{name} AS " + select.format(schema=schema, name=name)
-        for name, select in VIEWS.items()
+    return [_statement(name, select) for name, select in selects(schema).items()]
+
+
+def selects(schema: str) -> dict[str, str]:
+    """What each view of `reads` selects from the tables of `schema`."""
+    return {name: select.format(schema=schema, name=name) for name, select in VIEWS.items()}
+
+
+def replacement(name: str, select: str, given: Sequence[str], shown: Sequence[Column]) -> str:
+    """The statement that lets a view show `select`, which gives the columns `given`, instead of what it shows now.
+
+    A view's columns are a contract: new ones come last, and one that this version does not have is null in it.
+    """
+    if [column.name for column in shown] == list(given[: len(shown)]):
+        return _statement(name, select)
+    columns = [
+        f'"{column.name}"' if column.name in given else f'NULL::{column.type} AS "{column.name}"' for column in shown
     ]
+    known = {column.name for column in shown}
+    columns += [f'"{column}"' for column in given if column not in known]
+    return _statement(name, f"SELECT {', '.join(columns)} FROM ({select}) AS given")
+
+
+def _statement(name: str, select: str) -> str:
+    return f"CREATE OR REPLACE VIEW {READS_SCHEMA}.{name} AS {select}"

@@ -31,6 +31,9 @@ class CrashPoint(StrEnum):
     PROJECT_AFTER_COMMIT = "project.after_commit"
     PUBLISH_BETWEEN_TOPICS = "publish.between_topics"
     PUBLISH_AFTER_SEND = "publish.after_send"
+    SWAP_LOCKED = "swap.locked"
+    SWAP_BEFORE_COMMIT = "swap.before_commit"
+    SWAP_AFTER_COMMIT = "swap.after_commit"
 
 
 class _Plan:

@@ -18,6 +18,9 @@ LIVE_SCHEMA = "projection"
 READS_SCHEMA = "reads"
 """Views over the live version: what readers use, so that a swap of versions is a swap of views."""
 
+EPOCH = "epoch"
+"""Name of the fact (table facts) that changes where what readers were shown is no longer what the log says."""
+
 VERSION_HELD = f"LOCK TABLE {READS_SCHEMA}.positions IN ACCESS SHARE MODE"
 """First statement of a transaction that has to see one version: a swap waits for its end, or it for the swap's."""
 
