@@ -55,6 +55,13 @@ async def apply(settings: Settings) -> list[str]:
     return created
 
 
+async def verify(settings: Settings) -> None:
+    """Raises: Halt, where a topic is missing or has other partitions than the table says; Retry, without an answer."""
+    steps = (await planned(settings)).steps
+    if wrong := [step.line for step in steps if step.action == "create" or step.setting == "partitions"]:
+        raise Halt(f"the topics are not as the table says: {'; '.join(wrong)}; run `tartan topics apply`")
+
+
 async def create(settings: Settings, names: Collection[str]) -> None:
     """Create these topics, and wait until each is led.
 
