@@ -2,25 +2,26 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections import known, store
+from projections import store
 from projections.expiry import Expiry
 from projections.outbox import Outbox
 from projections.ownership import Ownership
-from projections.project import READER, Projector
+from projections.project import READER
 from projections.publish import Committed, Publisher
 from projections.reconciliation import Reconciler
-from projections.session import Session
+from projections.tables import FOLD
+from projections.versions_feed import Feeder
 from runtime import dead_letters, stream
 from runtime.instance import alone
 from runtime.kafka import Appender, LogEnds
 from runtime.lifecycle import Running
 from runtime.postgres import open_pool
-from runtime.reader import Position
 from runtime.settings import Settings
 from runtime.stream import Positions
 from runtime.users import Keyring
@@ -30,73 +31,122 @@ from runtime.witness import Witness
 from schemas.topics import CHANGESETS, full_name
 
 POOL_SIZE = 6
-"""For the witness, the publisher's resume and floors, the expiry, the dead letters, reconciliation; the projector has a
-connection of its own."""
+"""For the witness, the publisher's resume and floors, the expiry, the dead letters, reconciliation; the projectors have
+connections of their own."""
+GROUP = READER if FOLD == 1 else f"{READER}-{FOLD}"
+"""Consumer group, and name of the instance's lock. It has the fold: processes of two releases run side by side until
+the next version is live, and each release's read the whole log. The first fold's is the name from before folds."""
 
 
 @asynccontextmanager
 async def stage(settings: Settings) -> AsyncIterator[Running]:
     """Project the partitions that the group gives to this process.
 
+    Where no version is of this code's fold it waits, and its readiness says for what.
     Raises: Halt, where the instance id is in use or the tables are not there; Retry, where Kafka or Postgres is away.
     """
-    topic = full_name(CHANGESETS, settings.topic_prefix)
-    keyring = Keyring(Vault(settings.master_key()))
     async with AsyncExitStack() as stack:
         pool = await open_pool(settings, stage=READER, size=POOL_SIZE, role=settings.projector_role)
         stack.push_async_callback(pool.close)
         await store.ensure_positions(pool, settings.partitions)
-        lock = await stack.enter_async_context(alone(settings, READER))
         appender, log = Appender(settings, client=READER), LogEnds(settings)
         for client in (appender, log):
             await client.start()
             stack.push_async_callback(client.stop)
         wire = Wire(settings, pool)
         publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix, wire=wire.prefixes)
-        session = Session(settings)
-        stack.push_async_callback(session.close)
-        projector = Projector(session, publisher, Ownership(keyring), settings)
-        witness = Witness(log, topic=topic, reader=READER, load=lambda partitions: _load(pool, partitions))
+        ownership = Ownership(Keyring(Vault(settings.master_key())))
+        feeder = Feeder(settings, pool=pool, publisher=publisher, ownership=ownership)
+        stack.callback(feeder.drop)
 
+        def troubles() -> list[str]:
+            return [*feeder.troubles(), *publisher.troubles(), *wire.troubles()]
+
+        at_work = _at_work(settings, _Parts(pool, appender, log, publisher, feeder))
+        if await feeder.look():
+            yield Running(READER, troubles, await stack.enter_async_context(at_work))
+        else:
+            waiting = asyncio.create_task(_once_there(feeder, at_work))
+            stack.push_async_callback(_end, waiting)
+            yield Running(READER, troubles, waiting)
+
+
+class _Parts(NamedTuple):
+    pool: asyncpg.Pool
+    appender: Appender
+    log: LogEnds
+    publisher: Publisher
+    feeder: Feeder
+
+
+@asynccontextmanager
+async def _at_work(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.Task[None]"]:
+    """Read, feed and publish; the task given ends, with its error, when one of these does."""
+    pool, appender, log, publisher, feeder = parts
+    topic = full_name(CHANGESETS, settings.topic_prefix)
+    async with AsyncExitStack() as stack:
+        lock = await stack.enter_async_context(alone(settings, GROUP))
+        witness = Witness(log, topic=topic, reader=READER, load=feeder.positions)
         publishing = asyncio.create_task(publisher.run())
         stack.push_async_callback(_end, publishing)
         stack.push_async_callback(publisher.drain)
-        app = stream.build(settings, name=READER, positions=_positions(witness, publisher))
+        app = stream.build(settings, name=GROUP, positions=_positions(witness, publisher, feeder))
         reader = stream.reader(
             app, topic, agent="project", records_max=settings.batch_records_max, bytes_max=settings.batch_bytes_max
         )
-        projecting = asyncio.create_task(projector.run(reader))
+        projecting = asyncio.create_task(feeder.run(reader))
         stack.push_async_callback(_end, projecting)
         engine = await stack.enter_async_context(stream.running(app))
         tasks = [publishing, projecting, engine, lock]
         for work in (
-            witness.watch(lambda: stream.assigned(app, topic), held=reader.held), Expiry(pool).keep(),
-            dead_letters.run(pool, appender, settings), Reconciler(pool, settings).keep(),
-        ):  # fmt: skip
+            witness.watch(lambda: stream.assigned(app, topic), held=reader.held),
+            dead_letters.run(pool, appender, settings),
+            _while_it_acts(feeder, lambda: Expiry(pool).keep()),
+            _while_it_acts(feeder, lambda: Reconciler(pool, settings).keep()),
+        ):
             tasks.append(asyncio.create_task(work))
             stack.push_async_callback(_end, tasks[-1])
         ended = asyncio.create_task(_first(tasks))
         stack.push_async_callback(_end, ended)
         try:
-            yield Running(READER, lambda: [*projector.troubles(), *publisher.troubles(), *wire.troubles()], ended)
+            yield ended
         finally:
             if projecting.done():
                 # Nobody is left to acknowledge what was read, so a stop must not wait for it.
                 app.conf.stream_wait_empty = False
 
 
-def _positions(witness: Witness, publisher: Publisher) -> Positions:
+async def _once_there(feeder: Feeder, at_work: AbstractAsyncContextManager["asyncio.Task[None]"]) -> None:
+    """Begin to work when there is a version to feed."""
+    await feeder.wait()
+    async with at_work as ended:
+        await ended
+
+
+async def _while_it_acts(feeder: Feeder, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do work of the live version while this process feeds it, for ever. Raises what the work raises."""
+    while True:
+        await feeder.acts.wait()
+        tasks = [asyncio.create_task(work()), asyncio.create_task(feeder.yields.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+        finally:
+            for task in tasks:
+                await _end(task)
+
+
+def _positions(witness: Witness, publisher: Publisher, feeder: Feeder) -> Positions:
     async def positions(assigned: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         """Where to begin, after a look at the log; what was committed there and not published is sent now."""
-        starts = await witness.starts([number for _, number in assigned])
-        publisher.hand(Committed({number: (at, at) for number, at in starts.items()}, []))
+        numbers = [number for _, number in assigned]
+        starts = await witness.starts(numbers)
+        committed = await feeder.published_up_to(numbers)
+        publisher.hand(Committed({number: (at, at) for number, at in committed.items()}, []))
         return {(topic, number): starts[number] for topic, number in assigned}
 
     return positions
-
-
-async def _load(pool: asyncpg.Pool, partitions: Collection[int]) -> dict[int, Position]:
-    return await known.positions(pool, partitions)
 
 
 async def _first(tasks: list["asyncio.Task[None]"]) -> None:
@@ -106,7 +156,7 @@ async def _first(tasks: list["asyncio.Task[None]"]) -> None:
         task.result()
 
 
-async def _end(task: "asyncio.Task[None]") -> None:
+async def _end(task: "asyncio.Task[Any]") -> None:
     task.cancel()
     with contextlib.suppress(BaseException):
         await task

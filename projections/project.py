@@ -9,6 +9,7 @@ import asyncpg
 from projections import admission, aftermath, known, redrive, store
 from projections.admission import Admission, Admitted, Gatekeeper, Opened
 from projections.aftermath import TooManyParked
+from projections.known import AnotherVersion
 from projections.ownership import Ownership
 from projections.publish import Committed, Publisher
 from projections.records import outbound
@@ -18,7 +19,6 @@ from projections.state import WorkingSet
 from projections.store import Advanced
 from runtime import crash_points, logs, metrics
 from runtime.crash_points import CrashPoint
-from runtime.reader import Reader
 from runtime.settings import Settings
 from runtime.witness import checksum
 from schemas import gate
@@ -91,15 +91,9 @@ class Projector:
         """Why nothing is committed now; empty where it is."""
         return [] if self._trouble is None else [self._trouble]
 
-    async def run(self, reader: Reader) -> None:
-        """Project for ever. Raises: Halt, and whatever is an error of this code."""
-        while True:
-            taken = await reader.take()
-            for batch in admission.batches([admission.opened(record) for record in taken], EVENTS_MAX):
-                if self._publisher is not None:
-                    await self._publisher.room()
-                await self._patiently(batch)
-                reader.acknowledge([record.received for record in batch])
+    def drop(self) -> None:
+        """Give up the connection, which another version makes stale; the next batch opens one."""
+        self._session.drop()
 
     async def project(self, records: Sequence[Opened], poisoned: Poisoned | None = None) -> None:
         """Project records in one transaction or, where Postgres refuses one of them or it takes too long, in several.
@@ -134,7 +128,11 @@ class Projector:
             raise Diverged(f"{_where(record)} was not parked, and cannot be replayed: {reason(error)}") from error
         return _with(poisoned, record, error)
 
-    async def _patiently(self, records: Sequence[Opened]) -> None:
+    async def patiently(self, records: Sequence[Opened]) -> None:
+        """Project records, however long the world is late.
+
+        Raises: AnotherVersion, where the tables are not what they were; Halt; whatever is an error of this code.
+        """
         wait_s = RETRY_S_MIN
         while True:
             try:
@@ -165,6 +163,8 @@ class Projector:
                             parkings_max=self._parkings_max, window_s=self._parkings_window_s,
                         )  # fmt: skip
                     crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
+        except asyncpg.UndefinedTableError as error:
+            raise AnotherVersion(f"tables are gone: {reason(error)}") from error
         except TooManyParked as error:
             await aftermath.stopped(connection, error)
             raise

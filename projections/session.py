@@ -3,6 +3,7 @@
 import asyncpg
 
 from projections import store
+from projections.known import AnotherVersion
 from projections.tables import SCHEMA
 from runtime.postgres import CONNECT_TIMEOUT_S, NO_ROLE, no_role, server_settings
 from runtime.settings import Settings
@@ -26,7 +27,8 @@ class Session:
     async def connection(self) -> asyncpg.Connection:
         """The connection, ready for store.write.
 
-        Raises: Retry, where Postgres is away; Halt, where it does not let this process act as the projector.
+        Raises: Retry, where Postgres is away; AnotherVersion, where the schema has no tables; Halt, where Postgres does
+        not let this process act as the projector.
         """
         if self._connection is not None and self._connection.is_closed():
             self.drop()
@@ -37,6 +39,9 @@ class Session:
             except NO_ROLE as error:
                 self.drop()
                 raise Halt(no_role(self._settings.projector_role, error)) from error
+            except asyncpg.UndefinedTableError as error:
+                self.drop()
+                raise AnotherVersion(f"there are no tables in the schema {self._schema}") from error
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 self.drop()
                 raise Retry(f"no Postgres: {type(error).__name__}") from error

@@ -127,6 +127,8 @@ async def _drop_old(connection: asyncpg.Connection) -> Version:
         old = (await found(connection)).get(OLD)
         if old is None:
             raise NotSwapped("there is no old version")
+        # Its feeders hold this table first, and then want the others.
+        await connection.execute(f"LOCK TABLE {OLD}.positions IN ACCESS EXCLUSIVE MODE")
         # Not by CASCADE, which would take with it what others built on these tables, and say nothing.
         named = ", ".join(row["name"] for row in await connection.fetch(_TABLES, OLD))
         await connection.execute(f"DROP TABLE {named}; DROP FUNCTION {OLD}.refuse_change; DROP SCHEMA {OLD}")

@@ -27,7 +27,8 @@ def test_sixty_kills_spare_no_point_and_no_kind_of_fault(seed: int) -> None:
     runs = schedule(seed=seed, kills=60)
 
     died_at = {death.point for run in runs for chain in run.chains for death in chain.deaths}
-    assert died_at == set(CrashPoint)
+    # A swap is no step of the stages that run all the time: test_versions_swap_kills has its points.
+    assert died_at == {point for point in CrashPoint if not point.startswith("swap.")}
     assert {fault.kind for run in runs for fault in run.faults} == set(Kind)
 
 

@@ -235,27 +235,8 @@ async def test_a_row_that_cannot_be_encoded_parks_its_item(
     assert await connection.fetchval("SELECT array_agg(item_id) FROM reads.items") == ["B"]
 
 
-class Once:
-    """A reader that gives records once, then ends the projector."""
-
-    def __init__(self, records: Sequence[Received]) -> None:
-        self.left = [records]
-        self.acknowledged = 0
-
-    async def take(self) -> Sequence[Received]:
-        if not self.left:
-            raise EOFError
-        return self.left.pop()
-
-    def acknowledge(self, records: Sequence[Received]) -> None:
-        self.acknowledged += len(records)
-
-
 async def run(database: Database, records: Sequence[Received]) -> None:
-    reader = Once(records)
-    with pytest.raises(EOFError):
-        await asyncio.wait_for(database.projector.run(reader), 60.0)  # type: ignore[arg-type]
-    assert reader.acknowledged == len(records)
+    await asyncio.wait_for(database.projector.patiently([admission.opened(record) for record in records]), 60.0)
 
 
 @pytest.mark.parametrize("table", ["items", "accounts", "transactions"])
