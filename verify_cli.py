@@ -9,7 +9,11 @@ from rich.table import Table
 
 from operator_console import console_of_lines, finish, say, with_postgres
 from projections import verify as invariants
+from projections.log_verify import verify_log
 from projections.verify import Finding
+from runtime import settings
+from runtime.settings import Settings
+from schemas.errors import Retry
 from webhooks_cli import verify_webhooks
 
 SECONDS_MAX = 3600
@@ -31,22 +35,38 @@ def verify(
     demo: Annotated[
         bool, typer.Option("--demo", help="Run a short demo first, and verify that: needs nothing that runs.")
     ] = False,
+    no_log: Annotated[bool, typer.Option("--no-log", help="The tables alone, without Kafka and archive.")] = False,
+    settled: Annotated[
+        bool, typer.Option("--settled", help="Nothing is under way: each reader must stand at the log's end.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check every invariant of ledger, rows, versions and events. Exit code 1 where one is violated."""
+    """Check every invariant of tables, log, topics and archive. Exit code 1 where one is violated."""
     if context.invoked_subcommand is not None:
         return
-    found = _of_demo() if demo else with_postgres(_of_database)
+    given = None if no_log else settings.load()
+    found = _of_demo() if demo else with_postgres(lambda connection: _of_all(connection, given, is_settled=settled))
     told = invariants.totals(found)
     say(console_of_lines(), told if as_json else _table(found))
     raise typer.Exit(1 if told["violations"] else 0)
 
 
-async def _of_database(connection: asyncpg.Connection) -> dict[str, Finding]:
+async def _of_all(
+    connection: asyncpg.Connection, given: Settings | None, *, is_settled: bool
+) -> dict[str, Finding]:  # fmt: skip
     # The limits of the stages are for work that others wait for; nobody waits for this one.
     for limit in ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"):
         await connection.execute(f"SET {limit} = '{SECONDS_MAX} s'")
-    return await invariants.verify(connection)
+    # The log first: where Kafka is away, that is said before all rows are read.
+    log = {} if given is None else await _of_log(connection, given, is_settled=is_settled)
+    return {**await invariants.verify(connection), **log}
+
+
+async def _of_log(connection: asyncpg.Connection, given: Settings, *, is_settled: bool) -> dict[str, Finding]:
+    try:
+        return await verify_log(given, connection, is_settled=is_settled)
+    except Retry as error:
+        raise Retry(f"{error} (`tartan verify --no-log` checks the tables alone)") from error
 
 
 def _of_demo() -> dict[str, Finding]:

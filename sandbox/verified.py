@@ -5,7 +5,7 @@ import contextlib
 
 from rich.console import Console
 
-from projections import digests, verify
+from projections import digests, log_verify, verify
 from projections.verify import Finding
 from runtime.postgres import borrowed
 from sandbox.clients import Application, Bank
@@ -17,7 +17,7 @@ TRUTH = "tables_equal_the_banks_truth"
 
 
 async def verified_demo(*, seconds: float) -> dict[str, Finding]:
-    """Run it, stop it, and give what was found: the tables' invariants, and whether they are the bank's own truth."""
+    """Run it, and give what was found: invariants of tables and log, and whether the tables are the bank's truth."""
     console = Console(stderr=True)
     async with (
         World(WorldOptions(), progress=lambda what: console.print(f"starting {what}")) as world,
@@ -34,6 +34,7 @@ async def verified_demo(*, seconds: float) -> dict[str, Finding]:
         await quiet_bank(observer, bank)
         async with borrowed(observer.pool) as connection:
             found = await verify.verify(connection)
+            found |= await log_verify.verify_log(world.settings(), connection, is_settled=True)
             truth = Finding()
             truth.count("digest", holds=await digests.state_digest(connection) == await bank.digest())
             return {**found, TRUTH: truth}

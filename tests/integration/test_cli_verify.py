@@ -44,18 +44,18 @@ def projected(monkeypatch: pytest.MonkeyPatch, postgres: Postgres, template_dsn:
 def test_the_last_line_is_one_object_and_the_exit_code_says_whether_all_holds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], projected: Database
 ) -> None:
-    code, out = verified(monkeypatch, capsys, "--json")
+    code, out = verified(monkeypatch, capsys, "--no-log", "--json")
     told = json.loads(out.splitlines()[-1])
     assert (code, told["violations"]) == (0, 0)
     assert told["checked"] == sum(one["checked"] for one in told["invariants"].values()) > 0
 
     finish(projected.alter("UPDATE projection.transactions SET name = 'another'"))
-    code, out = verified(monkeypatch, capsys, "--json")
+    code, out = verified(monkeypatch, capsys, "--no-log", "--json")
     told = json.loads(out.splitlines()[-1])
     assert (code, told["violations"]) == (1, 1)
     assert told["invariants"]["columns_are_what_the_words_say"]["violations"] == 1
 
-    code, out = verified(monkeypatch, capsys)
+    code, out = verified(monkeypatch, capsys, "--no-log")
     assert code == 1
     assert "columns are what the words say" in out
 
@@ -66,8 +66,22 @@ def test_a_database_without_tables_is_an_error_and_no_violation(
     dsn = finish(postgres.create_database("cli_verify_empty"))
     monkeypatch.setenv("TARTAN_POSTGRES_DSN", dsn)
 
-    code, out = verified(monkeypatch, capsys, "--json")
+    code, out = verified(monkeypatch, capsys, "--no-log", "--json")
     finish(postgres.drop_database("cli_verify_empty"))
 
     assert code == 1
     assert "tartan migrate" in json.loads(out.splitlines()[-1])["error"]
+
+
+def test_without_kafka_nothing_is_called_sound(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], projected: Database
+) -> None:
+    assert projected
+    monkeypatch.setenv("TARTAN_KAFKA_ADDRESS", "127.0.0.1:1")
+
+    code, out = verified(monkeypatch, capsys, "--json")
+
+    assert code == 1
+    told = json.loads(out.splitlines()[-1])["error"]
+    assert told.startswith("no Kafka at 127.0.0.1:1: ")
+    assert "--no-log" in told
