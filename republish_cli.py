@@ -9,6 +9,8 @@ from operator_console import connected, console_of_lines, finish, say
 from projections.republish import Progress, Republisher
 from runtime import settings
 from runtime.kafka import Appender, LogEnds
+from runtime.wire import Wire
+from schemas import subjects
 from schemas.topics import PUBLIC, Topic
 
 TOLD_EVERY_S = 2.0
@@ -49,7 +51,10 @@ async def _republish(
     async with connected(loaded) as database:
         for limit in ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"):
             await database.execute(f"SET {limit} = '{SECONDS_MAX} s'")
-        republisher = Republisher(database, appender, log, loaded, topic, tell=_Teller(topic), skips_gone=kept)
+        wire = subjects.wire_prefixes(await Wire(loaded, database).ids())
+        republisher = Republisher(
+            database, appender, log, loaded, topic, wire=wire, tell=_Teller(topic), skips_gone=kept
+        )  # fmt: skip
         await republisher.alone()
         try:
             await log.start()

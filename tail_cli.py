@@ -2,8 +2,8 @@
 
 import datetime
 import sys
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Annotated, Any, NamedTuple
 
 import asyncpg
@@ -101,7 +101,10 @@ async def _tail(options: _Options, user: str | None, item: str | None, who: str,
         if user is not None and database is not None:
             wanted = await wanted_of(database, user, item=item)
         left = options.limit
-        async for raw in _records(loaded, options, _partitions(loaded, options, wanted)):
+        raws = await stack.enter_async_context(
+            aclosing(_records(loaded, options, _partitions(loaded, options, wanted)))
+        )
+        async for raw in raws:
             told = line(raw)
             if not wanted.shows(told):
                 continue
@@ -139,7 +142,7 @@ def _partitions(loaded: Settings, options: _Options, wanted: Wanted) -> Collecti
     return range(loaded.partitions)
 
 
-async def _records(loaded: Settings, options: _Options, partitions: Collection[int]) -> AsyncIterator[Raw]:
+async def _records(loaded: Settings, options: _Options, partitions: Collection[int]) -> AsyncGenerator[Raw, None]:
     """Records in the order of their partitions; those that come in one fetch in the order of their times."""
     name = full_name(options.topic, loaded.topic_prefix)
     try:

@@ -84,9 +84,7 @@ def line(raw: Raw) -> Line:
 def unsealed(told: Line, value: bytes, keys: UserKeys) -> Line:
     """The line of a changeset with its events. Raises: Quarantine, where they do not open or do not decode."""
     block = changesets.unseal(changesets.read(value), keys)
-    found = [
-        {"type": event.type, **_fields(codec.decode_event(event))} for event in codec.decode_events(block)
-    ]  # fmt: skip
+    found = [{"type": one.type, "data": _fields(codec.decode_event(one))} for one in codec.decode_events(block)]
     return msgspec.structs.replace(told, events=found)
 
 
@@ -99,7 +97,7 @@ def shown(told: Line) -> str:
         f"user={':'.join(told.user)}" if told.user else f"user={told.user_number}" if told.user_number else None,
         f"{told.partition}@{told.offset}", f"position={told.position}" if told.position else None,
     ]  # fmt: skip
-    below = [f"    {event['type']:<24} {_event_words(event)}" for event in told.events]
+    below = [f"    {event['type']:<24} {_event_words(event['data'])}" for event in told.events]
     return "\n".join(printable(each) for each in [" ".join(filter(None, words)), *below])
 
 
@@ -243,10 +241,10 @@ def _fields(said: Any) -> dict[str, Any]:
     return _there(msgspec.to_builtins(said)) if isinstance(said, msgspec.Struct) else {"said": said}
 
 
-def _event_words(event: Mapping[str, Any]) -> str:
+def _event_words(data: Mapping[str, Any]) -> str:
     """The words of a sealed event that a person looks for."""
-    first = _money(event.get("amount", event.get("current")), _currency(event))
-    return " ".join(filter(None, [first, *(str(event[name]) for name in _TOLD if name in event)]))
+    first = _money(data.get("amount", data.get("current")), _currency(data))
+    return " ".join(filter(None, [first, *(str(data[name]) for name in _TOLD if name in data)]))
 
 
 _TOLD = ("name", "date", "transaction_id", "account_id", "item_id", "state", "code", "fields_json", "decision")

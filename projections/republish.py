@@ -9,7 +9,8 @@ event in the topic says how far it came, so whatever ends it, the same command g
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import NamedTuple
 
 import asyncpg
@@ -20,7 +21,7 @@ from aiokafka.errors import KafkaError
 from projections import known, outbox, records
 from projections.outbox import ROWS_MAX
 from projections.records import Lane, Outbound
-from runtime.kafka import Appender, LogEnds, connection
+from runtime.kafka import Appender, LogEnds, Outgoing, connection
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 from schemas.topics import HEADER_POSITION, Topic, full_name
@@ -54,11 +55,14 @@ class _Hold(NamedTuple):
 
 
 class Republisher:
-    """Fills partitions of one topic. `skips_gone`: leave out changesets whose events are not kept any more."""
+    """Fills partitions of one topic.
+
+    `wire`: what stands before an event, by its schema. `skips_gone`: leave out changesets whose events are not kept.
+    """
 
     def __init__(
         self, database: asyncpg.Connection, appender: Appender, log: LogEnds, settings: Settings, topic: Topic,
-        *, tell: Callable[[Progress], object], skips_gone: bool,
+        *, wire: Mapping[int, bytes], tell: Callable[[Progress], object], skips_gone: bool,
     ) -> None:  # fmt: skip
         self._database = database
         self._appender = appender
@@ -66,6 +70,7 @@ class Republisher:
         self._settings = settings
         self._topic = topic
         self._name = full_name(topic, settings.topic_prefix)
+        self._wire = wire
         self._tell = tell
         self._skips_gone = skips_gone
 
@@ -188,12 +193,11 @@ class Republisher:
         """Where in the topic the filling began, and the changeset from which it goes on."""
         assert hold.first is not None
         ends = (await self._log.ends(self._name, [partition]))[partition]
-        if ends.start == ends.end:
+        if ends.end <= max(ends.start, hold.first):
             await self._database.execute(_FIRST, self._topic.name, partition, ends.end)
             return ends.end, 0
-        async for place in self._places(partition, ends.end - 1):
-            return hold.first, place[0]
-        return hold.first, 0
+        async with aclosing(self._places(partition, ends.end - 1)) as last:
+            return hold.first, (await anext(last))[0]
 
     async def _position(self, partition: int) -> int:
         found = await known.positions(self._database, [partition])
@@ -222,9 +226,12 @@ class Republisher:
         return [outbox.outbound(row) for row in found]
 
     async def _send(self, partition: int, page: Sequence[Outbound]) -> int:
-        outgoing = records.public(page).get(Lane(self._topic, partition), [])
+        outgoing = self._outgoing(partition, page)
         await self._appender.append_many(self._name, partition, outgoing)
         return len(outgoing)
+
+    def _outgoing(self, partition: int, page: Sequence[Outbound]) -> list[Outgoing]:
+        return records.public(page, self._wire).get(Lane(self._topic, partition), [])
 
     async def _catch_up(self, partition: int, start: int) -> int:
         """Send what came meanwhile, the last of it under the lock, and let the publisher go on behind it."""
@@ -245,28 +252,28 @@ class Republisher:
 
         Raises: Halt, where a reader would miss an event.
         """
-        kept = self._kept(partition, first)
         at = 0
-        while at < end:
-            page = await self._page(partition, at, end)
-            for outgoing in records.public(page).get(Lane(self._topic, partition), []):
-                if await anext(kept, None) != _place(outgoing.headers):
-                    await self._database.execute(_FIRST, self._topic.name, partition, None)
-                    raise Halt(
-                        f"topic {self._name} partition {partition}: another process wrote into it while it was "
-                        "filled, so readers would miss events; it is still held: republish again with --empty"
-                    )
-            at = page[-1].offset + 1 if len(page) == ROWS_MAX else end
-        await kept.aclose()
+        async with aclosing(self._kept(partition, first)) as kept:
+            while at < end:
+                page = await self._page(partition, at, end)
+                for outgoing in self._outgoing(partition, page):
+                    if await anext(kept, None) != _place(outgoing.headers):
+                        await self._database.execute(_FIRST, self._topic.name, partition, None)
+                        raise Halt(
+                            f"topic {self._name} partition {partition}: another process wrote into it while it was "
+                            "filled, so readers would miss events; it is still held: republish again with --empty"
+                        )
+                at = page[-1].offset + 1 if len(page) == ROWS_MAX else end
 
     async def _kept(self, partition: int, first: int) -> AsyncGenerator[Place, None]:
         last: Place = (-1, -1)
-        async for place in self._places(partition, first):
-            if place > last:
-                last = place
-                yield place
+        async with aclosing(self._places(partition, first)) as places:
+            async for place in places:
+                if place > last:
+                    last = place
+                    yield place
 
-    async def _places(self, partition: int, start: int) -> AsyncIterator[Place]:
+    async def _places(self, partition: int, start: int) -> AsyncGenerator[Place, None]:
         """The positions of the events in the topic's partition, from an offset of its own on."""
         where = TopicPartition(self._name, partition)
         consumer = AIOKafkaConsumer(

@@ -29,7 +29,7 @@ class NotRegistered(Retry):
 class Wire:
     """What stands before each event of one installation."""
 
-    def __init__(self, settings: Settings, pool: asyncpg.Pool) -> None:
+    def __init__(self, settings: Settings, pool: asyncpg.Pool | asyncpg.Connection) -> None:
         self._settings = settings
         self._pool = pool
         self._trouble: str | None = None

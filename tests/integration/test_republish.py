@@ -14,6 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from projections import republish
+from projections.records import OWN_IDS
 from projections.republish import Republisher
 from runtime.kafka import Appender, LogEnds, Outgoing, connection
 from runtime.postgres import server_settings
@@ -87,8 +88,8 @@ async def republishing(
     await log.start()
     try:
         made = Republisher(
-            database, appender or world.appender, log, settings, TRANSACTIONS, tell=lambda _: None,
-            skips_gone=skips_gone,
+            database, appender or world.appender, log, settings, TRANSACTIONS, wire=OWN_IDS,
+            tell=lambda _: None, skips_gone=skips_gone,
         )  # fmt: skip
         await made.alone()
         yield made
