@@ -185,26 +185,23 @@ def _block_records(block: bytes) -> Iterator[Record]:
         while at < len(block):
             offset, timestamp_ms, length = _RECORD.unpack_from(block, at)
             key, at = _taken(block, at + _RECORD.size, length)
-            value, at = _next(block, at)
+            value, at = _taken(block, at + _SIZE.size, _SIZE.unpack_from(block, at)[0])
             (count,) = _LENGTH.unpack_from(block, at)
             at += _LENGTH.size
             headers = []
             for _ in range(count):
-                name, at = _next(block, at)
-                content, at = _next(block, at)
+                name, at = _taken(block, at + _SIZE.size, _SIZE.unpack_from(block, at)[0])
+                content, at = _taken(block, at + _SIZE.size, _SIZE.unpack_from(block, at)[0])
                 headers.append(((name or b"").decode(), content))
             yield Record(offset, timestamp_ms, key, value, tuple(headers))
     except (struct.error, UnicodeDecodeError) as error:
         raise Damaged(f"a record cannot be read: {error}") from error
 
 
-def _next(block: bytes, at: int) -> tuple[bytes | None, int]:
-    return _taken(block, at + _SIZE.size, _SIZE.unpack_from(block, at)[0])
-
-
 def _taken(block: bytes, at: int, length: int) -> tuple[bytes | None, int]:
     if length == _NONE:
         return None, at
-    if not 0 <= length <= len(block) - at:
+    end = at + length
+    if length < 0 or end > len(block):
         raise Damaged(f"a record cannot be read: {length} bytes where {len(block) - at} are left")
-    return block[at : at + length], at + length
+    return block[at:end], end

@@ -1,5 +1,6 @@
 """What the tests of the archive share: both primary topics with records of every kind, and an archive in a folder."""
 
+import asyncio
 import json
 import os
 import random
@@ -67,6 +68,17 @@ class World:
         where = TopicPartition(self.changesets, partition)
         await admin.delete_records({where: RecordsToDelete(before_offset=offset)})
         await admin.close()
+
+    async def make_again(self) -> None:
+        """Delete the topic and create it anew."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.address)
+        await admin.start()
+        await admin.delete_topics([self.changesets])
+        async with asyncio.timeout(20):
+            while self.changesets in await admin.list_topics():
+                await asyncio.sleep(0.02)
+        await admin.close()
+        await make_topic(self.address, self.changesets, partitions=PARTITIONS)
 
     async def original(self, partition: int = 0) -> list[Received]:
         """What Kafka has, as a stage would be given it."""
