@@ -156,12 +156,15 @@ def plaid_simulator(
     ready: Annotated[
         bool, typer.Option(help="Items have their whole history at once, without a not-ready phase.")
     ] = False,
+    latency_s: Annotated[float, typer.Option(min=0, max=60, help="What each answer takes.")] = 0.0,
 ) -> None:
     """Run a simulated Plaid: a seeded bank with its own truth behind Plaid's API, signed webhooks included."""
     from sandbox.simulator.options import Options
     from sandbox.simulator.server import serve
 
-    delays: dict[str, Any] = {"initial_update_delay_s": 0.0, "historical_update_delay_s": 0.0} if ready else {}
+    delays: dict[str, Any] = {"latency_s": latency_s}
+    if ready:
+        delays |= {"initial_update_delay_s": 0.0, "historical_update_delay_s": 0.0}
     options = Options(port=port, seed=seed, webhook_url=webhook_url, validate_requests=validate_requests,
                       rate_limits=rate_limits, time_scale=time_scale, **delays)  # type: ignore[arg-type]  # fmt: skip
     _run(serve(options))
@@ -241,6 +244,26 @@ def bench_project(
 
     options = ProjectOptions(items=items, transactions=transactions, updates=updates, as_json=as_json)
     raise typer.Exit(_run(run_project(options)))
+
+
+@bench_app.command("replay")
+def bench_replay(
+    items: Annotated[int, typer.Option(min=1, max=10_000, help="Items, each of a user of its own.")] = 80,
+    transactions: Annotated[int, typer.Option(min=1, help="In all, in the Items' histories.")] = 400_000,
+    updates: Annotated[int, typer.Option(min=0, help="Of five transactions, behind the histories.")] = 800,
+    processes: Annotated[int, typer.Option(min=1, max=12, help="Of the rebuild, and live projectors.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Replays and backfills, in turns.")] = 3,
+    compares: Annotated[
+        bool, typer.Option("--compare-end-to-end/--no-compare-end-to-end", help="Measure the whole way beside it.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure a rebuild: a log replayed into the next version, beside a backfill and a re-synchronisation."""
+    from sandbox.bench_replay import ReplayOptions, run_replay
+
+    options = ReplayOptions(items=items, transactions=transactions, updates=updates, processes=processes,
+                            rounds=rounds, compares=compares, as_json=as_json)  # fmt: skip
+    raise typer.Exit(_run(run_replay(options)))
 
 
 @app.command(rich_help_panel=TRY)

@@ -34,11 +34,15 @@ WATCHED_USERS_MAX = 200
 # optimising one would spend more on compiling than it saves.
 KAFKA = KafkaOptions()
 POSTGRES = PostgresOptions()
+SIMULATOR = ("--ready", "--no-validate-requests", "--rate-limits", "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """Backfill of `transactions` over `items`, then webhooks at `rate` a second for `seconds`."""
+    """Backfill of `transactions` over `items`, then webhooks at `rate` a second for `seconds`.
+
+    The bank takes `latency_s` for each answer.
+    """
 
     items: int
     transactions: int
@@ -48,6 +52,7 @@ class BenchOptions:
     as_json: bool
     peer: Path | None = None
     rounds: int = 1
+    latency_s: float = 0.0
 
 
 async def run_end_to_end(options: BenchOptions) -> int:
@@ -77,11 +82,17 @@ async def run_end_to_end(options: BenchOptions) -> int:
     return 0
 
 
+async def backfill(options: BenchOptions, console: Console) -> dict[str, Any]:
+    """One backfill, in a world of its own that begins with nothing."""
+    async with _world(options, console) as world:
+        return await _measure(world, options, console, with_webhooks=False)
+
+
 def _world(options: BenchOptions, console: Console) -> World:
     return World(
         WorldOptions(
             projectors=options.projectors,
-            simulator=("--ready", "--no-validate-requests", "--rate-limits", "off"),
+            simulator=(*SIMULATOR, "--latency-s", str(options.latency_s)),
             cluster=ClusterOptions(kafka=KAFKA, postgres=POSTGRES),
         ),
         progress=lambda what: console.print(f"starting {what}"),
@@ -100,14 +111,14 @@ async def _measure(world: World, options: BenchOptions, console: Console, *, wit
         )  # fmt: skip
         await observer.pool.execute("CHECKPOINT")
         console.print("backfill")
-        backfill = await _backfill(world, observer, bank, application, items)
+        filled = await _backfill(world, observer, bank, application, items)
         if not with_webhooks:
-            return backfill
+            return filled
         console.print(f"{options.rate:g} webhooks a second for {options.seconds:g} s")
         users = [item["user"] for item in items][:WATCHED_USERS_MAX]
         async with Watch(application, world.gateway_url, users) as watch:
             trickle = await _trickle(world, observer, bank, watch, items, options)
-        return {**backfill, **trickle, "rss_mib": _rss(world), "options": _shown(options), "cores": os.cpu_count()}
+        return {**filled, **trickle, "rss_mib": _rss(world), "options": _shown(options), "cores": os.cpu_count()}
 
 
 def _shown(options: BenchOptions) -> dict[str, Any]:

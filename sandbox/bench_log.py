@@ -16,17 +16,29 @@ PER_CHANGESET = 2_500
 
 START_US = 1_760_000_000_000_000
 
+TENANT = "bench"
+
 Said = tuple[str, int, bytes]
 
 
 def keys_of(user: int) -> UserKeys:
     """The keys of a user of benchmarks."""
-    return changesets.user_keys(user.to_bytes(32, "big"), 1)
+    return changesets.user_keys(data_key(user), 1)
+
+
+def data_key(user: int) -> bytes:
+    """The key of a user of benchmarks from which the others are derived."""
+    return user.to_bytes(32, "big")
+
+
+def name_of(user: int) -> str:
+    """What the application calls a user of benchmarks."""
+    return f"user-{user}"
 
 
 def owners(users: Collection[int]) -> Owners:
     """Keys and names of users."""
-    return Owners({user: keys_of(user) for user in users}, {user: ("bench", f"user-{user}") for user in users})
+    return Owners({user: keys_of(user) for user in users}, {user: (TENANT, name_of(user)) for user in users})
 
 
 def transactions(count: int, seed: int) -> list[Transaction]:
