@@ -33,6 +33,7 @@ COPY operator_cli.py /app/
 COPY operator_console.py /app/
 COPY operator_tables.py /app/
 COPY rebuild_cli.py /app/
+COPY versions_cli.py /app/
 COPY reconcile_cli.py /app/
 COPY republish_cli.py /app/
 COPY reviews_cli.py /app/

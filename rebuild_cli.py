@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+import versions_cli
 from operator_console import console_of_lines, finish, say
 from projections import rebuild as rebuilding
 from projections.comparison import Comparison
@@ -36,12 +37,29 @@ def rebuild(
         bool, typer.Option("--no-swap", help="Fill and compare, and leave the live version live.")
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Drop a version that is begun, and begin anew.")] = False,
+    back: Annotated[
+        bool, typer.Option("--back", help="Only make the version live again that was live before.")
+    ] = False,
+    drop_old: Annotated[bool, typer.Option("--drop-old", help="Only drop the version that was live before.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Only show the versions that there are.")] = False,
     as_json: Json = False,
 ) -> None:
     """Build the projections anew from the log beside the live ones, compare, and swap. Run again, it goes on.
 
     Exit code 1 where the two differ and no changes were expected: nothing is swapped then.
     """
+    others = [
+        work
+        for is_wanted, work in (
+            (back, versions_cli.back), (drop_old, versions_cli.drop_old), (status, versions_cli.status),
+        )
+        if is_wanted
+    ]  # fmt: skip
+    if len(others) > 1:
+        raise typer.BadParameter("--back, --drop-old and --status are given one at a time")
+    if others:
+        others[0](as_json=as_json)
+        return
     options = Options(processes, expect_changes=expect_changes, restart=restart, swaps=not no_swap)
     with _shown() as shown:
         result = finish(rebuilding.rebuild(settings.load(), options, shown))

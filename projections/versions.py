@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from projections.tables import NEXT, OLD, SCHEMA
+from runtime import logs
 from runtime.postgres import CONNECT_TIMEOUT_S, VERSION_HELD, server_settings, snapshot, transaction
 from runtime.reader import Position
 from runtime.settings import Settings
-from schemas.errors import TartanError
+from schemas.errors import Retry, TartanError
 
 SCHEMAS = (SCHEMA, NEXT, OLD)
 DROP_LOCK_S = 2.0
@@ -153,13 +154,20 @@ def _named(rows: Sequence[asyncpg.Record]) -> str | None:
 
 @asynccontextmanager
 async def owner(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the tables' owner, for short transactions that lock tables."""
-    connection = await asyncpg.connect(
-        settings.postgres_dsn.get_secret_value(),
-        timeout=CONNECT_TIMEOUT_S,
-        command_timeout=settings.statement_timeout_s + 5.0,
-        server_settings=server_settings(settings, "versions"),
-    )
+    """A connection of the tables' owner, for short transactions that lock tables.
+
+    Raises: Retry, where Postgres does not answer.
+    """
+    dsn = settings.postgres_dsn.get_secret_value()
+    try:
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=settings.statement_timeout_s + 5.0,
+            server_settings=server_settings(settings, "versions"),
+        )
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
     try:
         yield connection
     finally:

@@ -143,7 +143,7 @@ async def _is_done(settings: Settings, plan: _Plan) -> bool:
     try:
         async with versions.owner(settings) as connection:
             return (await versions.found(connection))[SCHEMA].number == plan.other.number
-    except (asyncpg.InterfaceError, *AWAY):
+    except (Retry, asyncpg.InterfaceError, *AWAY):
         return False
 
 
