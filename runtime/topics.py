@@ -56,10 +56,16 @@ async def apply(settings: Settings) -> list[str]:
 
 
 async def verify(settings: Settings) -> None:
-    """Raises: Halt, where a topic is missing or has other partitions than the table says; Retry, without an answer."""
-    steps = (await planned(settings)).steps
-    if wrong := [step.line for step in steps if step.action == "create" or step.setting == "partitions"]:
-        raise Halt(f"the topics are not as the table says: {'; '.join(wrong)}; run `tartan topics apply`")
+    """Look whether every topic is there with its partitions, as a stage does at its start.
+
+    Raises: Halt, where one is not; Retry, where Kafka does not answer.
+    """
+    wanted = _wanted(settings)
+    async with _admin(settings) as admin:
+        found = await _described(admin, [row.name for row in wanted])
+    rows = [(row.name, found[row.name].partitions, row.partitions) for row in wanted]
+    if wrong := [f"{name} ({there} of {asked})" for name, there, asked in rows if there != asked]:
+        raise Halt(f"topics are missing or have other partitions: {', '.join(wrong)}; run `tartan topics apply`")
 
 
 async def create(settings: Settings, names: Collection[str]) -> None:

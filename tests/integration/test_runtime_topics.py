@@ -77,6 +77,7 @@ async def test_applied_again_nothing_changes(given: Settings) -> None:
 
     assert await topics.apply(given) == []
     assert await topics.planned(given) == Plan()
+    await topics.verify(given)
     assert await configs(given) == before
 
 
@@ -88,6 +89,17 @@ async def test_another_number_of_partitions_is_refused_and_nothing_is_made(given
         await topics.apply(given)
 
     assert list(await configs(given)) == [name]
+
+
+async def test_a_stage_does_not_start_where_topics_are_missing_or_have_other_partitions(given: Settings) -> None:
+    name = full_name(CHANGESETS, given.topic_prefix)
+    await make_topic(given.kafka_address, name, partitions=5)
+
+    with pytest.raises(Halt, match="run `tartan topics apply`") as refused:
+        await topics.verify(given)
+
+    assert f"{name} (5 of 3)" in str(refused.value)
+    assert f"{full_name(WEBHOOKS, given.topic_prefix)} (0 of 3)" in str(refused.value)
 
 
 async def test_two_that_apply_at_once_make_each_topic_once(given: Settings) -> None:
