@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,18 +26,20 @@ TENANT = "demo"
 PREFIX = "tartan-world-"
 """Of temporary folders. Those of worlds that were killed are cleared away by the next one."""
 SIMULATOR, INGEST, STREAMS, PROJECTIONS, GATEWAY = "plaid-simulator", "ingest", "streams", "projections", "gateway"
+ALL = frozenset({SIMULATOR, INGEST, STREAMS, PROJECTIONS, GATEWAY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldOptions:
     """What the world is made of.
 
-    `folder` keeps everything in it; None throws it away at the end. `projectors` and `streams` are how many processes
-    these stages have. `simulator` are arguments of
-    `tartan plaid-simulator`, `environment` further settings of the stages.
+    `folder` keeps everything in it; None throws it away at the end. `running` are the stages that there are,
+    `projectors` and `streams` how many processes these have. `simulator` are arguments of `tartan plaid-simulator`,
+    `environment` further settings of the stages.
     """
 
     folder: Path | None = None
+    running: Collection[str] = ALL
     projectors: int = 1
     streams: int = 1
     simulator: tuple[str, ...] = ()
@@ -139,6 +141,8 @@ class World:
     def _launch(
         self, name: str, arguments: list[str], environment: dict[str, str], *, ready_url: str | None = None
     ) -> None:
+        if arguments[0] not in self._options.running:
+            return
         stage = self._process(name, arguments, environment, ready_url)
         stage.start()
         self.stages[name] = stage

@@ -8,14 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import aiohttp
 import asyncpg
 from rich.console import Console
 
-from sandbox.chaos import replay
 from sandbox.chaos.evidence import keep
 from sandbox.chaos.injection import Injector, living
 from sandbox.chaos.oracle import Oracle
@@ -121,8 +120,6 @@ class _Command:
             for _ in range(ITEMS_A_USER):
                 [item] = await bank.make_items(f"user-{user + 1}", transactions=HISTORY_TRANSACTIONS)
                 await application.link(f"user-{user + 1}", item["public_token"])
-        assert world.cluster.postgres is not None
-        await replay.make_template(world.cluster.postgres)
         await observer.until_quiet(bank, timeout_s=FIRST_QUIET_S_MAX)
         return cls(world, bank, Oracle(world, observer, bank, application), outcome, console)
 
@@ -134,7 +131,7 @@ class _Command:
             if verbose:
                 self._console.print("\n".join(injector.journal), markup=False, highlight=False)
             if problems:
-                folder = await keep(self._world, run, problems, injector.journal)
+                folder = await keep(self._world, asdict(run), problems, injector.journal)
                 self._console.print(f"Kept: {folder}")
                 break
         self._outcome.faults.update(await _of_the_bank(self._bank))

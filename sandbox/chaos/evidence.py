@@ -5,32 +5,33 @@ import base64
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 from aiokafka.errors import KafkaError
 
 from projections import digests
-from projections.tables import SCHEMA
-from sandbox.chaos.schedule import Run
+from projections.tables import NEXT, OLD, SCHEMA
 from sandbox.chaos.topics import whole
-from sandbox.chaos.world import ChaosWorld
-from sandbox.cluster import DATABASE
+from sandbox.world import World
 from schemas.errors import TartanError
 from schemas.topics import CHANGESETS, PUBLIC, WEBHOOKS
 
 PREFIX = "tartan-chaos-failure-"
 KEEP_S_MAX = 60.0
+PRIMARY = ("sync_state", "heads", "positions", "floors", "parkings", "dead_letters", "sync_attempts", "rebuilds")
 
 
-async def keep(world: ChaosWorld, run: Run, problems: Sequence[str], journal: Sequence[str]) -> Path:
+async def keep(
+    world: World, run: Mapping[str, Any], problems: Sequence[str], journal: Sequence[str]
+) -> Path:  # fmt: skip
     """Copy it all into a new folder, which nobody clears away, and give its path; what cannot be had is left out."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     (folder / "problems.txt").write_text("".join(f"{problem}\n" for problem in problems), "utf-8")
     (folder / "journal.txt").write_text("".join(f"{line}\n" for line in journal), "utf-8")
-    (folder / "run.json").write_text(json.dumps(asdict(run), indent=2), "utf-8")
+    (folder / "run.json").write_text(json.dumps(run, indent=2), "utf-8")
     for log in world.folder.glob("*.log"):
         shutil.copy(log, folder)
     for name, server in (("kafka", world.cluster.kafka), ("postgres", world.cluster.postgres)):
@@ -48,7 +49,7 @@ async def keep(world: ChaosWorld, run: Run, problems: Sequence[str], journal: Se
     return folder
 
 
-async def _topics(world: ChaosWorld, folder: Path) -> None:
+async def _topics(world: World, folder: Path) -> None:
     """One JSON object a record."""
     with (folder / "topics.jsonl").open("w") as file:
         for (topic, partition), records in (await whole(world.settings(), (CHANGESETS, WEBHOOKS, *PUBLIC))).items():
@@ -62,18 +63,19 @@ async def _topics(world: ChaosWorld, folder: Path) -> None:
                 file.write(json.dumps(shown) + "\n")
 
 
-async def _tables(world: ChaosWorld, folder: Path) -> None:
-    """The derived tables, and those that say what is due and parked."""
-    assert world.cluster.postgres is not None
-    dsn = world.cluster.postgres.dsn(DATABASE)
-    connection = await asyncpg.connect(dsn, timeout=KEEP_S_MAX, server_settings={"search_path": SCHEMA})
+async def _tables(world: World, folder: Path) -> None:
+    """The derived tables of each version, and those that say what is due and parked."""
+    connection = await asyncpg.connect(world.postgres_dsn, timeout=KEEP_S_MAX)
     try:
-        derived = await digests.full_rows(connection)
-        tables = {name: [str(row) for row in rows] for name, rows in derived.items()}
-        for name in ("sync_state", "heads", "positions", "floors", "parkings", "dead_letters", "sync_attempts"):
-            tables[f"tartan.{name}"] = [
-                str(dict(row)) for row in await connection.fetch(f"SELECT * FROM tartan.{name}")
-            ]
+        tables: dict[str, list[str]] = {}
+        for schema in (SCHEMA, NEXT, OLD):
+            if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{schema}.positions"):
+                await connection.execute(f"SET search_path = {schema}")
+                derived = await digests.full_rows(connection)
+                tables |= {f"{schema}.{name}": [str(row) for row in rows] for name, rows in derived.items()}
+        for name in PRIMARY:
+            rows = await connection.fetch(f"SELECT * FROM tartan.{name}")
+            tables[f"tartan.{name}"] = [str(dict(row)) for row in rows]
     finally:
         await connection.close()
     (folder / "tables.json").write_text(json.dumps(tables, indent=1), "utf-8")

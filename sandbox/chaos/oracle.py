@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -16,7 +16,7 @@ from sandbox.chaos.world import ChaosWorld
 from sandbox.clients import Application, Bank, truth_digest
 from sandbox.observe import Observer
 from schemas.errors import Retry
-from schemas.topics import CHANGESETS, PUBLIC, WEBHOOKS
+from schemas.topics import PUBLIC, WEBHOOKS
 
 SETTLE_S_MAX = 120.0
 """From the last fault until all that the bank has is everywhere. The longest single wait in it is a fifth attempt after
@@ -84,20 +84,17 @@ class Oracle:
 
     async def _of_topics(self, connection: asyncpg.Connection) -> list[str]:
         deliveries = await self._bank.deliveries()
-        read = await topics.whole(self._observer.settings, (CHANGESETS, WEBHOOKS, *PUBLIC))
+        read = await topics.whole(self._observer.settings, (WEBHOOKS, *PUBLIC))
         wanted = await topics.to_publish(connection)
         found = []
         for (topic, partition), records in read.items():
-            if topic not in (CHANGESETS.name, WEBHOOKS.name):
-                kept = topics.by_the_rule(records)
-                found += _unlike(f"{topic} {partition}", kept, wanted.get((topic, partition), []))
+            if topic != WEBHOOKS.name:
+                published = topics.by_the_rule(records)
+                found += topics.unlike(f"{topic} {partition}", published, wanted.get((topic, partition), []))
         logged = [one for (topic, _), records in read.items() if topic == WEBHOOKS.name for one in records]
         lost = topics.lost_webhooks(topics.accepted(deliveries), logged)
         found += [f"a webhook was answered with 200 and is not in the log: {one}" for one in lost[:SHOWN_MAX]]
-        log = {partition: records for (topic, partition), records in read.items() if topic == CHANGESETS.name}
-        postgres = self._world.cluster.postgres
-        assert postgres is not None
-        return found + await replay.differing(postgres, connection, self._observer.settings, log)
+        return found + await replay.differing(self._observer.settings, connection)
 
     async def _of_gateway(self) -> list[str]:
         """Whether the gateway shows each user as many transactions as the bank has."""
@@ -121,15 +118,6 @@ class Oracle:
             if not page.get("next_cursor"):
                 return shown
             filters["cursor"] = page["next_cursor"]
-
-
-def _unlike(place: str, kept: Sequence[topics.Published], wanted: Sequence[topics.Published]) -> list[str]:
-    if list(kept) == list(wanted):
-        return []
-    for number, (one, other) in enumerate(zip(kept, wanted, strict=False)):
-        if one != other:
-            return [f"{place}: event {number} is {one}, expected {other}"]
-    return [f"{place}: {len(kept)} events were published, expected {len(wanted)}"]
 
 
 _COUNTS = "SELECT item_id, count(*) FROM reads.transactions WHERE removed_at IS NULL GROUP BY item_id"

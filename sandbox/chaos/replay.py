@@ -1,101 +1,80 @@
-"""The log folded again from its start, by the real projector, into a database of its own."""
+"""The log folded again from its start, by the real projector, into a version of its own that nobody reads."""
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 import asyncpg
-from aiokafka import ConsumerRecord
 
-from projections import admission, digests, store
-from projections.migrate import migrate
+from projections import admission, definition, digests, store
 from projections.ownership import Ownership
 from projections.project import EVENTS_MAX, Projector
-from projections.publish import Committed
+from projections.rights import Roles
 from projections.session import Session
-from runtime.reader import Received
+from runtime.archive_reader import LogReader
+from runtime.postgres import CONNECT_TIMEOUT_S, server_settings
 from runtime.settings import Settings
 from runtime.users import Keyring
 from runtime.vault import Vault
-from sandbox.postgres import Postgres
+from schemas.topics import CHANGESETS
 
-TEMPLATE, REPLAY = "tartan_template", "tartan_replay"
-PRIMARY = ("users", "user_keys", "parkings")
-"""Tables of facts that no log has and that decide how it is read."""
+REPLAY = "projection_replay"
+NUMBER = 0
+"""No rebuild has this one."""
 BATCH_RECORDS = 200
 """Another cut than the stage's, whose batches are what happened to be there."""
 
 
-class _Nobody:
-    """Takes what is handed over and publishes nothing: it was published before."""
+@asynccontextmanager
+async def replayed(settings: Settings, positions: Mapping[int, int]) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the tables that the log gives from its beginning up to these positions, by partition.
 
-    def floors(self) -> Mapping[int, int]:
-        return {}
-
-    def stored(self, _: Mapping[int, int]) -> None:
-        pass
-
-    def hand(self, _: Committed) -> None:
-        pass
-
-    async def room(self) -> None:
-        pass
-
-
-async def differing(postgres: Postgres, live: asyncpg.Connection, settings: Settings,
-                    log: Mapping[int, Sequence[ConsumerRecord]]) -> list[str]:  # fmt: skip
-    """The tables in which the live database and a replay of its log differ.
-
-    Shape: `log` has the whole topic `changesets` by partition; what the live database has not read is left out.
+    Parkings are not the log's: what of it is withheld is what the database withholds.
+    Raises: Diverged, where a record cannot be replayed; Retry, where Kafka or Postgres do not answer.
     """
+    connection = await asyncpg.connect(
+        settings.postgres_dsn.get_secret_value(), timeout=CONNECT_TIMEOUT_S,
+        server_settings=server_settings(settings, "replay", search_path=REPLAY),
+    )  # fmt: skip
+    try:
+        await connection.execute(f"DROP SCHEMA IF EXISTS {REPLAY} CASCADE")
+        async with connection.transaction():
+            roles = Roles(settings.projector_role, settings.eraser_role)
+            for statement in definition.create(REPLAY, NUMBER, roles):
+                await connection.execute(statement)
+            await store.ensure_positions(connection, settings.partitions)
+        await _fold(settings, positions)
+        yield connection
+        await connection.execute(f"DROP SCHEMA {REPLAY} CASCADE")
+    finally:
+        connection.terminate()
+
+
+async def differing(settings: Settings, live: asyncpg.Connection) -> list[str]:
+    """The tables in which the live version and a replay of its log differ; all rows are read into memory."""
     async with live.transaction(isolation="repeatable_read", readonly=True):
         there = await digests.full_rows(live)
         positions = {row["partition"]: row["position"] for row in await live.fetch(_POSITIONS)}
-    await postgres.drop_database(REPLAY)
-    dsn = await postgres.create_database(REPLAY, template=TEMPLATE)
-    replayed = Session(settings.model_copy(update={"postgres_dsn": _secret(settings, dsn)}))
-    try:
-        connection = await replayed.connection()
-        await store.ensure_positions(connection, settings.partitions)
-        await _copy_primary(live, connection)
-        await _fold(replayed, settings, log, positions)
+    async with replayed(settings, positions) as connection:
         again = await digests.full_rows(connection)
-    finally:
-        await replayed.close()
     return [_told(name, there[name], again[name]) for name in there if there[name] != again[name]]
 
 
-async def make_template(postgres: Postgres) -> None:
-    """Make the database that each replay begins as a copy of."""
-    await asyncio.to_thread(migrate, await postgres.create_database(TEMPLATE))
-
-
-async def _fold(
-    session: Session, settings: Settings, log: Mapping[int, Sequence[ConsumerRecord]], positions: Mapping[int, int]
-) -> None:  # fmt: skip
+async def _fold(settings: Settings, positions: Mapping[int, int]) -> None:
     ownership = Ownership(Keyring(Vault(settings.master_key())))
-    projector = Projector(session, _Nobody(), ownership, settings)  # type: ignore[arg-type]
-    for partition, records in log.items():
-        opened = [
-            admission.opened(_received(record)) for record in records if record.offset < positions.get(partition, 0)
-        ]
-        for begin in range(0, len(opened), BATCH_RECORDS):
-            for batch in admission.batches(opened[begin : begin + BATCH_RECORDS], EVENTS_MAX):
-                await projector.project(batch)
-
-
-async def _copy_primary(live: asyncpg.Connection, replay: asyncpg.Connection) -> None:
-    for table in PRIMARY:
-        rows = await live.fetch(f"SELECT * FROM tartan.{table}")
-        if rows:
-            await replay.copy_records_to_table(
-                table, schema_name="tartan", columns=list(rows[0].keys()), records=[tuple(row) for row in rows]
-            )  # fmt: skip
-
-
-def _received(record: ConsumerRecord) -> Received:
-    return Received(
-        record.partition, record.offset, record.key, record.value or b"", dict(record.headers or ()), record.timestamp
-    )
+    session, log = Session(settings, schema=REPLAY, durable=False), LogReader(settings, CHANGESETS)
+    projector = Projector(session, None, ownership, settings, version=NUMBER)
+    await log.start()
+    try:
+        for partition, end in positions.items():
+            async with aclosing(log.read(partition, 0, end)) as lists:
+                async for records in lists:
+                    opened = [admission.opened(record) for record in records]
+                    for begin in range(0, len(opened), BATCH_RECORDS):
+                        for batch in admission.batches(opened[begin : begin + BATCH_RECORDS], EVENTS_MAX):
+                            await projector.project(batch)
+    finally:
+        await log.stop()
+        await session.close()
 
 
 def _told(name: str, there: Sequence[object], again: Sequence[object]) -> str:
@@ -105,8 +84,4 @@ def _told(name: str, there: Sequence[object], again: Sequence[object]) -> str:
     return f"table {name}: {len(missing)} rows of the live one are not in the replay, {len(added)} the other way{first}"
 
 
-def _secret(settings: Settings, dsn: str) -> object:
-    return type(settings.postgres_dsn)(dsn)
-
-
-_POSITIONS = "SELECT partition, position FROM reads.positions"
+_POSITIONS = "SELECT partition, position FROM positions"

@@ -12,6 +12,7 @@ import zstandard
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from runtime.kafka import connection
+from runtime.reader import Received
 from runtime.settings import Settings
 from schemas import codec
 from schemas.errors import Retry
@@ -78,27 +79,44 @@ async def whole(settings: Settings, topics: Sequence[Topic]) -> dict[Place, list
 
 def by_the_rule(records: Iterable[ConsumerRecord]) -> list[Published]:
     """What a reader keeps that drops whatever is not above the last position it has seen (docs/architecture.md)."""
-    kept: list[Published] = []
-    last = (-1, -1)
-    for record in records:
-        headers = dict(record.headers)
-        offset, _, index = headers[HEADER_POSITION].decode().partition(".")
-        position = (int(offset), int(index))
-        if position > last:
-            kept.append((*position, headers["ce_type"].decode()))
-            last = position
-    return kept
+    return kept(map(published, records))
 
 
-async def to_publish(connected: asyncpg.Connection) -> dict[Place, list[Published]]:
-    """What the fold says was to be published, in the same form."""
+def published(record: ConsumerRecord | Received) -> Published:
+    """The event of a record of a public topic."""
+    headers = dict(record.headers)
+    offset, _, index = headers[HEADER_POSITION].decode().partition(".")
+    return int(offset), int(index), headers["ce_type"].decode()
+
+
+def kept(events: Iterable[Published]) -> list[Published]:
+    """The events of a partition that the reader's rule keeps."""
+    found: list[Published] = []
+    for event in events:
+        if not found or event[:2] > found[-1][:2]:
+            found.append(event)
+    return found
+
+
+async def to_publish(connected: asyncpg.Connection, partition: int | None = None) -> dict[Place, list[Published]]:
+    """What the fold says was to be published, of one partition or all, in the same form."""
     topic_of = {kind: topic.name for topic in PUBLIC for kind in topic.event_types}
     found: dict[Place, list[Published]] = defaultdict(list)
-    for row in await connected.fetch(_NET_EVENTS):
+    for row in await connected.fetch(_NET_EVENTS, partition):
         block = zstandard.ZstdDecompressor().decompress(row["events"], max_output_size=EVENTS_BYTES_MAX)
         for index, event in enumerate(codec.decode_events(block)):
             found[topic_of[event.type], row["partition"]].append((row["source_offset"], index, event.type))
     return found
+
+
+def unlike(place: str, found: Sequence[Published], wanted: Sequence[Published]) -> list[str]:
+    """Where what a reader keeps of a partition is not what was to be published; empty where it is."""
+    if list(found) == list(wanted):
+        return []
+    for number, (one, other) in enumerate(zip(found, wanted, strict=False)):
+        if one != other:
+            return [f"{place}: event {number} is {one}, expected {other}"]
+    return [f"{place}: {len(found)} events were published, expected {len(wanted)}"]
 
 
 def lost_webhooks(sent: Iterable[Sent], logged: Iterable[ConsumerRecord]) -> list[Sent]:
@@ -133,4 +151,6 @@ def _signed_at_s(jwt: str) -> int:
     return int(msgspec.json.decode(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["iat"])
 
 
-_NET_EVENTS = "SELECT partition, source_offset, events FROM reads.changesets WHERE net_events > 0 ORDER BY 1, 2"
+_NET_EVENTS = """
+SELECT partition, source_offset, events FROM changesets
+ WHERE net_events > 0 AND ($1::int IS NULL OR partition = $1) ORDER BY 1, 2"""
