@@ -12,13 +12,15 @@ import msgspec
 import pytest
 from aiohttp import ClientSession, web
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from typer.testing import CliRunner
 
 import cli
 from ingest.app import stage
 from ingest.server import HEADER, PATH
 from ingest.verification import verify_again
-from runtime import topics
+from runtime import archive_store, topics
+from runtime.archive import archive
 from runtime.kafka import Appender, Outgoing
 from runtime.lifecycle import Running
 from runtime.settings import Settings
@@ -108,13 +110,14 @@ def verify_webhooks(settings: Settings, *options: str) -> tuple[int, dict[str, A
     environment = {
         "TARTAN_KAFKA_ADDRESS": settings.kafka_address, "TARTAN_TOPIC_PREFIX": settings.topic_prefix,
         "TARTAN_PARTITIONS": str(PARTITIONS), "TARTAN_PLAID_URL": "http://127.0.0.1:1",
+        "TARTAN_ARCHIVE_URL": settings.archive_url,
     }  # fmt: skip
     ended = CliRunner().invoke(cli.app, ["verify", "webhooks", "--json", *options], env=environment)
     return ended.exit_code, json.loads(ended.stdout.splitlines()[-1])
 
 
 async def test_a_log_of_webhooks_verifies_again_offline_and_what_was_put_there_by_hand_is_found(
-    kafka_address: str, topic_prefix: str
+    kafka_address: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     async with ingesting(kafka_address, topic_prefix) as ingest:
         await asyncio.gather(*(ingest.post(BODY % number) for number in range(20)))
@@ -139,6 +142,21 @@ async def test_a_log_of_webhooks_verifies_again_offline_and_what_was_put_there_b
     assert told["reasons"] == {"body_differs": 1}
     later = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%d")
     assert (await asyncio.to_thread(verify_webhooks, settings, "--since", later))[1]["checked"] == 0
+
+    # What the topic no longer has is read from the archive; without one, it is said what is not there.
+    settings = settings.model_copy(update={"archive_url": tmp_path.as_uri()})
+    await archive(settings, archive_store.connect(settings), sealed_before_ms=None, told=lambda _: None)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_address)
+    await admin.start()
+    await admin.delete_records(
+        {TopicPartition(f"{topic_prefix}webhooks", place.partition): RecordsToDelete(place.offset + 1)}
+    )
+    await admin.close()
+    code, told = await asyncio.to_thread(verify_webhooks, settings)
+    assert (code, told["checked"], told["violations"], told["missing"]) == (1, 23, 1, [])
+    code, told = await asyncio.to_thread(verify_webhooks, settings.model_copy(update={"archive_url": ""}))
+    assert (code, told["checked"], told["violations"]) == (0, 22 - place.offset, 0)
+    assert told["missing"] == [{"partition": place.partition, "first": 0, "last": place.offset}]
 
 
 async def test_what_is_answered_200_is_in_the_log_byte_for_byte_and_verifies_again(

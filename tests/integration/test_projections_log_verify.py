@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -14,7 +15,8 @@ from projections import log_verify, records, store
 from projections.log_verify import CHECKSUMS, HEADS, PARENTS, POSITIONS, ROWS, SETTLED, WHOLE
 from projections.published_verify import name_of
 from projections.verify import Finding
-from runtime import topics
+from runtime import archive_store, topics
+from runtime.archive import archive
 from runtime.kafka import Appender, Outgoing
 from runtime.settings import Settings
 from runtime.witness import checksum
@@ -319,6 +321,27 @@ async def test_what_retention_has_deleted_is_no_violation_of_public_topics_and_o
 
     await delete(given, {CHANGESETS.name: 2})
     assert set(wrong(await log_verify.verify_log(given, tables))) == {WHOLE}
+
+
+async def test_a_log_of_which_the_archive_has_the_beginning_is_whole_and_a_changed_segment_is_named(
+    sound: Sound, tables: asyncpg.Connection, topic_prefix: str, tmp_path: Path
+) -> None:
+    given = sound.settings.model_copy(update={"topic_prefix": topic_prefix, "archive_url": tmp_path.as_uri()})
+    await produce(given, sound.contents)
+    await archive(given, archive_store.connect(given), sealed_before_ms=None, told=lambda _: None)
+    await delete(given, {CHANGESETS.name: 3})
+
+    found = await log_verify.verify_log(given, tables)
+    assert wrong(found) == {}
+    assert found[log_verify.ARCHIVE].checked
+
+    [segment] = (tmp_path / f"{topic_prefix}{CHANGESETS.name}" / "00001").glob("0*.segment")
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    found = await log_verify.verify_log(given, tables)
+    assert set(wrong(found)) == {WHOLE, log_verify.ARCHIVE}
+    assert f"{topic_prefix}{CHANGESETS.name} 1, offsets 0" in wrong(found)[WHOLE][0]
 
 
 async def delete(given: Settings, below: dict[str, int]) -> None:
