@@ -42,6 +42,9 @@ def rebuild(
     ] = False,
     drop_old: Annotated[bool, typer.Option("--drop-old", help="Only drop the version that was live before.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Only show the versions that there are.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Run a short demo first, and rebuild that: needs nothing that runs.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build the projections anew from the log beside the live ones, compare, and swap. Run again, it goes on.
@@ -51,12 +54,12 @@ def rebuild(
     others = [
         work
         for is_wanted, work in (
-            (back, versions_cli.back), (drop_old, versions_cli.drop_old), (status, versions_cli.status),
+            (back, versions_cli.back), (drop_old, versions_cli.drop_old), (status, versions_cli.status), (demo, _demo),
         )
         if is_wanted
     ]  # fmt: skip
     if len(others) > 1:
-        raise typer.BadParameter("--back, --drop-old and --status are given one at a time")
+        raise typer.BadParameter("--back, --drop-old, --status and --demo are given one at a time")
     if others:
         others[0](as_json=as_json)
         return
@@ -69,6 +72,15 @@ def rebuild(
     else:
         _show(console, result)
     raise typer.Exit(0 if result.digest_equal or expect_changes else 1)
+
+
+def _demo(*, as_json: bool) -> None:
+    from sandbox.rebuilt import rebuilt_demo
+
+    told, is_right = finish(rebuilt_demo())
+    if as_json:
+        say(console_of_lines(), told)
+    raise typer.Exit(0 if is_right else 1)
 
 
 class _Bar:
