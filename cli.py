@@ -285,15 +285,29 @@ def simulate(
 
 @app.command(rich_help_panel=TRY)
 def chaos(
-    kills: Annotated[int, typer.Option(min=1, max=10_000, help="kill -9s in all; other faults come with them.")] = 20,
+    kills: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="kill -9s in all: 20, of a rebuild 10.", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Chooses the faults; by default one is drawn and printed.")] = None,
     verbose: Annotated[bool, typer.Option(help="Show after each run what happened when in it.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Kill `tartan rebuild` and projectors, while the log grows and is read.")
+    ] = False,
+    transactions: Annotated[int, typer.Option(min=1_000, help="Of the log that is rebuilt.")] = 50_000,
+    changesets_per_s: Annotated[float, typer.Option(min=1, max=2_000, help="By which that log grows.")] = 200.0,
+    reads_per_s: Annotated[float, typer.Option(min=1, max=5_000, help="At the gateway, during a rebuild.")] = 500.0,
     as_json: Json = False,
 ) -> None:
     """Kill, stop and cut off real processes under load, then compare tables, ledger and topics with the truth."""
     from sandbox.chaos.command import ChaosOptions, run_chaos
+    from sandbox.chaos.rebuild import RebuildOptions, run_rebuild
 
-    raise typer.Exit(_run(run_chaos(ChaosOptions(kills=kills, seed=seed, as_json=as_json, verbose=verbose))))
+    if rebuild:
+        of_rebuild = RebuildOptions(transactions=transactions, kills=kills or 10, changesets_per_s=changesets_per_s,
+                                    reads_per_s=reads_per_s, seed=seed, as_json=as_json)  # fmt: skip
+        raise typer.Exit(_run(run_rebuild(of_rebuild)))
+    options = ChaosOptions(kills=kills or 20, seed=seed, as_json=as_json, verbose=verbose)
+    raise typer.Exit(_run(run_chaos(options)))
 
 
 def _serve(*names: str) -> NoReturn:
