@@ -9,7 +9,7 @@ from rich.table import Table
 
 from operator_console import console_of_lines, finish, say
 from runtime import registration, settings
-from schemas import catalogue, compatibility, reference, subjects
+from schemas import asyncapi, catalogue, compatibility, reference, subjects
 from schemas.errors import Halt
 from schemas.topics import TOPICS
 
@@ -93,3 +93,16 @@ def document_events(page: Page = None) -> None:
         typer.echo(reference.filled(text), nl=False)
     else:
         page.write_text(reference.filled(text), "utf-8")
+
+
+@schemas_app.command("asyncapi")
+def document_asyncapi(
+    path: Annotated[Path | None, typer.Option("--write", help="Write it into this file instead.")] = None,
+    prefix: Annotated[str, typer.Option(help="Of the topics' names.")] = reference.PREFIX,
+) -> None:
+    """Print the AsyncAPI 3 document of the public topics."""
+    text = json.dumps(asyncapi.document(prefix), indent=1, ensure_ascii=False)
+    if path is None:
+        typer.echo(text)
+    else:
+        path.write_text(f"{text}\n", "utf-8")

@@ -1,17 +1,24 @@
 """The documents say what is there: links lead to files, tests that are named exist, commands are commands."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from jsonschema import Draft7Validator
 
 import cli
 from gateway.routes import ROUTES
 from runtime.incidents import KINDS
+from schemas import asyncapi
 from schemas.reference import filled
 
 ROOT = Path(__file__).parents[2]
+ASYNCAPI = Draft7Validator(json.loads((ROOT / "tests" / "golden" / "asyncapi-3.0.0.json").read_text("utf-8")))
+"""The specification's own schema: @asyncapi/specs 6.11.1, schemas/3.0.0-without-$id.json, Apache-2.0, white space
+removed. Source: https://github.com/asyncapi/spec-json-schemas."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEFINED = set(
     re.findall(r"def (test_\w+)", "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py")))
@@ -92,3 +99,43 @@ def test_the_page_of_events_is_what_the_code_says() -> None:
     page = (ROOT / "docs" / "events.md").read_text("utf-8")
 
     assert page == filled(page), "run: tartan schemas docs --write docs/events.md"
+
+
+def test_the_asyncapi_document_is_what_the_code_says() -> None:
+    text = (ROOT / "docs" / "asyncapi.json").read_text("utf-8")
+
+    assert json.loads(text) == asyncapi.document("tartan."), "run: tartan schemas asyncapi --write docs/asyncapi.json"
+
+
+def test_the_asyncapi_document_is_valid() -> None:
+    assert [error.message for error in ASYNCAPI.iter_errors(asyncapi.document("tartan."))] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("channels", "items", "address"), 7),
+        (("operations", "read.items", "action"), "listen"),
+        (("components", "messages", "item.linked", "contentType"), None),
+        (("info", "version"), None),
+        (("an unknown part",), {}),
+    ],
+)
+def test_an_asyncapi_document_that_is_broken_is_not_valid(path: tuple[str, ...], value: object) -> None:
+    broken = asyncapi.document("tartan.")
+    part: Any = broken
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = value
+
+    assert list(ASYNCAPI.iter_errors(broken))
+
+
+def test_references_within_the_asyncapi_document_lead_somewhere() -> None:
+    document = asyncapi.document("tartan.")
+
+    for reference in re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(document)):
+        part: Any = document
+        for name in reference.split("/"):
+            part = part[name]
+        assert part
