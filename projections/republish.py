@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 from projections import known, outbox, records
 from projections.outbox import ROWS_MAX
 from projections.records import Lane, Outbound
+from projections.tables import NEXT
 from runtime.kafka import Appender, LogEnds, Outgoing, connection
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
@@ -73,11 +74,17 @@ class Republisher:
         self._wire = wire
         self._tell = tell
         self._skips_gone = skips_gone
+        self._changesets = _LIVE
 
     async def alone(self) -> None:
-        """Keep others from this topic until the connection ends. Raises: Halt, where one is at work."""
+        """Keep others from this topic until the connection ends, and look where events are kept.
+
+        Raises: Halt, where another one is at work.
+        """
         if not await self._database.fetchval(_ALONE, f"tartan republish {self._topic.name}"):
             raise Halt(f"topic {self._name} is being filled by another process")
+        if await self._database.fetchval(_HAS_NEXT):
+            self._changesets = _LIVE_OR_NEXT
 
     async def begun(self) -> list[int]:
         """The partitions that are held."""
@@ -138,12 +145,12 @@ class Republisher:
     async def _require_events(self, partitions: Sequence[int]) -> None:
         if self._skips_gone:
             return
-        gone = await self._database.fetch(_GONE, list(partitions))
+        gone = await self._database.fetch(_GONE.format(changesets=self._changesets), list(partitions))
         if gone:
             ranges = ", ".join(f"{row['partition']}@{row['first']} to {row['partition']}@{row['last']}" for row in gone)
             raise Halt(
                 f"the events of {sum(row['count'] for row in gone)} changesets are not kept any more ({ranges}): "
-                "rebuild with events first, or republish with --kept what is there"
+                "`tartan rebuild --with-events --no-swap` folds them again, --kept fills the topic with what is there"
             )
 
     async def _require_empty(self, partition: int) -> None:
@@ -216,7 +223,8 @@ class Republisher:
 
     async def _page(self, partition: int, start: int, end: int) -> list[Outbound]:
         """The first ROWS_MAX changesets with net events from `start` up to `end`."""
-        found = await self._database.fetch(_PAGE, partition, start, end, ROWS_MAX, self._skips_gone)
+        page = _PAGE.format(changesets=self._changesets)
+        found = await self._database.fetch(page, partition, start, end, ROWS_MAX, self._skips_gone)
         gone = [row["source_offset"] for row in found if row["events"] is None]
         if gone:
             raise Halt(
@@ -317,12 +325,21 @@ _RELEASE = "DELETE FROM tartan.held_topics WHERE topic = $1 AND partition = $2"
 
 _FLOOR = "SELECT published FROM tartan.floors WHERE partition = $1"
 
+# Where the live version's events are not kept any more, the version that a rebuild has filled beside it may have them:
+# the same ones, as their digest says.
+_LIVE = "(SELECT c.*, c.events AS found FROM changesets c) AS changesets"
+_LIVE_OR_NEXT = f"""(
+SELECT c.*, coalesce(c.events, n.events) AS found FROM changesets c LEFT JOIN {NEXT}.changesets n
+    ON n.partition = c.partition AND n.source_offset = c.source_offset AND n.digest = c.digest) AS changesets"""
+
 _GONE = """
-SELECT partition, min(source_offset) AS first, max(source_offset) AS last, count(*) AS count FROM changesets
- WHERE partition = ANY($1::int[]) AND net_events > 0 AND events IS NULL GROUP BY partition ORDER BY partition"""
+SELECT partition, min(source_offset) AS first, max(source_offset) AS last, count(*) AS count FROM {changesets}
+ WHERE partition = ANY($1::int[]) AND net_events > 0 AND found IS NULL GROUP BY partition ORDER BY partition"""
 
 _PAGE = """
-SELECT partition, source_offset, id, type, user_number, item_id, known_at, events FROM changesets
+SELECT partition, source_offset, id, type, user_number, item_id, known_at, found AS events FROM {changesets}
  WHERE partition = $1 AND source_offset >= $2 AND source_offset < $3 AND net_events > 0
-   AND (events IS NOT NULL OR NOT $5)
+   AND (found IS NOT NULL OR NOT $5)
  ORDER BY source_offset LIMIT $4"""
+
+_HAS_NEXT = f"SELECT to_regclass('{NEXT}.changesets') IS NOT NULL"

@@ -104,7 +104,7 @@ async def fill(world: World, *, empties: bool, appender: Appender | None = None)
         return sum([await republisher.fill(number, empties=empties) for number in partitions])
 
 
-async def tartan(world: World, *words: str, first: str) -> asyncio.subprocess.Process:  # noqa: F811
+async def tartan(world: World, *words: str, first: str = "") -> asyncio.subprocess.Process:  # noqa: F811
     """Start a command; `first` is what Python does before."""
     return await asyncio.create_subprocess_exec(
         sys.executable, "-c", f"import cli\n{first}\ncli.main()", *words,
@@ -256,6 +256,27 @@ async def test_a_partition_that_is_not_empty_is_refused_and_so_are_events_that_a
     assert "0@2 to 0@4, 1@2 to 1@4" in str(gone.exception)
     assert sent > 0
     assert await world.tables.fetchval("SELECT count(*) FROM tartan.held_topics") == 0
+
+
+async def test_events_that_are_not_kept_are_taken_from_the_version_that_a_rebuild_has_filled_with_them(
+    world: World, pool: asyncpg.Pool, life: Life  # noqa: F811
+) -> None:  # fmt: skip
+    await tell(world, life)
+    async with projecting(world):
+        await world.until_projected(life.count)
+        expected = await wanted(pool)
+        floors = await world.tables.fetch("SELECT partition, published FROM tartan.floors")
+        await world.tables.execute("UPDATE tartan.floors SET published = 0")  # all is kept that lies above
+        done = await tartan(world, "rebuild", "--no-swap", "--json")
+        assert await asyncio.wait_for(done.wait(), 60) == 0
+        for partition, published in floors:
+            await world.tables.execute(
+                "UPDATE tartan.floors SET published = $2 WHERE partition = $1", partition, published
+            )
+        await world.tables.execute("UPDATE projection.changesets SET events = NULL")
+        await fill(world, empties=True)
+
+    assert (await kept(world))[0] == expected
 
 
 async def test_what_a_publisher_that_slept_writes_into_it_is_found_and_the_partition_stays_held(
