@@ -17,7 +17,8 @@ from runtime.settings import Settings
 from schemas.errors import Retry
 
 archive_app = typer.Typer(
-    help="Seal webhooks and changesets into files with a hash chain (once, for cron, or with --follow), and check these.", invoke_without_command=True
+    help="Seal webhooks and changesets into files with a hash chain, from cron or with --follow, and check these.",
+    invoke_without_command=True,
 )
 
 HOUR_MS = 3_600_000
@@ -60,8 +61,7 @@ def verify_archive(
 async def _once(loaded: Settings, age_h: float | None, *, as_json: bool) -> int:
     store = archive_store.connect(loaded)
     before_ms = None if age_h is None else int(time.time() * 1000 - age_h * HOUR_MS)
-    progress = Console(stderr=True)
-    with progress.status("sealing") as status:
+    with Console(stderr=True).status("sealing") as status:
 
         def told(sealed: Sealed) -> None:
             status.update(f"sealed {sealed.topic} {sealed.partition}, offsets {sealed.first}..{sealed.last}")
@@ -85,7 +85,11 @@ async def _follow(loaded: Settings, age_h: float | None, every_s: float, *, as_j
 
 async def _verify(loaded: Settings, *, quick: bool, as_json: bool) -> int:
     store = archive_store.connect(loaded)
-    partitions = [found async for found in (verify_chains if quick else verify)(loaded, store)]
+    partitions = []
+    with Console(stderr=True).status("verifying") as status:
+        async for found in (verify_chains if quick else verify)(loaded, store):
+            partitions.append(found)
+            status.update(f"verified {found.topic} {found.partition}, {found.records} records")
     faults = sum(len(found.faults) for found in partitions)
     say(console_of_lines(), _verified(partitions) if as_json else _verified_lines(partitions))
     return 1 if faults else 0

@@ -44,7 +44,7 @@ async def verify(settings: Settings, store: ArchiveStore) -> AsyncGenerator[Veri
     await ends.start()
     try:
         for topic, partition in await _places(settings, store):
-            found, chain, unnamed = await _chain(store, topic, partition)
+            found, chain, _ = await _chain(store, topic, partition)
             kept = (await ends.ends(topic, [partition]))[partition] if partition < settings.partitions else Ends(0, 0)
             faults = [*chain.faults, *_seam(topic, partition, chain, kept)]
             start, end = kept.start, min(kept.end, chain.end)
@@ -55,7 +55,7 @@ async def verify(settings: Settings, store: ArchiveStore) -> AsyncGenerator[Veri
                     matched, wrong = await _segment(store, link.manifest, topic_records)
                     compared += matched
                     faults += wrong
-            yield found._replace(compared=compared, unnamed=unnamed, faults=tuple(sorted(faults)))
+            yield found._replace(compared=compared, faults=tuple(sorted(faults)))
     finally:
         await ends.stop()
 
@@ -63,10 +63,10 @@ async def verify(settings: Settings, store: ArchiveStore) -> AsyncGenerator[Veri
 async def verify_chains(settings: Settings, store: ArchiveStore) -> AsyncGenerator[Verified, None]:
     """Walk every chain, and look whether each segment is there in its size. Asks nothing of Kafka. Raises: Retry."""
     for topic, partition in await _places(settings, store):
-        found, chain, unnamed = await _chain(store, topic, partition)
-        sizes = {entry.name: entry.bytes for entry in await store.listed(manifests.folder(topic, partition))}
+        found, chain, objects = await _chain(store, topic, partition)
+        sizes = {entry.name: entry.bytes for entry in objects}
         wrong = [fault for link in chain.links if (fault := _size_fault(link.manifest, sizes))]
-        yield found._replace(unnamed=unnamed, faults=tuple(sorted([*chain.faults, *wrong])))
+        yield found._replace(faults=tuple(sorted([*chain.faults, *wrong])))
 
 
 async def _places(settings: Settings, store: ArchiveStore) -> list[tuple[str, int]]:
@@ -78,19 +78,17 @@ async def _places(settings: Settings, store: ArchiveStore) -> list[tuple[str, in
     return sorted(places)
 
 
-async def _chain(store: ArchiveStore, topic: str, partition: int) -> tuple[Verified, Chain, int]:
+async def _chain(store: ArchiveStore, topic: str, partition: int) -> tuple[Verified, Chain, list[Stored]]:
+    """A partition's totals, its chain, and the objects of its folder."""
     objects = await store.listed(manifests.folder(topic, partition))
     chain = await archive_chain.read(store, topic, partition, objects)
-    held = [link.manifest for link in chain.links]
+    held = {manifests.name_of(link.manifest): link.manifest for link in chain.links}
+    unnamed = sum(1 for entry in objects if manifests.range_of_segment(entry.name) and entry.name not in held)
     totals = Verified(
-        topic, partition, len(held), sum(one.count for one in held), sum(one.bytes for one in held), 0, 0, ()
-    )
-    return totals, chain, _unnamed(objects, chain)
-
-
-def _unnamed(objects: Sequence[Stored], chain: Chain) -> int:
-    named = {manifests.name_of(link.manifest) for link in chain.links}
-    return sum(1 for entry in objects if manifests.range_of_segment(entry.name) and entry.name not in named)
+        topic, partition, segments=len(held), records=sum(one.count for one in held.values()),
+        bytes=sum(one.bytes for one in held.values()), compared=0, unnamed=unnamed, faults=(),
+    )  # fmt: skip
+    return totals, chain, objects
 
 
 def _size_fault(manifest: Manifest, sizes: dict[str, int]) -> Fault | None:

@@ -1,6 +1,7 @@
 """The archive on a real Kafka: what was sealed joins what is kept, and no damage goes unnamed."""
 
 import asyncio
+import dataclasses
 import os
 import shutil
 import sys
@@ -107,6 +108,12 @@ def test_what_is_in_neither_is_named_and_the_other_partitions_are_sealed_all_the
     with pytest.raises(Halt, match=r"changesets 0, offsets 90\.\.92: neither"):
         finish(sealed.read(0, 100))
     assert len(finish(sealed.read(0, 90))) == 90
+
+    bare = dataclasses.replace(sealed, settings=sealed.settings.model_copy(update={"archive_url": ""}))
+    assert finish(completeness(bare)) == Extent(0, Ends(93, 100))
+    with pytest.raises(Halt, match=r"offsets 0\.\.92: neither"):
+        finish(bare.read(0, 95))
+    assert len(finish(bare.read(93, 100))) == 7
 
 
 async def completeness(world: World) -> Extent:
@@ -257,6 +264,32 @@ async def kill_often(world: World) -> None:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+
+
+def test_told_to_follow_it_seals_what_comes_later_until_it_is_stopped(world: World, run: Run) -> None:
+    finish(world.append(5, seed=1))
+
+    finish(follow(world))
+
+    assert run("verify", "--quick")[1]["records"] == 12
+
+
+async def follow(world: World) -> None:
+    """Let a process follow the log until it has sealed what was there and what came while it waited."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import cli; cli.main()", "archive", "--all", "--follow", "--every-min", "0.01",
+        env=child_environment(world), stdout=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(120):
+            while len(world.files("json")) < 1:
+                await asyncio.sleep(0.05)
+            await world.append(7, seed=2)
+            while len(world.files("json")) < 2:
+                await asyncio.sleep(0.05)
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 def count(world: World) -> int:
