@@ -14,8 +14,6 @@ from schemas import subjects
 from schemas.topics import PUBLIC, Topic
 
 TOLD_EVERY_S = 2.0
-SECONDS_MAX = 3600
-"""Of a statement that looks for what is not kept: it reads the partitions' rows of `changesets`."""
 
 
 def republish(
@@ -49,8 +47,6 @@ async def _republish(
     began = time.monotonic()
     appender, log = Appender(loaded, client="republish"), LogEnds(loaded)
     async with connected(loaded) as database:
-        for limit in ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"):
-            await database.execute(f"SET {limit} = '{SECONDS_MAX} s'")
         wire = subjects.wire_prefixes(await Wire(loaded, database).ids())
         republisher = Republisher(
             database, appender, log, loaded, topic, wire=wire, tell=_Teller(topic), skips_gone=kept

@@ -34,6 +34,8 @@ CONFIRM_S_MAX = 30.0
 """A publisher writes its floor within a second (publish.IDLE_S), one that starts within some."""
 CONFIRM_LOOK_S = 0.1
 READ_MS = 1_000
+LOOK_S_MAX = 3600
+"""A look for what is not kept reads the partitions' rows of `changesets`: some microseconds each."""
 
 Place = tuple[int, int]
 """An event's position: offset in `changesets`, and index in its changeset."""
@@ -145,7 +147,11 @@ class Republisher:
     async def _require_events(self, partitions: Sequence[int]) -> None:
         if self._skips_gone:
             return
-        gone = await self._database.fetch(_GONE.format(changesets=self._changesets), list(partitions))
+        async with self._database.transaction(readonly=True):
+            # Nobody waits for this one. The others keep their limits: stopped, they must not hold a position's lock.
+            for limit in ("statement_timeout", "transaction_timeout"):
+                await self._database.execute(f"SET LOCAL {limit} = '{LOOK_S_MAX} s'")
+            gone = await self._database.fetch(_GONE.format(changesets=self._changesets), list(partitions))
         if gone:
             ranges = ", ".join(f"{row['partition']}@{row['first']} to {row['partition']}@{row['last']}" for row in gone)
             raise Halt(
