@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from operator_console import connected, console_of_lines, finish, say
 from runtime import settings, topics
@@ -52,7 +53,7 @@ def apply(
         _show(told)
     _refuse_unsafe(told)
     kept, changes = _divided(told, allowed)
-    confirmed = bool(changes) and (yes or _confirmed(as_json=as_json))
+    confirmed = yes or (bool(changes) and _confirmed(as_json=as_json))
     created = [step.topic for step in told.of("create")]
     asyncio.run(_carry_out(loaded, created, changes if confirmed else []))
     changed, left = (changes, kept) if confirmed else ([], [*changes, *kept])
@@ -85,8 +86,8 @@ def _planned(loaded: Settings) -> Plan:
             async with connected(loaded) as postgres:
                 read = await topics.read_so_far(postgres)
         except Retry as error:
-            typer.echo(f"not compared with what was read: {error}", err=True)
-            read = {}
+            told = await topics.planned(loaded)
+            return replace(told, warnings=[*told.warnings, f"not compared with what was read: {error}"])
         return await topics.planned(loaded, read)
 
     return finish(look())

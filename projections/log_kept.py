@@ -18,8 +18,8 @@ TOPIC_OF = {PROJECTIONS: CHANGESETS, FOLLOWER: CHANGESETS, "mark_due": WEBHOOKS}
 
 class Kept(NamedTuple):
     """Shape: `positions` by reader and partition; `heads` and `items` by Item, as the follower and the projections
-    have them; `floors` by partition. `held`: topics and partitions that are being filled again. `waiting`: Items of
-    which records are withheld. `erased`: users without a key.
+    have them; `floors` by partition. `held`: topics and partitions that are being filled again. `registered`:
+    a registry's ids to catalogue numbers. `waiting`: Items of which records are withheld. `erased`: users without key.
     """
 
     at: datetime
@@ -28,6 +28,7 @@ class Kept(NamedTuple):
     items: Mapping[str, Standing]
     floors: Mapping[int, int]
     held: frozenset[tuple[str, int]]
+    registered: Mapping[int, int]
     waiting: frozenset[str]
     erased: frozenset[int]
 
@@ -49,6 +50,7 @@ async def load(connection: asyncpg.Connection) -> Kept:
         {row["item_id"]: _standing(row) for row in await connection.fetch(_ITEMS)},
         {row["partition"]: row["published"] for row in await connection.fetch(_FLOORS)},
         frozenset((row["topic"], row["partition"]) for row in await connection.fetch(_HELD)),
+        {row["id"]: row["schema"] for row in await connection.fetch(_REGISTERED)},
         frozenset(row["item_id"] for row in await connection.fetch(_WAITING)),
         frozenset(row["user_number"] for row in await connection.fetch(_ERASED)),
     )
@@ -74,6 +76,8 @@ _ITEMS = "SELECT item_id, head, head_offset, user_number, partition, unlinked FR
 _FLOORS = "SELECT partition, published FROM tartan.floors"
 
 _HELD = "SELECT topic, partition FROM tartan.held_topics"
+
+_REGISTERED = "SELECT id, schema FROM tartan.registry_ids"
 
 _WAITING = """
 SELECT item_id FROM withheld UNION SELECT item_id FROM tartan.parkings WHERE redrive_offset IS NULL"""

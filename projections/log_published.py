@@ -1,7 +1,7 @@
 """A public topic against the net events of the fold: what a reader keeps of it, and what is wrong with that. Core."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from projections import net_events
 from projections.state import NetEvent
@@ -57,17 +57,19 @@ def is_repeat(record: Received, fold: Iterable[Outgoing]) -> bool:
     return any(same(record, one) for one in fold)
 
 
-def equals_digest(found: Iterable[Received], digest: bytes) -> bool:
-    """Whether the records of one changeset, of all topics, are the block of which only the digest is kept."""
-    ordered = sorted(found, key=lambda record: position(record) or (0, 0))
-    block = net_events.encoded([
-        NetEvent(
-            record.headers.get("ce_type", b"").decode(errors="replace"),
-            int.from_bytes(record.value[1:WIRE_BYTES], "big"), b"", record.value[WIRE_BYTES:],
-        )
-        for record in ordered
-    ])  # fmt: skip
-    return hashlib.sha256(block).digest() == digest
+def equals_digest(found: Iterable[Received], digest: bytes, schemas: Mapping[int, int]) -> bool | None:
+    """Whether the records of one changeset, of all topics, are the block of which only the digest is kept.
+
+    `schemas`: ids on the wire to catalogue numbers; None where a record has an id that is not among them.
+    """
+    block = []
+    for record in sorted(found, key=lambda one: position(one) or BEGINNING):
+        schema = schemas.get(int.from_bytes(record.value[1:WIRE_BYTES], "big"))
+        if schema is None:
+            return None
+        kind = record.headers.get("ce_type", b"").decode(errors="replace")
+        block.append(NetEvent(kind, schema, b"", record.value[WIRE_BYTES:]))
+    return hashlib.sha256(net_events.encoded(block)).digest() == digest
 
 
 def _position_of(wanted: Outgoing) -> Position:

@@ -4,6 +4,7 @@ It may run while the stages do: what Postgres keeps is read first, in one snapsh
 """
 
 from collections.abc import Collection, Mapping
+from contextlib import aclosing
 from typing import NamedTuple
 
 import asyncpg
@@ -172,13 +173,14 @@ async def _partition(
 ) -> None:  # fmt: skip
     """Read one partition from its beginning, beside the rows that were made of it. Raises: Halt, Retry."""
     rows = Ahead(connection.cursor(_ROWS, part.number, prefetch=ROWS_AT_ONCE).__aiter__())
-    async for record in records(reader, part.number, 0, part.end):
-        head = changesets.read(record.value).head
-        readers.followed.follow(part.number, record.offset, head)
-        verdict = readers.folded.follow(part.number, record.offset, head)
-        is_due = verdict is Verdict.ACCEPTED and head.kind == gate.CHAINED and head.item_id not in kept.waiting
-        await _row(rows, record, head.id, found[ROWS], is_due=is_due)
-        found[WHOLE].count("", holds=True)
+    async with aclosing(records(reader, part.number, 0, part.end)) as whole:
+        async for record in whole:
+            head = changesets.read(record.value).head
+            readers.followed.follow(part.number, record.offset, head)
+            verdict = readers.folded.follow(part.number, record.offset, head)
+            is_due = verdict is Verdict.ACCEPTED and head.kind == gate.CHAINED and head.item_id not in kept.waiting
+            await _row(rows, record, head.id, found[ROWS], is_due=is_due)
+            found[WHOLE].count("", holds=True)
     async for row in rows.rest():
         found[ROWS].count(f"changeset {part.number}.{row['source_offset']} is not in the log", holds=False)
 

@@ -1,6 +1,6 @@
 """Looks at the log beside something else: open for a block, and read only as far as the other side has come."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
@@ -29,8 +29,11 @@ async def looking(look: Look) -> AsyncIterator[Look]:
         await look.stop()
 
 
-async def records(reader: LogReader, partition: int, start: int, end: int) -> AsyncIterator[Received]:
-    """The records from offset `start` up to `end`, one by one. Raises: as `LogReader.read`."""
+async def records(reader: LogReader, partition: int, start: int, end: int) -> AsyncGenerator[Received, None]:
+    """The records from offset `start` up to `end`, one by one. Raises: as `LogReader.read`.
+
+    Whoever stops before the end closes it (contextlib.aclosing).
+    """
     async with aclosing(reader.read(partition, start, end)) as lists:
         async for some in lists:
             for record in some:

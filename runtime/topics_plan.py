@@ -71,7 +71,10 @@ class Step(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """All differences. `warnings`: truth that is being lost. `strangers`: topics of our prefix that no table names."""
+    """All differences. `warnings`: truth that is being lost, and what was not compared.
+
+    `strangers`: topics of our prefix that the table does not name.
+    """
 
     steps: list[Step] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -21,7 +21,7 @@ from runtime.kafka import Appender, Outgoing
 from runtime.settings import Settings
 from runtime.witness import checksum
 from sandbox.postgres import Postgres
-from schemas import gate
+from schemas import gate, subjects
 from schemas.topics import BALANCES, CHANGESETS, HEADER_POSITION, ITEMS, PUBLIC, TRANSACTIONS, WEBHOOKS
 from streams.follow_heads import FollowHeads
 from streams.transactions import following
@@ -180,8 +180,6 @@ SETS_OF_DAMAGES: dict[str, dict[str, str]] = {
         CHECKSUMS: "UPDATE positions SET last_checksum = sha256('x')",
         POSITIONS: "UPDATE tartan.positions SET position = 50 WHERE reader = 'mark_due'",
         ROWS: r"UPDATE changesets SET id = '\x01' WHERE partition = 0 AND source_offset = 2",
-        name_of(TRANSACTIONS): "UPDATE changesets SET events = NULL, digest = sha256('x')"
-        " WHERE partition = 1 AND source_offset = 1",
     },
     "the projections are above the log": {
         POSITIONS: "UPDATE positions SET position = position + 1 WHERE partition = 1",
@@ -204,15 +202,37 @@ async def test_damage_in_the_tables_is_found_by_name(sound: Sound, tables: async
     assert all(found.values())
 
 
+@pytest.mark.parametrize("numbered_by", ["us", "a registry"])
 async def test_of_events_of_which_only_the_digest_is_kept_the_digest_is_compared(
-    sound: Sound, tables: asyncpg.Connection
+    sound: Sound, tables: asyncpg.Connection, topic_prefix: str, numbered_by: str
 ) -> None:
+    given, contents, own_ids = sound.settings, sound.contents, subjects.own_ids()
+    if numbered_by == "a registry":
+        given = sound.settings.model_copy(update={"topic_prefix": topic_prefix})
+        prefixes = {schema: max(own_ids) - schema for schema in own_ids}  # other numbers, of which some are ours too
+        public = {topic.name for topic in PUBLIC}
+        contents = {
+            place: [renumbered(one, prefixes) for one in some] if place[0] in public else some
+            for place, some in contents.items()
+        }
+        await produce(given, contents)
+        await tables.executemany(
+            "INSERT INTO tartan.registry_ids VALUES ('registry', 'subject', $1, $2, now())", list(prefixes.items())
+        )
     await tables.execute("UPDATE changesets SET events = NULL")
 
-    found = await log_verify.verify_log(sound.settings, tables)
-
+    found = await log_verify.verify_log(given, tables)
     assert wrong(found) == {}
     assert all(found[name_of(topic)].checked for topic in PUBLIC)
+
+    await tables.execute("UPDATE changesets SET digest = sha256('x') WHERE partition = 1 AND source_offset = 1")
+    assert name_of(TRANSACTIONS) in wrong(await log_verify.verify_log(given, tables))
+
+
+def renumbered(one: Outgoing, ids: dict[int, int]) -> Outgoing:
+    assert one.value is not None
+    schema = int.from_bytes(one.value[1:5], "big")
+    return one._replace(value=b"\0" + ids[schema].to_bytes(4, "big") + one.value[5:])
 
 
 def header(position: str) -> tuple[tuple[str, bytes], ...]:
@@ -364,7 +384,7 @@ async def test_nothing_is_wrong_with_what_happens_while_it_looks(
     contents[CHANGESETS.name, 1] = contents[CHANGESETS.name, 1] + [Outgoing(one.key, one.value) for one in more]
     place = len(sound.contents[CHANGESETS.name, 1])
     ahead = Outgoing(b"k", b"\0\0\0\0\1x", header(f"{place}.0"))  # of the changeset that is folded just now
-    contents[TRANSACTIONS.name, 1] = [*contents[TRANSACTIONS.name, 1], ahead]
+    contents[TRANSACTIONS.name, 1] = [*contents[TRANSACTIONS.name, 1], ahead, ahead]
     contents[BALANCES.name, 1] = contents[BALANCES.name, 1][:1]
     contents[ITEMS.name, 0] = []
     await tables.execute("UPDATE tartan.floors SET published = 0")

@@ -164,6 +164,8 @@ def test_a_change_that_deletes_records_is_asked_for_by_the_topics_name(tartan: A
     found = finish(configs(given))
     assert found[kept[ITEMS]]["retention.ms"] == str(30 * DAY_MS)
     assert found[kept[TRANSACTIONS]]["retention.ms"] == "-1"
+    assert tartan("apply")[0] == 0
+    assert tartan("apply", "--yes")[0] == 1
     assert tartan("apply", "--allow-deletion", "thing")[0] == 2
 
 
