@@ -22,7 +22,7 @@ from projections.comparison import (
     with_items,
 )
 from projections.digests import OF_NO_REPLAY
-from projections.rebuild_schema import positions
+from projections.versions import positions
 from schemas.errors import Halt
 
 SUBJECTS_MAX = 10_000

@@ -6,7 +6,7 @@ Live traffic goes on all the while. Killed at any moment, the next run goes on w
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -14,12 +14,14 @@ import asyncpg
 import msgspec
 from msgspec import Struct, field
 
-from projections import rebuild_checks, rebuild_schema, rebuild_workers
+from projections import rebuild_checks, rebuild_schema, rebuild_workers, versions, versions_swap
 from projections.compare import Side, compare
 from projections.comparison import Comparison
 from projections.rebuild_load import Loader, Replayed, Version, loading
-from projections.rebuild_schema import owner, positions
+from projections.rebuild_schema import owner
 from projections.tables import NEXT, SCHEMA
+from projections.versions import positions
+from runtime.reader import Position
 from runtime.settings import Settings
 from schemas.errors import Halt
 
@@ -76,7 +78,8 @@ async def rebuild(settings: Settings, options: Options, shown: Shown) -> Result:
 
     A difference ends it, and the next version stays for a look, unless `expect_changes`.
     Raises: Halt, with each reason, where it cannot be begun; Diverged, where a record cannot be replayed as it was
-    first read; Retry, where Kafka or Postgres stay away. The next run goes on where this one ended.
+    first read; NotSwapped, with who is in the way; Retry, where Kafka or Postgres stay away. The next run goes on where
+    this one ended.
     """
     async with rebuild_schema.alone(settings) as connection:
         return await _Rebuild(settings, options, shown, connection).run()
@@ -106,14 +109,17 @@ class _Rebuild:
             with self._phase(COMPARE):
                 self._shown.say("comparison with the live version")
                 result.comparison = await self._compared(loader)
-        result.digest_equal = result.comparison.digest_equal
-        await rebuild_schema.note(self._connection, version.number, result.told())
+            result.digest_equal = result.comparison.digest_equal
+            await rebuild_schema.note(self._connection, version.number, result.told())
+            if self._options.swaps and (result.digest_equal or self._options.expect_changes):
+                with self._phase(SWAP):
+                    await self._swap(loader)
         return result
 
     async def _begun(self) -> Version:
         options = self._options
         await rebuild_checks.require(self._connection, self._settings, restart=options.restart, swaps=options.swaps)
-        is_there = NEXT in await rebuild_schema.found(self._connection)
+        is_there = NEXT in await versions.found(self._connection)
         if is_there and options.restart:
             await rebuild_schema.drop(self._connection)
         self._result.resumed = is_there and not options.restart
@@ -139,10 +145,18 @@ class _Rebuild:
 
     async def _compared(self, loader: Loader) -> Comparison:
         async with _snapshot(self._settings, SCHEMA) as live:
-            at = await positions(live.connection, SCHEMA)
-            await loader.load({number: position.next for number, position in at.items()})
+            await loader.load(_offsets(await positions(live.connection, SCHEMA)))
             async with _snapshot(self._settings, NEXT) as following:
                 return await compare(live, following)
+
+    async def _swap(self, loader: Loader) -> None:
+        self._shown.say("swap")
+        # What came meanwhile is replayed before the live version's writers have to wait.
+        await loader.load(_offsets(await positions(self._connection, SCHEMA)))
+        await versions_swap.swap(
+            self._settings, catch_up=loader.load, differs=not self._result.digest_equal, tell=self._shown.say
+        )
+        self._result.swapped = True
 
     async def _expect(self, left: int) -> None:
         at = await positions(self._connection, SCHEMA)
@@ -164,6 +178,10 @@ class _Rebuild:
         result.records_replayed, result.events_replayed = replayed.records, replayed.events
         result.transactions_replayed = replayed.transactions
         result.transactions_per_s = round(replayed.transactions / (result.seconds[LOAD] + result.seconds[FINISH]))
+
+
+def _offsets(at: Mapping[int, Position]) -> dict[int, int]:
+    return {number: position.next for number, position in at.items()}
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import asyncpg
 
-from projections import rebuild_schema, tables
+from projections import tables, versions
 from projections.rebuild_load import opened_log
 from projections.rebuild_preflight import NO_TABLES, Kept, Versions, of_log, of_topic, of_versions
 from projections.tables import NEXT, OLD, SCHEMA
@@ -22,12 +22,12 @@ async def require(connection: asyncpg.Connection, settings: Settings, *, restart
 
     Raises: Halt, with each reason against it in a sentence; Retry, where something does not answer.
     """
-    versions = await rebuild_schema.found(connection)
-    if SCHEMA not in versions:
+    if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", tables.version.fullname):
         raise Halt(NO_TABLES)
-    live = await rebuild_schema.positions(connection, SCHEMA)
-    begun = await rebuild_schema.positions(connection, NEXT) if NEXT in versions and not restart else {}
-    folds = {schema: fold for schema, (_, fold) in versions.items()}
+    found = await versions.found(connection)
+    live = await versions.positions(connection, SCHEMA)
+    begun = await versions.positions(connection, NEXT) if NEXT in found and not restart else {}
+    folds = {schema: version.fold for schema, version in found.items()}
     _refuse(of_versions(
         Versions(folds[SCHEMA], folds.get(NEXT), folds.get(OLD), _next(live), _next(begun)),
         fold=tables.FOLD, restart=restart, swaps=swaps,

@@ -3,9 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
-import asyncpg
 from msgspec import Struct
 
 from projections import admission
@@ -28,14 +27,16 @@ from schemas.topics import CHANGESETS
 
 RECORDS_MAX = 5_000
 """Records of one batch. Records with few events would otherwise gather until their Items alone fill the memory."""
-BYTES_MAX = 16 * 1024 * 1024
-"""Of one batch, and as many again of the one that is read meanwhile. A single record may be larger than its events
-say: parts hold megabytes, and are counted with the record that names them."""
+AT_ONCE_MAX = 1_000
+"""Up to this many records all partitions are asked at once, at 4 MiB each: one after the other, a swap's writers would
+wait for twelve connections to Kafka."""
 TRIES_MAX = 60
 """Attempts in a row without a commit, RETRY_S_MAX apart in the end: five minutes sit out a failover of Postgres."""
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
 
 TRANSACTIONS = (events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED)
+
+Row = TypeVar("Row")
 
 _log = logs.logger(__name__)
 
@@ -79,6 +80,7 @@ class Loader:
         self._log = log
         self._tell = tell
         self._commits = 0
+        self._bytes_max = settings.batch_bytes_max
         # Its commits do not wait for the disk: Postgres loses rows and positions together, and the load goes on there.
         self._session = Session(settings, schema=NEXT, durable=False)
         self._projector = Projector(
@@ -90,12 +92,20 @@ class Loader:
         """Close the connection to Postgres."""
         await self._session.close()
 
-    async def left(self, partitions: Mapping[int, int] | None = None) -> dict[int, Ends]:
+    async def left(self, targets: Mapping[int, int] | None = None) -> dict[int, Ends]:
         """What of each partition is not replayed yet, up to the live version's committed positions or to given ones.
 
-        Raises: Retry or one of AWAY, where Postgres does not answer.
+        Raises: Retry, where Postgres does not answer.
         """
-        return await left(await self._session.connection(), partitions)
+        try:
+            rows = await (await self._session.connection()).fetch(_LEFT)
+        except AWAY as error:
+            self._session.drop()
+            raise Retry(f"Postgres: {reason(error)}") from error
+        ends = {row["partition"]: Ends(row["next"], row["live"]) for row in rows}
+        if targets is not None:
+            ends = {number: Ends(ends[number].start, end) for number, end in targets.items()}
+        return {number: span for number, span in ends.items() if span.start < span.end}
 
     async def load(self, targets: Mapping[int, int]) -> None:
         """Replay up to these offsets, by partition; what a version has passed already is not read again.
@@ -118,10 +128,11 @@ class Loader:
 
     async def _pass(self, targets: Mapping[int, int]) -> None:
         spans = await self.left(targets)
-        async for batch in _ahead(_batches(self._log, spans)):
-            await self._projector.project(batch)
-            self._commits += 1
-            self._tell(_replayed(batch))
+        async with aclosing(_ahead(_batches(_records(self._log, spans), self._bytes_max))) as batches:
+            async for batch in batches:
+                await self._projector.project(batch)
+                self._commits += 1
+                self._tell(_replayed(batch))
 
 
 @asynccontextmanager
@@ -146,50 +157,54 @@ async def opened_log(settings: Settings) -> AsyncIterator[LogReader]:
         await log.stop()
 
 
-async def left(connection: asyncpg.Connection, targets: Mapping[int, int] | None = None) -> dict[int, Ends]:
-    """What of each partition the next version lacks, up to the live version's committed positions or to given ones."""
-    rows = await connection.fetch(_LEFT)
-    ends = {row["partition"]: Ends(row["next"], row["live"]) for row in rows}
-    if targets is not None:
-        ends = {number: Ends(ends[number].start, end) for number, end in targets.items()}
-    return {number: span for number, span in ends.items() if span.start < span.end}
-
-
-async def _batches(log: Log, spans: Mapping[int, Ends]) -> AsyncGenerator[list[Opened], None]:
-    """All records of the spans, one partition behind the other, in batches as large as memory allows."""
+async def _batches(records: AsyncGenerator[Opened, None], bytes_max: int) -> AsyncGenerator[list[Opened], None]:
+    """The records in batches as large as memory allows."""
     batch: list[Opened] = []
     said = size = 0
-    for partition, span in spans.items():
-        async with aclosing(log.read(partition, span.start, span.end)) as lists:
-            async for record in _opened(lists):
-                count = sum(record.head.counts.values())
-                is_full = said + count > EVENTS_MAX or size >= BYTES_MAX or len(batch) >= RECORDS_MAX
-                if batch and is_full:
-                    yield batch
-                    batch, said, size = [], 0, 0
-                batch.append(record)
-                said += count
-                size += len(record.received.value)
+    async with aclosing(records):
+        async for record in records:
+            count = sum(record.head.counts.values())
+            is_full = said + count > EVENTS_MAX or size >= bytes_max or len(batch) >= RECORDS_MAX
+            if batch and is_full:
+                yield batch
+                batch, said, size = [], 0, 0
+            batch.append(record)
+            said += count
+            size += len(record.received.value)
     if batch:
         yield batch
 
 
-async def _opened(lists: AsyncIterator[list[Received]]) -> AsyncIterator[Opened]:
-    async for records in lists:
-        for record in records:
-            yield admission.opened(record)
+async def _records(log: Log, spans: Mapping[int, Ends]) -> AsyncGenerator[Opened, None]:
+    """All records of the spans, one partition behind the other."""
+    lists = [log.read(number, span.start, span.end) for number, span in spans.items()]
+    is_little = sum(span.end - span.start for span in spans.values()) <= AT_ONCE_MAX
+    first = [asyncio.create_task(_next(one)) for one in (lists if is_little else lists[:1])]
+    try:
+        for number, one in enumerate(lists):
+            records = await first[number] if number < len(first) else await _next(one)
+            while records is not None:
+                for record in records:
+                    yield admission.opened(record)
+                records = await _next(one)
+    finally:
+        for task in first:
+            task.cancel()
+        await asyncio.gather(*first, return_exceptions=True)
+        for one in lists:
+            await one.aclose()
 
 
-async def _ahead(batches: AsyncGenerator[list[Opened], None]) -> AsyncIterator[list[Opened]]:
+async def _next(lists: AsyncGenerator[list[Row], None]) -> list[Row] | None:
+    return await anext(lists, None)
+
+
+async def _ahead(batches: AsyncGenerator[list[Opened], None]) -> AsyncGenerator[list[Opened], None]:
     """The same batches; the next one is read while one is worked on."""
-
-    async def following() -> list[Opened] | None:
-        return await anext(batches, None)
-
-    reading = asyncio.create_task(following())
+    reading = asyncio.create_task(_next(batches))
     try:
         while (batch := await reading) is not None:
-            reading = asyncio.create_task(following())
+            reading = asyncio.create_task(_next(batches))
             yield batch
     finally:
         reading.cancel()

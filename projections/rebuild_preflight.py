@@ -9,9 +9,9 @@ NO_TABLES = "there is no live version to rebuild: run `tartan migrate`"
 
 
 class Versions(NamedTuple):
-    """The versions that there are. Folds are None where there is no such version; positions are by partition."""
+    """The versions that there are. Folds, None where there is no such version; positions are by partition."""
 
-    live: int | None
+    live: int
     following: int | None
     old: int | None
     positions: Mapping[int, int]
@@ -27,8 +27,6 @@ class Kept(NamedTuple):
 
 def of_versions(versions: Versions, *, fold: int, restart: bool, swaps: bool) -> list[str]:
     """What the versions in the database say against a rebuild."""
-    if versions.live is None:
-        return [NO_TABLES]
     found = []
     if versions.following not in (None, fold) and not restart:
         found.append(

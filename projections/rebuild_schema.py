@@ -8,13 +8,12 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from projections import definition, tables
+from projections import definition, tables, versions
 from projections.rebuild_load import Version
 from projections.rights import Roles
-from projections.tables import NEXT, OLD, SCHEMA
+from projections.tables import NEXT, SCHEMA
 from runtime import logs
 from runtime.postgres import CONNECT_TIMEOUT_S, server_settings
-from runtime.reader import Position
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 
@@ -65,26 +64,9 @@ async def alone(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
         yield connection
 
 
-async def found(connection: asyncpg.Connection) -> dict[str, tuple[int, int]]:
-    """The versions that there are: number and fold by schema."""
-    versions = {}
-    for schema in (SCHEMA, NEXT, OLD):
-        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{schema}.version"):
-            row = await connection.fetchrow(f"SELECT number, fold FROM {schema}.version")
-            assert row is not None
-            versions[schema] = (row["number"], row["fold"])
-    return versions
-
-
-async def positions(connection: asyncpg.Connection, schema: str) -> dict[int, Position]:
-    """Where a version is in each partition."""
-    rows = await connection.fetch(f"SELECT partition, position, last_checksum FROM {schema}.positions")
-    return {row["partition"]: Position(row["position"], row["last_checksum"]) for row in rows}
-
-
 async def begin(connection: asyncpg.Connection, settings: Settings) -> Version:
     """The version to fill: the one that an earlier rebuild began, or a new one, made in one transaction."""
-    row = await connection.fetchrow(_BEGUN) if NEXT in await found(connection) else None
+    row = await connection.fetchrow(_BEGUN) if NEXT in await versions.found(connection) else None
     if row is None:
         roles = Roles(settings.projector_role, settings.eraser_role)
         async with connection.transaction():
@@ -153,7 +135,7 @@ UPDATE tartan.rebuilds SET state = $1, dropped_at = tartan.clock() WHERE number 
 _LOADED = f"""
 UPDATE tartan.rebuilds SET state = $1, loaded_at = coalesce(loaded_at, tartan.clock())
  WHERE number = (SELECT number FROM {NEXT}.version)"""
-_NOTE = "UPDATE tartan.rebuilds SET result = $2 WHERE number = $1"
+_NOTE = "UPDATE tartan.rebuilds SET result = coalesce(result, '{}') || $2::jsonb WHERE number = $1"
 _SIZE = """
 SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0) FROM pg_class c
  WHERE c.relkind = 'r' AND c.relnamespace = to_regnamespace($1)"""
