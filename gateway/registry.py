@@ -16,6 +16,7 @@ from aiohttp import web
 from gateway import metrics
 from runtime.settings import Settings
 from schemas import catalogue, subjects
+from schemas.errors import Quarantine
 from schemas.subjects import COMPATIBILITY, Version
 
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
@@ -78,9 +79,11 @@ class Contract:
         return found
 
     def holding(self, subject: str, schema: Any) -> Version:
-        """The version of a subject that is this schema, whatever its white space. Raises: Refused."""
-        for one in self.of_subject(subject):
-            if catalogue.complete(one.schema) == schema:
+        """The version of a subject that is this schema, however it is written. Raises: Refused, Quarantine."""
+        found = self.of_subject(subject)
+        wanted = catalogue.normal(schema)
+        for one in found:
+            if catalogue.normal(catalogue.complete(one.schema)) == wanted:
                 return one
         raise Refused(HTTPStatus.NOT_FOUND, SCHEMA_NOT_FOUND, "Schema not found")
 
@@ -136,10 +139,9 @@ async def _subject_schema(contract: Contract, request: web.Request) -> str:
 async def _look_up(contract: Contract, request: web.Request) -> Mapping[str, Any]:
     subject = request.match_info["subject"]
     try:
-        schema = json.loads(json.loads(await request.read())["schema"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return _whole(contract.holding(subject, json.loads(json.loads(await request.read())["schema"])))
+    except (Quarantine, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, SCHEMA_INVALID, "The body holds no Avro schema") from error
-    return _whole(contract.holding(subject, schema))
 
 
 async def _schema(contract: Contract, request: web.Request) -> Mapping[str, Any]:

@@ -1,13 +1,14 @@
 """The public schemas in a schema registry: made so, and compared. Shell."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from runtime.registry import Registered, Registry
 from runtime.settings import Settings
 from schemas import catalogue, compatibility, subjects
+from schemas.errors import Quarantine
 from schemas.subjects import COMPATIBILITY, Version
 
 
@@ -60,19 +61,27 @@ async def differences(settings: Settings) -> list[str]:
 
 
 def _differences(subject: str, ours: Sequence[int], held: Sequence[Registered]) -> list[str]:
-    known = {number: catalogue.complete(number) for number in ours}
-    texts = {one.version: msgspec.json.decode(one.text) for one in held}
-    strange = [one for one in held if texts[one.version] not in known.values()]
+    known = {number: catalogue.normal(catalogue.complete(number)) for number in ours}
+    normal = {one.version: _normal(one.text) for one in held}
+    strange = [one for one in held if normal[one.version] not in known.values()]
     found = [
         f"{subject}: {catalogue.FILES[number]} is not registered"
         for number, schema in known.items()
-        if schema not in texts.values()
+        if schema not in normal.values()
     ]
     found += [f"{subject}: version {one.version} (id {one.id}) is no schema of this code" for one in strange]
     named = {catalogue.FILES[number]: catalogue.text(number) for number in ours}
-    others = {f"version {one.version} of the registry": one.text for one in strange}
+    others = {f"version {one.version} of the registry": one.text for one in strange if normal[one.version] is not None}
     return found + [
         f"{subject}: {pair}"
         for pair in compatibility.between({**named, **others})
         if not {pair.reader, pair.writer} <= named.keys()
     ]
+
+
+def _normal(text: str) -> Any:
+    """A schema in the form in which it is compared; None where it is none of Avro's."""
+    try:
+        return catalogue.normal(msgspec.json.decode(text))
+    except (Quarantine, msgspec.DecodeError):
+        return None

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 import fastavro
+import fastavro.schema
 
 from schemas.errors import Quarantine
 
@@ -84,6 +85,17 @@ def complete(number: int) -> dict[str, Any]:
 def text(number: int) -> str:
     """The complete schema as a registry keeps it: JSON without white space."""
     return json.dumps(complete(number), separators=(",", ":"), ensure_ascii=False)
+
+
+def normal(schema: Any) -> Any:
+    """A schema with full names throughout: registries write the same one with and without namespaces.
+
+    Raises: Quarantine, where it is no Avro schema.
+    """
+    try:
+        return fastavro.parse_schema(schema, _write_hint=False)
+    except (fastavro.schema.SchemaParseException, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise Quarantine("that is no Avro schema") from error
 
 
 @cache

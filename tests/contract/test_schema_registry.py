@@ -18,7 +18,7 @@ from schemas import catalogue, subjects
 from schemas.errors import Halt, Retry
 from tests.confluent_registry import ConfluentRegistry, running
 
-TRANSACTIONS = "tartan.transactions-value"
+TRANSACTIONS, ITEMS = "tartan.transactions-value", "tartan.items-value"
 
 
 @pytest.fixture
@@ -85,6 +85,22 @@ async def test_a_check_tells_what_is_missing_strange_and_too_weak(registry: Conf
     assert "transaction_event.v2 is not registered" in told
     assert "version 1 (id 7) is no schema of this code" in told
     assert "transaction_event.v2 cannot read version 1 of the registry" in told
+
+
+async def test_a_registry_may_write_a_schema_its_own_way_and_hold_what_is_none(registry: ConfluentRegistry) -> None:
+    await registration.register(of(registry))
+    held = registry.subjects[TRANSACTIONS]
+    short = [text.replace('"name":"Transaction","namespace":"tartan"', '"name":"Transaction"') for text in held]
+    registry.subjects[TRANSACTIONS] = [text.replace('"tartan.Transaction"', '"Transaction"') for text in short]
+    registry.subjects[ITEMS].append('{"type":"object"}')
+    registry.ids.update(
+        {text: place for place, text in enumerate([*registry.subjects[TRANSACTIONS], '{"type":"object"}'])}
+    )
+
+    assert registry.subjects[TRANSACTIONS] != held
+    assert await registration.differences(of(registry)) == [
+        "tartan.items-value: version 2 (id 2) is no schema of this code"
+    ]
 
 
 async def test_user_and_password_are_sent_and_their_refusal_is_told_without_them(registry: ConfluentRegistry) -> None:

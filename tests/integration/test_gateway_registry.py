@@ -73,6 +73,12 @@ async def test_a_standard_serializer_that_registers_nothing_writes_what_is_publi
     assert fastavro.schemaless_reader(io.BytesIO(written[5:]), catalogue.parsed(example.schema), None)
 
 
+async def test_a_schema_is_found_however_its_names_are_written(api: Api) -> None:
+    text = json.dumps(catalogue.complete(catalogue.BALANCE_EVENT), indent=2).replace('"tartan.Account"', '"Account"')
+
+    assert await asked(api, lambda client: client.lookup_schema(BALANCES, Schema(text, "AVRO")).version) == 1
+
+
 async def test_nothing_can_be_registered(api: Api) -> None:
     other = Schema('{"type":"record","name":"Other","fields":[]}', "AVRO")
 
