@@ -67,7 +67,7 @@ async def archive(
 
     `told` is called for each segment as it is sealed. A partition that cannot go on is a fault; the others do.
     Idempotence: a crash leaves at most a segment without its manifest, and the next run seals the same range again.
-    Raises: Retry, where Kafka or the archive does not answer; Halt, where a chain's end is not whole.
+    Raises: Retry, where Kafka or the archive does not answer; Halt, where a manifest that was put is not there.
     """
     done = Archived([], [], [])
     ends = LogEnds(settings)
@@ -76,13 +76,15 @@ async def archive(
         for topic in (full_name(topic, settings.topic_prefix) for topic in TOPICS):
             for partition in range(settings.partitions):
                 sealer = _Sealer(settings, store, topic, partition)
-                last = await sealer.last()
+                chain = await archive_chain.tail(store, topic, partition)
                 # Read after the chain's end: another archiver at work must not look like a topic that lost its end.
                 kept = (await ends.ends(topic, [partition]))[partition]
-                fault = await sealer.fault(last, kept)
-                if fault is not None:
-                    done.faults.append(fault)
+                last = chain.links[-1] if chain.links else None
+                faults = chain.faults or await sealer.faults(last, kept)
+                if faults:
+                    done.faults.extend(faults)
                     continue
+                await sealer.catch_up(last, chain.head)
                 async with aclosing(sealer.seal(last, kept.end, sealed_before_ms)) as links:
                     async for last, own in links:
                         if own:
@@ -110,29 +112,27 @@ class _Sealer:
         self._partition = partition
         self._folder = manifests.folder(topic, partition)
 
-    async def last(self) -> Link | None:
-        """The chain's last manifest, which the head names from now on; a crash may have kept it from that."""
-        last, head = await archive_chain.last(self._store, self._topic, self._partition)
-        if last is not None and (head is None or head.first != last.manifest.first):
-            await self.name_head(last)
-        return last
-
-    async def fault(self, last: Link | None, kept: Ends) -> Fault | None:
-        """Why this chain cannot go on from this topic; None where it can."""
+    async def faults(self, last: Link | None, kept: Ends) -> tuple[Fault, ...]:
+        """Why this chain cannot go on from this topic; nothing where it can."""
         end = last.manifest.last + 1 if last else 0
         if kept.start > end:
             what = "the topic no longer keeps them and the archive never had them: they are lost"
-            return Fault(self._topic, self._partition, end, kept.start - 1, what)
+            return (Fault(self._topic, self._partition, end, kept.start - 1, what),)
         if kept.end < end:
             what = f"the archive has them, the topic ends at {kept.end}: truncated, or another log"
-            return Fault(self._topic, self._partition, kept.end, end - 1, what)
+            return (Fault(self._topic, self._partition, kept.end, end - 1, what),)
         if last is None or kept.start == end:
-            return None
+            return ()
         found = await archive_topic.record(self._settings, self._topic, self._partition, end - 1)
         if segments.digest(segments.encode_record(found)) == last.manifest.last_record:
-            return None
+            return ()
         what = "the topic has another record there than the archive: another log"
-        return Fault(self._topic, self._partition, end - 1, end - 1, what)
+        return (Fault(self._topic, self._partition, end - 1, end - 1, what),)
+
+    async def catch_up(self, last: Link | None, head: Head | None) -> None:
+        """Let the head name the last manifest where a crash has kept it from that."""
+        if last is not None and (head is None or head.first != last.manifest.first):
+            await self.name_head(last)
 
     async def seal(
         self, last: Link | None, end: int, sealed_before_ms: int | None

@@ -26,23 +26,14 @@ async def read(store: ArchiveStore, topic: str, partition: int, objects: Sequenc
     return manifests.chained(topic, partition, await _links(store, topic, partition, firsts), head, start=start)
 
 
-async def last(store: ArchiveStore, topic: str, partition: int) -> tuple[Link | None, Head | None]:
-    """The last manifest of a partition, None where nothing is archived, and the head, which may lag behind it.
-
-    What lies before the head is not looked at.
-
-    Raises: Halt, where the chain is faulty from its head on; Retry.
-    """
-    folder = manifests.folder(topic, partition)
+async def tail(store: ArchiveStore, topic: str, partition: int) -> Chain:
+    """The chain from its head on, for who wants its end; what lies before the head is not looked at. Raises: Retry."""
     head = await _head(store, topic, partition)
-    if isinstance(head, Damaged):
-        raise Halt(f"archive {store.address}: {topic} {partition}: {head}")
-    start = head.first if head else 0
-    # One before the head's own manifest: stores list what comes after a name.
-    objects = await store.listed(folder, after=manifests.manifest_name(start - 1) if start else "")
-    chain = await read(store, topic, partition, objects, start=start)
-    refuse(store, chain)
-    return chain.links[-1] if chain.links else None, head
+    start = head.first if isinstance(head, Head) else 0
+    # Stores list what comes after a name, and the head's own manifest is to be among it.
+    after = manifests.manifest_name(start - 1) if start else ""
+    objects = await store.listed(manifests.folder(topic, partition), after=after)
+    return await read(store, topic, partition, objects, start=start)
 
 
 def refuse(store: ArchiveStore, chain: Chain) -> None:

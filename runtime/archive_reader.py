@@ -105,8 +105,8 @@ class LogReader:
         if self._store is None:
             return Extent(0, kept)
         if not kept.start:
-            last, _ = await archive_chain.last(self._store, self._topic, partition)
-            chain = Chain((last,) if last else (), ())
+            chain = await archive_chain.tail(self._store, self._topic, partition)
+            archive_chain.refuse(self._store, chain)
         elif (chain := self._chains.get(partition, NO_CHAIN)).end < kept.start:
             chain = await archive_chain.whole(self._store, self._topic, partition)
             archive_chain.refuse(self._store, chain)

@@ -74,10 +74,11 @@ class Fault(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """The links that could be read, in the order of their offsets, and what is wrong with them or between them."""
+    """The links that could be read, in the order of their offsets, what is wrong with or between them, and the head."""
 
     links: tuple[Link, ...]
     faults: tuple[Fault, ...]
+    head: Head | None = None
 
     @property
     def end(self) -> int:
@@ -210,7 +211,7 @@ def chained(
         fault(links[-1].manifest.first if links else start, max(start, expected - 1), str(head))
     elif head is not None:
         faults += _against_head(topic, partition, {link.manifest.first: link for link in links}, faults, head, expected)
-    return Chain(tuple(links), tuple(faults))
+    return Chain(tuple(links), tuple(faults), head if isinstance(head, Head) else None)
 
 
 def _misplaced(topic: str, partition: int, first: int, link: Link) -> bool:
