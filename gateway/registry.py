@@ -14,15 +14,20 @@ import msgspec
 from aiohttp import web
 
 from gateway import metrics
+from runtime.registry import (
+    CONTENT_TYPE,
+    LEVEL_NOT_FOUND,
+    SCHEMA_NOT_FOUND,
+    SUBJECT_NOT_FOUND,
+    VERSION_NOT_FOUND,
+)
 from runtime.settings import Settings
 from schemas import catalogue, subjects
 from schemas.errors import Quarantine
 from schemas.subjects import COMPATIBILITY, Version
 
-CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 LATEST = ("latest", "-1")
-SUBJECT_NOT_FOUND, VERSION_NOT_FOUND, SCHEMA_NOT_FOUND, LEVEL_NOT_FOUND = 40401, 40402, 40403, 40408
 SCHEMA_INVALID, VERSION_INVALID = 42201, 42202
 ROOTS = ("subjects", "schemas", "config", "mode", "compatibility", "contexts", "exporters")
 """First parts of the paths of a registry: under them every answer has its form, that there is no such path, too."""

@@ -19,12 +19,12 @@ ANSWER_S = 10.0
 BODY_BYTES_MAX = 4 * 1024 * 1024
 """Longest answer that is read: the largest of ours is a schema of 8 kB."""
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
-NOT_FOUND, CONFLICT, UNPROCESSABLE, TOO_MANY = 404, 409, 422, 429
+NOT_FOUND, TOO_MANY = 404, 429
 _REFUSED = (401, 403)
 _SERVER_ERROR = 500
-SUBJECT_NOT_FOUND, VERSION_NOT_FOUND, SCHEMA_NOT_FOUND = 40401, 40402, 40403
-_MISSING = (SUBJECT_NOT_FOUND, VERSION_NOT_FOUND, SCHEMA_NOT_FOUND, 40408)
-"""Error codes that say no more than that something is not there; 40408 is a subject without a level of its own."""
+SUBJECT_NOT_FOUND, VERSION_NOT_FOUND, SCHEMA_NOT_FOUND, LEVEL_NOT_FOUND = 40401, 40402, 40403, 40408
+_MISSING = (SUBJECT_NOT_FOUND, VERSION_NOT_FOUND, SCHEMA_NOT_FOUND, LEVEL_NOT_FOUND)
+"""Error codes that say no more than that something is not there; a level is a subject's own."""
 
 
 class Registered(NamedTuple):

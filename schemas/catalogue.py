@@ -55,11 +55,6 @@ def families() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def version(number: int) -> int:
-    """A schema's version within its family, from 1."""
-    return int(FILES[number].rpartition(".v")[2])
-
-
 @cache
 def declared(number: int) -> dict[str, Any]:
     """The schema as its file declares it, names of other schemas unresolved.

@@ -15,7 +15,6 @@ from schemas.topics import DAY_MS, PARTITIONS_DEFAULT, PUBLIC, Topic, full_name
 
 PREFIX = "tartan."
 """Of topics' names in the document: the default."""
-COMMAND = "tartan schemas docs --write"
 _PART = re.compile(r"(<!-- begin (\w+), [^\n]* -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
