@@ -2,13 +2,15 @@
 
 import asyncio
 import base64
-import sys
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import groupby
 from typing import Any
 
 import asyncpg
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from projections import admission, digests
 from projections.ownership import Ownership
@@ -23,7 +25,7 @@ from runtime.reader import Received
 from runtime.settings import Settings
 from runtime.users import FIRST_GENERATION, Keyring
 from runtime.vault import Vault
-from schemas.topics import CHANGESETS, full_name
+from schemas.topics import CHANGESETS, WEBHOOKS, full_name
 from tests.projections_database import Publisher
 from tests.projections_log import Log
 
@@ -31,8 +33,6 @@ KEY = bytes(range(32))
 PARTITIONS = 2
 BATCH = 50
 """Records that the live version folds at once."""
-CHANGED = (sys.executable, "-m", "tests.rebuild_changed")
-"""Worker processes whose fold is another one."""
 
 
 class Quiet:
@@ -68,7 +68,7 @@ class World:
         )  # fmt: skip
 
     async def open(self, users: Collection[int]) -> None:
-        await cluster.create(self.settings, [self.topic])
+        await cluster.create(self.settings, [self.topic, full_name(WEBHOOKS, self.settings.topic_prefix)])
         await self._appender.start()
         await self.make_users(users)
         await ensure_positions(await self._session.connection(), PARTITIONS)
@@ -110,6 +110,34 @@ class World:
         fresh = await self.append() if records is None else records
         for begin in range(0, len(fresh), BATCH):
             await self._projector.project([admission.opened(record) for record in fresh[begin : begin + BATCH]])
+
+    async def keep(self, *, retention_ms: str) -> None:
+        """Give the topic a retention."""
+        changed = {"retention.ms": retention_ms, "max.message.bytes": str(CHANGESETS.message_bytes_max)}
+        async with self._admin() as admin:
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, self.topic, configs=changed)])
+        async with asyncio.timeout(10):  # the broker answers before it knows of it itself
+            while await self._retention_differs() != (retention_ms != "-1"):
+                await asyncio.sleep(0.01)
+
+    async def lose(self, *, before: int) -> None:
+        """Let the topic lose each partition's beginning."""
+        places = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
+        async with self._admin() as admin:
+            await admin.delete_records({place: RecordsToDelete(before_offset=before) for place in places})
+
+    async def _retention_differs(self) -> bool:
+        steps = (await cluster.planned(self.settings)).steps
+        return any(step.topic == self.topic and step.setting == "retention.ms" for step in steps)
+
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka_address)
+        await admin.start()
+        try:
+            yield admin
+        finally:
+            await admin.close()
 
     async def rebuild(self, **options: Any) -> Result:
         return await rebuild(self.settings, Options(processes=2, swaps=False)._replace(**options), Quiet())

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +14,9 @@ import pytest
 
 from projections import rebuild_schema
 from projections.openings import COMPLETE
-from projections.tables import NEXT
+from projections.tables import NEXT, OLD
+from runtime import archive_store
+from runtime.archive import archive
 from sandbox.bench_log import transactions
 from schemas.errors import Halt
 from tests.projections_log import account, added, balance, modified, removed, transaction
@@ -100,7 +103,7 @@ async def test_a_rebuild_killed_three_times_under_live_writes_gives_the_live_ver
     each = MANY // EACH // len(USERS)
     history(world, changesets=each, each=EACH)
     await world.live()
-    records, before = len(world.log.records), await world.digest()
+    records = len(world.log.records)
     stop = asyncio.Event()
 
     async def write() -> None:
@@ -137,7 +140,80 @@ async def test_a_rebuild_killed_three_times_under_live_writes_gives_the_live_ver
     live, following = await world.both()
     assert last.digest_equal
     assert live == following
-    assert live != before
+
+
+async def test_a_rebuild_that_could_not_end_well_is_refused_with_its_reason(world: World) -> None:
+    history(world, changesets=2, each=3)
+    await world.live()
+    assert (await world.rebuild()).digest_equal
+
+    async def refused(reason: str, **options: Any) -> None:
+        with pytest.raises(Halt, match=reason):
+            await world.rebuild(**options)
+
+    async with rebuild_schema.alone(world.settings):
+        await refused("another process rebuilds")
+    for wrong, right, reason in (
+        ("INSERT INTO projection.positions (partition, position) VALUES (2, 0)",
+         "DELETE FROM projection.positions WHERE partition = 2", "positions of 3 partitions"),
+        ("UPDATE projection.positions SET position = position + 5 WHERE partition = 1",
+         "UPDATE projection.positions SET position = position - 5 WHERE partition = 1", "truncated or made anew"),
+        ("UPDATE projection.positions SET last_checksum = sha256(last_checksum)",
+         f"UPDATE projection.positions p SET last_checksum = n.last_checksum FROM {NEXT}.positions n"
+         " WHERE n.partition = p.partition", "is not the record that the live version has read: another log"),
+        (f"UPDATE {NEXT}.positions SET position = position + 5 WHERE partition = 1",
+         f"UPDATE {NEXT}.positions SET position = position - 5 WHERE partition = 1", "the database went back"),
+        (f"UPDATE {NEXT}.version SET fold = 7", f"UPDATE {NEXT}.version SET fold = 1", "a version of fold 7 is begun"),
+    ):  # fmt: skip
+        await world.execute(wrong)
+        await refused(reason)
+        await world.execute(right)
+    await world.execute(f"UPDATE {NEXT}.version SET fold = 7")
+    assert not (await world.rebuild(restart=True)).resumed
+    await world.keep(retention_ms="3600000")
+    await refused("has retention.ms 3600000 and there is no archive, so it loses records")
+    await world.keep(retention_ms="-1")
+
+    assert (await world.rebuild()).resumed
+
+
+async def test_records_that_the_topic_has_lost_come_from_the_archive_or_the_rebuild_is_refused(
+    world: World, tmp_path: Path
+) -> None:
+    history(world, changesets=5, each=3)
+    await world.live()
+    without = world.settings
+    world.settings = without.model_copy(update={"archive_url": tmp_path.as_uri()})
+    await archive(world.settings, archive_store.connect(world.settings), sealed_before_ms=None, told=lambda _: None)
+    sync(world, 1, 5, 3)
+    await world.live()
+    await world.lose(before=10)
+
+    world.settings = without
+    with pytest.raises(Halt, match="offsets 0 to 9 are gone, and there is no archive"):
+        await world.rebuild()
+    world.settings = without.model_copy(update={"archive_url": tmp_path.as_uri()})
+    result = await world.rebuild()
+
+    assert result.digest_equal
+    assert result.records_replayed == len(world.log.records)
+
+
+async def test_the_next_version_becomes_live_and_the_one_before_is_kept(world: World) -> None:
+    history(world, changesets=2, each=3)
+    await world.live()
+    await world.execute("INSERT INTO tartan.floors SELECT partition, position FROM projection.positions")
+    before = await world.digest()
+
+    result = await world.rebuild(swaps=True)
+
+    assert (result.swapped, result.version) == (True, 2)
+    assert await world.value("SELECT number FROM projection.version") == 2
+    assert await world.digest() == await world.digest(OLD) == before
+    kept = "SELECT count(*) FROM projection.changesets WHERE events IS NOT NULL"
+    assert await world.value(kept) == 0, "events that were published are not encoded again"
+    with pytest.raises(Halt, match="drop it with `tartan rebuild --drop-old`"):
+        await world.rebuild(swaps=True)
 
 
 async def test_a_worker_that_dies_is_told_of_and_the_next_rebuild_goes_on(world: World) -> None:
