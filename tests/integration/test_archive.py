@@ -252,7 +252,9 @@ def test_killed_at_any_moment_it_goes_on_where_it_was_and_leaves_no_fork(world: 
         assert finish(world.read(0, 600, partition)) == original[partition]
 
 
-SMALL = "import runtime.archive; runtime.archive.SEGMENT_RECORDS_MAX = {}; import cli; cli.main()"
+SMALL = (
+    "import runtime.archive; runtime.archive.SEGMENT_RECORDS_MAX = {}; import archive_cli; archive_cli.archive_app()"
+)
 """Segments of few records, so that a kill lands among many of them."""
 
 
@@ -265,7 +267,7 @@ async def kill_often(world: World) -> None:
         before = count(world)
         processes = [
             await asyncio.create_subprocess_exec(
-                sys.executable, "-c", SMALL.format(records), "archive", "--all", "--json",
+                sys.executable, "-c", SMALL.format(records), "--all", "--json",
                 env=child_environment(world), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
             )
             for records in (30, 40)
@@ -277,6 +279,7 @@ async def kill_often(world: World) -> None:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+        assert count(world) >= before + more
 
 
 def test_told_to_follow_it_seals_what_comes_later_until_it_is_stopped(world: World, run: Run) -> None:
