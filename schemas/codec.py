@@ -125,10 +125,12 @@ def encode_events(events: list[tuple[str, int, bytes]]) -> bytes:
     if not events:
         return b"\x00"
     length = flat.length
-    openings = {(kind, number): flat.text(kind) + flat.zigzag(number) for kind, number, _ in events}
     parts = [flat.zigzag(len(events))]
+    opening, last_kind, last_number = b"", "", 0
     for kind, number, data in events:
-        parts += (openings[kind, number], length(len(data)), data)
+        if kind != last_kind or number != last_number:
+            opening, last_kind, last_number = flat.text(kind) + flat.zigzag(number), kind, number
+        parts += (opening, length(len(data)), data)
     parts.append(b"\x00")
     return b"".join(parts)
 
@@ -148,6 +150,7 @@ def places(block: bytes) -> Iterator[tuple[str, int, int, int]]:
     Raises: Quarantine, where the bytes are no such block.
     """
     read_long, kinds, size_of_block = flat.read_long, _KINDS, len(block)
+    opening, kind, number = b"", "", 0
     try:
         count, i = read_long(block, 0)
         while count:
@@ -155,28 +158,29 @@ def places(block: bytes) -> Iterator[tuple[str, int, int, int]]:
                 count = -count
                 _, i = read_long(block, i)
             for _ in range(count):
+                # Most events of a block are of the type and schema of the one before them.
+                if opening and block.startswith(opening, i):
+                    i += len(opening)
+                else:
+                    j = i
+                    size, i = read_long(block, i)
+                    if size < 0:
+                        raise Quarantine(f"the type of an event at {i} has {size} bytes")
+                    text = block[i : i + size]
+                    kind = kinds.get(text) or _kind(text)
+                    number, i = read_long(block, i + size)
+                    opening = block[j:i]
                 size = block[i]
-                i += 1
-                if size > _ONE_BYTE:
-                    size, i = read_long(block, i - 1)
-                    size <<= 1
-                j = i + (size >> 1)
-                text = block[i:j]
-                kind = kinds.get(text) or _kind(text)
-                number = block[j]
-                i = j + 1
-                if number > _ONE_BYTE:
-                    number, i = read_long(block, j)
-                    number <<= 1
-                size = block[i]
-                i += 1
-                if size > _ONE_BYTE:
-                    size, i = read_long(block, i - 1)
-                    size <<= 1
-                end = i + (size >> 1)
+                if size <= _ONE_BYTE:
+                    size, i = size >> 1, i + 1
+                elif not size & 1 and (high := block[i + 1]) <= _ONE_BYTE:
+                    size, i = (size & _ONE_BYTE | high << 7) >> 1, i + 2
+                else:
+                    size, i = read_long(block, i)
+                end = i + size
                 if end < i or end > size_of_block:
-                    raise Quarantine(f"an event of {size >> 1} bytes at {i} does not fit its block of {size_of_block}")
-                yield kind, number >> 1, i, end
+                    raise Quarantine(f"an event of {size} bytes at {i} does not fit its block of {size_of_block}")
+                yield kind, number, i, end
                 i = end
             count, i = read_long(block, i)
     except (IndexError, UnicodeDecodeError) as error:
