@@ -35,7 +35,9 @@ REMEMBERED_MAX = 100_000
 
 
 class Amount(Struct, frozen=True, gc=False):
-    """An amount in a currency: its row's columns, and the ledger's integer as number and as COPY has it."""
+    """An amount in a currency: its row's columns with that of the currency behind them, and the ledger's integer as
+    number and as COPY has it.
+    """
 
     columns: bytes
     is_outflow: bool
@@ -82,7 +84,8 @@ def reader(number: int) -> Read:
     lines += ["    except (IndexError, TypeError, UnicodeDecodeError) as error:"]
     lines += ["        raise Quarantine('bytes are no transaction') from error"]
     names: dict[str, Any] = {
-        "read_long": flat.read_long, "Quarantine": Quarantine, "Words": Words, "STEP": _STEP, "PREFIX": _PREFIX,
+        "read_long": flat.read_long, "Quarantine": Quarantine, "Words": Words, "STEP": _STEP, "HOP": _HOP,
+        "LEAP": _LEAP, "PREFIX": _PREFIX,
         "length": copying.length, "NULL": copying.NULL, "TRUE": copying.TRUE,
         "FALSE": copying.FALSE, "amounts": _RememberedAmounts(), "dates": _RememberedDates(), "join": b"".join,
         "NO_CURRENCY": NO_CURRENCY, "UNCATEGORISED": UNCATEGORISED, "schema": number,
@@ -100,9 +103,9 @@ _ENDING = (
     "    transaction_id.decode(), pending_transaction_id.decode() if pending_transaction_id else None, pending,",
     "    account_id, currency, amount, category_primary or UNCATEGORISED, c_date,",
     "    c_category_primary is not NULL or c_merchant_name is not NULL or c_logo_url is not NULL,",
-    "    join((length(len(account_id)), account_id, amount.columns, length(len(currency)), currency,",
-    "          TRUE if pending else FALSE, c_date, c_datetime, c_authorized_date, c_name, c_merchant_name,",
-    "          c_merchant_entity_id, c_logo_url, c_category_primary, c_category_detailed, c_category_confidence)),",
+    "    join((c_account_id, amount.columns, TRUE if pending else FALSE, c_date, c_datetime, c_authorized_date,",
+    "          c_name, c_merchant_name, c_merchant_entity_id, c_logo_url, c_category_primary, c_category_detailed,",
+    "          c_category_confidence)),",
     "    data[start:end], schema)",
 )
 
@@ -113,8 +116,8 @@ _VALUES = frozenset({
 """Fields whose bytes the reader needs by themselves."""
 
 _TEXTS = frozenset({
-    "datetime", "name", "merchant_name", "merchant_entity_id", "logo_url", "category_primary", "category_detailed",
-    "category_confidence",
+    "account_id", "datetime", "name", "merchant_name", "merchant_entity_id", "logo_url", "category_primary",
+    "category_detailed", "category_confidence",
 })  # fmt: skip
 """Fields that are a text column."""
 
@@ -125,6 +128,10 @@ _SHORT = 128
 """Lengths below 64 are one byte as read, twice themselves by zigzag; nearly all texts are so short."""
 _STEP = tuple(1 + (size >> 1) if size % 2 == 0 else None for size in range(_SHORT))
 """How far it is from a text's one length byte to behind the text. An odd byte would be a negative length."""
+_HOP = tuple(None if step is None else 1 + step for step in _STEP)
+"""The same from the byte of a union with null before it."""
+_LEAP = tuple(None if low % 2 else 3 + (low & 0x7F) // 2 for low in range(2 * _SHORT))
+"""The same where the length has two bytes, by the first one; the second one counts 64 each."""
 _PREFIX = tuple(copying.length(size >> 1) for size in range(_SHORT))
 """The length of such a text as COPY has it."""
 
@@ -134,35 +141,43 @@ def _field(name: str, kind: Any) -> list[str]:
     if kind == "boolean":
         return [f"{name} = data[i] == 1; i += 1"]
     if kind == "string":
-        return _text(name)
+        return _text(name, "STEP", 0)
     nothing = [f"{name} = None"] * (name in _VALUES) + [f"c_{name} = NULL"] * (name in _TEXTS | _DATES)
     return [
-        "if data[i]:", "    i += 1", *("    " + line for line in _text(name)),
-        "else:", "    i += 1", *("    " + line for line in nothing),
+        "if data[i]:", *("    " + line for line in _text(name, "HOP", 1)), "else:",
+        "    " + "; ".join(["i += 1", *nothing]),
     ]  # fmt: skip
 
 
-def _text(name: str) -> list[str]:
-    """The lines that read a text, by its one byte of length or by the general way."""
+def _text(name: str, steps: str, before: int) -> list[str]:
+    """The lines that read a text behind `before` bytes, by its one byte of length or by the general way."""
+    length = f"data[i + {before}]" if before else "data[i]"
     if name not in _VALUES | _TEXTS | _DATES:
-        return ["n = data[i]", "if n < 128: i += STEP[n]", "else:", "    n, i = read_long(data, i); i += n"]
+        # What nothing is taken of may be long: two bytes of length are common.
+        return [
+            f"n = {length}", f"if n < 128: i += {steps}[n]",
+            f"elif data[i + {before + 1}] < 128: i += LEAP[n] - {1 - before} + (data[i + {before + 1}] << 6)",
+            f"else: n, i = read_long(data, i + {before}); i += n",
+        ]  # fmt: skip
     return [
-        "n = data[i]", "if n < 128:", "    j = i + STEP[n]; i += 1",
-        *("    " + line for line in _take(name, "PREFIX[n]")),
-        "else:", "    n, i = read_long(data, i); j = i + n",
-        *("    " + line for line in _take(name, "length(n)")),
-        "i = j",
+        f"n = {length}", "if n < 128:", f"    j = i + {steps}[n]",
+        *("    " + line for line in _take(name, "PREFIX[n]", before + 1)),
+        "else:", f"    n, i = read_long(data, i + {before}); j = i + n",
+        *("    " + line for line in _take(name, "length(n)", 0)), "i = j",
     ]  # fmt: skip
 
 
-def _take(name: str, prefix: str) -> list[str]:
-    lines = []
+def _take(name: str, prefix: str, before: int) -> list[str]:
+    """The lines that take what is needed of a text which begins `before` bytes behind `i` and ends at `j`."""
+    text = f"data[i + {before}:j]" if before else "data[i:j]"
     if name in _VALUES:
-        lines.append(f"{name} = data[i:j]")
+        lines, text = [f"{name} = {text}"], name
+    else:
+        lines = []
     if name in _TEXTS:
-        lines.append(f"c_{name} = {prefix} + data[i:j]")
+        lines.append(f"c_{name} = {prefix} + {text}")
     if name in _DATES:
-        lines.append(f"c_{name} = dates[data[i:j]]")
+        lines.append(f"c_{name} = dates[{text}]")
     return lines
 
 
@@ -176,7 +191,7 @@ class _RememberedAmounts(dict[tuple[bytes, bytes], Amount]):
         except ValueError:
             raise Quarantine("an amount is no decimal number") from None
         ledger = abs(money.ledger_amount(scaled, currency))
-        columns = copying.int8(scaled.value) + copying.int2(scaled.scale)
+        columns = copying.int8(scaled.value) + copying.int2(scaled.scale) + copying.text(currency)
         # Zero counts as money that left: it is recorded too, and needs one side or the other.
         amount = Amount(columns, scaled.value >= 0, ledger, copying.numeric(ledger))
         _make_room(self)
