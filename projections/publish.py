@@ -23,8 +23,9 @@ from schemas.topics import full_name
 WAITING_BYTES_MAX = 64 * 1024 * 1024
 """Net events that are committed and not published: the projector waits above it, so it is never further ahead than
 about two of its largest batches."""
-IDLE_S = 1.0
-"""Without a batch for so long, the publisher writes the floors itself: a restart then has nothing to send again."""
+IDLE_S = 0.2
+"""Without a batch for so long, the publisher writes the floors itself: a restart then has nothing to send again. A swap
+of versions holds batches up until the floors are written, so writers wait for it too."""
 RETRY_S_MAX = 5.0
 RETRY_S_MIN = 0.1
 STOP_S = 20.0

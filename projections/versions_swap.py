@@ -152,8 +152,9 @@ async def _attempt(settings: Settings, plan: _Plan, catch_up: CatchUp) -> float:
     async with versions.owner(settings) as connection, versions.owner(settings) as looking:
         replacing = await _replacing_views(connection, plan.other.schema)
         views_s = min(VIEWS_S, DEADLOCK_SHARE * await connection.fetchval(_DEADLOCK_S))
-        limits = f"SET LOCAL transaction_timeout = '{ATTEMPT_S + 1} s'; SET LOCAL lock_timeout = '{WRITERS_S} s'"
-        async with transaction(connection, limits), asyncio.timeout(ATTEMPT_S):
+        # Within a transaction the new value of this limit would be for the next one.
+        await connection.execute(f"SET transaction_timeout = '{ATTEMPT_S + 1} s'")
+        async with transaction(connection, f"SET LOCAL lock_timeout = '{WRITERS_S} s'"), asyncio.timeout(ATTEMPT_S):
             if not await connection.fetchval(_ALONE):
                 raise _NotYet("another swap, or a migration, is under way")
             await _lock(connection, looking, f"LOCK TABLE {SCHEMA}.positions IN EXCLUSIVE MODE", SCHEMA)

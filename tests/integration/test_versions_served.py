@@ -19,7 +19,7 @@ from projections.rebuild_load import Version, loading
 from projections.tables import OLD, SCHEMA
 from runtime.kafka import Appender
 from runtime.plaid import Plaid
-from runtime.postgres import open_pool, snapshot
+from runtime.postgres import borrowed, open_pool, snapshot
 from schemas.topics import PUBLIC, PUSH
 from tests.integration.test_projections_crash import processes, run  # noqa: F401
 from tests.integration.test_projections_stage import World, world  # noqa: F401
@@ -78,7 +78,7 @@ class Readers:
     async def look(self) -> None:
         """Look at what one snapshot shows: it never goes back, and all of it is of one version."""
         while True:
-            async with self._pool.acquire() as connection, snapshot(connection):
+            async with borrowed(self._pool) as connection, snapshot(connection):
                 at = int(await connection.fetchval("SELECT sum(position) FROM reads.positions"))
                 accepted = await connection.fetchval("SELECT count(*) FROM reads.changesets")
                 rows = await connection.fetchval("SELECT count(*) FROM reads.transactions WHERE removed_at IS NULL")
@@ -140,7 +140,8 @@ async def test_nobody_notices_that_versions_are_swapped(
                 result = await rebuild(world.settings, Options(processes=1, swaps=False), Quiet())
                 async with loading(world.settings, Version(result.version, {}), lambda _: None) as loader:
                     await versions_swap.swap(world.settings, catch_up=loader.load, differs=False, tell=told.append)
-                waited = [(await versions_swap.back(world.settings, tell=told.append)).waited_s for _ in range(3)]
+                for _ in range(3):
+                    await versions_swap.back(world.settings, tell=told.append)
             await world.until_projected(life.count)
             async with asyncio.timeout(30):
                 while await digest(database, OLD) != await digest(database, SCHEMA):
