@@ -135,6 +135,7 @@ class _Rebuilt:
             stack.push_async_callback(writer.stop)
             self._say("histories")
             await writer.histories(connection, self._options.transactions)
+            self._say("the live version reads them")
             await rebuild_proof.all_read(connection, records=writer.records)
             application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))
             listeners = await stack.enter_async_context(Listeners(application, world.gateway_url, list(listening)))

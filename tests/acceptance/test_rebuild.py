@@ -1,0 +1,43 @@
+"""`tartan rebuild` under writes and reads, killed and resumed, swapped, taken back and forward: nobody notices."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sandbox.chaos.rebuild import RebuildOptions, run_rebuild
+from sandbox.cluster import ClusterOptions
+from sandbox.world import WorldOptions
+
+TRANSACTIONS, KILLS = 50_000, 3
+CHANGESETS_PER_S, READS_PER_S = 50.0, 60.0
+"""What two cores do beside a rebuild; `tartan chaos --rebuild` asks for 200 and 500."""
+
+
+@pytest.mark.timeout(600)
+async def test_three_kills_of_a_rebuild_under_writes_and_reads_are_noticed_by_nobody(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kafka_address: str, topic_prefix: str, database: str
+) -> None:
+    world = WorldOptions(
+        folder=tmp_path,
+        environment={"TARTAN_TOPIC_PREFIX": topic_prefix},
+        cluster=ClusterOptions(kafka_address=kafka_address, postgres_dsn=database),
+    )
+    options = RebuildOptions(
+        transactions=TRANSACTIONS, kills=KILLS, changesets_per_s=CHANGESETS_PER_S, reads_per_s=READS_PER_S, seed=7,
+        as_json=True, world=world,
+    )  # fmt: skip
+
+    code = await run_rebuild(options)
+
+    output = capsys.readouterr()
+    told = json.loads(output.out.splitlines()[-1])
+    assert (code, told["failures"]) == (0, 0), output.err
+    assert told["kills"] == KILLS
+    assert told["killed"].keys() == {"rebuild.load", "rebuild.swap.before_commit", "projections.load"}
+    assert told["rebuild"]["digest_equal"] is True
+    assert told["rebuild"]["transactions_replayed"] > 0
+    assert (told["failed_reads"], told["contradictory_reads"], told["duplicate_pushes"]) == (0, 0, 0)
+    assert told["updates"] > 0
+    assert told["reads"] > 0
+    assert told["pushes"] > 0
