@@ -16,7 +16,7 @@ from operator_console import console_of_lines, finish, say
 from projections import rebuild as rebuilding
 from projections.comparison import Comparison
 from projections.rebuild import Options, Result, Shown
-from runtime import settings
+from runtime import logs, settings
 
 LINE_EVERY_S = 5.0
 """Between two lines of progress where no terminal shows a bar."""
@@ -64,8 +64,10 @@ def rebuild(
         others[0](as_json=as_json)
         return
     options = Options(processes, expect_changes=expect_changes, restart=restart, swaps=not no_swap)
+    loaded = settings.load()
+    logs.configure(loaded, "rebuild")
     with _shown() as shown:
-        result = finish(rebuilding.rebuild(settings.load(), options, shown))
+        result = finish(rebuilding.rebuild(loaded, options, shown))
     console = console_of_lines()
     if as_json:
         say(console, result.told())

@@ -76,8 +76,9 @@ class Difference(Struct):
 class Comparison(Struct):
     """What a comparison of two versions found.
 
-    Shape: `differences` are at most SUBJECTS_MAX of `subjects_different`, of which the first have their rows looked
-    at. `new_columns` and `gone_columns` are `table.column`, `notes` sentences for people.
+    Shape: `differences` are the first of `subjects_different`, where there are very many of them, and the first of
+    each table have their rows looked at. `new_columns` and `gone_columns` are `table.column`, `notes` sentences for
+    people.
     """
 
     accounts_compared: int = 0

@@ -6,7 +6,7 @@ Live traffic goes on all the while. Killed at any moment, the next run goes on w
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -19,14 +19,14 @@ from projections.compare import Side, compare
 from projections.comparison import Comparison
 from projections.rebuild_load import Loader, Replayed, Version, loading
 from projections.rebuild_schema import owner
+from projections.rebuild_worker import CLOSE_ENOUGH
 from projections.tables import NEXT, SCHEMA
 from projections.versions import positions
-from runtime.reader import Position
 from runtime.settings import Settings
 from schemas.errors import Halt
 
 FOLLOWED_MAX = 500
-"""Records that this process replays itself: starting workers takes as long."""
+"""Records that this process replays itself, beside what each worker leaves: starting workers takes as long."""
 ROUNDS_MAX = 1_000
 """Times that workers are started again because the live version went on; each is shorter than the one before it."""
 
@@ -98,22 +98,29 @@ class _Rebuild:
     async def run(self) -> Result:
         result, version = self._result, await self._begun()
         result.version = version.number
+        shown = self._shown
         async with loading(self._settings, version, self._tell) as loader:
             with self._phase(LOAD):
                 await self._load(version, loader)
             with self._phase(FINISH):
-                self._shown.say("indexes and statistics")
+                shown.say("indexes and statistics")
                 await rebuild_schema.finish(self._connection, self._settings)
                 await self._load(version, loader)
             self._count()
             with self._phase(COMPARE):
-                self._shown.say("comparison with the live version")
+                shown.say("comparison with the live version")
                 result.comparison = await self._compared(loader)
             result.digest_equal = result.comparison.digest_equal
             await rebuild_schema.note(self._connection, version.number, result.told())
             if self._options.swaps and (result.digest_equal or self._options.expect_changes):
+                shown.say("swap")
                 with self._phase(SWAP):
-                    await self._swap(loader)
+                    # What came meanwhile is replayed before the live version's writers have to wait.
+                    await self._load(version, loader)
+                    await versions_swap.swap(
+                        self._settings, catch_up=loader.load, differs=not result.digest_equal, tell=shown.say
+                    )
+                result.swapped = True
         return result
 
     async def _begun(self) -> Version:
@@ -132,31 +139,24 @@ class _Rebuild:
 
     async def _load(self, version: Version, loader: Loader) -> None:
         """Replay until the live version is close: in processes what is much, here what is little."""
+        processes = self._options.processes or os.cpu_count() or 1
         for _ in range(ROUNDS_MAX):
             spans = await loader.left()
             left = {number: span.end - span.start for number, span in spans.items()}
             await self._expect(sum(left.values()))
-            if sum(left.values()) <= FOLLOWED_MAX:
+            if sum(left.values()) <= FOLLOWED_MAX + processes * CLOSE_ENOUGH:
                 await loader.load({number: span.end for number, span in spans.items()})
                 return
-            hands = rebuild_workers.dealt(left, self._options.processes or os.cpu_count() or 1)
+            hands = rebuild_workers.dealt(left, processes)
             await rebuild_workers.work(self._settings, version, hands, self._tell, command=self._options.worker)
         raise Halt("the rebuild does not come close to the live version, which is faster: give it more processes")
 
     async def _compared(self, loader: Loader) -> Comparison:
         async with _snapshot(self._settings, SCHEMA) as live:
-            await loader.load(_offsets(await positions(live.connection, SCHEMA)))
+            at = await positions(live.connection, SCHEMA)
+            await loader.load({number: position.next for number, position in at.items()})
             async with _snapshot(self._settings, NEXT) as following:
                 return await compare(live, following)
-
-    async def _swap(self, loader: Loader) -> None:
-        self._shown.say("swap")
-        # What came meanwhile is replayed before the live version's writers have to wait.
-        await loader.load(_offsets(await positions(self._connection, SCHEMA)))
-        await versions_swap.swap(
-            self._settings, catch_up=loader.load, differs=not self._result.digest_equal, tell=self._shown.say
-        )
-        self._result.swapped = True
 
     async def _expect(self, left: int) -> None:
         at = await positions(self._connection, SCHEMA)
@@ -165,7 +165,9 @@ class _Rebuild:
 
     def _tell(self, replayed: Replayed) -> None:
         self._replayed.add(replayed)
-        self._shown.replayed(self._before + self._replayed.records, self._total, self._replayed.transactions)
+        done = self._before + self._replayed.records
+        # The live version goes on, and with it what there is to replay.
+        self._shown.replayed(done, max(done, self._total), self._replayed.transactions)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -178,10 +180,6 @@ class _Rebuild:
         result.records_replayed, result.events_replayed = replayed.records, replayed.events
         result.transactions_replayed = replayed.transactions
         result.transactions_per_s = round(replayed.transactions / (result.seconds[LOAD] + result.seconds[FINISH]))
-
-
-def _offsets(at: Mapping[int, Position]) -> dict[int, int]:
-    return {number: position.next for number, position in at.items()}
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Looks at database, topic and archive before a rebuild, and refuses one that could not end well. Shell."""
 
 from collections.abc import Mapping
+from contextlib import aclosing
 
 import asyncpg
 
@@ -48,9 +49,10 @@ async def _same_log(log: LogReader, where: str, partition: int, position: Positi
     """The record before a position is the one that was read there. Raises: Halt."""
     if not position.next or position.last_checksum is None:
         return
-    async for records in log.read(partition, position.next - 1, position.next):
-        if checksum(records[0].value) != position.last_checksum:
-            raise Halt(f"{where} at {position.next - 1} is not the record that {who} has read: another log")
+    async with aclosing(log.read(partition, position.next - 1, position.next)) as lists:
+        [record] = await anext(lists)
+    if checksum(record.value) != position.last_checksum:
+        raise Halt(f"{where} at {position.next - 1} is not the record that {who} has read: another log")
 
 
 def _next(positions: Mapping[int, Position]) -> dict[int, int]:

@@ -72,9 +72,11 @@ async def _one(settings: Settings, task: Task, tell: Tell, command: Sequence[str
 
 @asynccontextmanager
 async def _started(settings: Settings, command: Sequence[str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    # In a session of its own: Ctrl-C is for the rebuild, which ends its workers.
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=_environment(settings)
-    )
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=_environment(settings),
+        start_new_session=True,
+    )  # fmt: skip
     try:
         yield process
     finally:
