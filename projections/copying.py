@@ -13,7 +13,8 @@ TRAILER = b"\xff\xff"
 NULL = b"\xff\xff\xff\xff"
 TRUE, FALSE = b"\0\0\0\1\1", b"\0\0\0\1\0"
 
-LENGTHS = tuple(struct.pack(">i", length) for length in range(8192))
+_LENGTHS_MAX = 8192
+LENGTHS = tuple(struct.pack(">i", length) for length in range(_LENGTHS_MAX))
 """Length prefixes of texts and bytes; longer ones are computed."""
 
 _EPOCH_DAY = datetime.date(2000, 1, 1).toordinal()
@@ -31,7 +32,7 @@ _numeric_header = struct.Struct(">ihhhh").pack
 
 def length(size: int) -> bytes:
     """The prefix of a field of `size` bytes."""
-    return LENGTHS[size] if size < 8192 else struct.pack(">i", size)
+    return LENGTHS[size] if size < _LENGTHS_MAX else struct.pack(">i", size)
 
 
 def raw(value: bytes | None) -> bytes:
@@ -41,7 +42,11 @@ def raw(value: bytes | None) -> bytes:
 
 def text(value: str | None) -> bytes:
     """A text field."""
-    return NULL if value is None else raw(value.encode())
+    if value is None:
+        return NULL
+    encoded = value.encode()
+    size = len(encoded)
+    return (LENGTHS[size] if size < _LENGTHS_MAX else struct.pack(">i", size)) + encoded
 
 
 def jsonb(value: str | None) -> bytes:

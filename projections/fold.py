@@ -237,7 +237,7 @@ def _counted(not_effective: dict[str, int], kind: str, count: int) -> dict[str, 
 def _settle(
     working: WorkingSet, item: ItemRow, touched: Touched, place: Place, common: Envelope, net: list[NetEvent]
 ) -> None:
-    settle, new = working.book.settle, working.new
+    post, new = working.book.post, working.new
     where = Where(place.user, place.partition, place.offset, place.known_at)
     for own, (row, before) in touched.items():
         if before is not None:
@@ -253,8 +253,9 @@ def _settle(
             if row.review is not None:  # nobody sees it, and it counts for nothing, until a person decided
                 continue
             row.version = 1
-            row.transfers = settle(own, 0, NOTHING, row.postings, where)
-            event = net_events.first_transaction_event(common, own, row.words, edits.said(row.user_fields))
+            row.transfers = post(own, row.postings, where)
+            said = None if row.user_fields is None else edits.said(row.user_fields)
+            event = net_events.first_transaction_event(common, own, row.words, said)
             net.append(NetEvent(events.TRANSACTION_ADDED, public_schema(row.schema), own, event))
     if touched:
         working.changed_items[item.item_id] = item

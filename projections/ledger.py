@@ -128,6 +128,13 @@ class Book:
         layer = PENDING if words.is_pending else POSTED
         return Posting(debit, credit, amount.ledger, amount.ledger_field, currency, layer, words.date)
 
+    def post(self, own_id: bytes, postings: Sequence[Posting], where: Where, transfers: int = 0) -> int:
+        """Post behind the `transfers` that a transaction has, and give their number then."""
+        for posting in postings:
+            transfers += 1
+            self._post(own_id, transfers, posting.debit, posting.credit, posting, None, where)
+        return transfers
+
     def settle(
         self,
         own_id: bytes,
@@ -147,10 +154,7 @@ class Book:
             # The reverse has the effective date of what it takes back, so both vanish together as of any date.
             transfers += 1
             self._post(own_id, transfers, posting.credit, posting.debit, posting, number, where)
-        for posting in after:
-            transfers += 1
-            self._post(own_id, transfers, posting.debit, posting.credit, posting, None, where)
-        return transfers
+        return self.post(own_id, after, where, transfers)
 
     def _post(
         self, own_id: bytes, number: int, debit: LedgerAccount, credit: LedgerAccount, what: Posting,

@@ -5,6 +5,7 @@ Source: avro/transaction_event.v2.avsc, balance_event.v1.avsc, item_event.v1.avs
 """
 
 import json
+from binascii import hexlify
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ def envelope(*, tenant: str, user_id: str, item_id: str, known_at: int, changese
 def first_transaction_event(common: Envelope, own_id: bytes, words: bytes, user_fields: str | None = None) -> bytes:
     """The event of a transaction that is added for the first time: what transaction_event gives, in half the time."""
     ending = _NOTHING_BEFORE if user_fields is None else NONE + _maybe(user_fields) + NONE
-    return b"".join((_OWN_ID, own_id.hex().encode(), common.first, words, ending))
+    return b"".join((_OWN_ID, hexlify(own_id), common.first, words, ending))
 
 
 def public_schema(number: int) -> int:

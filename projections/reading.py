@@ -94,14 +94,16 @@ def read(blocks: Iterable[bytes]) -> Said:
     restated.
     """
     said = Said([], [], [], {}, {}, [], [], [])
-    counts, transactions, reader = said.counts, said.transactions, words.reader
+    counts, transactions = said.counts, said.transactions
+    readers: dict[int, words.Read] = {}
     for block in blocks:
         for kind, schema, start, end in codec.places(block):
             counts[kind] = counts.get(kind, 0) + 1
             if end - start > WORDS_BYTES_MAX:
                 raise Quarantine(f"{kind} takes {end - start} bytes, at most {WORDS_BYTES_MAX} can be published")
             if kind in _SAY_WORDS:
-                transactions.append(reader(schema)(block, start, end))
+                read_words = readers.get(schema) or readers.setdefault(schema, words.reader(schema))
+                transactions.append(read_words(block, start, end))
             else:
                 _read_other(codec.Event(kind, schema, block, start, end), said)
     return said

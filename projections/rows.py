@@ -108,10 +108,14 @@ def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
     join, text, moment_field, length, counters = b"".join, copying.text, copying.moment, copying.length, _counters
     null, int8, plain = copying.NULL, copying.int8, _PLAIN
     user, item_id, owner = None, None, b""
+    schema, number = None, b""
     for row in changed:
         if row.item_id is not item_id or row.user != user:
             user, item_id = row.user, row.item_id
             owner = copying.int8(user) + text(item_id)
+        if row.schema != schema:
+            schema = row.schema
+            number = copying.int2(schema)
         columns = row.columns
         if columns is None:
             columns = words.reader(row.schema)(row.words, 0, len(row.words)).columns
@@ -119,10 +123,11 @@ def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
             _TRANSACTION_START, row.own_id, owner, text(row.transaction_id),
             counters(1, row.chained, 4, row.version, 4, row.transfers, 8, row.first_changeset, 8, row.last_changeset,
                      8, row.known_at - copying.EPOCH_US),
-            moment_field(row.enriched_at), moment_field(row.removed_at),
+            null if row.enriched_at is None else moment_field(row.enriched_at),
+            null if row.removed_at is None else moment_field(row.removed_at),
             null if row.missing_since is None else int8(row.missing_since),
             plain if row.user_fields is None and row.review is None and len(row.postings) == 1 else _said_by_us(row),
-            length(len(row.words)), row.words, copying.int2(row.schema), columns,
+            length(len(row.words)), row.words, number, columns,
         ))  # fmt: skip
 
 
@@ -132,7 +137,7 @@ def _said_by_us(row: Row) -> bytes:
 
 def transfers_copied(transfers: Iterable[Transfer]) -> Iterator[bytes]:
     """Rows of `ledger_transfers` for COPY."""
-    join, number_and_user, int4 = b"".join, _number_and_user, copying.int4
+    join, number_and_user, int4, null = b"".join, _number_and_user, copying.int4, copying.NULL
     kinds: dict[tuple[str, str], bytes] = {}
     where, tail = None, b""
     for one in transfers:
@@ -144,7 +149,7 @@ def transfers_copied(transfers: Iterable[Transfer]) -> Iterator[bytes]:
             kind = kinds[one.currency, one.layer] = copying.text(one.currency) + copying.text(one.layer)
         yield join((
             _TRANSFER_START, one.own_id, number_and_user(4, one.number, 8, where.user), _ID, one.debit, _ID, one.credit,
-            one.amount_field, kind, int4(one.reverses), one.effective, tail,
+            one.amount_field, kind, null if one.reverses is None else int4(one.reverses), one.effective, tail,
         ))  # fmt: skip
 
 
