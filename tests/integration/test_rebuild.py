@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from runtime import archive_store
 from runtime.archive import archive
 from sandbox.bench_log import transactions
 from schemas.errors import Halt
+from schemas.records import Transaction
 from tests.projections_log import account, added, balance, modified, removed, transaction
 from tests.rebuild_world import KEY, World
 
@@ -26,6 +28,8 @@ USERS = range(1, 9)
 MANY = 50_000
 """Transactions of the large log, in records of 100."""
 EACH = 100
+BLOCK = 10
+"""Syncs whose transactions are drawn at once, from the same merchants."""
 REBUILD = (sys.executable, "cli.py", "rebuild", "--no-swap", "--json")
 LATER = (sys.executable, "-m", "tests.rebuild_later")
 
@@ -48,17 +52,28 @@ def history(world: World, *, changesets: int, each: int) -> None:
 
 def sync(world: World, user: int, number: int, each: int, *, status: str | None = COMPLETE) -> None:
     """What one sync of a user's Item says: purchases, a change to an earlier one, once one that is taken back."""
-    item, said = f"I{user}", transactions(each, seed=user * 1_000 + number)
+    item, said = f"I{user}", purchases(user, number)[:each]
     events = added(*said)
     if number:
-        earlier = transactions(1, seed=user * 1_000 + number - 1)
-        events += modified(msgspec.structs.replace(earlier[0], amount=f"{number}.125", category_primary="TRAVEL"))
+        earlier = purchases(user, number - 1)[0]
+        events += modified(msgspec.structs.replace(earlier, amount=f"{number}.125", category_primary="TRAVEL"))
     if number == 1:
         events += removed(said[-1].transaction_id)
     world.log.sync(
         item, *events, *balance(account(current=f"{number}.50")), user=user, history_status=status,
         counts={"transaction.added": each, "transaction.modified": int(number > 0)},
     )  # fmt: skip
+
+
+def purchases(user: int, number: int) -> list[Transaction]:
+    """What is new in one sync of a user."""
+    block, place = divmod(number, BLOCK)
+    return _block(user, block)[place * EACH : (place + 1) * EACH]
+
+
+@cache
+def _block(user: int, block: int) -> list[Transaction]:
+    return transactions(BLOCK * EACH, seed=user * 1_000 + block)
 
 
 async def started(world: World, *command: str, **environment: str) -> asyncio.subprocess.Process:
@@ -113,7 +128,7 @@ async def test_a_rebuild_killed_three_times_under_live_writes_gives_the_live_ver
                 sync(world, user, number, 5)
             await world.live()
             number += 1
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
 
     writing: asyncio.Task[None] | None = None
     try:
@@ -273,7 +288,7 @@ async def test_users_whose_keys_are_destroyed_have_no_rows_in_the_next_version(w
 async def test_a_difference_is_told_by_account_table_row_and_column_and_ends_the_rebuild(world: World) -> None:
     history(world, changesets=2, each=3)
     await world.live()
-    changed = transactions(3, seed=5_000)[2].transaction_id
+    changed = purchases(5, 0)[2].transaction_id
     await world.execute(
         f"UPDATE projection.transactions SET merchant_name = 'other' WHERE transaction_id = '{changed}'"
     )
