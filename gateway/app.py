@@ -15,6 +15,7 @@ from gateway.balances import Balances
 from gateway.banks import CALLS_MAX, Banks
 from gateway.call import guarded
 from gateway.edits import Edits
+from gateway.epoch import Epoch
 from gateway.history import History
 from gateway.hub import GOING_AWAY, Ending, Hub
 from gateway.items import Items
@@ -130,6 +131,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub, appender=appender)
         reading = await stack.enter_async_context(_background(push.run()))
         await stack.enter_async_context(_background(database.watch()))
+        await stack.enter_async_context(_background(Epoch(pool, hub).watch()))
         await stack.enter_async_context(serving(gateway, settings))
         yield Running("gateway", lambda: database.not_ready() + push.not_ready(), reading)
 

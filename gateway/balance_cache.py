@@ -1,13 +1,13 @@
 """Accounts that were read a moment ago, for as long as they are what a read would give.
 
-What tables show of a user changes with the records that are accepted of that user and with nothing else. So rows are
-used again only while the user's newest record is the one that they were read with, by the same snapshot that reads
-the rest of the answer: who was pushed an event finds it in the next read.
+What tables show of a user changes with the records that are accepted of that user, and with the epoch. So rows are
+used again only while epoch and the user's newest record are those that they were read with, by the same snapshot that
+reads the rest of the answer: who was pushed an event finds it in the next read.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import NamedTuple
 
 import asyncpg
@@ -20,7 +20,7 @@ ACCOUNTS_MAX = 20_000
 
 
 class _Kept(NamedTuple):
-    position: int
+    newest: Hashable
     until: float
     accounts: list[Row]
 
@@ -39,19 +39,19 @@ class BalanceCache:
 
     async def accounts(self, connection: asyncpg.Connection, user: int) -> list[Row]:
         """The accounts of a user as this connection's snapshot shows them."""
-        position = await queries.newest(connection, user)
-        return await self.of(user, position, lambda: queries.accounts(connection, user))
+        newest = await queries.newest(connection, user)
+        return await self.of(user, newest, lambda: queries.accounts(connection, user))
 
-    async def of(self, user: int, position: int | None, read: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
-        """What is kept of a user at this position, else what `read` gives now. None: nothing of the user is shown."""
+    async def of(self, user: int, newest: Hashable | None, read: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+        """What is kept of a user with this newest record, else what `read` gives now. None: nothing is shown."""
         kept = self._kept.get(user)
-        if kept is not None and kept.position == position and self._clock() < kept.until:
+        if kept is not None and kept.newest == newest and self._clock() < kept.until:
             self._kept.move_to_end(user)
             return kept.accounts
         accounts = await read()
         self._forget(user)
-        if position is not None and self._kept_s > 0:
-            self._kept[user] = _Kept(position, self._clock() + self._kept_s, accounts)
+        if newest is not None and self._kept_s > 0:
+            self._kept[user] = _Kept(newest, self._clock() + self._kept_s, accounts)
             self._accounts += _weight(accounts)
             while self._accounts > self._accounts_max:
                 self._forget(next(iter(self._kept)))

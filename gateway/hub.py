@@ -167,6 +167,10 @@ class Hub:
     def close(self, ending: Ending) -> None:
         """Give all browsers up, and take none until the hub is open again."""
         self.is_live = False
+        self.end_all(ending)
+
+    def end_all(self, ending: Ending) -> None:
+        """Give all browsers up; they may come again at once."""
         for listening in list(self._by_user.values()):
             for subscriber in list(listening):
                 subscriber.end(ending)

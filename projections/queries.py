@@ -8,7 +8,7 @@ import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -75,6 +75,13 @@ class Applied:
     head_offset: int | None
     unlinked: bool
     last_sync_at: str | None
+
+
+class Newest(NamedTuple):
+    """The offset of a user's last record, in what readers are shown since the last change of the epoch."""
+
+    epoch: str | None
+    offset: int
 
 
 ANY_TRANSACTION = TransactionFilter()
@@ -164,10 +171,16 @@ async def position(connection: asyncpg.Connection, partition: int) -> int:
     return int(await connection.fetchval(_POSITION, partition) or 0)
 
 
-async def newest(connection: asyncpg.Connection, user: int) -> int | None:
-    """The offset of a user's last record that readers see: while it is the same, so is what they see of the user."""
-    offset: int | None = await connection.fetchval(_NEWEST, user)
-    return offset
+async def newest(connection: asyncpg.Connection, user: int) -> Newest | None:
+    """A user's last record that readers see: while it is the same, so is what they see of the user."""
+    row = await connection.fetchrow(_NEWEST, user)
+    return None if row is None or row["source_offset"] is None else Newest(row["epoch"], row["source_offset"])
+
+
+async def epoch(connection: asyncpg.Connection) -> str | None:
+    """What changes when readers are shown another version of the tables, which says something else than the last."""
+    found: str | None = await connection.fetchval(_EPOCH)
+    return found
 
 
 async def parked(connection: asyncpg.Connection, *, item_id: str | None = None) -> list[Row]:
@@ -335,8 +348,11 @@ SELECT k.item_id, k.reader, k.first_offset, k.partition, k.reason, k.parked_at,
  WHERE k.redrive_offset IS NULL AND ($1::text IS NULL OR k.item_id = $1)
  ORDER BY k.parked_at, k.item_id"""
 
+_EPOCH = f"SELECT value::text FROM tartan.facts WHERE name = '{postgres.EPOCH}'"
+
 # From the end of the index changesets_user.
-_NEWEST = "SELECT max(source_offset) FROM reads.changesets WHERE user_number = $1"
+_NEWEST = f"""
+SELECT (SELECT max(source_offset) FROM reads.changesets WHERE user_number = $1) AS source_offset, ({_EPOCH}) AS epoch"""
 
 _POSITION = "SELECT position FROM reads.positions WHERE partition = $1"
 
