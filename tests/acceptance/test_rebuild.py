@@ -10,7 +10,7 @@ from sandbox.cluster import ClusterOptions
 from sandbox.world import WorldOptions
 
 TRANSACTIONS, KILLS = 50_000, 3
-CHANGESETS_PER_S, READS_PER_S = 50.0, 60.0
+CHANGESETS_PER_S, READS_PER_S = 40.0, 40.0
 """What two cores do beside a rebuild; `tartan chaos --rebuild` asks for 200 and 500."""
 
 
