@@ -34,6 +34,7 @@ class Moment(StrEnum):
 
 
 POINTS = {moment: CrashPoint(moment) for moment in Moment if moment.startswith("swap.")}
+BEGUN = "the next version"
 SAID = {Moment.INDEXES: "indexes", Moment.COMPARISON: "comparison", Moment.SWAP: "swap"}
 """What a rebuild says as it begins a phase."""
 
@@ -141,7 +142,7 @@ class Killer:
         if kill.moment is not Moment.LOAD:
             return await running.until(lambda: running.said(SAID[kill.moment]))
         while running.running():
-            if await self._share() >= kill.share:
+            if running.said(BEGUN) and await self._share() >= kill.share:
                 return True
             await asyncio.sleep(LOOK_S)
         return False
