@@ -1,7 +1,11 @@
 """Versions of the projections on a real Postgres: swapped there and back, dropped, and what stands in the way."""
 
 import asyncio
+import json
+import os
+import sys
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import asyncpg
 import pytest
@@ -279,3 +283,31 @@ async def test_readers_columns_stay_where_a_version_has_others(beside: Beside, t
     row = await tables.fetchrow("SELECT * FROM reads.items")
     assert row is not None
     assert list(row.items())[-1] == ("colour", None)
+
+
+async def test_operators_see_both_versions_and_drop_the_old_one(beside: Beside) -> None:
+    log = story()
+    await beside.project(log.records)
+    await beside.replayed(log.records)
+    await beside.swap()
+
+    shown = await command(beside, "--status")
+    dropped = await command(beside, "--drop-old")
+
+    assert [(one["number"], one["state"], one["behind"]) for one in shown["versions"]] == [
+        (2, "live", 0),
+        (1, "old", 0),
+    ]
+    assert dropped["dropped"] == 1
+
+
+async def command(beside: Beside, option: str) -> Any:
+    """The answer of `tartan rebuild` with one of its options."""
+    environment = {"TARTAN_POSTGRES_DSN": beside.live.settings.postgres_dsn.get_secret_value()}
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import cli\ncli.main()", "rebuild", option, "--json",
+        env={**os.environ, **environment}, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(running.communicate(), 60)
+    assert running.returncode == 0
+    return json.loads(out.splitlines()[-1])
