@@ -36,6 +36,9 @@ def rebuild(
     no_swap: Annotated[
         bool, typer.Option("--no-swap", help="Fill and compare, and leave the live version live.")
     ] = False,
+    with_events: Annotated[
+        bool, typer.Option("--with-events", help="Encode published events again too, for `tartan republish`.")
+    ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Drop a version that is begun, and begin anew.")] = False,
     back: Annotated[
         bool, typer.Option("--back", help="Only make the version live again that was live before.")
@@ -63,7 +66,9 @@ def rebuild(
     if others:
         others[0](as_json=as_json)
         return
-    options = Options(processes, expect_changes=expect_changes, restart=restart, swaps=not no_swap)
+    options = Options(
+        processes, expect_changes=expect_changes, restart=restart, swaps=not no_swap, with_events=with_events
+    )
     loaded = settings.load()
     logs.configure(loaded, "rebuild")
     with _shown() as shown:

@@ -40,6 +40,7 @@ class Options(NamedTuple):
     expect_changes: bool = False
     restart: bool = False
     swaps: bool = True
+    with_events: bool = False
     worker: Sequence[str] = rebuild_workers.COMMAND
 
 
@@ -135,7 +136,7 @@ class _Rebuild:
             f"{'goes on with' if self._result.resumed else 'begins'} the next version; it needs about as much room as "
             f"the live one, {size_mib:,.0f} MiB, and whether the disk has it is not looked at"
         )
-        return await rebuild_schema.begin(self._connection, self._settings)
+        return await rebuild_schema.begin(self._connection, self._settings, with_events=options.with_events)
 
     async def _load(self, version: Version, loader: Loader) -> None:
         """Replay until the live version is close: in processes what is much, here what is little."""

@@ -64,8 +64,12 @@ async def alone(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
         yield connection
 
 
-async def begin(connection: asyncpg.Connection, settings: Settings) -> Version:
-    """The version to fill: the one that an earlier rebuild began, or a new one, made in one transaction."""
+async def begin(connection: asyncpg.Connection, settings: Settings, *, with_events: bool) -> Version:
+    """The version to fill: the one that an earlier rebuild began, or a new one, made in one transaction.
+
+    `with_events`: it keeps all events encoded, also those that are published.
+    Raises: Halt, where the one that was begun does not keep them.
+    """
     row = await connection.fetchrow(_BEGUN) if NEXT in await versions.found(connection) else None
     if row is None:
         roles = Roles(settings.projector_role, settings.eraser_role)
@@ -73,9 +77,11 @@ async def begin(connection: asyncpg.Connection, settings: Settings) -> Version:
             number = await connection.fetchval(_NEW_NUMBER)
             for statement in [*definition.create(NEXT, number, roles), _POSITIONS]:
                 await connection.execute(statement)
-            row = await connection.fetchrow(_BEGIN, number, tables.FOLD)
+            row = await connection.fetchrow(_BEGIN, number, tables.FOLD, with_events)
     assert row is not None
     floors = msgspec.json.decode(row["floors"], type=dict[int, int])
+    if with_events and any(floors.values()):
+        raise Halt("the version that is begun keeps no events that are published: give --restart too")
     return Version(row["number"], floors)
 
 
@@ -128,6 +134,7 @@ INSERT INTO {NEXT}.positions (partition, position) SELECT partition, 0 FROM {SCH
 _BEGIN = f"""
 INSERT INTO tartan.rebuilds (number, fold, state, floors, started_at)
 SELECT $1, $2, '{LOADING}', coalesce(jsonb_object_agg(partition, published), '{{}}'), tartan.clock() FROM tartan.floors
+ WHERE NOT $3
 RETURNING number, floors"""
 _BEGUN = f"SELECT number, floors FROM tartan.rebuilds JOIN {NEXT}.version USING (number)"
 _DROPPED = f"""
