@@ -84,6 +84,10 @@ class MemoryOutbox:
         """Changesets with net events, in order."""
         return await self._wire.call(lambda: self._database.do(lambda: self._projection.events(partition, start, end)))
 
+    async def held(self) -> dict[tuple[str, int], int]:
+        """Topics, each with a partition of it, that are filled again: none is, but to know it is a question too."""
+        return await self._wire.call(lambda: self._database.do(dict))
+
     async def store(self, floors: Mapping[int, int]) -> None:
         """Raise floors."""
         await self._wire.call(lambda: self._database.do(lambda: self._projection.raise_floors(floors)))
