@@ -37,10 +37,13 @@ class Outbox:
             raise Retry(f"no events of partition {partition}: {type(error).__name__}") from error
         return [outbound(row) for row in rows]
 
-    async def held(self) -> set[tuple[str, int]]:
-        """Topics, each with a partition of it, that `tartan republish` fills: nothing else is sent there."""
+    async def held(self) -> dict[tuple[str, int], int]:
+        """Topics, each with a partition of it, that `tartan republish` fills, and the changeset where its hold begins.
+
+        Nobody else sends there what is at that offset or above it.
+        """
         try:
-            return {(row["topic"], row["partition"]) for row in await self._pool.fetch(_HELD)}
+            return {(row["topic"], row["partition"]): row["since"] for row in await self._pool.fetch(_HELD)}
         except _AWAY as error:
             raise Retry(f"no held topics: {type(error).__name__}") from error
 
@@ -64,7 +67,7 @@ def outbound(row: asyncpg.Record) -> Outbound:
 
 _AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
 
-_HELD = "SELECT topic, partition FROM tartan.held_topics"
+_HELD = "SELECT topic, partition, since FROM tartan.held_topics"
 
 _FLOOR = "SELECT published FROM tartan.floors WHERE partition = $1"
 

@@ -164,7 +164,12 @@ class Publisher:
         # Asked after the commit of what is sent: held then, it is sent by who holds it (republish), up to its release.
         held = await _patiently(self._outbox.held)
         lanes = records.records(outbound, self._wire)
-        left = {lane: outgoing for lane, outgoing in lanes.items() if (lane.topic.name, lane.partition) not in held}
+        for lane in lanes:
+            since = held.get((lane.topic.name, lane.partition))
+            if since is not None:
+                earlier = [one for one in outbound if one.offset < since]
+                lanes[lane] = records.public(earlier, self._wire).get(lane, [])
+        left = {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
         wait_s = RETRY_S_MIN
         while left:
             results = await asyncio.gather(

@@ -3,8 +3,8 @@
 A row of `tartan.held_topics` holds a partition of the topic. It comes and goes under the lock of the partition's
 position in `changesets`, and the publisher looks at the rows after each commit, before it sends. So of what is
 committed after the row came nothing is sent there, and of what is committed after it went everything. What was
-committed before is acknowledged once the floor has reached the row's `since`: only then the filling begins. The last
-event in the topic says how far it came, so whatever ends it, the same command goes on.
+committed before, below the row's `since`, is sent as ever, and acknowledged once the floor is there: only then the
+filling begins. The last event in the topic says how far it came, so whatever ends it, the same command goes on.
 """
 
 import asyncio
@@ -133,9 +133,11 @@ class Republisher:
         Gives the number of events sent.
         """
         hold = await self._held(partition)
-        at = hold.since
-        if hold.first is not None:
-            at = max(at, (await self._reached(partition, hold))[1])
+        if hold.first is None:
+            # A publisher that is late sends what lies below the hold: behind what is sent here, readers would drop it.
+            at = min(hold.since, await self._floor(partition))
+        else:
+            at = max(hold.since, (await self._reached(partition, hold))[1])
         return await self._catch_up(partition, at)
 
     async def _held(self, partition: int) -> _Hold:
@@ -183,13 +185,16 @@ class Republisher:
 
     async def _confirmed(self, partition: int, since: int) -> None:
         deadline = time.monotonic() + CONFIRM_S_MAX
-        while (await self._database.fetchval(_FLOOR, partition) or 0) < since:
+        while await self._floor(partition) < since:
             if time.monotonic() > deadline:
                 raise Retry(
                     f"partition {partition}: events below {since} are not published after {CONFIRM_S_MAX:g} s. Does "
                     "`tartan projections` run? The same command goes on, --abandon gives up"
                 )
             await asyncio.sleep(CONFIRM_LOOK_S)
+
+    async def _floor(self, partition: int) -> int:
+        return int(await self._database.fetchval(_FLOOR, partition) or 0)
 
     async def _empty(self, partition: int) -> None:
         end = (await self._log.ends(self._name, [partition]))[partition].end

@@ -61,7 +61,7 @@ class Table:
     def __init__(self) -> None:
         self.floors: dict[int, int] = {}
         self.rows: list[Outbound] = []
-        self.held_topics: set[tuple[str, int]] = set()
+        self.held_topics: dict[tuple[str, int], int] = {}
         self.away = 0
 
     async def floor(self, partition: int) -> int:
@@ -73,9 +73,9 @@ class Table:
         rows = [row for row in self.rows if row.partition == partition and start <= row.offset < end]
         return rows[: publish.ROWS_MAX]
 
-    async def held(self) -> set[tuple[str, int]]:
+    async def held(self) -> dict[tuple[str, int], int]:
         self._fail()
-        return set(self.held_topics)
+        return dict(self.held_topics)
 
     async def store(self, floors: Mapping[int, int]) -> None:
         self.floors.update({number: max(at, self.floors.get(number, 0)) for number, at in floors.items()})
@@ -118,7 +118,7 @@ async def test_batches_are_sent_in_the_order_handed_over(world: World) -> None:
 
 
 async def test_a_held_partition_of_a_topic_is_left_out_and_the_others_go_on(world: World) -> None:
-    world.table.held_topics = {("transactions", 0)}
+    world.table.held_topics = {("transactions", 0): 0}
     world.commit(0, changeset(0))
     await world.publisher.drain()
     world.table.held_topics.clear()
@@ -126,6 +126,16 @@ async def test_a_held_partition_of_a_topic_is_left_out_and_the_others_go_on(worl
     await world.publisher.drain()
 
     assert world.kafka.positions() == ["1.0"]
+    assert world.kafka.positions("x.push") == ["0.0", "1.0"]
+    assert world.table.floors == {0: 2}
+
+
+async def test_what_was_committed_before_a_hold_is_sent_though_it_is_late(world: World) -> None:
+    world.table.held_topics = {("transactions", 0): 1}
+    world.commit(0, changeset(0), changeset(1), end=2)
+    await world.publisher.drain()
+
+    assert world.kafka.positions() == ["0.0"]
     assert world.kafka.positions("x.push") == ["0.0", "1.0"]
     assert world.table.floors == {0: 2}
 

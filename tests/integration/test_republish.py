@@ -236,6 +236,26 @@ async def test_given_up_it_lacks_the_history_and_nothing_that_came_since(
     }
 
 
+async def test_given_up_it_sends_what_a_publisher_had_committed_and_not_sent_before_the_hold(
+    world: World, pool: asyncpg.Pool, life: Life  # noqa: F811
+) -> None:  # fmt: skip
+    await tell(world, life)
+    async with projecting(world):
+        await world.until_projected(life.count)
+    await empty(world)
+    await world.tables.execute("UPDATE tartan.floors SET published = 0")  # as if it had died after its commits
+
+    async with republishing(world) as republisher:
+        await republisher.begin(range(PARTITIONS), empties=False)
+        for number in await republisher.begun():
+            await republisher.abandon(number)
+    await tell(world, life, 5)
+    async with projecting(world):
+        await world.until_projected(life.count)
+
+    assert (await kept(world))[0] == await wanted(pool)
+
+
 async def test_a_partition_that_is_not_empty_is_refused_and_so_are_events_that_are_not_kept(
     world: World, life: Life  # noqa: F811
 ) -> None:  # fmt: skip
@@ -265,14 +285,9 @@ async def test_events_that_are_not_kept_are_taken_from_the_version_that_a_rebuil
     async with projecting(world):
         await world.until_projected(life.count)
         expected = await wanted(pool)
-        floors = await world.tables.fetch("SELECT partition, published FROM tartan.floors")
-        await world.tables.execute("UPDATE tartan.floors SET published = 0")  # all is kept that lies above
-        done = await tartan(world, "rebuild", "--no-swap", "--json")
-        assert await asyncio.wait_for(done.wait(), 60) == 0
-        for partition, published in floors:
-            await world.tables.execute(
-                "UPDATE tartan.floors SET published = $2 WHERE partition = $1", partition, published
-            )
+        for options, code in (((), 0), (("--with-events",), 1), (("--with-events", "--restart"), 0)):
+            done = await tartan(world, "rebuild", "--no-swap", "--json", *options)
+            assert await asyncio.wait_for(done.wait(), 60) == code, options
         await world.tables.execute("UPDATE projection.changesets SET events = NULL")
         await fill(world, empties=True)
 
