@@ -29,8 +29,8 @@ class Moment(StrEnum):
     COMPARISON = "comparison"
     SWAP_LOCKED = CrashPoint.SWAP_LOCKED
     SWAP_BEFORE_COMMIT = CrashPoint.SWAP_BEFORE_COMMIT
-    SWAP = "swap"
     SWAP_AFTER_COMMIT = CrashPoint.SWAP_AFTER_COMMIT
+    SWAP = "swap"
 
 
 POINTS = {moment: CrashPoint(moment) for moment in Moment if moment.startswith("swap.")}
@@ -102,19 +102,19 @@ class Killer:
         finally:
             if self._running is not None:
                 await self._running.kill()
-        if plan and plan[-1].moment is Moment.SWAP_AFTER_COMMIT:
-            # That one is live and could not tell it: one more from the beginning, of which nothing is killed.
-            await self.run("--drop-old")
         return await self.run()
 
     async def _killed(self, kill: Kill) -> None:
         for _ in range(TRIES_MAX):
-            if await self._tried(kill):
+            is_killed = await self._tried(kill)
+            if is_killed:
                 self.done[f"{kill.victim}.{kill.moment}"] += 1
                 self._say(f"killed {kill}")
+            if not is_killed or kill.moment is Moment.SWAP_AFTER_COMMIT:
+                # What it made is live: the next one begins anew.
+                await self.run("--drop-old")
+            if is_killed:
                 return
-            # The rebuild was done before: the next one begins anew.
-            await self.run("--drop-old")
         raise Halt(f"no rebuild of {TRIES_MAX} came by {kill}")
 
     async def _tried(self, kill: Kill) -> bool:

@@ -19,7 +19,7 @@ from sandbox.listeners import Listeners, due, missed
 from schemas.errors import Halt
 from schemas.topics import PUBLIC, Topic
 
-ALL_READ_S_MAX = 600.0
+ALL_READ_S_MAX = 1_800.0
 LOOK_S = 0.1
 SHOWN_MAX = 5
 
