@@ -309,6 +309,18 @@ async def test_a_difference_is_told_by_account_table_row_and_column_and_ends_the
     assert "former versions" in result["notes"][0]
 
 
+async def test_values_that_two_rows_of_an_account_have_exchanged_are_a_difference(world: World) -> None:
+    history(world, changesets=1, each=2)
+    await world.live()
+    await world.execute("""
+        UPDATE projection.transactions t SET transaction_id = o.transaction_id FROM projection.transactions o
+         WHERE o.account_id = t.account_id AND o.item_id = t.item_id AND o.own_id <> t.own_id""")
+
+    result = await world.rebuild(expect_changes=True)
+
+    assert {one.user for one in result.comparison.differences} == set(USERS)
+
+
 async def test_a_new_column_is_filled_for_old_events(world: World) -> None:
     world.log.link("A", 1)
     world.log.sync("A", *added(transaction("T", website="coffee.example"), transaction("U")), user=1)
