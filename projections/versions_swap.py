@@ -161,6 +161,7 @@ async def _attempt(settings: Settings, plan: _Plan, catch_up: CatchUp) -> float:
             began = asyncio.get_running_loop().time()
             crash_points.reach(CrashPoint.SWAP_LOCKED)
             await _require(connection, plan)
+            await _not_filled(connection)
             await _published(connection)
             live = await versions.positions(connection, SCHEMA)
             await catch_up({number: position.next for number, position in live.items()})
@@ -206,6 +207,13 @@ async def _require(connection: asyncpg.Connection, plan: _Plan) -> None:
         raise _NotYet("the last attempt went through")
     if numbers != [plan.live.number, plan.other.number]:
         raise NotSwapped(f"versions were swapped meanwhile: {SCHEMA} and {plan.other.schema} are {numbers} now")
+
+
+async def _not_filled(connection: asyncpg.Connection) -> None:
+    """Require that no topic is being filled again: one half of it would be of this version, the other of the next."""
+    topics = await connection.fetchval(_FILLED)
+    if topics is not None:
+        raise _NotYet(f"`tartan republish` fills {topics} from the live version: let it end, or give it up (--abandon)")
 
 
 async def _published(connection: asyncpg.Connection) -> None:
@@ -274,6 +282,9 @@ async def _noted(connection: asyncpg.Connection, settings: Settings, plan: _Plan
 _ALONE = "SELECT pg_try_advisory_xact_lock(hashtextextended('tartan migrations', 0))"
 _DEADLOCK_S = "SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'deadlock_timeout'"
 _LATE = f"SELECT clock_timestamp() - now() > '{ATTEMPT_S / 2} s'::interval"
+
+# One begins under the lock of a position.
+_FILLED = "SELECT string_agg(DISTINCT topic, ', ') FROM tartan.held_topics"
 
 _UNPUBLISHED = f"""
 SELECT p.partition, p.position, coalesce(f.published, 0) AS published

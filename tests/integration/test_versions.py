@@ -159,6 +159,20 @@ async def test_versions_at_different_places_are_not_swapped(beside: Beside, tabl
     assert await numbers(tables) == {SCHEMA: 1, NEXT: 2}
 
 
+async def test_a_topic_that_is_filled_again_holds_a_swap_up(beside: Beside, tables: asyncpg.Connection) -> None:
+    log = story()
+    await beside.project(log.records)
+    await beside.replayed(log.records)
+    await tables.execute("INSERT INTO tartan.held_topics (topic, partition, since) VALUES ('items', 0, 3)")
+
+    with pytest.raises(NotSwapped, match="republish` fills items"):
+        await beside.swap(patience_s=0)
+    await tables.execute("DELETE FROM tartan.held_topics")
+    await beside.swap()
+
+    assert await numbers(tables) == {SCHEMA: 2, OLD: 1}
+
+
 async def test_what_is_not_published_holds_a_swap_up(beside: Beside, tables: asyncpg.Connection) -> None:
     log = story()
     await beside.project(log.records[:2])
