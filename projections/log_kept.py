@@ -19,7 +19,8 @@ TOPIC_OF = {PROJECTIONS: CHANGESETS, FOLLOWER: CHANGESETS, "mark_due": WEBHOOKS}
 class Kept(NamedTuple):
     """Shape: `positions` by reader and partition; `heads` and `items` by Item, as the follower and the projections
     have them; `floors` by partition. `held`: topics and partitions that are being filled again. `registered`:
-    a registry's ids to catalogue numbers. `waiting`: Items of which records are withheld. `erased`: users without key.
+    of each registry that was asked, its ids to catalogue numbers. `waiting`: Items of which records are withheld.
+    `erased`: users without key.
     """
 
     at: datetime
@@ -28,7 +29,7 @@ class Kept(NamedTuple):
     items: Mapping[str, Standing]
     floors: Mapping[int, int]
     held: frozenset[tuple[str, int]]
-    registered: Mapping[int, int]
+    registered: tuple[Mapping[int, int], ...]
     waiting: frozenset[str]
     erased: frozenset[int]
 
@@ -50,10 +51,18 @@ async def load(connection: asyncpg.Connection) -> Kept:
         {row["item_id"]: _standing(row) for row in await connection.fetch(_ITEMS)},
         {row["partition"]: row["published"] for row in await connection.fetch(_FLOORS)},
         frozenset((row["topic"], row["partition"]) for row in await connection.fetch(_HELD)),
-        {row["id"]: row["schema"] for row in await connection.fetch(_REGISTERED)},
+        await _registered(connection),
         frozenset(row["item_id"] for row in await connection.fetch(_WAITING)),
         frozenset(row["user_number"] for row in await connection.fetch(_ERASED)),
     )
+
+
+async def _registered(connection: asyncpg.Connection) -> tuple[Mapping[int, int], ...]:
+    """Two registries call different schemas by one id: what a topic has from before a move is read as it was sent."""
+    registries: dict[str, dict[int, int]] = {}
+    for row in await connection.fetch(_REGISTERED):
+        registries.setdefault(row["registry"], {})[row["id"]] = row["schema"]
+    return tuple(registries.values())
 
 
 def topics_read() -> tuple[Topic, ...]:
@@ -77,7 +86,7 @@ _FLOORS = "SELECT partition, published FROM tartan.floors"
 
 _HELD = "SELECT topic, partition FROM tartan.held_topics"
 
-_REGISTERED = "SELECT id, schema FROM tartan.registry_ids"
+_REGISTERED = "SELECT registry, id, schema FROM tartan.registry_ids"
 
 _WAITING = """
 SELECT item_id FROM withheld UNION SELECT item_id FROM tartan.parkings WHERE redrive_offset IS NULL"""

@@ -18,6 +18,7 @@ from runtime.archive_reader import LogReader
 from runtime.kafka import Ends, LogEnds
 from runtime.leases import FOLLOWER
 from runtime.looks import Ahead, looking, records
+from runtime.postgres import snapshot
 from runtime.reader import Position, Received
 from runtime.settings import Settings
 from runtime.witness import checksum
@@ -71,7 +72,7 @@ async def verify_log(
     """
     async with (
         looking(LogEnds(settings)) as look,
-        connection.transaction(isolation="repeatable_read", readonly=True),
+        snapshot(connection),
     ):
         kept = await log_kept.load(connection)
         # The public topics first: whatever is published by then is of a changeset that lies below the log's end.

@@ -86,8 +86,8 @@ def _by_digest(row: asyncpg.Record, found: Mapping["_Lane", list[Received]], kep
     where = f"changeset {row['partition']}.{row['source_offset']}"
     for lane, there in found.items():
         if len(said) == row["net_events"]:
-            # By our own numbers or a registry's. An id that neither has is of a registry that nobody asks any more.
-            holds = {equals_digest(said, row["digest"], ids) for ids in (subjects.own_ids(), kept.registered)}
+            # By our own numbers or those of a registry. An id that none has is of a registry that was never asked.
+            holds = {equals_digest(said, row["digest"], ids) for ids in (subjects.own_ids(), *kept.registered)}
             told = f"{lane.where}: {where} is not what its digest says"
             lane.finding.count(told, holds=True in holds or False not in holds)
         elif len(said) > row["net_events"] or is_due:

@@ -219,6 +219,10 @@ async def test_of_events_of_which_only_the_digest_is_kept_the_digest_is_compared
         await tables.executemany(
             "INSERT INTO tartan.registry_ids VALUES ('registry', 'subject', $1, $2, now())", list(prefixes.items())
         )
+        other = zip(prefixes, [*list(prefixes.values())[1:], next(iter(prefixes.values()))], strict=True)
+        await tables.executemany(
+            "INSERT INTO tartan.registry_ids VALUES ('one before it', 'subject', $1, $2, now())", list(other)
+        )
     await tables.execute("UPDATE changesets SET events = NULL")
 
     found = await log_verify.verify_log(given, tables)
