@@ -93,20 +93,26 @@ class Feeder:
                 projector.drop()
 
     async def positions(self, partitions: Collection[int]) -> dict[int, Position]:
-        """How far the versions that are fed have come: where one is behind the other, the lower position."""
+        """How far the versions that are fed have come: where one is behind the other, the lower position.
+
+        Raises: Retry, where Postgres does not answer.
+        """
         fed = [schema for schema, one in ((SCHEMA, self._live), (OLD, self._old)) if one is not None]
         found: dict[int, Position] = {}
         for schema in fed or [SCHEMA]:
-            for number, at in (await versions.positions(self._pool, schema)).items():
+            for number, at in (await self._positions(schema)).items():
                 if number in partitions and (number not in found or at.next < found[number].next):
                     found[number] = at
         return found
 
     async def published_up_to(self, partitions: Collection[int]) -> dict[int, int]:
-        """Up to where the events of partitions are this process's to publish; empty where it only follows."""
+        """Up to where the events of partitions are this process's to publish; empty where it only follows.
+
+        Raises: Retry, where Postgres does not answer.
+        """
         if self._live is None:
             return {}
-        at = await versions.positions(self._pool, SCHEMA)
+        at = await self._positions(SCHEMA)
         return {number: at[number].next if number in at else 0 for number in partitions}
 
     async def run(self, reader: Reader) -> None:
@@ -186,6 +192,16 @@ class Feeder:
                     return
                 self._trouble = f"waits for version {number}, which is live, to come along"
             await asyncio.sleep(LIVE_LOOK_S)
+
+    async def _positions(self, schema: str) -> dict[int, Position]:
+        try:
+            return await versions.positions(self._pool, schema)
+        except asyncpg.UndefinedTableError:
+            if schema != OLD:
+                raise
+            return {}  # dropped: the next batch finds that out
+        except (asyncpg.InterfaceError, *AWAY) as error:
+            raise Retry(f"positions are not known: {reason(error)}") from error
 
     async def _looked(self) -> bool:
         wait_s = RETRY_S_MIN

@@ -74,6 +74,8 @@ async def test_both_versions_take_what_comes_and_a_swap_back_is_found_by_the_nex
 async def test_an_old_version_that_is_dropped_is_forgotten(fed: Fed, tables: asyncpg.Connection) -> None:  # noqa: F811
     await fed.feed([fed.sync(1)])
     await versions.drop_old(fed.database.live.settings)
+    # The log's witness asks every minute, whether anything comes or not.
+    assert await fed.feeder.positions([0]) == await versions.positions(tables, SCHEMA)
 
     await fed.feed([fed.sync(2)])
 
