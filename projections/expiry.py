@@ -30,6 +30,7 @@ class Expiry:
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
+        self._version: int | None = None
         self._next: dict[int, int] = {}
 
     async def keep(self) -> None:
@@ -47,6 +48,9 @@ class Expiry:
 
         Idempotence: where a run ends early, the next one goes on.
         """
+        version = await self._pool.fetchval(_VERSION)
+        if version != self._version:  # swapped: other tables, in which nothing may be forgotten yet
+            self._version, self._next = version, {}
         for row in await self._pool.fetch(_FLOORS):
             await self._partition(row["partition"], row["published"])
 
@@ -60,6 +64,8 @@ class Expiry:
             if row["old"] < ROWS_MAX:
                 return
 
+
+_VERSION = f"SELECT number FROM {SCHEMA}.version"
 
 _FLOORS = "SELECT partition, published FROM tartan.floors ORDER BY partition"
 
