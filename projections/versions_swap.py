@@ -134,7 +134,9 @@ async def _plan(settings: Settings, schema: str, differs: bool | None) -> _Plan:
         if other.not_fed is not None:
             raise NotSwapped(f"version {other.number} is not fed any more: {other.not_fed}")
         if differs is None:
-            differs = bool(await connection.fetchval(_DIFFERS, max(live.number, other.number)))
+            # Two folds that agreed on the log of that day need not have agreed on what came since.
+            found_different = await connection.fetchval(_DIFFERS, max(live.number, other.number))
+            differs = bool(found_different) or live.fold != other.fold
         return _Plan(live, other, differs)
 
 

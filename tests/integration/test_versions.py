@@ -130,6 +130,21 @@ async def test_nothing_that_readers_have_seen_changes_its_meaning_where_both_ver
     assert await epoch(tables) == first
 
 
+async def test_streams_begin_anew_on_the_way_back_to_another_fold_that_was_equal_at_the_swap(
+    beside: Beside, tables: asyncpg.Connection
+) -> None:
+    log = story()
+    await beside.project(log.records)
+    await beside.replayed(log.records)
+    await beside.swap()
+    first = await epoch(tables)
+    await tables.execute(f"UPDATE {SCHEMA}.version SET fold = {FOLD + 1}")  # as a later release's
+
+    await beside.back()
+
+    assert await epoch(tables) != first
+
+
 async def test_the_version_that_became_live_takes_records_as_the_one_before_it(
     beside: Beside, tables: asyncpg.Connection
 ) -> None:
