@@ -144,7 +144,7 @@ def _shown() -> Iterator[Shown]:
 
 
 def _show(console: Console, result: Result) -> None:
-    seconds = ", ".join(f"{name} {spent:,.1f} s" for name, spent in result.seconds.items())
+    seconds = ", ".join(f"{name} {spent:,.1f} s" for name, spent in result.seconds_by_phase.items())
     compared = result.comparison
     say(
         console,

@@ -92,7 +92,7 @@ def shown(told: Line) -> str:
     """A line for a person, events of a changeset below it. What banks and users wrote cannot move the cursor."""
     said = [*(f"{name}={told.detail[name]}" for name in told.detail if name not in _FIRST), told.broken]
     words = [
-        told.time, f"{told.type:<24}", *(str(told.detail[name]) for name in _FIRST if name in told.detail), *said,
+        told.time, f"{told.type:<24}", *(str(told.detail[name]).rjust(width) for name, width in _FIRST.items() if name in told.detail), *said,
         f"item={told.item}" if told.item else None,
         f"user={':'.join(told.user)}" if told.user else f"user={told.user_number}" if told.user_number else None,
         f"{told.partition}@{told.offset}", f"position={told.position}" if told.position else None,
@@ -106,7 +106,8 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-_FIRST = (MONEY, "name")
+_FIRST = {MONEY: 16, "name": 0}
+"""What a line begins with, and in how many columns, so that amounts stand below each other."""
 
 
 def _line(raw: Raw, kind: str, *, at_us: int | None = None, **more: Any) -> Line:
@@ -225,7 +226,7 @@ _READERS: dict[str, Callable[[Raw, bytes], Line]] = {
 def _money(amount: str | None, currency: str | None) -> str | None:
     if amount is None:
         return None
-    return f"{money.shown(amount, currency or 'XXX'):>12} {currency or 'XXX'}"
+    return f"{money.shown(amount, currency or 'XXX')} {currency or 'XXX'}"
 
 
 def _currency(words: Mapping[str, Any]) -> str | None:

@@ -8,12 +8,14 @@ from rich.table import Table
 from operator_console import console_of_lines, finish, say, with_postgres
 from projections import versions, versions_swap
 from projections.versions import Status
-from runtime import settings
+from runtime import logs, settings
 
 
 def back(*, as_json: bool) -> None:
     """Make the version that was live before the live one again; it stays fed, and so does the other one."""
-    swapped = finish(versions_swap.back(settings.load(), tell=_tell))
+    loaded = settings.load()
+    logs.configure(loaded, "rebuild")
+    swapped = finish(versions_swap.back(loaded, tell=_tell))
     told = f"Version {swapped.live} is live, version {swapped.old} is kept; writers waited {swapped.waited_s:.2f} s."
     say(console_of_lines(), swapped._asdict() if as_json else told)
 

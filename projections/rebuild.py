@@ -45,7 +45,7 @@ class Options(NamedTuple):
 
 
 class Result(Struct):
-    """What came of a rebuild: counts and rates of this run alone. Units: `seconds` by phase."""
+    """What came of a rebuild: counts and rates of this run alone."""
 
     version: int = 0
     digest_equal: bool = False
@@ -55,13 +55,14 @@ class Result(Struct):
     events_replayed: int = 0
     transactions_replayed: int = 0
     transactions_per_s: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds_by_phase: dict[str, float] = field(default_factory=dict)
     comparison: Comparison = field(default_factory=Comparison)
 
     def told(self) -> dict[str, Any]:
-        """The result as one document, its comparison in it."""
+        """The result as one document, its comparison in it, and the seconds of all phases."""
         told = msgspec.to_builtins(self)
-        return {**told, **told.pop("comparison")}
+        comparison = told.pop("comparison")
+        return {**told, "seconds": round(sum(self.seconds_by_phase.values()), 3), **comparison}
 
 
 class Shown(Protocol):
@@ -174,13 +175,14 @@ class _Rebuild:
     def _phase(self, name: str) -> Iterator[None]:
         began = time.monotonic()
         yield
-        self._result.seconds[name] = round(time.monotonic() - began, 3)
+        self._result.seconds_by_phase[name] = round(time.monotonic() - began, 3)
 
     def _count(self) -> None:
         result, replayed = self._result, self._replayed
         result.records_replayed, result.events_replayed = replayed.records, replayed.events
         result.transactions_replayed = replayed.transactions
-        result.transactions_per_s = round(replayed.transactions / (result.seconds[LOAD] + result.seconds[FINISH]))
+        spent_s = result.seconds_by_phase[LOAD] + result.seconds_by_phase[FINISH]
+        result.transactions_per_s = round(replayed.transactions / spent_s)
 
 
 @asynccontextmanager

@@ -127,7 +127,7 @@ async def _drop_old(connection: asyncpg.Connection) -> Version:
     async with transaction(connection, f"{limit}; {VERSION_HELD}"):
         old = (await found(connection)).get(OLD)
         if old is None:
-            raise NotSwapped("there is no old version")
+            raise NotSwapped("no version is kept from before: `tartan rebuild --status` shows which there are")
         # Its feeders hold this table first, and then want the others.
         await connection.execute(f"LOCK TABLE {OLD}.positions IN ACCESS EXCLUSIVE MODE")
         # Not by CASCADE, which would take with it what others built on these tables, and say nothing.

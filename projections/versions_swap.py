@@ -124,7 +124,8 @@ async def _plan(settings: Settings, schema: str, differs: bool | None) -> _Plan:
         found = await versions.found(connection)
         live, other, old = found.get(SCHEMA), found.get(schema), found.get(OLD)
         if live is None or other is None:
-            raise NotSwapped(f"there is no version in the schema {SCHEMA if live is None else schema}")
+            missing = SCHEMA if live is None else schema
+            raise NotSwapped(f"no version is in the schema {missing}: `tartan rebuild --status` shows which there are")
         if other.fold != FOLD:
             raise NotSwapped(
                 f"version {other.number} is of fold {other.fold}, this release's is {FOLD}: its own release swaps it"

@@ -207,12 +207,12 @@ def _told(child: Child, log: Path) -> dict[str, Any]:
 
 
 def _result(told: Mapping[str, Any], samples: Samples) -> dict[str, Any]:
-    count, seconds = told["transactions_replayed"], told["seconds"]
+    count, phases = told["transactions_replayed"], told["seconds_by_phase"]
     return {
         "transactions": count,
         "transactions_per_s": told["transactions_per_s"],
-        "load_transactions_per_s": round(count / seconds["load"]),
-        "seconds": seconds,
+        "load_transactions_per_s": round(count / phases["load"]),
+        "seconds": told["seconds"], "seconds_by_phase": phases,
         "events_replayed": told["events_replayed"],
         "digest_equal": told["digest_equal"],
         "rss_mib": samples.rss_mib, "rss_mib_begin": samples.rss_mib_begin, "rss_mib_end": samples.rss_mib_end,

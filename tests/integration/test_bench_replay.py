@@ -18,7 +18,7 @@ async def test_the_last_line_compares_a_rebuild_with_the_whole_way(capsys: pytes
     assert code == 0
     assert told["digest_equal"] is True
     assert told["transactions"] == 920
-    assert told["seconds"].keys() == {"load", "finish", "compare"}
+    assert told["seconds_by_phase"].keys() == {"load", "finish", "compare"}
     assert told["rounds"] == [told["transactions_per_s"]]
     ratio = told["transactions_per_s"] / told["end_to_end_transactions_per_s"]
     assert told["ratio_to_end_to_end"] == pytest.approx(ratio, abs=0.01)
