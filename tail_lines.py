@@ -91,8 +91,9 @@ def unsealed(told: Line, value: bytes, keys: UserKeys) -> Line:
 def shown(told: Line) -> str:
     """A line for a person, events of a changeset below it. What banks and users wrote cannot move the cursor."""
     said = [*(f"{name}={told.detail[name]}" for name in told.detail if name not in _FIRST), told.broken]
+    first = [str(told.detail[name]).rjust(width) for name, width in _FIRST.items() if name in told.detail]
     words = [
-        told.time, f"{told.type:<24}", *(str(told.detail[name]).rjust(width) for name, width in _FIRST.items() if name in told.detail), *said,
+        told.time, f"{told.type:<24}", *first, *said,
         f"item={told.item}" if told.item else None,
         f"user={':'.join(told.user)}" if told.user else f"user={told.user_number}" if told.user_number else None,
         f"{told.partition}@{told.offset}", f"position={told.position}" if told.position else None,
