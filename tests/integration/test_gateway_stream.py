@@ -301,9 +301,9 @@ async def test_a_message_that_cannot_be_placed_costs_its_user_a_new_snapshot_and
 async def test_a_reader_that_falls_behind_closes_browsers_and_begins_at_the_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pushes, "LAG_MAX", -1)
     async with world.stream() as socket:
         await snapshot(socket)
+        monkeypatch.setattr(pushes, "LAG_MAX", -1)
         assert await closed(socket) == RESTART
     monkeypatch.undo()
 
