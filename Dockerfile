@@ -10,7 +10,7 @@ ENV PATH=/opt/tartan/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=
 COPY requirements/runtime.txt /build/runtime.txt
 RUN pip install --require-hashes --only-binary :all: --no-binary plaid-python -r /build/runtime.txt
 
-RUN printf '#!/opt/tartan/bin/python\nfrom cli import main\n\nmain()\n' > /opt/tartan/bin/tartan \
+RUN printf '#!/opt/tartan/bin/python\nfrom cli.main import main\n\nmain()\n' > /opt/tartan/bin/tartan \
     && chmod 755 /opt/tartan/bin/tartan
 
 FROM python:3.11-slim
@@ -25,24 +25,7 @@ COPY streams/ /app/streams/
 COPY projections/ /app/projections/
 COPY gateway/ /app/gateway/
 COPY sandbox/ /app/sandbox/
-COPY cli.py /app/
-COPY archive_cli.py /app/
-COPY explain_cli.py /app/
-COPY ledger_cli.py /app/
-COPY operator_cli.py /app/
-COPY operator_console.py /app/
-COPY operator_tables.py /app/
-COPY rebuild_cli.py /app/
-COPY versions_cli.py /app/
-COPY reconcile_cli.py /app/
-COPY republish_cli.py /app/
-COPY reviews_cli.py /app/
-COPY schemas_cli.py /app/
-COPY tail_cli.py /app/
-COPY tail_lines.py /app/
-COPY topics_cli.py /app/
-COPY verify_cli.py /app/
-COPY webhooks_cli.py /app/
+COPY cli/ /app/cli/
 
 ENV PATH=/opt/tartan/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m compileall -q /app

@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SECONDS_OF_DEMO ?=
-BESIDE := tests/core tests/property tests/simulation \
-	$(wildcard $(addprefix tests/integration/test_,archive*.py rebuild.py republish.py publish*.py versions*.py \
-	events_consumer.py cli_*.py bench_*.py projections_log_verify.py))
+BESIDE := tests/unit tests/property tests/simulation tests/integration/cli \
+	tests/integration/projections/test_rebuild.py tests/integration/projections/test_republish.py \
+	tests/integration/projections/test_publisher_kills.py tests/integration/projections/test_published_schemas.py \
+	tests/integration/projections/test_events_consumer.py tests/integration/projections/test_log_verify.py \
+	$(wildcard tests/integration/projections/test_versions*.py tests/integration/runtime/test_archive*.py \
+	tests/integration/sandbox/test_bench_*.py)
 
 .PHONY: help install demo test check bench up lock clean
 

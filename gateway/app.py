@@ -9,38 +9,39 @@ from typing import Any
 import asyncpg
 from aiohttp import web
 
-from gateway import page, registry
-from gateway.authentication import CronSecret, StreamTokens, Tenants
-from gateway.balances import Balances
-from gateway.banks import CALLS_MAX, Banks
-from gateway.call import guarded
-from gateway.edits import Edits
-from gateway.epoch import Epoch
-from gateway.history import History
-from gateway.hub import GOING_AWAY, Ending, Hub
-from gateway.items import Items
-from gateway.limits import Buckets
-from gateway.openapi import document
-from gateway.operating import Operating
-from gateway.problems import UNAVAILABLE, problems
-from gateway.push import PushReader
-from gateway.reads import Reads
-from gateway.reconciling import Reconciling
-from gateway.reviews import Reviews
+from gateway.handlers import schema_registry
+from gateway.handlers.balances.balance_client import CALLS_MAX, Banks
+from gateway.handlers.balances.balances import Balances
+from gateway.handlers.command_log import Sayings
+from gateway.handlers.edits import Edits
+from gateway.handlers.history import History
+from gateway.handlers.items import Items
+from gateway.handlers.queue import Operating
+from gateway.handlers.reads import Reads
+from gateway.handlers.reconciliations import Reconciling
+from gateway.handlers.reviews import Reviews
+from gateway.handlers.statements import Statements
+from gateway.handlers.syncs.syncs import Syncs
+from gateway.http.auth import CronSecret, StreamTokens, Tenants
+from gateway.http.openapi import document
+from gateway.http.poll import Waiting
+from gateway.http.problems import UNAVAILABLE, problems
+from gateway.http.rate_limit import Buckets
+from gateway.http.requests import guarded
+from gateway.live import page
+from gateway.live.epoch import Epoch
+from gateway.live.hub import GOING_AWAY, Ending, Hub
+from gateway.live.kafka_feed import PushReader
+from gateway.live.websocket import Streams
 from gateway.routes import ROUTES, Route
-from gateway.saying import Sayings
-from gateway.statements import Statements
-from gateway.stream import Streams
-from gateway.syncs import Syncs
-from gateway.waiting import Waiting
 from runtime import logs
-from runtime.free_records import FreeRecords
-from runtime.kafka import Appender
+from runtime.kafka.clients import Appender
 from runtime.lifecycle import Running
-from runtime.plaid import THREADS_SPARE, Plaid
-from runtime.postgres import open_pool
+from runtime.plaid.client import THREADS_SPARE, Plaid
+from runtime.postgres.pool import open_pool
 from runtime.settings import Settings
-from runtime.vault import Vault
+from runtime.users.commands import FreeRecords
+from runtime.users.vault import Vault
 from schemas.errors import Retry
 
 BODY_BYTES_MAX = 128 * 1024
@@ -89,7 +90,7 @@ class Gateway:
         for route in ROUTES:
             app.router.add_route(route.method, route.path, self._answering(route))
         app.add_routes(page.routes())
-        app.add_routes(registry.routes(self._settings))
+        app.add_routes(schema_registry.routes(self._settings))
         app.on_shutdown.append(self._say_goodbye)
         app.on_cleanup.append(self._finish_requests)
         return app

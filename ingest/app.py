@@ -10,9 +10,9 @@ from aiohttp import web
 from ingest.keys import FetchKey, KeyCache
 from ingest.server import Endpoint
 from runtime import logs
-from runtime.kafka import Appended, Appender, LogEnds, Outgoing
+from runtime.kafka.clients import Appended, Appender, LogEnds, Outgoing
 from runtime.lifecycle import Running
-from runtime.plaid import Plaid, PlaidRefused
+from runtime.plaid.client import Plaid, PlaidRefused
 from runtime.settings import Settings
 from schemas.errors import Quarantine, Retry
 from schemas.topics import WEBHOOKS, full_name

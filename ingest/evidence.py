@@ -7,10 +7,10 @@ from msgspec import Struct, field
 from ingest.reasons import Refused
 from ingest.tokens import Token, strict_object
 from ingest.verification import AHEAD_S_MAX, verify_again
-from runtime.reader import Received
-from schemas import codec
+from runtime.kafka.reader import Received
+from schemas.encoding import codec
 from schemas.errors import Halt, Quarantine
-from schemas.records import Webhook
+from schemas.log.records import Webhook
 
 FAILURES_MAX = 1_000
 """Failures that are named, 200 bytes each; the rest is counted."""

@@ -9,15 +9,30 @@ import msgspec
 from ingest.reasons import Reason, Refused
 from ingest.tokens import Token
 from ingest.verification import MICROSECONDS, Freshness, VerificationKey, freshness
-from schemas.records import Webhook
+from schemas.log.records import Webhook
 
 ITEM_ID_CHARS_MAX = 256
 """Plaid's Item ids have 37 characters; a longer text than this is none, and the record goes without a key."""
 
-KNOWN_TYPES = frozenset({
-    "TRANSACTIONS", "ITEM", "HOLDINGS", "INVESTMENTS_TRANSACTIONS", "LIABILITIES", "AUTH", "IDENTITY", "INCOME",
-    "ASSETS", "STATEMENTS", "LINK", "LINK_DELIVERY", "CASH_FLOW_UPDATES", "ISSUES", "DASHBOARD_CONFIGURED_ALERT",
-})  # fmt: skip
+KNOWN_TYPES = frozenset(
+    {
+        "TRANSACTIONS",
+        "ITEM",
+        "HOLDINGS",
+        "INVESTMENTS_TRANSACTIONS",
+        "LIABILITIES",
+        "AUTH",
+        "IDENTITY",
+        "INCOME",
+        "ASSETS",
+        "STATEMENTS",
+        "LINK",
+        "LINK_DELIVERY",
+        "CASH_FLOW_UPDATES",
+        "ISSUES",
+        "DASHBOARD_CONFIGURED_ALERT",
+    }
+)
 """Types with a label of their own in metrics; any other is counted as "other". Source: PLAID.md 1.5."""
 
 SECRET_NAMES = frozenset({"public_token", "public_tokens", "link_token", "access_token", "processor_token"})
@@ -63,9 +78,14 @@ def read_body(body: bytes) -> Said:
 
 
 def entry(
-    token: Token, key: VerificationKey, body: bytes, *, received_at: int, stale: Literal["reject", "demote"],
+    token: Token,
+    key: VerificationKey,
+    body: bytes,
+    *,
+    received_at: int,
+    stale: Literal["reject", "demote"],
     environment: str,
-) -> Entry:  # fmt: skip
+) -> Entry:
     """Decide on a webhook whose body and signature were found right, and write its record.
 
     Units: `received_at` in microseconds since 1970, UTC.

@@ -16,9 +16,9 @@ from ingest.tokens import Token, parse
 from ingest.verification import check_body, check_signature
 from runtime import logs
 from runtime.crash_points import CrashPoint, reach
-from runtime.kafka import Outgoing
+from runtime.kafka.clients import Outgoing
 from runtime.settings import Settings
-from schemas import codec
+from schemas.encoding import codec
 from schemas.errors import Retry
 
 PATH = "/webhooks/plaid"
@@ -115,9 +115,13 @@ class Endpoint:
         key = await self._keys.get(token.key_id)
         check_signature(token, key)
         entry = intake.entry(
-            token, key, body, received_at=time.time_ns() // 1000, stale=self._settings.webhook_stale,
+            token,
+            key,
+            body,
+            received_at=time.time_ns() // 1000,
+            stale=self._settings.webhook_stale,
             environment=self._settings.plaid_environment,
-        )  # fmt: skip
+        )
         metrics.CLOCK_AHEAD_SECONDS.set(entry.ahead_s)
         if entry.ahead_s > CLOCK_ALARM_S:
             metrics.CLOCK_ALARMS.inc()

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from ingest.reasons import Reason, Refused
 from ingest.tokens import Token, decoded, parse, strict_object
-from schemas.records import Webhook
+from schemas.log.records import Webhook
 
 AGE_S_MAX = 300
 """Plaid's rule: a token is refused five minutes after it was issued."""

@@ -8,26 +8,27 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections import store
-from projections.expiry import Expiry
-from projections.outbox import Outbox
-from projections.ownership import Ownership
-from projections.project import READER
-from projections.publish import Committed, Publisher
-from projections.reconciliation import Reconciler
-from projections.tables import FOLD
-from projections.versions_feed import Feeder
-from runtime import dead_letters, stream
-from runtime.instance import alone
-from runtime.kafka import Appender, LogEnds
+from projections.consumer import Feeder
+from projections.decode.user_keys import Ownership
+from projections.projector import READER
+from projections.publish.outbox import Outbox
+from projections.publish.publisher import Committed, Publisher
+from projections.publish.retention import Expiry
+from projections.reconcile.job import Reconciler
+from projections.store import writer
+from projections.store.tables import FOLD
+from runtime.incidents import dead_letters
+from runtime.kafka import faust_app
+from runtime.kafka.clients import Appender, LogEnds
+from runtime.kafka.continuity import Witness
+from runtime.kafka.faust_app import Positions
+from runtime.kafka.schema_ids import Wire
 from runtime.lifecycle import Running
-from runtime.postgres import open_pool
+from runtime.postgres.instance_lock import alone
+from runtime.postgres.pool import open_pool
 from runtime.settings import Settings
-from runtime.stream import Positions
-from runtime.users import Keyring
-from runtime.vault import Vault
-from runtime.wire import Wire
-from runtime.witness import Witness
+from runtime.users.keys import Keyring
+from runtime.users.vault import Vault
 from schemas.topics import CHANGESETS, full_name
 
 POOL_SIZE = 6
@@ -48,7 +49,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
         pool = await open_pool(settings, stage=READER, size=POOL_SIZE, role=settings.projector_role)
         stack.push_async_callback(pool.close)
-        await store.ensure_positions(pool, settings.partitions)
+        await writer.ensure_positions(pool, settings.partitions)
         appender, log = Appender(settings, client=READER), LogEnds(settings)
         for client in (appender, log):
             await client.start()
@@ -90,16 +91,16 @@ async def _at_work(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.
         publishing = asyncio.create_task(publisher.run())
         stack.push_async_callback(_end, publishing)
         stack.push_async_callback(publisher.drain)
-        app = stream.build(settings, name=GROUP, positions=_positions(witness, publisher, feeder))
-        reader = stream.reader(
+        app = faust_app.build(settings, name=GROUP, positions=_positions(witness, publisher, feeder))
+        reader = faust_app.reader(
             app, topic, agent="project", records_max=settings.batch_records_max, bytes_max=settings.batch_bytes_max
         )
         projecting = asyncio.create_task(feeder.run(reader))
         stack.push_async_callback(_end, projecting)
-        engine = await stack.enter_async_context(stream.running(app))
+        engine = await stack.enter_async_context(faust_app.running(app))
         tasks = [publishing, projecting, engine, lock]
         for work in (
-            witness.watch(lambda: stream.assigned(app, topic), held=reader.held),
+            witness.watch(lambda: faust_app.assigned(app, topic), held=reader.held),
             dead_letters.run(pool, appender, settings),
             _while_it_acts(feeder, lambda: Expiry(pool).keep()),
             _while_it_acts(feeder, lambda: Reconciler(pool, settings).keep()),

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runtime import quotas
+from runtime.scheduler import quotas
 from schemas import money
-from schemas.changesets import RECORD_BYTES_MAX
 from schemas.errors import Halt
+from schemas.log.changesets import RECORD_BYTES_MAX
 
 KEY_BYTES = 32
 ROLE = r"^[a-z_][a-z0-9_]{0,62}$"

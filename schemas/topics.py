@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from schemas import catalogue
+from schemas.encoding import catalogue
 
 DAY_MS = 24 * 60 * 60 * 1000
 PARTITIONS_DEFAULT = 12
@@ -26,30 +26,45 @@ class Topic:
 
 WEBHOOKS = Topic("webhooks", "item_id, or none", "one webhook as it came in", None, "ingest", (catalogue.WEBHOOK,))
 CHANGESETS = Topic(
-    "changesets", "user number", "one atomic update: clear head, sealed events", None, "streams, gateway",
-    (catalogue.HEAD, catalogue.EVENTS), message_bytes_max=MESSAGE_BYTES_MAX,
-)  # fmt: skip
+    "changesets",
+    "user number",
+    "one atomic update: clear head, sealed events",
+    None,
+    "streams, gateway",
+    (catalogue.HEAD, catalogue.EVENTS),
+    message_bytes_max=MESSAGE_BYTES_MAX,
+)
 TRANSACTIONS = Topic(
-    "transactions", "own transaction id", "one event", 30 * DAY_MS, "projections",
-    (catalogue.TRANSACTION_EVENT_1, catalogue.TRANSACTION_EVENT),
-    ("transaction.added", "transaction.modified", "transaction.removed"),
-)  # fmt: skip
-BALANCES = Topic(
-    "balances",
-    "account id",
+    "transactions",
+    "own transaction id",
     "one event",
     30 * DAY_MS,
     "projections",
-    (catalogue.BALANCE_EVENT,),
-    ("balance.updated",),
+    (catalogue.TRANSACTION_EVENT_1, catalogue.TRANSACTION_EVENT),
+    ("transaction.added", "transaction.modified", "transaction.removed"),
+)
+BALANCES = Topic(
+    "balances", "account id", "one event", 30 * DAY_MS, "projections", (catalogue.BALANCE_EVENT,), ("balance.updated",)
 )
 ITEMS = Topic(
-    "items", "item id", "one event", 30 * DAY_MS, "projections", (catalogue.ITEM_EVENT,),
+    "items",
+    "item id",
+    "one event",
+    30 * DAY_MS,
+    "projections",
+    (catalogue.ITEM_EVENT,),
     ("item.linked", "item.unlinked", "item.state_changed"),
-)  # fmt: skip
+)
 PUSH = Topic("push", "user number", "one user's message, JSON", DAY_MS, "projections")
-DEAD_LETTERS = Topic("dead-letters", "original key", "sealed original and why, where, when", 30 * DAY_MS, "any stage",
-                     (catalogue.DEAD_LETTER,), message_bytes_max=MESSAGE_BYTES_MAX)  # fmt: skip
+DEAD_LETTERS = Topic(
+    "dead-letters",
+    "original key",
+    "sealed original and why, where, when",
+    30 * DAY_MS,
+    "any stage",
+    (catalogue.DEAD_LETTER,),
+    message_bytes_max=MESSAGE_BYTES_MAX,
+)
 
 TOPICS = (WEBHOOKS, CHANGESETS, TRANSACTIONS, BALANCES, ITEMS, PUSH, DEAD_LETTERS)
 PUBLIC = (TRANSACTIONS, BALANCES, ITEMS)

@@ -12,32 +12,35 @@ from typing import Any
 import asyncpg
 import faust
 
-from runtime import stream, topics
-from runtime.dues import Claimed
-from runtime.instance import alone
-from runtime.kafka import Appender, LogEnds, Outgoing
+from runtime.kafka import faust_app, topics
+from runtime.kafka.clients import Appender, LogEnds, Outgoing
+from runtime.kafka.continuity import Witness
 from runtime.lifecycle import Running
-from runtime.plaid import Plaid
-from runtime.postgres import open_pool
+from runtime.plaid.client import Plaid
+from runtime.postgres.instance_lock import alone
+from runtime.postgres.pool import open_pool
+from runtime.retry import insist
+from runtime.scheduler.types import Claimed
 from runtime.settings import Settings
-from runtime.users import Keyring
-from runtime.vault import Vault
-from runtime.witness import Witness
-from schemas.changesets import NONCE_BYTES
+from runtime.users.keys import Keyring
+from runtime.users.vault import Vault
 from schemas.errors import Halt
+from schemas.log.changesets import NONCE_BYTES
 from schemas.topics import CHANGESETS, WEBHOOKS, full_name
-from streams import alerts, due_channel, scheduler, sweep, transactions
-from streams.caught_up import on_webhooks
-from streams.claimer import Claimer
+from streams.alerts import sender
+from streams.dispatcher import Claimer
 from streams.fetch_deltas import FetchDeltas
 from streams.follow_heads import READER as FOLLOWER
 from streams.follow_heads import FollowHeads
-from streams.insisting import insist
+from streams.limits.postgres_limits import PostgresLimits, run_probes
 from streams.mark_due import READER as MARKER
 from streams.mark_due import MarkDue
 from streams.ports import World
-from streams.postgres_limits import PostgresLimits, run_probes
-from streams.store import PostgresStore
+from streams.schedule import notify, scheduler
+from streams.storage import consumer_transactions
+from streams.storage.store import PostgresStore
+from streams.webhooks import sweep
+from streams.webhooks.consumer_lag import on_webhooks
 
 STAGE = "streams"
 DRAIN_S = 30.0
@@ -121,7 +124,7 @@ class _Parts:
             self.webhooks: self._witness(ends, self.webhooks, MARKER),
             self.changesets: self._witness(ends, self.changesets, FOLLOWER),
         }
-        self.app = stream.build(settings, name=STAGE, positions=self._positions)
+        self.app = faust_app.build(settings, name=STAGE, positions=self._positions)
         due = self.app.channel(maxsize=settings.fetch_concurrency)
         self.claimer = Claimer(
             self.store,
@@ -155,10 +158,10 @@ class _Parts:
         return reasons
 
     def _agents(self, app: faust.App) -> tuple[MarkDue, FollowHeads]:
-        webhooks = stream.reader(
+        webhooks = faust_app.reader(
             app, self.webhooks, agent=MARKER, records_max=WEBHOOKS_A_BATCH_MAX, bytes_max=BATCH_BYTES_MAX
         )
-        changesets = stream.reader(
+        changesets = faust_app.reader(
             app,
             self.changesets,
             agent=FOLLOWER,
@@ -167,17 +170,19 @@ class _Parts:
         )
         self.readers = {self.webhooks: webhooks, self.changesets: changesets}
         return (
-            MarkDue(webhooks, partial(transactions.marking, self.pool), on_commit=self.claimer.wake),
+            MarkDue(webhooks, partial(consumer_transactions.marking, self.pool), on_commit=self.claimer.wake),
             FollowHeads(
                 changesets,
-                partial(transactions.following, self.pool),
+                partial(consumer_transactions.following, self.pool),
                 on_commit=self.claimer.followed,
                 on_erased=self.keyring.forget,
             ),
         )
 
     def _witness(self, ends: LogEnds, topic: str, reader: str) -> Witness:
-        return Witness(ends, topic=topic, reader=reader, load=partial(transactions.load_positions, self.pool, reader))
+        return Witness(
+            ends, topic=topic, reader=reader, load=partial(consumer_transactions.load_positions, self.pool, reader)
+        )
 
     async def _positions(self, wanted: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         """Where to begin in each partition, after a look whether the log is the one that was read."""
@@ -204,7 +209,7 @@ async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[N
     """
     tasks: list[asyncio.Task[None]] = []
     stack.push_async_callback(_cancelled, tasks)
-    engine = await stack.enter_async_context(stream.running(parts.app))
+    engine = await stack.enter_async_context(faust_app.running(parts.app))
     works: dict[str, Coroutine[Any, Any, None]] = {
         "mark_due": parts.marker.run(),
         "follow_heads": parts.follower.run(),
@@ -220,12 +225,12 @@ async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[N
             parts.claimer.wake,
             is_read=on_webhooks(parts.pool, parts.ends, parts.webhooks, parts.settings.partitions),
         ),
-        "alerts": alerts.run(parts.pool, parts.settings),
-        "due_channel": due_channel.listen(parts.settings, on_due=parts.claimer.wake),
+        "alerts": sender.run(parts.pool, parts.settings),
+        "due_channel": notify.listen(parts.settings, on_due=parts.claimer.wake),
     }
     for topic, witness in parts.witnesses.items():
         works[f"witness of {topic}"] = witness.watch(
-            partial(stream.assigned, parts.app, topic), held=parts.readers[topic].held
+            partial(faust_app.assigned, parts.app, topic), held=parts.readers[topic].held
         )
     tasks += [asyncio.create_task(work, name=name) for name, work in works.items()]
     return [engine, *tasks]

@@ -12,19 +12,20 @@ import msgspec
 from runtime import logs
 from runtime import metrics as shared
 from runtime.crash_points import CrashPoint, reach
-from runtime.dues import Claimed, Released
-from runtime.kafka import InDoubt
-from runtime.plaid import PlaidRefused
+from runtime.kafka.clients import InDoubt
+from runtime.plaid.client import PlaidRefused
+from runtime.retry import insist
+from runtime.scheduler.types import Claimed, Released
 from schemas.errors import Halt, Quarantine, Retry
-from streams import classify, failures, metrics
-from streams.asking import action_after, said
-from streams.chain import Unrecordable
-from streams.classify import Action
-from streams.insisting import insist
-from streams.limited import LeaseLost, Limited
-from streams.passes import Pass, tallied
+from streams import metrics
+from streams.limits.rate_limited import LeaseLost, Limited
 from streams.ports import Bank, World
-from streams.removing import TooManyGone
+from streams.sync import outcomes, plaid_errors
+from streams.sync.changeset_writer import Unrecordable
+from streams.sync.item_client import action_after, said
+from streams.sync.plaid_errors import Action
+from streams.sync.sync_run import Pass, tallied
+from streams.sync.unlink import TooManyGone
 
 RENEWALS_A_LEASE = 3
 """A lease is renewed when a third of it is over: two renewals may fail before it is lost."""
@@ -113,7 +114,7 @@ class FetchDeltas:
     async def _give_back(self, claimed: Claimed, result: Released) -> None:
         metrics.PASSES.labels(claimed.cause.kind, result.outcome).inc()
         metrics.PASS_SECONDS.observe(result.duration_s)
-        if result.stopped == failures.PARKED:
+        if result.stopped == outcomes.PARKED:
             await insist(lambda: self._world.store.park(claimed, _reason(result)), what="park")
             shared.PARKED.labels("streams").inc()
         await insist(lambda: self._world.store.release(claimed, result), what="release")
@@ -135,29 +136,29 @@ class FetchDeltas:
         except Quarantine as error:
             return await self._keyless(claimed, bank, said("no_key", str(error)))
         except Retry as error:
-            return failures.late(claimed, said("postgres", str(error)), jitter=self._world.random())
+            return outcomes.late(claimed, said("postgres", str(error)), jitter=self._world.random())
         if keys is None:
-            return failures.erased()
+            return outcomes.erased()
         token = store.token(claimed)
         if token is None:
-            return failures.refused(claimed, Action.NEVER, said("no_token", "the Item has no token"), jitter=0.0)
+            return outcomes.refused(claimed, Action.NEVER, said("no_token", "the Item has no token"), jitter=0.0)
         return Pass(self._world._replace(bank=bank), claimed, keys, token)
 
     async def _keyless(self, claimed: Claimed, bank: Bank, why: dict[str, Any]) -> Released:
         """Without a key no record can be written: the Item is set aside, but one to be unlinked ends at Plaid first."""
         token = self._world.store.token(claimed) if claimed.unlink_requested else None
         if token is None:
-            return failures.parked(claimed, why)
+            return outcomes.parked(claimed, why)
         try:
             await bank.remove(token)
         except PlaidRefused as refusal:
-            if not classify.is_removed(refusal.error_code):
-                return failures.refused(claimed, action_after(refusal), _refusal(refusal), jitter=self._world.random())
+            if not plaid_errors.is_removed(refusal.error_code):
+                return outcomes.refused(claimed, action_after(refusal), _refusal(refusal), jitter=self._world.random())
         except LeaseLost:
             raise
         except (Retry, Quarantine) as error:
-            return failures.late(claimed, said("late", str(error)), jitter=self._world.random())
-        return failures.parked(claimed, why)
+            return outcomes.late(claimed, said("late", str(error)), jitter=self._world.random())
+        return outcomes.parked(claimed, why)
 
     async def _result(self, claimed: Claimed, made: Pass) -> Released | None:
         """What became of a pass; None where the Item is gone from the schedule. Raises: InDoubt, LeaseLost, Halt."""
@@ -169,32 +170,32 @@ class FetchDeltas:
         except (InDoubt, LeaseLost, Halt):
             raise
         except Unrecordable as error:
-            return failures.parked(claimed, said("unrecordable", str(error)))
+            return outcomes.parked(claimed, said("unrecordable", str(error)))
         except TooManyGone as error:
             metrics.SUSPECTED.inc()
             _log.error("not taken as gone", item_id=claimed.item_id, reason=str(error))
             why = said("too_many_gone", str(error))
-            return failures.refused(claimed, Action.HOURS, why, jitter=self._world.random())
+            return outcomes.refused(claimed, Action.HOURS, why, jitter=self._world.random())
         except Retry as error:
             if error.wait_s is not None:  # our own quota: it knows when there is room again
-                return failures.limited(claimed, said("quota", str(error)), wait_s=error.wait_s)
-            return failures.late(claimed, said("late", str(error)), jitter=self._world.random())
+                return outcomes.limited(claimed, said("quota", str(error)), wait_s=error.wait_s)
+            return outcomes.late(claimed, said("late", str(error)), jitter=self._world.random())
         except Exception as error:  # noqa: BLE001 - one Item that breaks our code must not stop the others
             _log.exception("pass failed", item_id=claimed.item_id)
             why = said(type(error).__name__, str(error) if isinstance(error, Quarantine) else "")
-            if failures.is_hopeless(claimed):
-                return failures.parked(claimed, why)
-            return failures.late(claimed, why, jitter=self._world.random())
+            if outcomes.is_hopeless(claimed):
+                return outcomes.parked(claimed, why)
+            return outcomes.late(claimed, why, jitter=self._world.random())
 
     async def _refused(self, claimed: Claimed, made: Pass, refusal: PlaidRefused) -> Released:
         """What follows an error of Plaid's: a state of the Item, or a wait."""
         action = action_after(refusal)
         metrics.REFUSALS.labels(action.name.lower()).inc()
         _log.warning("refused", item_id=claimed.item_id, code=refusal.error_code, action=action.value)
-        if action in classify.STOPPING and not claimed.unlink_requested:
-            released = await made.stop(classify.refused_state(action, refusal.error_code, refusal.reason))
+        if action in plaid_errors.STOPPING and not claimed.unlink_requested:
+            released = await made.stop(plaid_errors.refused_state(action, refusal.error_code, refusal.reason))
             return msgspec.structs.replace(released, error=_refusal(refusal))
-        return failures.refused(claimed, action, _refusal(refusal), jitter=self._world.random())
+        return outcomes.refused(claimed, action, _refusal(refusal), jitter=self._world.random())
 
 
 class Lease:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 
 from runtime import metrics as shared
 from runtime.crash_points import CrashPoint, reach
-from runtime.leases import FOLLOWER
-from runtime.reader import Position, Reader, Received, unread
-from runtime.witness import checksum
-from schemas import changesets
-from streams.following import Read, follow
-from streams.insisting import insist
+from runtime.kafka.continuity import checksum
+from runtime.kafka.reader import Position, Reader, Received, unread
+from runtime.retry import insist
+from runtime.scheduler.leases import FOLLOWER
+from schemas.log import changesets
 from streams.ports import BeginFollowing
+from streams.storage.heads import Read, follow
 
 READER = FOLLOWER
 
@@ -23,12 +23,7 @@ class FollowHeads:
     """Reads `changesets` for ever. `on_erased` is told users whose keys are to be forgotten."""
 
     def __init__(
-        self,
-        reader: Reader,
-        begin: BeginFollowing,
-        *,
-        on_commit: Callable[[], None],
-        on_erased: Callable[[int], None],
+        self, reader: Reader, begin: BeginFollowing, *, on_commit: Callable[[], None], on_erased: Callable[[int], None]
     ) -> None:
         self._reader = reader
         self._begin = begin

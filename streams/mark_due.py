@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 from runtime import logs
 from runtime import metrics as shared
 from runtime.crash_points import CrashPoint, reach
-from runtime.reader import Position, Reader, Received, unread
-from runtime.witness import checksum
-from schemas import codec
+from runtime.kafka.continuity import checksum
+from runtime.kafka.reader import Position, Reader, Received, unread
+from runtime.retry import insist
+from schemas.encoding import codec
 from schemas.errors import Quarantine
-from schemas.records import Webhook
-from streams import intake, metrics
-from streams.insisting import insist
+from schemas.log.records import Webhook
+from streams import metrics
 from streams.ports import Begin
+from streams.webhooks import rules
 
 READER = "mark_due"
 
@@ -51,7 +52,7 @@ class MarkDue:
                 if not new:
                     return
                 places = {(record.partition, record.offset) for record in new}
-                batch = intake.gather([one for one in found if (one.partition, one.offset) in places], fresh)
+                batch = rules.gather([one for one in found if (one.partition, one.offset) in places], fresh)
                 await marking.advance(
                     {record.partition: Position(record.offset + 1, checksum(record.value)) for record in new}
                 )
@@ -65,7 +66,7 @@ class MarkDue:
             metrics.WEBHOOKS.labels(reaction).inc(count)
 
 
-def _found(record: Received) -> intake.Found | None:
+def _found(record: Received) -> rules.Found | None:
     """A record's webhook. One that is none, which no ingest writes, stays in the log and stops nothing."""
     try:
         webhook = codec.decode(Webhook, record.value)
@@ -73,4 +74,4 @@ def _found(record: Received) -> intake.Found | None:
         metrics.WEBHOOKS.labels("unreadable").inc()
         _log.error("no webhook", partition=record.partition, offset=record.offset, reason=str(error))
         return None
-    return intake.identified(webhook, partition=record.partition, offset=record.offset)
+    return rules.identified(webhook, partition=record.partition, offset=record.offset)

@@ -6,11 +6,11 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from runtime.dues import Claimed, Claims, Hint, Mark, Released
-from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
-from runtime.reader import Position
-from schemas.changesets import RECORD_BYTES_MAX, UserKeys
-from streams.following import Followed, ItemHead
+from runtime.kafka.reader import Position
+from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
+from runtime.scheduler.types import Claimed, Claims, Hint, Mark, Released
+from schemas.log.changesets import RECORD_BYTES_MAX, UserKeys
+from streams.storage.heads import Followed, ItemHead
 
 Clock = Callable[[], datetime]
 Sleep = Callable[[float], Awaitable[None]]
@@ -20,7 +20,7 @@ Nonce = Callable[[], bytes]
 
 
 class Bank(Protocol):
-    """Plaid. Each raises PlaidRefused, Retry or Quarantine; runtime.plaid.Plaid is one."""
+    """Plaid. Each raises PlaidRefused, Retry or Quarantine; runtime.plaid.client.Plaid is one."""
 
     async def sync_page(self, token: str, cursor: str | None) -> SyncPage:
         """One page of what changed after a cursor."""
@@ -42,7 +42,7 @@ class Limits(Protocol):
     """Plaid's quotas and the banks' breakers, shared by all workers. Each raises Retry where Postgres is away."""
 
     async def take(self, endpoint: str, item_id: str) -> None:
-        """Wait until the Item's bucket and the client's both give a token. `endpoint`: of runtime.quotas.
+        """Wait until the Item's bucket and the client's both give a token. `endpoint`: of runtime.scheduler.quotas.
 
         Raises: Retry too, where that would take longer than a pass may wait.
         """

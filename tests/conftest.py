@@ -9,10 +9,10 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from hypothesis import settings
 
-from projections.migrate import migrate
-from sandbox.kafka import Kafka
-from sandbox.postgres import Postgres, PostgresOptions
-from tests.examples import examples
+from projections.store.migrate import migrate
+from sandbox.infra.kafka import Kafka
+from sandbox.infra.postgres import Postgres, PostgresOptions
+from tests.support.examples import examples
 
 TEMPLATE = "template_of_tests"
 

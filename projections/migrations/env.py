@@ -1,8 +1,8 @@
-"""Alembic's environment. It only writes SQL (projections.migrate runs it), so there is no alembic.ini."""
+"""Alembic's environment. It only writes SQL (projections.store.migrate runs it), so there is no alembic.ini."""
 
 from alembic import context
 
-from runtime.postgres import CONTROL_SCHEMA
+from runtime.postgres.pool import CONTROL_SCHEMA
 
 context.configure(
     dialect_name="postgresql",

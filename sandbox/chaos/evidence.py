@@ -12,10 +12,10 @@ from typing import Any
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from projections import digests
-from projections.tables import NEXT, OLD, SCHEMA
+from projections.store.tables import NEXT, OLD, SCHEMA
+from projections.verify import digests
 from sandbox.chaos.topics import whole
-from sandbox.world import World
+from sandbox.infra.stack import World
 from schemas.errors import TartanError
 from schemas.topics import CHANGESETS, PUBLIC, WEBHOOKS
 
@@ -24,9 +24,7 @@ KEEP_S_MAX = 60.0
 PRIMARY = ("sync_state", "heads", "positions", "floors", "parkings", "dead_letters", "sync_attempts", "rebuilds")
 
 
-async def keep(
-    world: World, run: Mapping[str, Any], problems: Sequence[str], journal: Sequence[str]
-) -> Path:  # fmt: skip
+async def keep(world: World, run: Mapping[str, Any], problems: Sequence[str], journal: Sequence[str]) -> Path:
     """Copy it all into a new folder, which nobody clears away, and give its path; what cannot be had is left out."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     (folder / "problems.txt").write_text("".join(f"{problem}\n" for problem in problems), "utf-8")
@@ -55,11 +53,14 @@ async def _topics(world: World, folder: Path) -> None:
         for (topic, partition), records in (await whole(world.settings(), (CHANGESETS, WEBHOOKS, *PUBLIC))).items():
             for record in records:
                 shown = {
-                    "topic": topic, "partition": partition, "offset": record.offset, "timestamp": record.timestamp,
+                    "topic": topic,
+                    "partition": partition,
+                    "offset": record.offset,
+                    "timestamp": record.timestamp,
                     "key": None if record.key is None else record.key.decode(),
                     "headers": {name: value.decode(errors="replace") for name, value in record.headers},
                     "value": base64.b64encode(record.value or b"").decode(),
-                }  # fmt: skip
+                }
                 file.write(json.dumps(shown) + "\n")
 
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from runtime.crash_points import CrashPoint
+from sandbox.chaos.proxied_stack import ChaosWorld, append_timeout_s, sleep_of_a_zombie_s
 from sandbox.chaos.proxy import Matching
 from sandbox.chaos.schedule import Chain, Fault, Kind, Run
 from sandbox.chaos.victim import SMALL_RECORDS, Victim
-from sandbox.chaos.world import ChaosWorld, append_timeout_s, sleep_of_a_zombie_s
-from sandbox.clients import Bank
+from sandbox.infra.clients import Bank
 from schemas.errors import Halt
 
 POINT_S_MAX = 25.0

@@ -8,13 +8,13 @@ from typing import Any
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from projections import digests
-from projections.tables import SCHEMA
-from runtime.postgres import borrowed
-from sandbox.chaos import replay, topics
-from sandbox.chaos.world import ChaosWorld
-from sandbox.clients import Application, Bank, truth_digest
-from sandbox.observe import Observer
+from projections.store.tables import SCHEMA
+from projections.verify import digests
+from runtime.postgres.pool import borrowed
+from sandbox.chaos import refold, topics
+from sandbox.chaos.proxied_stack import ChaosWorld
+from sandbox.infra.clients import Application, Bank, truth_digest
+from sandbox.observe.observe import Observer
 from schemas.errors import Retry
 from schemas.topics import PUBLIC, WEBHOOKS
 
@@ -94,7 +94,7 @@ class Oracle:
         logged = [one for (topic, _), records in read.items() if topic == WEBHOOKS.name for one in records]
         lost = topics.lost_webhooks(topics.accepted(deliveries), logged)
         found += [f"a webhook was answered with 200 and is not in the log: {one}" for one in lost[:SHOWN_MAX]]
-        return found + await replay.differing(self._observer.settings, connection)
+        return found + await refold.differing(self._observer.settings, connection)
 
     async def _of_gateway(self) -> list[str]:
         """Whether the gateway shows each user as many transactions as the bank has."""

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 
-from sandbox.machine import LOOPBACK
+from sandbox.infra.machine import LOOPBACK
 
 CHUNK_BYTES = 64 * 1024
 CONNECT_S_MAX = 5.0
@@ -109,9 +109,11 @@ class _Link:
     """One connection of a client and the one to its neighbour: when one ends, both do."""
 
     def __init__(
-        self, proxy: Proxy, client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        self,
+        proxy: Proxy,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._proxy = proxy
         self._client, self._server = client, server
         self._trap: Trap | None = None

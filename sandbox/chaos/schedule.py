@@ -130,8 +130,15 @@ def schedule(*, seed: int, kills: int) -> list[Run]:
             _chain(rng, slot, kills=length, points=points[stage], stops=stops[stage])
             for slot, stage, length in zip(chosen, map(_stage, chosen), lengths, strict=True)
         )
-        runs.append(Run(number=number, seed=rng.getrandbits(32), small_records=number % 2 == 1,
-                        chains=chains, faults=tuple(faults)))  # fmt: skip
+        runs.append(
+            Run(
+                number=number,
+                seed=rng.getrandbits(32),
+                small_records=number % 2 == 1,
+                chains=chains,
+                faults=tuple(faults),
+            )
+        )
     return runs
 
 
@@ -151,7 +158,7 @@ def _stage(slot: str) -> str:
 
 def _chain(
     rng: random.Random, slot: str, *, kills: int, points: Iterator[CrashPoint], stops: Iterator[CrashPoint]
-) -> Chain:  # fmt: skip
+) -> Chain:
     at_s = round(rng.uniform(0, SPAN_S / 2), 2)
     deaths = tuple(Death(point=next(points), times=rng.randint(1, TIMES_MAX)) for _ in range(kills - 1))
     stop = Death(point=next(stops), times=1, stops=True) if rng.random() < STOPS_SHARE else None

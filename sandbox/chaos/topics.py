@@ -11,12 +11,12 @@ import msgspec
 import zstandard
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from runtime.kafka import connection
-from runtime.reader import Received
+from runtime.kafka.clients import connection
+from runtime.kafka.reader import Received
 from runtime.settings import Settings
-from schemas import codec
+from schemas.encoding import codec
 from schemas.errors import Retry
-from schemas.records import Webhook
+from schemas.log.records import Webhook
 from schemas.topics import HEADER_POSITION, PUBLIC, Topic, full_name
 
 READ_S_MAX = 30.0

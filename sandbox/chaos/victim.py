@@ -12,7 +12,7 @@ import psutil
 from runtime import crash_points
 from runtime.crash_points import VARIABLE, CrashPoint
 from sandbox.chaos.schedule import Death
-from sandbox.stages import RESTART_S, StageProcess
+from sandbox.infra.stages import RESTART_S, StageProcess
 
 LOOK_S = 0.02
 START_S = 3.0

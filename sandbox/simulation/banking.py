@@ -3,12 +3,12 @@
 import random
 from collections.abc import Callable
 
-from runtime.dues import Lane
-from sandbox.simulation.installation import Installation
-from sandbox.simulator import troubles
-from sandbox.simulator.bank import Item
-from sandbox.simulator.delivery import Fate
-from sandbox.simulator.troubles import CursorRefusal
+from runtime.scheduler.types import Lane
+from sandbox.simulation.engine.installation import Installation
+from sandbox.simulator.bank.bank import Item
+from sandbox.simulator.control import failure_modes
+from sandbox.simulator.control.failure_modes import CursorRefusal
+from sandbox.simulator.webhooks.delivery import Fate
 
 REMOVED_MIN, REMOVED_SHARE = 11, 0.4
 """Of an Item's rows: more than ten and more than a fifth, so that a person has to be asked."""
@@ -35,7 +35,7 @@ class Banking:
     def lose_the_cursor(self, item: Item) -> None:
         """Plaid refuses the cursor, and tells of something new."""
         self._count("cursor_refused", item)
-        troubles.refuse_cursors(item, code=self._rng.choice(CODES))
+        failure_modes.refuse_cursors(item, code=self._rng.choice(CODES))
         self._plaid.step(item.item_id)
 
     def remove_many(self, item: Item) -> None:
@@ -44,23 +44,23 @@ class Banking:
         if len(item.live) < count or not self._plaid.reachable(item):
             return
         self._count("many_removed", item)
-        troubles.refuse_cursors(item)
-        troubles.remove_some(self._plaid, item, count)
+        failure_modes.refuse_cursors(item)
+        failure_modes.remove_some(self._plaid, item, count)
         if self._rng.random() < 0.3:
             self._later(self._rng.uniform(5.0, 120.0), lambda: self._return(item))
 
     def _return(self, item: Item) -> None:
         if not item.removed and self._plaid.reachable(item):
             self._count("some_returned", item)
-            troubles.return_some(self._plaid, item, self._rng.randint(1, 8))
+            failure_modes.return_some(self._plaid, item, self._rng.randint(1, 8))
 
     def forget_the_history(self, item: Item) -> None:
         """Plaid refuses the cursor, and has the history not ready for a while."""
         self._count("history_unready", item)
-        troubles.refuse_cursors(item)
+        failure_modes.refuse_cursors(item)
         initial_s = self._rng.uniform(5.0, 60.0)
         complete_s = initial_s + self._rng.uniform(0.0, 200.0)
-        troubles.unready_history(self._plaid, item, initial_s=initial_s, complete_s=complete_s)
+        failure_modes.unready_history(self._plaid, item, initial_s=initial_s, complete_s=complete_s)
         self._plaid.step(item.item_id)
 
     def hide(self, item: Item) -> None:
@@ -70,21 +70,21 @@ class Banking:
             return
         account_id = self._rng.choice(shown).account_id
         self._count("account_hidden", item)
-        troubles.hide_account(item, account_id)
+        failure_modes.hide_account(item, account_id)
         self._hidden.append((item, account_id))
         if self._rng.random() < 0.5:
-            troubles.refuse_cursors(item)
+            failure_modes.refuse_cursors(item)
         self._plaid.step(item.item_id)
         self._later(self._rng.uniform(10.0, 200.0), lambda: self._show(item, account_id))
 
     def _show(self, item: Item, account_id: str) -> None:
         if not item.removed:
-            troubles.show_account(self._plaid, item, account_id)
+            failure_modes.show_account(self._plaid, item, account_id)
 
     def refresh(self, item: Item) -> None:
         """Something happened that Plaid has not seen, and a user asks for a refresh."""
         self._count("refresh_asked", item)
-        troubles.act_unseen(item, changes=self._rng.randint(1, 4))
+        failure_modes.act_unseen(item, changes=self._rng.randint(1, 4))
         self._installation.ask(item.item_id, Lane.MANUAL, refresh=True)
 
     def be_late(self, item: Item) -> None:

@@ -3,19 +3,20 @@
 import random
 from collections.abc import Iterator
 
-from projections.memory import Memory
-from projections.records import outbound, records
-from runtime.leases import FOLLOWER
-from runtime.reader import Received
-from sandbox.simulation.installation import PARTITIONS, Installation
+from projections.publish.kafka_records import outbound, records
+from runtime.kafka.reader import Received
+from runtime.scheduler.leases import FOLLOWER
+from sandbox.simulation.engine.installation import PARTITIONS, Installation
+from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.tables import Tables
 from sandbox.simulation.operating import is_open
 from sandbox.simulation.story import Story
-from sandbox.simulation.tables import Tables
-from sandbox.simulator.bank import Item
-from sandbox.simulator.truth import truth_of
-from schemas import changesets, codec, digest, gate
-from schemas.digest import AccountState, TransactionState
-from schemas.records import Account, Transaction
+from sandbox.simulator.bank.bank import Item
+from sandbox.simulator.bank.truth import truth_of
+from schemas.encoding import codec
+from schemas.log import changesets, digest, gate
+from schemas.log.digest import AccountState, TransactionState
+from schemas.log.records import Account, Transaction
 from schemas.topics import HEADER_POSITION
 from streams.mark_due import READER as MARKER
 
@@ -88,9 +89,19 @@ def _state(memory: Memory, item: Item) -> State:
             continue
         said: Transaction = codec.decoder(row.schema)(row.words, 0)[0]
         transactions.append(
-            (item.item_id, said.transaction_id, said.account_id, said.amount, said.currency, said.date, said.pending,
-             said.name, said.merchant_name, said.category_detailed)
-        )  # fmt: skip
+            (
+                item.item_id,
+                said.transaction_id,
+                said.account_id,
+                said.amount,
+                said.currency,
+                said.date,
+                said.pending,
+                said.name,
+                said.merchant_name,
+                said.category_detailed,
+            )
+        )
     accounts: list[AccountState] = []
     for (item_id, account_id), known in memory.accounts.items():
         if item_id == item.item_id and known.cached_words is not None and item.accounts[account_id].has_rows:
@@ -102,17 +113,32 @@ def _state(memory: Memory, item: Item) -> State:
 def _truth(item: Item) -> State:
     truth = truth_of(item, version="v2")
     transactions: list[TransactionState] = [
-        (item.item_id, row["transaction_id"], row["account_id"], row["amount"],
-         row["iso_currency_code"] or row["unofficial_currency_code"], row["date"], row["pending"], row["name"],
-         row["merchant_name"], row["category_detailed"])
+        (
+            item.item_id,
+            row["transaction_id"],
+            row["account_id"],
+            row["amount"],
+            row["iso_currency_code"] or row["unofficial_currency_code"],
+            row["date"],
+            row["pending"],
+            row["name"],
+            row["merchant_name"],
+            row["category_detailed"],
+        )
         for row in truth["transactions"]
-    ]  # fmt: skip
+    ]
     accounts: list[AccountState] = [
-        (item.item_id, row["account_id"], row["current"], row["available"], row["limit"],
-         row["iso_currency_code"] or row["unofficial_currency_code"])
+        (
+            item.item_id,
+            row["account_id"],
+            row["current"],
+            row["available"],
+            row["limit"],
+            row["iso_currency_code"] or row["unofficial_currency_code"],
+        )
         for row in truth["accounts"]
         if item.accounts[row["account_id"]].has_rows
-    ]  # fmt: skip
+    ]
     return transactions, accounts
 
 

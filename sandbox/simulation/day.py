@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from runtime.dues import Lane, Released
-from runtime.quotas import SYNC, Limit
-from sandbox.simulation import claiming
-from sandbox.simulation.installation import START, Counting, keys_of
-from sandbox.simulation.rows import Credential
-from sandbox.simulation.tables import Tables
-from sandbox.simulator.limits import Limit as PlaidLimit
-from sandbox.simulator.plaid_errors import PlaidFailure
-from schemas.records import Cause
-from streams.turns import Turns
+from runtime.scheduler.quotas import SYNC, Limit
+from runtime.scheduler.types import Lane, Released
+from sandbox.simulation.engine.installation import START, Counting, keys_of
+from sandbox.simulation.memory import claiming
+from sandbox.simulation.memory.rows import Credential
+from sandbox.simulation.memory.tables import Tables
+from sandbox.simulator.api.limits import Limit as PlaidLimit
+from sandbox.simulator.api.plaid_errors import PlaidFailure
+from schemas.log.records import Cause
+from streams.schedule.fair_queue import Turns
 
 ITEMS_FULL, CLIENT_FULL, ITEM_LIMIT = 100_000, 2_500, 50
 """Plaid's quotas in production (PLAID.md 1.8), and as many Items as ask for twice what it allows."""
@@ -138,8 +138,13 @@ class _Course:
             self._at(number * POLL_S / WORKERS, "claim", number)
         for name, wait_s in (("tick", TICK_S), ("webhook", self._webhook_every_s), ("small", SMALL_EVERY_S)):
             self._at(wait_s, name, None)
-        happen = {"claim": self._claim, "tick": self._tick, "webhook": self._webhook, "small": self._small,
-                  "end": self._end}  # fmt: skip
+        happen = {
+            "claim": self._claim,
+            "tick": self._tick,
+            "webhook": self._webhook,
+            "small": self._small,
+            "end": self._end,
+        }
         while self._agenda[0][0] < self._ends:
             self._clock.at, _, what, about = heapq.heappop(self._agenda)
             happen[what](about)
@@ -159,9 +164,8 @@ class _Course:
         if free:
             turns = self._turns[number]
             claims = claiming.claim(
-                self._tables, slots=free, lease_s=30.0, holder=str(number), standing=turns.standing(),
-                limit=self._limit,
-            )  # fmt: skip
+                self._tables, slots=free, lease_s=30.0, holder=str(number), standing=turns.standing(), limit=self._limit
+            )
             turns.served(claims)
             for claimed in claims:
                 self._ask(number, claimed.item_id)

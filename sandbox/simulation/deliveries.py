@@ -5,12 +5,12 @@ import hashlib
 import random
 from collections.abc import Callable
 
-from runtime.kafka import Outgoing, partition_of
-from sandbox.simulation.installation import PARTITIONS, Installation
+from runtime.kafka.clients import Outgoing, partition_of
+from sandbox.simulation.engine.installation import PARTITIONS, Installation
 from sandbox.simulator.inprocess import UNANSWERED, Sent
-from schemas import codec
-from schemas.records import Webhook
-from streams.times import micros
+from schemas.encoding import codec
+from schemas.log.records import Webhook
+from schemas.times import micros
 
 IDLE_S = 3600.0
 """Longest sleep without a look at what Plaid has to send; a wake-up normally ends it."""

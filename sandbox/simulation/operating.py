@@ -3,16 +3,17 @@
 import random
 from collections.abc import Sequence
 
-from projections.parking import Parked
-from runtime.kafka import Outgoing, partition_of
-from sandbox.simulation.installation import PARTITIONS, Installation, keys_of, user_number
-from sandbox.simulator.bank import Item
-from schemas import catalogue, changesets, codec, gate
+from projections.gate.quarantine import Parked
+from runtime.kafka.clients import Outgoing, partition_of
+from sandbox.simulation.engine.installation import PARTITIONS, Installation, keys_of, user_number
+from sandbox.simulator.bank.bank import Item
+from schemas.encoding import catalogue, codec
 from schemas.events import APPROVE_REMOVALS, DECISION_MADE, TRANSACTION_EDITED
 from schemas.ids import free_id
-from schemas.records import Cause, Decision, Edit, Head
+from schemas.log import changesets, gate
+from schemas.log.records import Cause, Decision, Edit, Head
+from schemas.times import micros
 from schemas.topics import user_key
-from streams.times import micros
 
 
 class Operator:
@@ -67,10 +68,17 @@ class Operator:
         user = user_number(item.user)
         keys = keys_of(user)
         head = Head(
-            id=free_id(user, f"record-{self._records}"), kind=gate.FREE, type=kind, parent=None, item_id=item.item_id,
-            user=user, at=micros(self._installation.now()), cause=Cause("user"), key_generation=keys.generation,
+            id=free_id(user, f"record-{self._records}"),
+            kind=gate.FREE,
+            type=kind,
+            parent=None,
+            item_id=item.item_id,
+            user=user,
+            at=micros(self._installation.now()),
+            cause=Cause("user"),
+            key_generation=keys.generation,
             counts={name: 1 for name, _, _ in events},
-        )  # fmt: skip
+        )
         value = changesets.seal(head, codec.encode_events(events), keys, nonce=self._rng.randbytes(12))
         self._installation.trace.note(f"{kind} of {item.item_id}")
         for _ in range(times):

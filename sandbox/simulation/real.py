@@ -10,24 +10,24 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import asyncpg
 
-from runtime import breakers, quotas, sync_state
-from runtime.dues import Claimed, Claims, Hint, Lane, Mark, Released
-from runtime.quotas import Limit
-from runtime.reader import Position
+from runtime.kafka.reader import Position
+from runtime.scheduler import breakers, enqueue, quotas
+from runtime.scheduler.quotas import Limit
+from runtime.scheduler.types import Claimed, Claims, Hint, Lane, Mark, Released
 from runtime.settings import Settings
-from runtime.users import Keyring
-from runtime.vault import Vault
-from sandbox.simulation.limits import MemoryLimits
-from sandbox.simulation.loop import VirtualLoop
-from sandbox.simulation.store import Database, MemoryStore, Transaction
-from sandbox.simulation.wire import Wire
-from sandbox.simulation.witness import Witness
-from schemas.changesets import UserKeys
-from streams import transactions
-from streams.following import Followed, ItemHead
+from runtime.users.keys import Keyring
+from runtime.users.vault import Vault
+from sandbox.simulation.engine.lease_monitor import Witness
+from sandbox.simulation.engine.loop import VirtualLoop
+from sandbox.simulation.engine.wire import Wire
+from sandbox.simulation.memory.limits import MemoryLimits
+from sandbox.simulation.memory.store import Database, MemoryStore, Transaction
+from schemas.log.changesets import UserKeys
 from streams.mark_due import READER as MARKER
-from streams.sessions import session
-from streams.store import PostgresStore
+from streams.storage import consumer_transactions
+from streams.storage.heads import Followed, ItemHead
+from streams.storage.session import session
+from streams.storage.store import PostgresStore
 
 ITEMS_A_TICK_MAX = 2_000
 DEAD_LETTERS_MAX = 1_000
@@ -77,9 +77,12 @@ def settings_of(name: str, lease_s: float, limits: Mapping[str, Limit], failures
     """A worker's settings."""
     changes = [f"{endpoint}={limit.item}/{limit.client}" for endpoint, limit in limits.items()]
     return Settings(
-        lease_s=lease_s, instance_id=name, plaid_limits=",".join(["off", *changes]),
-        institution_failures_max=failures_max, dead_letters_max=DEAD_LETTERS_MAX,
-    )  # fmt: skip
+        lease_s=lease_s,
+        instance_id=name,
+        plaid_limits=",".join(["off", *changes]),
+        institution_failures_max=failures_max,
+        dead_letters_max=DEAD_LETTERS_MAX,
+    )
 
 
 class RealStore(MemoryStore):
@@ -151,7 +154,7 @@ class RealStore(MemoryStore):
 
     async def position(self, reader: str, partition: int) -> int:
         """Where a reader stands. Raises: Retry."""
-        found = await self._parts.ask(lambda: transactions.load_positions(self._pool, reader, [partition]))
+        found = await self._parts.ask(lambda: consumer_transactions.load_positions(self._pool, reader, [partition]))
         return found.get(partition, Position(0)).next
 
     async def mark_scheduled(self, *, interval_s: float, recheck_s: float, spread_s: float) -> int:
@@ -159,10 +162,13 @@ class RealStore(MemoryStore):
 
         async def ticked() -> int:
             async with session(self._pool) as connection:
-                return await sync_state.mark_scheduled(
-                    connection, interval_s=interval_s, recheck_s=recheck_s, spread_s=spread_s,
+                return await enqueue.mark_scheduled(
+                    connection,
+                    interval_s=interval_s,
+                    recheck_s=recheck_s,
+                    spread_s=spread_s,
                     items_max=ITEMS_A_TICK_MAX,
-                )  # fmt: skip
+                )
 
         return await self._parts.ask(ticked)
 
@@ -193,7 +199,7 @@ class RealTransaction(Transaction):
 
     async def _placed(self) -> Mapping[int, Position]:
         found = await self._parts.real.do(
-            lambda: transactions.load_positions(self._pool, self._reader, self._partitions)
+            lambda: consumer_transactions.load_positions(self._pool, self._reader, self._partitions)
         )
         return {partition: found.get(partition, Position(0)) for partition in self._partitions}
 
@@ -217,7 +223,7 @@ class RealTransaction(Transaction):
         self._items = sorted(items)
 
         async def read() -> dict[str, ItemHead]:
-            async with transactions.following(self._pool, self._partitions) as begun:
+            async with consumer_transactions.following(self._pool, self._partitions) as begun:
                 return await begun.heads(self._items)
 
         return await self._look(read)
@@ -226,7 +232,7 @@ class RealTransaction(Transaction):
         """Users whose key is destroyed."""
 
         async def read() -> set[int]:
-            async with transactions.following(self._pool, self._partitions) as begun:
+            async with consumer_transactions.following(self._pool, self._partitions) as begun:
                 return await begun.erased(sorted(users))
 
         return await self._look(read)
@@ -245,13 +251,13 @@ class RealTransaction(Transaction):
         self.end()
 
     async def _marked(self) -> None:
-        async with transactions.marking(self._pool, self._partitions) as begun:
+        async with consumer_transactions.marking(self._pool, self._partitions) as begun:
             await begun.new_keys(self._keys)
             await begun.advance(self._moved)
             await begun.mark(self._marks, self._hints)
 
     async def _written(self) -> None:
-        async with transactions.following(self._pool, self._partitions) as begun:
+        async with consumer_transactions.following(self._pool, self._partitions) as begun:
             await begun.heads(self._items)
             await begun.advance(self._moved)
             if self._followed is not None:
@@ -266,7 +272,7 @@ class RealTransaction(Transaction):
 
 
 class RealLimits(MemoryLimits):
-    """The port Limits by the statements of runtime.quotas and runtime.breakers; the waiting is virtual."""
+    """The port Limits by the statements of scheduler.quotas and breakers; the waiting is virtual."""
 
     def __init__(self, parts: Parts, limits: Mapping[str, Limit]) -> None:
         super().__init__(cast(Any, None), parts.database, parts.wire)
@@ -308,9 +314,9 @@ class RealLimits(MemoryLimits):
 async def ask_for(connection: asyncpg.Connection, item_id: str, lane: Lane, *, refresh: bool = False) -> None:
     """Do what the gateway does when a user asks for a sync or an unlink."""
     if lane is Lane.WEBHOOK:
-        await sync_state.request_unlink(connection, item_id)
+        await enqueue.request_unlink(connection, item_id)
     else:
-        await sync_state.mark_manual(connection, item_id, refresh=refresh)
+        await enqueue.mark_manual(connection, item_id, refresh=refresh)
 
 
 _KNOWN_KEYS = "SELECT key FROM tartan.repeats WHERE key = ANY($1::bytea[])"

@@ -6,15 +6,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from runtime.quotas import ACCOUNTS, ITEM, SYNC, Limit
-from runtime.quotas import limits as limits_of
-from sandbox.simulation import checks, loop
+from runtime.scheduler.quotas import ACCOUNTS, ITEM, SYNC, Limit
+from runtime.scheduler.quotas import limits as limits_of
+from sandbox.simulation import checks
 from sandbox.simulation.deliveries import deliver
-from sandbox.simulation.installation import START, Installation
+from sandbox.simulation.engine import loop
+from sandbox.simulation.engine.installation import START, Installation
+from sandbox.simulation.engine.worker import SCHEDULE_S, TICK_S
 from sandbox.simulation.story import Story
 from sandbox.simulation.trace import Trace
-from sandbox.simulation.worker import SCHEDULE_S, TICK_S
-from sandbox.simulator.faults import MUTATION, WIRE
+from sandbox.simulator.control.faults import MUTATION, WIRE
 from sandbox.simulator.options import Options, WebhookRates
 
 HEALING_S = SCHEDULE_S + 10 * TICK_S
@@ -83,10 +84,17 @@ def _options(seed: int, rng: random.Random, is_scheduling: bool) -> Options:
         delay_max_s=rng.choice((20.0, 400.0)),
     )
     return Options(
-        seed=seed, start_at=START, validate_requests=False, rate_limits="production", webhooks=rates,
-        page_split_share=0.6, history_transactions=20, history_days=60, legacy_webhooks=rng.random() < 0.3,
+        seed=seed,
+        start_at=START,
+        validate_requests=False,
+        rate_limits="production",
+        webhooks=rates,
+        page_split_share=0.6,
+        history_transactions=20,
+        history_days=60,
+        legacy_webhooks=rng.random() < 0.3,
         historical_update_delay_s=rng.choice((20.0, 200.0)),
-    )  # fmt: skip
+    )
 
 
 def _limits(rng: random.Random) -> dict[str, Limit]:

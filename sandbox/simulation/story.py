@@ -5,23 +5,30 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from runtime.dues import Lane
+from runtime.scheduler.types import Lane
 from sandbox.simulation.banking import Banking
-from sandbox.simulation.installation import Installation, user_number
-from sandbox.simulation.loop import Process
+from sandbox.simulation.engine.installation import Installation, user_number
+from sandbox.simulation.engine.loop import Process
+from sandbox.simulation.engine.wire import Armed, Blow
+from sandbox.simulation.engine.worker import Worker
 from sandbox.simulation.operating import Operator
-from sandbox.simulation.wire import Armed, Blow
-from sandbox.simulation.worker import Worker
-from sandbox.simulator.bank import Item
-from sandbox.simulator.faults import MUTATION, Fault
+from sandbox.simulator.bank.bank import Item
+from sandbox.simulator.control.faults import MUTATION, Fault
 
 TENANTS = ("ash", "birch", "cedar", "dogwood")
 BANKS = ("ins_109508", "ins_109509", "ins_109511")
 WORKERS = ("w1", "w2", "w3")
 PASSING = (
-    "INTERNAL_SERVER_ERROR", "PLANNED_MAINTENANCE", "INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING",
-    "INSTITUTION_NOT_AVAILABLE", "ITEM_LOGIN_REQUIRED", "ITEM_LOCKED", "INVALID_CREDENTIALS", "PRODUCT_NOT_READY",
-)  # fmt: skip
+    "INTERNAL_SERVER_ERROR",
+    "PLANNED_MAINTENANCE",
+    "INSTITUTION_DOWN",
+    "INSTITUTION_NOT_RESPONDING",
+    "INSTITUTION_NOT_AVAILABLE",
+    "ITEM_LOGIN_REQUIRED",
+    "ITEM_LOCKED",
+    "INVALID_CREDENTIALS",
+    "PRODUCT_NOT_READY",
+)
 """Codes of PLAID.md 1.9 after which an Item goes on by itself."""
 ENDING = ("ITEM_NOT_FOUND", "INVALID_ACCESS_TOKEN", "ITEM_NOT_SUPPORTED", "PRODUCT_NOT_ENABLED")
 """Codes of PLAID.md 1.9 that stop an Item until somebody acts."""
@@ -141,9 +148,12 @@ class Story:
         user = f"user-{self._users}"
         ready = self._rng.random() < 0.6
         item = self._plaid.create_item(
-            user, institution_id=self._rng.choice(BANKS), transactions=self._rng.randint(0, 25), ready=ready,
+            user,
+            institution_id=self._rng.choice(BANKS),
+            transactions=self._rng.randint(0, 25),
+            ready=ready,
             webhook_url="http://tartan.example/webhooks",
-        )  # fmt: skip
+        )
         if not ready:
             self._count("not_ready")
         self.items.append(item)

@@ -23,15 +23,15 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from runtime import plaid_answers
-from runtime.plaid import CATEGORY_VERSION, PAGE_TRANSACTIONS_MAX, PlaidRefused
-from runtime.plaid_answers import AccountsAnswer, ItemAnswer, SyncPage
-from sandbox.simulator.bank import Item
+from runtime.plaid import models
+from runtime.plaid.client import CATEGORY_VERSION, PAGE_TRANSACTIONS_MAX, PlaidRefused
+from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
+from sandbox.simulator.api.dispatcher import Answer, answer
+from sandbox.simulator.api.signing import key_id
+from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.clock import ManualClock
-from sandbox.simulator.delivery import Delivery
-from sandbox.simulator.door import Answer, answer
-from sandbox.simulator.signing import key_id
-from sandbox.simulator.world import World
+from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.webhooks.delivery import Delivery
 from schemas.errors import Quarantine, Retry
 
 PATIENCE_S = 60.0
@@ -112,15 +112,15 @@ class Bank:
             body["cursor"] = cursor
         else:
             options["days_requested"] = self._days_requested
-        return await self._ask("/transactions/sync", body, plaid_answers.sync_page)
+        return await self._ask("/transactions/sync", body, models.sync_page)
 
     async def accounts(self, token: str) -> AccountsAnswer:
         """Ask for the accounts with their cached balances."""
-        return await self._ask("/accounts/get", {"access_token": token}, plaid_answers.accounts)
+        return await self._ask("/accounts/get", {"access_token": token}, models.accounts)
 
     async def item(self, token: str) -> ItemAnswer:
         """Ask for the Item's state and when Plaid last heard of its bank."""
-        return await self._ask("/item/get", {"access_token": token}, plaid_answers.item)
+        return await self._ask("/item/get", {"access_token": token}, models.item)
 
     async def remove(self, token: str) -> None:
         """End the Item at Plaid."""
@@ -218,7 +218,7 @@ class Bank:
 
 def _refused(status: int, body: bytes) -> PlaidRefused | Retry:
     try:
-        refusal = plaid_answers.decode(_Refusal, body)
+        refusal = models.decode(_Refusal, body)
     except (Retry, Quarantine):
         return Retry(f"status {status} and no error of Plaid's")
     return PlaidRefused(
@@ -231,4 +231,4 @@ def _refused(status: int, body: bytes) -> PlaidRefused | Retry:
 
 
 def _reads(shape: type[Read]) -> Callable[[bytes], Read]:
-    return partial(plaid_answers.decode, shape)
+    return partial(models.decode, shape)

@@ -4,7 +4,7 @@ import datetime as dt
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sandbox.simulator.transactions import CategoryVersion
+from sandbox.simulator.bank.transactions import CategoryVersion
 
 RateLimits = Literal["off", "sandbox", "production"]
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from sandbox.simulator.sender import sleep_until
-from sandbox.simulator.world import World
+from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.webhooks.sender import sleep_until
 
 TICK_S = 0.02
 """Shortest pause between two steps of the living bank; a higher rate makes several steps at a tick."""

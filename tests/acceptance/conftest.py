@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.clients import Application, Bank
-from sandbox.cluster import ClusterOptions
-from sandbox.observe import Observer, observing
-from sandbox.postgres import Postgres
-from sandbox.world import World, WorldOptions
+from sandbox.infra.clients import Application, Bank
+from sandbox.infra.cluster import ClusterOptions
+from sandbox.infra.postgres import Postgres
+from sandbox.infra.stack import World, WorldOptions
+from sandbox.observe.observe import Observer, observing
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sandbox.chaos.command import ChaosOptions, run_chaos
+from sandbox.chaos.run_chaos import ChaosOptions, run_chaos
 
 KILLS = 10
 SEED = 7
 """Kills Kafka and Postgres, takes the answer of a COMMIT away, and wakes zombies of three stages."""
 START_S_MAX = 120.0
 STOP_S_MAX = 60.0
-COMMAND = "import cli; from sandbox.chaos.command import *; cli._run(run_chaos(ChaosOptions(kills=8)))"
+COMMAND = (
+    "from cli import main as cli; from sandbox.chaos.run_chaos import *; cli._run(run_chaos(ChaosOptions(kills=8)))"
+)
 
 
 def children() -> set[int]:

@@ -11,9 +11,16 @@ import psutil
 import pytest
 
 WANTED = {
-    "webhooks", "changesets", "transactions", "events_published", "pushes", "webhook_to_row_ms", "webhook_to_push_ms",
-    "digest_equal", "ledger_balanced",
-}  # fmt: skip
+    "webhooks",
+    "changesets",
+    "transactions",
+    "events_published",
+    "pushes",
+    "webhook_to_row_ms",
+    "webhook_to_push_ms",
+    "digest_equal",
+    "ledger_balanced",
+}
 START_S_MAX = 120.0
 STOP_S_MAX = 60.0
 

@@ -5,14 +5,20 @@ import time
 
 import pytest
 
-from projections import digests
+from projections.verify import digests
 from runtime.crash_points import CrashPoint
-from sandbox.world import INGEST, PROJECTIONS, STREAMS
+from sandbox.infra.stack import INGEST, PROJECTIONS, STREAMS
 from tests.acceptance.conftest import Running
-from tests.acceptance.published import net_events, read_topics
+from tests.support.acceptance_published import net_events, read_topics
 
-STAGE_OF = {"ingest": INGEST, "mark_due": STREAMS, "fetch_deltas": STREAMS, "follow_heads": STREAMS,
-            "project": PROJECTIONS, "publish": PROJECTIONS}  # fmt: skip
+STAGE_OF = {
+    "ingest": INGEST,
+    "mark_due": STREAMS,
+    "fetch_deltas": STREAMS,
+    "follow_heads": STREAMS,
+    "project": PROJECTIONS,
+    "publish": PROJECTIONS,
+}
 POINTS = [point for point in CrashPoint if point.partition(".")[0] in STAGE_OF]
 """Those of a swap are of an operator's command (test_rebuild.py)."""
 CRASH_S_MAX = 60.0

@@ -6,7 +6,7 @@ import aiohttp
 
 from schemas.topics import CHANGESETS, DEAD_LETTERS, WEBHOOKS
 from tests.acceptance.conftest import Running
-from tests.acceptance.topics import whole
+from tests.support.acceptance_topics import whole
 
 QUIET_S_MAX = 120.0
 MARKER_LENGTH_MIN = 6

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.chaos.rebuild import RebuildOptions, run_rebuild
-from sandbox.cluster import ClusterOptions
-from sandbox.world import WorldOptions
+from sandbox.chaos.rebuild.scenario import RebuildOptions, run_rebuild
+from sandbox.infra.cluster import ClusterOptions
+from sandbox.infra.stack import WorldOptions
 
 TRANSACTIONS, KILLS = 50_000, 3
 CHANGESETS_PER_S, READS_PER_S = 40.0, 40.0
@@ -24,9 +24,14 @@ async def test_three_kills_of_a_rebuild_under_writes_and_reads_are_noticed_by_no
         cluster=ClusterOptions(kafka_address=kafka_address, postgres_dsn=database),
     )
     options = RebuildOptions(
-        transactions=TRANSACTIONS, kills=KILLS, changesets_per_s=CHANGESETS_PER_S, reads_per_s=READS_PER_S, seed=7,
-        as_json=True, world=world,
-    )  # fmt: skip
+        transactions=TRANSACTIONS,
+        kills=KILLS,
+        changesets_per_s=CHANGESETS_PER_S,
+        reads_per_s=READS_PER_S,
+        seed=7,
+        as_json=True,
+        world=world,
+    )
 
     code = await run_rebuild(options)
 

@@ -88,7 +88,11 @@ def reconcile(running: Running, *words: str) -> tuple[int, list[dict[str, Any]]]
     """The operator's command, as operators run it."""
     dsn = running.observer.settings.postgres_dsn.get_secret_value()
     done = subprocess.run(
-        [sys.executable, "-m", "cli", "reconcile", "--json", *words], env={"TARTAN_POSTGRES_DSN": dsn},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "cli", "reconcile", "--json", *words],
+        env={"TARTAN_POSTGRES_DSN": dsn},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from projections import digests
-from sandbox.clients import Application, Bank
-from sandbox.observe import observing
-from sandbox.world import World, WorldOptions
-from tests.acceptance.published import net_events, read_topics
+from projections.verify import digests
+from sandbox.infra.clients import Application, Bank
+from sandbox.infra.stack import World, WorldOptions
+from sandbox.observe.observe import observing
+from tests.support.acceptance_published import net_events, read_topics
 
 QUIET_S_MAX = 180.0
 AWAY_S = 3.0

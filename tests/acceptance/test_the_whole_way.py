@@ -10,12 +10,12 @@ from typing import Any
 import aiohttp
 import fastavro
 
-from projections import digests
-from schemas import catalogue
+from projections.verify import digests
+from schemas.encoding import catalogue
 from schemas.topics import TRANSACTIONS
 from tests.acceptance.conftest import Running
-from tests.acceptance.published import net_events, read_topics
-from tests.acceptance.topics import whole
+from tests.support.acceptance_published import net_events, read_topics
+from tests.support.acceptance_topics import whole
 
 QUIET_S_MAX = 60.0
 WAIT_S_MAX = 30.0
@@ -66,10 +66,13 @@ async def told_by_bank(running: Running, item_id: str) -> dict[str, tuple[Any, .
     [item] = [item for item in await running.bank.truth() if item["item_id"] == item_id]
     return {
         row["transaction_id"]: (
-            row["amount"], row["iso_currency_code"] or row["unofficial_currency_code"], row["date"], row["pending"]
+            row["amount"],
+            row["iso_currency_code"] or row["unofficial_currency_code"],
+            row["date"],
+            row["pending"],
         )
         for row in item["transactions"]
-    }  # fmt: skip
+    }
 
 
 async def test_a_stranger_reads_the_public_topic_with_fastavro_alone(running: Running) -> None:
@@ -114,8 +117,11 @@ async def test_a_browser_gets_a_snapshot_and_then_each_change_once(running: Runn
     positions = [message["position"] for message in messages]
     assert len(set(positions)) == len(positions)
     assert {message["event"] for message in messages} <= {
-        "transaction.added", "transaction.modified", "transaction.removed", "balance.updated",
-    }  # fmt: skip
+        "transaction.added",
+        "transaction.modified",
+        "transaction.removed",
+        "balance.updated",
+    }
     assert all({"event", "data", "timestamp"} <= message.keys() for message in messages)
 
 
@@ -131,8 +137,12 @@ async def test_a_lost_login_stops_the_item_and_a_repaired_one_catches_up(running
 
     async with running.observer.pool.acquire() as connected:
         assert await digests.state_digest(connected) == await running.bank.digest()
-    kinds = [kind for (_, topic), events in (await read_topics(running.observer)).items() if topic == "items"
-             for _, kind in events]  # fmt: skip
+    kinds = [
+        kind
+        for (_, topic), events in (await read_topics(running.observer)).items()
+        if topic == "items"
+        for _, kind in events
+    ]
     assert sorted(kinds) == ["item.linked", "item.state_changed", "item.state_changed"]
 
 

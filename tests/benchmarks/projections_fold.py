@@ -11,14 +11,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from projections import admission, reading, records, rows
-from projections.admission import Gatekeeper, Owners
-from projections.fold import fold
-from projections.records import Outbound
-from projections.state import WorkingSet
-from sandbox.bench_log import PER_CHANGESET, transactions
-from schemas import changesets, codec
-from tests.projections_log import Log, added, keys_of, modified
+from projections.decode import changeset
+from projections.fold.fold import fold
+from projections.gate import check
+from projections.gate.check import Gatekeeper, Owners
+from projections.model.unit_of_work import WorkingSet
+from projections.publish import kafka_records
+from projections.publish.kafka_records import Outbound
+from projections.store import rows
+from sandbox.bench.log import PER_CHANGESET, transactions
+from schemas.encoding import codec
+from schemas.log import changesets
+from tests.support.projections_log import Log, added, keys_of, modified
 
 
 class Bench:
@@ -31,10 +35,10 @@ class Bench:
         log.link("item")
         for begin in range(0, count, PER_CHANGESET):
             log.sync("item", *added(*self.said[begin : begin + PER_CHANGESET]))
-        self.opened = [admission.opened(record) for record in log.records]
+        self.opened = [check.opened(record) for record in log.records]
         self.blocks = [changesets.unseal(record.envelope, keys_of(1)) for record in self.opened]
 
-    def admit(self) -> list[admission.Admitted]:
+    def admit(self) -> list[check.Admitted]:
         """Gate, unseal, read."""
         owners = Owners({1: keys_of(1)}, {1: ("tenant", "user")})
         keeper = Gatekeeper(items={}, parked={}, known_ids=set(), owners=owners, poisoned={})
@@ -66,13 +70,13 @@ def main(count: int, rounds: int = 10) -> None:
     parts: dict[str, Callable[[], Any]] = {
         "unseal": unseal,
         "walk events": lambda: [list(codec.decode_events(block)) for block in bench.blocks],
-        "read (with walk)": lambda: reading.read(bench.blocks),
+        "read (with walk)": lambda: changeset.read(bench.blocks),
         "admit (gate, unseal, read)": bench.admit,
         "admit and fold": bench.folded,
         "transactions for COPY": lambda: list(rows.transactions_copied(working.new)),
         "transfers for COPY": lambda: list(rows.transfers_copied(working.book.transfers)),
         "changesets (zstd, digest)": lambda: [rows.changeset_values(folded) for folded in working.folded],
-        "records for Kafka": lambda: records.records(outbound),
+        "records for Kafka": lambda: kafka_records.records(outbound),
     }
     spent = {name: _best(work, rounds) / count * 1e6 for name, work in parts.items()}
     for name, each in spent.items():
@@ -86,7 +90,7 @@ def _unchanged(bench: Bench, rounds: int) -> float:
     """What a modified transaction costs that says nothing new."""
     working = bench.folded()
     item = working.items.get("item") or next(row for row in working.changed_items.values())
-    said = reading.read([codec.encode_events(modified(*bench.said))])
+    said = changeset.read([codec.encode_events(modified(*bench.said))])
     record = bench.admit()[-1]
     return _best(lambda: fold(working, item, record.opened.head, record.place, said), rounds) / bench.count * 1e6
 

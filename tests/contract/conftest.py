@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from tests.contract.scheduler_sides import Side, memory, postgres
+from tests.support.scheduler_sides import Side, memory, postgres
 
 
 @pytest.fixture

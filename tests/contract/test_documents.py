@@ -9,13 +9,13 @@ import pytest
 import typer
 from jsonschema import Draft7Validator
 
-import cli
+from cli import main as cli
 from gateway.routes import ROUTES
-from runtime.incidents import KINDS
-from schemas import asyncapi
-from schemas.reference import filled
+from runtime.incidents.incidents import KINDS
+from schemas.contract import asyncapi
+from schemas.contract.reference import filled
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 ASYNCAPI = Draft7Validator(json.loads((ROOT / "tests" / "golden" / "asyncapi-3.0.0.json").read_text("utf-8")))
 """The specification's own schema: @asyncapi/specs 6.11.1, schemas/3.0.0-without-$id.json, Apache-2.0, white space
 removed. Source: https://github.com/asyncapi/spec-json-schemas."""
@@ -66,8 +66,11 @@ def test_the_endpoints_that_a_page_names_exist(page: Path) -> None:
 
 def test_operations_names_every_command_of_an_operator() -> None:
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    operate = [one.name for one in (*cli.app.registered_commands, *cli.app.registered_groups)
-               if one.rich_help_panel == cli.OPERATE]  # fmt: skip
+    operate = [
+        one.name
+        for one in (*cli.app.registered_commands, *cli.app.registered_groups)
+        if one.rich_help_panel == cli.OPERATE
+    ]
 
     assert operate
     assert [name for name in operate if f"`tartan {name}" not in page and f" tartan {name} " not in page] == []

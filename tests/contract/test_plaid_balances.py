@@ -13,13 +13,13 @@ from plaid.model.accounts_get_response import AccountsGetResponse
 from plaid.model_utils import validate_and_convert_types
 from pydantic import SecretStr
 
-from runtime import plaid as client
-from runtime.plaid import OLDEST_BALANCE, Plaid, PlaidRefused
+from runtime.plaid import client
+from runtime.plaid.client import OLDEST_BALANCE, Plaid, PlaidRefused
 from runtime.settings import Settings
-from sandbox.simulator import troubles
-from sandbox.simulator.bank import Item
+from sandbox.simulator.api.server import Running, running
+from sandbox.simulator.bank.bank import Item
+from sandbox.simulator.control import failure_modes
 from sandbox.simulator.options import Options
-from sandbox.simulator.server import Running, running
 
 DATED = "ins_900004"
 NOW = dt.datetime.now(dt.UTC)
@@ -34,10 +34,14 @@ async def simulator() -> AsyncIterator[Running]:
 @pytest.fixture
 async def plaid(simulator: Running) -> AsyncIterator[Plaid]:
     options = simulator.world.options
-    made = Plaid(Settings(
-        plaid_url=simulator.url, plaid_client_id=options.client_id, plaid_secret=SecretStr(options.secret),
-        plaid_timeout_s=2.0,
-    ))  # fmt: skip
+    made = Plaid(
+        Settings(
+            plaid_url=simulator.url,
+            plaid_client_id=options.client_id,
+            plaid_secret=SecretStr(options.secret),
+            plaid_timeout_s=2.0,
+        )
+    )
     yield made
     await made.close()
 
@@ -51,7 +55,7 @@ async def test_balances_are_exact_and_those_that_plaids_own_models_read(
 ) -> None:
     item = item_of(simulator)
     account_id = next(iter(item.accounts))
-    troubles.drift(item, account_id, Decimal("0.0000001"))
+    failure_modes.drift(item, account_id, Decimal("0.0000001"))
     bodies: list[bytes] = []
     read = client.plaid_answers.accounts
     monkeypatch.setattr(client.plaid_answers, "accounts", lambda body: bodies.append(body) or read(body))
@@ -63,7 +67,7 @@ async def test_balances_are_exact_and_those_that_plaids_own_models_read(
     assert Decimal(said[account_id].current or "") == item.accounts[account_id].current
     modelled = validate_and_convert_types(
         json.loads(bodies[0]), (AccountsGetResponse,), ["received"], True, True, Configuration()
-    )  # fmt: skip
+    )
     assert modelled.request_id == answer.request_id
     for account in modelled.accounts:
         mine = said[account.account_id]

@@ -11,32 +11,57 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from runtime import plaid_answers
-from runtime.plaid import Plaid, PlaidRefused
+from runtime.plaid import models
+from runtime.plaid.client import Plaid, PlaidRefused
 from runtime.settings import Settings
 from schemas.errors import Halt, Quarantine, Retry
 
 Answer = Callable[[str, dict[str, Any]], tuple[int, bytes]]
 
 TRANSACTION = {
-    "transaction_id": "t1", "account_id": "a1", "amount": 12.3400001, "date": "2026-01-02", "pending": False,
-    "iso_currency_code": "USD", "unofficial_currency_code": None, "category": None, "category_id": None,
-    "location": {"city": "Kyōto", "lat": 1.50}, "counterparties": [{"name": "Ä", "new_here": [1.10]}],
-    "payment_meta": None, "name": "COFFEE", "personal_finance_category": {
-        "primary": "FOOD", "detailed": "FOOD_COFFEE", "confidence_level": "LOW", "version": "v2"},
-}  # fmt: skip
+    "transaction_id": "t1",
+    "account_id": "a1",
+    "amount": 12.3400001,
+    "date": "2026-01-02",
+    "pending": False,
+    "iso_currency_code": "USD",
+    "unofficial_currency_code": None,
+    "category": None,
+    "category_id": None,
+    "location": {"city": "Kyōto", "lat": 1.50},
+    "counterparties": [{"name": "Ä", "new_here": [1.10]}],
+    "payment_meta": None,
+    "name": "COFFEE",
+    "personal_finance_category": {
+        "primary": "FOOD",
+        "detailed": "FOOD_COFFEE",
+        "confidence_level": "LOW",
+        "version": "v2",
+    },
+}
 ACCOUNT = {
-    "account_id": "a1", "type": "depository", "name": "Checking", "mask": "0000", "apy": 0.50, "subtype": None,
+    "account_id": "a1",
+    "type": "depository",
+    "name": "Checking",
+    "mask": "0000",
+    "apy": 0.50,
+    "subtype": None,
     "balances": {"current": 100.10, "available": None, "limit": None, "iso_currency_code": "USD", "held": 3.30},
-}  # fmt: skip
+}
 
 
 def page(**fields: Any) -> bytes:
     """An answer of /transactions/sync with these fields."""
     answer = {
-        "added": [], "modified": [], "removed": [], "accounts": [], "next_cursor": "c1", "has_more": False,
-        "transactions_update_status": "HISTORICAL_UPDATE_COMPLETE", "request_id": "r1",
-    }  # fmt: skip
+        "added": [],
+        "modified": [],
+        "removed": [],
+        "accounts": [],
+        "next_cursor": "c1",
+        "has_more": False,
+        "transactions_update_status": "HISTORICAL_UPDATE_COMPLETE",
+        "request_id": "r1",
+    }
     return json.dumps(answer | fields).encode()
 
 
@@ -85,13 +110,15 @@ async def test_a_sync_asks_for_full_pages_with_all_that_the_log_wants() -> None:
     assert first["headers"]["Plaid-Version"] == "2020-09-14"
     assert (first["access_token"], first["count"], "cursor" in first) == ("token", 500, False)
     assert first["options"] == {
-        "include_original_description": True, "personal_finance_category_version": "v2", "days_requested": 365,
-    }  # fmt: skip
+        "include_original_description": True,
+        "personal_finance_category_version": "v2",
+        "days_requested": 365,
+    }
     assert (second["cursor"], second["count"], "days_requested" in second["options"]) == ("c0", 7, False)
 
 
 def test_a_page_keeps_amounts_exact_and_nested_json_as_it_came() -> None:
-    found = plaid_answers.sync_page(page(added=[TRANSACTION], removed=[{"transaction_id": "t0", "account_id": "a1"}]))
+    found = models.sync_page(page(added=[TRANSACTION], removed=[{"transaction_id": "t0", "account_id": "a1"}]))
 
     [transaction] = found.added
     assert transaction.amount == "12.3400001"
@@ -105,19 +132,24 @@ def test_a_page_keeps_amounts_exact_and_nested_json_as_it_came() -> None:
 
 def test_every_field_without_a_name_lands_in_extra() -> None:
     changed = TRANSACTION | {
-        "zeta": {"deep": [1.10, None]}, "nothing": None, "category": ["Food", "Coffee"], "running_balance": 10.10,
+        "zeta": {"deep": [1.10, None]},
+        "nothing": None,
+        "category": ["Food", "Coffee"],
+        "running_balance": 10.10,
         "personal_finance_category": {"primary": "FOOD", "detailed": "X", "grade": "A"},
-    }  # fmt: skip
+    }
 
-    found = plaid_answers.sync_page(page(added=[TRANSACTION], modified=[changed]))
+    found = models.sync_page(page(added=[TRANSACTION], modified=[changed]))
 
     [transaction] = found.modified
     assert transaction.extra_json is not None
     assert '"running_balance":10.1' in transaction.extra_json.replace(" ", "")
     assert json.loads(transaction.extra_json) == {
-        "zeta": {"deep": [1.10, None]}, "category": ["Food", "Coffee"], "running_balance": 10.10,
+        "zeta": {"deep": [1.10, None]},
+        "category": ["Food", "Coffee"],
+        "running_balance": 10.10,
         "personal_finance_category": {"grade": "A"},
-    }  # fmt: skip
+    }
     assert transaction.category_detailed == "X"
     assert found.added[0].extra_json is None
 
@@ -125,8 +157,8 @@ def test_every_field_without_a_name_lands_in_extra() -> None:
 def test_the_deprecated_category_gives_the_same_extra_on_both_ways() -> None:
     old = TRANSACTION | {"category": ["Food"], "category_id": "1"}
 
-    fast = plaid_answers.sync_page(page(added=[old])).added[0]
-    tolerant = plaid_answers.sync_page(page(added=[old, TRANSACTION | {"unknown": 1}])).added[0]
+    fast = models.sync_page(page(added=[old])).added[0]
+    tolerant = models.sync_page(page(added=[old, TRANSACTION | {"unknown": 1}])).added[0]
 
     assert json.loads(fast.extra_json or "") == {"category": ["Food"], "category_id": "1"}
     assert json.loads(tolerant.extra_json or "") == json.loads(fast.extra_json or "")
@@ -134,7 +166,7 @@ def test_the_deprecated_category_gives_the_same_extra_on_both_ways() -> None:
 
 
 def test_an_account_keeps_exact_balances_and_unknown_fields() -> None:
-    [account] = plaid_answers.accounts(json.dumps({"accounts": [ACCOUNT]}).encode()).accounts
+    [account] = models.accounts(json.dumps({"accounts": [ACCOUNT]}).encode()).accounts
 
     assert (account.current, account.available, account.iso_currency_code) == ("100.1", None, "USD")
     assert json.loads(account.extra_json or "") == {"apy": 0.50, "balances": {"held": 3.30}}
@@ -142,20 +174,23 @@ def test_an_account_keeps_exact_balances_and_unknown_fields() -> None:
 
 def test_a_page_without_a_required_field_is_quarantined_and_one_that_is_no_json_retried() -> None:
     with pytest.raises(Quarantine, match="next_cursor"):
-        plaid_answers.sync_page(b'{"added": []}')
+        models.sync_page(b'{"added": []}')
     with pytest.raises(Quarantine):
-        plaid_answers.sync_page(page(added=[TRANSACTION | {"amount": None}]))
+        models.sync_page(page(added=[TRANSACTION | {"amount": None}]))
     with pytest.raises(Retry):
-        plaid_answers.sync_page(b"<html>")
+        models.sync_page(b"<html>")
     with pytest.raises(Retry):
-        plaid_answers.sync_page(b"\xff\xfe")
+        models.sync_page(b"\xff\xfe")
 
 
 async def test_a_refusal_carries_codes_and_neither_message_nor_token() -> None:
     refusal = {
-        "error_type": "ITEM_ERROR", "error_code": "ITEM_LOGIN_REQUIRED", "error_message": "private words",
-        "request_id": "r9", "error_code_reason": "OAUTH_USER_REVOKED",
-    }  # fmt: skip
+        "error_type": "ITEM_ERROR",
+        "error_code": "ITEM_LOGIN_REQUIRED",
+        "error_message": "private words",
+        "request_id": "r9",
+        "error_code_reason": "OAUTH_USER_REVOKED",
+    }
 
     async with plaid(lambda *_: (400, json.dumps(refusal).encode())) as client:
         with pytest.raises(PlaidRefused) as caught:
@@ -163,8 +198,11 @@ async def test_a_refusal_carries_codes_and_neither_message_nor_token() -> None:
 
     error = caught.value
     assert (error.error_code, error.status, error.request_id, error.reason) == (
-        "ITEM_LOGIN_REQUIRED", 400, "r9", "OAUTH_USER_REVOKED",
-    )  # fmt: skip
+        "ITEM_LOGIN_REQUIRED",
+        400,
+        "r9",
+        "OAUTH_USER_REVOKED",
+    )
     assert "private" not in repr(error) + str(error)
     assert "access-secret" not in repr(error) + str(error)
 
@@ -199,14 +237,19 @@ async def test_the_other_calls_read_what_they_need() -> None:
         "/link/token/create": {"link_token": "lt", "expiration": "soon"},
         "/sandbox/public_token/create": {"public_token": "pt"},
         "/institutions/get_by_id": {"institution": {"institution_id": "ins_1", "name": "Bank"}},
-        "/item/webhook/update": {}, "/transactions/refresh": {}, "/item/remove": {},
-    }  # fmt: skip
+        "/item/webhook/update": {},
+        "/transactions/refresh": {},
+        "/item/remove": {},
+    }
 
     async with plaid(lambda path, _: (200, json.dumps(answers[path]).encode())) as client:
         item = await client.item("t")
         assert (item.item_id, item.error_code, item.last_successful_update, item.last_webhook_code) == (
-            "i", "ITEM_LOGIN_REQUIRED", "x", "y",
-        )  # fmt: skip
+            "i",
+            "ITEM_LOGIN_REQUIRED",
+            "x",
+            "y",
+        )
         assert (await client.exchange("pt")).access_token == "at"
         assert json.loads(await client.verification_key("k")) == {"alg": "ES256", "kid": "k", "new": 1}
         assert (await client.link_token("u", access_token="at", account_selection=True)).link_token == "lt"

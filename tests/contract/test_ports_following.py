@@ -6,20 +6,26 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from runtime.dues import KnownHead, Released
-from runtime.reader import Position
-from streams.following import Followed, ItemHead
-from tests.contract.scheduler_sides import LEASE_S, START, USER, Side, memory, postgres
+from runtime.kafka.reader import Position
+from runtime.scheduler.types import KnownHead, Released
+from streams.storage.heads import Followed, ItemHead
+from tests.support.scheduler_sides import LEASE_S, START, USER, Side, memory, postgres
 
 BATCHES = 40
 
 
 def head(number: int, *, hints_until: int | None = None) -> ItemHead:
     known = KnownHead(
-        id=number.to_bytes(16, "big"), offset=number, at=START + timedelta(seconds=number), unlinked=False,
-        cursor=f"cursor-{number}", state="healthy", code=None, history_status=None,
+        id=number.to_bytes(16, "big"),
+        offset=number,
+        at=START + timedelta(seconds=number),
+        unlinked=False,
+        cursor=f"cursor-{number}",
+        state="healthy",
+        code=None,
+        history_status=None,
         fingerprints={"account": bytes([number % 256])},
-    )  # fmt: skip
+    )
     return ItemHead(USER, 0, known, hints_until)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-import sandbox.simulation.limits
-import streams.postgres_limits
-from runtime.breakers import OPEN_S, PROBE_S, SPREAD_S
-from runtime.dues import Released
+import sandbox.simulation.memory.limits
+import streams.limits.postgres_limits
+from runtime.scheduler.breakers import OPEN_S, PROBE_S, SPREAD_S
+from runtime.scheduler.types import Released
 from schemas.errors import Retry
-from tests.contract.scheduler_sides import Clock, Side, memory, postgres
+from tests.support.scheduler_sides import Clock, Side, memory, postgres
 
 SYNC, ACCOUNTS = "transactions/sync", "accounts/get"
 DOWN = "INSTITUTION_DOWN"
@@ -39,7 +39,7 @@ class Waiting:
 
 
 def waits_by_clocks(patch: pytest.MonkeyPatch, *sides: Side) -> None:
-    for module, side in zip((sandbox.simulation.limits, streams.postgres_limits), sides, strict=True):
+    for module, side in zip((sandbox.simulation.memory.limits, streams.limits.postgres_limits), sides, strict=True):
         patch.setattr(module, "asyncio", Waiting(side.clock))
 
 

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from runtime import topics
-from runtime.kafka import Appender, InDoubt, LogEnds
+from runtime.kafka import topics
+from runtime.kafka.clients import Appender, InDoubt, LogEnds
 from runtime.settings import Settings
-from sandbox.simulation.kafka import Broker, Client
-from sandbox.simulation.loop import Process, run
-from sandbox.simulation.wire import Hazards, Wire
+from sandbox.simulation.engine.kafka import Broker, Client
+from sandbox.simulation.engine.loop import Process, run
+from sandbox.simulation.engine.wire import Hazards, Wire
 from schemas.errors import Retry
 from schemas.topics import CHANGESETS, full_name
 from streams.app import ChangesetLog

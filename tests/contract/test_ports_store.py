@@ -6,10 +6,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from runtime.dues import Claimed, Hint, Lane, Mark, Released
-from runtime.reader import Position
-from schemas.records import Cause
-from tests.contract.scheduler_sides import LEASE_S, Side, memory, postgres
+from runtime.kafka.reader import Position
+from runtime.scheduler.types import Claimed, Hint, Lane, Mark, Released
+from schemas.log.records import Cause
+from tests.support.scheduler_sides import LEASE_S, Side, memory, postgres
 
 DONE = Released(outcome="unchanged", done=True, synced=True)
 STEPS = 70
@@ -197,15 +197,30 @@ async def _act(
     return await side.store.release(
         claimed,
         Released(
-            outcome="unchanged", done=share < 0.7, synced=share < 0.7, due_in_s=due_in_s, not_before_s=not_before_s,
-            attempts=int(share * 3), accounts_read=share < 0.3, wait_offset=step if share < 0.4 else None,
+            outcome="unchanged",
+            done=share < 0.7,
+            synced=share < 0.7,
+            due_in_s=due_in_s,
+            not_before_s=not_before_s,
+            attempts=int(share * 3),
+            accounts_read=share < 0.3,
+            wait_offset=step if share < 0.4 else None,
         ),
-    )  # fmt: skip
+    )
 
 
 def _shown(claimed: Claimed) -> tuple[object, ...]:
     return (
-        claimed.item_id, claimed.tenant, claimed.generation, claimed.lane, claimed.expired, claimed.cause,
-        claimed.unlink_requested, claimed.accounts_wanted, claimed.accounts_at, claimed.attempts, claimed.hints,
+        claimed.item_id,
+        claimed.tenant,
+        claimed.generation,
+        claimed.lane,
+        claimed.expired,
+        claimed.cause,
+        claimed.unlink_requested,
+        claimed.accounts_wanted,
+        claimed.accounts_at,
+        claimed.attempts,
+        claimed.hints,
         claimed.bank_failing,
-    )  # fmt: skip
+    )

@@ -10,13 +10,14 @@ from aiohttp import encode_basic_auth
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from typer.testing import CliRunner
 
-import cli
-from runtime import registration
-from runtime.registry import Registry
+from cli import main as cli
+from runtime.kafka import registration
+from runtime.kafka.registry_client import Registry
 from runtime.settings import Settings
-from schemas import catalogue, subjects
+from schemas.contract import subjects
+from schemas.encoding import catalogue
 from schemas.errors import Halt, Retry
-from tests.confluent_registry import ConfluentRegistry, running
+from tests.support.confluent_registry import ConfluentRegistry, running
 
 TRANSACTIONS, ITEMS = "tartan.transactions-value", "tartan.items-value"
 

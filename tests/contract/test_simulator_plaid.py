@@ -40,14 +40,14 @@ from plaid.model.webhook_type import WebhookType
 from plaid.model.webhook_verification_key_get_request import WebhookVerificationKeyGetRequest
 from plaid.model_utils import validate_and_convert_types
 
-from sandbox.simulator.bank import Item
+from sandbox.simulator.api.plaid_errors import KINDS
+from sandbox.simulator.api.server import Running, running
+from sandbox.simulator.bank.bank import Item
+from sandbox.simulator.bank.institutions import INSTITUTIONS
+from sandbox.simulator.bank.truth import truth_of
 from sandbox.simulator.clock import ManualClock
-from sandbox.simulator.faults import Fault
-from sandbox.simulator.institutions import INSTITUTIONS
+from sandbox.simulator.control.faults import Fault
 from sandbox.simulator.options import Options
-from sandbox.simulator.plaid_errors import KINDS
-from sandbox.simulator.server import Running, running
-from sandbox.simulator.truth import truth_of
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 PRODUCTS = [Products("transactions")]

@@ -14,8 +14,8 @@ from aiohttp import web
 from joserfc import jws
 from joserfc.jwk import ECKey
 
+from sandbox.simulator.api.server import Running, running
 from sandbox.simulator.options import Options
-from sandbox.simulator.server import Running, running
 
 KEYS = {"client_id": "simulated-client", "secret": "simulated-secret"}
 WAIT_S = 5.0
@@ -236,11 +236,14 @@ async def test_keys_are_taken_from_the_body_or_the_headers(inbox: Inbox) -> None
         ("/transactions/sync", {"access_token": "TOKEN", "options": {"account_id": "no"}}, "INVALID_ACCOUNT_ID"),
         ("/accounts/get", {"access_token": "TOKEN", "options": {"account_ids": ["no"]}}, "INVALID_ACCOUNT_ID"),
         ("/item/public_token/exchange", {"public_token": "public-sandbox-0"}, "INVALID_PUBLIC_TOKEN"),
-        ("/sandbox/public_token/create", {"institution_id": "no", "initial_products": ["transactions"]},
-         "INVALID_INSTITUTION"),
+        (
+            "/sandbox/public_token/create",
+            {"institution_id": "no", "initial_products": ["transactions"]},
+            "INVALID_INSTITUTION",
+        ),
         ("/no/such/endpoint", {}, "NOT_FOUND"),
     ],
-)  # fmt: skip
+)
 async def test_what_plaid_python_could_not_send_is_refused(
     inbox: Inbox, path: str, body: dict[str, Any], code: str
 ) -> None:
@@ -255,10 +258,7 @@ async def test_what_plaid_python_could_not_send_is_refused(
 
 
 async def test_a_body_that_is_no_json_is_refused(inbox: Inbox) -> None:
-    async with (
-        simulated(inbox) as (_, caller),
-        caller.session.post(f"{caller.url}/item/get", data=b"{") as response,
-    ):
+    async with simulated(inbox) as (_, caller), caller.session.post(f"{caller.url}/item/get", data=b"{") as response:
         assert (await response.json())["error_code"] == "INVALID_BODY"
 
 

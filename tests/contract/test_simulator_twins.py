@@ -12,18 +12,19 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from runtime.plaid import Plaid, PlaidRefused
-from runtime.plaid_answers import SyncPage
+from runtime.plaid.client import Plaid, PlaidRefused
+from runtime.plaid.models import SyncPage
 from runtime.settings import Settings
-from sandbox.simulator import door, troubles
-from sandbox.simulator.bank import Item
+from sandbox.simulator.api import dispatcher
+from sandbox.simulator.api.plaid_errors import KINDS
+from sandbox.simulator.api.server import running
+from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.clock import ManualClock
-from sandbox.simulator.faults import SLOW, WIRE, Fault
+from sandbox.simulator.control import failure_modes
+from sandbox.simulator.control.faults import SLOW, WIRE, Fault
 from sandbox.simulator.inprocess import Bank
 from sandbox.simulator.options import Options
-from sandbox.simulator.plaid_errors import KINDS
-from sandbox.simulator.server import running
-from sandbox.simulator.world import World
+from sandbox.simulator.simulated_plaid import World
 from schemas.errors import Retry
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
@@ -60,8 +61,8 @@ async def twins(**options: Any) -> AsyncIterator[tuple[Side, Side]]:
     chosen = Options(**({"rate_limits": "off", "history_transactions": 30, "novelty": 0.3} | options))
     clocks = ManualClock(START), ManualClock(START)
     settings = Settings(
-        plaid_client_id=chosen.client_id, plaid_secret=SecretStr(chosen.secret), plaid_timeout_s=PATIENCE_S,
-    )  # fmt: skip
+        plaid_client_id=chosen.client_id, plaid_secret=SecretStr(chosen.secret), plaid_timeout_s=PATIENCE_S
+    )
     async with running(chosen, clocks[0]) as server:
         world = World(chosen, clocks[1])
         over_http = Plaid(settings.model_copy(update={"plaid_url": server.url}))
@@ -167,7 +168,7 @@ async def test_pages_mutations_and_lost_cursors_are_the_same() -> None:
         again = await both(sides, ASKS["/transactions/sync"])
         assert isinstance(again, SyncPage)
         end = again.next_cursor
-        in_both(sides, lambda side: troubles.refuse_cursors(side.item))
+        in_both(sides, lambda side: failure_modes.refuse_cursors(side.item))
         refused = await both(sides, lambda plaid, item: plaid.sync_page(item.access_token, end))
         restated = await both(sides, ASKS["/transactions/sync"])
 
@@ -203,13 +204,13 @@ async def test_states_of_items_and_banks_are_the_same() -> None:
 
 async def test_the_same_bytes_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Any]] = []
-    answer = door.answer
+    answer = dispatcher.answer
 
-    def noting(world: World, path: str, headers: Any, raw: bytes) -> door.Answer:
+    def noting(world: World, path: str, headers: Any, raw: bytes) -> dispatcher.Answer:
         asked.append((path, json.loads(raw)))
         return answer(world, path, headers, raw)
 
-    monkeypatch.setattr("sandbox.simulator.server.answer", noting)
+    monkeypatch.setattr("sandbox.simulator.api.server.answer", noting)
     monkeypatch.setattr("sandbox.simulator.inprocess.answer", noting)
     async with twins() as sides:
         for ask in (*list(ASKS.values())[:-1], lambda plaid, item: plaid.sync_page(item.access_token, "c", count=7)):

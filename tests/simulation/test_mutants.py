@@ -7,17 +7,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from projections.publish import Committed, Publisher
-from runtime.dues import Claimed, Released
-from sandbox.simulation import command
-from sandbox.simulation.rows import Row
+from projections.publish.publisher import Committed, Publisher
+from runtime.scheduler.types import Claimed, Released
+from sandbox.simulation import run_seeds
+from sandbox.simulation.memory.rows import Row
+from sandbox.simulation.memory.tables import Tables
 from sandbox.simulation.run import simulate
-from sandbox.simulation.tables import Tables
-from schemas import gate
-from schemas.gate import ItemGate, Verdict
-from schemas.records import Cause, Head
-from streams import chain, fetch_deltas, pages, passes
-from streams.changeset import Draft
+from schemas.log import gate
+from schemas.log.gate import ItemGate, Verdict
+from schemas.log.records import Cause, Head
+from streams import fetch_deltas
+from streams.sync import changeset_writer, pages, sync_run
+from streams.sync.changeset import Draft
 
 SEEDS_MAX = 150
 """Seeds within which each defect must show."""
@@ -28,7 +29,7 @@ def _quiet() -> Iterator[None]:
     import structlog
 
     before = structlog.get_config()
-    command.quiet()
+    run_seeds.quiet()
     yield
     structlog.configure(**before)
 
@@ -77,12 +78,12 @@ def removals_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     def folded(found: Any, *, fresh: bool) -> Any:
         return real([page._replace(removed=[]) for page in found], fresh=fresh)
 
-    patch.setattr(passes, "fold", folded)
+    patch.setattr(sync_run, "fold", folded)
 
 
 def cursor_is_kept_although_the_append_is_not(patch: pytest.MonkeyPatch) -> None:
     """The tables know the new cursor before the log has the record."""
-    real = chain.Chain.append
+    real = changeset_writer.Chain.append
 
     async def append(self: Any, draft: Draft) -> None:
         store = self._world.store
@@ -92,7 +93,7 @@ def cursor_is_kept_although_the_append_is_not(patch: pytest.MonkeyPatch) -> None
             store._tables.heads[self._claimed.item_id] = known._replace(head=head)
         await real(self, draft)
 
-    patch.setattr(chain.Chain, "append", append)
+    patch.setattr(changeset_writer.Chain, "append", append)
 
 
 def lease_is_believed_for_ever(patch: pytest.MonkeyPatch) -> None:
@@ -100,10 +101,14 @@ def lease_is_believed_for_ever(patch: pytest.MonkeyPatch) -> None:
 
 
 DEFECTS = (
-    gate_accepts_what_is_not_the_heads_child, release_forgets_the_offset_to_wait_for,
-    mark_does_not_raise_the_generation, publisher_raises_its_floor_before_it_sends, removals_are_forgotten,
-    cursor_is_kept_although_the_append_is_not, lease_is_believed_for_ever,
-)  # fmt: skip
+    gate_accepts_what_is_not_the_heads_child,
+    release_forgets_the_offset_to_wait_for,
+    mark_does_not_raise_the_generation,
+    publisher_raises_its_floor_before_it_sends,
+    removals_are_forgotten,
+    cursor_is_kept_although_the_append_is_not,
+    lease_is_believed_for_ever,
+)
 
 
 @pytest.mark.timeout(900)

@@ -5,25 +5,64 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandbox.simulation import command, postgres
-from sandbox.simulation.command import POSTGRES_EVERY, SimulateOptions, run_seeds, run_simulate
+from sandbox.simulation import run_seeds as command
+from sandbox.simulation.engine import postgres
 from sandbox.simulation.run import Outcome, simulate
+from sandbox.simulation.run_seeds import POSTGRES_EVERY, SimulateOptions, run_seeds, run_simulate
 
 SEEDS = int(os.environ.get("TARTAN_SIMULATION_SEEDS", "120"))
 FAULTS = (
-    "account_hidden", "append_in_doubt_later", "append_in_doubt_never", "append_in_doubt_now", "broker_away", "crash",
+    "account_hidden",
+    "append_in_doubt_later",
+    "append_in_doubt_never",
+    "append_in_doubt_now",
+    "broker_away",
+    "crash",
     "cursor_refused",
-    "edit", "follower_lag", "history_unready", "html", "ingest_away", "institution_down",
-    "item_parked", "item_redriven", "login_required", "many_removed", "not_ready",
-    "permission_revoked", "plaid_institution_down", "plaid_internal_server_error", "plaid_invalid_access_token",
-    "plaid_invalid_field", "plaid_item_login_required", "plaid_item_not_found", "plaid_item_not_supported",
-    "plaid_planned_maintenance", "plaid_product_not_ready", "plaid_transactions_sync_limit",
-    "plaid_transactions_sync_mutation_during_pagination", "plaid_user_permission_revoked", "rebalance", "redrive",
-    "refresh_asked", "removals_approved",
-    "repaired_before_told", "reset", "sigstop", "some_returned", "store_answer_lost", "store_away", "timeout",
-    "truncated", "unlink",
-    "update_in_parts", "user_unreadable", "webhook_answer_lost", "webhook_failed", "webhook_late", "webhook_lost",
-)  # fmt: skip
+    "edit",
+    "follower_lag",
+    "history_unready",
+    "html",
+    "ingest_away",
+    "institution_down",
+    "item_parked",
+    "item_redriven",
+    "login_required",
+    "many_removed",
+    "not_ready",
+    "permission_revoked",
+    "plaid_institution_down",
+    "plaid_internal_server_error",
+    "plaid_invalid_access_token",
+    "plaid_invalid_field",
+    "plaid_item_login_required",
+    "plaid_item_not_found",
+    "plaid_item_not_supported",
+    "plaid_planned_maintenance",
+    "plaid_product_not_ready",
+    "plaid_transactions_sync_limit",
+    "plaid_transactions_sync_mutation_during_pagination",
+    "plaid_user_permission_revoked",
+    "rebalance",
+    "redrive",
+    "refresh_asked",
+    "removals_approved",
+    "repaired_before_told",
+    "reset",
+    "sigstop",
+    "some_returned",
+    "store_answer_lost",
+    "store_away",
+    "timeout",
+    "truncated",
+    "unlink",
+    "update_in_parts",
+    "user_unreadable",
+    "webhook_answer_lost",
+    "webhook_failed",
+    "webhook_late",
+    "webhook_lost",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from alembic import op
 from sqlalchemy import MetaData
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from projections import tables
-from runtime import tables as control
+from projections.store import tables
+from runtime.postgres import control_tables as control
 
 revision = "0001"
 down_revision = None

@@ -9,9 +9,9 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
-from projections import tables
-from runtime import tables as control
-from runtime.clock import CLOCK_FUNCTION
+from projections.store import tables
+from runtime.postgres import control_tables as control
+from runtime.postgres.clock import CLOCK_FUNCTION
 
 revision = "0002"
 down_revision = "0001"
@@ -19,13 +19,18 @@ down_revision = "0001"
 _NEW_TABLES = (control.buckets, control.breakers, control.incidents, control.dead_letters)
 _NEW_COLUMNS = {
     control.sync_state: (
-        "refresh_wanted", "history_incomplete", "refreshed_at", "bank_updated_at", "bank_seen_at", "swept_at",
+        "refresh_wanted",
+        "history_incomplete",
+        "refreshed_at",
+        "bank_updated_at",
+        "bank_seen_at",
+        "swept_at",
         "ready_at",
     ),
     tables.items: ("missing_rows", "missing_since"),
     tables.transactions: ("missing_since",),
     tables.changesets: ("redriven_by",),
-}  # fmt: skip
+}
 _NEW_INDEXES = {
     control.sync_state: ("sync_state_ready", "sync_state_sweep", "sync_state_institution"),
     control.sync_attempts: ("sync_attempts_failed", "sync_attempts_unlinked"),

@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
-from projections import tables
+from projections.store import tables
 
 revision = "0003"
 down_revision = "0002"
@@ -16,11 +16,15 @@ _NEW_TABLES = (tables.transaction_versions, tables.account_versions, tables.iden
 _NEW_COLUMNS = {
     tables.items: ("has_twins", "waiting_edits"),
     tables.accounts: (
-        "opened", "opening_transfers", "continues_item", "continues_account", "continued_by_item",
+        "opened",
+        "opening_transfers",
+        "continues_item",
+        "continues_account",
+        "continued_by_item",
         "continued_by_account",
     ),
     tables.transactions: ("legs", "review"),
-}  # fmt: skip
+}
 
 
 def upgrade() -> None:

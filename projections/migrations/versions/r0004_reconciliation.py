@@ -6,8 +6,8 @@ A fresh database has all of it from the first revision: here it is added where i
 from alembic import op
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from projections import tables
-from runtime import tables as control
+from projections.store import tables
+from runtime.postgres import control_tables as control
 
 revision = "0004"
 down_revision = "0003"

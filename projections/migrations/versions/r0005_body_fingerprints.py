@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateColumn
 
-from projections import tables
+from projections.store import tables
 
 revision = "0005"
 down_revision = "0004"

@@ -6,8 +6,8 @@ The first revision creates the control tables as they are today: here they are a
 from alembic import op
 from sqlalchemy.schema import CreateTable
 
-from projections import tables
-from runtime import tables as control
+from projections.store import tables
+from runtime.postgres import control_tables as control
 
 revision = "0006"
 down_revision = "0005"

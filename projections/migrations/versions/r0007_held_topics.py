@@ -6,7 +6,7 @@ A fresh database has the table from the first revision: here it is added where i
 from alembic import op
 from sqlalchemy.schema import CreateTable
 
-from runtime import tables as control
+from runtime.postgres import control_tables as control
 
 revision = "0007"
 down_revision = "0006"

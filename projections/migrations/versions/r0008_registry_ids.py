@@ -6,7 +6,7 @@ The first revision creates the control tables as they are today: here it is adde
 from alembic import op
 from sqlalchemy.schema import CreateTable
 
-from runtime import tables
+from runtime.postgres import control_tables
 
 revision = "0008"
 down_revision = "0007"
@@ -14,4 +14,4 @@ down_revision = "0007"
 
 def upgrade() -> None:
     """Apply this revision."""
-    op.execute(CreateTable(tables.registry_ids, if_not_exists=True))
+    op.execute(CreateTable(control_tables.registry_ids, if_not_exists=True))

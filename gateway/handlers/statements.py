@@ -1,0 +1,32 @@
+"""Statements of a user's ledger: balances at a time, turnover by month."""
+
+import asyncpg
+
+from gateway.handlers.reads import user_of
+from gateway.http.database import snapshot
+from gateway.http.idempotency import Answer
+from gateway.http.requests import Call, ok
+from projections.read import ledger_reports
+
+
+class Statements:
+    """Handlers that add up."""
+
+    def __init__(self, *, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def ledger_balances(self, call: Call) -> Answer:
+        """The balance of each ledger account of a user."""
+        values = call.values
+        async with snapshot(self._pool) as connection:
+            user = await user_of(connection, call)
+            rows = await ledger_reports.balances(connection, user, at=values["at"], known_at=values["known_at"])
+        return ok({"balances": rows})
+
+    async def ledger_turnover(self, call: Call) -> Answer:
+        """What a user spent and received, by month, currency and category."""
+        values = call.values
+        async with snapshot(self._pool) as connection:
+            user = await user_of(connection, call)
+            rows = await ledger_reports.turnover(connection, user, since=values["from"], until=values["to"])
+        return ok({"turnover": rows})

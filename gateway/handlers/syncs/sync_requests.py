@@ -1,0 +1,66 @@
+"""Ids of manual syncs: opaque to clients, signed, and enough to find again what came of them in any process."""
+
+import base64
+import binascii
+import datetime
+import hashlib
+import hmac
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.http.problems import not_found
+from runtime.settings import Settings
+
+REQUEST_CHARS_MAX = 100
+_TAG_BYTES = 12
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+
+_Written = tuple[int, int, bool, int]
+
+
+class SyncRequest(NamedTuple):
+    """What was asked for.
+
+    `generation`: of the mark. `after`: the Item's last attempt before it. `asked_at`: by Postgres' clock.
+    """
+
+    item_id: str
+    generation: int
+    after: int
+    refresh: bool
+    asked_at: datetime.datetime
+
+
+class SyncRequests:
+    """Writes and reads the ids. All gateways have one secret, so each reads what another gave out."""
+
+    def __init__(self, settings: Settings) -> None:
+        secret = settings.stream_secret.get_secret_value().encode()
+        self._key = hmac.digest(secret, b"tartan/sync-request", hashlib.sha256)
+
+    def write(self, request: SyncRequest) -> str:
+        """The id of a request."""
+        at = (request.asked_at - _EPOCH) // _MICROSECOND
+        written: _Written = (request.generation, request.after, request.refresh, at)
+        body = msgspec.msgpack.encode(written)
+        return base64.urlsafe_b64encode(self._tag(request.item_id, body) + body).rstrip(b"=").decode()
+
+    def read(self, item_id: str, text: str) -> SyncRequest:
+        """The request of an Item with this id.
+
+        Raises: Problem 404, where none was given out here for this Item.
+        """
+        try:
+            raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) if len(text) <= REQUEST_CHARS_MAX else b""
+        except (binascii.Error, ValueError):
+            raw = b""
+        tag, body = raw[:_TAG_BYTES], raw[_TAG_BYTES:]
+        if not hmac.compare_digest(tag, self._tag(item_id, body)):
+            raise not_found("sync request")
+        generation, after, refresh, at = msgspec.msgpack.decode(body, type=_Written)
+        return SyncRequest(item_id, generation, after, refresh, _EPOCH + at * _MICROSECOND)
+
+    def _tag(self, item_id: str, body: bytes) -> bytes:
+        return hmac.digest(self._key, item_id.encode() + b"\0" + body, hashlib.sha256)[:_TAG_BYTES]

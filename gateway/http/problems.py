@@ -1,0 +1,150 @@
+"""Answers that say no: problem documents that name the field and the value at fault, never a secret."""
+
+import asyncio
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import asyncpg
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from runtime import logs
+from runtime.plaid.client import PlaidRefused
+from schemas.errors import Quarantine, Retry
+
+CONTENT_TYPE = "application/problem+json"
+UNAVAILABLE_S = 2
+"""`Retry-After` where Postgres or Plaid did not answer: a failover takes some seconds, a lost connection none."""
+
+UNAVAILABLE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.QueryCanceledError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    OSError,
+    TimeoutError,
+)
+"""What says that Postgres is away or late, and nothing about the request. Read-only (25006) is a primary that became a
+standby; rolled back (class 40) is a deadlock or a conflict that another try does not meet again."""
+
+_log = logs.logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One wrong value. `value` None where it is missing or must not be repeated."""
+
+    field: str
+    reason: str
+    value: str | None = None
+
+
+@dataclass(eq=False)
+class Problem(Exception):
+    """A request that is answered with a problem document. Source: RFC 9457."""
+
+    status: HTTPStatus
+    kind: str
+    detail: str | None = None
+    faults: tuple[Fault, ...] = ()
+    headers: dict[str, str] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def response(self) -> web.Response:
+        """The document."""
+        document: dict[str, Any] = {
+            "type": f"urn:tartan:problem:{self.kind}",
+            "title": self.status.phrase,
+            "status": self.status.value,
+            **self.more,
+        }
+        if self.detail:
+            document["detail"] = self.detail
+        if self.faults:
+            document["faults"] = [
+                {"field": fault.field, "reason": fault.reason} | ({"value": fault.value} if fault.value else {})
+                for fault in self.faults
+            ]
+        body = msgspec.json.encode(document)
+        return web.Response(body=body, status=self.status.value, content_type=CONTENT_TYPE, headers=self.headers)
+
+
+def invalid(*faults: Fault) -> Problem:
+    """The request has wrong values."""
+    named = ", ".join(fault.field for fault in faults)
+    return Problem(HTTPStatus.BAD_REQUEST, "invalid_request", f"wrong: {named}", faults)
+
+
+def not_found(what: str) -> Problem:
+    """There is no such thing, or it is another tenant's, which must look the same."""
+    return Problem(HTTPStatus.NOT_FOUND, "not_found", f"there is no such {what}")
+
+
+def unavailable(kind: str, *, wait_s: float = UNAVAILABLE_S) -> Problem:
+    """Something that this answer needs is away."""
+    headers = {"Retry-After": str(max(1, round(wait_s)))}
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, "try again later", headers=headers)
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every refusal and failure into a problem document."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem.response()
+    except web.HTTPException as refusal:
+        return _of_http(refusal).response()
+    except PlaidRefused as refused:
+        return _of_plaid(refused).response()
+    except Retry as error:
+        _log.warning("not answered", path=_route(request), reason=str(error))
+        return unavailable("try_again", wait_s=error.wait_s or UNAVAILABLE_S).response()
+    except UNAVAILABLE as error:
+        _log.warning("not answered", path=_route(request), reason=type(error).__name__)
+        return unavailable("database").response()
+    except Quarantine as error:
+        _log.error("answer of Plaid's not understood", path=_route(request), reason=str(error))
+        return Problem(HTTPStatus.BAD_GATEWAY, "plaid_answer").response()
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the last place before the client: it gets a document, we get the trace
+        _log.error("failed", path=_route(request), kind=type(error).__name__, exc_info=error)
+        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal").response()
+
+
+def _of_http(refusal: web.HTTPException) -> Problem:
+    status = HTTPStatus(refusal.status)
+    if status < HTTPStatus.BAD_REQUEST:
+        raise refusal
+    kept = {name: value for name, value in refusal.headers.items() if name == "Allow"}
+    return Problem(status, status.name.lower(), headers=kept)
+
+
+def plaid_said(refused: PlaidRefused) -> dict[str, Any]:
+    """Plaid's own codes are safe for programs; its messages are not repeated. Source: PLAID.md 1.9."""
+    return {
+        "plaid": {"error_type": refused.error_type, "error_code": refused.error_code, "request_id": refused.request_id}
+    }
+
+
+def _of_plaid(refused: PlaidRefused) -> Problem:
+    more = plaid_said(refused)
+    if refused.error_type == "RATE_LIMIT_EXCEEDED":
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "plaid_busy", headers={"Retry-After": "60"}, more=more)
+    if refused.error_code in ("INVALID_PUBLIC_TOKEN", "INVALID_LINK_TOKEN", "ITEM_NOT_FOUND"):
+        return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "plaid_refused", more=more)
+    return Problem(HTTPStatus.BAD_GATEWAY, "plaid_refused", more=more)
+
+
+def _route(request: web.Request) -> str:
+    """The route's pattern: a path itself holds ids."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else "none"

@@ -1,0 +1,92 @@
+"""What is reported of accounts, against what the same source reported before. Pure.
+
+A sync repeats Plaid's cached balance, which may be a day old, after each real-time one: judged against what is shown
+the two would flap. So a cached report is news only where it differs from the last cached one, and takes the account
+over only then. A real-time one is the bank's word of now, which somebody asked for: it is news where it differs from
+the last real-time one, or from the cached one that is shown.
+
+What is no news may still bring a newer time of the bank's: the words are replaced, and nobody is told.
+"""
+
+from collections.abc import Sequence
+
+from projections.decode.changeset import CACHED, REALTIME, Reported
+from projections.events import public_events
+from projections.events.field_diff import changed_fields
+from projections.events.public_events import Envelope, public_schema
+from projections.model.unit_of_work import AccountRow, AccountVersion, ItemRow, NetEvent, Place, WorkingSet
+from schemas import events
+
+_BANK_TIME = "last_updated_datetime"
+"""When the bank looked: kept, and by itself no news."""
+
+
+def fold_balances(
+    working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Reported], common: Envelope, net: list[NetEvent]
+) -> None:
+    """Apply what a record reports; of several reports about one account and source the last one counts."""
+    last = {(reported.account.account_id, reported.source): reported for reported in said}
+    for (account_id, source), reported in last.items():
+        account = item.accounts.get(account_id) or AccountRow(account_id, item.item_id, place.user)
+        before, schema = _words(account, source)
+        is_news = _is_news(account, reported)
+        if not is_news and source == CACHED and (before, schema) == (reported.words, reported.schema):
+            continue
+        _keep(account, reported, place, is_news=is_news)
+        item.accounts[account_id] = account
+        working.changed_accounts[item.item_id, account_id] = account
+        if is_news:
+            _count(working, account, reported, place)
+            event = public_events.balance_event(common, source, reported.words, before)
+            entity = public_events.balance_entity(account_id, source)
+            net.append(NetEvent(events.BALANCE_UPDATED, public_schema(reported.schema), entity, event))
+
+
+def _words(account: AccountRow, source: str) -> tuple[bytes | None, int]:
+    if source == CACHED:
+        return account.cached_words, account.cached_schema
+    return account.realtime_words, account.realtime_schema
+
+
+def _is_news(account: AccountRow, reported: Reported) -> bool:
+    if _differs(account, reported.source, reported):
+        return True
+    takes_over = reported.source == REALTIME and account.source == CACHED
+    return takes_over and _differs(account, CACHED, reported)
+
+
+def _differs(account: AccountRow, source: str, reported: Reported) -> bool:
+    words, schema = _words(account, source)
+    if words is None:
+        return True
+    return any(name != _BANK_TIME for name in changed_fields(words, schema, reported.words, reported.schema))
+
+
+def _keep(account: AccountRow, reported: Reported, place: Place, *, is_news: bool) -> None:
+    if is_news:
+        account.source = reported.source
+    if reported.source == REALTIME:
+        account.realtime_words, account.realtime_schema = reported.words, reported.schema
+        account.realtime_at = place.known_at
+        return
+    account.cached_words, account.cached_schema = reported.words, reported.schema
+    if is_news:
+        account.cached_at = place.known_at
+
+
+def _count(working: WorkingSet, account: AccountRow, reported: Reported, place: Place) -> None:
+    account.version += 1
+    account.last_changeset, account.known_at = place.offset, place.known_at
+    working.account_versions.append(
+        AccountVersion(
+            account.item_id,
+            account.account_id,
+            account.version,
+            place.user,
+            reported.source,
+            reported.words,
+            reported.schema,
+            place.offset,
+            place.known_at,
+        )
+    )

@@ -1,0 +1,86 @@
+"""A restated history: what it does not name was removed by the bank, or waits for a person's decision. Pure.
+
+Invariant: the marked rows of an Item (`missing_since`) are those that wait for one decision, about the record that the
+Item names in its own `missing_since`; `missing_rows` is their number.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from projections.decode import transaction
+from projections.decode.changeset import Restated
+from projections.model import pg_copy
+from projections.model.unit_of_work import ItemRow, Place, Row, WorkingSet
+
+REMOVALS_ALWAYS_MAX = 10
+"""So many removals need no person, whatever their share: of a young Item's five transactions one is a fifth."""
+
+
+class Conclusion(NamedTuple):
+    """What a restated history says of the rows that were known in its window, in the order of their own ids."""
+
+    missing: list[Row]
+    needs_a_person: bool
+
+
+def known_in(item: ItemRow, history: Restated) -> list[Row]:
+    """The unremoved rows of the history's accounts within its window, as they are before the record."""
+    return [row for row in item.by_id.values() if row.removed_at is None and covers(history, row)]
+
+
+def covers(history: Restated, row: Row, account_id: str | None = None) -> bool:
+    """Whether the history would name a row; `account_id` is what its Item calls the row's account, where not as it."""
+    said = transaction.reader(row.schema)(row.words, 0, len(row.words))
+    if (account_id or said.account.decode()) not in history.account_ids:
+        return False
+    date = pg_copy.read_date(said.date)
+    return (history.since is None or history.since <= date) and (history.until is None or date <= history.until)
+
+
+def concluded(known: Collection[Row], named: Collection[str], history: Restated) -> Conclusion:
+    """What is missing of the known rows once the record's own words are applied.
+
+    `named` are the bank's ids that the record names: a pending transaction that a posted one inherited has its id now.
+    """
+    missing = [row for row in known if row.removed_at is None and row.transaction_id not in named]
+    missing.sort(key=_own_id)
+    too_many = len(missing) * 1000 > history.removals_permille_max * len(known)
+    return Conclusion(missing, len(missing) > REMOVALS_ALWAYS_MAX and too_many)
+
+
+def marked(item: ItemRow) -> list[Row]:
+    """The rows that wait for a decision, in the order of their own ids."""
+    return sorted((row for row in item.by_id.values() if row.missing_since is not None), key=_own_id)
+
+
+def mark(working: WorkingSet, item: ItemRow, missing: Iterable[Row], place: Place, *, known: int) -> None:
+    """Let rows wait for a decision about this record. What waited for one about an earlier record joins them."""
+    rows = {row.own_id: row for row in (*marked(item), *missing)}
+    for row in rows.values():
+        row.missing_since = place.offset
+        _changed(working, row)
+    item.missing_rows, item.missing_since = len(rows), place.changeset
+    working.changed_items[item.item_id] = item
+    working.withheld_removals[item.item_id] = (
+        f"{len(rows)} transactions of {known} are not in the restated history {place.changeset.hex()}"
+    )
+
+
+def unmark(working: WorkingSet, item: ItemRow, row: Row) -> None:
+    """Take a row's mark away: the bank spoke of it, it was removed, or a person decided."""
+    row.missing_since = None
+    _changed(working, row)
+    item.missing_rows -= 1
+    working.changed_items[item.item_id] = item
+    if not item.missing_rows:
+        item.missing_since = None
+        working.withheld_removals[item.item_id] = None
+
+
+def _changed(working: WorkingSet, row: Row) -> None:
+    if not row.is_new:
+        working.changed[row.own_id] = row
+
+
+def _own_id(row: Row) -> bytes:
+    return row.own_id

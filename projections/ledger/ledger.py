@@ -1,0 +1,195 @@
+"""The double-entry ledger: each transaction is one transfer between a bank account and a category, or one for each of
+its parts, by construction in balance. A correction takes transfers back by their reverses and posts others; nothing
+is ever changed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from projections.decode.transaction import Words
+from schemas import money
+from schemas.ids import ledger_account_id
+
+BANK, CATEGORY, EQUITY = "bank", "category", "equity"
+PENDING, POSTED = "pending", "posted"
+
+
+class Meaning(NamedTuple):
+    """What a ledger account stands for. Units: `scale` decimals of all its amounts."""
+
+    user: int
+    kind: str
+    reference: str
+    currency: str
+    scale: int
+
+
+class LedgerAccount(Struct, gc=False):
+    """A ledger account and what a batch adds to its debits and credits, by layer.
+
+    `meaning` is None where only a known transfer names it: then its row exists already. `stored` is what the database
+    has of its posted debits less credits, where the batch may open accounts (fold.opening_balances); else 0.
+    """
+
+    id: bytes
+    meaning: Meaning | None = None
+    pending_debits: int = 0
+    pending_credits: int = 0
+    posted_debits: int = 0
+    posted_credits: int = 0
+    stored: int = 0
+
+    @property
+    def posted(self) -> int:
+        """Its posted balance now, debits less credits; only where `stored` was read."""
+        return self.stored + self.posted_debits - self.posted_credits
+
+
+class Posting(Struct, frozen=True, gc=False):
+    """What the ledger says of a transaction while it lives. `amount_field` and `effective` are as COPY has them."""
+
+    debit: LedgerAccount
+    credit: LedgerAccount
+    amount: int
+    amount_field: bytes
+    currency: str
+    layer: str
+    effective: bytes
+
+    def same_as(self, other: "Posting") -> bool:
+        """Whether both say the same. Accounts stand for currency and category too."""
+        return (
+            self.debit.id == other.debit.id
+            and self.credit.id == other.credit.id
+            and self.amount == other.amount
+            and self.layer == other.layer
+            and self.effective == other.effective
+        )
+
+
+NOTHING: tuple[Posting, ...] = ()
+"""What the ledger says of a transaction that does not count."""
+
+
+class Where(Struct, frozen=True, gc=False):
+    """The changeset that a transfer comes from. Units: `known_at` in microseconds since 1970, UTC."""
+
+    user: int
+    partition: int
+    offset: int
+    known_at: int
+
+
+class Transfer(Struct, frozen=True, gc=False):
+    """A row of `ledger_transfers`."""
+
+    own_id: bytes
+    number: int
+    debit: bytes
+    credit: bytes
+    amount: int
+    amount_field: bytes
+    currency: str
+    layer: str
+    reverses: int | None
+    effective: bytes
+    where: Where
+
+
+class Book:
+    """The ledger accounts that a batch touches, and the transfers that it posts."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[bytes, LedgerAccount] = {}
+        self.transfers: list[Transfer] = []
+        self._sides: dict[tuple[int, bytes, bytes, bytes], tuple[LedgerAccount, LedgerAccount, str]] = {}
+
+    def known(self, account: bytes) -> LedgerAccount:
+        """The account with this id, which a known transfer names."""
+        found = self.accounts.get(account)
+        if found is None:
+            found = self.accounts[account] = LedgerAccount(account)
+        return found
+
+    def account(self, meaning: Meaning) -> LedgerAccount:
+        """The account that stands for this."""
+        account = self.known(ledger_account_id(meaning.user, meaning.kind, meaning.reference, meaning.currency))
+        account.meaning = meaning
+        return account
+
+    def posting(self, user: int, words: Words) -> Posting:
+        """What the ledger has to say of these words: money out is a debit of the category, money in a credit."""
+        key = (user, words.account, words.category, words.currency)
+        bank, category, currency = self._sides.get(key) or self._found(key)
+        amount = words.amount
+        debit, credit = (category, bank) if amount.is_outflow else (bank, category)
+        layer = PENDING if words.is_pending else POSTED
+        return Posting(debit, credit, amount.ledger, amount.ledger_field, currency, layer, words.date)
+
+    def post(self, own_id: bytes, postings: Sequence[Posting], where: Where, transfers: int = 0) -> int:
+        """Post behind the `transfers` that a transaction has, and give their number then."""
+        for posting in postings:
+            transfers += 1
+            self._post(own_id, transfers, posting.debit, posting.credit, posting, None, where)
+        return transfers
+
+    def settle(
+        self, own_id: bytes, transfers: int, before: Sequence[Posting], after: Sequence[Posting], where: Where
+    ) -> int:
+        """Post what leads from some postings to others, and give the number of transfers of the transaction then.
+
+        `transfers` is their number so far: the last ones are `before`, in order.
+        """
+        if len(before) == len(after) and all(map(Posting.same_as, before, after)):
+            return transfers
+        first = transfers - len(before)
+        for number, posting in enumerate(before, first + 1):
+            # The reverse has the effective date of what it takes back, so both vanish together as of any date.
+            transfers += 1
+            self._post(own_id, transfers, posting.credit, posting.debit, posting, number, where)
+        return self.post(own_id, after, where, transfers)
+
+    def _post(
+        self,
+        own_id: bytes,
+        number: int,
+        debit: LedgerAccount,
+        credit: LedgerAccount,
+        what: Posting,
+        reverses: int | None,
+        where: Where,
+    ) -> None:
+        amount = what.amount
+        if what.layer == POSTED:
+            debit.posted_debits += amount
+            credit.posted_credits += amount
+        else:
+            debit.pending_debits += amount
+            credit.pending_credits += amount
+        self.transfers.append(
+            Transfer(
+                own_id,
+                number,
+                debit.id,
+                credit.id,
+                amount,
+                what.amount_field,
+                what.currency,
+                what.layer,
+                reverses,
+                what.effective,
+                where,
+            )
+        )
+
+    def _found(self, key: tuple[int, bytes, bytes, bytes]) -> tuple[LedgerAccount, LedgerAccount, str]:
+        user, account, category, currency = key[0], key[1].decode(), key[2].decode(), key[3].decode()
+        bank = self.account(Meaning(user, BANK, account, currency, money.ledger_scale(currency)))
+        sides = self._sides[key] = (
+            bank,
+            self.account(Meaning(user, CATEGORY, category, currency, money.ledger_scale(currency))),
+            currency,
+        )
+        return sides

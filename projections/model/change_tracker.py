@@ -1,0 +1,50 @@
+"""Which transactions a record touches, each with its state before the record."""
+
+from typing import NamedTuple
+
+from projections.ledger.ledger import Posting
+from projections.model.unit_of_work import Row
+
+
+class Before(NamedTuple):
+    """A transaction as it was before the record."""
+
+    item_id: str
+    transaction_id: str
+    words: bytes
+    schema: int
+    user_fields: str | None
+    removed_at: int | None
+    review: bytes | None
+    postings: tuple[Posting, ...]
+    changeset: int
+    known_at: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether readers had it."""
+        return self.removed_at is None and self.review is None
+
+
+Touched = dict[bytes, tuple[Row, Before | None]]
+"""Own id to row and its state before the record; None for a row that the record made."""
+
+
+def remember(row: Row, touched: Touched) -> None:
+    """Keep a row's state before the record, ahead of its first change."""
+    if row.own_id not in touched:
+        touched[row.own_id] = (
+            row,
+            Before(
+                row.item_id,
+                row.transaction_id,
+                row.words,
+                row.schema,
+                row.user_fields,
+                row.removed_at,
+                row.review,
+                row.postings,
+                row.last_changeset,
+                row.known_at,
+            ),
+        )

@@ -1,0 +1,332 @@
+"""The projector: takes what waits, folds it, writes it in one transaction, hands the events over, acknowledges."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import asyncpg
+
+from projections.decode.user_keys import Ownership
+from projections.fold import redrive
+from projections.gate import check
+from projections.gate.check import Admission, Admitted, Gatekeeper, Opened
+from projections.model.unit_of_work import WorkingSet
+from projections.publish import operator_notices
+from projections.publish.kafka_records import outbound
+from projections.publish.operator_notices import TooManyParked
+from projections.publish.publisher import Committed, Publisher
+from projections.store import loader, writer
+from projections.store.connection import Session
+from projections.store.loader import AnotherVersion
+from projections.store.writer import Advanced
+from runtime import crash_points, logs, metrics
+from runtime.crash_points import CrashPoint
+from runtime.kafka.continuity import checksum
+from runtime.postgres.errors import AWAY, NOT_ENCODABLE, OF_DATA, TOO_LONG, reason
+from runtime.settings import Settings
+from schemas.errors import Halt, Retry, TartanError
+from schemas.log import gate
+
+READER = "projections"
+EVENTS_MAX = 20_000
+"""Events that one transaction folds, by the counts in the heads: at about 2 kB of working memory each 40 MB. A single
+record may hold more, and is then a batch of its own."""
+RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
+ENDING_S, ENDING_LOOKS = 0.5, 25
+"""How long a connection whose session Postgres ended may take to be closed on this side."""
+
+Poisoned = Mapping[tuple[int, int], str]
+"""Partition and offset of records that fail by themselves, with the reason."""
+
+_log = logs.logger(__name__)
+
+
+class _FoldFailed(TartanError):
+    """The fold of one record raised."""
+
+    def __init__(self, record: Opened, cause: Exception) -> None:
+        super().__init__(reason(cause))
+        self.record = record
+
+
+class _Lost(Retry):
+    """The connection ended within a batch, perhaps by the timeout of its transaction."""
+
+
+class _NotEncodable(TartanError):
+    """A row of the batch could not be encoded for Postgres."""
+
+
+class Diverged(Halt):
+    """A replay cannot do with a record what was done when it was first read."""
+
+
+class _Batch(NamedTuple):
+    """What of a batch lies at the locked positions or behind, and how it moves them."""
+
+    opened: list[Opened]
+    spans: dict[int, tuple[int, int]]
+    advanced: list[Advanced]
+
+
+class Projector:
+    """One process's projector; others may run beside it on other partitions."""
+
+    def __init__(
+        self,
+        session: Session,
+        publisher: Publisher | None,
+        ownership: Ownership,
+        settings: Settings,
+        *,
+        version: int | None = None,
+        published: Mapping[int, int] | None = None,
+    ) -> None:
+        """Without a publisher it replays: it writes the tables of its session's schema and nothing else.
+
+        Shape: `version` is the number that those tables must have, None for any of this code's fold; `published` has
+        offsets by partition, below which no events are kept.
+        """
+        self._session = session
+        self._version = version
+        self._published = published or {}
+        self._publisher = publisher
+        self._ownership = ownership
+        self._parkings_max = settings.dead_letters_max
+        self._parkings_window_s = settings.dead_letters_window_s
+        self._trouble: str | None = None
+
+    def troubles(self) -> list[str]:
+        """Why nothing is committed now; empty where it is."""
+        return [] if self._trouble is None else [self._trouble]
+
+    def drop(self) -> None:
+        """Give up the connection, which another version makes stale; the next batch opens one."""
+        self._session.drop()
+
+    async def project(self, records: Sequence[Opened], poisoned: Poisoned | None = None) -> None:
+        """Project records in one transaction or, where Postgres refuses one of them or it takes too long, in several.
+
+        Idempotence: records below their partition's position are passed over.
+        Raises: Retry or one of AWAY, where not all was committed; Halt; whatever no record's data causes.
+        """
+        poisoned = poisoned or {}
+        while True:
+            try:
+                return await self._transact(records, poisoned)
+            except (_Lost, *TOO_LONG) as error:
+                if len(records) == 1:
+                    raise
+                metrics.RETRIES.labels(READER, "halve").inc()
+                _log.warning("batch is halved", reason=reason(error), records=len(records))
+                self._session.drop()
+                break
+            except _FoldFailed as failed:
+                poisoned = self._poisoned(poisoned, failed.record, failed)
+            except (_NotEncodable, *OF_DATA) as error:
+                if len(records) > 1:
+                    break
+                poisoned = self._poisoned(poisoned, records[0], error)
+        middle = len(records) // 2
+        await self.project(records[:middle], poisoned)
+        await self.project(records[middle:], poisoned)
+        return None
+
+    def _poisoned(self, poisoned: Poisoned, record: Opened, error: Exception) -> Poisoned:
+        if self._publisher is None:
+            raise Diverged(f"{_where(record)} was not parked, and cannot be replayed: {reason(error)}") from error
+        return _with(poisoned, record, error)
+
+    async def patiently(self, records: Sequence[Opened]) -> None:
+        """Project records, however long the world is late.
+
+        Raises: AnotherVersion, where the tables are not what they were; Halt; whatever is an error of this code.
+        """
+        wait_s = RETRY_S_MIN
+        while True:
+            try:
+                await self.project(records)
+            except (Retry, *AWAY) as error:
+                metrics.RETRIES.labels(READER, "batch").inc()
+                _log.warning("batch waits", reason=reason(error), records=len(records))
+                self._trouble = f"batch waits: {reason(error)}"
+                self._session.drop()
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_S_MAX)
+            else:
+                self._trouble = None
+                return
+
+    async def _transact(self, records: Sequence[Opened], poisoned: Poisoned) -> None:
+        connection = await self._session.connection()
+        floors = {} if self._publisher is None else self._publisher.floors()
+        try:
+            with metrics.BATCH_SECONDS.labels(READER).time():
+                partitions = {record.received.partition for record in records}
+                async with loader.locked(connection, partitions, version=self._version):
+                    batch, working, outcome = await self._fold(connection, records, poisoned)
+                    await _write(connection, working, outcome, batch.advanced, floors, self._published)
+                    if self._publisher is not None:
+                        await operator_notices.tell(
+                            connection,
+                            working,
+                            outcome,
+                            parkings_max=self._parkings_max,
+                            window_s=self._parkings_window_s,
+                        )
+                    crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
+        except asyncpg.UndefinedTableError as error:
+            raise AnotherVersion(f"tables are gone: {reason(error)}") from error
+        except TooManyParked as error:
+            await operator_notices.stopped(connection, error)
+            raise
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            if await _is_ending(connection):
+                raise _Lost("the connection to Postgres was lost") from error
+            raise
+        crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
+        if self._publisher is not None:
+            self._publisher.stored(floors)
+            self._publisher.hand(Committed(batch.spans, outbound(working.folded)))
+            _count(batch, outcome)
+
+    async def _fold(
+        self, connection: asyncpg.Connection, records: Sequence[Opened], poisoned: Poisoned
+    ) -> tuple[_Batch, WorkingSet, Admission]:
+        heads = [record.head for record in records]
+        redriven = {head.item_id for head in heads if head.type == gate.REDRIVE and head.item_id is not None}
+        withheld = await loader.withheld(connection, redriven) if redriven else {}
+        heads += [record.head for waiting in withheld.values() for record in waiting]
+        control = await loader.control(
+            connection,
+            {record.received.partition for record in records},
+            {head.item_id for head in heads if head.item_id is not None},
+            [head.id for head in heads if head.kind == gate.FREE],
+        )
+        batch = _placed(records, control.positions)
+        owners = await self._ownership.of(connection, {head.user for head in heads})
+        working = WorkingSet()
+        working.items, working.reviews = control.items, control.reviews
+        keeper = Gatekeeper(
+            items=working.items,
+            parked=control.parked,
+            known_ids=control.known_ids,
+            owners=owners,
+            poisoned=poisoned,
+            withheld=withheld,
+        )
+        outcome = keeper.admit(batch.opened)
+        if self._publisher is None:
+            _require_same_parkings(outcome)
+        await loader.rows(connection, working, outcome.every())
+        for record in outcome.admitted:
+            _fold_one(working, record)
+        return batch, working, outcome
+
+
+def _require_same_parkings(outcome: Admission) -> None:
+    """Which records are withheld is a fact: a replay makes no new parking, and ends none that was not ended.
+
+    Raises: Diverged.
+    """
+    if outcome.parkings:
+        parking = outcome.parkings[0]
+        where = f"changesets {parking.partition} at {parking.first_offset}, Item {parking.item_id}"
+        raise Diverged(f"{where}, was not parked, and cannot be replayed: {parking.reason}")
+    if outcome.ended:
+        ended = outcome.ended[0]
+        raise Diverged(f"the parking of Item {ended.item_id} ends with {ended.redrive} in a replay, and did not before")
+
+
+def _where(record: Opened) -> str:
+    received = record.received
+    return f"changesets {received.partition} at {received.offset}, Item {record.head.item_id}"
+
+
+async def _is_ending(connection: asyncpg.Connection) -> bool:
+    """Whether a connection is closed or about to be: a statement may fall between Postgres' last word and its end."""
+    for _ in range(ENDING_LOOKS):
+        if connection.is_closed():
+            return True
+        await asyncio.sleep(ENDING_S / ENDING_LOOKS)
+    return False
+
+
+def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:
+    """What is poisoned, with one record more.
+
+    Raises: the error, where parking the record did not help or cannot: then it is not for one record to answer for.
+    """
+    where = (found.received.partition, found.received.offset)
+    if where in poisoned or found.head.item_id is None:
+        raise error
+    return {**poisoned, where: reason(error)}
+
+
+async def _write(
+    connection: asyncpg.Connection,
+    working: WorkingSet,
+    outcome: Admission,
+    advanced: Sequence[Advanced],
+    floors: Mapping[int, int],
+    published: Mapping[int, int],
+) -> None:
+    """store.write, in which alone these errors say that the data of a record is at fault."""
+    try:
+        await writer.write(connection, working, outcome, advanced, floors, published=published)
+    except NOT_ENCODABLE as error:
+        raise _NotEncodable(reason(error)) from error
+
+
+def _fold_one(working: WorkingSet, record: Admitted) -> None:
+    try:
+        redrive.apply(working, record)
+    except Halt:
+        raise
+    except Exception as error:
+        raise _FoldFailed(record.opened, error) from error
+
+
+def _placed(records: Sequence[Opened], locked: dict[int, loader.Locked]) -> _Batch:
+    """What of the records lies at the locked positions or behind; `locked` moves along.
+
+    Raises: Halt, where a record lies above its partition's position: what is between them would be lost.
+    """
+    opened: list[Opened] = []
+    last: dict[int, Advanced] = {}
+    for record in records:
+        received = record.received
+        at = locked.get(received.partition)
+        if at is None:
+            raise Halt(f"partition {received.partition} has no position: was the number of partitions changed?")
+        if received.offset < at.position:
+            continue
+        if received.offset > at.position:
+            raise Halt(f"partition {received.partition} goes on at {received.offset}, expected {at.position}: a gap")
+        moment = check.known_at(record, at.known_at)
+        locked[received.partition] = loader.Locked(received.offset + 1, moment)
+        opened.append(record._replace(known_at=moment))
+        last[received.partition] = Advanced(received.partition, received.offset + 1, checksum(received.value), moment)
+    first = {record.received.partition: record.received.offset for record in reversed(opened)}
+    spans = {number: (first.get(number, at.position), at.position) for number, at in locked.items()}
+    return _Batch(opened, spans, list(last.values()))
+
+
+def _count(batch: _Batch, outcome: Admission) -> None:
+    metrics.BATCHES.labels(READER).inc()
+    metrics.RECORDS.labels(READER).inc(len(batch.opened))
+    for verdict, count in outcome.verdicts.items():
+        metrics.GATE.labels(READER, verdict).inc(count)
+    for advanced in batch.advanced:
+        metrics.POSITION.labels(READER, str(advanced.partition)).set(advanced.position)
+    for parking in outcome.parkings:
+        metrics.PARKED.labels(READER).inc()
+        _log.error("item parked", item=parking.item_id, offset=parking.first_offset, reason=parking.reason)
+    for record in outcome.admitted:
+        if record.redriven:
+            _log.info(
+                "item redriven",
+                item=record.opened.head.item_id,
+                offset=record.place.offset,
+                records=len(record.redriven),
+            )

@@ -1,0 +1,88 @@
+"""The publisher's side of the database: floors, held topics, and net events that a crash left unpublished."""
+
+import asyncio
+from collections.abc import Mapping
+
+import asyncpg
+
+from projections.events import public_events
+from projections.publish.kafka_records import Outbound
+from projections.store.rows import decompressed, microseconds
+from projections.store.tables import SCHEMA
+from schemas.errors import Retry
+from schemas.log.gate import REDRIVE
+
+ROWS_MAX = 200
+"""Changesets read at once: 20 MB of events each at the very most, usually some kilobytes."""
+
+
+class Outbox:
+    """Reads and writes by a pool. Each call raises Retry where Postgres is away."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def floor(self, partition: int) -> int:
+        """The offset below which all events of a partition were acknowledged."""
+        try:
+            return int(await self._pool.fetchval(_FLOOR, partition) or 0)
+        except _AWAY as error:
+            raise Retry(f"no floor of partition {partition}: {type(error).__name__}") from error
+
+    async def events(self, partition: int, start: int, end: int) -> list[Outbound]:
+        """The first ROWS_MAX changesets with net events from `start` up to `end`, in order."""
+        try:
+            rows = await self._pool.fetch(_EVENTS, partition, start, end, ROWS_MAX)
+        except _AWAY as error:
+            raise Retry(f"no events of partition {partition}: {type(error).__name__}") from error
+        return [outbound(row) for row in rows]
+
+    async def held(self) -> dict[tuple[str, int], int]:
+        """Topics, each with a partition of it, that `tartan republish` fills, and the changeset where its hold begins.
+
+        Nobody else sends there what is at that offset or above it.
+        """
+        try:
+            return {(row["topic"], row["partition"]): row["since"] for row in await self._pool.fetch(_HELD)}
+        except _AWAY as error:
+            raise Retry(f"no held topics: {type(error).__name__}") from error
+
+    async def store(self, floors: Mapping[int, int]) -> None:
+        """Raise floors; one that is higher already stays."""
+        if not floors:
+            return
+        try:
+            await self._pool.execute(_STORE, list(floors), list(floors.values()))
+        except _AWAY as error:
+            raise Retry(f"floors not stored: {type(error).__name__}") from error
+
+
+def outbound(row: asyncpg.Record) -> Outbound:
+    """A changeset with its net events, of a row of the table `changesets`."""
+    return Outbound(
+        row["partition"],
+        row["source_offset"],
+        row["id"],
+        row["user_number"],
+        row["item_id"],
+        microseconds(row["known_at"]) or 0,
+        public_events.decoded(decompressed(row["events"])),
+        row["type"] == REDRIVE,
+    )
+
+
+_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
+
+_HELD = "SELECT topic, partition, since FROM tartan.held_topics"
+
+_FLOOR = "SELECT published FROM tartan.floors WHERE partition = $1"
+
+# Events whose bytes are no longer kept are older than the topics' retention: nobody misses them there.
+_EVENTS = f"""
+SELECT partition, source_offset, id, type, user_number, item_id, known_at, events FROM {SCHEMA}.changesets
+ WHERE partition = $1 AND source_offset >= $2 AND source_offset < $3 AND net_events > 0 AND events IS NOT NULL
+ ORDER BY source_offset LIMIT $4"""
+
+_STORE = """
+INSERT INTO tartan.floors AS f (partition, published) SELECT * FROM unnest($1::int[], $2::bigint[])
+ON CONFLICT (partition) DO UPDATE SET published = greatest(f.published, excluded.published)"""

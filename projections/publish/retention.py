@@ -1,0 +1,84 @@
+"""Forgets the encoded events of changesets when no topic has them any more; their digest and count stay.
+
+Until then they are what a crash left unpublished, or what a reader compares a topic with.
+"""
+
+import asyncio
+from datetime import timedelta
+
+import asyncpg
+
+from projections.store.tables import SCHEMA
+from runtime import logs, metrics
+from runtime.postgres.errors import AWAY, reason
+from schemas.topics import PUBLIC, PUSH
+
+RETENTION = timedelta(milliseconds=max(topic.retention_ms or 0 for topic in (*PUBLIC, PUSH)))
+"""The longest that a topic keeps an event."""
+EVERY_S = 3600.0
+ROWS_MAX = 5_000
+"""Rows that one statement looks at: tens of milliseconds, and no row is locked for longer."""
+STATEMENTS_MAX = 1_000
+"""Statements of one run for one partition: 5,000,000 rows an hour, 1,400 changesets a second. What is left waits
+for the next run; without a bound the first run over years of rows would be one that never ends."""
+
+_log = logs.logger(__name__)
+
+
+class Expiry:
+    """The periodic purge of one process. Several may run at once: each row is forgotten once or again, the same."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._version: int | None = None
+        self._next: dict[int, int] = {}
+
+    async def keep(self) -> None:
+        """Purge at once and then every EVERY_S, for ever. Raises: whatever is an error of this code."""
+        while True:
+            try:
+                await self.run()
+            except (*AWAY, asyncpg.InterfaceError) as error:
+                metrics.RETRIES.labels("projections", "expiry").inc()
+                _log.warning("events are not expired", reason=reason(error))
+            await asyncio.sleep(EVERY_S)
+
+    async def run(self) -> None:
+        """Forget what is older than RETENTION and below its partition's floor.
+
+        Idempotence: where a run ends early, the next one goes on.
+        """
+        version = await self._pool.fetchval(_VERSION)
+        if version != self._version:  # swapped: other tables, in which nothing may be forgotten yet
+            self._version, self._next = version, {}
+        for row in await self._pool.fetch(_FLOORS):
+            await self._partition(row["partition"], row["published"])
+
+    async def _partition(self, partition: int, floor: int) -> None:
+        for _ in range(STATEMENTS_MAX):
+            start = self._next.get(partition, 0)
+            row = await self._pool.fetchrow(_EXPIRE, partition, start, floor, RETENTION, ROWS_MAX)
+            assert row is not None
+            if row["old"]:
+                self._next[partition] = row["last"] + 1
+            if row["old"] < ROWS_MAX:
+                return
+
+
+_VERSION = f"SELECT number FROM {SCHEMA}.version"
+
+_FLOORS = "SELECT partition, published FROM tartan.floors ORDER BY partition"
+
+# known_at never falls within a partition (save for what was redriven, which keeps no events itself), so what is old is
+# a range at the front of the primary key: a run begins where the last one ended, and a statement that meets a young
+# row has met them all. It needs no index of its own.
+_EXPIRE = f"""
+WITH seen AS (
+    SELECT source_offset, known_at < now() - $4::interval AS is_old, events IS NOT NULL AS has_events
+      FROM {SCHEMA}.changesets
+     WHERE partition = $1 AND source_offset >= $2 AND source_offset < $3 AND redriven_by IS NULL
+     ORDER BY source_offset LIMIT $5),
+expired AS (
+    UPDATE {SCHEMA}.changesets c SET events = NULL FROM seen
+     WHERE c.partition = $1 AND c.source_offset = seen.source_offset AND seen.is_old AND seen.has_events)
+SELECT count(*) FILTER (WHERE is_old) AS old, max(source_offset) FILTER (WHERE is_old) AS last FROM seen"""

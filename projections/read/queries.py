@@ -1,0 +1,370 @@
+"""What readers ask: plain queries over the views of `reads`, answered with values that are ready for JSON.
+
+Shape: ids are hex text, dates and times ISO 8601 text (times in UTC), amounts plain decimal text in major units;
+positive leaves the account.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from projections.ledger import user_overrides
+from runtime.postgres import pool
+from schemas import money
+from schemas.encoding import codec
+from schemas.ids import opening_id
+from schemas.log.records import Account, Transaction
+
+PAGE_MAX = 500
+"""Most rows in one answer: at about 600 bytes a transaction an answer stays below 300 kB."""
+
+SHOWN, REMOVED, IN_REVIEW = "shown", "removed", "in_review"
+
+Row = dict[str, Any]
+Found = asyncpg.Record | Mapping[str, Any]
+"""A row as the database gave it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionFilter:
+    """Which transactions to give. None means any; `since` and `until` are inclusive.
+
+    `in_review`: held until somebody says whether they are a purchase of their own; shown to who asks for them.
+    """
+
+    item_id: str | None = None
+    account_id: str | None = None
+    since: datetime.date | None = None
+    until: datetime.date | None = None
+    pending: bool | None = None
+    removed: bool | None = False
+    in_review: bool | None = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows, newest first, and where the next page begins: None after the last one."""
+
+    rows: list[Row]
+    next: tuple[datetime.date, bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that one answer shows, read at one moment.
+
+    `position` is the first offset of the user's partition whose events the snapshot does not show.
+    """
+
+    partition: int
+    position: int
+    known_at: str | None
+    items: list[Row]
+    accounts: list[Row]
+    transactions: Page
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """How far an Item's chain is visible to readers."""
+
+    head: str | None
+    head_offset: int | None
+    unlinked: bool
+    last_sync_at: str | None
+
+
+class Newest(NamedTuple):
+    """The offset of a user's last record, in what readers are shown since the last change of the epoch."""
+
+    epoch: str | None
+    offset: int
+
+
+ANY_TRANSACTION = TransactionFilter()
+
+
+async def items(connection: asyncpg.Connection, user: int) -> list[Row]:
+    """All Items of a user, unlinked ones too, in the order of their ids."""
+    return [plain(row) for row in await connection.fetch(_ITEMS, user)]
+
+
+async def item(connection: asyncpg.Connection, user: int, item_id: str) -> Row | None:
+    """One Item of a user."""
+    row = await connection.fetchrow(_ITEM, user, item_id)
+    return plain(row) if row else None
+
+
+async def accounts(connection: asyncpg.Connection, user: int, *, item_id: str | None = None) -> list[Row]:
+    """The accounts of a user, or of one Item of theirs, with their balances."""
+    return [_account(row) for row in await connection.fetch(_ACCOUNTS, user, item_id)]
+
+
+async def transactions(
+    connection: asyncpg.Connection,
+    user: int,
+    which: TransactionFilter = ANY_TRANSACTION,
+    *,
+    limit: int = 100,
+    after: tuple[datetime.date, bytes] | None = None,
+) -> Page:
+    """A page of a user's transactions, newest first; `after` is the `next` of the page before."""
+    limit = min(limit, PAGE_MAX)
+    date, own_id = after or (None, None)
+    rows = await connection.fetch(
+        _TRANSACTIONS,
+        user,
+        which.item_id,
+        which.account_id,
+        which.since,
+        which.until,
+        which.pending,
+        which.removed,
+        date,
+        own_id,
+        limit + 1,
+        which.in_review,
+    )
+    more = len(rows) > limit
+    rows = rows[:limit]
+    return Page([_transaction(row) for row in rows], (rows[-1]["date"], rows[-1]["own_id"]) if more else None)
+
+
+async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) -> Row | None:
+    """One transaction of a user, whatever its status: shown, removed or in review."""
+    row = await connection.fetchrow(_TRANSACTION, user, own_id)
+    return _transaction(row) if row else None
+
+
+async def transfers(connection: asyncpg.Connection, user: int, own_id: bytes) -> list[Row]:
+    """The ledger transfers of one transaction, in the order of their numbers."""
+    return [plain(row) for row in await connection.fetch(_TRANSFERS, user, own_id)]
+
+
+async def ledger_balances(connection: asyncpg.Connection, user: int) -> list[Row]:
+    """Debits, credits and balance of each ledger account and layer of a user."""
+    return [plain(row) for row in await connection.fetch(_LEDGER_BALANCES, user)]
+
+
+async def openings(connection: asyncpg.Connection, user: int) -> list[bytes]:
+    """The own ids under which opening balances of a user's accounts stand: the second parameter of OF_USER."""
+    found = await connection.fetch(_ACCOUNT_KEYS, user)
+    return [opening_id(user, row["item_id"], row["account_id"]) for row in found]
+
+
+async def changesets(
+    connection: asyncpg.Connection, user: int, item_id: str, *, limit: int = 50, before: int | None = None
+) -> list[Row]:
+    """The accepted records of an Item, newest first, `before` an offset: its history of syncs."""
+    rows = await connection.fetch(_CHANGESETS, user, item_id, before, min(limit, PAGE_MAX))
+    return [{**plain(row), "cause": json.loads(row["cause"]), "counts": json.loads(row["counts"])} for row in rows]
+
+
+async def applied(connection: asyncpg.Connection, item_id: str) -> Applied | None:
+    """How far an Item's chain is visible to readers; None where no link of it is."""
+    row = await connection.fetchrow(_APPLIED, item_id)
+    if row is None:
+        return None
+    return Applied(_text(row["head"]), row["head_offset"], row["unlinked"], _text(row["last_sync_at"]))
+
+
+async def is_applied(connection: asyncpg.Connection, changeset: bytes) -> bool:
+    """Whether the record with this id was accepted and readers see what it caused."""
+    return bool(await connection.fetchval(_IS_APPLIED, changeset))
+
+
+async def position(connection: asyncpg.Connection, partition: int) -> int:
+    """The first offset of a partition that readers do not see yet."""
+    return int(await connection.fetchval(_POSITION, partition) or 0)
+
+
+async def newest(connection: asyncpg.Connection, user: int) -> Newest | None:
+    """A user's last record that readers see: while it is the same, so is what they see of the user."""
+    row = await connection.fetchrow(_NEWEST, user)
+    return None if row is None or row["source_offset"] is None else Newest(row["epoch"], row["source_offset"])
+
+
+async def epoch(connection: asyncpg.Connection) -> str | None:
+    """What changes when readers are shown another version of the tables, which says something else than the last."""
+    found: str | None = await connection.fetchval(_EPOCH)
+    return found
+
+
+async def parked(connection: asyncpg.Connection, *, item_id: str | None = None) -> list[Row]:
+    """The Items that are set aside now, the longest first: by which reader, where, why, and how much is withheld."""
+    return [plain(row) for row in await connection.fetch(_PARKED, item_id)]
+
+
+async def missing(connection: asyncpg.Connection, item_id: str, *, limit: int = PAGE_MAX) -> list[Row]:
+    """The transactions of an Item whose removal waits for a decision, newest first."""
+    rows = await connection.fetch(_MISSING, item_id, min(limit, PAGE_MAX))
+    return [_transaction(row) for row in rows]
+
+
+async def snapshot(
+    connection: asyncpg.Connection,
+    user: int,
+    partition: int,
+    *,
+    limit: int = 100,
+    which: TransactionFilter = ANY_TRANSACTION,
+) -> Snapshot:
+    """All that a browser shows first, read at one moment, with the position that its stream goes on from."""
+    async with pool.snapshot(connection):
+        where = await connection.fetchrow(_WHERE, partition)
+        return Snapshot(
+            partition=partition,
+            position=where["position"] if where else 0,
+            known_at=_text(where["known_at"]) if where else None,
+            items=await items(connection, user),
+            accounts=await accounts(connection, user),
+            transactions=await transactions(connection, user, which, limit=limit),
+        )
+
+
+def decimal_text(value: int | None, scale: int | None) -> str | None:
+    """Write value and scale as plain decimal text, as the bank's words had it."""
+    if value is None or scale is None:
+        return None
+    if not scale:
+        return str(value)
+    digits = str(abs(value)).rjust(scale + 1, "0")
+    return f"{'-' if value < 0 else ''}{digits[:-scale]}.{digits[-scale:]}"
+
+
+def status(row: Found) -> str:
+    """Whether a transaction counts: `shown`, `removed` by the bank, or `in_review` until a person's decision."""
+    if row["removed_at"] is not None:
+        return REMOVED
+    return SHOWN if row["review"] is None else IN_REVIEW
+
+
+def plain(row: Found) -> Row:
+    """A row's values as JSON has them."""
+    return {name: _text(value) for name, value in row.items()}
+
+
+def said_now(row: Found) -> Row:
+    """A row's words as readers see them: the user's fields over the bank's (ledger.user_overrides.effective)."""
+    words: Transaction = codec.decoder(row["words_schema"])(row["words"], 0)[0]
+    return user_overrides.effective(words, user_overrides.values(row["user_fields"]))
+
+
+def _account(row: asyncpg.Record) -> Row:
+    shown = plain(row)
+    words, schema = row["words"], row["words_schema"]
+    said: Account | None = None if words is None else codec.decoder(schema)(words, 0)[0]
+    del shown["words"], shown["words_schema"]
+    for name in ("continues", "continued_by"):
+        item_id, account_id = shown.pop(f"{name}_item"), shown.pop(f"{name}_account")
+        shown[name] = None if item_id is None else {"item_id": item_id, "account_id": account_id}
+    return {**shown, "last_updated_datetime": said and said.last_updated_datetime}
+
+
+def _transaction(row: asyncpg.Record) -> Row:
+    shown = {name: _text(value) for name, value in row.items() if name not in _INSIDE}
+    amount = decimal_text(shown.pop("amount_value"), shown.pop("amount_scale"))
+    return {"id": shown.pop("own_id"), "amount": amount, **shown, **said_now(row), "status": status(row)}
+
+
+def _text(value: Any) -> Any:
+    match value:
+        case bytes():
+            return value.hex()
+        case datetime.datetime():
+            return value.astimezone(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        case datetime.date():
+            return value.isoformat()
+        case None | str() | bool() | int():
+            return value
+        case _:
+            return money.decimal_text(value)
+
+
+_ITEM_COLUMNS = """item_id, institution_id, institution_name, state, code, reason, effective_at, history_status,
+    unlinked, transaction_rows, linked_at, unlinked_at, last_sync_at, missing_rows, missing_since, known_at"""
+
+_ITEMS = f"SELECT {_ITEM_COLUMNS} FROM reads.items WHERE user_number = $1 ORDER BY item_id"
+
+_ITEM = f"SELECT {_ITEM_COLUMNS} FROM reads.items WHERE user_number = $1 AND item_id = $2"
+
+_ACCOUNTS = """
+SELECT item_id, account_id, persistent_account_id, name, official_name, mask, type, subtype, currency,
+       current, available, "limit", source, cached_at, realtime_at, version, known_at,
+       continues_item, continues_account, continued_by_item, continued_by_account,
+       CASE source WHEN 'cached' THEN cached_words ELSE realtime_words END AS words,
+       CASE source WHEN 'cached' THEN cached_schema ELSE realtime_schema END AS words_schema
+  FROM reads.accounts WHERE user_number = $1 AND ($2::text IS NULL OR item_id = $2) ORDER BY item_id, account_id"""
+
+_TRANSACTION_COLUMNS = """own_id, item_id, account_id, transaction_id, amount_value, amount_scale,
+    currency, pending, date, datetime, authorized_date, name, merchant_name, merchant_entity_id, logo_url,
+    category_primary AS category, category_detailed, category_confidence, enriched_at, version, removed_at, known_at,
+    words, words_schema, user_fields, review"""
+
+_INSIDE = frozenset({"words", "words_schema", "user_fields", "review"})
+"""Columns that are read here and not given as they are."""
+
+# coalesce keeps the bounds usable by the index transactions_user_date in a generic plan.
+_TRANSACTIONS = f"""
+SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
+ WHERE user_number = $1
+   AND ($2::text IS NULL OR item_id = $2) AND ($3::text IS NULL OR account_id = $3)
+   AND date >= coalesce($4::date, '-infinity') AND date <= coalesce($5::date, 'infinity')
+   AND ($6::boolean IS NULL OR pending = $6) AND ($7::boolean IS NULL OR (removed_at IS NOT NULL) = $7)
+   AND ($11::boolean IS NULL OR (review IS NOT NULL) = $11)
+   AND date <= coalesce($8::date, 'infinity') AND ($8::date IS NULL OR date < $8 OR own_id < $9::bytea)
+ ORDER BY date DESC, own_id DESC LIMIT $10"""
+
+_TRANSACTION = f"SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions WHERE user_number = $1 AND own_id = $2"
+
+# By the small index of the rows that wait.
+_MISSING = f"""
+SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
+ WHERE item_id = $1 AND missing_since IS NOT NULL ORDER BY date DESC, own_id DESC LIMIT $2"""
+
+_TRANSFERS = """
+SELECT number, debit, credit, amount, currency, layer, reverses, effective, partition, changeset, known_at
+  FROM reads.ledger_transfers WHERE user_number = $1 AND own_id = $2 ORDER BY number"""
+
+# All own ids of a user that have transfers. Transfers are found by them, by their primary key: an index by user would
+# cost each insert into the largest table there is.
+OF_USER = """(
+       SELECT own_id FROM reads.transactions WHERE user_number = $1 UNION ALL SELECT unnest($2::bytea[])) AS of_user"""
+
+_ACCOUNT_KEYS = "SELECT item_id, account_id FROM reads.accounts WHERE user_number = $1"
+
+_LEDGER_BALANCES = """
+SELECT account, kind, reference, currency, layer, debits, credits, balance
+  FROM reads.ledger_balances WHERE user_number = $1 ORDER BY kind, reference, currency, layer"""
+
+_CHANGESETS = """
+SELECT id, type, cause, counts, net_events, partition, source_offset, redriven_by, said_at, known_at
+  FROM reads.changesets
+ WHERE user_number = $1 AND item_id = $2 AND source_offset < coalesce($3, 9223372036854775807)
+ ORDER BY source_offset DESC LIMIT $4"""
+
+_APPLIED = "SELECT head, head_offset, unlinked, last_sync_at FROM reads.items WHERE item_id = $1"
+
+_IS_APPLIED = "SELECT EXISTS (SELECT FROM reads.changesets WHERE id = $1)"
+
+# An Item that streams set aside has first_offset -1 and nothing withheld by it.
+_PARKED = """
+SELECT k.item_id, k.reader, k.first_offset, k.partition, k.reason, k.parked_at,
+       (SELECT count(*) FROM reads.withheld w WHERE w.item_id = k.item_id) AS withheld
+  FROM tartan.parkings k
+ WHERE k.redrive_offset IS NULL AND ($1::text IS NULL OR k.item_id = $1)
+ ORDER BY k.parked_at, k.item_id"""
+
+_EPOCH = f"SELECT value::text FROM tartan.facts WHERE name = '{pool.EPOCH}'"
+
+# From the end of the index changesets_user.
+_NEWEST = f"""
+SELECT (SELECT max(source_offset) FROM reads.changesets WHERE user_number = $1) AS source_offset, ({_EPOCH}) AS epoch"""
+
+_POSITION = "SELECT position FROM reads.positions WHERE partition = $1"
+
+_WHERE = "SELECT position, known_at FROM reads.positions WHERE partition = $1"

@@ -1,0 +1,230 @@
+"""Replays changesets into a version of the projections, from its own positions up to given ones. Shell."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import NamedTuple, Protocol, TypeVar
+
+from msgspec import Struct
+
+from projections.decode.user_keys import Ownership
+from projections.gate import check
+from projections.gate.check import Opened
+from projections.projector import EVENTS_MAX, Projector
+from projections.store.connection import Session
+from projections.store.tables import NEXT, SCHEMA
+from runtime import logs
+from runtime.archive.log_reader import LogReader
+from runtime.kafka.clients import Ends
+from runtime.kafka.reader import Received
+from runtime.postgres.errors import AWAY, reason
+from runtime.settings import Settings
+from runtime.users.keys import Keyring
+from runtime.users.vault import Vault
+from schemas import events
+from schemas.errors import Retry
+from schemas.topics import CHANGESETS
+
+RECORDS_MAX = 5_000
+"""Records of one batch. Records with few events would otherwise gather until their Items alone fill the memory."""
+AT_ONCE_MAX = 1_000
+"""Up to this many records all partitions are asked at once, at 4 MiB each: one after the other, a swap's writers would
+wait for twelve connections to Kafka."""
+TRIES_MAX = 60
+"""Attempts in a row without a commit, RETRY_S_MAX apart in the end: five minutes sit out a failover of Postgres."""
+RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
+
+TRANSACTIONS = (events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED)
+
+Row = TypeVar("Row")
+
+_log = logs.logger(__name__)
+
+
+class Log(Protocol):
+    """What of the log is needed: runtime.archive.log_reader.LogReader."""
+
+    def read(self, partition: int, start: int, end: int) -> AsyncGenerator[list[Received], None]:
+        """All records from `start` up to `end`, in order. Raises: Halt, where one is missing; Retry."""
+
+
+class Version(NamedTuple):
+    """The version that is filled. `published` has offsets by partition, below which no encoded events are kept."""
+
+    number: int
+    published: Mapping[int, int]
+
+
+class Replayed(Struct):
+    """How much was replayed: what the heads of the records say."""
+
+    records: int = 0
+    events: int = 0
+    transactions: int = 0
+
+    def add(self, other: "Replayed") -> None:
+        """Count what another one counted."""
+        self.records += other.records
+        self.events += other.events
+        self.transactions += other.transactions
+
+
+Tell = Callable[[Replayed], None]
+"""Told after each commit what it replayed."""
+
+
+class Loader:
+    """Fills one version. Several processes may do so at once, each with partitions of its own."""
+
+    def __init__(self, settings: Settings, log: Log, version: Version, tell: Tell) -> None:
+        self._log = log
+        self._tell = tell
+        self._commits = 0
+        self._bytes_max = settings.batch_bytes_max
+        # Its commits do not wait for the disk: Postgres loses rows and positions together, and the load goes on there.
+        self._session = Session(settings, schema=NEXT, durable=False)
+        self._projector = Projector(
+            self._session,
+            None,
+            Ownership(Keyring(Vault(settings.master_key()))),
+            settings,
+            version=version.number,
+            published=version.published,
+        )
+
+    async def close(self) -> None:
+        """Close the connection to Postgres."""
+        await self._session.close()
+
+    async def left(self, targets: Mapping[int, int] | None = None) -> dict[int, Ends]:
+        """What of each partition is not replayed yet, up to the live version's committed positions or to given ones.
+
+        Raises: Retry, where Postgres does not answer.
+        """
+        try:
+            rows = await (await self._session.connection()).fetch(_LEFT)
+        except AWAY as error:
+            self._session.drop()
+            raise Retry(f"Postgres: {reason(error)}") from error
+        ends = {row["partition"]: Ends(row["next"], row["live"]) for row in rows}
+        if targets is not None:
+            ends = {number: Ends(ends[number].start, end) for number, end in targets.items()}
+        return {number: span for number, span in ends.items() if span.start < span.end}
+
+    async def load(self, targets: Mapping[int, int]) -> None:
+        """Replay up to these offsets, by partition; what a version has passed already is not read again.
+
+        Idempotence: after any end it goes on at the positions of the version.
+        Raises: Diverged, where a record cannot be replayed as it was first read; Halt; Retry, where Kafka or Postgres
+        stay away.
+        """
+        commits, tries = self._commits, 0
+        while True:
+            try:
+                return await self._pass(targets)
+            except (Retry, *AWAY) as error:
+                self._session.drop()
+                commits, tries = self._commits, 0 if commits != self._commits else tries + 1
+                if tries > TRIES_MAX:
+                    raise Retry(f"the rebuild cannot go on: {reason(error)}") from error
+                _log.warning("rebuild waits", reason=reason(error))
+                await asyncio.sleep(min(RETRY_S_MIN * 2**tries, RETRY_S_MAX))
+
+    async def _pass(self, targets: Mapping[int, int]) -> None:
+        spans = await self.left(targets)
+        async with aclosing(_ahead(_batches(_records(self._log, spans), self._bytes_max))) as batches:
+            async for batch in batches:
+                await self._projector.project(batch)
+                self._commits += 1
+                self._tell(_replayed(batch))
+
+
+@asynccontextmanager
+async def loading(settings: Settings, version: Version, tell: Tell) -> AsyncIterator[Loader]:
+    """A loader on the log as archive and topic have it. Raises: Retry, where no broker answers."""
+    async with opened_log(settings) as log:
+        loader = Loader(settings, log, version, tell)
+        try:
+            yield loader
+        finally:
+            await loader.close()
+
+
+@asynccontextmanager
+async def opened_log(settings: Settings) -> AsyncIterator[LogReader]:
+    """The log of an installation. Raises: Retry, where no broker answers."""
+    log = LogReader(settings, CHANGESETS)
+    await log.start()
+    try:
+        yield log
+    finally:
+        await log.stop()
+
+
+async def _batches(records: AsyncGenerator[Opened, None], bytes_max: int) -> AsyncGenerator[list[Opened], None]:
+    """The records in batches as large as memory allows."""
+    batch: list[Opened] = []
+    said = size = 0
+    async with aclosing(records):
+        async for record in records:
+            count = sum(record.head.counts.values())
+            is_full = said + count > EVENTS_MAX or size >= bytes_max or len(batch) >= RECORDS_MAX
+            if batch and is_full:
+                yield batch
+                batch, said, size = [], 0, 0
+            batch.append(record)
+            said += count
+            size += len(record.received.value)
+    if batch:
+        yield batch
+
+
+async def _records(log: Log, spans: Mapping[int, Ends]) -> AsyncGenerator[Opened, None]:
+    """All records of the spans, one partition behind the other."""
+    lists = [log.read(number, span.start, span.end) for number, span in spans.items()]
+    is_little = sum(span.end - span.start for span in spans.values()) <= AT_ONCE_MAX
+    first = [asyncio.create_task(_next(one)) for one in (lists if is_little else lists[:1])]
+    try:
+        for number, one in enumerate(lists):
+            records = await first[number] if number < len(first) else await _next(one)
+            while records is not None:
+                for record in records:
+                    yield check.opened(record)
+                records = await _next(one)
+    finally:
+        for task in first:
+            task.cancel()
+        await asyncio.gather(*first, return_exceptions=True)
+        for one in lists:
+            await one.aclose()
+
+
+async def _next(lists: AsyncGenerator[list[Row], None]) -> list[Row] | None:
+    return await anext(lists, None)
+
+
+async def _ahead(batches: AsyncGenerator[list[Opened], None]) -> AsyncGenerator[list[Opened], None]:
+    """The same batches; the next one is read while one is worked on."""
+    reading = asyncio.create_task(_next(batches))
+    try:
+        while (batch := await reading) is not None:
+            reading = asyncio.create_task(_next(batches))
+            yield batch
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await batches.aclose()
+
+
+def _replayed(batch: list[Opened]) -> Replayed:
+    counts = [record.head.counts for record in batch]
+    return Replayed(
+        len(batch),
+        sum(sum(count.values()) for count in counts),
+        sum(count.get(kind, 0) for count in counts for kind in TRANSACTIONS),
+    )
+
+
+_LEFT = f"""
+SELECT partition, made.position AS next, live.position AS live
+  FROM {NEXT}.positions made JOIN {SCHEMA}.positions live USING (partition) ORDER BY partition"""

@@ -1,0 +1,596 @@
+"""The working set as rows: values for one statement over unnest, and COPY's binary form where there are many.
+
+A row's values are in the order of its table's columns as named here.
+"""
+
+import datetime
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import zstandard
+
+from projections.decode import transaction
+from projections.ledger import ledger
+from projections.ledger.ledger import LedgerAccount, Transfer
+from projections.model import pg_copy
+from projections.model.unit_of_work import (
+    AccountRow,
+    AccountVersion,
+    Folded,
+    IdentityLink,
+    ItemRow,
+    Review,
+    Row,
+    Version,
+    WorkingSet,
+)
+from schemas import money
+from schemas.encoding import codec
+from schemas.log.records import Account, Item, Transaction
+
+TRANSACTION_COLUMNS = (
+    "own_id",
+    "user_number",
+    "item_id",
+    "transaction_id",
+    "chained",
+    "version",
+    "transfers",
+    "first_changeset",
+    "last_changeset",
+    "known_at",
+    "enriched_at",
+    "removed_at",
+    "missing_since",
+    "user_fields",
+    "legs",
+    "review",
+    "words",
+    "words_schema",
+    *transaction.COLUMNS,
+)
+TRANSFER_COLUMNS = (
+    "own_id",
+    "number",
+    "user_number",
+    "debit",
+    "credit",
+    "amount",
+    "currency",
+    "layer",
+    "reverses",
+    "effective",
+    "partition",
+    "changeset",
+    "known_at",
+)
+LEDGER_ACCOUNT_COLUMNS = ("id", "user_number", "kind", "reference", "currency", "scale")
+LEDGER_BALANCE_COLUMNS = ("account", "layer", "debits", "credits")
+ACCOUNT_COLUMNS = (
+    "item_id",
+    "account_id",
+    "user_number",
+    "persistent_account_id",
+    "name",
+    "official_name",
+    "mask",
+    "type",
+    "subtype",
+    "currency",
+    "current_value",
+    "current_scale",
+    "current",
+    "available_value",
+    "available_scale",
+    "available",
+    "limit_value",
+    "limit_scale",
+    "limit",
+    "source",
+    "cached_words",
+    "cached_schema",
+    "cached_at",
+    "realtime_words",
+    "realtime_schema",
+    "realtime_at",
+    "version",
+    "last_changeset",
+    "known_at",
+    "opened",
+    "opening_transfers",
+    "continues_item",
+    "continues_account",
+    "continued_by_item",
+    "continued_by_account",
+)
+ITEM_COLUMNS = (
+    "item_id",
+    "user_number",
+    "partition",
+    "institution_id",
+    "institution_name",
+    "state",
+    "code",
+    "reason",
+    "effective_at",
+    "history_status",
+    "words",
+    "words_schema",
+    "head",
+    "head_offset",
+    "unlinked",
+    "transaction_rows",
+    "linked_at",
+    "unlinked_at",
+    "last_sync_at",
+    "missing_rows",
+    "missing_since",
+    "has_twins",
+    "waiting_edits",
+    "known_at",
+)
+CHANGESET_COLUMNS = (
+    "partition",
+    "source_offset",
+    "id",
+    "item_id",
+    "user_number",
+    "kind",
+    "type",
+    "cause",
+    "counts",
+    "not_effective",
+    "net_events",
+    "digest",
+    "events",
+    "redriven_by",
+    "said_at",
+    "known_at",
+    "body_fingerprint",
+)
+VERSION_COLUMNS = (
+    "own_id",
+    "version",
+    "user_number",
+    "item_id",
+    "transaction_id",
+    "words",
+    "words_schema",
+    "user_fields",
+    "removed_at",
+    "review",
+    "changeset",
+    "known_at",
+    "until_changeset",
+    "until",
+)
+ACCOUNT_VERSION_COLUMNS = (
+    "item_id",
+    "account_id",
+    "version",
+    "user_number",
+    "source",
+    "words",
+    "words_schema",
+    "changeset",
+    "known_at",
+)
+LINK_COLUMNS = (
+    "item_id",
+    "transaction_id",
+    "own_id",
+    "user_number",
+    "rule",
+    "score",
+    "evidence",
+    "changeset",
+    "known_at",
+)
+REVIEW_COLUMNS = (
+    "id",
+    "user_number",
+    "item_id",
+    "own_id",
+    "candidates",
+    "reason",
+    "state",
+    "chosen",
+    "changeset",
+    "decided",
+    "known_at",
+    "decided_at",
+)
+
+ZSTD_LEVEL = 1
+"""0.6 µs a transaction; higher levels save under 10 % more."""
+
+Values = tuple[Any, ...]
+
+_NOBODY = (None, None)
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_ID = pg_copy.length(16)
+_TRANSACTION_START = len(TRANSACTION_COLUMNS).to_bytes(2, "big") + _ID
+_TRANSFER_START = len(TRANSFER_COLUMNS).to_bytes(2, "big") + _ID
+_counters = struct.Struct(">i?iiiiiqiqiq").pack
+"""chained, version, transfers, first_changeset, last_changeset, known_at: each behind its length."""
+_PLAIN = pg_copy.NULL + pg_copy.int2(1) + pg_copy.NULL
+"""user_fields, legs and review of a row that only the bank spoke of."""
+_number_and_user = struct.Struct(">iiiq").pack
+
+
+def moment(microseconds: int | None) -> datetime.datetime | None:
+    """A time as asyncpg takes it. Units: microseconds since 1970, UTC."""
+    return None if microseconds is None else _EPOCH + datetime.timedelta(microseconds=microseconds)
+
+
+def microseconds(at: datetime.datetime | None) -> int | None:
+    """A time as the fold has it. Units: microseconds since 1970, UTC."""
+    if at is None:
+        return None
+    since = at - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
+    """Rows of `transactions` for COPY."""
+    join, text, moment_field, length, counters = b"".join, pg_copy.text, pg_copy.moment, pg_copy.length, _counters
+    null, int8, plain = pg_copy.NULL, pg_copy.int8, _PLAIN
+    user, item_id, owner = None, None, b""
+    schema, number = None, b""
+    for row in changed:
+        if row.item_id is not item_id or row.user != user:
+            user, item_id = row.user, row.item_id
+            owner = pg_copy.int8(user) + text(item_id)
+        if row.schema != schema:
+            schema = row.schema
+            number = pg_copy.int2(schema)
+        columns = row.columns
+        if columns is None:
+            columns = transaction.reader(row.schema)(row.words, 0, len(row.words)).columns
+        yield join(
+            (
+                _TRANSACTION_START,
+                row.own_id,
+                owner,
+                text(row.transaction_id),
+                counters(
+                    1,
+                    row.chained,
+                    4,
+                    row.version,
+                    4,
+                    row.transfers,
+                    8,
+                    row.first_changeset,
+                    8,
+                    row.last_changeset,
+                    8,
+                    row.known_at - pg_copy.EPOCH_US,
+                ),
+                null if row.enriched_at is None else moment_field(row.enriched_at),
+                null if row.removed_at is None else moment_field(row.removed_at),
+                null if row.missing_since is None else int8(row.missing_since),
+                plain
+                if row.user_fields is None and row.review is None and len(row.postings) == 1
+                else _said_by_us(row),
+                length(len(row.words)),
+                row.words,
+                number,
+                columns,
+            )
+        )
+
+
+def _said_by_us(row: Row) -> bytes:
+    return pg_copy.jsonb(row.user_fields) + pg_copy.int2(len(row.postings)) + pg_copy.raw(row.review)
+
+
+def transfers_copied(transfers: Iterable[Transfer]) -> Iterator[bytes]:
+    """Rows of `ledger_transfers` for COPY."""
+    join, number_and_user, int4, null = b"".join, _number_and_user, pg_copy.int4, pg_copy.NULL
+    kinds: dict[tuple[str, str], bytes] = {}
+    where, tail = None, b""
+    for one in transfers:
+        if one.where is not where:
+            where = one.where
+            tail = int4(where.partition) + pg_copy.int8(where.offset) + pg_copy.moment(where.known_at)
+        kind = kinds.get((one.currency, one.layer))
+        if kind is None:
+            kind = kinds[one.currency, one.layer] = pg_copy.text(one.currency) + pg_copy.text(one.layer)
+        yield join(
+            (
+                _TRANSFER_START,
+                one.own_id,
+                number_and_user(4, one.number, 8, where.user),
+                _ID,
+                one.debit,
+                _ID,
+                one.credit,
+                one.amount_field,
+                kind,
+                null if one.reverses is None else int4(one.reverses),
+                one.effective,
+                tail,
+            )
+        )
+
+
+def transaction_values(row: Row) -> Values:
+    """A row of `transactions`."""
+    said: Transaction = codec.decoder(row.schema)(row.words, 0)[0]
+    amount = money.scaled(said.amount)
+    return (
+        row.own_id,
+        row.user,
+        row.item_id,
+        row.transaction_id,
+        row.chained,
+        row.version,
+        row.transfers,
+        row.first_changeset,
+        row.last_changeset,
+        moment(row.known_at),
+        moment(row.enriched_at),
+        moment(row.removed_at),
+        row.missing_since,
+        row.user_fields,
+        len(row.postings),
+        row.review,
+        row.words,
+        row.schema,
+        said.account_id,
+        amount.value,
+        amount.scale,
+        said.currency,
+        said.pending,
+        _date(said.date),
+        said.datetime,
+        _date(said.authorized_date),
+        said.name,
+        said.merchant_name,
+        said.merchant_entity_id,
+        said.logo_url,
+        said.category_primary,
+        said.category_detailed,
+        said.category_confidence,
+    )
+
+
+def transfer_values(transfer: Transfer) -> Values:
+    """A row of `ledger_transfers`."""
+    where = transfer.where
+    return (
+        transfer.own_id,
+        transfer.number,
+        where.user,
+        transfer.debit,
+        transfer.credit,
+        Decimal(transfer.amount),
+        transfer.currency,
+        transfer.layer,
+        transfer.reverses,
+        pg_copy.read_date(transfer.effective),
+        where.partition,
+        where.offset,
+        moment(where.known_at),
+    )
+
+
+def ledger_account_values(account: LedgerAccount) -> Values:
+    """A row of `ledger_accounts`."""
+    assert account.meaning is not None
+    return (account.id, *account.meaning)
+
+
+def ledger_balance_values(working: WorkingSet) -> list[Values]:
+    """What the batch adds to `ledger_balances`, in the order of the accounts' ids."""
+    added: list[Values] = []
+    for account in sorted(working.book.accounts.values(), key=lambda account: account.id):
+        if account.pending_debits or account.pending_credits:
+            debits, credits_ = Decimal(account.pending_debits), Decimal(account.pending_credits)
+            added.append((account.id, ledger.PENDING, debits, credits_))
+        if account.posted_debits or account.posted_credits:
+            debits, credits_ = Decimal(account.posted_debits), Decimal(account.posted_credits)
+            added.append((account.id, ledger.POSTED, debits, credits_))
+    return added
+
+
+def account_values(row: AccountRow) -> Values:
+    """A row of `accounts`: the columns are of the source that spoke last."""
+    if row.source == "cached":
+        said_words, schema = row.cached_words, row.cached_schema
+    else:
+        said_words, schema = row.realtime_words, row.realtime_schema
+    assert said_words is not None
+    said: Account = codec.decoder(schema)(said_words, 0)[0]
+    return (
+        row.item_id,
+        row.account_id,
+        row.user,
+        said.persistent_account_id,
+        said.name,
+        said.official_name,
+        said.mask,
+        said.type,
+        said.subtype,
+        said.currency,
+        *_scaled(said.current),
+        *_scaled(said.available),
+        *_scaled(said.limit),
+        row.source,
+        row.cached_words,
+        row.cached_schema,
+        moment(row.cached_at),
+        row.realtime_words,
+        row.realtime_schema,
+        moment(row.realtime_at),
+        row.version,
+        row.last_changeset,
+        moment(row.known_at),
+        row.opened,
+        row.opening_transfers,
+        *(row.continues or _NOBODY),
+        *(row.continued_by or _NOBODY),
+    )
+
+
+def item_values(row: ItemRow) -> Values:
+    """A row of `items`."""
+    said = Item(row.item_id, "")
+    if row.words is not None:
+        said = codec.decoder(row.schema)(row.words, 0)[0]
+    return (
+        row.item_id,
+        row.user,
+        row.partition,
+        said.institution_id,
+        said.institution_name,
+        said.state or None,
+        said.code,
+        said.reason,
+        said.effective_at,
+        row.history_status,
+        row.words,
+        row.schema,
+        row.gate.head,
+        row.head_offset,
+        row.gate.unlinked,
+        row.transaction_rows,
+        moment(row.linked_at),
+        moment(row.unlinked_at),
+        moment(row.last_sync_at),
+        row.missing_rows,
+        row.missing_since,
+        row.has_twins,
+        _json(row.waiting_edits) if row.waiting_edits else None,
+        moment(row.known_at),
+    )
+
+
+def versions_copied(versions: Iterable[Version]) -> Iterator[bytes]:
+    """Rows of `transaction_versions` for COPY."""
+    raw, text, int8, moment_field = pg_copy.raw, pg_copy.text, pg_copy.int8, pg_copy.moment
+    start = len(VERSION_COLUMNS).to_bytes(2, "big") + _ID
+    for one in versions:
+        yield b"".join(
+            (
+                start,
+                one.own_id,
+                pg_copy.int4(one.version),
+                int8(one.user),
+                text(one.item_id),
+                text(one.transaction_id),
+                raw(one.words),
+                pg_copy.int2(one.schema),
+                pg_copy.jsonb(one.user_fields),
+                moment_field(one.removed_at),
+                raw(one.review),
+                int8(one.changeset),
+                moment_field(one.known_at),
+                int8(one.until_changeset),
+                moment_field(one.until),
+            )
+        )
+
+
+def version_values(one: Version) -> Values:
+    """A row of `transaction_versions`."""
+    return (
+        one.own_id,
+        one.version,
+        one.user,
+        one.item_id,
+        one.transaction_id,
+        one.words,
+        one.schema,
+        one.user_fields,
+        moment(one.removed_at),
+        one.review,
+        one.changeset,
+        moment(one.known_at),
+        one.until_changeset,
+        moment(one.until),
+    )
+
+
+def account_version_values(one: AccountVersion) -> Values:
+    """A row of `account_versions`."""
+    return (*one[:-1], moment(one.known_at))
+
+
+def link_values(one: IdentityLink) -> Values:
+    """A row of `identity_links`."""
+    return (*one[:-1], moment(one.known_at))
+
+
+def review_values(one: Review) -> Values:
+    """A row of `reviews`."""
+    return (
+        one.id,
+        one.user,
+        one.item_id,
+        one.own_id,
+        one.candidates,
+        one.reason,
+        one.state,
+        one.chosen,
+        one.changeset,
+        one.decided,
+        moment(one.known_at),
+        moment(one.decided_at),
+    )
+
+
+def changeset_values(folded: Folded, *, keeps_events: bool = True) -> Values:
+    """A row of `changesets`. The redrive has the events of what it freed; there is nothing to keep for that itself."""
+    place = folded.place
+    kept = compressed(folded.block) if keeps_events and folded.redriven_by is None else None
+    return (
+        place.partition,
+        place.offset,
+        place.changeset,
+        folded.item_id,
+        place.user,
+        folded.kind,
+        folded.type,
+        _json(folded.cause),
+        _json(folded.counts),
+        _json(folded.not_effective),
+        len(folded.net_events),
+        hashlib.sha256(folded.block).digest(),
+        kept,
+        folded.redriven_by,
+        moment(folded.said_at),
+        moment(place.known_at),
+        folded.body_fingerprint,
+    )
+
+
+def compressed(block: bytes) -> bytes:
+    """A block of net events as the table keeps it."""
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(block)
+
+
+def decompressed(stored: bytes) -> bytes:
+    """A block of net events as it was before `compressed`."""
+    return zstandard.ZstdDecompressor().decompress(stored)
+
+
+def _scaled(text: str | None) -> tuple[int | None, int | None, str | None]:
+    if text is None:
+        return None, None, None
+    amount = money.scaled(text)
+    return amount.value, amount.scale, text
+
+
+def _date(text: str | None) -> datetime.date | None:
+    return None if text is None else datetime.date.fromisoformat(text)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,121 @@
+"""The log's witness: the record before a reader's position is read again, so a log that was truncated, re-created
+or restored is noticed and never skipped over.
+
+aiokafka knows no topic ids (FAUST.md), so the log itself is asked: is what this reader has read still there?
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import Protocol
+
+from runtime import logs, metrics
+from runtime.kafka.clients import Ends
+from runtime.kafka.reader import Position
+from schemas.errors import Halt, Retry
+
+CHECK_INTERVAL_S = 60.0
+"""How long a reader may go on above a log that is no longer its own."""
+TRIES = 5
+WAIT_S = 1.0
+
+Load = Callable[[Collection[int]], Awaitable[Mapping[int, Position]]]
+"""Given partitions, the positions that the reader has kept; a partition without one is not in the answer."""
+
+_log = logs.logger(__name__)
+
+
+class Log(Protocol):
+    """What of Kafka is needed: runtime.kafka.clients.LogEnds, or memory."""
+
+    async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, Ends]:
+        """First kept and next offset of each partition. Raises: Retry."""
+
+    async def record(self, topic: str, partition: int, offset: int) -> bytes | None:
+        """The value of the record at this offset; None where there is none. Raises: Retry."""
+
+
+def checksum(value: bytes) -> bytes:
+    """What a position keeps of the record before it."""
+    return hashlib.sha256(value).digest()
+
+
+class Witness:
+    """Compares a reader's kept positions with the log."""
+
+    def __init__(self, log: Log, *, topic: str, reader: str, load: Load) -> None:
+        self._log = log
+        self._topic = topic
+        self._reader = reader
+        self._load = load
+
+    async def starts(self, partitions: Collection[int]) -> dict[int, int]:
+        """Where to begin in each partition, after a check; without a kept position at the very beginning.
+
+        Raises: Halt, where the log is not the one that was read, or no longer has its beginning; Retry.
+        """
+        for tries_left in reversed(range(TRIES)):
+            try:
+                known = await self.check(partitions)
+            except Retry:
+                if not tries_left:
+                    raise
+                metrics.RETRIES.labels(self._reader, "witness").inc()
+                await asyncio.sleep(WAIT_S)
+            else:
+                return {number: known[number].next if number in known else 0 for number in partitions}
+        raise AssertionError("unreachable")
+
+    async def check(self, partitions: Collection[int]) -> Mapping[int, Position]:
+        """Compare, and give the positions that were compared.
+
+        Raises: Halt, where the log is not the one that was read; Retry, where Kafka does not answer.
+        """
+        known, _ = await self._checked(partitions)
+        return known
+
+    async def watch(self, assigned: Callable[[], Collection[int]], *, held: Callable[[], Collection[int]]) -> None:
+        """Check every minute what is assigned, for ever.
+
+        `held`: partitions of which the reader has records in hand. Where the log goes on, the reader stood still from
+        one look to the next and has nothing in hand, its source has ceased to deliver, which was seen after a broker
+        and Postgres had died one after the other: it says nothing by itself, and a new start reads on.
+        Raises: Halt.
+        """
+        before: dict[int, int] = {}
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            try:
+                known, ends = await self._checked(assigned())
+            except Retry as error:
+                _log.warning("log not checked", reader=self._reader, reason=str(error))
+                before = {}
+                continue
+            stands = {number: known.get(number, Position(0)).next for number in ends}
+            behind = {number: at for number, at in stands.items() if at < ends[number].end}
+            still = sorted(number for number, at in behind.items() if before.get(number) == at)
+            silent = [number for number in still if number not in held()]
+            if silent:
+                raise Halt(f"{self._reader} is not given what follows in {self._topic}, partitions {silent}")
+            before = behind
+
+    async def _checked(self, partitions: Collection[int]) -> tuple[Mapping[int, Position], dict[int, Ends]]:
+        known = await self._load(partitions)
+        ends = await self._log.ends(self._topic, partitions)
+        for number in partitions:
+            await self._compare(number, known.get(number, Position(0)), ends[number])
+        return known, ends
+
+    async def _compare(self, partition: int, position: Position, ends: Ends) -> None:
+        where = f"{self._topic} {partition}"
+        if position.next > ends.end:
+            raise Halt(f"{self._reader} has read {where} up to {position.next}, the log ends at {ends.end}: truncated")
+        if position.next < ends.start:
+            raise Halt(
+                f"{self._reader} continues {where} at {position.next}, the log begins at {ends.start}: incomplete"
+            )
+        if not position.next or position.last_checksum is None or position.next == ends.start:
+            return
+        value = await self._log.record(self._topic, partition, position.next - 1)
+        if value is None or checksum(value) != position.last_checksum:
+            raise Halt(f"{where} at {position.next - 1} is not the record that {self._reader} has read: another log")

@@ -1,0 +1,348 @@
+"""Reconciliation's own records: the last check of each account, and what did not tie out, for a set time.
+
+They are operational: part of no digest, gone with the account, made anew by the next check.
+Locks: an account's row of `reconciliations`, then sync_state, then incidents.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+
+from runtime.incidents import incidents
+from runtime.scheduler.enqueue import CHANNEL
+from runtime.scheduler.types import Lane
+from schemas.log.records import Cause
+from schemas.money import decimal_text
+
+KEPT_DAYS = 90
+"""How long a resolved discrepancy is kept, as an incident is: a report over a quarter finds all of them."""
+PURGED_AT_ONCE_MAX = 10_000
+HISTORY_MAX = 200
+"""Discrepancies in one answer: an account rarely has one a week."""
+BY = "reconciliation"
+"""Who asked for a sync, in the cause of what it brings."""
+
+
+class Key(NamedTuple):
+    """An account. Plaid's account ids are scoped to the Item."""
+
+    item_id: str
+    account_id: str
+
+
+class Checked(NamedTuple):
+    """A check of an account. Units: amounts in major units with the ledger's sign."""
+
+    item_id: str
+    account_id: str
+    user: int
+    state: str
+    why: str | None
+    currency: str | None
+    ledger: Decimal | None
+    bank: Decimal | None
+    gap: Decimal
+    source: str | None
+    tied_at: int | None
+
+
+class Found(NamedTuple):
+    """A gap with its cause, as a check saw it."""
+
+    cause: str
+    against: str
+    currency: str | None
+    ledger: Decimal | None
+    bank: Decimal | None
+    gap: Decimal
+    evidence: Mapping[str, Any]
+    repair: str
+    outcome: str | None
+    checks_after: int
+    started: bool
+
+
+class Open(NamedTuple):
+    """An open discrepancy. `repair_done`: the Item was synced since the repair began, and nothing of it is left."""
+
+    discrepancy: int
+    cause: str
+    gap: Decimal
+    cause_at: datetime
+    gap_at: datetime
+    repair: str
+    repaired_at: datetime | None
+    checks_after: int
+    outcome: str | None
+    repair_done: bool
+
+
+class Which(NamedTuple):
+    """Which accounts; None means any. `user_id` is the application's own id."""
+
+    tenant: str | None = None
+    user_id: str | None = None
+    item_id: str | None = None
+    account_id: str | None = None
+
+
+class State(NamedTuple):
+    """What is known of an account's reconciliation. `compared_at`: when its Item's whole history was last wanted."""
+
+    now: datetime
+    open: Open | None
+    compared_at: datetime | None
+
+
+async def enrol(connection: asyncpg.Connection, *, interval_s: float, accounts_max: int) -> int:
+    """Have accounts checked that never were, their first checks spread over the interval. Gives how many."""
+    return len(await connection.fetch(_ENROL, interval_s, accounts_max))
+
+
+async def claim(connection: asyncpg.Connection, *, interval_s: float, accounts_max: int) -> list[Key]:
+    """Take accounts whose check is due, the longest due first; their next one is an interval from now.
+
+    Several processes share the work: each account is given to one of them.
+    """
+    return [Key(*row) for row in await connection.fetch(_CLAIM, interval_s, accounts_max)]
+
+
+async def chosen(connection: asyncpg.Connection, which: Which, *, after: Key | None = None, limit: int) -> list[Key]:
+    """The accounts that readers see, of these, in the order of their keys; `after` is the last one of the page before.
+
+    Of an account without a user no tenant is known, so none is given where one is asked for.
+    """
+    begin = after or Key("", "")
+    return [Key(*row) for row in await connection.fetch(_CHOSEN, *which, *begin, limit)]
+
+
+async def put(connection: asyncpg.Connection, checks: Sequence[Checked]) -> None:
+    """Note the last check of accounts."""
+    if checks:
+        ordered = sorted(checks, key=lambda one: (one.item_id, one.account_id))
+        await connection.execute(_PUT, *(list(column) for column in zip(*ordered, strict=True)))
+
+
+async def open_ones(connection: asyncpg.Connection, keys: Sequence[Key]) -> set[Key]:
+    """The accounts, of these, that have an open discrepancy."""
+    rows = await connection.fetch(_OPEN_ONES, [key.item_id for key in keys], [key.account_id for key in keys])
+    return {Key(*row) for row in rows}
+
+
+@asynccontextmanager
+async def account(connection: asyncpg.Connection, checked: Checked) -> AsyncIterator[State]:
+    """A transaction over an account's records: notes the check, and keeps every other checker of it waiting."""
+    async with connection.transaction():
+        await put(connection, [checked])
+        row = await connection.fetchrow(_STATE, checked.item_id, checked.account_id)
+        assert row is not None
+        now, compared_at, *found = row.values()
+        yield State(now, None if found[0] is None else Open(*found), compared_at)
+
+
+async def begin(connection: asyncpg.Connection, checked: Checked, found: Found) -> None:
+    """Open a discrepancy."""
+    await connection.execute(_BEGIN, checked.item_id, checked.account_id, checked.user, *_values(found))
+
+
+async def keep(connection: asyncpg.Connection, discrepancy: int, found: Found) -> None:
+    """Note that a discrepancy was seen again, as it is now."""
+    await connection.execute(_KEEP, discrepancy, *_values(found))
+
+
+async def end(connection: asyncpg.Connection, discrepancy: int, outcome: str) -> None:
+    """Close a discrepancy with what came of it."""
+    await connection.execute(_END, discrepancy, outcome)
+
+
+async def want_sync(connection: asyncpg.Connection, item_id: str, *, whole: bool) -> bool:
+    """Make an Item due, with its accounts; `whole`: its whole history is to be read again and compared.
+
+    False where nothing is asked about the Item: it stopped, or is unlinked.
+    """
+    cause = msgspec.json.encode(Cause("repair", by=BY)).decode()
+    marked: bool | None = await connection.fetchval(_WANT_SYNC, item_id, Lane.SCHEDULE, cause, whole)
+    if marked:
+        await connection.execute(f"NOTIFY {CHANNEL}")
+    return bool(marked)
+
+
+async def tell(connection: asyncpg.Connection, key: Key, detail: str) -> None:
+    """Open the incident of an account's gap, or count it once more."""
+    await incidents.seen(connection, incidents.BALANCE_GAP, _subject(key), detail)
+
+
+async def tell_over(connection: asyncpg.Connection, key: Key) -> None:
+    """Close the incident of an account's gap, if it is open."""
+    await incidents.over(connection, incidents.BALANCE_GAP, _subject(key))
+
+
+async def forget(connection: asyncpg.Connection, keys: Sequence[Key]) -> None:
+    """Delete what is kept of accounts that are not there any more, and close their incidents."""
+    async with connection.transaction():
+        for key in sorted(keys):
+            await connection.execute(_FORGET, *key)
+            await tell_over(connection, key)
+
+
+async def last_check(connection: asyncpg.Connection, key: Key) -> dict[str, Any] | None:
+    """The last check of an account; None where there was none."""
+    row = await connection.fetchrow(_LAST, *key)
+    return None if row is None else _told(row)
+
+
+async def history(connection: asyncpg.Connection, key: Key, *, limit: int = HISTORY_MAX) -> list[dict[str, Any]]:
+    """The discrepancies of an account, newest first."""
+    return [_told(row) for row in await connection.fetch(_HISTORY, *key, min(limit, HISTORY_MAX))]
+
+
+async def open_counts(connection: asyncpg.Connection) -> dict[str, int]:
+    """How many discrepancies are open, by cause; causes without any are absent."""
+    return {row["cause"]: row["open"] for row in await connection.fetch(_OPEN_COUNTS)}
+
+
+async def purge(connection: asyncpg.Connection) -> int:
+    """Delete what was resolved long ago. Gives how many rows."""
+    return len(await connection.fetch(_PURGE, KEPT_DAYS, PURGED_AT_ONCE_MAX))
+
+
+def _subject(key: Key) -> str:
+    return f"{key.item_id}/{key.account_id}"
+
+
+def _values(found: Found) -> tuple[Any, ...]:
+    evidence = msgspec.json.encode(found.evidence).decode()
+    return (
+        found.cause,
+        found.against,
+        found.currency,
+        found.ledger,
+        found.bank,
+        found.gap,
+        evidence,
+        found.repair,
+        found.outcome,
+        found.checks_after,
+        found.started,
+    )
+
+
+def _told(row: asyncpg.Record) -> dict[str, Any]:
+    """A row for JSON: amounts as plain decimal text."""
+    told = {name: decimal_text(value) if isinstance(value, Decimal) else value for name, value in row.items()}
+    if told.get("evidence") is not None:
+        told["evidence"] = msgspec.json.decode(told["evidence"])
+    return told
+
+
+# hashtext spreads the accounts evenly and gives one account the same place each time.
+_ENROL = """
+    INSERT INTO tartan.reconciliations (item_id, account_id, user_number, next_at)
+    SELECT a.item_id, a.account_id, a.user_number,
+        tartan.clock() + make_interval(secs => $1 * (hashtext(a.item_id || a.account_id) & 1023) / 1024.0)
+    FROM reads.accounts a
+    WHERE NOT EXISTS (
+        SELECT FROM tartan.reconciliations r WHERE r.item_id = a.item_id AND r.account_id = a.account_id)
+    LIMIT $2
+    ON CONFLICT DO NOTHING RETURNING 1"""
+
+_CLAIM = """
+    UPDATE tartan.reconciliations r SET next_at = tartan.clock() + make_interval(secs => $1)
+    FROM (SELECT item_id, account_id FROM tartan.reconciliations WHERE next_at <= tartan.clock()
+          ORDER BY next_at LIMIT $2 FOR UPDATE SKIP LOCKED) d
+    WHERE r.item_id = d.item_id AND r.account_id = d.account_id
+    RETURNING r.item_id, r.account_id"""
+
+_CHOSEN = """
+    SELECT a.item_id, a.account_id FROM reads.accounts a LEFT JOIN tartan.users u USING (user_number)
+    WHERE ($1::text IS NULL OR u.tenant = $1) AND ($2::text IS NULL OR u.user_id = $2)
+      AND ($3::text IS NULL OR a.item_id = $3) AND ($4::text IS NULL OR a.account_id = $4)
+      AND (a.item_id, a.account_id) > ($5, $6)
+    ORDER BY a.item_id, a.account_id LIMIT $7"""
+
+# Rows in the order given, which is that of the key: two that write many at once wait for each other.
+_PUT = """
+    INSERT INTO tartan.reconciliations AS r (item_id, account_id, user_number, next_at, checked_at, state, why,
+        currency, ledger, bank, gap, source, tied_at, tied_out_at)
+    SELECT n.item_id, n.account_id, n.user_number, tartan.clock(), tartan.clock(), n.state, n.why, n.currency,
+        n.ledger, n.bank, n.gap, n.source, n.tied_at, CASE WHEN n.state = 'tied_out' THEN tartan.clock() END
+    FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::numeric[],
+                $8::numeric[], $9::numeric[], $10::text[], $11::bigint[])
+        AS n (item_id, account_id, user_number, state, why, currency, ledger, bank, gap, source, tied_at)
+    ON CONFLICT (item_id, account_id) DO UPDATE
+    SET checked_at = excluded.checked_at, state = excluded.state, why = excluded.why, currency = excluded.currency,
+        ledger = excluded.ledger, bank = excluded.bank, gap = excluded.gap, source = excluded.source,
+        tied_at = coalesce(excluded.tied_at, r.tied_at), tied_out_at = coalesce(excluded.tied_out_at, r.tied_out_at)"""
+
+_OPEN_ONES = """
+    SELECT d.item_id, d.account_id FROM unnest($1::text[], $2::text[]) AS k (item_id, account_id)
+    JOIN tartan.discrepancies d USING (item_id, account_id) WHERE d.resolved_at IS NULL"""
+
+# A repair that was not started had nothing to do: the last one of the Item still counts.
+_STATE = """
+    SELECT tartan.clock() AS now,
+        (SELECT max(c.repaired_at) FROM tartan.discrepancies c WHERE c.item_id = k.item_id AND c.repair = 'compare')
+            AS compared_at,
+        d.discrepancy, d.cause, d.gap, d.cause_at, d.gap_at, d.repair, d.repaired_at, d.checks_after, d.outcome,
+        d.repaired_at IS NULL OR coalesce(s.last_synced_at > d.repaired_at AND NOT s.history_incomplete, true)
+    FROM (SELECT $1::text AS item_id, $2::text AS account_id) k
+    LEFT JOIN tartan.discrepancies d ON d.item_id = k.item_id AND d.account_id = k.account_id AND d.resolved_at IS NULL
+    LEFT JOIN tartan.sync_state s ON s.item_id = k.item_id"""
+
+_BEGIN = """
+    INSERT INTO tartan.discrepancies (item_id, account_id, user_number, cause, against, currency, ledger, bank, gap,
+        evidence, repair, outcome, checks_after, repaired_at, opened_at, cause_at, gap_at, last_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11, $12, $13,
+        CASE WHEN $14::boolean THEN tartan.clock() END, tartan.clock(), tartan.clock(), tartan.clock(),
+        tartan.clock())"""
+
+_KEEP = """
+    UPDATE tartan.discrepancies
+    SET cause = $2, against = $3, currency = $4, ledger = $5, bank = $6, gap = $7, evidence = $8::text::jsonb,
+        repair = $9, outcome = $10, checks_after = $11,
+        repaired_at = CASE WHEN $12::boolean THEN tartan.clock() WHEN repair = $9 THEN repaired_at END,
+        cause_at = CASE WHEN cause = $2 THEN cause_at ELSE tartan.clock() END,
+        gap_at = CASE WHEN gap = $7 THEN gap_at ELSE tartan.clock() END,
+        last_at = tartan.clock(), count = count + 1
+    WHERE discrepancy = $1"""
+
+_END = """
+    UPDATE tartan.discrepancies SET outcome = $2, resolved_at = tartan.clock() WHERE discrepancy = $1"""
+
+# A pass that reads no cursor and is released afterwards says whether an account was missing; one that is under way
+# says nothing of it, so the wish outlasts it.
+_WANT_SYNC = """
+    UPDATE tartan.sync_state
+    SET generation = generation + 1, due_at = least(due_at, tartan.clock()), cause = $3::text::jsonb,
+        lane = CASE WHEN due_at IS NULL THEN $2 ELSE least(lane, $2) END, accounts_wanted = true,
+        history_incomplete = history_incomplete OR $4
+    WHERE item_id = $1 AND stopped IS NULL
+    RETURNING true"""
+
+_FORGET = """
+    WITH gone AS (DELETE FROM tartan.reconciliations WHERE item_id = $1 AND account_id = $2)
+    DELETE FROM tartan.discrepancies WHERE item_id = $1 AND account_id = $2"""
+
+_LAST = """
+    SELECT checked_at, next_at, state, CASE WHEN state = 'gap' THEN why END AS cause,
+        CASE WHEN state <> 'gap' THEN why END AS reason, currency, ledger, bank, gap, source, tied_out_at
+    FROM tartan.reconciliations WHERE item_id = $1 AND account_id = $2 AND checked_at IS NOT NULL"""
+
+_HISTORY = """
+    SELECT cause, against, currency, ledger, bank, gap, evidence, opened_at, last_at, count, repair,
+        repaired_at, outcome, resolved_at
+    FROM tartan.discrepancies WHERE item_id = $1 AND account_id = $2 ORDER BY discrepancy DESC LIMIT $3"""
+
+_OPEN_COUNTS = """
+    SELECT cause, count(*) AS open FROM tartan.discrepancies WHERE resolved_at IS NULL GROUP BY cause"""
+
+_PURGE = """
+    DELETE FROM tartan.discrepancies WHERE discrepancy IN (
+        SELECT discrepancy FROM tartan.discrepancies
+        WHERE resolved_at < tartan.clock() - make_interval(days => $1) LIMIT $2)
+    RETURNING discrepancy"""

@@ -1,0 +1,115 @@
+"""How Items stand, for an operator who looks at one or at all: state, parking, what is withheld."""
+
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from runtime.scheduler.stop_reasons import PARKED, remedy
+
+ITEMS_MAX = 1_000
+"""Items of one list: more is a job for SQL."""
+ONLY = ("parked", "stopped", "failing", "withheld")
+"""Which Items a list can be narrowed to."""
+
+
+class ParkedSince(Struct):
+    """A parking that is open. `first_offset` -1: there is no record, streams or an operator set the Item aside."""
+
+    first_offset: int
+    reason: str
+    reader: str
+    parked_at: datetime
+
+
+class Standing(Struct):
+    """An Item as the tables have it. `withheld`: records that wait for its redrive.
+
+    `missing_rows`: transactions whose removal waits for a decision about the changeset `missing_since` (hex).
+    """
+
+    item_id: str
+    tenant: str
+    user: int
+    partition: int
+    institution_id: str | None
+    institution_name: str | None
+    linked_at: datetime | None
+    state: str | None
+    code: str | None
+    history_status: str | None
+    stopped: str | None
+    remedy: str | None
+    attempts: int
+    last_error: dict[str, Any] | None
+    due_at: datetime | None
+    not_before: datetime | None
+    last_webhook_at: datetime | None
+    last_synced_at: datetime | None
+    bank_updated_at: datetime | None
+    missing_rows: int
+    missing_since: str | None
+    parkings: list[ParkedSince]
+    withheld: int
+
+
+async def standing(connection: asyncpg.Connection, item_id: str, *, projection: str) -> Standing | None:
+    """One Item; None where there is none of this id. `projection`: schema of the live tables."""
+    [*found] = await connection.fetch(_ONE.format(projection=projection), item_id)
+    return _standing(found[0]) if found else None
+
+
+async def standings(
+    connection: asyncpg.Connection, *, projection: str, only: str | None, tenant: str | None, limit: int
+) -> list[Standing]:
+    """Items, the latest linked first: all, or those of ONLY."""
+    rows = await connection.fetch(_ALL.format(projection=projection), only, tenant, min(limit, ITEMS_MAX))
+    return [_standing(row) for row in rows]
+
+
+def _standing(row: asyncpg.Record) -> Standing:
+    parkings = msgspec.json.decode(row["parkings"], type=list[ParkedSince])
+    stopped = PARKED if parkings else row["stopped"]
+    return Standing(
+        **{
+            **row,
+            "parkings": parkings,
+            "stopped": stopped,
+            "remedy": remedy(stopped),
+            "last_error": _json(row["last_error"]),
+        }
+    )
+
+
+def _json(text: str | None) -> dict[str, Any] | None:
+    return None if text is None else msgspec.json.decode(text, type=dict[str, Any])
+
+
+_STANDING = """
+    SELECT s.item_id, s.tenant, s.user_number AS user, s.partition, s.institution_id, c.institution_name,
+        s.created_at AS linked_at, h.state, h.code, h.history_status, s.stopped, s.attempts, s.last_error, s.due_at,
+        s.not_before, s.last_webhook_at, s.last_synced_at, s.bank_updated_at,
+        coalesce(r.missing_rows, 0) AS missing_rows, encode(r.missing_since, 'hex') AS missing_since, k.parkings,
+        w.withheld
+    FROM tartan.sync_state s
+    LEFT JOIN tartan.credentials c USING (item_id)
+    LEFT JOIN tartan.heads h USING (item_id)
+    LEFT JOIN reads.items r USING (item_id)
+    CROSS JOIN LATERAL (
+        SELECT coalesce(jsonb_agg(jsonb_build_object('first_offset', first_offset, 'reason', reason, 'reader', reader,
+            'parked_at', parked_at) ORDER BY parked_at), '[]') AS parkings
+        FROM tartan.parkings WHERE parkings.item_id = s.item_id AND redrive_offset IS NULL) k
+    CROSS JOIN LATERAL (SELECT count(*) AS withheld FROM {projection}.withheld WHERE withheld.item_id = s.item_id) w"""
+
+_ONE = f"{_STANDING} WHERE s.item_id = $1"
+
+_ALL = f"""{_STANDING}
+    WHERE ($2::text IS NULL OR s.tenant = $2) AND CASE $1::text
+        WHEN 'parked' THEN s.stopped = 'parked' OR k.parkings <> '[]'
+        WHEN 'stopped' THEN s.stopped IS NOT NULL
+        WHEN 'failing' THEN s.attempts > 0
+        WHEN 'withheld' THEN r.missing_rows > 0
+        ELSE true END
+    ORDER BY s.created_at DESC, s.item_id LIMIT $3"""

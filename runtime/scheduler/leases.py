@@ -1,0 +1,415 @@
+"""Who works on what is due: claiming Items, renewing the claim, giving them back.
+
+A lease is a random token with an end in time. Whoever holds the row's token may write the row; whoever lost it
+finds so at the next renewal. What a late worker still appends is skipped by the gate, so a lease only saves work.
+"""
+
+from collections.abc import Sequence
+
+import asyncpg
+import msgspec
+
+from runtime.scheduler.quotas import CLIENT, SYNC, Limit, claim_pace, item_pace
+from runtime.scheduler.types import NOBODY_AHEAD, Claimed, Claims, KnownHead, KnownHint, Released, Standing
+from schemas.log.records import Cause
+
+FOLLOWER = "follow_heads"
+"""Reader of `positions` that keeps `heads`."""
+HINTS_MAX = 100
+"""Hints that one pass deals with; an Item that has more is asked about again."""
+REMARKED_WAIT_S_MAX = 60.0
+"""Longest wait after a failure where a webhook landed during the pass: it says that the bank is alive."""
+AGE_S = 15.0
+"""A lane rises by one for each such time that its oldest ready Item has waited: a backfill waits 45 s for its turn
+among the webhooks, which is short for a history that takes minutes, and long for a webhook."""
+SLACK = 4
+"""Candidates a slot: so many workers can look at once before one finds all that it saw taken by others."""
+PARKED_LOOK_S = 60.0
+"""How often a parked Item that is due is looked at: its redrive makes it wait no longer than that."""
+PARKED_BY = "streams"
+"""`reader` of the parkings that end here; the projections' are theirs to end."""
+NO_OFFSET = -1
+"""`first_offset` of a parking by streams: there is no record."""
+PARKING = f"""
+    INSERT INTO tartan.parkings AS k (item_id, first_offset, partition, reason, reader, parked_at)
+    SELECT item_id, {NO_OFFSET}, partition, $2, '{PARKED_BY}', tartan.clock() FROM held
+    ON CONFLICT (item_id, first_offset) DO UPDATE
+    SET reason = excluded.reason, redrive_offset = NULL, parked_at = excluded.parked_at"""
+"""Sets aside the Items of `held`, by the reason $2; an earlier parking of the same place is opened anew."""
+
+
+async def claim(
+    connection: asyncpg.Connection,
+    *,
+    slots: int,
+    lease_s: float,
+    holder: str,
+    standing: Standing = NOBODY_AHEAD,
+    limit: Limit | None = None,
+) -> Claims:
+    """Lease Items that are ready, at most `slots`, by lane, age and the tenants' turns.
+
+    `holder`: an instance id. `limit`: of /transactions/sync, where there is one: each Item but one to be unlinked
+    costs a token of its own and one of the client's, which pay for the pass's first page.
+    """
+    given = [slots, lease_s, HINTS_MAX, holder, *(list(column) for column in standing)]
+    if limit is None:
+        rows = await connection.fetch(_CLAIM, *given)
+        return Claims(_claims(rows), more_in_s=0.0 if rows[0]["held"] else None)
+    client, item = claim_pace(limit), item_pace(limit)
+    for _ in range(2):
+        rows = await connection.fetch(_CLAIM_METERED, *given, *client, *item)
+        if rows[0]["available"] is not None:
+            break
+        # A row that is not there cannot be locked: of two workers both would take all the tokens of a full bucket.
+        await connection.execute(_FIRST_BUCKET)
+    claims = _claims(rows)
+    spent = sum(not claimed.unlink_requested for claimed in claims)
+    left = (rows[0]["available"] or 0.0) - spent
+    if left < 1:
+        return Claims(claims, more_in_s=(1 - left) * client.interval_s)
+    return Claims(claims, more_in_s=0.0 if rows[0]["held"] else None)
+
+
+async def renew(connection: asyncpg.Connection, claimed: Claimed, *, lease_s: float) -> bool:
+    """Prolong a lease; False where it was lost."""
+    return bool(await connection.fetchval(_RENEW, claimed.item_id, claimed.lease, lease_s))
+
+
+async def release(connection: asyncpg.Connection, claimed: Claimed, result: Released) -> bool:
+    """Give an Item back with what became of it; False where the lease was lost, and then only the attempt is kept."""
+    error = None if result.error is None else msgspec.json.encode(result.error).decode()
+    held = await connection.fetchval(
+        _RELEASE,
+        claimed.item_id,
+        claimed.lease,
+        claimed.generation,
+        result.done,
+        result.due_in_s,
+        result.not_before_s,
+        result.wait_offset,
+        result.accounts_read,
+        result.synced,
+        result.attempts,
+        result.not_ready,
+        result.stopped,
+        error,
+        0.0 if result.done else REMARKED_WAIT_S_MAX,
+        result.hints_until,
+        result.duration_s,
+        claimed.cause.kind,
+        result.pages,
+        result.added,
+        result.modified,
+        result.removed,
+        result.outcome,
+        result.bank_asked,
+        result.bank_updated_at,
+        result.refreshed,
+    )
+    return bool(held)
+
+
+async def let_go(connection: asyncpg.Connection, claimed: Claimed, *, wait_offset: int) -> bool:
+    """Give an Item back untouched, not to be claimed before follow_heads has read this offset."""
+    return bool(await connection.fetchval(_LET_GO, claimed.item_id, claimed.lease, wait_offset))
+
+
+async def expire(connection: asyncpg.Connection, claimed: Claimed) -> None:
+    """End a lease as if time had: the next claimer first waits for whatever this one may have appended."""
+    await connection.execute(_EXPIRE, claimed.item_id, claimed.lease)
+
+
+async def expire_all(connection: asyncpg.Connection, *, holder: str) -> int:
+    """End the leases of a process that is dead, so that its Items need not wait for their ends. Gives how many."""
+    rows = await connection.fetch(_EXPIRE_ALL, holder)
+    return len(rows)
+
+
+async def finish_unlink(connection: asyncpg.Connection, claimed: Claimed) -> None:
+    """Delete the token and the schedule of an Item whose unlink was accepted."""
+    async with connection.transaction():
+        await connection.execute(_FORGET_CREDENTIAL, claimed.item_id)
+        await connection.execute(_STOP_UNLINKED, claimed.item_id)
+        await connection.execute(_DROP_HINTS, claimed.item_id)
+
+
+async def park(connection: asyncpg.Connection, claimed: Claimed, *, reason: str) -> bool:
+    """Set an Item aside until it is redriven; False where the lease was lost: another one may do better."""
+    return bool(await connection.fetchval(_PARK, claimed.item_id, reason, claimed.lease))
+
+
+async def gone_lately(connection: asyncpg.Connection) -> tuple[int, int]:
+    """How many Items Plaid called gone within the last hour, and how many Items there are."""
+    [row] = await connection.fetch(_GONE)
+    return row["gone"], row["items"]
+
+
+def known_head(row: asyncpg.Record) -> KnownHead:
+    """An Item's head from a row of `heads`."""
+    prints = msgspec.json.decode(row["fingerprints"], type=dict[str, str])
+    return KnownHead(
+        row["head"],
+        row["head_offset"],
+        row["head_at"],
+        row["unlinked"],
+        row["cursor"],
+        row["state"],
+        row["code"],
+        row["history_status"],
+        {account: bytes.fromhex(value) for account, value in prints.items()},
+    )
+
+
+def _claims(rows: Sequence[asyncpg.Record]) -> list[Claimed]:
+    # The first row is there without a claim, too: it tells of the quota.
+    return [_claimed(row) for row in rows if row["item_id"] is not None]
+
+
+def _claimed(row: asyncpg.Record) -> Claimed:
+    hints: Sequence[KnownHint] = msgspec.json.decode(row["hints"], type=tuple[KnownHint, ...])
+    return Claimed(
+        item_id=row["item_id"],
+        tenant=row["tenant"],
+        user=row["user_number"],
+        partition=row["partition"],
+        institution_id=row["institution_id"],
+        institution_name=row["institution_name"],
+        sealed_token=row["sealed_token"],
+        lease=row["lease_token"],
+        expired=row["expired"],
+        generation=row["generation"],
+        lane=row["lane"],
+        cause=msgspec.json.decode(row["cause"], type=Cause),
+        unlink_requested=row["unlink_requested"],
+        accounts_wanted=row["accounts_wanted"],
+        accounts_at=row["accounts_at"],
+        refresh_wanted=row["refresh_wanted"],
+        history_incomplete=row["history_incomplete"],
+        attempts=row["attempts"],
+        not_ready=row["not_ready"],
+        head=known_head(row) if row["head"] is not None else None,
+        hints=tuple(hints),
+        bank_failing=row["bank_failing"],
+        last_code=row["last_code"],
+    )
+
+
+# One statement, so one snapshot: the follower's position and the head that it wrote with it are read together, and
+# a row that another claimer or a release changed meanwhile is checked again after it was locked.
+# The commit need not reach the disk: a claim that a crash of Postgres forgets is made again.
+#
+# What is read: two index entries for each tenant and lane in which anything waits (pairs, fronts), and of those
+# whose turn is near the first few rows that are ready (looked), however long their queues are. Rows that are leased
+# or wait for the follower are read and passed over: at most as many as all workers have slots, and as were released
+# since the follower stopped. All others that cannot be claimed leave the ready ones: a limit and a bank that is down
+# are in not_before already; a parked Item and one whose own bucket is empty get it here (held), once.
+#
+# The order: a lane goes before the next one until the oldest Item of that one has waited; then lanes take turns by
+# their weights, within a lane tenants by theirs, within a tenant Items by age. Webhooks so go first however long the
+# schedule's queue is, and no flood of them takes all.
+_CLAIM_BY = f"""
+    WITH RECURSIVE moment AS MATERIALIZED (SELECT tartan.clock() AS now), pairs AS (
+        (SELECT tenant, lane FROM tartan.sync_state WHERE ready_at IS NOT NULL ORDER BY tenant, lane LIMIT 1)
+        UNION ALL
+        SELECT n.tenant, n.lane FROM pairs CROSS JOIN LATERAL (
+            SELECT s.tenant, s.lane FROM tartan.sync_state s
+            WHERE s.ready_at IS NOT NULL AND (s.tenant, s.lane) > (pairs.tenant, pairs.lane)
+            ORDER BY s.tenant, s.lane LIMIT 1) n
+    ), %(client)s fronts AS MATERIALIZED (
+        SELECT pairs.tenant, pairs.lane, coalesce(a.ahead, 0) AS ahead,
+            count(*) OVER (PARTITION BY lane)::int AS tenants,
+            min(l.ready_at) OVER (PARTITION BY lane) AS oldest,
+            row_number() OVER (PARTITION BY lane ORDER BY coalesce(a.ahead, 0), l.ready_at) AS place
+        FROM pairs CROSS JOIN LATERAL (
+            SELECT s.ready_at FROM tartan.sync_state s
+            LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
+            WHERE s.tenant = pairs.tenant AND s.lane = pairs.lane AND %(claimable)s
+            ORDER BY s.ready_at LIMIT 1) l
+        LEFT JOIN unnest($5::text[], $6::int[], $7::float8[]) AS a (tenant, lane, ahead) USING (tenant, lane)
+    ), looked AS MATERIALIZED (
+        SELECT fronts.tenant, fronts.lane, fronts.ahead, fronts.oldest, l.* FROM fronts CROSS JOIN LATERAL (
+            SELECT s.item_id, s.ready_at,
+                CASE WHEN s.unlink_requested THEN NULL
+                     WHEN EXISTS (
+                         SELECT FROM tartan.parkings k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL)
+                     THEN (SELECT now FROM moment) + interval '{PARKED_LOOK_S} s'
+                     %(emptied)s END AS held_until
+            FROM tartan.sync_state s
+            LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
+            WHERE s.tenant = fronts.tenant AND s.lane = fronts.lane AND %(claimable)s
+            ORDER BY s.ready_at LIMIT greatest($1, $1 * {SLACK} / fronts.tenants)) l
+        WHERE fronts.place <= $1 * {SLACK}
+    ), turns AS (
+        SELECT l.item_id, l.lane, l.ready_at,
+            greatest(0, l.lane - floor(extract(epoch FROM (SELECT now FROM moment) - l.oldest) / {AGE_S})) AS effective,
+            l.ahead + (row_number() OVER (PARTITION BY l.tenant, l.lane ORDER BY l.ready_at, l.item_id) - 1)
+                / coalesce(w.weight, 1) AS turn
+        FROM looked l LEFT JOIN unnest($8::text[], $9::float8[]) AS w (tenant, weight) USING (tenant)
+        WHERE l.held_until IS NULL
+    ), placed AS (
+        SELECT item_id, row_number() OVER (ORDER BY effective, lane_turn, lane, in_lane) AS place FROM (
+            SELECT item_id, lane, effective, in_lane,
+                ($10::float8[])[lane + 1] + (in_lane - 1) / ($11::float8[])[lane + 1] AS lane_turn
+            FROM (SELECT *, row_number() OVER (PARTITION BY lane ORDER BY turn, ready_at, item_id) AS in_lane
+                  FROM turns) AS ranked) AS taking
+        ORDER BY place LIMIT $1 * {SLACK}
+    ), held AS (
+        UPDATE tartan.sync_state s SET not_before = h.held_until
+        FROM (SELECT s.item_id, l.held_until FROM looked l JOIN tartan.sync_state s USING (item_id)
+              LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
+              WHERE l.held_until IS NOT NULL AND NOT s.unlink_requested AND %(claimable)s
+              FOR UPDATE OF s SKIP LOCKED) h
+        WHERE s.item_id = h.item_id RETURNING s.item_id
+    ), picked AS (
+        SELECT s.item_id, s.lease_token IS NOT NULL AS expired, placed.place
+        FROM placed JOIN tartan.sync_state s USING (item_id)
+        LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
+        WHERE %(claimable)s %(payable)s
+        ORDER BY placed.place LIMIT %(slots)s
+        FOR UPDATE OF s SKIP LOCKED
+    ), claimed AS (
+        UPDATE tartan.sync_state s
+        SET lease_token = uuid_send(gen_random_uuid()), lease_until = tartan.clock() + make_interval(secs => $2),
+            lease_holder = $4, last_attempt_at = tartan.clock()
+        FROM picked WHERE s.item_id = picked.item_id
+        RETURNING s.item_id, s.tenant, s.user_number, s.partition, s.institution_id, s.lease_token, s.generation,
+            s.lane, s.cause, s.unlink_requested, s.accounts_wanted, s.accounts_at, s.refresh_wanted,
+            s.history_incomplete, s.attempts,
+            s.not_ready, s.last_error->>'code' AS last_code, picked.expired, picked.place
+    ) %(paid)s
+    SELECT q.available, q.held, c.*, k.institution_name, k.sealed_token,
+        coalesce(b.failures > 0 OR b.open_until IS NOT NULL, false) AS bank_failing,
+        h.head, h.head_offset, h.head_at, h.unlinked, h.cursor, h.state, h.code, h.history_status, h.fingerprints,
+        (SELECT coalesce(jsonb_agg(jsonb_build_object('offset', w.webhook_offset, 'code', w.code, 'fields', w.fields)
+                                   ORDER BY w.webhook_offset), '[]')
+         FROM (SELECT * FROM tartan.hints WHERE hints.item_id = c.item_id ORDER BY webhook_offset LIMIT $3) w) AS hints
+    FROM (SELECT %(available)s AS available, (SELECT count(*) FROM held) AS held,
+              set_config('synchronous_commit', 'off', true)) q
+    LEFT JOIN (claimed c LEFT JOIN tartan.credentials k USING (item_id)) ON true
+    LEFT JOIN tartan.heads h USING (item_id)
+    LEFT JOIN tartan.breakers b ON b.institution_id = c.institution_id
+    ORDER BY c.place"""
+# A parked Item is not claimed; only its unlink is not held up, because that ends what the user pays for.
+_CLAIMABLE = """s.ready_at <= (SELECT now FROM moment)
+              AND (s.lease_until IS NULL OR s.lease_until <= (SELECT now FROM moment))
+              AND (s.wait_offset IS NULL OR s.wait_offset < coalesce(f.position, 0))"""
+_CLAIM = _CLAIM_BY % {
+    "client": "",
+    "emptied": "",
+    "claimable": _CLAIMABLE,
+    "payable": "",
+    "slots": "$1::int",
+    "paid": "",
+    "available": "NULL::float8",
+}
+# $12 to $15: the client's pace and the Item's. The client's bucket is locked before an Item's, and whoever waits for
+# it counts what the one before it took. A millionth of a token makes up for moments that are kept in microseconds.
+# Where the client has no token left, only Items to be unlinked go on: those ask /item/remove.
+_CLAIM_METERED = _CLAIM_BY % {
+    "client": f"""client AS MATERIALIZED (
+        SELECT ($13 - extract(epoch FROM greatest(full_at, tartan.clock()) - tartan.clock())::float8) / $12 + 1.000001
+            AS available
+        FROM tartan.buckets WHERE endpoint = '{SYNC}' AND item_id = '{CLIENT}' FOR UPDATE
+    ),""",
+    "emptied": f"""ELSE (SELECT b.full_at - make_interval(secs => $15) FROM tartan.buckets b
+                           WHERE b.endpoint = '{SYNC}' AND b.item_id = s.item_id
+                             AND b.full_at > (SELECT now FROM moment) + make_interval(secs => $15))""",
+    "claimable": _CLAIMABLE,
+    "payable": "AND (s.unlink_requested OR (SELECT available FROM client) >= 1)",
+    "slots": """(SELECT coalesce(
+            (SELECT CASE WHEN available >= 1 THEN least($1, floor(available)::int) ELSE $1 END FROM client), 0))""",
+    "paid": f""", paid AS (
+        INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
+        SELECT '{SYNC}', item_id, tartan.clock() + make_interval(secs => $14) FROM claimed WHERE NOT unlink_requested
+        ON CONFLICT (endpoint, item_id) DO UPDATE
+        SET full_at = greatest(b.full_at, tartan.clock()) + make_interval(secs => $14)
+    ), spent AS (
+        UPDATE tartan.buckets b SET full_at = greatest(b.full_at, tartan.clock()) + make_interval(secs => $12 * c.items)
+        FROM (SELECT count(*) AS items FROM claimed WHERE NOT unlink_requested) c
+        WHERE b.endpoint = '{SYNC}' AND b.item_id = '{CLIENT}' AND c.items > 0
+    )""",
+    "available": "(SELECT available FROM client)",
+}
+
+_FIRST_BUCKET = f"""
+    INSERT INTO tartan.buckets (endpoint, item_id, full_at) VALUES ('{SYNC}', '{CLIENT}', tartan.clock())
+    ON CONFLICT DO NOTHING"""
+
+_RENEW = """
+    UPDATE tartan.sync_state SET lease_until = tartan.clock() + make_interval(secs => $3)
+    WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock() RETURNING true"""
+
+# A mark that landed during the pass left a higher generation: the Item stays due. What held the Item back during the
+# pass, as the outage of its bank does, still holds it: the claim found no not_before that was to come. An unlink that
+# was asked for meanwhile is held by none of that, as one that is asked for at any other time.
+# The commit need not reach the disk: a release that a crash of Postgres forgets is a lease that ends by itself.
+_RELEASE = """
+    WITH held AS (
+        UPDATE tartan.sync_state
+        SET lease_token = NULL, lease_until = NULL,
+            done_generation = CASE WHEN $4 THEN greatest(done_generation, $3) ELSE done_generation END,
+            due_at = tartan.clock() + make_interval(
+                secs => CASE WHEN generation > $3 THEN least(coalesce($5::float8, 0), $14) ELSE $5::float8 END),
+            not_before = CASE WHEN NOT (unlink_requested AND generation > $3) THEN
+                greatest(CASE WHEN not_before > tartan.clock() THEN not_before END,
+                    tartan.clock() + make_interval(secs => $6::float8)) END,
+            wait_offset = coalesce($7::bigint, wait_offset),
+            accounts_at = CASE WHEN $8 THEN tartan.clock() ELSE accounts_at END,
+            accounts_wanted = accounts_wanted AND (generation > $3 OR NOT $8),
+            last_synced_at = CASE WHEN $9 THEN tartan.clock() ELSE last_synced_at END,
+            bank_seen_at = CASE WHEN $23 THEN tartan.clock() ELSE bank_seen_at END,
+            bank_updated_at = coalesce($24::timestamptz, bank_updated_at),
+            refresh_wanted = refresh_wanted AND (generation > $3 OR NOT ($25 OR $4)),
+            refreshed_at = CASE WHEN $25 THEN tartan.clock() ELSE refreshed_at END,
+            attempts = $10, not_ready = $11, stopped = $12, last_error = $13::text::jsonb
+        WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock()
+        RETURNING item_id
+    ), dealt_with AS (
+        DELETE FROM tartan.hints h USING held WHERE h.item_id = held.item_id AND h.webhook_offset <= $15::bigint
+    ), attempted AS (
+        INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, pages, added, modified, removed,
+            outcome, error, generation, changeset_offset)
+        VALUES ($1, tartan.clock() - make_interval(secs => $16), $16, $17, $18, $19, $20, $21, $22, $13::text::jsonb,
+            $3, $7::bigint)
+    )
+    SELECT EXISTS (SELECT FROM held) AS held, set_config('synchronous_commit', 'off', true)"""
+
+_DROP_HINTS = "DELETE FROM tartan.hints WHERE item_id = $1"
+
+_LET_GO = """
+    UPDATE tartan.sync_state SET lease_token = NULL, lease_until = NULL, wait_offset = greatest(wait_offset, $3)
+    WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock() RETURNING true"""
+
+_EXPIRE = "UPDATE tartan.sync_state SET lease_until = tartan.clock() WHERE item_id = $1 AND lease_token = $2"
+
+_EXPIRE_ALL = """
+    UPDATE tartan.sync_state SET lease_until = tartan.clock()
+    WHERE lease_holder = $1 AND lease_token IS NOT NULL AND lease_until > tartan.clock() RETURNING item_id"""
+
+_FORGET_CREDENTIAL = """
+    UPDATE tartan.credentials SET sealed_token = NULL, unlinked_at = coalesce(unlinked_at, tartan.clock())
+    WHERE item_id = $1"""
+
+# What is never swept again stands at the far end of the index of the sweep, or each turn would read it first.
+_STOP_UNLINKED = """
+    UPDATE tartan.sync_state
+    SET stopped = 'unlinked', due_at = NULL, lease_token = NULL, lease_until = NULL, done_generation = generation,
+        attempts = 0, last_error = NULL, swept_at = 'infinity'
+    WHERE item_id = $1"""
+
+# The row stays locked until the commit, so that nobody claims it between.
+_PARK = f"""
+    WITH held AS (
+        SELECT item_id, partition FROM tartan.sync_state
+        WHERE item_id = $1 AND lease_token = $3 AND lease_until > tartan.clock() FOR UPDATE
+    )
+    {PARKING} RETURNING true"""
+
+_GONE = """
+    SELECT count(*) FILTER (WHERE stopped IN ('gone', 'refused')
+            AND last_attempt_at > tartan.clock() - interval '1 hour')
+        + (SELECT count(*) FROM tartan.sync_attempts WHERE outcome = 'unlinked'
+            AND error->>'code' = 'INVALID_ACCESS_TOKEN' AND started_at > tartan.clock() - interval '1 hour') AS gone,
+        count(*) AS items
+    FROM tartan.sync_state WHERE stopped IS DISTINCT FROM 'unlinked'"""

@@ -1,0 +1,226 @@
+"""Child processes that never outlive the process that started them.
+
+Three ways to end are covered: `stop` and `kill` when all is well, `atexit` when this process ends by an
+exception or Ctrl-C, and the kernel's parent-death signal (elsewhere a watchdog) when it is killed outright.
+"""
+
+import asyncio
+import atexit
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from sandbox.infra.privileges import before_exec, can_follow_parent
+from schemas.errors import Halt
+
+# Short enough that nobody notices, long enough that waiting costs nothing.
+POLL_INTERVAL_S = 0.01
+# What an error shows of a log: a Java stack trace fits, a screen is not flooded.
+TAIL_LINES_MAX = 30
+TAIL_BYTES_MAX = 8192
+# SIGKILL takes effect at once unless the kernel is busy for the process (a core dump, a stuck disk).
+KILL_TIMEOUT_S = 10.0
+# At exit nobody waits for us but a person: a clean stop takes 1-2 s, after this the data is crash-safe anyway.
+EXIT_TIMEOUT_S = 8.0
+
+# Reads one byte: a byte says "released", the end of the pipe says that the parent has died.
+_WATCHDOG = "import os,sys\nif not sys.stdin.buffer.read(1): os.kill(int(sys.argv[1]), int(sys.argv[2]))"
+
+_running: "set[Child]" = set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A program to run as a child, and how it is to be ended.
+
+    `stop_signal` asks for a clean end; `orphan_signal` is what it gets when this process dies.
+    `keep_open` are descriptors it inherits, so that a folder's lock lives as long as the child.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    log: Path
+    environment: Mapping[str, str] | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    orphan_signal: signal.Signals = signal.SIGKILL
+    drop_root: bool = False
+    keep_open: tuple[int, ...] = ()
+
+
+class Child:
+    """A running child process, in a session of its own so that Ctrl-C reaches only us."""
+
+    def __init__(self, command: Command, process: subprocess.Popen[bytes]) -> None:
+        self._command = command
+        self._process = process
+        self._watchdog = None if can_follow_parent() else watch(process.pid, command.orphan_signal)
+        atexit.unregister(_end_all)
+        atexit.register(_end_all)
+        _running.add(self)
+
+    @property
+    def pid(self) -> int:
+        """The process id, also after its end."""
+        return self._process.pid
+
+    def running(self) -> bool:
+        """Say whether the process is still there."""
+        return self._process.poll() is None
+
+    @property
+    def code(self) -> int:
+        """The code of the ended process; negative is the signal that killed it."""
+        assert self._process.returncode is not None, "the process is running"
+        return self._process.returncode
+
+    async def ready(self, condition: Callable[[], bool], *, timeout_s: float) -> None:
+        """Wait until `condition` holds; a child that fails to get there is killed.
+
+        Raises: Halt with the tail of the log, where it ends or where the time is over.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not condition():
+                self._require_progress(timeout_s, deadline)
+                await asyncio.sleep(POLL_INTERVAL_S)
+        except BaseException:
+            self.kill()
+            raise
+
+    async def ended(self, *, timeout_s: float) -> int:
+        """Wait for the process to end by itself and return its code; at the bound it is killed."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            while self.running() and time.monotonic() < deadline:
+                await asyncio.sleep(POLL_INTERVAL_S)
+        finally:
+            self.kill()
+        return self._process.returncode
+
+    async def stop(self, *, timeout_s: float) -> None:
+        """Ask the process to end, then kill it and all it started once the bound is reached."""
+        self.ask_to_stop()
+        await self.ended(timeout_s=timeout_s)
+
+    def ask_to_stop(self) -> None:
+        """Send the signal for a clean end, without waiting."""
+        if self.running():
+            self._process.send_signal(self._command.stop_signal)
+
+    def kill(self) -> None:
+        """Kill the process and everything it started, and wait until all are gone."""
+        family = _family(self.pid) if self.running() else []
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        self._process.wait(KILL_TIMEOUT_S)
+        deadline = time.monotonic() + KILL_TIMEOUT_S
+        while any(_alive(member) for member in family) and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL_S)
+        self._released()
+
+    def _released(self) -> None:
+        _running.discard(self)
+        if self._watchdog is not None:
+            self._watchdog.communicate(b".", KILL_TIMEOUT_S)
+            self._watchdog = None
+
+    def _require_progress(self, timeout_s: float, deadline: float) -> None:
+        name = self._command.name
+        if not self.running():
+            raise Halt(f"{name} ended with code {self._process.returncode} while starting. {self._log_tail()}")
+        if time.monotonic() > deadline:
+            raise Halt(f"{name} was not ready after {timeout_s:g} s. {self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        return f"The end of {self._command.log}:\n{tail(self._command.log)}"
+
+
+def start(command: Command) -> Child:
+    """Start a child whose output goes to its log.
+
+    Call it from a thread that outlives the child: Linux sends the parent-death signal when the thread ends.
+    Raises: Halt, where the program cannot be run.
+    """
+    prepare = before_exec(orphan_signal=command.orphan_signal, drop_root=command.drop_root)
+    with command.log.open("ab") as log:
+        try:
+            process = subprocess.Popen(
+                list(command.arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=None if command.environment is None else dict(command.environment),
+                start_new_session=True,
+                pass_fds=command.keep_open,
+                preexec_fn=prepare,
+            )
+        except (OSError, subprocess.SubprocessError) as problem:
+            raise Halt(f"{command.name} cannot be run ({command.arguments[0]}): {problem}") from problem
+    return Child(command, process)
+
+
+async def run(command: Command, *, timeout_s: float) -> None:
+    """Run a child to its end.
+
+    Raises: Halt with the tail of the log, where it fails or is not done within the bound.
+    """
+    code = await start(command).ended(timeout_s=timeout_s)
+    if code != 0:
+        raise Halt(f"{command.name} failed with code {code}. The end of {command.log}:\n{tail(command.log)}")
+
+
+def watch(pid: int, orphan_signal: signal.Signals) -> subprocess.Popen[bytes]:
+    """Start the watchdog that signals `pid` when this process dies, for kernels that cannot."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _WATCHDOG, str(pid), str(int(orphan_signal))],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def tail(log: Path) -> str:
+    """Return the last lines of a log, at most 30 lines and 8 KB."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL_BYTES_MAX))
+            text = file.read().decode(errors="replace")
+    except OSError as problem:
+        return f"(unreadable: {problem})"
+    return "\n".join(text.splitlines()[-TAIL_LINES_MAX:]) or "(empty)"
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """Return a process and its descendants; a database's workers sit in sessions of their own."""
+    try:
+        head = psutil.Process(pid)
+        return [head, *head.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Say whether a process still holds anything; a zombie that nobody has reaped yet does not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_all() -> None:
+    """End what is still running as this process ends: all are asked at once, then each is killed."""
+    children = list(_running)
+    for child in children:
+        child.ask_to_stop()
+    deadline = time.monotonic() + EXIT_TIMEOUT_S
+    while any(child.running() for child in children) and time.monotonic() < deadline:
+        time.sleep(POLL_INTERVAL_S)
+    for child in children:
+        child.kill()

@@ -1,0 +1,132 @@
+"""The projections stage in memory: gate and fold over dictionaries, and the real publisher behind them."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from projections.gate.quarantine import Parked
+from projections.publish.kafka_records import Outbound, outbound
+from projections.publish.outbox import ROWS_MAX
+from projections.publish.publisher import Committed, Publisher
+from runtime.kafka.reader import GatheringReader, Received, unread
+from runtime.retry import insist
+from sandbox.simulation.engine.wire import Wire
+from sandbox.simulation.memory.projections import Memory, OwnersOf
+from sandbox.simulation.memory.store import Database
+
+READER = "projections"
+CUT_MAX = 12
+"""Records that one transaction folds at most."""
+
+
+class Projection:
+    """Tables of the projections with their positions and floors; a commit is whole or not at all."""
+
+    def __init__(self, owners: OwnersOf, *, on_parked: Callable[[str, Parked, str], None] = lambda *_: None) -> None:
+        self.memory = Memory(owners)
+        self._on_parked = on_parked
+        self._told: set[tuple[str, Parked]] = set()
+        self.positions: dict[int, int] = {}
+        self.floors: dict[int, int] = {}
+        self._placed: dict[int, list[Outbound]] = {}
+
+    def commit(self, records: Sequence[Received], floors: Mapping[int, int]) -> Committed:
+        """Fold what lies at the positions or behind, and move them."""
+        new = unread(records, self.positions)
+        spans = {record.partition: self._stands(record.partition) for record in records}
+        before = len(self.memory.folded)
+        if new:
+            self.memory.project(new)
+            self._tell()
+        for record in new:
+            self.positions[record.partition] = record.offset + 1
+            spans[record.partition] = (spans[record.partition][0], record.offset + 1)
+        self.raise_floors(floors)
+        found = outbound(self.memory.folded[before:])
+        for one in found:
+            self._placed.setdefault(one.partition, []).append(one)
+        return Committed(spans, found)
+
+    def _tell(self) -> None:
+        for item_id, parkings in self.memory.parked.items():
+            for parked in parkings:
+                if (item_id, parked) not in self._told:
+                    self._told.add((item_id, parked))
+                    self._on_parked(item_id, parked, self.memory.reasons[item_id, parked.first])
+
+    def raise_floors(self, floors: Mapping[int, int]) -> None:
+        """Raise floors; one that is higher already stays."""
+        for partition, at in floors.items():
+            self.floors[partition] = max(at, self.floors.get(partition, 0))
+
+    def events(self, partition: int, start: int, end: int) -> list[Outbound]:
+        """The first changesets with net events from `start` up to `end`."""
+        found = [one for one in self._placed.get(partition, []) if start <= one.offset < end]
+        return sorted(found, key=lambda one: one.offset)[:ROWS_MAX]
+
+    def _stands(self, partition: int) -> tuple[int, int]:
+        at = self.positions.get(partition, 0)
+        return (at, at)
+
+
+class MemoryOutbox:
+    """The publisher's side of the tables."""
+
+    def __init__(self, projection: Projection, database: Database, wire: Wire) -> None:
+        self._projection = projection
+        self._database = database
+        self._wire = wire
+
+    async def floor(self, partition: int) -> int:
+        """The offset below which all events of a partition were acknowledged."""
+        return await self._wire.call(lambda: self._database.do(lambda: self._projection.floors.get(partition, 0)))
+
+    async def events(self, partition: int, start: int, end: int) -> list[Outbound]:
+        """Changesets with net events, in order."""
+        return await self._wire.call(lambda: self._database.do(lambda: self._projection.events(partition, start, end)))
+
+    async def held(self) -> dict[tuple[str, int], int]:
+        """Topics, each with a partition of it, that are filled again: none is, but to know it is a question too."""
+        return await self._wire.call(lambda: self._database.do(dict))
+
+    async def store(self, floors: Mapping[int, int]) -> None:
+        """Raise floors."""
+        await self._wire.call(lambda: self._database.do(lambda: self._projection.raise_floors(floors)))
+
+
+class Projector:
+    """Takes what waits, folds it in one transaction, hands the events over."""
+
+    def __init__(
+        self, projection: Projection, database: Database, wire: Wire, publisher: Publisher, rng: random.Random
+    ) -> None:
+        self._projection = projection
+        self._database = database
+        self._wire = wire
+        self._publisher = publisher
+        self._rng = rng
+
+    async def run(self, reader: GatheringReader) -> None:
+        """Project for ever, in batches cut anywhere."""
+        while True:
+            taken = list(await reader.take())
+            while taken:
+                size = self._rng.randint(1, CUT_MAX)
+                batch, taken = taken[:size], taken[size:]
+                await self._publisher.room()
+                await self._commit(batch)
+                reader.acknowledge(batch)
+
+    async def position(self, partition: int) -> int:
+        """Where the projections stand; what was committed there and not published is sent now. Raises: Retry."""
+        at = await self._wire.call(lambda: self._database.do(lambda: self._projection.positions.get(partition, 0)))
+        self._publisher.hand(Committed({partition: (at, at)}, []))
+        return at
+
+    async def _commit(self, batch: Sequence[Received]) -> None:
+        floors = self._publisher.floors()
+        committed = await insist(
+            lambda: self._wire.call(lambda: self._database.do(lambda: self._projection.commit(batch, floors))),
+            what=READER,
+        )
+        self._publisher.stored(floors)
+        self._publisher.hand(committed)

@@ -1,0 +1,386 @@
+"""A simulated Plaid as one object: the bank, the clock, the scenarios, the webhooks and what goes wrong.
+
+Nothing here awaits. What Plaid does later (readiness, refreshes) waits in `agenda`; what it sends waits in `courier`.
+"""
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sandbox.simulator.agenda import Agenda
+from sandbox.simulator.api.limits import TABLES, Buckets
+from sandbox.simulator.api.plaid_errors import ITEM_STATES, OUTAGES, PlaidFailure, item_error
+from sandbox.simulator.api.rendering import Kept, Variant
+from sandbox.simulator.api.signing import Keyring
+from sandbox.simulator.bank import relinked_ids, scenarios
+from sandbox.simulator.bank.bank import Bank, Item, open_account
+from sandbox.simulator.bank.generators import Drawing, Surroundings, history
+from sandbox.simulator.bank.institutions import INSTITUTIONS, ROTATION
+from sandbox.simulator.bank.merchants import catalogue
+from sandbox.simulator.bank.randomness import derive, plaid_id, token
+from sandbox.simulator.bank.sync import INITIAL_DAYS, Pager
+from sandbox.simulator.bank.transactions import Change
+from sandbox.simulator.clock import Clock, RealClock
+from sandbox.simulator.control import scripted_data
+from sandbox.simulator.control.faults import Faults
+from sandbox.simulator.options import Options
+from sandbox.simulator.webhooks.announcements import Announcer
+from sandbox.simulator.webhooks.delivery import Courier
+
+DAYS_REQUESTED_DEFAULT = 90
+"""Source: Plaid API, /transactions/sync, days_requested."""
+
+LINK_TOKENS_MAX = 10_000
+"""Link tokens remembered; the oldest is forgotten first, as Plaid's expire within hours."""
+
+REQUEST_ID_LENGTH = 15
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSession:
+    """What `/link/token/create` was told; the simulator's Link makes an Item of it."""
+
+    user: str
+    webhook_url: str | None
+    products: tuple[str, ...]
+    access_token: str | None
+    days_requested: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step did: its update, or none because Plaid cannot reach the bank now."""
+
+    item: Item
+    changes: Sequence[Change]
+    at: dt.datetime
+
+
+class World:
+    """One simulated Plaid.
+
+    `on_wake` is called when something new waits in the agenda or in the courier.
+    """
+
+    def __init__(self, options: Options, clock: Clock | None = None) -> None:
+        self.options = options
+        self.clock = clock or RealClock(options.start_at)
+        self.bank = Bank(INSTITUTIONS)
+        self.kept = Kept()
+        self.keyring = Keyring(options.seed, self.clock.now())
+        self.faults = Faults(options.seed, options.faults)
+        self.buckets = Buckets(TABLES[options.rate_limits])
+        self.pager = Pager(
+            seed=options.seed, unfolded_share=options.unfolded_share, page_split_share=options.page_split_share
+        )
+        self.courier = Courier(
+            seed=options.seed,
+            rates=options.webhooks,
+            time_scale=options.time_scale,
+            in_flight_max=options.deliveries_in_flight_max,
+        )
+        self.around = Surroundings(catalogue(options.seed), options.novelty)
+        self.institutions_down: set[str] = set()
+        self._outage_codes: dict[str, str] = {}
+        self.link_sessions: dict[str, LinkSession] = {}
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.on_wake: Callable[[], None] = lambda: None
+        self.agenda = Agenda(self.clock, time_scale=options.time_scale, on_wake=self._wake)
+        self.announcer = Announcer(
+            self.clock,
+            self.keyring,
+            self.courier,
+            rotate_key_every=options.rotate_key_every,
+            resign_retries=options.resign_retries,
+            on_wake=self._wake,
+        )
+        self._steps = 0
+        self._request_ids = derive(options.seed, "request ids")
+        self._tokens = derive(options.seed, "tokens")
+
+    def create_item(
+        self,
+        user: str,
+        *,
+        institution_id: str | None = None,
+        transactions: int | None = None,
+        days: int | None = None,
+        webhook_url: str | None = None,
+        products: tuple[str, ...] = ("transactions",),
+        ready: bool = True,
+        custom: str | None = None,
+    ) -> Item:
+        """Make an Item with a history: there at once (`ready`), or by and by as Plaid fetches it.
+
+        `custom` is a custom user's configuration, which then says what accounts and rows there are.
+        Raises: PlaidFailure, where the institution is unknown or the configuration is none.
+        """
+        ordinal = len(self.bank.items)
+        institution = self.bank.institutions.get(institution_id or ROTATION[ordinal % len(ROTATION)])
+        if institution is None:
+            raise PlaidFailure("INVALID_INSTITUTION")
+        if custom is not None:
+            institution = scripted_data.custom_user(custom, institution)
+        now = self.clock.now()
+        item = self.bank.open_item(
+            derive(self.options.seed, "item", ordinal),
+            user=user,
+            institution=institution,
+            created_at=now,
+            webhook_url=webhook_url or self.options.webhook_url,
+            products=products,
+        )
+        drawing = Drawing(derive(self.options.seed, "history", ordinal), item, self.around, now)
+        if custom is not None:
+            past = scripted_data.custom_history(drawing, custom)
+        else:
+            count = self.options.history_transactions if transactions is None else transactions
+            past = history(drawing, transactions=count, days=days or self.options.history_days)
+        if ready:
+            item.apply_history(past)
+            item.phase = "HISTORICAL_UPDATE_COMPLETE"
+            item.last_successful_update = now
+        else:
+            first_day = now.date() - dt.timedelta(INITIAL_DAYS)
+            item.recent_history = [c for c in past if c.transaction.date > first_day]
+            item.older_history = [c for c in past if c.transaction.date <= first_day]
+            self.agenda.add(self.options.initial_update_delay_s, lambda: self._finish_initial(item))
+            self.agenda.add(self.options.historical_update_delay_s, lambda: self._finish_historical(item))
+        return item
+
+    def relink(self, old: Item) -> Item:
+        """Link the same login again: the same accounts and rows, and not one id in common.
+
+        Source: measured re-links, 0 of 108 transaction ids shared; `persistent_account_id` and mask stay.
+        """
+        ordinal = len(self.bank.items)
+        item = self.bank.open_item(
+            derive(self.options.seed, "item", ordinal),
+            user=old.user,
+            institution=old.institution,
+            created_at=self.clock.now(),
+            webhook_url=old.webhook_url,
+            products=old.products,
+        )
+        item.apply_history(relinked_ids.copied(derive(self.options.seed, "relink", ordinal), old, item))
+        item.phase = "HISTORICAL_UPDATE_COMPLETE"
+        item.last_successful_update = self.clock.now()
+        return item
+
+    def prerender(self, item: Item) -> None:
+        """Render an Item's rows before anyone asks, as the usual request will ask for them."""
+        variant = Variant(original_description=True, category_version=self.options.category_version)
+        for row in item.live.values():
+            self.kept.body(row, variant)
+
+    def step(self, item_id: str | None = None, *, changes: int = 1) -> Outcome | None:
+        """Let something happen at an Item, or at one that the seed chooses; the webhook follows.
+
+        Returns None where there is no Item to choose. Raises: PlaidFailure, where the Item is unknown.
+        """
+        self._steps += 1
+        if item_id is None:
+            chosen = self.bank.draw(derive(self.options.seed, "chosen", self._steps), self.reachable)
+            if chosen is None:
+                return None
+            item = chosen
+        else:
+            item = self.item(item_id)
+        if not self.reachable(item):
+            item.withheld_changes += changes
+            return Outcome(item, (), self.clock.now())
+        return self._update(item, lambda drawing: scenarios.step(drawing, changes=changes))
+
+    def refresh(self, item: Item) -> None:
+        """Ask the bank for news: they come a little later, if Plaid can reach it then.
+
+        What waited at the bank unseen is the news; where nothing did, they are those of the sandbox's dynamic user.
+        """
+
+        def arrive() -> None:
+            if item.removed:
+                return
+            if not self.reachable(item):
+                item.last_failed_update = self.clock.now()
+            elif item.withheld_changes:
+                self._catch_up(item)
+            else:
+                self._update(item, scenarios.refreshed)
+
+        self.agenda.add(self.options.refresh_delay_s, arrive)
+
+    def dictate(self, item: Item, draw: Callable[[Drawing], list[Change]]) -> Outcome:
+        """Let exactly this update happen. Raises: ValueError, where Plaid cannot reach the bank to see it."""
+        if not self.reachable(item):
+            raise ValueError(f"Item {item.item_id} cannot be reached: an update would not be seen")
+        return self._update(item, draw)
+
+    def item(self, item_id: str) -> Item:
+        """Find an Item that is not removed. Raises: PlaidFailure (ITEM_NOT_FOUND)."""
+        item = self.bank.items.get(item_id)
+        if item is None or item.removed:
+            raise PlaidFailure("ITEM_NOT_FOUND")
+        return item
+
+    def reachable(self, item: Item) -> bool:
+        """Whether Plaid can read the Item's bank now."""
+        has_rows = bool(item.account_of_transactions)
+        up = item.error_code is None and self.outage_code(item) is None
+        return up and item.phase != "NOT_READY" and has_rows
+
+    def outage_code(self, item: Item) -> str | None:
+        """Give the code of its bank's outage; None where the bank is up."""
+        institution_id = item.institution.institution_id
+        if institution_id not in self.institutions_down:
+            return None
+        return self._outage_codes.get(institution_id, "INSTITUTION_DOWN")
+
+    def poll(self, item: Item) -> None:
+        """Let Plaid ask the bank, as it does by itself a few times a day; news or none, it is an update."""
+        if self.reachable(item):
+            item.last_successful_update = self.clock.now()
+            self._catch_up(item)
+        else:
+            item.last_failed_update = self.clock.now()
+
+    def break_item(
+        self, item: Item, code: str, *, reason: str | None = None, silent: bool = False, late_s: float = 0.0
+    ) -> None:
+        """Put an Item into an error state and tell it by webhook, unless `silent`; it arrives `late_s` late."""
+        if code not in ITEM_STATES:
+            raise ValueError(f"{code!r} is not a state of an Item")
+        item.error_code, item.error_reason = code, reason
+        item.last_failed_update = self.clock.now()
+        if silent:
+            return
+        error = item_error(code, reason=reason)
+        told_as = "USER_PERMISSION_REVOKED" if code == "USER_PERMISSION_REVOKED" else "ERROR"
+        self.announcer.notify(item, "ITEM", told_as, {"error": error}, late_s=late_s)
+
+    def repair_item(self, item: Item, *, silent: bool = False, late_s: float = 0.0) -> None:
+        """Bring an Item back; what the bank did meanwhile arrives in one update."""
+        item.error_code = item.error_reason = None
+        if not silent:
+            self.announcer.notify(item, "ITEM", "LOGIN_REPAIRED", {}, late_s=late_s)
+        self._catch_up(item)
+
+    def institution_down(self, institution_id: str, *, code: str = "INSTITUTION_DOWN") -> None:
+        """Begin a bank's outage, with one of its codes: whatever asks the bank for an Item of it is refused.
+
+        `/item/get` and `/item/remove` are Plaid's own to answer, and go on.
+        Raises: PlaidFailure, where there is no such bank; ValueError, where the code is not of banks.
+        """
+        if institution_id not in self.bank.institutions:
+            raise PlaidFailure("INVALID_INSTITUTION")
+        if code not in OUTAGES:
+            raise ValueError(f"{code!r} is no outage of a bank")
+        self.institutions_down.add(institution_id)
+        self._outage_codes[institution_id] = code
+
+    def institution_up(self, institution_id: str) -> None:
+        """End a bank's outage; what happened meanwhile arrives."""
+        self.institutions_down.discard(institution_id)
+        self._outage_codes.pop(institution_id, None)
+        for item in self.bank.active_items():
+            if item.institution.institution_id == institution_id:
+                self._catch_up(item)
+
+    def become_ready(self, item: Item) -> None:
+        """Finish an Item's first fetches now."""
+        self._finish_initial(item)
+        self._finish_historical(item)
+
+    def public_token(self, item: Item) -> str:
+        """Make a public token."""
+        return self.bank.offer(item, self._tokens, self.clock.now())
+
+    def new_access_token(self, item: Item) -> str:
+        """Replace an Item's access token."""
+        return self.bank.rotate(item, self._tokens)
+
+    def link_token(self, session: LinkSession) -> str:
+        """Remember a Link session and name it."""
+        link_token = token("link", self._tokens)
+        while len(self.link_sessions) >= LINK_TOKENS_MAX:
+            del self.link_sessions[next(iter(self.link_sessions))]
+        self.link_sessions[link_token] = session
+        return link_token
+
+    def complete_link(self, link_token: str, *, institution_id: str | None) -> Item:
+        """Do what a user does in Link: a new Item, or in update mode the repair of the old one.
+
+        Raises: PlaidFailure (INVALID_LINK_TOKEN).
+        """
+        session = self.link_sessions.pop(link_token, None)
+        if session is None:
+            raise PlaidFailure("INVALID_LINK_TOKEN")
+        if session.access_token is not None:
+            item = self.bank.by_access_token(session.access_token)
+            if item is None:
+                raise PlaidFailure("INVALID_ACCESS_TOKEN")
+            self._show_offered(item)
+            self.repair_item(item, silent=item.error_code is None)
+            return item
+        return self.create_item(
+            session.user,
+            institution_id=institution_id,
+            days=session.days_requested,
+            webhook_url=session.webhook_url,
+            products=session.products,
+            ready=False,
+        )
+
+    def request_id(self) -> str:
+        """Give the next request id."""
+        return plaid_id(self._request_ids)[:REQUEST_ID_LENGTH]
+
+    def _show_offered(self, item: Item) -> None:
+        rng = derive(self.options.seed, "offered", item.ordinal, len(item.accounts))
+        for _ in range(item.offered_accounts):
+            plan = rng.choice(item.institution.plans)
+            item.add_account(open_account(rng, plan._replace(name=f"{plan.name} {len(item.accounts) + 1}")))
+        item.offered_accounts = 0
+
+    def _wake(self) -> None:
+        self.on_wake()
+
+    def _update(self, item: Item, draw: Callable[[Drawing], list[Change]]) -> Outcome:
+        now = self.clock.now()
+        rng = derive(self.options.seed, "step", item.ordinal, item.updates)
+        changes = draw(Drawing(rng, item, self.around, now))
+        item.apply(changes)
+        item.last_successful_update = now
+        if item.synced_once:
+            self.announcer.tell_updates(item)
+        if self.options.legacy_webhooks:
+            self.announcer.tell_legacy(item, changes)
+        return Outcome(item, changes, now)
+
+    def _finish_initial(self, item: Item) -> None:
+        if item.phase != "NOT_READY" or item.removed:
+            return
+        item.phase = "INITIAL_UPDATE_COMPLETE"
+        self._arrive(item, item.recent_history, legacy_code="INITIAL_UPDATE")
+        item.recent_history = []
+
+    def _finish_historical(self, item: Item) -> None:
+        if item.phase != "INITIAL_UPDATE_COMPLETE" or item.removed:
+            return
+        item.phase = "HISTORICAL_UPDATE_COMPLETE"
+        self._arrive(item, item.older_history, legacy_code="HISTORICAL_UPDATE")
+        item.older_history = []
+
+    def _arrive(self, item: Item, changes: Sequence[Change], *, legacy_code: str) -> None:
+        item.apply_history(changes)
+        item.last_successful_update = self.clock.now()
+        if item.synced_once:
+            self.announcer.tell_updates(item)
+        if self.options.legacy_webhooks:
+            self.announcer.tell_legacy_history(item, legacy_code, len(changes))
+        self._catch_up(item)
+
+    def _catch_up(self, item: Item) -> None:
+        if item.withheld_changes and self.reachable(item):
+            changes, item.withheld_changes = item.withheld_changes, 0
+            self._update(item, lambda drawing: scenarios.step(drawing, changes=changes))

@@ -1,0 +1,67 @@
+"""Whether versions of a schema read each other, by Apache Avro's own checker. Pure."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import avro.errors
+import avro.schema
+from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
+
+from schemas.encoding import catalogue
+
+
+class Incompatible(NamedTuple):
+    """A reader that cannot read a writer, and why."""
+
+    reader: str
+    writer: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.reader} cannot read {self.writer}: {'; '.join(self.reasons)}"
+
+
+def of_families() -> list[Incompatible]:
+    """All pairs of versions of one schema, in either direction, that do not read each other.
+
+    Schemas of the sealed log are held to the same as public ones: in a rolling deploy old and new processes read
+    the same log, and the log is read for ever.
+    """
+    found: list[Incompatible] = []
+    for numbers in catalogue.families().values():
+        found += between({catalogue.FILES[number]: catalogue.text(number) for number in numbers})
+    return found
+
+
+def between(texts: Mapping[str, str]) -> list[Incompatible]:
+    """All pairs of these schemas, by name, that do not read each other.
+
+    Raises: ValueError, where a text is no Avro schema.
+    """
+    return [
+        Incompatible(reader, writer, reasons)
+        for reader, writer in itertools.permutations(texts, 2)
+        if (reasons := _reasons(texts[reader], texts[writer]))
+    ]
+
+
+def _reasons(reader: str, writer: str) -> tuple[str, ...]:
+    answer = ReaderWriterCompatibilityChecker().get_compatibility(_parsed(reader), _parsed(writer))
+    if answer.compatibility is SchemaCompatibilityType.compatible:
+        return ()
+    return tuple(sorted(_texts(answer.messages))) or ("Avro says no reason",)
+
+
+def _texts(messages: Sequence[Any] | set[Any]) -> set[str]:
+    return {str(message) for message in messages}
+
+
+@cache
+def _parsed(text: str) -> Any:
+    try:
+        return avro.schema.make_avsc_object(json.loads(text))
+    except avro.errors.AvroException as error:
+        raise ValueError(f"no Avro schema: {error}") from error

@@ -1,0 +1,252 @@
+"""The chain of an archived partition: one manifest a segment, each naming the SHA-256 of the one before it.
+
+Names within the archive, so that they sort by offset:
+
+    TOPIC/PARTITION/FIRST.json                        a manifest; put only where there is none, so no chain has a fork
+    TOPIC/PARTITION/FIRST-LAST-SHA256.segment         its segment, named by what it holds
+    TOPIC/PARTITION/head.json                         the last manifest that was put, or one of the last
+
+The head tells a chain whose end is missing from one that ends there. It is put after its manifest and may lag; a
+chain goes through it and on.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from schemas.log import segments
+from schemas.log.segments import Damaged
+
+VERSION = 1
+_DIGITS = 20
+"""Of the largest offset, 2^63 - 1, and one more."""
+_MANIFEST, _SEGMENT = ".json", ".segment"
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one segment holds, and what came before it.
+
+    `sha256` is of the segment's whole file, `previous` of the manifest before (None in the first of a partition),
+    `last_record` of the last record in the form of schemas.log.segments; all as hex digits. `bytes` is the file's size.
+    """
+
+    version: int
+    topic: str
+    partition: int
+    first: int
+    last: int
+    count: int
+    first_ms: int
+    last_ms: int
+    bytes: int
+    sha256: str
+    last_record: str
+    previous: str | None
+
+
+class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The manifest that begins at `first` had this SHA-256 when it was put."""
+
+    first: int
+    last: int
+    sha256: str
+
+
+class Link(NamedTuple):
+    """A manifest and the SHA-256 of its bytes."""
+
+    manifest: Manifest
+    sha256: str
+
+
+class Fault(NamedTuple):
+    """What is wrong with a range of offsets, `first` to `last`, both included."""
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.topic} {self.partition}, offsets {self.first}..{self.last}: {self.what}"
+
+
+class Chain(NamedTuple):
+    """The links that could be read, in the order of their offsets, what is wrong with or between them, and the head."""
+
+    links: tuple[Link, ...]
+    faults: tuple[Fault, ...]
+    head: Head | None = None
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last record."""
+        return self.links[-1].manifest.last + 1 if self.links else 0
+
+
+def folder(topic: str, partition: int) -> str:
+    """Where a partition's files are, within the archive."""
+    return f"{topic}/{partition:05d}"
+
+
+def manifest_name(first: int) -> str:
+    """A manifest's name within its folder."""
+    return f"{first:0{_DIGITS}d}{_MANIFEST}"
+
+
+def head_name() -> str:
+    """The head's name within its folder."""
+    return f"head{_MANIFEST}"
+
+
+def segment_name(first: int, last: int, sha256: str) -> str:
+    """A segment's name within its folder."""
+    return f"{first:0{_DIGITS}d}-{last:0{_DIGITS}d}-{sha256}{_SEGMENT}"
+
+
+def name_of(manifest: Manifest) -> str:
+    """The name of a manifest's segment."""
+    return segment_name(manifest.first, manifest.last, manifest.sha256)
+
+
+def first_of_manifest(name: str) -> int | None:
+    """The first offset of a manifest by its name; None where the name is not a manifest's."""
+    digits = name.removesuffix(_MANIFEST)
+    return int(digits) if name.endswith(_MANIFEST) and len(digits) == _DIGITS and digits.isdecimal() else None
+
+
+def range_of_segment(name: str) -> tuple[int, int] | None:
+    """First and last offset of a segment by its name; None where the name is not a segment's."""
+    first, _, rest = name.removesuffix(_SEGMENT).partition("-")
+    last = rest.partition("-")[0]
+    valid = name.endswith(_SEGMENT) and first.isdecimal() and last.isdecimal()
+    return (int(first), int(last)) if valid else None
+
+
+def described(content: bytes, header: segments.Header, *, last: segments.Record, previous: str | None) -> Manifest:
+    """The manifest of a segment."""
+    return Manifest(
+        VERSION,
+        header.topic,
+        header.partition,
+        header.first,
+        header.last,
+        header.count,
+        header.first_ms,
+        header.last_ms,
+        len(content),
+        segments.digest(content),
+        segments.digest(segments.encode_record(last)),
+        previous,
+    )
+
+
+def decode(content: bytes) -> Link:
+    """Read a manifest. Raises: Damaged."""
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise Damaged(f"its manifest cannot be read: {error}") from error
+    if manifest.version != VERSION:
+        raise Damaged(f"its manifest is of version {manifest.version}, this code reads {VERSION}")
+    return Link(manifest, segments.digest(content))
+
+
+def decode_head(content: bytes) -> Head:
+    """Read a head. Raises: Damaged."""
+    try:
+        return msgspec.json.decode(content, type=Head)
+    except msgspec.MsgspecError as error:
+        raise Damaged(f"the head of its chain cannot be read: {error}") from error
+
+
+def checked(manifest: Manifest, content: bytes | None) -> Iterator[segments.Record]:
+    """The records of a manifest's segment, after every byte was checked. Raises: Damaged."""
+    if content is None:
+        raise Damaged("its segment is missing")
+    if len(content) != manifest.bytes:
+        raise Damaged(f"its segment has {len(content)} bytes, its manifest says {manifest.bytes}")
+    if segments.digest(content) != manifest.sha256:
+        raise Damaged("its segment does not have the SHA-256 that its manifest says")
+    header, records = segments.opened(content)
+    if (header.topic, header.partition, header.first, header.last) != (
+        manifest.topic,
+        manifest.partition,
+        manifest.first,
+        manifest.last,
+    ):
+        raise Damaged(f"its segment holds {header.topic} {header.partition}, {header.first}..{header.last}")
+    return records
+
+
+def chained(
+    topic: str,
+    partition: int,
+    found: Sequence[tuple[int, Link | Damaged]],
+    head: Head | Damaged | None,
+    *,
+    start: int = 0,
+) -> Chain:
+    """Check that manifests make one chain from an offset on.
+
+    Shape: `found` are the manifests by the first offsets that their names say, in that order. `start` is 0, or where
+    a manifest begins whose own predecessor is left unchecked.
+    A manifest is not what was put if the next one, or the head, names another SHA-256; the fault has its range.
+    """
+    links: list[Link] = []
+    faults: list[Fault] = []
+    expected = start
+    before: Link | None = None
+    whole = start == 0  # the manifest before this one could be read and ends where this one begins
+
+    def fault(first: int, last: int, what: str) -> None:
+        faults.append(Fault(topic, partition, first, last, what))
+
+    for place, (first, entry) in enumerate(found):
+        if first > expected:
+            fault(expected, first - 1, "its manifest is missing")
+            whole = False
+        if isinstance(entry, Damaged) or _misplaced(topic, partition, first, entry):
+            until = found[place + 1][0] - 1 if place + 1 < len(found) else _last_of(head, first)
+            fault(first, until, str(entry) if isinstance(entry, Damaged) else "its manifest is of another place")
+            expected, before, whole = until + 1, None, False
+            continue
+        if first < expected:
+            fault(first, min(expected - 1, entry.manifest.last), "two manifests hold it")
+        elif whole and entry.manifest.previous != (before.sha256 if before else None):
+            names = before.manifest if before else entry.manifest
+            fault(names.first, names.last, "its manifest is not the one that the next names as the one before it")
+        links.append(entry)
+        expected, before, whole = entry.manifest.last + 1, entry, True
+    if isinstance(head, Damaged):
+        fault(links[-1].manifest.first if links else start, max(start, expected - 1), str(head))
+    elif head is not None:
+        faults += _against_head(topic, partition, {link.manifest.first: link for link in links}, faults, head, expected)
+    return Chain(tuple(links), tuple(faults), head if isinstance(head, Head) else None)
+
+
+def _misplaced(topic: str, partition: int, first: int, link: Link) -> bool:
+    manifest = link.manifest
+    place = (manifest.topic, manifest.partition, manifest.first)
+    return place != (topic, partition, first) or manifest.last - first + 1 != manifest.count or manifest.count < 1
+
+
+def _last_of(head: Head | Damaged | None, first: int) -> int:
+    return head.last if isinstance(head, Head) and head.first == first else first
+
+
+def _against_head(
+    topic: str, partition: int, links: dict[int, Link], faults: Sequence[Fault], head: Head, expected: int
+) -> list[Fault]:
+    named = links.get(head.first)
+    if named is not None:
+        if named.sha256 == head.sha256:
+            return []
+        what = "its manifest is not the one that the head names"
+        return [Fault(topic, partition, named.manifest.first, named.manifest.last, what)]
+    if any(fault.first <= head.first <= fault.last for fault in faults):
+        return []
+    what = "its manifest is missing, which the head names"
+    return [Fault(topic, partition, min(expected, head.first), head.last, what)]

@@ -1,0 +1,43 @@
+"""Hearing of what other processes made due, through Postgres. Shell."""
+
+import asyncio
+from collections.abc import Callable
+
+import asyncpg
+
+from runtime import logs
+from runtime.postgres.pool import CONNECT_TIMEOUT_S, server_settings
+from runtime.scheduler.enqueue import CHANNEL
+from runtime.settings import Settings
+
+LOOK_EVERY_S = 5.0
+"""How soon a lost connection is noticed; until then the claimer's poll finds what is due."""
+
+_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_log = logs.logger(__name__)
+
+
+async def listen(settings: Settings, *, on_due: Callable[[], None]) -> None:
+    """Listen for ever; what is missed while Postgres is away, the claimer's poll finds."""
+    while True:
+        try:
+            await _listen(settings, on_due)
+        except _AWAY as error:
+            _log.warning("not listening", reason=type(error).__name__)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _listen(settings: Settings, on_due: Callable[[], None]) -> None:
+    connection = await asyncpg.connect(
+        settings.postgres_dsn.get_secret_value(),
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=CONNECT_TIMEOUT_S,
+        server_settings=server_settings(settings, "streams-listen"),
+    )
+    try:
+        await connection.add_listener(CHANNEL, lambda *_: on_due())
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await connection.execute("SELECT 1")
+    finally:
+        connection.terminate()

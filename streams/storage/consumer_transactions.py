@@ -1,0 +1,272 @@
+"""The transactions of mark_due and follow_heads: what a batch causes and the reader's position, both or neither. Shell.
+
+Each is four round trips: begin and lock, read, write, commit. Positions are locked before anything is read, and the
+last write moves them.
+"""
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import asyncpg
+import msgspec
+
+from runtime.incidents import dead_letters
+from runtime.kafka.reader import Position
+from runtime.postgres.pool import transaction
+from runtime.scheduler import enqueue, leases
+from runtime.scheduler.leases import FOLLOWER, PARKED_BY
+from runtime.scheduler.types import Hint, Mark
+from streams.mark_due import READER as MARKER
+from streams.storage.heads import Followed, ItemHead
+from streams.storage.session import session
+
+
+async def load_positions(pool: asyncpg.Pool, reader: str, partitions: Collection[int]) -> dict[int, Position]:
+    """Where a reader stands. Raises: Retry."""
+    async with session(pool) as connection:
+        rows = await connection.fetch(_POSITIONS, reader, list(partitions))
+    return {row["partition"]: Position(row["position"], row["last_checksum"]) for row in rows}
+
+
+@asynccontextmanager
+async def marking(pool: asyncpg.Pool, partitions: Collection[int]) -> AsyncIterator["MarkingTransaction"]:
+    """Begin a transaction of mark_due. Raises: Retry."""
+    async with session(pool) as connection, _locked(connection, MARKER, partitions):
+        begun = MarkingTransaction(connection, MARKER, partitions)
+        yield begun
+        await begun.finish()
+
+
+@asynccontextmanager
+async def following(pool: asyncpg.Pool, partitions: Collection[int]) -> AsyncIterator["FollowingTransaction"]:
+    """Begin a transaction of follow_heads. Raises: Retry."""
+    async with session(pool) as connection, _locked(connection, FOLLOWER, partitions):
+        begun = FollowingTransaction(connection, FOLLOWER, partitions)
+        yield begun
+        await begun.finish()
+
+
+class _Positioned:
+    """A transaction that has locked its reader's positions, and moves them with its last write."""
+
+    positions: Mapping[int, Position]
+    """Where the reader stands; there once the transaction has read anything, because it comes with that."""
+
+    def __init__(self, connection: asyncpg.Connection, reader: str, partitions: Collection[int]) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._partitions = list(partitions)
+        self._moved: Mapping[int, Position] = {}
+
+    async def advance(self, positions: Mapping[int, Position]) -> None:
+        """Move the positions, with what is written next, at the latest before the commit."""
+        self._moved = positions
+
+    async def finish(self) -> None:
+        """Write what no other statement took along."""
+        if self._moved:
+            await self._connection.execute(_ADVANCE, self._reader, *_columns(self._taken()))
+
+    def _taken(self) -> Mapping[int, Position]:
+        moved, self._moved = self._moved, {}
+        return moved
+
+    def _read(self, row: asyncpg.Record) -> None:
+        self.positions = {
+            partition: Position(position, checksum)
+            for partition, position, checksum in zip(row["partitions"], row["positions"], row["checksums"], strict=True)
+        }
+
+
+class MarkingTransaction(_Positioned):
+    """One transaction of mark_due."""
+
+    async def new_keys(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Remember repeat keys and give those that were not known. Reads the positions."""
+        row = await self._connection.fetchrow(_REMEMBER, self._reader, self._partitions, list(keys))
+        assert row is not None
+        self._read(row)
+        return set(row["fresh"] or ())
+
+    async def mark(self, marks: Sequence[Mark], hints: Sequence[Hint]) -> int:
+        """Make Items due; how many there were."""
+        if not marks and not hints:
+            return 0
+        return await enqueue.mark_webhooks(self._connection, marks, hints, reader=self._reader, positions=self._taken())
+
+
+class FollowingTransaction(_Positioned):
+    """One transaction of follow_heads."""
+
+    def __init__(self, connection: asyncpg.Connection, reader: str, partitions: Collection[int]) -> None:
+        super().__init__(connection, reader, partitions)
+        self._is_erased: dict[int, bool] = {}
+
+    async def heads(self, items: Collection[str]) -> dict[str, ItemHead]:
+        """The heads that are known. Reads the positions, and whether the heads' users are erased."""
+        rows = await self._connection.fetch(_HEADS, self._reader, self._partitions, list(items))
+        self._read(rows[0])
+        found = [row for row in rows if row["item_id"] is not None]
+        self._is_erased = {row["user_number"]: row["erased"] for row in found}
+        return {row["item_id"]: _item_head(row) for row in found}
+
+    async def erased(self, users: Collection[int]) -> set[int]:
+        """Users whose key is destroyed."""
+        unknown = [user for user in users if user not in self._is_erased]
+        if unknown:
+            rows = await self._connection.fetch(_ERASED, unknown)
+            self._is_erased |= dict.fromkeys(unknown, False) | {row["user_number"]: True for row in rows}
+        return {user for user in users if self._is_erased[user]}
+
+    async def apply(self, followed: Followed) -> None:
+        """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
+        if followed.redriven:
+            await self._connection.execute(_REDRIVEN, list(followed.redriven), list(followed.redriven.values()))
+            await dead_letters.redriven(self._connection, PARKED_BY, followed.redriven)
+        if followed.again or followed.redriven:
+            await enqueue.mark_again(self._connection, list(followed.again), redriven=list(followed.redriven))
+        if followed.histories:
+            await self._connection.execute(_HISTORIES, list(followed.histories), list(followed.histories.values()))
+        if followed.heads:
+            await self._put(followed.heads)
+        for user in followed.erased:
+            for statement in _ERASE:
+                await self._connection.execute(statement, user)
+
+    async def _put(self, heads: Mapping[str, ItemHead]) -> None:
+        rows = [_row(*entry) for entry in sorted(heads.items())]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        await self._connection.execute(_PUT_HEADS, self._reader, *_columns(self._taken()), *columns)
+
+
+@asynccontextmanager
+async def _locked(connection: asyncpg.Connection, reader: str, partitions: Collection[int]) -> AsyncIterator[None]:
+    """A transaction that holds a reader's positions, in order, so that of two processes one waits for the other.
+
+    What is read in it is read after the lock, by a snapshot of its own.
+    """
+    numbers = ", ".join(str(int(number)) for number in sorted(partitions))
+    lock = _LOCK.format(reader=reader, numbers=numbers)
+    async with transaction(connection, f"{_UNFLUSHED}; {lock}") as answer:
+        if answer != f"SELECT {len(partitions)}":  # so many rows are locked
+            await connection.execute(_FIRST_POSITIONS, reader, list(partitions))
+            await connection.execute(lock)
+        yield
+
+
+def _item_head(row: asyncpg.Record) -> ItemHead:
+    return ItemHead(row["user_number"], row["partition"], leases.known_head(row), row["hints_until"])
+
+
+def _row(item_id: str, item: ItemHead) -> tuple[object, ...]:
+    head = item.head
+    prints = msgspec.json.encode({account: value.hex() for account, value in head.fingerprints.items()}).decode()
+    return (
+        item_id,
+        item.user,
+        item.partition,
+        head.id,
+        head.offset,
+        head.at,
+        head.unlinked,
+        head.cursor,
+        head.state,
+        head.code,
+        head.history_status,
+        prints,
+        item.hints_until,
+    )
+
+
+def _columns(positions: Mapping[int, Position]) -> tuple[list[int], list[int], list[bytes | None]]:
+    found = list(positions.values())
+    return list(positions), [position.next for position in found], [position.last_checksum for position in found]
+
+
+_POSITIONS = """
+    SELECT partition, position, last_checksum FROM tartan.positions WHERE reader = $1 AND partition = ANY($2::int[])"""
+
+# The commit need not reach the disk: a crash of Postgres takes marks, heads and position back together.
+_UNFLUSHED = "SET LOCAL synchronous_commit = off"
+
+_LOCK = """
+    SELECT FROM tartan.positions WHERE reader = '{reader}' AND partition IN ({numbers}) ORDER BY partition FOR UPDATE"""
+
+_FIRST_POSITIONS = """
+    INSERT INTO tartan.positions (reader, partition, position) SELECT $1, unnest($2::int[]), 0 ON CONFLICT DO NOTHING"""
+
+_ADVANCE = """
+    UPDATE tartan.positions p SET position = n.position, last_checksum = n.checksum
+    FROM unnest($2::int[], $3::bigint[], $4::bytea[]) AS n (partition, position, checksum)
+    WHERE p.reader = $1 AND p.partition = n.partition"""
+
+_AT = """
+    SELECT array_agg(partition) AS partitions, array_agg(position) AS positions, array_agg(last_checksum) AS checksums
+    FROM tartan.positions WHERE reader = $1 AND partition = ANY($2::int[])"""
+
+# A key that was read before, in a batch that comes again, is known already.
+_REMEMBER = f"""
+    WITH remembered AS (
+        INSERT INTO tartan.repeats (key, seen_at) SELECT unnest($3::bytea[]), tartan.clock()
+        ON CONFLICT (key) DO NOTHING RETURNING key)
+    SELECT p.partitions, p.positions, p.checksums, (SELECT array_agg(key) FROM remembered) AS fresh FROM ({_AT}) p"""
+
+# At least one row, with the positions in each.
+_HEADS = f"""
+    SELECT p.partitions, p.positions, p.checksums, h.item_id, h.user_number, h.partition, h.head, h.head_offset,
+        h.head_at, h.unlinked, h.cursor, h.state, h.code, h.history_status, h.fingerprints, h.hints_until,
+        coalesce(k.state = 'destroyed', false) AS erased
+    FROM ({_AT}) p LEFT JOIN tartan.heads h ON h.item_id = ANY($3::text[])
+    LEFT JOIN tartan.user_keys k ON k.user_number = h.user_number"""
+
+_ERASED = "SELECT user_number FROM tartan.user_keys WHERE user_number = ANY($1::bigint[]) AND state = 'destroyed'"
+
+# Hints that a record dealt with go with it, whichever pass read them.
+_PUT_HEADS = f"""
+    WITH found AS (
+        SELECT * FROM unnest($5::text[], $6::bigint[], $7::int[], $8::bytea[], $9::bigint[], $10::timestamptz[],
+            $11::bool[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::bigint[])
+            AS f (item_id, user_number, partition, head, head_offset, head_at, unlinked, cursor, state, code,
+                history_status, fingerprints, hints_until)
+    ), dealt_with AS (
+        DELETE FROM tartan.hints h USING found f WHERE h.item_id = f.item_id AND h.webhook_offset <= f.hints_until
+    ), put AS (
+        INSERT INTO tartan.heads (item_id, user_number, partition, head, head_offset, head_at, unlinked, cursor, state,
+            code, history_status, fingerprints, hints_until)
+        SELECT item_id, user_number, partition, head, head_offset, head_at, unlinked, cursor, state, code,
+            history_status, fingerprints::jsonb, hints_until
+        FROM found
+        ON CONFLICT (item_id) DO UPDATE
+        SET head = excluded.head, head_offset = excluded.head_offset, head_at = excluded.head_at,
+            unlinked = excluded.unlinked, cursor = excluded.cursor, state = excluded.state, code = excluded.code,
+            history_status = excluded.history_status, fingerprints = excluded.fingerprints,
+            hints_until = excluded.hints_until
+    ){_ADVANCE}"""
+
+# What removals a history that lacked an account could not conclude, the next one does.
+_HISTORIES = """
+    WITH read AS (
+        SELECT item_id, h.incomplete FROM tartan.sync_state s
+        JOIN unnest($1::text[], $2::bool[]) AS h (item_id, incomplete) USING (item_id)
+        ORDER BY item_id FOR UPDATE OF s
+    )
+    UPDATE tartan.sync_state s SET history_incomplete = read.incomplete FROM read WHERE s.item_id = read.item_id"""
+
+# A redrive frees what streams itself set aside; the others are the projections' to free.
+_REDRIVEN = f"""
+    UPDATE tartan.parkings p SET redrive_offset = r.redrive_offset
+    FROM unnest($1::text[], $2::bigint[]) AS r (item_id, redrive_offset)
+    WHERE p.item_id = r.item_id AND p.reader = '{PARKED_BY}' AND p.redrive_offset IS NULL"""
+
+# The key first: with it all that is sealed under it is gone, whatever else may fail. Its row stays as a tombstone.
+_ERASE = (
+    """UPDATE tartan.user_keys SET wrapped = NULL, state = 'destroyed', destroyed_at = clock_timestamp()
+       WHERE user_number = $1 AND state = 'active'""",
+    "DELETE FROM tartan.credentials WHERE user_number = $1",
+    "DELETE FROM tartan.hints WHERE item_id IN (SELECT item_id FROM tartan.sync_state WHERE user_number = $1)",
+    "DELETE FROM tartan.sync_state WHERE user_number = $1",
+    "DELETE FROM tartan.heads WHERE user_number = $1",
+    "DELETE FROM tartan.reconciliations WHERE user_number = $1",
+    "DELETE FROM tartan.discrepancies WHERE user_number = $1",
+    "DELETE FROM tartan.users WHERE user_number = $1",
+)

@@ -1,0 +1,65 @@
+"""A database of an earlier release becomes what a fresh one is."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from projections.store.migrate import migrate
+from sandbox.infra.postgres import Postgres
+from tests.support.paths import GOLDEN
+
+FIRST = GOLDEN / "revision_0001.sql"
+"""What the first release's `tartan migrate` ran on an empty database."""
+
+
+@pytest.fixture
+async def empty(postgres: Postgres) -> AsyncIterator[str]:
+    """A database with nothing in it."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield await postgres.create_database(name)
+    await postgres.drop_database(name)
+
+
+async def test_a_database_of_the_first_release_is_upgraded_to_what_a_fresh_one_is(empty: str, database: str) -> None:
+    connection = await asyncpg.connect(empty)
+    await connection.execute(FIRST.read_text("utf-8"))
+    await connection.execute(
+        "INSERT INTO tartan.sync_state (item_id, tenant, user_number, partition, due_at) VALUES ('i', 't', 1, 2, now())"
+    )
+    await connection.close()
+
+    await asyncio.to_thread(migrate, empty)
+
+    assert await shape(empty) == await shape(database)
+    connection = await asyncpg.connect(empty)
+    assert await connection.fetchval("SELECT ready_at = due_at FROM tartan.sync_state")
+    await connection.close()
+
+
+async def shape(dsn: str) -> dict[str, set[str]]:
+    """Columns with their types, indexes and functions, by schema and name."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        columns = await connection.fetch(_COLUMNS)
+        indexes = await connection.fetch(_INDEXES)
+        functions = await connection.fetch(_FUNCTIONS)
+    finally:
+        await connection.close()
+    return {
+        "columns": {" ".join(map(str, row)) for row in columns},
+        "indexes": {row[0] for row in indexes},
+        "functions": {row[0] for row in functions},
+    }
+
+
+_OURS = "('tartan', 'projection', 'reads')"
+_COLUMNS = f"""
+    SELECT table_schema, table_name, column_name, data_type, is_nullable, column_default, generation_expression
+    FROM information_schema.columns WHERE table_schema IN {_OURS}"""
+_INDEXES = f"SELECT indexdef FROM pg_indexes WHERE schemaname IN {_OURS}"
+_FUNCTIONS = f"""
+    SELECT pg_get_functiondef(p.oid) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+    WHERE n.nspname IN {_OURS}"""

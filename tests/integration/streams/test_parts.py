@@ -1,0 +1,188 @@
+"""Updates larger than a record, on a real Kafka and Postgres: killed after each part, and parts that are late."""
+
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+
+from runtime.kafka.clients import InDoubt
+from sandbox.simulator.bank.bank import Item
+from sandbox.simulator.bank.generators import Drawing
+from sandbox.simulator.bank.transactions import Change
+from sandbox.simulator.control.scripted_data import dictated
+from schemas.encoding import codec
+from schemas.log import changesets, gate
+from schemas.log.gate import Verdict
+from schemas.log.records import Cause, Head
+from schemas.topics import user_key
+from streams.ports import Log
+from streams.ports import World as Passes
+from tests.support.streams_world import World, streams, world
+
+SMALL = 8 * 1024
+HEX = "0123456789abcdef"
+
+
+@pytest.fixture
+async def made(kafka_address: str, topic_prefix: str, database: str) -> AsyncIterator[World]:
+    """A world without the stage, and without quotas: passes that die one after the other would wait for them."""
+    async with world(kafka_address, topic_prefix, database, plaid_limits="off") as found:
+        yield found
+
+
+class Killed:
+    """The log, for passes that die: the n-th one after its n-th part, when something happens at the bank."""
+
+    def __init__(self, log: Log, on_death: Callable[[], None]) -> None:
+        self._log = log
+        self._on_death = on_death
+        self.deaths = 0
+        self._parts = 0
+        self.values: list[bytes] = []
+
+    async def append(self, partition: int, key: bytes, value: bytes) -> int:
+        offset = await self._log.append(partition, key, value)
+        self.values.append(value)
+        if changesets.read(value).head.kind != gate.PART:
+            self._parts = 0
+            return offset
+        self._parts += 1
+        if self._parts > self.deaths:
+            self.deaths += 1
+            self._parts = 0
+            self._on_death()
+            raise InDoubt("killed after a part")
+        return offset
+
+    async def end(self, partition: int) -> int:
+        return await self._log.end(partition)
+
+
+async def test_an_update_killed_after_each_of_its_parts_while_the_bank_goes_on_becomes_true(made: World) -> None:
+    item = made.bank.create_item("user", transactions=60)
+    killed: list[Killed] = []
+
+    def dying(passes: Passes) -> Passes:
+        killed.append(Killed(passes.log, lambda: _remove_a_pending(made, item)))
+        return passes._replace(log=killed[0])
+
+    async with streams(made):
+        await made.register(item)
+        await made.settled(item)
+        before = await made.assert_true(item)
+    made.bank.step(item.item_id, changes=1_000)
+    pending = len(item.pending)
+    async with streams(made, change=dying, record_bytes_max=SMALL):
+        await made.webhook(item)
+        await made.settled(item, timeout_s=240.0)
+        held = await made.assert_true(item)
+
+    new = list(zip(held.records, held.verdicts, strict=True))[len(before.records) :]
+    accepted = [record.head for record, verdict in new if verdict is Verdict.ACCEPTED]
+    aside = [record.head.id for record, verdict in new if verdict is Verdict.ASIDE]
+    assert len(accepted) == 1
+    assert len(accepted) + len(aside) == len(new)
+    assert killed[0].deaths == len(accepted[0].parts) >= 5
+    assert pending - len(item.pending) >= 5
+    assert set(accepted[0].parts) < set(aside)
+    assert all(len(value) <= SMALL for value in killed[0].values)
+    assert await made.attempts(item) == ["appended", "appended"]
+
+
+async def test_parts_that_come_late_or_belong_to_nothing_have_no_effect(made: World) -> None:
+    item = made.bank.create_item("user", transactions=300)
+    kept: list[Killed] = []
+
+    def keeping(passes: Passes) -> Passes:
+        log = Killed(passes.log, lambda: None)
+        log.deaths = 1_000  # none dies
+        kept.append(log)
+        return passes._replace(log=log)
+
+    async with streams(made, change=keeping, record_bytes_max=SMALL):
+        user = await made.register(item)
+        await made.settled(item)
+        first = await made.assert_true(item)
+        # What a zombie still had on its way: a part of an update that was told already.
+        late = next(value for value in kept[0].values if changesets.read(value).head.kind == gate.PART)
+        await made.append(made.partition(user), user_key(user), late)
+        made.bank.step(item.item_id, changes=3)
+        await made.webhook(item)
+        await made.settled(item)
+        held = await made.assert_true(item)
+
+    assert held.verdicts[len(first.verdicts) :] == [Verdict.ASIDE, Verdict.ACCEPTED]
+    assert held.head is not None
+    assert held.head.parts == []
+
+
+async def test_an_event_too_large_for_a_record_parks_its_item_until_its_redrive(made: World) -> None:
+    large, small = made.bank.create_item("large", transactions=20), made.bank.create_item("small", transactions=20)
+
+    async with streams(made, record_bytes_max=SMALL):
+        user = await made.register(large)
+        await made.register(small)
+        await made.settled(large, small)
+        made.bank.dictate(large, _wordy)
+        await made.webhook(large)
+        await made.settled(large)
+        [parked] = await made.pool.fetch("SELECT * FROM tartan.parkings")
+        row = await made.row(large)
+        made.bank.step(small.item_id)
+        await made.webhook(small)
+        await made.settled(small)
+        await made.assert_true(small)
+    async with streams(made):
+        await _append_redrive(made, user, large.item_id)
+        await made.until(lambda: _passes(made, large, 3), what="a pass after the redrive")
+        await made.settled(large)
+        await made.assert_true(large)
+
+    assert (parked["item_id"], parked["reader"], parked["first_offset"]) == (large.item_id, "streams", -1)
+    assert "unrecordable" in parked["reason"]
+    assert (row["stopped"], row["due_at"]) == ("parked", None)
+
+
+def _remove_a_pending(made: World, item: Item) -> None:
+    """Let a pending transaction vanish, as a hold does."""
+
+    def removal(drawing: Drawing) -> list[Change]:
+        return [Change("removed", item.live[drawing.item.pending.draw(drawing.rng)])]
+
+    made.bank.dictate(item, removal)
+
+
+def _wordy(drawing: Drawing) -> list[Change]:
+    """A transaction whose description fills more than two small records, and does not compress."""
+    words = "".join(random.Random(1).choices(HEX, k=6 * SMALL))
+    row = dictated(
+        drawing, drawing.account(), amount=Decimal(5), description=words, day=datetime.now(UTC).date(), pending=False
+    )
+    return [Change("added", row)]
+
+
+async def _append_redrive(made: World, user: int, item_id: str) -> None:
+    async with made.pool.acquire() as connection:
+        keys = (await made.keyring.of(connection, [user]))[user]
+    assert isinstance(keys, changesets.UserKeys)
+    head = Head(
+        id=os.urandom(16),
+        kind=gate.FREE,
+        type=gate.REDRIVE,
+        parent=None,
+        item_id=item_id,
+        user=user,
+        at=1,
+        cause=Cause("operator"),
+        key_generation=1,
+        first_offset=-1,
+    )
+    value = changesets.seal(head, codec.encode_events([]), keys, nonce=os.urandom(12))
+    await made.append(made.partition(user), user_key(user), value)
+
+
+async def _passes(made: World, item: Item, count: int) -> bool:
+    return len(await made.attempts(item)) >= count

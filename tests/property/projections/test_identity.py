@@ -1,0 +1,112 @@
+"""Properties of who a transaction is, over any story of a bank whose one account several Items tell of."""
+
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from projections.model.unit_of_work import Row
+from sandbox.simulation.memory.projections import Memory
+from schemas.encoding import codec
+from schemas.log.records import Transaction
+from tests.support.projections_kin import TWINS, Bank, Step, stories
+from tests.support.projections_log import owners
+from tests.support.projections_relink import Login, shown
+
+
+def folded(bank: Bank, cuts: list[int] | None = None) -> Memory:
+    memory = Memory(owners)
+    begin = 0
+    for end in [*sorted({cut % (len(bank.records) + 1) for cut in cuts or []}), len(bank.records)]:
+        if end > begin:
+            memory.project(bank.records[begin:end])
+            begin = end
+    return memory
+
+
+def words_of(row: Row) -> Transaction:
+    return codec.decode(Transaction, row.words)
+
+
+@given(stories, st.lists(st.integers(0, 100), max_size=6))
+@settings(deadline=None)
+def test_any_cut_into_batches_gives_the_same(steps: list[Step], cuts: list[int]) -> None:
+    bank = Bank(steps)
+
+    whole, one_by_one = folded(bank), folded(bank, list(range(len(bank.records))))
+
+    assert folded(bank, cuts).full() == whole.full() == one_by_one.full()
+    assert not whole.parked
+
+
+@given(stories)
+@settings(deadline=None)
+def test_no_purchase_counts_twice_and_none_is_lost(steps: list[Step]) -> None:
+    bank = Bank([step for step in steps if step[0] not in ("approve", "reject")])
+
+    memory = folded(bank)
+
+    def purchase(amount: str) -> int:
+        return 0 if amount == TWINS else int(amount) // 100
+
+    made = Counter(purchase(one.amount) for one in bank.purchases.values())
+    # What an Item that is unlinked had, and the bank took back since, nobody tells us of any more.
+    forgotten = Counter(
+        purchase(one.amount)
+        for teller in bank.tellers
+        if teller.is_unlinked
+        for number, one in teller.told.items()
+        if number not in bank.purchases
+    )
+    counted = Counter(purchase(words_of(row).amount) for row in shown(memory))
+    held = Counter(purchase(words_of(row).amount) for row in memory.rows.values() if row.review is not None)
+    for number in made | counted:
+        assert made[number] <= counted[number] + held[number]
+        assert counted[number] <= made[number] + forgotten[number]
+
+
+@given(stories, st.lists(st.integers(0, 100), max_size=3))
+@settings(deadline=None)
+def test_the_ledger_has_what_is_shown_and_nothing_else(steps: list[Step], cuts: list[int]) -> None:
+    memory = folded(Bank(steps), cuts)
+
+    spent: dict[tuple[str, str], int] = defaultdict(int)
+    for row in shown(memory):
+        words = words_of(row)
+        spent[words.account_id, "pending" if words.pending else "posted"] += int(words.amount) * 10**8
+    banked: dict[tuple[object, str], int] = defaultdict(int)
+    for (ledger_account, layer), (debits, credits_) in memory.balances.items():
+        _, kind, reference = memory.meanings[ledger_account][:3]
+        if kind == "bank":
+            banked[reference, layer] += credits_ - debits
+    assert {key: value for key, value in banked.items() if value} == {key: one for key, one in spent.items() if one}
+
+
+@pytest.mark.parametrize("lasting_ids", [True, False], ids=["lasting account ids", "accounts by their looks"])
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_login_that_is_linked_again_goes_on_without_one_shared_id(seed: int, lasting_ids: bool) -> None:
+    login = Login(seed, transactions=660, lasting_ids=lasting_ids)
+    login.add_twins(login.first, pairs=20)
+    login.pull(login.first)
+    memory = Memory(owners)
+    memory.project(login.log.records)
+    known = {row.own_id: row.transaction_id for row in shown(memory)}
+
+    begin = len(login.log.records)
+    again, was = login.relink(login.first, share_changed=0.3)
+    login.link(again)
+    login.pull(again)
+    memory.project(login.log.records[begin:])
+
+    old, new = login.first, again
+    went_on = {row.own_id: row.transaction_id for row in shown(memory) if row.item_id == new.item_id}
+    assert len(known) == len(was) == 700
+    assert len(shown(memory)) == 700
+    assert went_on.keys() <= known.keys()
+    for own, name in went_on.items():
+        alike = [old.live[known[own]], old.live[was[name]]]
+        assert login.key(old, alike[0]) == login.key(old, alike[1])
+    twins = Counter(login.key(old, row) for row in old.live.values())
+    single = [name for name, before in was.items() if twins[login.key(old, old.live[before])] == 1]
+    assert sum(name in set(went_on.values()) for name in single) >= 0.95 * len(single)

@@ -1,0 +1,117 @@
+"""Properties of parking, redrive, restated histories and decisions over any history, on the pure core."""
+
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from projections.events import public_events
+from projections.fold import full_resync
+from projections.model.unit_of_work import NetEvent
+from sandbox.simulation.memory.projections import Memory
+from schemas.encoding import codec
+from schemas.ids import event_id
+from schemas.log.records import Transaction
+from tests.support.projections_log import owners
+from tests.support.projections_trouble import FEW, Trouble, troubles
+
+cuts_of = st.lists(st.integers(0, 100), max_size=8)
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_resync, "REMOVALS_ALWAYS_MAX", FEW)
+
+
+def folded(trouble: Trouble, cuts: list[int], *, first: Memory | None = None) -> Memory:
+    """The whole log in batches; a rebuild begins with the parkings of the memory that it repeats."""
+    memory = Memory(owners, parked=first.parked if first else trouble.parked)
+    records = trouble.log.records
+    begin = 0
+    for end in [*sorted({cut % (len(records) + 1) for cut in cuts}), len(records)]:
+        if end > begin:
+            memory.project(records[begin:end])
+            begin = end
+    return memory
+
+
+@given(troubles, cuts_of)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_cut_into_batches_gives_the_same(trouble: Trouble, cuts: list[int]) -> None:
+    whole, one_by_one = folded(trouble, []), folded(trouble, list(range(len(trouble.log.records))))
+
+    assert folded(trouble, cuts).full() == whole.full() == one_by_one.full()
+    assert whole.reasons == one_by_one.reasons
+
+
+@given(troubles, cuts_of)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_rebuild_with_the_stored_parkings_gives_the_same(trouble: Trouble, cuts: list[int]) -> None:
+    first = folded(trouble, [])
+
+    rebuilt = folded(trouble, cuts, first=first)
+
+    assert rebuilt.full() == first.full()
+    assert rebuilt.reasons == {}
+
+
+@given(troubles, cuts_of)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_each_record_is_folded_once_or_withheld(trouble: Trouble, cuts: list[int]) -> None:
+    memory = folded(trouble, cuts)
+
+    places = Counter(one.place.offset for one in memory.folded)
+    places.update(offset for _, offset in memory.withheld)
+    assert not places or max(places.values()) == 1
+    for item, offset in memory.withheld:
+        assert any(
+            parked.first <= offset and (parked.redrive is None or parked.redrive > parked.first)
+            for parked in memory.parked[item]
+        )
+        assert any(parked.redrive is None for parked in memory.parked[item])
+    ids = [
+        event_id(bytes.fromhex(said), event.type, event.entity)
+        for one in memory.folded
+        for event in one.net_events
+        for said in [_said_by(event)]
+    ]
+    assert len(ids) == len(set(ids))
+
+
+@given(troubles, cuts_of)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_waits_is_counted_and_lives(trouble: Trouble, cuts: list[int]) -> None:
+    memory = folded(trouble, cuts)
+
+    waiting: dict[str, int] = defaultdict(int)
+    for row in memory.rows.values():
+        if row.missing_since is not None:
+            assert row.removed_at is None
+            waiting[row.item_id] += 1
+    assert waiting == {item.item_id: item.missing_rows for item in memory.items.values() if item.missing_rows}
+    assert {name for name, item in memory.items.items() if item.missing_since is not None} == set(waiting)
+
+
+@given(troubles, cuts_of)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_ledger_says_what_the_rows_say(trouble: Trouble, cuts: list[int]) -> None:
+    memory = folded(trouble, cuts)
+
+    moved: Counter[bytes] = Counter()
+    last: dict[bytes, int] = {}
+    for transfer in sorted(memory.transfers, key=lambda one: (one.own_id, one.number)):
+        moved[transfer.own_id] += -transfer.amount if transfer.reverses is not None else transfer.amount
+        last[transfer.own_id] = transfer.number
+    for row in memory.rows.values():
+        # What a review holds was never posted: the accounts of these Items look the same.
+        assert last.get(row.own_id, 0) == row.transfers
+        assert (moved[row.own_id] == 0) is (not row.is_shown or not _amount(row.words))
+
+
+def _said_by(event: NetEvent) -> str:
+    return public_events.said_by(event).hex()
+
+
+def _amount(words: bytes) -> float:
+    return float(codec.decode(Transaction, words).amount)

@@ -1,0 +1,169 @@
+"""A bank in a few lines: histories for the projections' tests, and what is true of them at the end."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+from hypothesis import strategies as st
+
+from schemas.log.records import Account, Transaction
+from tests.support.projections_log import Event, Log, account, added, balance, modified, removed, restated, transaction
+
+AMOUNTS = ("0", "12.5", "-40", "0.0000001", "48", "123456789.12")
+CATEGORIES = ("FOOD_AND_DRINK", "TRAVEL", None)
+ITEMS = 2
+
+Step = tuple[int, list[tuple[str, int, int]]]
+"""An Item's number, and what happens: the name of an act, which transaction, which variant."""
+
+ACTS = (
+    "add",
+    "drop",
+    "modify",
+    "repeat",
+    "reorder",
+    "recategorise",
+    "redate",
+    "come_back",
+    "unknown_removed",
+    "unknown_modified",
+    "balance",
+    "same_balance",
+    "post_unlinked",
+    "post_late",
+    "lose_cursor",
+    *("add_pending", "post", "post_first", "modify", "back_to_pending") * 3,
+)
+"""What a bank does. The way from pending to posted and back comes often, because most rules are about it. Where the
+cursor is lost nothing of the step is told, and its whole history instead."""
+
+histories = st.lists(
+    st.tuples(
+        st.integers(0, ITEMS - 1),
+        st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=5),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@dataclass
+class ItemTruth:
+    """What the bank has of an Item. Its accounts are its own: no other Item's look like them."""
+
+    mask: str = "0000"
+    live: dict[str, Transaction] = field(default_factory=dict)
+    gone: dict[str, Transaction] = field(default_factory=dict)
+    superseded: list[str] = field(default_factory=list)
+    accounts: dict[str, Account] = field(default_factory=dict)
+
+
+class BankHistory:
+    """Acts out steps: `log` is what Plaid said of them, `truth` what the bank has at the end."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        self.log = Log()
+        self.truth = {f"item{number}": ItemTruth(f"000{number}") for number in range(ITEMS)}
+        self._made = 0
+        for number in range(ITEMS):
+            self.log.link(f"item{number}", self._user(number))
+        for number, acts in steps:
+            said: dict[str, list[Event]] = {}
+            for act, which, variant in acts:
+                said.update(self._act(self.truth[f"item{number}"], act, which, variant, set(said)))
+            name, user = f"item{number}", self._user(number)
+            if any(act == "lose_cursor" for act, *_ in acts):
+                truth = self.truth[name]
+                whole = [*restated(*truth.live.values()), *balance(*truth.accounts.values())]
+                self.log.restate(name, *whole, user=user)
+            else:
+                self.log.sync(name, *(one for events in said.values() for one in events), user=user)
+
+    def _user(self, _: int) -> int:
+        return 1  # the Items of a user share ledger categories
+
+    def _new(self, variant: int, **fields: object) -> Transaction:
+        self._made += 1
+        return transaction(
+            f"T{self._made}",
+            AMOUNTS[variant],
+            account_id=("checking", "card")[self._made % 2],
+            location_json='{"city":"A","n":1}',
+            **fields,
+        )
+
+    def _act(
+        self, item: ItemTruth, act: str, which: int, variant: int, said: set[str]
+    ) -> list[tuple[str, list[Event]]]:
+        """One act: what is said by transaction, each at most once in an update, as streams folds it."""
+        live = [name for name in item.live if name not in said]
+        pending = [name for name in live if item.live[name].pending]
+        gone = [name for name in item.gone if name not in said]
+        if act in ("add", "add_pending"):
+            new = self._new(variant, pending=act == "add_pending")
+            item.live[new.transaction_id] = new
+            return [(new.transaction_id, added(new))]
+        if act == "balance":
+            new_account = account("checking", AMOUNTS[variant], mask=item.mask)
+            item.accounts["checking"] = new_account
+            return [("balance", balance(new_account))]
+        if act == "same_balance" and item.accounts and "balance" not in said:
+            return [("balance", balance(*item.accounts.values()))]
+        if act == "unknown_removed":
+            return [(f"never{which}", removed(f"never{which}"))]
+        if act == "unknown_modified":
+            new = self._new(variant)
+            item.live[new.transaction_id] = new
+            return [(new.transaction_id, modified(new))]
+        if act in ("post", "post_first", "post_unlinked") and pending:
+            return self._post(item, pending[which % len(pending)], act, variant)
+        if act == "post_late" and gone:
+            # The pending one went in an earlier update; its posted one names it now.
+            name = gone[which % len(gone)]
+            if item.gone[name].pending:
+                del item.gone[name]
+                item.superseded.append(name)
+                new = self._new(variant, pending_transaction_id=name)
+                item.live[new.transaction_id] = new
+                return [(name, []), (new.transaction_id, added(new))]
+            return []
+        if act == "come_back" and gone:
+            name = gone[which % len(gone)]
+            item.live[name] = item.gone.pop(name)
+            return [(name, added(item.live[name]))]
+        if act == "back_to_pending" and item.superseded:
+            name = item.superseded[which % len(item.superseded)]
+            if name in said or name in item.live:
+                return []
+            new = transaction(name, AMOUNTS[variant], pending=True)
+            item.live[name] = new
+            item.superseded.remove(name)
+            return [(name, added(new))]
+        if not live:
+            return []
+        return self._change(item, live[which % len(live)], act, variant)
+
+    def _post(self, item: ItemTruth, name: str, act: str, variant: int) -> list[tuple[str, list[Event]]]:
+        del item.live[name]
+        item.superseded.append(name)
+        new = self._new(variant, pending_transaction_id=None if act == "post_unlinked" else name)
+        item.live[new.transaction_id] = new
+        if act == "post_unlinked":
+            item.superseded.remove(name)
+            item.gone[name] = msgspec.structs.replace(new, transaction_id=name, pending=False)
+        both = [(name, removed(name)), (new.transaction_id, added(new))]
+        return both[::-1] if act == "post_first" else both
+
+    def _change(self, item: ItemTruth, name: str, act: str, variant: int) -> list[tuple[str, list[Event]]]:
+        old = item.live[name]
+        if act == "drop":
+            item.gone[name] = item.live.pop(name)
+            return [(name, removed(name))]
+        if act == "reorder":
+            return [(name, modified(msgspec.structs.replace(old, location_json='{ "n": 1, "city": "A" }')))]
+        changes: dict[str, object] = {
+            "modify": {"amount": AMOUNTS[variant]},
+            "recategorise": {"category_primary": CATEGORIES[variant % 3]},
+            "redate": {"date": f"2026-04-0{variant + 1}"},
+        }.get(act, {})
+        item.live[name] = msgspec.structs.replace(old, **changes)  # type: ignore[arg-type]
+        return [(name, modified(item.live[name]))]

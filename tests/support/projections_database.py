@@ -1,0 +1,101 @@
+"""A database of the projections and a projector on it, for tests on a real Postgres."""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import asyncpg
+
+from projections.gate import check
+from projections.gate.check import Opened, Owners
+from projections.projector import Projector
+from projections.publish.publisher import Committed
+from projections.store import writer
+from projections.store.connection import Session
+from projections.verify import digests
+from runtime.settings import Settings
+from sandbox.infra.postgres import Postgres
+from tests.conftest import TEMPLATE
+from tests.support.projections_log import keys_of
+
+
+class Publisher:
+    """Takes what is handed over and publishes nothing."""
+
+    def __init__(self) -> None:
+        self.committed: list[Committed] = []
+
+    def floors(self) -> dict[int, int]:
+        return {}
+
+    def stored(self, floors: object) -> None:
+        pass
+
+    def hand(self, committed: Committed) -> None:
+        self.committed.append(committed)
+
+    async def room(self) -> None:
+        pass
+
+
+class Ownership:
+    """Every user has a key and a name, save those above 1,000 (no key until restored) and 500 (a destroyed one)."""
+
+    restored = False
+
+    async def of(self, _: object, users: Sequence[int]) -> Owners:
+        known_users = [user for user in users if self.restored or user < 1_000]
+        return Owners(
+            {user: keys_of(user) if user < 500 or user > 1_000 else None for user in known_users},
+            {user: ("t", f"u{user}") for user in known_users},
+        )
+
+
+class Database:
+    """A migrated database and a projector on it."""
+
+    def __init__(self, dsn: str, **settings: float) -> None:
+        self.settings = Settings(postgres_dsn=dsn, **settings)  # type: ignore[arg-type]
+        self.session = Session(self.settings)
+        self.publisher = Publisher()
+        self.ownership = Ownership()
+        self.projector = Projector(self.session, self.publisher, self.ownership, self.settings)  # type: ignore[arg-type]
+        self.dsn = dsn
+
+    async def project(self, records: Sequence[object], cuts: Sequence[int] = ()) -> None:
+        opened = [check.opened(record) for record in records]  # type: ignore[arg-type]
+        for batch in cut(opened, cuts):
+            await self.projector.project(batch)
+
+    async def connection(self) -> asyncpg.Connection:
+        return await self.session.connection()
+
+    async def alter(self, statements: str) -> None:
+        """What the projector's role may not: change the schema, or rows of the ledger, as the tables' owner."""
+        owner = await asyncpg.connect(self.dsn)
+        try:
+            await owner.execute(statements)
+        finally:
+            await owner.close()
+
+    async def full(self) -> str:
+        return await digests.full_digest(await self.connection())
+
+
+def cut(opened: Sequence[Opened], cuts: Sequence[int]) -> Iterator[Sequence[Opened]]:
+    begin = 0
+    for end in [*sorted({at % (len(opened) + 1) for at in cuts}), len(opened)]:
+        if end > begin:
+            yield opened[begin:end]
+            begin = end
+
+
+@contextlib.asynccontextmanager
+async def fresh(postgres: Postgres, name: str) -> AsyncIterator[Database]:
+    dsn = await postgres.create_database(name, template=TEMPLATE)
+    database = Database(dsn)
+    await writer.ensure_positions(await database.connection(), 1)
+    try:
+        yield database
+    finally:
+        await database.session.close()
+        await postgres.drop_database(name)

@@ -1,0 +1,80 @@
+"""The OpenAPI document says all that the routes do, and nothing else."""
+
+import re
+from importlib import resources
+from typing import Any
+
+from aiohttp import web
+
+from gateway.app import Gateway
+from gateway.http.openapi import document
+from gateway.http.response_schemas import SCHEMAS
+from gateway.live.hub import Hub
+from gateway.routes import ROUTES
+from runtime.settings import Settings
+
+SETTINGS = Settings(
+    api_keys="tenant:key", stream_secret="s" * 32, key_encryption_key="MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+)
+
+
+def served() -> set[tuple[str, str]]:
+    app: web.Application = Gateway(SETTINGS, pool=None, plaid=None, hub=Hub(), appender=None).app()  # type: ignore[arg-type]
+    found = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
+    return {(method, path) for method, path in found if path.startswith(("/v1", "/internal"))}
+
+
+def operations() -> list[tuple[str, str, dict[str, Any]]]:
+    return [(method.upper(), path, what) for path, item in document()["paths"].items() for method, what in item.items()]
+
+
+def references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [ref for name, one in value.items() for ref in ([one] if name == "$ref" else references(one))]
+    return [ref for one in value for ref in references(one)] if isinstance(value, list) else []
+
+
+def test_each_route_that_is_served_is_in_the_document_and_each_in_the_document_is_served() -> None:
+    assert {(method, path) for method, path, _ in operations()} == served()
+
+
+def test_each_operation_has_a_name_of_its_own_a_summary_and_its_path_parameters() -> None:
+    names = [what["operationId"] for _, _, what in operations()]
+    assert len(names) == len(set(names)) == len(ROUTES)
+    for _, path, what in operations():
+        in_path = {one["name"] for one in what["parameters"] if one["in"] == "path"}
+        assert in_path == set(re.findall(r"{(\w+)}", path))
+        assert all(one["required"] for one in what["parameters"] if one["in"] == "path")
+        assert what["summary"]
+        assert what["responses"]
+
+
+def test_each_reference_leads_to_a_schema_and_each_schema_is_used() -> None:
+    names = {reference.rpartition("/")[2] for reference in references(document())}
+
+    assert names == set(SCHEMAS)
+
+
+def test_each_operation_but_the_open_ones_asks_for_a_key() -> None:
+    open_ones = {what["operationId"] for _, _, what in operations() if not what["security"]}
+
+    assert open_ones == {"stream", "openapi"}
+    for _, _, what in operations():
+        assert ("401" in what["responses"]) == (what["operationId"] not in open_ones)
+
+
+def test_the_page_shows_what_users_say_and_reads_no_field_that_the_api_lacks() -> None:
+    page = resources.files("gateway.live").joinpath("static", "page.js").read_text()
+    read = set(re.findall(r"\brow\.([a-z_]+)", page)) - {"removed"}  # the page's own mark
+
+    assert read <= SCHEMAS["Transaction"]["properties"].keys()
+    assert {"name", "category", "notes", "tags", "display_date", "hidden", "splits", "splits_stale"} <= read
+
+
+def test_a_body_that_has_to_say_something_is_required_and_a_large_one_is_413() -> None:
+    said = {what["operationId"]: what for _, _, what in operations()}
+    edit = said["edit_transaction"]["requestBody"]
+
+    assert (edit["required"], edit["content"]["application/json"]["schema"]["minProperties"]) == (True, 1)
+    assert not said["read_balances"]["requestBody"]["required"]
+    assert [what for what in said.values() if ("requestBody" in what) != ("413" in what["responses"])] == []

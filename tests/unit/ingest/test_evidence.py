@@ -1,0 +1,118 @@
+"""Each way in which a stored webhook can be altered is found and named; what was not altered proves itself."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from ingest.evidence import KEY_DIFFERS, KEY_NOT_YET, UNREADABLE, Evidence, Examiner
+from ingest.reasons import Reason
+from runtime.kafka.reader import Received
+from schemas.encoding import codec
+from schemas.log.records import Webhook
+from tests.unit.ingest.test_verification import (
+    BODY,
+    KEY_ID,
+    LINK_BODY,
+    NOW_S,
+    PRIVATE,
+    STRANGER,
+    Sent,
+    carrying,
+    claims,
+    header,
+    jwk_of,
+    raw_signature,
+    take,
+)
+
+
+def stored(sent: Sent | None = None) -> Webhook:
+    """What ingest writes of a genuine webhook."""
+    return take(sent or Sent()).record
+
+
+def examined(*webhooks: Webhook) -> Evidence:
+    examiner = Examiner()
+    for offset, webhook in enumerate(webhooks):
+        examiner.look(Received(1, offset, None, codec.encode(webhook), {}, NOW_S * 1000))
+    return examiner.evidence
+
+
+def with_token(sent: Sent, webhook: Webhook) -> Webhook:
+    return msgspec.structs.replace(webhook, jwt=sent.token())
+
+
+def signed_by_another(webhook: Webhook) -> Webhook:
+    """Token and key replaced together: by itself the record is sound."""
+    forged = replace(Sent(), sign=lambda signed: raw_signature(STRANGER, signed), jwk=jwk_of(STRANGER))
+    return msgspec.structs.replace(webhook, jwt=forged.token(), jwk_json=forged.jwk.decode())
+
+
+change = msgspec.structs.replace
+ALTERED: dict[str, tuple[Callable[[Webhook], Webhook], str]] = {
+    "a byte of the body": (lambda one: change(one, body=BODY.replace(b"item-1", b"item-2")), Reason.BODY_DIFFERS),
+    "the body and its hash": (
+        lambda one: change(one, body=b"{}", body_sha256=hashlib.sha256(b"{}").digest()),
+        Reason.BODY_DIFFERS,
+    ),
+    "the hash in the token": (
+        lambda one: with_token(claims(request_body_sha256=hashlib.sha256(b"{}").hexdigest()), one),
+        Reason.BODY_DIFFERS,
+    ),
+    "the token's time, signed by nobody": (
+        lambda one: change(one, jwt=".".join([*claims(iat=NOW_S - 1).token().split(".")[:2], one.jwt.split(".")[2]])),
+        Reason.SIGNATURE_WRONG,
+    ),
+    "the key": (lambda one: change(one, jwk_json=jwk_of(STRANGER).decode()), Reason.SIGNATURE_WRONG),
+    "the key's id": (lambda one: change(one, jwk_json=jwk_of(PRIVATE, kid="another").decode()), Reason.KEY_UNUSABLE),
+    "a key that had ended": (
+        lambda one: change(one, jwk_json=jwk_of(PRIVATE, expired_at=NOW_S - 60).decode()),
+        Reason.KEY_EXPIRED,
+    ),
+    "a key that was not made yet": (
+        lambda one: change(one, jwk_json=jwk_of(PRIVATE, created_at=NOW_S + 60).decode()),
+        KEY_NOT_YET,
+    ),
+    "received later": (lambda one: change(one, received_at=(NOW_S + 301) * 1_000_000), Reason.STALE),
+    "received before it was sent": (lambda one: change(one, received_at=(NOW_S - 31) * 1_000_000), Reason.FUTURE),
+    "called stale": (lambda one: change(one, stale=True), Reason.STALE),
+    "no token": (lambda one: change(one, jwt=""), Reason.TOKEN_MISSING),
+    "another algorithm": (lambda one: with_token(header(alg="HS256"), one), Reason.ALGORITHM),
+    "token and key together": (signed_by_another, KEY_DIFFERS),
+}
+
+
+@pytest.mark.parametrize("altered", ALTERED)
+def test_an_altered_record_is_found_at_its_place_with_its_reason(altered: str) -> None:
+    alter, reason = ALTERED[altered]
+
+    found = examined(stored(), alter(stored()), stored())
+
+    assert (found.checked, found.valid, found.violations) == (3, 2, 1)
+    assert [(one.partition, one.offset, one.reason) for one in found.failures] == [(1, 1, reason)]
+    assert found.reasons == {reason: 1}
+
+
+def test_a_body_that_carried_tokens_is_proved_by_its_hash() -> None:
+    hidden = stored(carrying(LINK_BODY))
+    assert hidden.body is None
+
+    found = examined(hidden, change(hidden, body_sha256=hashlib.sha256(BODY).digest()))
+
+    assert (found.valid, found.without_body, found.reasons) == (1, 2, {Reason.BODY_DIFFERS: 1})
+
+
+def test_what_is_no_webhook_is_a_failure_and_not_the_end() -> None:
+    examiner = Examiner()
+    examiner.look(Received(0, 7, None, b"\xff\x00", {}, 0))
+
+    assert [(one.offset, one.reason) for one in examiner.evidence.failures] == [(7, UNREADABLE)]
+
+
+def test_keys_are_told_with_the_time_in_which_they_signed() -> None:
+    [key] = examined(stored(claims(iat=NOW_S - 9)), stored(), stored(claims(iat=NOW_S - 3))).keys
+
+    assert (key.key_id, key.webhooks, key.first_at, key.last_at) == (KEY_ID, 3, NOW_S - 9, NOW_S)

@@ -1,0 +1,159 @@
+"""Plaid's codes: what each asks for, and which state an Item is in."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from runtime.plaid.models import ItemAnswer
+from runtime.scheduler.types import KnownHint
+from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REFUSED, REVOKED
+from streams.sync.plaid_errors import (
+    STOPPING,
+    Action,
+    ItemState,
+    action,
+    bank_updated_at,
+    is_removed,
+    item_state,
+    refused_state,
+)
+
+
+def answer(code: str | None = None, **fields: str | None) -> ItemAnswer:
+    """What /item/get says."""
+    given = dict.fromkeys(ItemAnswer._fields) | {"item_id": "i", "error_code": code} | fields
+    return ItemAnswer(**given)  # type: ignore[arg-type]
+
+
+def state(code: str | None, *hints: KnownHint, known: str = ACTIVE, known_code: str | None = None) -> ItemState:
+    return item_state(answer(code), hints, known_state=known, known_code=known_code)
+
+
+def hint(code: str, offset: int = 0, **fields: str) -> KnownHint:
+    return KnownHint(offset, code, fields)
+
+
+@pytest.mark.parametrize(
+    ("error_type", "error_code", "wanted"),
+    [
+        ("TRANSACTIONS_ERROR", "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION", Action.RESTART),
+        ("API_ERROR", "INTERNAL_SERVER_ERROR", Action.SOON),
+        ("API_ERROR", "PLANNED_MAINTENANCE", Action.SOON),
+        ("RATE_LIMIT_EXCEEDED", "TRANSACTIONS_SYNC_LIMIT", Action.LIMITED),
+        ("INSTITUTION_ERROR", "INSTITUTION_RATE_LIMIT", Action.LIMITED),
+        ("INSTITUTION_ERROR", "INSTITUTION_DOWN", Action.HOURS),
+        ("INSTITUTION_ERROR", "INSTITUTION_NOT_RESPONDING", Action.HOURS),
+        ("INVALID_INPUT", "INVALID_API_KEYS", Action.HOURS),
+        ("ITEM_ERROR", "ITEM_LOGIN_REQUIRED", Action.USER),
+        ("ITEM_ERROR", "NO_ACCOUNTS", Action.USER),
+        ("ITEM_ERROR", "ITEM_NOT_FOUND", Action.GONE),
+        ("INVALID_INPUT", "INVALID_ACCESS_TOKEN", Action.GONE),
+        ("ITEM_ERROR", "USER_PERMISSION_REVOKED", Action.GONE),
+        ("INSTITUTION_ERROR", "INSTITUTION_NO_LONGER_SUPPORTED", Action.NEVER),
+        ("INVALID_REQUEST", "MISSING_FIELDS", Action.NEVER),
+        ("ITEM_ERROR", "PRODUCT_NOT_READY", Action.NOT_READY),
+        ("SOME_NEW_ERROR", "SOMETHING_OF_2030", Action.SOON),
+    ],
+)
+def test_each_code_asks_for_its_action(error_type: str, error_code: str, wanted: Action) -> None:
+    assert action(error_type, error_code) is wanted
+
+
+def test_a_field_that_plaid_refuses_is_the_cursor_only_where_one_was_sent() -> None:
+    assert action("INVALID_REQUEST", "INVALID_FIELD", with_cursor=True) is Action.CURSOR
+    assert action("INVALID_REQUEST", "INVALID_FIELD") is Action.NEVER
+
+
+def test_only_codes_that_name_the_item_say_that_it_is_removed() -> None:
+    assert is_removed("ITEM_NOT_FOUND")
+    assert is_removed("ITEM_CONCURRENTLY_DELETED")
+    assert not is_removed("INVALID_ACCESS_TOKEN")
+    assert not is_removed("USER_PERMISSION_REVOKED")
+
+
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        ("ITEM_LOGIN_REQUIRED", LOGIN_REQUIRED),
+        ("USER_PERMISSION_REVOKED", REVOKED),
+        ("ITEM_NOT_FOUND", GONE),
+        ("INSTITUTION_NO_LONGER_SUPPORTED", REFUSED),
+    ],
+)
+def test_what_plaid_says_now_is_the_state(code: str, wanted: str) -> None:
+    assert state(code) == ItemState(wanted, code)
+    assert refused_state(action("", code), code, "why") == ItemState(wanted, code, "why")
+
+
+def test_a_request_that_plaid_calls_wrong_is_a_state_too_whatever_its_code() -> None:
+    asked = action("INVALID_REQUEST", "SOMETHING_OF_2030")
+
+    assert asked in STOPPING
+    assert refused_state(asked, "SOMETHING_OF_2030", None) == ItemState(REFUSED, "SOMETHING_OF_2030")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05.678+01:00", datetime(2026, 1, 2, 2, 4, 5, 678_000, tzinfo=UTC)),
+        ("2026-01-02T03:04:05", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("yesterday", None),
+        (None, None),
+    ],
+)
+def test_when_the_bank_was_read_is_taken_where_it_is_a_time(text: str | None, wanted: datetime | None) -> None:
+    assert bank_updated_at(answer(last_successful_update=text)) == wanted
+
+
+def test_an_error_that_arrives_after_the_repair_stops_nothing() -> None:
+    late = hint("ERROR", error_code="ITEM_LOGIN_REQUIRED")
+
+    assert state(None, late) == ItemState(ACTIVE)
+    assert state(None, hint("USER_PERMISSION_REVOKED")) == ItemState(ACTIVE)
+
+
+def test_a_repair_that_arrives_before_the_next_error_brings_nothing_back() -> None:
+    assert state("ITEM_LOGIN_REQUIRED", hint("LOGIN_REPAIRED")).state == LOGIN_REQUIRED
+
+
+def test_an_outage_of_the_bank_is_no_state_of_the_item() -> None:
+    assert state("INSTITUTION_DOWN") == ItemState(ACTIVE)
+
+
+def test_what_plaid_cannot_confirm_is_taken_from_the_hint_with_its_date() -> None:
+    disconnect = state(None, hint("PENDING_DISCONNECT", reason="INSTITUTION_MIGRATION", disconnect_time="2030"))
+    expiration = state(None, hint("PENDING_EXPIRATION", consent_expiration_time="2031"))
+    undated = item_state(
+        answer(consent_expiration_time="2032"), [hint("PENDING_EXPIRATION")], known_state=ACTIVE, known_code=None
+    )
+
+    assert disconnect == ItemState(PENDING_DISCONNECT, "PENDING_DISCONNECT", "INSTITUTION_MIGRATION", "2030", told=True)
+    assert expiration == ItemState(PENDING_EXPIRATION, "PENDING_EXPIRATION", None, "2031", told=True)
+    assert undated.effective_at == "2032"
+
+
+def test_an_announced_end_stays_announced_until_a_repair() -> None:
+    announced = {"known": PENDING_DISCONNECT, "known_code": "PENDING_DISCONNECT"}
+
+    assert state(None, **announced) == ItemState(PENDING_DISCONNECT, "PENDING_DISCONNECT")
+    assert state(None, hint("LOGIN_REPAIRED"), **announced) == ItemState(ACTIVE)
+    both = (hint("LOGIN_REPAIRED", 1), hint("PENDING_EXPIRATION", 2))
+    assert state(None, *both, **announced).state == PENDING_EXPIRATION
+
+
+def test_a_question_that_no_webhook_led_to_takes_no_word_of_a_webhook_back() -> None:
+    kept = {"known": ACTIVE, "known_code": "NEW_ACCOUNTS_AVAILABLE"}
+
+    assert state(None, **kept) == ItemState(ACTIVE, "NEW_ACCOUNTS_AVAILABLE")
+    assert state(None, hint("LOGIN_REPAIRED"), **kept) == ItemState(ACTIVE)
+
+
+def test_new_accounts_are_told_and_change_no_state() -> None:
+    assert state(None, hint("NEW_ACCOUNTS_AVAILABLE")) == ItemState(ACTIVE, "NEW_ACCOUNTS_AVAILABLE", told=True)
+    assert state(None, hint("NEW_ACCOUNTS_AVAILABLE"), known=PENDING_DISCONNECT).state == PENDING_DISCONNECT
+
+
+def test_an_item_that_was_stopped_is_active_again_once_plaid_says_so() -> None:
+    assert state(None, known=LOGIN_REQUIRED, known_code="ITEM_LOGIN_REQUIRED") == ItemState(ACTIVE)
+    assert state(None, known=GONE, known_code="ITEM_NOT_FOUND") == ItemState(ACTIVE)
