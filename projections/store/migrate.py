@@ -15,7 +15,7 @@ from schemas.errors import Halt
 
 POSTGRES_MIN = 17
 """`transaction_timeout`, which makes a stopped process lose its locks, came with 17."""
-SCRIPTS = "projections:migrations"
+SCRIPTS = "projections.store:migrations"
 MIGRATION_S_MAX = 3600.0
 """A revision may build an index over years of rows."""
 

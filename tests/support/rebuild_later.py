@@ -21,7 +21,7 @@ def main() -> None:
     what, *command = sys.argv[1:]
     {"column": _with_a_column, "category": _with_another_category}[what]()
     # Only now: what is imported is made of what was changed.
-    import cli
+    from cli import main as cli
 
     sys.argv = ["tartan", *command]
     cli.main()

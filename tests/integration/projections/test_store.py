@@ -313,7 +313,7 @@ async def test_what_a_library_says_of_a_record_is_not_kept(database: Database, m
     def failing(*_: object) -> object:
         raise ValueError("could not read 'Jane Doe, 12.34'")
 
-    monkeypatch.setattr(check.reading, "read", failing)
+    monkeypatch.setattr(check.changeset, "read", failing)
     await database.project(log.records)
 
     assert await (await database.connection()).fetchval("SELECT reason FROM tartan.parkings") == "ValueError"

@@ -1,0 +1,1 @@
+ALTER TABLE projection.changesets ADD COLUMN IF NOT EXISTS body_fingerprint BYTEA;
