@@ -176,7 +176,7 @@ def _behind(branch: Tree, changeset: Row) -> None:
     by = f" by {origin['by']}" if origin["by"] else ""
     of = f" of Item {changeset['item_id']}" if changeset["item_id"] else ""
     cause = f" ({origin['cause']})" if origin["cause"] != origin["kind"] else ""
-    node = branch.add(Text(f"{changeset['place']} {changeset['type']}{of}, said {changeset['said_at']}"))
+    node = branch.add(Text(f"{changeset['place']} {changeset['type']}{of}, said {changeset['produced_at']}"))
     webhook = origin.get("webhook")
     came = f" {webhook['partition']}:{webhook['offset']}, received {webhook['received_at']}" if webhook else ""
     node.add(Text(f"{origin['kind']}{cause}{by}{came}"))

@@ -22,7 +22,7 @@ from runtime.operators.operator_commands import Operator, Outcome
 from runtime.scheduler import item_status, queue, runs
 from runtime.scheduler.item_status import Standing
 from runtime.scheduler.queue_status import QueueStatus
-from runtime.scheduler.stop_reasons import PARKED
+from runtime.scheduler.stop_reasons import QUARANTINED
 from runtime.settings import Settings
 from runtime.users.commands import FreeRecords, Said
 from runtime.users.vault import Vault
@@ -50,7 +50,7 @@ def show_queue(
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
 ) -> None:
-    """Show what waits, runs, is delayed, parked, stopped or failed, in the whole installation."""
+    """Show what waits, runs, is delayed, quarantined, stopped or failed, in the whole installation."""
     finish(_show_queue(as_json=as_json, watch=watch))
 
 
@@ -75,7 +75,7 @@ async def _status(connection: asyncpg.Connection, loaded: Settings) -> QueueStat
 
 @items_app.command("list")
 def list_items(
-    only: Annotated[str | None, typer.Option(help="parked, stopped, failing or withheld (removals wait).")] = None,
+    only: Annotated[str | None, typer.Option(help="quarantined, stopped, failing or withheld (removals wait).")] = None,
     tenant: Annotated[str | None, typer.Option(help="Of this tenant only.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=item_status.ITEMS_MAX, help="Items at most.")] = 100,
     as_json: Json = False,
@@ -103,8 +103,8 @@ def show_item(item_id: Item, as_json: Json = False) -> None:
     with_postgres(work)
 
 
-@items_app.command("park")
-def park_item(
+@items_app.command("quarantine")
+def quarantine_item(
     item_id: Item,
     reason: Annotated[str, typer.Option(help="Why; shown wherever the Item is.")],
     dry_run: DryRun = False,
@@ -117,10 +117,12 @@ def park_item(
         if found.stopped in ("unlinked", "erased"):
             raise Quarantine(f"item {item_id} is {found.stopped}: there is nothing to set aside")
         if dry_run:
-            told = "is parked already" if found.stopped == PARKED else "would be parked"
+            told = "is quarantined already" if found.stopped == QUARANTINED else "would be quarantined"
         else:
             told = (
-                "is parked" if await operator_commands.park(connection, found, reason=reason) else "is parked already"
+                "is quarantined"
+                if await operator_commands.quarantine(connection, found, reason=reason)
+                else "is quarantined already"
             )
         outcome = {"item_id": item_id, "outcome": told.replace(" ", "_"), "dry_run": dry_run}
         say(console_of_lines(), outcome if as_json else f"Item {item_id} {told}.")
@@ -130,7 +132,7 @@ def park_item(
 
 @items_app.command("redrive")
 def redrive_item(item_id: Item, by: By = "", dry_run: DryRun = False, as_json: Json = False) -> None:
-    """Try again what is withheld of a parked Item, in its order, and let the Item go on."""
+    """Try again what is withheld of a quarantined Item, in its order, and let the Item go on."""
     _redrive([item_id], by=by, dry_run=dry_run, as_json=as_json)
 
 
@@ -197,7 +199,7 @@ def show_letter(
 def redrive_letters(
     numbers: Annotated[list[int] | None, typer.Argument(help="Numbers of letters.", show_default=False)] = None,
     item: Annotated[str | None, typer.Option(help="All of this Item.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All whose Item is parked.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All whose Item is quarantined.")] = False,
     by: By = "",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -215,11 +217,11 @@ def purge_letters(
         datetime | None,
         typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Those set aside before this time, UTC."),
     ] = None,
-    number: Annotated[int | None, typer.Option(help="This one, even if its Item is still parked.")] = None,
+    number: Annotated[int | None, typer.Option(help="This one, even if its Item is still quarantined.")] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Delete dead letters. What is withheld of a parked Item stays, and so do its letters unless they are named."""
+    """Delete dead letters. What is withheld of a quarantined Item stays, and so do its letters unless they are named."""
     if (before is None) == (number is None):
         raise typer.BadParameter("give --before or --number")
 
@@ -236,10 +238,10 @@ def purge_letters(
 
 
 async def _items_of(connection: asyncpg.Connection, numbers: Sequence[int]) -> list[str]:
-    """The Items of letters, each once; without numbers of all whose Item is parked."""
+    """The Items of letters, each once; without numbers of all whose Item is quarantined."""
     if not numbers:
         found = await dead_letters.list_letters(connection, open_only=True, limit=LETTERS_A_REDRIVE_MAX)
-        return list(dict.fromkeys(one.item_id for one in reversed(found) if one.item_id and one.is_parked))
+        return list(dict.fromkeys(one.item_id for one in reversed(found) if one.item_id and one.is_quarantined))
     items: dict[str, None] = {}
     for number in numbers:
         letter = await dead_letters.letter(connection, number)
@@ -254,11 +256,11 @@ async def _items_of(connection: asyncpg.Connection, numbers: Sequence[int]) -> l
 def _redrive(items: Sequence[str], *, by: str, dry_run: bool, as_json: bool) -> None:
     async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
         found = [await _item(connection, item_id) for item_id in items]
-        parked = [one for one in found if one.stopped == PARKED]
-        told = {one.item_id: _parked_told(one) for one in found}
-        if parked and not dry_run:
+        quarantined = [one for one in found if one.stopped == QUARANTINED]
+        told = {one.item_id: _quarantined_told(one) for one in found}
+        if quarantined and not dry_run:
             async with _operator(by) as operator:
-                for one in parked:
+                for one in quarantined:
                     told[one.item_id] |= await _append(connection, operator, one, operator_commands.redrive())
         return list(told.values())
 
@@ -268,10 +270,10 @@ def _redrive(items: Sequence[str], *, by: str, dry_run: bool, as_json: bool) -> 
     _exit_for(outcomes)
 
 
-def _parked_told(item: Standing) -> dict[str, Any]:
-    since = min((parked.parked_at for parked in item.parkings), default=None)
-    reasons = [parked.reason for parked in item.parkings]
-    outcome = "would_be_redriven" if item.stopped == PARKED else "nothing_to_redrive"
+def _quarantined_told(item: Standing) -> dict[str, Any]:
+    since = min((quarantined.quarantined_at for quarantined in item.quarantines), default=None)
+    reasons = [quarantined.reason for quarantined in item.quarantines]
+    outcome = "would_be_redriven" if item.stopped == QUARANTINED else "nothing_to_redrive"
     return {"item_id": item.item_id, "outcome": outcome, "withheld": item.withheld, "since": since, "reasons": reasons}
 
 
@@ -279,27 +281,29 @@ def _redriven_text(told: dict[str, Any]) -> str:
     item, reasons = told["item_id"], "; ".join(told["reasons"])
     match told["outcome"]:
         case "nothing_to_redrive":
-            return f"Item {item} is not parked: nothing to redrive."
+            return f"Item {item} is not quarantined: nothing to redrive."
         case "would_be_redriven":
-            held = f"{tables.count_of(told['withheld'], 'record')} withheld, parked {tables.moment(told['since'])}"
+            held = f"{tables.count_of(told['withheld'], 'record')} withheld, quarantined {tables.moment(told['since'])}"
             return f"Item {item} would be redriven: {held}: {reasons}"
         case Outcome.DONE:
             held = f"what was withheld is applied ({tables.count_of(told['withheld'], 'record')})"
             applied = held if told["withheld"] else "nothing was withheld"
             return f"Item {item} is redriven: {applied}, and it is asked about again."
         case Outcome.FAILED_AGAIN:
-            return f"Item {item} is parked again, and nothing of it was changed: {reasons}"
+            return f"Item {item} is quarantined again, and nothing of it was changed: {reasons}"
     return _unread_text(told)
 
 
 def _decide(item_id: str, *, approve: bool, by: str, dry_run: bool, as_json: bool) -> None:
     async def work(connection: asyncpg.Connection) -> dict[str, Any]:
         item = await _item(connection, item_id)
-        told = {"item_id": item_id, "transactions": item.missing_rows, "changeset": item.missing_since}
+        told = {"item_id": item_id, "transactions": item.missing_rows, "changeset": item.missing_changeset_id}
         if not item.missing_rows:
             return told | {"outcome": "nothing_to_decide"}
-        if item.stopped == PARKED:
-            raise Quarantine(f"item {item_id} is parked: a decision would be withheld with the rest; redrive it first")
+        if item.stopped == QUARANTINED:
+            raise Quarantine(
+                f"item {item_id} is quarantined: a decision would be withheld with the rest; redrive it first"
+            )
         if dry_run:
             return told | {"outcome": "would_be_decided", "removals": await queries.missing(connection, item_id)}
         said = operator_commands.decision(item, approve=approve, by=decided_by(by))
@@ -334,9 +338,18 @@ async def _append(connection: asyncpg.Connection, operator: Operator, item: Stan
     if not await operator_commands.is_read(connection, at):
         return {"outcome": Outcome.APPENDED, **place}
     after = await _item(connection, item.item_id)
-    if after.stopped == PARKED:
-        return {"outcome": Outcome.FAILED_AGAIN, "reasons": [parked.reason for parked in after.parkings], **place}
-    if after.missing_rows and after.missing_since == item.missing_since and item.missing_rows and said.events:
+    if after.stopped == QUARANTINED:
+        return {
+            "outcome": Outcome.FAILED_AGAIN,
+            "reasons": [quarantined.reason for quarantined in after.quarantines],
+            **place,
+        }
+    if (
+        after.missing_rows
+        and after.missing_changeset_id == item.missing_changeset_id
+        and item.missing_rows
+        and said.events
+    ):
         raise Quarantine(f"item {item.item_id}: the decision was read and changed nothing; look at its history")
     return {"outcome": Outcome.DONE, **place}
 

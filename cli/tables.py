@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.incidents.dead_letters import Kept
-from runtime.scheduler.item_status import ParkedSince, Standing
+from runtime.scheduler.item_status import QuarantinedSince, Standing
 from runtime.scheduler.queue_status import QueuedItem, QueueState, QueueStatus
-from runtime.scheduler.runs import Attempt
+from runtime.scheduler.runs import FinishedRun
 
 REASON_CHARACTERS_MAX = 120
 _IDS = frozenset({"Item", "about", "last failures", "removals wait for a decision", "transaction", *QueueState})
@@ -25,14 +25,14 @@ def queue(status: QueueStatus) -> RenderableType:
     """The queue, the sums first; parts of which there is nothing are left out."""
     counts = status.states
     states = (
-        f"{counts.ready} ready, {counts.running} running, {counts.delayed} delayed, {counts.parked} parked, "
+        f"{counts.ready} ready, {counts.running} running, {counts.delayed} delayed, {counts.quarantined} quarantined, "
         f"{counts.stopped} stopped, {counts.idle} idle"
     )
     parts: list[RenderableType] = [Text(f"{_items(status.items)}: {states}", style="bold")]
     if counts.ready + counts.running + counts.delayed == 0:
         parts.append(Text("Nothing waits."))
     parts += _sums(status)
-    for state in (QueueState.PARKED, QueueState.READY, QueueState.RUNNING, QueueState.DELAYED, QueueState.STOPPED):
+    for state in (QueueState.QUARANTINED, QueueState.READY, QueueState.RUNNING, QueueState.DELAYED, QueueState.STOPPED):
         parts += _listed(state, [row for row in status.listed if row.state is state], status)
     parts += _troubles(status)
     parts += _client(status)
@@ -65,7 +65,7 @@ def items(found: Sequence[Standing]) -> RenderableType:
     return _table(names, rows)
 
 
-def item(one: Standing, passes: Sequence[Attempt]) -> RenderableType:
+def item(one: Standing, passes: Sequence[FinishedRun]) -> RenderableType:
     """All about an Item."""
     table = Table(box=None, show_header=False, pad_edge=False)
     bank = f"{one.institution_name or ''} ({one.institution_id})"
@@ -92,11 +92,14 @@ def item(one: Standing, passes: Sequence[Attempt]) -> RenderableType:
     for name, value in lines:
         if value:
             table.add_row(Text(name, style="dim"), value)
-    parkings = (
-        Text(f"parked {_ago(parked.parked_at)} {_parked_by(parked)}: {parked.reason}", style="red")
-        for parked in one.parkings
+    quarantines = (
+        Text(
+            f"quarantined {_ago(quarantined.quarantined_at)} {_quarantined_by(quarantined)}: {quarantined.reason}",
+            style="red",
+        )
+        for quarantined in one.quarantines
     )
-    parts: list[RenderableType] = [table, *parkings]
+    parts: list[RenderableType] = [table, *quarantines]
     rows = (
         (
             _moment(row.started_at),
@@ -125,8 +128,8 @@ def letters(found: Sequence[Kept]) -> RenderableType:
             one.item_id,
             place(one),
             one.attempts,
-            _ago(one.parked_at),
-            "redriven" if one.redriven_at else "parked" if one.is_parked else "open",
+            _ago(one.quarantined_at),
+            "redriven" if one.redriven_at else "quarantined" if one.is_quarantined else "open",
             one.code_version,
             one.reason[:REASON_CHARACTERS_MAX],
         )
@@ -191,13 +194,13 @@ def _sums(status: QueueStatus) -> Iterable[RenderableType]:
                 bank.ready,
                 bank.running,
                 bank.delayed,
-                bank.parked,
+                bank.quarantined,
                 bank.stopped,
                 _wait(bank.oldest_wait_s),
             )
             for bank in status.banks
         )
-        yield _table(("bank", "ready", "running", "delayed", "parked", "stopped", "oldest wait"), rows_of_banks)
+        yield _table(("bank", "ready", "running", "delayed", "quarantined", "stopped", "oldest wait"), rows_of_banks)
 
 
 def _listed(state: QueueState, rows: Sequence[QueuedItem], status: QueueStatus) -> Iterable[RenderableType]:
@@ -286,13 +289,13 @@ def _client(status: QueueStatus) -> Iterable[RenderableType]:
 def _removals(one: Standing) -> str | None:
     if not one.missing_rows:
         return None
-    return f"{one.missing_rows}, by changeset {one.missing_since}; look at them: tartan items approve --dry-run"
+    return f"{one.missing_rows}, by changeset {one.missing_changeset_id}; look at them: tartan items approve --dry-run"
 
 
-def _parked_by(parked: ParkedSince) -> str:
-    if parked.first_offset < 0:
+def _quarantined_by(quarantined: QuarantinedSince) -> str:
+    if quarantined.first_offset < 0:
         return "without a record of the log"
-    return f"from offset {parked.first_offset} on, by {parked.reader}"
+    return f"from offset {quarantined.first_offset} on, by {quarantined.reader}"
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:

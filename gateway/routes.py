@@ -108,7 +108,7 @@ and one of the two (added, removed) that a pending has which posts and is one mo
 QUEUE = """\
 Of the tenant's own Items. Each Item is in one state: `ready` waits for a worker, `running` is under a lease,
 `delayed` waits for a time or a reader (`delayed_by`: rate_limit, bank, retry, history_not_ready, follower, schedule),
-`parked` waits for an operator, `stopped` for whom `stopped_by` says, `idle` for a webhook or the schedule.
+`quarantined` waits for an operator, `stopped` for whom `stopped_by` says, `idle` for a webhook or the schedule.
 At most 50 Items of each state are listed, and the last 50 failures."""
 SCHEDULE = """\
 Always 200 with `healthy`, and `reasons` where it is false: no tick within interval and tolerance, or Items that
@@ -118,7 +118,7 @@ What is left out stays, null clears, an empty text is a value. Amount, currency,
 user said outlives all that the bank says, pending to posted, a removal that is taken back, a new link.
 
 200 as soon as readers see it, which is usually within 50 ms, and 202 where they do not within `wait` (5 s by default)
-or the Item is parked: it is kept all the same. 409 where the key came with another request before. After 503 ask again
+or the Item is quarantined: it is kept all the same. 409 where the key came with another request before. After 503 ask again
 with the same key: it is done once."""
 BALANCES = """\
 The bank itself is asked, within 30 s or so. Plaid bills each request that it answers: `cost` says how many and, where
@@ -449,7 +449,7 @@ ROUTES = (
         "GET",
         "/v1/queue/status",
         "queue_status",
-        "What waits, runs, is delayed, parked, stopped or failed",
+        "What waits, runs, is delayed, quarantined, stopped or failed",
         {200: "QueueStatus"},
         description=QUEUE,
     ),

@@ -42,7 +42,7 @@ FetchKey = Callable[[str], Awaitable[bytes | None]]
 @dataclass(slots=True)
 class _Kept:
     key: VerificationKey
-    seen_at: float
+    observed_at: float
     renew_at: float
 
 
@@ -120,14 +120,14 @@ class KeyCache:
             raise
         KEY_FETCHES.labels("known").inc()
         now = self._clock()
-        self._kept[key_id] = _Kept(key, seen_at=now, renew_at=now + FRESH_S)
+        self._kept[key_id] = _Kept(key, observed_at=now, renew_at=now + FRESH_S)
         if is_new:
             self._renew_others(key_id)
         return key
 
     def _still_good(self, key_id: str) -> VerificationKey:
         kept, now = self._kept.get(key_id), self._clock()
-        if kept is None or now - kept.seen_at > KEPT_S_MAX:
+        if kept is None or now - kept.observed_at > KEPT_S_MAX:
             raise Retry("Plaid does not give its webhook keys")
         kept.renew_at = now + RETRY_S
         return kept.key
@@ -146,7 +146,7 @@ class KeyCache:
         Source: Plaid support, webhook verification sample; PLAID.md 1.6.
         """
         if len(self._kept) > KEPT_MAX:
-            self._kept.pop(min(self._kept, key=lambda key_id: self._kept[key_id].seen_at))
+            self._kept.pop(min(self._kept, key=lambda key_id: self._kept[key_id].observed_at))
         for key_id in self._kept:
             if key_id != new and key_id not in self._flights:
                 self._start(key_id)

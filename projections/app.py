@@ -20,7 +20,7 @@ from projections.store.tables import FOLD
 from runtime.incidents import dead_letters
 from runtime.kafka import faust_app
 from runtime.kafka.clients import Appender, LogEnds
-from runtime.kafka.continuity import Witness
+from runtime.kafka.continuity import LogContinuity
 from runtime.kafka.faust_app import Positions
 from runtime.kafka.schema_ids import Wire
 from runtime.lifecycle import Running
@@ -32,7 +32,7 @@ from runtime.users.vault import Vault
 from schemas.topics import CHANGESETS, full_name
 
 POOL_SIZE = 6
-"""For the witness, the publisher's resume and floors, the expiry, the dead letters, reconciliation; the projectors have
+"""For the continuity, the publisher's resume and checkpoints, the expiry, the dead letters, reconciliation; the projectors have
 connections of their own."""
 GROUP = READER if FOLD == 1 else f"{READER}-{FOLD}"
 """Consumer group, and name of the instance's lock. It has the fold: processes of two releases run side by side until
@@ -87,11 +87,11 @@ async def _at_work(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.
     topic = full_name(CHANGESETS, settings.topic_prefix)
     async with AsyncExitStack() as stack:
         lock = await stack.enter_async_context(alone(settings, GROUP))
-        witness = Witness(log, topic=topic, reader=READER, load=feeder.positions)
+        continuity = LogContinuity(log, topic=topic, reader=READER, load=feeder.positions)
         publishing = asyncio.create_task(publisher.run())
         stack.push_async_callback(_end, publishing)
         stack.push_async_callback(publisher.drain)
-        app = faust_app.build(settings, name=GROUP, positions=_positions(witness, publisher, feeder))
+        app = faust_app.build(settings, name=GROUP, positions=_positions(continuity, publisher, feeder))
         reader = faust_app.reader(
             app, topic, agent="project", records_max=settings.batch_records_max, bytes_max=settings.batch_bytes_max
         )
@@ -100,7 +100,7 @@ async def _at_work(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.
         engine = await stack.enter_async_context(faust_app.running(app))
         tasks = [publishing, projecting, engine, lock]
         for work in (
-            witness.watch(lambda: faust_app.assigned(app, topic), held=reader.held),
+            continuity.watch(lambda: faust_app.assigned(app, topic), held=reader.held),
             dead_letters.run(pool, appender, settings),
             _while_it_acts(feeder, lambda: Expiry(pool).keep()),
             _while_it_acts(feeder, lambda: Reconciler(pool, settings).keep()),
@@ -138,11 +138,11 @@ async def _while_it_acts(feeder: Feeder, work: Callable[[], Coroutine[Any, Any, 
                 await _end(task)
 
 
-def _positions(witness: Witness, publisher: Publisher, feeder: Feeder) -> Positions:
+def _positions(continuity: LogContinuity, publisher: Publisher, feeder: Feeder) -> Positions:
     async def positions(assigned: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         """Where to begin, after a look at the log; what was committed there and not published is sent now."""
         numbers = [number for _, number in assigned]
-        starts = await witness.starts(numbers)
+        starts = await continuity.starts(numbers)
         committed = await feeder.published_up_to(numbers)
         publisher.hand(Committed({number: (at, at) for number, at in committed.items()}, []))
         return {(topic, number): starts[number] for topic, number in assigned}

@@ -9,11 +9,11 @@ import asyncpg
 from projections.decode.user_keys import Ownership
 from projections.fold import redrive
 from projections.gate import check
-from projections.gate.check import Admission, Admitted, Gatekeeper, Opened
-from projections.model.unit_of_work import WorkingSet
+from projections.gate.check import Admission, Admitted, GateCheck, Opened
+from projections.model.unit_of_work import UnitOfWork
 from projections.publish import operator_notices
 from projections.publish.kafka_records import outbound
-from projections.publish.operator_notices import TooManyParked
+from projections.publish.operator_notices import TooManyQuarantined
 from projections.publish.publisher import Committed, Publisher
 from projections.store import loader, writer
 from projections.store.connection import Session
@@ -92,8 +92,8 @@ class Projector:
         self._published = published or {}
         self._publisher = publisher
         self._ownership = ownership
-        self._parkings_max = settings.dead_letters_max
-        self._parkings_window_s = settings.dead_letters_window_s
+        self._quarantines_max = settings.dead_letters_max
+        self._quarantines_window_s = settings.dead_letters_window_s
         self._trouble: str | None = None
 
     def troubles(self) -> list[str]:
@@ -134,7 +134,7 @@ class Projector:
 
     def _poisoned(self, poisoned: Poisoned, record: Opened, error: Exception) -> Poisoned:
         if self._publisher is None:
-            raise Diverged(f"{_where(record)} was not parked, and cannot be replayed: {reason(error)}") from error
+            raise Diverged(f"{_where(record)} was not quarantined, and cannot be replayed: {reason(error)}") from error
         return _with(poisoned, record, error)
 
     async def patiently(self, records: Sequence[Opened]) -> None:
@@ -159,25 +159,25 @@ class Projector:
 
     async def _transact(self, records: Sequence[Opened], poisoned: Poisoned) -> None:
         connection = await self._session.connection()
-        floors = {} if self._publisher is None else self._publisher.floors()
+        checkpoints = {} if self._publisher is None else self._publisher.checkpoints()
         try:
             with metrics.BATCH_SECONDS.labels(READER).time():
                 partitions = {record.received.partition for record in records}
                 async with loader.locked(connection, partitions, version=self._version):
                     batch, working, outcome = await self._fold(connection, records, poisoned)
-                    await _write(connection, working, outcome, batch.advanced, floors, self._published)
+                    await _write(connection, working, outcome, batch.advanced, checkpoints, self._published)
                     if self._publisher is not None:
                         await operator_notices.tell(
                             connection,
                             working,
                             outcome,
-                            parkings_max=self._parkings_max,
-                            window_s=self._parkings_window_s,
+                            quarantines_max=self._quarantines_max,
+                            window_s=self._quarantines_window_s,
                         )
                     crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
         except asyncpg.UndefinedTableError as error:
             raise AnotherVersion(f"tables are gone: {reason(error)}") from error
-        except TooManyParked as error:
+        except TooManyQuarantined as error:
             await operator_notices.stopped(connection, error)
             raise
         except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
@@ -186,13 +186,13 @@ class Projector:
             raise
         crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
         if self._publisher is not None:
-            self._publisher.stored(floors)
+            self._publisher.stored(checkpoints)
             self._publisher.hand(Committed(batch.spans, outbound(working.folded)))
             _count(batch, outcome)
 
     async def _fold(
         self, connection: asyncpg.Connection, records: Sequence[Opened], poisoned: Poisoned
-    ) -> tuple[_Batch, WorkingSet, Admission]:
+    ) -> tuple[_Batch, UnitOfWork, Admission]:
         heads = [record.head for record in records]
         redriven = {head.item_id for head in heads if head.type == gate.REDRIVE and head.item_id is not None}
         withheld = await loader.withheld(connection, redriven) if redriven else {}
@@ -205,11 +205,11 @@ class Projector:
         )
         batch = _placed(records, control.positions)
         owners = await self._ownership.of(connection, {head.user for head in heads})
-        working = WorkingSet()
+        working = UnitOfWork()
         working.items, working.reviews = control.items, control.reviews
-        keeper = Gatekeeper(
+        keeper = GateCheck(
             items=working.items,
-            parked=control.parked,
+            quarantined=control.quarantined,
             known_ids=control.known_ids,
             owners=owners,
             poisoned=poisoned,
@@ -217,25 +217,29 @@ class Projector:
         )
         outcome = keeper.admit(batch.opened)
         if self._publisher is None:
-            _require_same_parkings(outcome)
+            _require_same_quarantines(outcome)
         await loader.rows(connection, working, outcome.every())
         for record in outcome.admitted:
             _fold_one(working, record)
         return batch, working, outcome
 
 
-def _require_same_parkings(outcome: Admission) -> None:
-    """Which records are withheld is a fact: a replay makes no new parking, and ends none that was not ended.
+def _require_same_quarantines(outcome: Admission) -> None:
+    """Which records are withheld is a fact: a replay makes no new item_quarantine, and ends none that was not ended.
 
     Raises: Diverged.
     """
-    if outcome.parkings:
-        parking = outcome.parkings[0]
-        where = f"changesets {parking.partition} at {parking.first_offset}, Item {parking.item_id}"
-        raise Diverged(f"{where}, was not parked, and cannot be replayed: {parking.reason}")
+    if outcome.quarantines:
+        item_quarantine = outcome.quarantines[0]
+        where = (
+            f"changesets {item_quarantine.partition} at {item_quarantine.first_offset}, Item {item_quarantine.item_id}"
+        )
+        raise Diverged(f"{where}, was not quarantined, and cannot be replayed: {item_quarantine.reason}")
     if outcome.ended:
         ended = outcome.ended[0]
-        raise Diverged(f"the parking of Item {ended.item_id} ends with {ended.redrive} in a replay, and did not before")
+        raise Diverged(
+            f"the item_quarantine of Item {ended.item_id} ends with {ended.redrive} in a replay, and did not before"
+        )
 
 
 def _where(record: Opened) -> str:
@@ -255,7 +259,7 @@ async def _is_ending(connection: asyncpg.Connection) -> bool:
 def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:
     """What is poisoned, with one record more.
 
-    Raises: the error, where parking the record did not help or cannot: then it is not for one record to answer for.
+    Raises: the error, where item_quarantine the record did not help or cannot: then it is not for one record to answer for.
     """
     where = (found.received.partition, found.received.offset)
     if where in poisoned or found.head.item_id is None:
@@ -265,20 +269,20 @@ def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:
 
 async def _write(
     connection: asyncpg.Connection,
-    working: WorkingSet,
+    working: UnitOfWork,
     outcome: Admission,
     advanced: Sequence[Advanced],
-    floors: Mapping[int, int],
+    checkpoints: Mapping[int, int],
     published: Mapping[int, int],
 ) -> None:
     """store.write, in which alone these errors say that the data of a record is at fault."""
     try:
-        await writer.write(connection, working, outcome, advanced, floors, published=published)
+        await writer.write(connection, working, outcome, advanced, checkpoints, published=published)
     except NOT_ENCODABLE as error:
         raise _NotEncodable(reason(error)) from error
 
 
-def _fold_one(working: WorkingSet, record: Admitted) -> None:
+def _fold_one(working: UnitOfWork, record: Admitted) -> None:
     try:
         redrive.apply(working, record)
     except Halt:
@@ -319,9 +323,14 @@ def _count(batch: _Batch, outcome: Admission) -> None:
         metrics.GATE.labels(READER, verdict).inc(count)
     for advanced in batch.advanced:
         metrics.POSITION.labels(READER, str(advanced.partition)).set(advanced.position)
-    for parking in outcome.parkings:
-        metrics.PARKED.labels(READER).inc()
-        _log.error("item parked", item=parking.item_id, offset=parking.first_offset, reason=parking.reason)
+    for item_quarantine in outcome.quarantines:
+        metrics.QUARANTINED.labels(READER).inc()
+        _log.error(
+            "item quarantined",
+            item=item_quarantine.item_id,
+            offset=item_quarantine.first_offset,
+            reason=item_quarantine.reason,
+        )
     for record in outcome.admitted:
         if record.redriven:
             _log.info(

@@ -16,4 +16,4 @@ WENT_BACK = Counter(
     "tartan_database_went_back", "Partitions whose position in Postgres lay below what had been committed", ["reader"]
 )
 NOT_FED = Counter("tartan_versions_not_fed", "Old versions of the projections that could not be fed any more")
-PARKED = Counter("tartan_parked_items", "Items parked, by the reader that parked them", ["reader"])
+QUARANTINED = Counter("tartan_quarantined_items", "Items quarantined, by the reader that quarantined them", ["reader"])

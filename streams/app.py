@@ -14,7 +14,7 @@ import faust
 
 from runtime.kafka import faust_app, topics
 from runtime.kafka.clients import Appender, LogEnds, Outgoing
-from runtime.kafka.continuity import Witness
+from runtime.kafka.continuity import LogContinuity
 from runtime.lifecycle import Running
 from runtime.plaid.client import Plaid
 from runtime.postgres.instance_lock import alone
@@ -121,8 +121,8 @@ class _Parts:
         )
         self.fetcher = FetchDeltas(world, lease_s=settings.lease_s)
         self.witnesses = {
-            self.webhooks: self._witness(ends, self.webhooks, MARKER),
-            self.changesets: self._witness(ends, self.changesets, FOLLOWER),
+            self.webhooks: self._continuity(ends, self.webhooks, MARKER),
+            self.changesets: self._continuity(ends, self.changesets, FOLLOWER),
         }
         self.app = faust_app.build(settings, name=STAGE, positions=self._positions)
         due = self.app.channel(maxsize=settings.fetch_concurrency)
@@ -179,17 +179,17 @@ class _Parts:
             ),
         )
 
-    def _witness(self, ends: LogEnds, topic: str, reader: str) -> Witness:
-        return Witness(
+    def _continuity(self, ends: LogEnds, topic: str, reader: str) -> LogContinuity:
+        return LogContinuity(
             ends, topic=topic, reader=reader, load=partial(consumer_transactions.load_positions, self.pool, reader)
         )
 
     async def _positions(self, wanted: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         """Where to begin in each partition, after a look whether the log is the one that was read."""
         found: dict[tuple[str, int], int] = {}
-        for topic, witness in self.witnesses.items():
+        for topic, continuity in self.witnesses.items():
             numbers = [number for name, number in wanted if name == topic]
-            starts = await witness.starts(numbers) if numbers else {}
+            starts = await continuity.starts(numbers) if numbers else {}
             found |= {(topic, number): position for number, position in starts.items()}
         return found
 
@@ -228,8 +228,8 @@ async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[N
         "alerts": sender.run(parts.pool, parts.settings),
         "due_channel": notify.listen(parts.settings, on_due=parts.claimer.wake),
     }
-    for topic, witness in parts.witnesses.items():
-        works[f"witness of {topic}"] = witness.watch(
+    for topic, continuity in parts.witnesses.items():
+        works[f"continuity of {topic}"] = continuity.watch(
             partial(faust_app.assigned, parts.app, topic), held=parts.readers[topic].held
         )
     tasks += [asyncio.create_task(work, name=name) for name, work in works.items()]

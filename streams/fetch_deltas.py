@@ -114,9 +114,9 @@ class FetchDeltas:
     async def _give_back(self, claimed: Claimed, result: Released) -> None:
         metrics.PASSES.labels(claimed.cause.kind, result.outcome).inc()
         metrics.PASS_SECONDS.observe(result.duration_s)
-        if result.stopped == outcomes.PARKED:
-            await insist(lambda: self._world.store.park(claimed, _reason(result)), what="park")
-            shared.PARKED.labels("streams").inc()
+        if result.stopped == outcomes.QUARANTINED:
+            await insist(lambda: self._world.store.quarantine(claimed, _reason(result)), what="quarantine")
+            shared.QUARANTINED.labels("streams").inc()
         await insist(lambda: self._world.store.release(claimed, result), what="release")
         reach(CrashPoint.FETCH_AFTER_RELEASE)
 
@@ -148,7 +148,7 @@ class FetchDeltas:
         """Without a key no record can be written: the Item is set aside, but one to be unlinked ends at Plaid first."""
         token = self._world.store.token(claimed) if claimed.unlink_requested else None
         if token is None:
-            return outcomes.parked(claimed, why)
+            return outcomes.quarantined(claimed, why)
         try:
             await bank.remove(token)
         except PlaidRefused as refusal:
@@ -158,7 +158,7 @@ class FetchDeltas:
             raise
         except (Retry, Quarantine) as error:
             return outcomes.late(claimed, said("late", str(error)), jitter=self._world.random())
-        return outcomes.parked(claimed, why)
+        return outcomes.quarantined(claimed, why)
 
     async def _result(self, claimed: Claimed, made: Pass) -> Released | None:
         """What became of a pass; None where the Item is gone from the schedule. Raises: InDoubt, LeaseLost, Halt."""
@@ -170,7 +170,7 @@ class FetchDeltas:
         except (InDoubt, LeaseLost, Halt):
             raise
         except Unrecordable as error:
-            return outcomes.parked(claimed, said("unrecordable", str(error)))
+            return outcomes.quarantined(claimed, said("unrecordable", str(error)))
         except TooManyGone as error:
             metrics.SUSPECTED.inc()
             _log.error("not taken as gone", item_id=claimed.item_id, reason=str(error))
@@ -184,7 +184,7 @@ class FetchDeltas:
             _log.exception("pass failed", item_id=claimed.item_id)
             why = said(type(error).__name__, str(error) if isinstance(error, Quarantine) else "")
             if outcomes.is_hopeless(claimed):
-                return outcomes.parked(claimed, why)
+                return outcomes.quarantined(claimed, why)
             return outcomes.late(claimed, why, jitter=self._world.random())
 
     async def _refused(self, claimed: Claimed, made: Pass, refusal: PlaidRefused) -> Released:

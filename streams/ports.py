@@ -88,7 +88,7 @@ class Store(Protocol):
     async def finish_unlink(self, claimed: Claimed) -> None:
         """Delete token and schedule."""
 
-    async def park(self, claimed: Claimed, reason: str) -> None:
+    async def quarantine(self, claimed: Claimed, reason: str) -> None:
         """Set an Item aside until it is redriven."""
 
     async def keys(self, user: int) -> UserKeys | None:

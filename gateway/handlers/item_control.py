@@ -25,7 +25,7 @@ class Owned(NamedTuple):
     bank_updated_at: datetime | None
     refreshed_at: datetime | None
     stopped: str | None
-    parked_at: datetime | None
+    quarantined_at: datetime | None
     missing_rows: int
     head_offset: int | None
 
@@ -80,13 +80,13 @@ async def owner_of(connection: asyncpg.Connection, tenant: str, own_id: bytes) -
 _COLUMNS = """
     SELECT c.item_id, c.user_number, u.user_id, s.partition, c.institution_id, c.institution_name, c.created_at,
            c.unlinked_at, s.unlink_requested, s.last_synced_at, s.last_attempt_at, s.last_webhook_at, s.ready_at,
-           s.bank_updated_at, s.refreshed_at, CASE WHEN k.parked_at IS NULL THEN s.stopped ELSE 'parked' END,
-           k.parked_at, coalesce(r.missing_rows, 0), h.head_offset
+           s.bank_updated_at, s.refreshed_at, CASE WHEN k.quarantined_at IS NULL THEN s.stopped ELSE 'quarantined' END,
+           k.quarantined_at, coalesce(r.missing_rows, 0), h.head_offset
     FROM tartan.credentials c JOIN tartan.users u USING (user_number)
     JOIN tartan.sync_state s USING (item_id) LEFT JOIN tartan.heads h USING (item_id)
     LEFT JOIN reads.items r USING (item_id)
-    CROSS JOIN LATERAL (SELECT min(parked_at) AS parked_at FROM tartan.parkings
-        WHERE parkings.item_id = c.item_id AND redrive_offset IS NULL) k"""
+    CROSS JOIN LATERAL (SELECT min(quarantined_at) AS quarantined_at FROM tartan.quarantines
+        WHERE quarantines.item_id = c.item_id AND redrive_offset IS NULL) k"""
 _ITEM = f"{_COLUMNS} WHERE c.tenant = $1 AND c.item_id = $2"
 _ITEMS = f"{_COLUMNS} WHERE c.tenant = $1 AND c.user_number = $2 ORDER BY c.item_id"
 

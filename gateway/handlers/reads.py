@@ -17,7 +17,7 @@ from gateway.http.problems import not_found
 from gateway.http.requests import Call, ok
 from projections.read import queries
 from projections.read.queries import Row, TransactionFilter
-from runtime.scheduler.stop_reasons import LOGIN_REQUIRED, PARKED, remedy
+from runtime.scheduler.stop_reasons import LOGIN_REQUIRED, QUARANTINED, remedy
 from runtime.settings import Settings
 from runtime.users import keys
 
@@ -151,7 +151,7 @@ def _freshness(owned: Owned, row: Row, checks: Checks) -> dict[str, Any]:
 
 def _next_check_at(owned: Owned, checks: Checks) -> datetime.datetime | None:
     """When Plaid is asked next, unless a webhook or somebody comes first; None where nothing is scheduled."""
-    if owned.stopped == PARKED:
+    if owned.stopped == QUARANTINED:
         return None
     if owned.ready_at is not None:
         return owned.ready_at

@@ -34,7 +34,7 @@ _FRESHNESS: dict[str, Schema] = {
     },
     "stopped": {
         **_MAYBE_TEXT,
-        "description": "why Plaid is not asked: login_required, revoked, gone, refused, parked, "
+        "description": "why Plaid is not asked: login_required, revoked, gone, refused, quarantined, "
         "erased, unlinked; null where it is",
     },
     "remedy": {**_MAYBE_TEXT, "description": "what to do about that"},
@@ -207,7 +207,7 @@ CHANGESET = _object(
     origin=ORIGIN,
     request_ids={"type": "array", "items": _TEXT, "description": "Plaid's, of the calls that it came from"},
     redriven_by={"type": ["integer", "null"], "description": "withheld and applied later, at this offset"},
-    said_at=_MOMENT,
+    produced_at=_MOMENT,
     known_at=_MOMENT,
 )
 TRANSACTION_AS_OF = _object(**_without(TRANSACTION, "enriched_at"))

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from projections.decode import transaction
-from projections.decode.transaction import Words
+from projections.decode.transaction import TransactionPayload
 from schemas import events, money
 from schemas.encoding import codec
 from schemas.errors import Quarantine
@@ -17,7 +17,7 @@ from schemas.log.records import Account, Decision, Edit, History, Item, Removal
 CACHED, REALTIME = "cached", "realtime"
 
 WORDS_BYTES_MAX = 128 * 1024
-"""Longest words about one thing, 300 times the usual. An event carries them twice and a push as JSON, of up to six
+"""Longest payload about one thing, 300 times the usual. An event carries them twice and a push as JSON, of up to six
 bytes a character; a record that no batch of the producer holds would stop its partition's events for good."""
 
 _SAY_WORDS = frozenset({events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED})
@@ -27,11 +27,11 @@ _ABOUT_ITEM = frozenset({events.ITEM_LINKED, events.ITEM_STATE_CHANGED, events.I
 
 
 class Reported(NamedTuple):
-    """A balance as reported: the account, its words and their schema."""
+    """A balance as reported: the account, its payload and their schema."""
 
     source: str
     account: Account
-    words: bytes
+    payload: bytes
     schema: int
 
 
@@ -59,7 +59,7 @@ class Edited(NamedTuple):
 class Said(NamedTuple):
     """What a record says, in its order. `counts` are all events by type, `not_effective` those of no effect yet."""
 
-    transactions: list[Words | Removal]
+    transactions: list[TransactionPayload | Removal]
     balances: list[Reported]
     items: list[tuple[str, Item, bytes, int]]
     counts: dict[str, int]
@@ -82,7 +82,7 @@ class Said(NamedTuple):
         """The ids of all transactions that are named, pending ones of posted ones too."""
         for said in self.transactions:
             yield said.transaction_id
-            if type(said) is Words and said.pending_transaction_id is not None:
+            if type(said) is TransactionPayload and said.pending_transaction_id is not None:
                 yield said.pending_transaction_id
 
 

@@ -1,4 +1,4 @@
-"""Reads the bank's words about a transaction from Avro, once, into all that the fold and the tables need of them.
+"""Reads the bank's payload about a transaction from Avro, once, into all that the fold and the tables need of them.
 
 The reader is generated from the schema. It goes through the bytes of a transaction once and cuts the row's columns
 from them, in COPY's binary form, without making Python texts: a fold over dicts costs 13 to 28 µs a transaction
@@ -58,7 +58,7 @@ class Amount(Struct, frozen=True, gc=False):
     ledger_field: bytes
 
 
-class Words(Struct, frozen=True, gc=False):
+class TransactionPayload(Struct, frozen=True, gc=False):
     """What the bank says of a transaction.
 
     `data` are its Avro bytes under schema number `schema`; `columns` are the fields of COLUMNS for COPY.
@@ -78,7 +78,7 @@ class Words(Struct, frozen=True, gc=False):
     schema: int
 
 
-Read = Callable[[bytes, int, int], Words]
+Read = Callable[[bytes, int, int], TransactionPayload]
 
 
 @cache
@@ -99,7 +99,7 @@ def reader(number: int) -> Read:
     names: dict[str, Any] = {
         "read_long": flat.read_long,
         "Quarantine": Quarantine,
-        "Words": Words,
+        "TransactionPayload": TransactionPayload,
         "STEP": _STEP,
         "HOP": _HOP,
         "LEAP": _LEAP,
@@ -124,7 +124,7 @@ _ENDING = (
     "if i != end: raise Quarantine(f'a transaction ends at byte {i}, its event at {end}')",
     "currency = iso_currency_code or unofficial_currency_code or NO_CURRENCY",
     "amount = amounts[amount, currency]",
-    "return Words(",
+    "return TransactionPayload(",
     "    transaction_id.decode(), pending_transaction_id.decode() if pending_transaction_id else None, pending,",
     "    account_id, currency, amount, category_primary or UNCATEGORISED, c_date,",
     "    c_category_primary is not NULL or c_merchant_name is not NULL or c_logo_url is not NULL,",

@@ -30,13 +30,13 @@ _OWN_ID = flat.zigzag(32)
 NONE, SOME = b"\x00", b"\x02"
 """The two branches of a union with null."""
 _NOTHING_BEFORE = NONE * 3
-"""No words before, no user fields now or before."""
+"""No payload before, no user fields now or before."""
 
 
 class Envelope(NamedTuple):
     """The parts of an event's bytes that all events of a changeset have in common.
 
-    `first` is all between own id and words of a transaction that is added for the first time.
+    `first` is all between own id and payload of a transaction that is added for the first time.
     """
 
     owner: bytes
@@ -57,10 +57,10 @@ def envelope(*, tenant: str, user_id: str, item_id: str, known_at: int, changese
     return Envelope(owner, item, said, _first(owner, item, said))
 
 
-def first_transaction_event(common: Envelope, own_id: bytes, words: bytes, user_fields: str | None = None) -> bytes:
+def first_transaction_event(common: Envelope, own_id: bytes, payload: bytes, user_fields: str | None = None) -> bytes:
     """The event of a transaction that is added for the first time: what transaction_event gives, in half the time."""
     ending = _NOTHING_BEFORE if user_fields is None else NONE + _maybe(user_fields) + NONE
-    return b"".join((_OWN_ID, hexlify(own_id), common.first, words, ending))
+    return b"".join((_OWN_ID, hexlify(own_id), common.first, payload, ending))
 
 
 def public_schema(number: int) -> int:
@@ -78,14 +78,14 @@ def transaction_event(
     common: Envelope,
     own_id: bytes,
     version: int,
-    words: bytes,
+    payload: bytes,
     *,
     changed: list[str],
     previous: bytes | None,
     user_fields: str | None = None,
     previous_user_fields: str | None = None,
 ) -> bytes:
-    """A transaction's event: `words` are the bank's last ones, `previous` those before where it is modified.
+    """A transaction's event: `payload` are the bank's last ones, `previous` those before where it is modified.
 
     `user_fields` and those before are JSON objects of field to value; None where the user has said nothing.
     """
@@ -98,7 +98,7 @@ def transaction_event(
             _version(version),
             common.said,
             _names(tuple(changed)),
-            words,
+            payload,
             NONE if previous is None else SOME + previous,
             _maybe(user_fields),
             _maybe(previous_user_fields),
@@ -106,16 +106,16 @@ def transaction_event(
     )
 
 
-def balance_event(common: Envelope, source: str, words: bytes, previous: bytes | None) -> bytes:
+def balance_event(common: Envelope, source: str, payload: bytes, previous: bytes | None) -> bytes:
     """A balance's event."""
     before = NONE if previous is None else SOME + previous
-    return common.owner + common.item + common.said + flat.text(source) + words + before
+    return common.owner + common.item + common.said + flat.text(source) + payload + before
 
 
-def item_event(common: Envelope, words: bytes, previous_state: str | None) -> bytes:
+def item_event(common: Envelope, payload: bytes, previous_state: str | None) -> bytes:
     """An Item's event."""
     before = NONE if previous_state is None else SOME + flat.text(previous_state)
-    return common.owner + common.said + words + before
+    return common.owner + common.said + payload + before
 
 
 def encoded(net: Sequence[NetEvent]) -> bytes:
@@ -204,13 +204,13 @@ def read_transaction(data: bytes) -> TransactionSaid:
             changed.append(name)
         count, at = flat.read_long(data, at)
     read = codec.decoder(catalogue.TRANSACTION)
-    words, at = read(data, at)
+    payload, at = read(data, at)
     if data[at : at + 1] == SOME:
         _, at = read(data, at + 1)
     else:
         at += 1
     users = json.loads(_text(data, at + 1)[0]) if data[at : at + 1] == SOME else {}
-    return TransactionSaid(own, version, changed, words, users)
+    return TransactionSaid(own, version, changed, payload, users)
 
 
 def read_balance(data: bytes) -> BalanceSaid:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from projections.decode.changeset import Edited
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from projections.ledger.postings import posted
 from projections.model.change_tracker import Touched, remember
-from projections.model.unit_of_work import ItemRow, Place, Row, WorkingSet
+from projections.model.unit_of_work import ItemRow, Place, Row, UnitOfWork
 
 
-def apply(working: WorkingSet, item: ItemRow, touched: Touched, place: Place, said: Sequence[Edited]) -> None:
+def apply(working: UnitOfWork, item: ItemRow, touched: Touched, place: Place, said: Sequence[Edited]) -> None:
     """Apply edits in order, behind all that the record says otherwise.
 
     A row that is removed or held keeps them for when it is shown. A transaction of another user's is none.
@@ -18,15 +18,15 @@ def apply(working: WorkingSet, item: ItemRow, touched: Touched, place: Place, sa
     for edit in said:
         row = _found(working, item, edit, place.user)
         if row is None:
-            waiting = user_overrides.applied(item.waiting_edits.get(edit.transaction_id), edit.fields, place.offset)
+            waiting = override_rules.applied(item.waiting_edits.get(edit.transaction_id), edit.fields, place.offset)
             if waiting is not None:
                 item.waiting_edits = {**item.waiting_edits, edit.transaction_id: waiting}
                 working.changed_items[item.item_id] = item
             continue
-        user_fields = user_overrides.applied(row.user_fields, edit.fields, place.offset)
-        if user_fields != row.user_fields:
+        overrides = override_rules.applied(row.user_fields, edit.fields, place.offset)
+        if overrides != row.user_fields:
             remember(row, touched)
-            row.user_fields = user_fields
+            row.user_fields = overrides
             row.postings = posted(working.book, row)
 
 
@@ -34,7 +34,7 @@ def take_waiting(item: ItemRow, row: Row, ids: Iterable[str | None]) -> None:
     """Give a row what waits for any of these Plaid ids of it; the caller remembers the row and posts it."""
     for name in ids:
         if name in item.waiting_edits:
-            row.user_fields = user_overrides.merged(row.user_fields, item.waiting_edits[name])
+            row.user_fields = override_rules.merged(row.user_fields, item.waiting_edits[name])
             item.waiting_edits = {key: fields for key, fields in item.waiting_edits.items() if key != name}
 
 
@@ -44,7 +44,7 @@ def put_back(item: ItemRow, row: Row) -> None:
         item.waiting_edits = {**item.waiting_edits, row.transaction_id: row.user_fields}
 
 
-def _found(working: WorkingSet, item: ItemRow, edit: Edited, user: int) -> Row | None:
+def _found(working: UnitOfWork, item: ItemRow, edit: Edited, user: int) -> Row | None:
     """The row by its own id, wherever it lives now; else the one that has, or had, the Plaid id in the Item.
 
     The own id of a row that turned out to be another one is as good as none while the Plaid id leads to that one.
@@ -57,7 +57,7 @@ def _found(working: WorkingSet, item: ItemRow, edit: Edited, user: int) -> Row |
     return found if found is not None and found.user == user else None
 
 
-def _named(working: WorkingSet, own_id: bytes | None) -> Row | None:
+def _named(working: UnitOfWork, own_id: bytes | None) -> Row | None:
     for item in working.items.values():
         if own_id is not None and own_id in item.own_ids:
             for row in item.by_id.values():

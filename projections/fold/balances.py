@@ -5,7 +5,7 @@ the two would flap. So a cached report is news only where it differs from the la
 over only then. A real-time one is the bank's word of now, which somebody asked for: it is news where it differs from
 the last real-time one, or from the cached one that is shown.
 
-What is no news may still bring a newer time of the bank's: the words are replaced, and nobody is told.
+What is no news may still bring a newer time of the bank's: the payload are replaced, and nobody is told.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from projections.decode.changeset import CACHED, REALTIME, Reported
 from projections.events import public_events
 from projections.events.field_diff import changed_fields
 from projections.events.public_events import Envelope, public_schema
-from projections.model.unit_of_work import AccountRow, AccountVersion, ItemRow, NetEvent, Place, WorkingSet
+from projections.model.unit_of_work import AccountRow, AccountVersion, ItemRow, NetEvent, Place, UnitOfWork
 from schemas import events
 
 _BANK_TIME = "last_updated_datetime"
@@ -22,7 +22,7 @@ _BANK_TIME = "last_updated_datetime"
 
 
 def fold_balances(
-    working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Reported], common: Envelope, net: list[NetEvent]
+    working: UnitOfWork, item: ItemRow, place: Place, said: Sequence[Reported], common: Envelope, net: list[NetEvent]
 ) -> None:
     """Apply what a record reports; of several reports about one account and source the last one counts."""
     last = {(reported.account.account_id, reported.source): reported for reported in said}
@@ -30,22 +30,22 @@ def fold_balances(
         account = item.accounts.get(account_id) or AccountRow(account_id, item.item_id, place.user)
         before, schema = _words(account, source)
         is_news = _is_news(account, reported)
-        if not is_news and source == CACHED and (before, schema) == (reported.words, reported.schema):
+        if not is_news and source == CACHED and (before, schema) == (reported.payload, reported.schema):
             continue
         _keep(account, reported, place, is_news=is_news)
         item.accounts[account_id] = account
         working.changed_accounts[item.item_id, account_id] = account
         if is_news:
             _count(working, account, reported, place)
-            event = public_events.balance_event(common, source, reported.words, before)
+            event = public_events.balance_event(common, source, reported.payload, before)
             entity = public_events.balance_entity(account_id, source)
             net.append(NetEvent(events.BALANCE_UPDATED, public_schema(reported.schema), entity, event))
 
 
 def _words(account: AccountRow, source: str) -> tuple[bytes | None, int]:
     if source == CACHED:
-        return account.cached_words, account.cached_schema
-    return account.realtime_words, account.realtime_schema
+        return account.cached_payload, account.cached_payload_schema
+    return account.realtime_payload, account.realtime_payload_schema
 
 
 def _is_news(account: AccountRow, reported: Reported) -> bool:
@@ -56,25 +56,25 @@ def _is_news(account: AccountRow, reported: Reported) -> bool:
 
 
 def _differs(account: AccountRow, source: str, reported: Reported) -> bool:
-    words, schema = _words(account, source)
-    if words is None:
+    payload, schema = _words(account, source)
+    if payload is None:
         return True
-    return any(name != _BANK_TIME for name in changed_fields(words, schema, reported.words, reported.schema))
+    return any(name != _BANK_TIME for name in changed_fields(payload, schema, reported.payload, reported.schema))
 
 
 def _keep(account: AccountRow, reported: Reported, place: Place, *, is_news: bool) -> None:
     if is_news:
         account.source = reported.source
     if reported.source == REALTIME:
-        account.realtime_words, account.realtime_schema = reported.words, reported.schema
+        account.realtime_payload, account.realtime_payload_schema = reported.payload, reported.schema
         account.realtime_at = place.known_at
         return
-    account.cached_words, account.cached_schema = reported.words, reported.schema
+    account.cached_payload, account.cached_payload_schema = reported.payload, reported.schema
     if is_news:
         account.cached_at = place.known_at
 
 
-def _count(working: WorkingSet, account: AccountRow, reported: Reported, place: Place) -> None:
+def _count(working: UnitOfWork, account: AccountRow, reported: Reported, place: Place) -> None:
     account.version += 1
     account.last_changeset, account.known_at = place.offset, place.known_at
     working.account_versions.append(
@@ -84,7 +84,7 @@ def _count(working: WorkingSet, account: AccountRow, reported: Reported, place: 
             account.version,
             place.user,
             reported.source,
-            reported.words,
+            reported.payload,
             reported.schema,
             place.offset,
             place.known_at,

@@ -10,18 +10,18 @@ comes last.
 from collections.abc import Sequence
 
 from projections.decode.changeset import Restated, Said
-from projections.decode.transaction import ENRICHMENT, Words
+from projections.decode.transaction import ENRICHMENT, TransactionPayload
 from projections.events import public_events
 from projections.events.field_diff import changed_fields
 from projections.events.public_events import Envelope, public_schema
 from projections.fold import apply_overrides, full_resync, opening_balances
 from projections.fold.balances import fold_balances
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from projections.ledger.ledger import NOTHING, Where
 from projections.ledger.postings import posted
 from projections.matching import transactions
 from projections.model.change_tracker import Before, Touched, remember
-from projections.model.unit_of_work import Folded, ItemRow, NetEvent, Place, Row, Version, WorkingSet
+from projections.model.unit_of_work import Folded, ItemRow, NetEvent, Place, Row, UnitOfWork, Version
 from schemas import events
 from schemas.encoding import codec
 from schemas.ids import own_id
@@ -35,7 +35,7 @@ _USER_FIELDS = "user_fields"
 """Before the name of a field that the user owns, where an event names what changed."""
 
 
-def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, said: Said) -> Folded:
+def fold(working: UnitOfWork, item: ItemRow | None, head: Head, place: Place, said: Said) -> Folded:
     """Apply an accepted record to the working set, and give what it caused.
 
     `item` is None for a record that concerns no Item. The gate's own state is not touched here.
@@ -55,7 +55,7 @@ def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, sa
         whole = said.whole
         known = [] if whole is None else full_resync.known_in(item, whole)
         touched: Touched = {}
-        heard: Sequence[Words | Removal] = said.transactions
+        heard: Sequence[TransactionPayload | Removal] = said.transactions
         if item.moved:
             heard = transactions.heard(working, item, heard, touched, place)
             not_effective = _counted(not_effective, transactions.PASSED_OVER, len(said.transactions) - len(heard))
@@ -89,7 +89,7 @@ def fold(working: WorkingSet, item: ItemRow | None, head: Head, place: Place, sa
 
 
 def _fold_item(
-    working: WorkingSet, item: ItemRow, head: Head, place: Place, said: Said, common: Envelope, net: list[NetEvent]
+    working: UnitOfWork, item: ItemRow, head: Head, place: Place, said: Said, common: Envelope, net: list[NetEvent]
 ) -> None:
     if head.kind != gate.CHAINED and not said.items:
         return
@@ -101,54 +101,56 @@ def _fold_item(
     if not said.items:
         return
     kinds = {kind for kind, *_ in said.items}
-    _, last, words, schema = said.items[-1]
-    before, before_schema, item.words, item.schema = item.words, item.schema, words, schema
+    _, last, payload, schema = said.items[-1]
+    before, before_schema, item.payload, item.schema = item.payload, item.schema, payload, schema
     item.history_status = last.history_status or item.history_status
     if events.ITEM_UNLINKED in kinds:
         kind, item.unlinked_at = events.ITEM_UNLINKED, known_at
     elif events.ITEM_LINKED in kinds:
         kind, item.linked_at = events.ITEM_LINKED, known_at
-    elif before is None or changed_fields(before, before_schema, words, schema):
+    elif before is None or changed_fields(before, before_schema, payload, schema):
         kind = events.ITEM_STATE_CHANGED
     else:
-        item.words, item.schema = before, before_schema
+        item.payload, item.schema = before, before_schema
         return
     previous: Item | None = codec.decoder(before_schema)(before, 0)[0] if before is not None else None
-    event = public_events.item_event(common, words, previous.state if previous else None)
+    event = public_events.item_event(common, payload, previous.state if previous else None)
     net.append(NetEvent(kind, public_schema(schema), item.item_id.encode(), event))
 
 
-def _apply(working: WorkingSet, item: ItemRow, place: Place, said: Sequence[Words | Removal], touched: Touched) -> None:
+def _apply(
+    working: UnitOfWork, item: ItemRow, place: Place, said: Sequence[TransactionPayload | Removal], touched: Touched
+) -> None:
     """Apply all that is said of transactions, in order, save that a posted one waits for its pending one."""
-    waiting: list[Words] = []
+    waiting: list[TransactionPayload] = []
     by_id = item.by_id
-    for words in said:
-        if type(words) is not Words:
-            _remove(working, item, touched, words.transaction_id, place)
+    for payload in said:
+        if type(payload) is not TransactionPayload:
+            _remove(working, item, touched, payload.transaction_id, place)
             continue
-        row = by_id.get(words.transaction_id)
+        row = by_id.get(payload.transaction_id)
         if row is not None:
-            _change(working, item, row, words, touched)
-        elif words.pending_transaction_id is None:
-            _insert(working, item, words, touched, place)
+            _change(working, item, row, payload, touched)
+        elif payload.pending_transaction_id is None:
+            _insert(working, item, payload, touched, place)
         else:
-            row = by_id.get(words.pending_transaction_id)
+            row = by_id.get(payload.pending_transaction_id)
             if row is not None:
-                _inherit(working, item, row, words, touched)
+                _inherit(working, item, row, payload, touched)
             else:
-                waiting.append(words)
-    for words in waiting:
-        row = by_id.get(words.transaction_id) or by_id.get(words.pending_transaction_id or "")
+                waiting.append(payload)
+    for payload in waiting:
+        row = by_id.get(payload.transaction_id) or by_id.get(payload.pending_transaction_id or "")
         if row is None:
-            _insert(working, item, words, touched, place)
-        elif row.transaction_id == words.transaction_id:
-            _change(working, item, row, words, touched)
+            _insert(working, item, payload, touched, place)
+        elif row.transaction_id == payload.transaction_id:
+            _change(working, item, row, payload, touched)
         else:
-            _inherit(working, item, row, words, touched)
+            _inherit(working, item, row, payload, touched)
 
 
-def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: Touched, place: Place) -> None:
-    transaction_id = words.transaction_id
+def _insert(working: UnitOfWork, item: ItemRow, payload: TransactionPayload, touched: Touched, place: Place) -> None:
+    transaction_id = payload.transaction_id
     salt = item.salt
     own = first = own_id(transaction_id, salt=salt)
     repeats = 0
@@ -162,58 +164,58 @@ def _insert(working: WorkingSet, item: ItemRow, words: Words, touched: Touched, 
         place.user,
         transaction_id,
         own is not first,
-        words.data,
-        words.schema,
-        words.columns,
+        payload.data,
+        payload.schema,
+        payload.columns,
         NOTHING,
         place.offset,
         place.offset,
         place.known_at,
-        place.known_at if words.is_enriched else None,
+        place.known_at if payload.is_enriched else None,
     )
     if item.waiting_edits:
-        apply_overrides.take_waiting(item, row, (transaction_id, words.pending_transaction_id))
-    row.postings = posted(working.book, row, words)
+        apply_overrides.take_waiting(item, row, (transaction_id, payload.pending_transaction_id))
+    row.postings = posted(working.book, row, payload)
     item.by_id[transaction_id] = row
     item.own_ids.add(own)
     touched[own] = (row, None)
 
 
-def _change(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched: Touched) -> None:
-    if row.missing_since is not None:
+def _change(working: UnitOfWork, item: ItemRow, row: Row, payload: TransactionPayload, touched: Touched) -> None:
+    if row.missing_since_offset is not None:
         full_resync.unmark(working, item, row)
-    if row.words == words.data and row.removed_at is None:
+    if row.payload == payload.data and row.removed_at is None:
         return  # says nothing new, like most of what Plaid calls modified
     remember(row, touched)
-    row.words, row.schema, row.columns, row.removed_at = words.data, words.schema, words.columns, None
-    row.postings = posted(working.book, row, words)
+    row.payload, row.schema, row.columns, row.removed_at = payload.data, payload.schema, payload.columns, None
+    row.postings = posted(working.book, row, payload)
     if not row.version:
-        row.enriched_at = row.known_at if words.is_enriched else None
+        row.enriched_at = row.known_at if payload.is_enriched else None
 
 
-def _inherit(working: WorkingSet, item: ItemRow, row: Row, words: Words, touched: Touched) -> None:
+def _inherit(working: UnitOfWork, item: ItemRow, row: Row, payload: TransactionPayload, touched: Touched) -> None:
     """Let a posted transaction go on in the row of its pending one, removed or not."""
     remember(row, touched)
     del item.by_id[row.transaction_id]
-    row.transaction_id, row.chained = words.transaction_id, True
-    item.by_id[words.transaction_id] = row
+    row.transaction_id, row.own_id_inherited = payload.transaction_id, True
+    item.by_id[payload.transaction_id] = row
     if item.waiting_edits:
-        apply_overrides.take_waiting(item, row, (words.transaction_id,))
-    _change(working, item, row, words, touched)
+        apply_overrides.take_waiting(item, row, (payload.transaction_id,))
+    _change(working, item, row, payload, touched)
 
 
-def _remove(working: WorkingSet, item: ItemRow, touched: Touched, transaction_id: str, place: Place) -> None:
+def _remove(working: UnitOfWork, item: ItemRow, touched: Touched, transaction_id: str, place: Place) -> None:
     """Take a transaction back. An id that no row has is either unknown or superseded: nothing to do."""
     row = item.by_id.get(transaction_id)
     if row is not None and row.removed_at is None:
         remember(row, touched)
         row.removed_at, row.postings = place.known_at, NOTHING
-        if row.missing_since is not None:
+        if row.missing_since_offset is not None:
             full_resync.unmark(working, item, row)
 
 
 def _conclude(
-    working: WorkingSet,
+    working: UnitOfWork,
     item: ItemRow,
     touched: Touched,
     place: Place,
@@ -222,7 +224,7 @@ def _conclude(
     known: Sequence[Row],
 ) -> None:
     """Remove what a whole history does not name, or let it wait for a person where that is too much."""
-    named = {words.transaction_id for words in said.transactions if type(words) is Words}
+    named = {payload.transaction_id for payload in said.transactions if type(payload) is TransactionPayload}
     conclusion = full_resync.concluded(known, named, history)
     if conclusion.needs_a_person:
         full_resync.mark(working, item, conclusion.missing, place, known=len(known))
@@ -232,7 +234,7 @@ def _conclude(
 
 
 def _decide(
-    working: WorkingSet,
+    working: UnitOfWork,
     item: ItemRow,
     touched: Touched,
     place: Place,
@@ -244,7 +246,7 @@ def _decide(
     for decision in decisions:
         if decision.decision in transactions.DECISIONS:
             continue
-        if item.missing_since is None or item.missing_since.hex() != decision.subject:
+        if item.missing_changeset_id is None or item.missing_changeset_id.hex() != decision.subject:
             idle += 1
             continue
         item.known_at = place.known_at
@@ -262,7 +264,7 @@ def _counted(not_effective: dict[str, int], kind: str, count: int) -> dict[str, 
 
 
 def _settle(
-    working: WorkingSet, item: ItemRow, touched: Touched, place: Place, common: Envelope, net: list[NetEvent]
+    working: UnitOfWork, item: ItemRow, touched: Touched, place: Place, common: Envelope, net: list[NetEvent]
 ) -> None:
     post, new = working.book.post, working.new
     where = Where(place.user, place.partition, place.offset, place.known_at)
@@ -281,25 +283,25 @@ def _settle(
                 continue
             row.version = 1
             row.transfers = post(own, row.postings, where)
-            said = None if row.user_fields is None else user_overrides.said(row.user_fields)
-            event = public_events.first_transaction_event(common, own, row.words, said)
+            said = None if row.user_fields is None else override_rules.said(row.user_fields)
+            event = public_events.first_transaction_event(common, own, row.payload, said)
             net.append(NetEvent(events.TRANSACTION_ADDED, public_schema(row.schema), own, event))
     if touched:
         working.changed_items[item.item_id] = item
 
 
 def _settle_known(
-    working: WorkingSet, row: Row, before: Before, where: Where, common: Envelope, net: list[NetEvent]
+    working: UnitOfWork, row: Row, before: Before, where: Where, common: Envelope, net: list[NetEvent]
 ) -> None:
     was_there, is_there = before.is_shown, row.is_shown
     if not was_there and not is_there:  # came back and went again within the record
         if not row.is_new:
             working.changed[row.own_id] = row
         return
-    changed = changed_fields(before.words, before.schema, row.words, row.schema) if is_there else []
-    changed += [f"{_USER_FIELDS}.{name}" for name in user_overrides.changed(before.user_fields, row.user_fields)]
+    changed = changed_fields(before.payload, before.schema, row.payload, row.schema) if is_there else []
+    changed += [f"{_USER_FIELDS}.{name}" for name in override_rules.changed(before.user_fields, row.user_fields)]
     if was_there and is_there and not changed:  # other bytes, the same content
-        row.words, row.schema, row.postings = before.words, before.schema, before.postings
+        row.payload, row.schema, row.postings = before.payload, before.schema, before.postings
         if row.user_fields != before.user_fields and not row.is_new:  # the same, said again later
             working.changed[row.own_id] = row
         return
@@ -322,7 +324,7 @@ def _version(row: Row, before: Before, where: Where) -> Version:
         row.user,
         before.item_id,
         before.transaction_id,
-        before.words,
+        before.payload,
         before.schema,
         before.user_fields,
         before.removed_at,
@@ -336,7 +338,7 @@ def _version(row: Row, before: Before, where: Where) -> Version:
 
 def _event_of(row: Row, before: Before, changed: list[str], common: Envelope) -> NetEvent:
     """The one net event of a known transaction. One that comes back after a removal was added, to its readers."""
-    users, previous_users = user_overrides.said(row.user_fields), None
+    users, previous_users = override_rules.said(row.user_fields), None
     if row.removed_at is not None:
         kind, changed, previous = events.TRANSACTION_REMOVED, [], None
     elif not before.is_shown:
@@ -344,14 +346,14 @@ def _event_of(row: Row, before: Before, changed: list[str], common: Envelope) ->
     else:
         kind, previous, previous_users = (
             events.TRANSACTION_MODIFIED,
-            before.words,
-            user_overrides.said(before.user_fields),
+            before.payload,
+            override_rules.said(before.user_fields),
         )
     event = public_events.transaction_event(
         common,
         row.own_id,
         row.version,
-        row.words,
+        row.payload,
         changed=changed,
         previous=previous,
         user_fields=users,

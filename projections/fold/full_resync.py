@@ -1,7 +1,7 @@
 """A restated history: what it does not name was removed by the bank, or waits for a person's decision. Pure.
 
-Invariant: the marked rows of an Item (`missing_since`) are those that wait for one decision, about the record that the
-Item names in its own `missing_since`; `missing_rows` is their number.
+Invariant: the marked rows of an Item (`missing_since_offset`) are those that wait for one decision, about the record that the
+Item names in its own `missing_since_offset`; `missing_rows` is their number.
 """
 
 from collections.abc import Collection, Iterable
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from projections.decode import transaction
 from projections.decode.changeset import Restated
 from projections.model import pg_copy
-from projections.model.unit_of_work import ItemRow, Place, Row, WorkingSet
+from projections.model.unit_of_work import ItemRow, Place, Row, UnitOfWork
 
 REMOVALS_ALWAYS_MAX = 10
 """So many removals need no person, whatever their share: of a young Item's five transactions one is a fifth."""
@@ -30,7 +30,7 @@ def known_in(item: ItemRow, history: Restated) -> list[Row]:
 
 def covers(history: Restated, row: Row, account_id: str | None = None) -> bool:
     """Whether the history would name a row; `account_id` is what its Item calls the row's account, where not as it."""
-    said = transaction.reader(row.schema)(row.words, 0, len(row.words))
+    said = transaction.reader(row.schema)(row.payload, 0, len(row.payload))
     if (account_id or said.account.decode()) not in history.account_ids:
         return False
     date = pg_copy.read_date(said.date)
@@ -38,7 +38,7 @@ def covers(history: Restated, row: Row, account_id: str | None = None) -> bool:
 
 
 def concluded(known: Collection[Row], named: Collection[str], history: Restated) -> Conclusion:
-    """What is missing of the known rows once the record's own words are applied.
+    """What is missing of the known rows once the record's own payload are applied.
 
     `named` are the bank's ids that the record names: a pending transaction that a posted one inherited has its id now.
     """
@@ -50,34 +50,34 @@ def concluded(known: Collection[Row], named: Collection[str], history: Restated)
 
 def marked(item: ItemRow) -> list[Row]:
     """The rows that wait for a decision, in the order of their own ids."""
-    return sorted((row for row in item.by_id.values() if row.missing_since is not None), key=_own_id)
+    return sorted((row for row in item.by_id.values() if row.missing_since_offset is not None), key=_own_id)
 
 
-def mark(working: WorkingSet, item: ItemRow, missing: Iterable[Row], place: Place, *, known: int) -> None:
+def mark(working: UnitOfWork, item: ItemRow, missing: Iterable[Row], place: Place, *, known: int) -> None:
     """Let rows wait for a decision about this record. What waited for one about an earlier record joins them."""
     rows = {row.own_id: row for row in (*marked(item), *missing)}
     for row in rows.values():
-        row.missing_since = place.offset
+        row.missing_since_offset = place.offset
         _changed(working, row)
-    item.missing_rows, item.missing_since = len(rows), place.changeset
+    item.missing_rows, item.missing_changeset_id = len(rows), place.changeset
     working.changed_items[item.item_id] = item
     working.withheld_removals[item.item_id] = (
         f"{len(rows)} transactions of {known} are not in the restated history {place.changeset.hex()}"
     )
 
 
-def unmark(working: WorkingSet, item: ItemRow, row: Row) -> None:
+def unmark(working: UnitOfWork, item: ItemRow, row: Row) -> None:
     """Take a row's mark away: the bank spoke of it, it was removed, or a person decided."""
-    row.missing_since = None
+    row.missing_since_offset = None
     _changed(working, row)
     item.missing_rows -= 1
     working.changed_items[item.item_id] = item
     if not item.missing_rows:
-        item.missing_since = None
+        item.missing_changeset_id = None
         working.withheld_removals[item.item_id] = None
 
 
-def _changed(working: WorkingSet, row: Row) -> None:
+def _changed(working: UnitOfWork, row: Row) -> None:
     if not row.is_new:
         working.changed[row.own_id] = row
 

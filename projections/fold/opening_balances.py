@@ -12,7 +12,7 @@ from projections.ledger import ledger
 from projections.ledger.ledger import LedgerAccount, Meaning, Posting, Where
 from projections.matching import accounts, linked_items
 from projections.model import pg_copy
-from projections.model.unit_of_work import AccountRow, ItemRow, Place, WorkingSet
+from projections.model.unit_of_work import AccountRow, ItemRow, Place, UnitOfWork
 from schemas import money
 from schemas.encoding import codec
 from schemas.ids import ledger_account_id, opening_id
@@ -31,7 +31,7 @@ _LIABILITIES = frozenset({"credit", "loan"})
 """Types of accounts whose `current` is what the user owes. Source: PLAID.md 1.4."""
 
 
-def post(working: WorkingSet, item: ItemRow, place: Place) -> None:
+def post(working: UnitOfWork, item: ItemRow, place: Place) -> None:
     """Open the accounts of an Item that can be opened now and were not, and let none that is over keep money.
 
     Idempotence: `AccountRow.opened` says that an account has been; whatever the bank reports later is no opening.
@@ -47,7 +47,7 @@ def post(working: WorkingSet, item: ItemRow, place: Place) -> None:
             _pass_on(working, account, place)
 
 
-def users(working: WorkingSet, records: Iterable[Admitted]) -> set[int]:
+def users(working: UnitOfWork, records: Iterable[Admitted]) -> set[int]:
     """The users whose stored balances the openings of these records may need.
 
     What has no stored row has no stored balance: a new Item costs no look-up, unless it may go on from another one.
@@ -91,17 +91,17 @@ def _wants_to_open(item: ItemRow, said: Said) -> bool:
     return any(_target(reported) is not None for reported in told.values())
 
 
-def _may_have_balances(working: WorkingSet, item: ItemRow) -> bool:
+def _may_have_balances(working: UnitOfWork, item: ItemRow) -> bool:
     has_others = any(other.user == item.user and other is not item for other in working.items.values())
     # An opening is a balance without a row.
     has_openings = any(account.opened is not None for account in item.accounts.values())
-    return not item.is_complete or item.has_twins or has_others or has_openings
+    return not item.is_complete or item.has_linked_items or has_others or has_openings
 
 
 def _reported(account: AccountRow) -> Account | None:
-    if account.cached_words is None:
+    if account.cached_payload is None:
         return None
-    reported: Account = codec.decoder(account.cached_schema)(account.cached_words, 0)[0]
+    reported: Account = codec.decoder(account.cached_payload_schema)(account.cached_payload, 0)[0]
     return reported
 
 
@@ -120,7 +120,7 @@ def _target(reported: Account) -> int | None:
     return -held if is_liability(reported.type) else held
 
 
-def _open(working: WorkingSet, account: AccountRow, place: Place, currency: str, target: int) -> None:
+def _open(working: UnitOfWork, account: AccountRow, place: Place, currency: str, target: int) -> None:
     account.opened = place.offset
     _take_over(working, account, place)
     bank = _ledger_account(working, place.user, ledger.BANK, account.account_id, currency)
@@ -128,7 +128,7 @@ def _open(working: WorkingSet, account: AccountRow, place: Place, currency: str,
     _transfer(working, account, place, _moved(equity, bank, target - bank.posted, currency))
 
 
-def _pass_on(working: WorkingSet, account: AccountRow, place: Place) -> None:
+def _pass_on(working: UnitOfWork, account: AccountRow, place: Place) -> None:
     """Let what came to an account after a younger one was opened go there too, as does all that was there before.
 
     A purchase that moves from the one to the other later, by a person's decision, would be deducted twice else. The
@@ -140,7 +140,7 @@ def _pass_on(working: WorkingSet, account: AccountRow, place: Place) -> None:
         _take_over(working, working.items[item_id].accounts[account_id], place)
 
 
-def _take_over(working: WorkingSet, account: AccountRow, place: Place) -> None:
+def _take_over(working: UnitOfWork, account: AccountRow, place: Place) -> None:
     reported = _reported(account)
     if account.opened is None or account.continues is None or reported is None:
         return
@@ -153,14 +153,14 @@ def _take_over(working: WorkingSet, account: AccountRow, place: Place) -> None:
         _transfer(working, account, place, _moved(older, bank, older.posted, currency))
 
 
-def _transfer(working: WorkingSet, account: AccountRow, place: Place, posting: Posting) -> None:
+def _transfer(working: UnitOfWork, account: AccountRow, place: Place, posting: Posting) -> None:
     own = opening_id(place.user, account.item_id, account.account_id)
     where = Where(place.user, place.partition, place.offset, place.known_at)
     account.opening_transfers = working.book.settle(own, account.opening_transfers, ledger.NOTHING, [posting], where)
     working.changed_accounts[account.item_id, account.account_id] = account
 
 
-def _ledger_account(working: WorkingSet, user: int, kind: str, reference: str, currency: str) -> LedgerAccount:
+def _ledger_account(working: UnitOfWork, user: int, kind: str, reference: str, currency: str) -> LedgerAccount:
     return working.book.account(Meaning(user, kind, reference, currency, money.ledger_scale(currency)))
 
 

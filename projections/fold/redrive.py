@@ -5,12 +5,12 @@ import msgspec
 from projections.events import public_events
 from projections.fold.fold import fold
 from projections.gate.check import Admitted
-from projections.model.unit_of_work import Folded, WorkingSet
+from projections.model.unit_of_work import Folded, UnitOfWork
 from runtime.postgres.errors import reason
 from schemas.errors import Halt, Quarantine
 
 
-def apply(working: WorkingSet, record: Admitted) -> None:
+def apply(working: UnitOfWork, record: Admitted) -> None:
     """Apply an admitted record to the working set.
 
     Raises: whatever the fold raises; for a record that is redriven Quarantine, which names it. The working set is of
@@ -34,7 +34,7 @@ def apply(working: WorkingSet, record: Admitted) -> None:
     ]
 
 
-def _freed(working: WorkingSet, record: Admitted) -> Folded:
+def _freed(working: UnitOfWork, record: Admitted) -> Folded:
     try:
         folded = fold(working, record.item, record.opened.head, record.place, record.said)
     except Halt:

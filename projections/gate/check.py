@@ -1,6 +1,6 @@
-"""Which records of a batch count, and what they say: gate, parking, unsealing, reading. Pure.
+"""Which records of a batch count, and what they say: gate, item_quarantine, unsealing, reading. Pure.
 
-Whatever one record raises here parks its Item: it and all that follows for the Item is withheld, the others go on.
+Whatever one record raises here quarantines its Item: it and all that follows for the Item is withheld, the others go on.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from projections.decode import changeset
 from projections.decode.changeset import Said
-from projections.gate.quarantine import Ended, Lot, Parked, Parking
+from projections.gate.quarantine import Ended, ItemQuarantine, Lot, Quarantined
 from projections.model.unit_of_work import ItemRow, Place
 from runtime.kafka.reader import Received
 from runtime.postgres.errors import reason
@@ -27,16 +27,16 @@ MOMENT_MAX = 253_402_300_799_999_999
 """The last microsecond of the year 9999. A record that claims a later time has none: dates end there."""
 
 REASON_CHARACTERS_MAX = 500
-"""Longest reason that a parking keeps."""
+"""Longest reason that a item_quarantine keeps."""
 
-WITHHELD, PARKED, PARKED_AGAIN = "withheld", "parked", "parked_again"
+WITHHELD, QUARANTINED, QUARANTINED_AGAIN = "withheld", "quarantined", "quarantined_again"
 REDRIVEN, NOTHING_TO_REDRIVE = "redriven", "nothing_to_redrive"
 """What became of a record, beside what the gate says."""
 
 _SEALS_NOTHING = frozenset({gate.ERASURE, gate.REDRIVE})
 """Free records that are not opened: they say all in their heads."""
 _NEVER_WITHHELD = frozenset({gate.REDRIVE, gate.ERASURE})
-"""Records about a parked Item that end the parking, so they must be read."""
+"""Records about a quarantined Item that end the item_quarantine, so they must be read."""
 
 
 class Opened(NamedTuple):
@@ -68,12 +68,12 @@ class Admitted(NamedTuple):
 class Admission(Struct):
     """The outcome for a batch.
 
-    `parkings`, `withheld` are new in it; `ended`, `freed` were stored and are so no more.
+    `quarantines`, `withheld` are new in it; `ended`, `freed` were stored and are so no more.
     """
 
     admitted: list[Admitted] = field(default_factory=list)
     verdicts: dict[str, int] = field(default_factory=dict)
-    parkings: list[Parking] = field(default_factory=list)
+    quarantines: list[ItemQuarantine] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     withheld: list[Opened] = field(default_factory=list)
     freed: list[Opened] = field(default_factory=list)
@@ -121,7 +121,7 @@ def batches(records: Sequence[Opened], events_max: int) -> Iterator[Sequence[Ope
     yield records[begin:]
 
 
-class Gatekeeper:
+class GateCheck:
     """Lets the records of a batch in, one after the other.
 
     `poisoned` names records, by partition and offset, that were found to be what Postgres or the fold refuses.
@@ -132,14 +132,14 @@ class Gatekeeper:
         self,
         *,
         items: dict[str, ItemRow],
-        parked: Mapping[str, Sequence[Parked]],
+        quarantined: Mapping[str, Sequence[Quarantined]],
         known_ids: set[bytes],
         owners: Owners,
         poisoned: Mapping[tuple[int, int], str],
         withheld: Mapping[str, Sequence[Opened]] | None = None,
     ) -> None:
         self._items = items
-        self._lot = Lot(parked, withheld or {})
+        self._lot = Lot(quarantined, withheld or {})
         self._known_ids = known_ids
         self._owners = owners
         self._poisoned = poisoned
@@ -154,8 +154,8 @@ class Gatekeeper:
         for record in batch:
             _count(outcome, self._verdict(record, outcome))
         lot = self._lot
-        outcome.parkings, outcome.ended, outcome.withheld, outcome.freed = (
-            lot.parkings(),
+        outcome.quarantines, outcome.ended, outcome.withheld, outcome.freed = (
+            lot.quarantines(),
             lot.ended,
             lot.withheld(),
             lot.freed,
@@ -176,15 +176,15 @@ class Gatekeeper:
         try:
             admitted = self._pass(opened, item, verdict, opened)
         except Quarantine as error:
-            self._lot.park(head.item_id, received, _reason(error))
+            self._lot.quarantine(head.item_id, received, _reason(error))
             self._lot.withhold(head.item_id, opened)
-            return PARKED
+            return QUARANTINED
         if admitted is not None:
             outcome.admitted.append(admitted)
         return verdict.value
 
     def _of_no_item(self, opened: Opened, outcome: Admission) -> str:
-        """A record that concerns no Item: nothing of it can be parked, so what it raises ends the process."""
+        """A record that concerns no Item: nothing of it can be quarantined, so what it raises ends the process."""
         head = opened.head
         if head.kind != gate.FREE:
             return Verdict.UNKNOWN_KIND.value
@@ -202,7 +202,7 @@ class Gatekeeper:
             return NOTHING_TO_REDRIVE
         if lot.begins(item.item_id, received.offset):
             outcome.admitted.append(admitted)
-            return PARKED_AGAIN
+            return QUARANTINED_AGAIN
         before = (item.gate, item.parts, item.head_offset, item.user, item.partition)
         item.parts = dict(item.parts)
         known_ids = set(self._known_ids)
@@ -212,9 +212,9 @@ class Gatekeeper:
         except Quarantine as error:
             item.gate, item.parts, item.head_offset, item.user, item.partition = before
             self._known_ids = known_ids
-            lot.park(item.item_id, received, _reason(error))
+            lot.quarantine(item.item_id, received, _reason(error))
             outcome.admitted.append(admitted)
-            return PARKED_AGAIN
+            return QUARANTINED_AGAIN
         lot.free(item.item_id)
         outcome.admitted.append(admitted._replace(redriven=tuple(redriven)))
         for verdict in verdicts:

@@ -1,6 +1,6 @@
-"""Parked Items: where each was set aside, what of it is withheld, which redrive ends it. Pure.
+"""Quarantined Items: where each was set aside, what of it is withheld, which redrive ends it. Pure.
 
-A parking is a stored fact: a replay withholds and folds the same records at the same places, whatever its code can do.
+A item_quarantine is a stored fact: a replay withholds and folds the same records at the same places, whatever its code can do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from runtime.kafka.reader import Received
 Record = TypeVar("Record")
 
 
-class Parked(NamedTuple):
-    """A parking as stored: what lies from `first` up to the redrive is withheld."""
+class Quarantined(NamedTuple):
+    """A item_quarantine as stored: what lies from `first` up to the redrive is withheld."""
 
     first: int
     redrive: int | None
@@ -26,8 +26,8 @@ class Parked(NamedTuple):
         return self.first < offset and self.redrive in (None, offset)
 
 
-class Parking(NamedTuple):
-    """A parking that is new in this batch: the record that began it, and the redrive that ended it, if one has."""
+class ItemQuarantine(NamedTuple):
+    """A item_quarantine that is new in this batch: the record that began it, and the redrive that ended it, if one has."""
 
     item_id: str
     original: Received
@@ -46,7 +46,7 @@ class Parking(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A stored parking that a redrive of this batch ended."""
+    """A stored item_quarantine that a redrive of this batch ended."""
 
     item_id: str
     first_offset: int
@@ -54,22 +54,24 @@ class Ended(NamedTuple):
 
 
 class Lot(Generic[Record]):
-    """The parked Items of a batch, from its first record to its last.
+    """The quarantined Items of a batch, from its first record to its last.
 
     Shape: `withheld` has what is stored of the Items that the batch redrives, in the order of the log.
     """
 
-    def __init__(self, parked: Mapping[str, Sequence[Parked]], withheld: Mapping[str, Sequence[Record]]) -> None:
+    def __init__(
+        self, quarantined: Mapping[str, Sequence[Quarantined]], withheld: Mapping[str, Sequence[Record]]
+    ) -> None:
         self.ended: list[Ended] = []
         self.freed: list[Record] = []
-        self._parked = {item: list(parkings) for item, parkings in parked.items()}
+        self._quarantined = {item: list(quarantines) for item, quarantines in quarantined.items()}
         self._stored = {item: list(records) for item, records in withheld.items()}
         self._new: dict[str, list[Record]] = {}
-        self._parkings: dict[tuple[str, int], Parking] = {}
+        self._quarantines: dict[tuple[str, int], ItemQuarantine] = {}
 
-    def parkings(self) -> list[Parking]:
-        """The parkings that are new."""
-        return list(self._parkings.values())
+    def quarantines(self) -> list[ItemQuarantine]:
+        """The quarantines that are new."""
+        return list(self._quarantines.values())
 
     def withheld(self) -> list[Record]:
         """What is new among the withheld records and still is withheld."""
@@ -77,38 +79,38 @@ class Lot(Generic[Record]):
 
     def holds(self, item_id: str, offset: int) -> bool:
         """Whether a record of an Item is withheld."""
-        return any(parked.holds(offset) for parked in self._parked.get(item_id, ()))
+        return any(quarantined.holds(offset) for quarantined in self._quarantined.get(item_id, ()))
 
     def withhold(self, item_id: str, record: Record) -> None:
         """Set a record aside, behind those that are withheld already."""
         self._new.setdefault(item_id, []).append(record)
 
-    def park(self, item_id: str, original: Received, reason: str) -> None:
-        """Begin a parking at a record."""
-        self._parked.setdefault(item_id, []).append(Parked(original.offset, None))
-        self._parkings[item_id, original.offset] = Parking(item_id, original, reason)
+    def quarantine(self, item_id: str, original: Received, reason: str) -> None:
+        """Begin a item_quarantine at a record."""
+        self._quarantined.setdefault(item_id, []).append(Quarantined(original.offset, None))
+        self._quarantines[item_id, original.offset] = ItemQuarantine(item_id, original, reason)
 
     def end(self, item_id: str, offset: int) -> bool:
-        """End the parkings that a redrive at this offset ends; False where there is none."""
+        """End the quarantines that a redrive at this offset ends; False where there is none."""
         found = False
-        parkings = self._parked.get(item_id, [])
-        for place, parked in enumerate(parkings):
-            if not parked.ends_at(offset):
+        quarantines = self._quarantined.get(item_id, [])
+        for place, quarantined in enumerate(quarantines):
+            if not quarantined.ends_at(offset):
                 continue
             found = True
-            if parked.redrive is not None:
+            if quarantined.redrive is not None:
                 continue
-            parkings[place] = Parked(parked.first, offset)
-            new = self._parkings.get((item_id, parked.first))
+            quarantines[place] = Quarantined(quarantined.first, offset)
+            new = self._quarantines.get((item_id, quarantined.first))
             if new is not None:
-                self._parkings[item_id, parked.first] = new._replace(redrive=offset)
+                self._quarantines[item_id, quarantined.first] = new._replace(redrive=offset)
             else:
-                self.ended.append(Ended(item_id, parked.first, offset))
+                self.ended.append(Ended(item_id, quarantined.first, offset))
         return found
 
     def begins(self, item_id: str, offset: int) -> bool:
-        """Whether a stored parking begins at this offset: a redrive there failed when it was first read."""
-        return any(parked.first == offset for parked in self._parked.get(item_id, ()))
+        """Whether a stored item_quarantine begins at this offset: a redrive there failed when it was first read."""
+        return any(quarantined.first == offset for quarantined in self._quarantined.get(item_id, ()))
 
     def waiting(self, item_id: str) -> list[Record]:
         """All that is withheld of an Item, in the order of the log."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from projections.decode.transaction import Words
+from projections.decode.transaction import TransactionPayload
 from schemas import money
 from schemas.ids import ledger_account_id
 
@@ -119,14 +119,14 @@ class Book:
         account.meaning = meaning
         return account
 
-    def posting(self, user: int, words: Words) -> Posting:
-        """What the ledger has to say of these words: money out is a debit of the category, money in a credit."""
-        key = (user, words.account, words.category, words.currency)
+    def posting(self, user: int, payload: TransactionPayload) -> Posting:
+        """What the ledger has to say of these payload: money out is a debit of the category, money in a credit."""
+        key = (user, payload.account, payload.category, payload.currency)
         bank, category, currency = self._sides.get(key) or self._found(key)
-        amount = words.amount
+        amount = payload.amount
         debit, credit = (category, bank) if amount.is_outflow else (bank, category)
-        layer = PENDING if words.is_pending else POSTED
-        return Posting(debit, credit, amount.ledger, amount.ledger_field, currency, layer, words.date)
+        layer = PENDING if payload.is_pending else POSTED
+        return Posting(debit, credit, amount.ledger, amount.ledger_field, currency, layer, payload.date)
 
     def post(self, own_id: bytes, postings: Sequence[Posting], where: Where, transfers: int = 0) -> int:
         """Post behind the `transfers` that a transaction has, and give their number then."""

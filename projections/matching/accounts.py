@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from projections.decode.changeset import Reported
-from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, WorkingSet
+from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, UnitOfWork
 from schemas.encoding import codec
 from schemas.log.records import Account, Item
 
@@ -26,7 +26,7 @@ class Portrait(NamedTuple):
 
 
 def normalised(text: str | None) -> str:
-    """A text without what banks change at will: letter case, and white space around and between words."""
+    """A text without what banks change at will: letter case, and white space around and between payload."""
     return " ".join((text or "").split()).casefold()
 
 
@@ -49,9 +49,9 @@ def portraits(item: ItemRow) -> list[tuple[AccountRow, Portrait]]:
     found = []
     for row in item.accounts.values():
         by_sync = row.source == "cached"
-        said = row.cached_words if by_sync else row.realtime_words
+        said = row.cached_payload if by_sync else row.realtime_payload
         if said is not None:
-            schema = row.cached_schema if by_sync else row.realtime_schema
+            schema = row.cached_payload_schema if by_sync else row.realtime_payload_schema
             found.append((row, portrait(item, codec.decoder(schema)(said, 0)[0])))
     return found
 
@@ -83,7 +83,7 @@ def pairs(
     return found
 
 
-def join(working: WorkingSet, item: ItemRow, balances: Sequence[Reported]) -> None:
+def join(working: UnitOfWork, item: ItemRow, balances: Sequence[Reported]) -> None:
     """Put the accounts that a record tells of for the first time among those that they are at the bank, by age: an
     account of an Item that was linked earlier is older, within an Item the one known earlier.
     """
@@ -105,7 +105,7 @@ def join(working: WorkingSet, item: ItemRow, balances: Sequence[Reported]) -> No
         _insert(working, item, row, [found.key, *walk(working, found.key, "continues")])
 
 
-def walk(working: WorkingSet, key: AccountKey, way: str) -> Iterator[AccountKey]:
+def walk(working: UnitOfWork, key: AccountKey, way: str) -> Iterator[AccountKey]:
     """The accounts that lie behind one: all older ones (`continues`) or younger ones (`continued_by`)."""
     seen = {key}
     while True:
@@ -118,7 +118,7 @@ def walk(working: WorkingSet, key: AccountKey, way: str) -> Iterator[AccountKey]
         key = behind
 
 
-def _insert(working: WorkingSet, item: ItemRow, row: AccountRow, family: Sequence[AccountKey]) -> None:
+def _insert(working: UnitOfWork, item: ItemRow, row: AccountRow, family: Sequence[AccountKey]) -> None:
     younger = [key for key in family if key[0] != item.item_id and _is_older(item, working.items[key[0]])]
     older = [key for key in family if key not in younger]
     key = (row.item_id, row.account_id)
@@ -130,11 +130,11 @@ def _insert(working: WorkingSet, item: ItemRow, row: AccountRow, family: Sequenc
             working.changed_accounts[neighbour] = twin
     twins = {name for name, _ in family} - {item.item_id}
     for name in twins | {item.item_id} if twins else ():
-        working.items[name].has_twins = True
+        working.items[name].has_linked_items = True
         working.changed_items[name] = working.items[name]
 
 
-def _account(working: WorkingSet, key: AccountKey) -> AccountRow | None:
+def _account(working: UnitOfWork, key: AccountKey) -> AccountRow | None:
     item = working.items.get(key[0])
     return None if item is None else item.accounts.get(key[1])
 
@@ -147,7 +147,7 @@ def _is_older(one: ItemRow, other: ItemRow) -> bool:
 
 
 def _institution(item: ItemRow) -> str | None:
-    if item.words is None:
+    if item.payload is None:
         return None
-    said: Item = codec.decoder(item.schema)(item.words, 0)[0]
+    said: Item = codec.decoder(item.schema)(item.payload, 0)[0]
     return said.institution_id

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from projections.decode import transaction
-from projections.decode.transaction import Words
+from projections.decode.transaction import TransactionPayload
 from projections.gate.check import Admitted
 from projections.matching import accounts
 from projections.matching.accounts import Portrait
 from projections.matching.rules import DAYS_MAX
 from projections.model import pg_copy
-from projections.model.unit_of_work import ItemRow, WorkingSet
+from projections.model.unit_of_work import ItemRow, UnitOfWork
 
 
 class Window(NamedTuple):
@@ -36,7 +36,7 @@ def users(records: Iterable[Admitted]) -> set[int]:
     return found
 
 
-def related(working: WorkingSet, records: Sequence[Admitted], users_known: set[int]) -> set[int]:
+def related(working: UnitOfWork, records: Sequence[Admitted], users_known: set[int]) -> set[int]:
     """Those of these users that have accounts that are one, or look so much alike that the fold may find it."""
     found = {item.user for item in working.items.values() if item.user in users_known and has_kin(item)}
     alike: dict[int, set[Portrait]] = defaultdict(set)
@@ -58,17 +58,19 @@ def related(working: WorkingSet, records: Sequence[Admitted], users_known: set[i
     return found
 
 
-def windows(working: WorkingSet, records: Iterable[Admitted], of_users: set[int]) -> list[Window]:
+def windows(working: UnitOfWork, records: Iterable[Admitted], of_users: set[int]) -> list[Window]:
     """The windows of these users, around all dates that the records say, and of all users who have an open review."""
     dates: dict[int, set[bytes]] = defaultdict(set)
     for record in records:
         if record.item is not None and record.item.user in of_users:
-            dates[record.item.user].update(one.date for one in record.said.transactions if type(one) is Words)
+            dates[record.item.user].update(
+                one.date for one in record.said.transactions if type(one) is TransactionPayload
+            )
     held = {review.own_id for review in working.reviews.values()}
     for item in working.items.values() if held else ():
         for row in item.by_id.values():
             if row.own_id in held:
-                dates[row.user].add(transaction.reader(row.schema)(row.words, 0, len(row.words)).date)
+                dates[row.user].add(transaction.reader(row.schema)(row.payload, 0, len(row.payload)).date)
     found = []
     for user, said in dates.items():
         days = [pg_copy.read_date(one).toordinal() for one in said]
@@ -79,7 +81,7 @@ def windows(working: WorkingSet, records: Iterable[Admitted], of_users: set[int]
 
 def has_kin(item: ItemRow) -> bool:
     """Whether an Item tells, or told, of an account that another id stands for too."""
-    return item.has_twins or any(account.continues or account.continued_by for account in item.accounts.values())
+    return item.has_linked_items or any(account.continues or account.continued_by for account in item.accounts.values())
 
 
 def tells_of_new_accounts(record: Admitted) -> bool:
@@ -89,7 +91,7 @@ def tells_of_new_accounts(record: Admitted) -> bool:
 
 
 def _loose(one: Portrait) -> Portrait:
-    # An Item that the batch itself links has no words yet that would name its bank.
+    # An Item that the batch itself links has no payload yet that would name its bank.
     return one._replace(institution_id="")
 
 

@@ -106,7 +106,7 @@ class Matches(NamedTuple):
 
 
 def sketch(row: Row, said: Transaction, *, scope: AccountKey, is_gone: bool = False) -> Sketch:
-    """A row as the rules look at it; `said` are its words."""
+    """A row as the rules look at it; `said` are its payload."""
     return Sketch(
         row,
         said,
@@ -120,8 +120,8 @@ def sketch(row: Row, said: Transaction, *, scope: AccountKey, is_gone: bool = Fa
 
 
 def words_of(row: Row) -> Transaction:
-    """The bank's last words about a row."""
-    said: Transaction = codec.decoder(row.schema)(row.words, 0)[0]
+    """The bank's last payload about a row."""
+    said: Transaction = codec.decoder(row.schema)(row.payload, 0)[0]
     return said
 
 
@@ -140,7 +140,7 @@ def matches(new: Sequence[Sketch], old: Sequence[Sketch]) -> Matches:
         _exact(free, [one for one in _unlinked(old, links) if one.is_gone == is_gone], links, questions)
     found = _near(_without(new, links, questions), _unlinked(old, links))
     edited = {pair.old.key for pair in found if pair.old.row.user_fields}
-    certain = [pair for pair in found if not (pair.old.key in edited and _has_twins(pair, twins))]
+    certain = [pair for pair in found if not (pair.old.key in edited and _has_linked_items(pair, twins))]
     links += _linked(certain, found)
     taken = {id(side) for pair in links for side in (pair.new, pair.old)}
     rest = defaultdict(list)
@@ -266,7 +266,7 @@ def _may_be(old: Sketch, account: AccountKey) -> bool:
     return old.is_gone or old.account != account
 
 
-def _has_twins(pair: Pair, twins: Counter[Key]) -> bool:
+def _has_linked_items(pair: Pair, twins: Counter[Key]) -> bool:
     return twins[pair.new.key] > 1 or twins[pair.old.key] > 1
 
 

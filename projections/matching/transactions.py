@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from projections.decode.changeset import Restated, Said
-from projections.decode.transaction import Words
+from projections.decode.transaction import TransactionPayload
 from projections.fold import full_resync
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from projections.ledger.ledger import NOTHING
 from projections.ledger.postings import posted
 from projections.matching import accounts as accounts_match
@@ -19,7 +19,7 @@ from projections.matching import rules
 from projections.matching.accounts import walk
 from projections.matching.rules import Pair, Question, Sketch, words_of
 from projections.model.change_tracker import Touched, remember
-from projections.model.unit_of_work import ENDED, AccountKey, IdentityLink, ItemRow, Place, Review, Row, WorkingSet
+from projections.model.unit_of_work import ENDED, AccountKey, ItemRow, Place, Review, Row, TransactionMatch, UnitOfWork
 from schemas import events
 from schemas.ids import review_id
 from schemas.log.records import Decision, Removal
@@ -49,8 +49,8 @@ class _Because(NamedTuple):
 
 
 def heard(
-    working: WorkingSet, item: ItemRow, said: Sequence[Words | Removal], touched: Touched, place: Place
-) -> list[Words | Removal]:
+    working: UnitOfWork, item: ItemRow, said: Sequence[TransactionPayload | Removal], touched: Touched, place: Place
+) -> list[TransactionPayload | Removal]:
     """What is not passed over, of what an Item says about transactions that live on elsewhere.
 
     Where the Item that tells of one is unlinked, this one takes it back.
@@ -58,7 +58,11 @@ def heard(
     rows = _by_own_id(working, place.user)
     kept = []
     for one in said:
-        if type(one) is Words and one.transaction_id not in item.moved and one.pending_transaction_id in item.moved:
+        if (
+            type(one) is TransactionPayload
+            and one.transaction_id not in item.moved
+            and one.pending_transaction_id in item.moved
+        ):
             pending = one.pending_transaction_id
             goes_on = item.moved[one.transaction_id] = item.moved.pop(pending)
             _link(working, item, pending, goes_on, _Because(LEFT, 100, "{}"), place)
@@ -68,7 +72,7 @@ def heard(
         row = None if own is None else rows.get(own)
         if row is None or row.item_id == item.item_id:
             kept.append(one)
-        elif type(one) is not Words and working.items[row.item_id].unlinked_at is None:
+        elif type(one) is not TransactionPayload and working.items[row.item_id].unlinked_at is None:
             # From now on another id of this Item may be that transaction.
             del item.moved[one.transaction_id]
             _link(working, item, one.transaction_id, row.own_id, _Because(LEFT, 100, "{}"), place)
@@ -79,7 +83,7 @@ def heard(
     return kept
 
 
-def resolve(working: WorkingSet, item: ItemRow, touched: Touched, place: Place, said: Said) -> int:
+def resolve(working: UnitOfWork, item: ItemRow, touched: Touched, place: Place, said: Said) -> int:
     """Find what the record's new transactions are, and do what it decides about reviews.
 
     It comes behind all that the record says of transactions, and before the difference is settled. Gives the number of
@@ -98,7 +102,7 @@ def resolve(working: WorkingSet, item: ItemRow, touched: Touched, place: Place, 
     return idle
 
 
-def _forget(working: WorkingSet, item: ItemRow, whole: Restated, named: set[str], place: Place) -> None:
+def _forget(working: UnitOfWork, item: ItemRow, whole: Restated, named: set[str], place: Place) -> None:
     """Let what lives on elsewhere, and a whole history does not name, be as good as taken back by its Item.
 
     From now on another id of the Item may be that transaction.
@@ -127,14 +131,14 @@ def canonical(stored: str) -> str:
 def _may_match(item: ItemRow, said: Said) -> bool:
     """Whether anything is there that a new transaction could be: nearly always nothing is, and costs nothing."""
     return (
-        item.has_twins
+        item.has_linked_items
         or said.whole is not None
         or events.TRANSACTION_REMOVED in said.counts
         or any(account.continues or account.continued_by for account in item.accounts.values())
     )
 
 
-def _match(working: WorkingSet, item: ItemRow, touched: Touched, place: Place) -> None:
+def _match(working: UnitOfWork, item: ItemRow, touched: Touched, place: Place) -> None:
     # A version of zero: nobody has seen it yet, so it may still be another one.
     arrived = [row for row, _ in touched.values() if not row.version and row.is_shown and row.item_id == item.item_id]
     if not arrived:
@@ -149,7 +153,7 @@ def _match(working: WorkingSet, item: ItemRow, touched: Touched, place: Place) -
 
 
 def _find(
-    working: WorkingSet, item: ItemRow, touched: Touched, place: Place, arrived: Sequence[Row], gone: Sequence[Sketch]
+    working: UnitOfWork, item: ItemRow, touched: Touched, place: Place, arrived: Sequence[Row], gone: Sequence[Sketch]
 ) -> None:
     """Let transactions of an Item that nobody has seen yet be what they are: known ones, questions, or their own."""
     families = _Families(working)
@@ -171,15 +175,15 @@ def _find(
 
 
 def _merge(
-    working: WorkingSet, touched: Touched, place: Place, new: Row, old: Row, because: _Because, *, ahead: bool
+    working: UnitOfWork, touched: Touched, place: Place, new: Row, old: Row, because: _Because, *, ahead: bool
 ) -> None:
-    """Let the old row go on as what the new one is. `ahead`: a younger Item tells of it already, so its words stay."""
+    """Let the old row go on as what the new one is. `ahead`: a younger Item tells of it already, so its payload stay."""
     item, name = working.items[new.item_id], new.transaction_id
     remember(old, touched)
-    if old.missing_since is not None:
+    if old.missing_since_offset is not None:
         full_resync.unmark(working, working.items[old.item_id], old)
-    old.user_fields = user_overrides.merged(old.user_fields, new.user_fields)
-    said = (new.words, new.schema, new.columns)
+    old.user_fields = override_rules.merged(old.user_fields, new.user_fields)
+    said = (new.payload, new.schema, new.columns)
     _end(item, touched, new, place)
     if ahead:
         item.moved[name] = old.own_id
@@ -187,7 +191,7 @@ def _merge(
         _link(working, item, name, old.own_id, because, place)
     else:
         _move(working, old, item, name, because, place)
-        old.words, old.schema, old.columns = said
+        old.payload, old.schema, old.columns = said
         old.removed_at = None
     old.postings = posted(working.book, old)
 
@@ -201,12 +205,12 @@ def _end(item: ItemRow, touched: Touched, row: Row, place: Place) -> None:
         item.own_ids.discard(row.own_id)
         return
     remember(row, touched)
-    row.transaction_id, row.chained = ENDED + row.own_id.hex(), False
+    row.transaction_id, row.own_id_inherited = ENDED + row.own_id.hex(), False
     row.removed_at, row.review, row.postings = place.known_at, None, NOTHING
     item.add(row)
 
 
-def _move(working: WorkingSet, row: Row, item: ItemRow, name: str, because: _Because, place: Place) -> None:
+def _move(working: UnitOfWork, row: Row, item: ItemRow, name: str, because: _Because, place: Place) -> None:
     """Let a row live on in an Item under its name there. In the Item that it leaves, the id that it had leads to it."""
     holder = working.items[row.item_id]
     if holder.by_id.get(row.transaction_id) is row:
@@ -219,14 +223,14 @@ def _move(working: WorkingSet, row: Row, item: ItemRow, name: str, because: _Bec
         working.changed_items[item.item_id] = item
     for other in [key for key, own in item.moved.items() if own == row.own_id]:
         del item.moved[other]
-    row.item_id, row.transaction_id, row.chained = item.item_id, name, True
+    row.item_id, row.transaction_id, row.own_id_inherited = item.item_id, name, True
     item.add(row)
     _link(working, item, name, row.own_id, because, place)
 
 
-def _link(working: WorkingSet, item: ItemRow, name: str, own: bytes, because: _Because, place: Place) -> None:
+def _link(working: UnitOfWork, item: ItemRow, name: str, own: bytes, because: _Because, place: Place) -> None:
     working.links.append(
-        IdentityLink(
+        TransactionMatch(
             item.item_id,
             name,
             own,
@@ -240,7 +244,7 @@ def _link(working: WorkingSet, item: ItemRow, name: str, own: bytes, because: _B
     )
 
 
-def _ask(working: WorkingSet, question: Question, place: Place) -> None:
+def _ask(working: UnitOfWork, question: Question, place: Place) -> None:
     held = question.new.row
     candidates = [
         {
@@ -265,7 +269,7 @@ def _ask(working: WorkingSet, question: Question, place: Place) -> None:
     working.reviews[review.id] = working.changed_reviews[review.id] = review
 
 
-def _decide(working: WorkingSet, touched: Touched, place: Place, decision: Decision) -> bool:
+def _decide(working: UnitOfWork, touched: Touched, place: Place, decision: Decision) -> bool:
     """Do what a person decided about a review; False where it is not open, or the decision names no candidate of it."""
     review = next((one for one in _open(working, place.user) if one.id.hex() == decision.subject), None)
     if review is None:
@@ -288,7 +292,7 @@ def _decide(working: WorkingSet, touched: Touched, place: Place, decision: Decis
     return True
 
 
-def _settle_reviews(working: WorkingSet, touched: Touched, place: Place) -> None:
+def _settle_reviews(working: UnitOfWork, touched: Touched, place: Place) -> None:
     """End the reviews that have become void: what is held is gone, or nothing is left that it could be.
 
     What is released may be something else that is known by now; that in turn may be what another one was held for.
@@ -301,7 +305,7 @@ def _settle_reviews(working: WorkingSet, touched: Touched, place: Place) -> None
             _find(working, working.items[held.item_id], touched, place, [held], [])
 
 
-def _void(working: WorkingSet, user: int) -> tuple[Review, Row] | None:
+def _void(working: UnitOfWork, user: int) -> tuple[Review, Row] | None:
     reviews = _open(working, user)
     rows = _by_own_id(working, user) if reviews else {}
     for review in reviews:
@@ -313,23 +317,23 @@ def _void(working: WorkingSet, user: int) -> tuple[Review, Row] | None:
     return None
 
 
-def _release(working: WorkingSet, touched: Touched, held: Row) -> None:
+def _release(working: UnitOfWork, touched: Touched, held: Row) -> None:
     remember(held, touched)
     held.review = None
     held.postings = posted(working.book, held)
 
 
-def _close(working: WorkingSet, review: Review, state: str, place: Place) -> None:
+def _close(working: UnitOfWork, review: Review, state: str, place: Place) -> None:
     review.state, review.decided, review.decided_at = state, place.offset, place.known_at
     working.changed_reviews[review.id] = review
 
 
-def _open(working: WorkingSet, user: int) -> list[Review]:
+def _open(working: UnitOfWork, user: int) -> list[Review]:
     found = [review for review in working.reviews.values() if review.user == user and review.state == OPEN]
     return sorted(found, key=lambda review: review.id)
 
 
-def _available(working: WorkingSet, review: Review, rows: dict[bytes, Row]) -> dict[str, tuple[Row, _Because]]:
+def _available(working: UnitOfWork, review: Review, rows: dict[bytes, Row]) -> dict[str, tuple[Row, _Because]]:
     """The candidates that the held row may still be, by own id as text."""
     held = rows[review.own_id]
     spoken_of = set(working.items[held.item_id].moved.values())
@@ -360,7 +364,7 @@ def _chosen(decision: Decision) -> str | None:
 class _Families:
     """Accounts that are one at the bank, oldest id first, and what is shown in them."""
 
-    def __init__(self, working: WorkingSet) -> None:
+    def __init__(self, working: UnitOfWork) -> None:
         self._working = working
         self._shown: dict[str, list[Sketch]] = {}
         self._families: dict[AccountKey, tuple[AccountKey, ...]] = {}
@@ -402,7 +406,7 @@ def _because(pair: Pair) -> _Because:
     return _Because(pair.rule, pair.score, pair.evidence)
 
 
-def _by_own_id(working: WorkingSet, user: int) -> dict[bytes, Row]:
+def _by_own_id(working: UnitOfWork, user: int) -> dict[bytes, Row]:
     rows: Iterable[Row] = (row for item in working.items.values() if item.user == user for row in item.by_id.values())
     return {row.own_id: row for row in rows}
 

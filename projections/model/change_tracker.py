@@ -11,7 +11,7 @@ class Before(NamedTuple):
 
     item_id: str
     transaction_id: str
-    words: bytes
+    payload: bytes
     schema: int
     user_fields: str | None
     removed_at: int | None
@@ -38,7 +38,7 @@ def remember(row: Row, touched: Touched) -> None:
             Before(
                 row.item_id,
                 row.transaction_id,
-                row.words,
+                row.payload,
                 row.schema,
                 row.user_fields,
                 row.removed_at,

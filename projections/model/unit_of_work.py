@@ -18,9 +18,9 @@ ENDED = "merged:"
 class Row(Struct, gc=False):
     """A transaction. Units: `known_at`, `enriched_at`, `removed_at` in microseconds since 1970, UTC.
 
-    `columns` are the bank's words as COPY fields; None where they are still those of the database. `missing_since`
+    `columns` are the bank's payload as COPY fields; None where they are still those of the database. `missing_since_offset`
     is the offset of the restated history that does not name it, while that waits for a decision. `user_fields` is
-    JSON in canonical form (ledger.user_overrides). `postings` are what the ledger says of it while it counts: one,
+    JSON in canonical form (ledger.override_rules). `postings` are what the ledger says of it while it counts: one,
     or one for each of its splits; none while it is removed or a review holds it.
     """
 
@@ -28,8 +28,8 @@ class Row(Struct, gc=False):
     item_id: str
     user: int
     transaction_id: str
-    chained: bool
-    words: bytes
+    own_id_inherited: bool
+    payload: bytes
     schema: int
     columns: bytes | None
     postings: tuple[Posting, ...]
@@ -41,7 +41,7 @@ class Row(Struct, gc=False):
     version: int = 0
     transfers: int = 0
     user_fields: str | None = None
-    missing_since: int | None = None
+    missing_since_offset: int | None = None
     review: bytes | None = None
     is_new: bool = True
 
@@ -64,7 +64,7 @@ class Version(NamedTuple):
     user: int
     item_id: str
     transaction_id: str
-    words: bytes
+    payload: bytes
     schema: int
     user_fields: str | None
     removed_at: int | None
@@ -83,13 +83,13 @@ class AccountVersion(NamedTuple):
     version: int
     user: int
     source: str
-    words: bytes
+    payload: bytes
     schema: int
     changeset: int
     known_at: int
 
 
-class IdentityLink(NamedTuple):
+class TransactionMatch(NamedTuple):
     """Says that a Plaid id is a known transaction by a rule of ours, with its score (0 to 100) and the evidence."""
 
     item_id: str
@@ -128,7 +128,7 @@ AccountKey = tuple[str, str]
 
 
 class AccountRow(Struct, gc=False):
-    """An account with its last words of each source. Units: times in microseconds since 1970, UTC.
+    """An account with its last payload of each source. Units: times in microseconds since 1970, UTC.
 
     `opened` is the offset of the changeset that posted its opening balance, `opening_transfers` how many transfers
     that took so far. `continues` is the older account that it goes on from, `continued_by` the younger one.
@@ -137,11 +137,11 @@ class AccountRow(Struct, gc=False):
     account_id: str
     item_id: str
     user: int
-    cached_words: bytes | None = None
-    cached_schema: int = 0
+    cached_payload: bytes | None = None
+    cached_payload_schema: int = 0
     cached_at: int | None = None
-    realtime_words: bytes | None = None
-    realtime_schema: int = 0
+    realtime_payload: bytes | None = None
+    realtime_payload_schema: int = 0
     realtime_at: int | None = None
     source: str = "cached"
     version: int = 0
@@ -159,7 +159,7 @@ class ItemRow(Struct):
     `by_id` finds a transaction by the id that the bank uses now, `own_ids` says which own ids are in use. Both hold
     all of the Item where `is_complete`, else all that this batch can touch. `parts` are kept aside: id to offset
     and sealed value; `parts_stored` are those that the database has. `missing_rows` wait for a decision about the
-    restated history with the id `missing_since`. `has_twins` says that another Item of the user reports, or reported,
+    restated history with the id `missing_changeset_id`. `has_linked_items` says that another Item of the user reports, or reported,
     some of its accounts; `moved` are its ids of transactions that live on elsewhere, with their own ids. Edits of
     transactions that are not there wait in `waiting_edits`, by Plaid's id.
     """
@@ -169,7 +169,7 @@ class ItemRow(Struct):
     partition: int
     gate: ItemGate = ItemGate()
     head_offset: int | None = None
-    words: bytes | None = None
+    payload: bytes | None = None
     schema: int = 0
     history_status: str | None = None
     linked_at: int | None = None
@@ -178,8 +178,8 @@ class ItemRow(Struct):
     known_at: int = 0
     transaction_rows: int = 0
     missing_rows: int = 0
-    missing_since: bytes | None = None
-    has_twins: bool = False
+    missing_changeset_id: bytes | None = None
+    has_linked_items: bool = False
     waiting_edits: dict[str, str] = field(default_factory=dict)
     moved: dict[str, bytes] = field(default_factory=dict)
     is_complete: bool = False
@@ -232,7 +232,7 @@ class Folded(NamedTuple):
     kind: str
     type: str
     cause: dict[str, object]
-    said_at: int
+    produced_at: int
     counts: dict[str, int]
     not_effective: dict[str, int]
     net_events: list[NetEvent]
@@ -241,10 +241,10 @@ class Folded(NamedTuple):
     redriven_by: int | None = None
 
 
-class WorkingSet:
+class UnitOfWork:
     """All that a batch knows and changes.
 
-    `withheld_removals`: Item to what waits for a decision now, in words; None where nothing does any more.
+    `withheld_removals`: Item to what waits for a decision now, in payload; None where nothing does any more.
     """
 
     def __init__(self) -> None:
@@ -257,7 +257,7 @@ class WorkingSet:
         self.folded: list[Folded] = []
         self.versions: list[Version] = []
         self.account_versions: list[AccountVersion] = []
-        self.links: list[IdentityLink] = []
+        self.links: list[TransactionMatch] = []
         self.reviews: dict[bytes, Review] = {}
         self.changed_reviews: dict[bytes, Review] = {}
         self.withheld_removals: dict[str, str | None] = {}

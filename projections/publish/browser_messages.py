@@ -13,7 +13,7 @@ import msgspec
 
 from projections.events import public_events
 from projections.events.public_events import TRANSACTION_EVENTS
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from projections.model.unit_of_work import NetEvent
 from schemas import events
 from schemas.encoding import catalogue
@@ -98,7 +98,7 @@ def _transaction(data: bytes) -> dict[str, Any]:
         "logo_url": bank.logo_url,
         "pending": bank.pending,
         "changed": said.changed,
-        **user_overrides.effective(bank, said.user_fields),
+        **override_rules.effective(bank, said.user_fields),
     }
 
 

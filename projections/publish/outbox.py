@@ -1,4 +1,4 @@
-"""The publisher's side of the database: floors, held topics, and net events that a crash left unpublished."""
+"""The publisher's side of the database: checkpoints, held topics, and net events that a crash left unpublished."""
 
 import asyncio
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ class Outbox:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def floor(self, partition: int) -> int:
+    async def checkpoint(self, partition: int) -> int:
         """The offset below which all events of a partition were acknowledged."""
         try:
-            return int(await self._pool.fetchval(_FLOOR, partition) or 0)
+            return int(await self._pool.fetchval(_CHECKPOINT, partition) or 0)
         except _AWAY as error:
-            raise Retry(f"no floor of partition {partition}: {type(error).__name__}") from error
+            raise Retry(f"no checkpoint of partition {partition}: {type(error).__name__}") from error
 
     async def events(self, partition: int, start: int, end: int) -> list[Outbound]:
         """The first ROWS_MAX changesets with net events from `start` up to `end`, in order."""
@@ -47,14 +47,14 @@ class Outbox:
         except _AWAY as error:
             raise Retry(f"no held topics: {type(error).__name__}") from error
 
-    async def store(self, floors: Mapping[int, int]) -> None:
-        """Raise floors; one that is higher already stays."""
-        if not floors:
+    async def store(self, checkpoints: Mapping[int, int]) -> None:
+        """Raise checkpoints; one that is higher already stays."""
+        if not checkpoints:
             return
         try:
-            await self._pool.execute(_STORE, list(floors), list(floors.values()))
+            await self._pool.execute(_STORE, list(checkpoints), list(checkpoints.values()))
         except _AWAY as error:
-            raise Retry(f"floors not stored: {type(error).__name__}") from error
+            raise Retry(f"checkpoints not stored: {type(error).__name__}") from error
 
 
 def outbound(row: asyncpg.Record) -> Outbound:
@@ -75,7 +75,7 @@ _AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.Timeout
 
 _HELD = "SELECT topic, partition, since FROM tartan.held_topics"
 
-_FLOOR = "SELECT published FROM tartan.floors WHERE partition = $1"
+_CHECKPOINT = "SELECT published FROM tartan.published_checkpoints WHERE partition = $1"
 
 # Events whose bytes are no longer kept are older than the topics' retention: nobody misses them there.
 _EVENTS = f"""
@@ -84,5 +84,5 @@ SELECT partition, source_offset, id, type, user_number, item_id, known_at, event
  ORDER BY source_offset LIMIT $4"""
 
 _STORE = """
-INSERT INTO tartan.floors AS f (partition, published) SELECT * FROM unnest($1::int[], $2::bigint[])
+INSERT INTO tartan.published_checkpoints AS f (partition, published) SELECT * FROM unnest($1::int[], $2::bigint[])
 ON CONFLICT (partition) DO UPDATE SET published = greatest(f.published, excluded.published)"""

@@ -1,6 +1,6 @@
-"""Publishes net events after their commit: in order, at least once, and no further back than the floor.
+"""Publishes net events after their commit: in order, at least once, and no further back than the checkpoint.
 
-The floor of a partition says that all events of changesets below it were acknowledged. Readers drop what is not above
+The checkpoint of a partition says that all events of changesets below it were acknowledged. Readers drop what is not above
 the last position they have seen, so what a crash sends twice comes once (docs/architecture.md, reader's rule).
 """
 
@@ -24,8 +24,8 @@ WAITING_BYTES_MAX = 64 * 1024 * 1024
 """Net events that are committed and not published: the projector waits above it, so it is never further ahead than
 about two of its largest batches."""
 IDLE_S = 0.2
-"""Without a batch for so long, the publisher writes the floors itself: a restart then has nothing to send again. A swap
-of versions holds batches up until the floors are written, so writers wait for it too."""
+"""Without a batch for so long, the publisher writes the checkpoints itself: a restart then has nothing to send again. A swap
+of versions holds batches up until the checkpoints are written, so writers wait for it too."""
 RETRY_S_MAX = 5.0
 RETRY_S_MIN = 0.1
 STOP_S = 20.0
@@ -97,13 +97,13 @@ class Publisher:
         """Wait until the next batch may be committed."""
         await self._room.wait()
 
-    def floors(self) -> dict[int, int]:
-        """The floors that are not in the database yet."""
+    def checkpoints(self) -> dict[int, int]:
+        """The checkpoints that are not in the database yet."""
         return {number: at for number, at in self._published.items() if at > self._stored.get(number, -1)}
 
-    def stored(self, floors: Mapping[int, int]) -> None:
-        """Say that these floors were committed."""
-        self._stored.update(floors)
+    def stored(self, checkpoints: Mapping[int, int]) -> None:
+        """Say that these checkpoints were committed."""
+        self._stored.update(checkpoints)
 
     async def run(self) -> None:
         """Publish for ever. A cancellation ends it at any point; what was not acknowledged is sent again."""
@@ -119,26 +119,26 @@ class Publisher:
             self._handed.clear()
             self._idle.set()
             try:
-                await asyncio.wait_for(self._handed.wait(), IDLE_S if self.floors() else None)
+                await asyncio.wait_for(self._handed.wait(), IDLE_S if self.checkpoints() else None)
             except TimeoutError:
-                await self._store_floors()
+                await self._store_checkpoints()
 
     async def drain(self) -> None:
-        """Wait until all that was handed over is published, for at most STOP_S, and store the floors."""
+        """Wait until all that was handed over is published, for at most STOP_S, and store the checkpoints."""
         try:
             await asyncio.wait_for(self._idle.wait(), STOP_S)
         except TimeoutError:
             _log.warning("not all published at stop", waiting=len(self._waiting))
-        await self._store_floors()
+        await self._store_checkpoints()
 
-    async def _store_floors(self) -> None:
-        floors = self.floors()
+    async def _store_checkpoints(self) -> None:
+        checkpoints = self.checkpoints()
         try:
-            await self._outbox.store(floors)
+            await self._outbox.store(checkpoints)
         except Retry as error:
-            _log.warning("floors not stored", reason=str(error))  # the next batch stores them
+            _log.warning("checkpoints not stored", reason=str(error))  # the next batch stores them
         else:
-            self.stored(floors)
+            self.stored(checkpoints)
 
     async def _publish(self, committed: Committed) -> None:
         for partition, (start, _) in committed.spans.items():
@@ -149,11 +149,11 @@ class Publisher:
             self._published[partition] = end
 
     async def _resume(self, partition: int, end: int) -> None:
-        """Publish from the table what lies between the floor and `end`.
+        """Publish from the table what lies between the checkpoint and `end`.
 
         Another process may have committed it, or this one, with a COMMIT that got no answer.
         """
-        at = await _patiently(lambda: self._outbox.floor(partition))
+        at = await _patiently(lambda: self._outbox.checkpoint(partition))
         at = max(at, self._published.get(partition, 0))
         while at < end:
             start = at

@@ -3,7 +3,7 @@
 A row of `tartan.held_topics` holds a partition of the topic. It comes and goes under the lock of the partition's
 position in `changesets`, and the publisher looks at the rows after each commit, before it sends. So of what is
 committed after the row came nothing is sent there, and of what is committed after it went everything. What was
-committed before, below the row's `since`, is sent as ever, and acknowledged once the floor is there: only then the
+committed before, below the row's `since`, is sent as ever, and acknowledged once the checkpoint is there: only then the
 filling begins. The last event in the topic says how far it came, so whatever ends it, the same command goes on.
 """
 
@@ -32,7 +32,7 @@ LAST_MAX = 20
 """Changesets that are sent under the lock of the position: some milliseconds, in which the partition's projector
 waits. What more came meanwhile is sent before the next try."""
 CONFIRM_S_MAX = 30.0
-"""A publisher writes its floor within a second (publish.IDLE_S), one that starts within some."""
+"""A publisher writes its checkpoint within a second (publish.IDLE_S), one that starts within some."""
 CONFIRM_LOOK_S = 0.1
 READ_MS = 1_000
 LOOK_S_MAX = 3600
@@ -203,7 +203,7 @@ class Republisher:
             await asyncio.sleep(CONFIRM_LOOK_S)
 
     async def _floor(self, partition: int) -> int:
-        return int(await self._database.fetchval(_FLOOR, partition) or 0)
+        return int(await self._database.fetchval(_CHECKPOINT, partition) or 0)
 
     async def _empty(self, partition: int) -> None:
         end = (await self._log.ends(self._name, [partition]))[partition].end
@@ -346,7 +346,7 @@ _FIRST = "UPDATE tartan.held_topics SET first_offset = $3 WHERE topic = $1 AND p
 
 _RELEASE = "DELETE FROM tartan.held_topics WHERE topic = $1 AND partition = $2"
 
-_FLOOR = "SELECT published FROM tartan.floors WHERE partition = $1"
+_CHECKPOINT = "SELECT published FROM tartan.published_checkpoints WHERE partition = $1"
 
 # Where the live version's events are not kept any more, the version that a rebuild has filled beside it may have them:
 # the same ones, as their digest says.

@@ -44,20 +44,20 @@ class Expiry:
             await asyncio.sleep(EVERY_S)
 
     async def run(self) -> None:
-        """Forget what is older than RETENTION and below its partition's floor.
+        """Forget what is older than RETENTION and below its partition's checkpoint.
 
         Idempotence: where a run ends early, the next one goes on.
         """
         version = await self._pool.fetchval(_VERSION)
         if version != self._version:  # swapped: other tables, in which nothing may be forgotten yet
             self._version, self._next = version, {}
-        for row in await self._pool.fetch(_FLOORS):
+        for row in await self._pool.fetch(_CHECKPOINTS):
             await self._partition(row["partition"], row["published"])
 
-    async def _partition(self, partition: int, floor: int) -> None:
+    async def _partition(self, partition: int, checkpoint: int) -> None:
         for _ in range(STATEMENTS_MAX):
             start = self._next.get(partition, 0)
-            row = await self._pool.fetchrow(_EXPIRE, partition, start, floor, RETENTION, ROWS_MAX)
+            row = await self._pool.fetchrow(_EXPIRE, partition, start, checkpoint, RETENTION, ROWS_MAX)
             assert row is not None
             if row["old"]:
                 self._next[partition] = row["last"] + 1
@@ -67,7 +67,7 @@ class Expiry:
 
 _VERSION = f"SELECT number FROM {SCHEMA}.version"
 
-_FLOORS = "SELECT partition, published FROM tartan.floors ORDER BY partition"
+_CHECKPOINTS = "SELECT partition, published FROM tartan.published_checkpoints ORDER BY partition"
 
 # known_at never falls within a partition (save for what was redriven, which keeps no events itself), so what is old is
 # a range at the front of the primary key: a run begins where the last one ended, and a statement that meets a young

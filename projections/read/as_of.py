@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from projections.read.queries import (
     ANY_TRANSACTION,
     OF_USER,
@@ -49,7 +49,7 @@ async def transactions(
     """A page of a user's transactions as they were known at a time, newest first.
 
     What is the same since then comes from an index in order; what became another one since then has its date in its
-    words only, so all of it is looked at, a piece at a time, and only a page is kept.
+    payload only, so all of it is looked at, a piece at a time, and only a page is kept.
     """
     limit = min(limit, PAGE_MAX)
     until = min((date for date in (which.until, effective_at) if date is not None), default=None)
@@ -73,9 +73,9 @@ async def transactions(
             )
         ]
         async for row in _changed_since(connection, user, known_at, which):
-            words = _words(row)
-            date = datetime.date.fromisoformat(words.date)
-            if bounds.hold(date, row["own_id"], words):
+            payload = _words(row)
+            date = datetime.date.fromisoformat(payload.date)
+            if bounds.hold(date, row["own_id"], payload):
                 found.append((date, row["own_id"], row))
             if len(found) > 2 * PAGE_MAX:
                 found = _newest(found, limit + 1)
@@ -105,33 +105,33 @@ async def ledger_balances(
 
 
 def transaction(row: Found) -> Row:
-    """A version of a transaction for readers: the bank's words, what the user said, and when it was known."""
-    words = _words(row)
+    """A version of a transaction for readers: the bank's payload, what the user said, and when it was known."""
+    payload = _words(row)
     return {
         "id": row["own_id"].hex(),
-        "amount": words.amount,
+        "amount": payload.amount,
         "item_id": row["item_id"],
-        "account_id": words.account_id,
+        "account_id": payload.account_id,
         "transaction_id": row["transaction_id"],
-        "currency": words.currency,
-        "pending": words.pending,
-        "date": words.date,
-        "datetime": words.datetime,
-        "authorized_date": words.authorized_date,
-        "merchant_name": words.merchant_name,
-        "merchant_entity_id": words.merchant_entity_id,
-        "logo_url": words.logo_url,
-        "category_detailed": words.category_detailed,
-        "category_confidence": words.category_confidence,
+        "currency": payload.currency,
+        "pending": payload.pending,
+        "date": payload.date,
+        "datetime": payload.datetime,
+        "authorized_date": payload.authorized_date,
+        "merchant_name": payload.merchant_name,
+        "merchant_entity_id": payload.merchant_entity_id,
+        "logo_url": payload.logo_url,
+        "category_detailed": payload.category_detailed,
+        "category_confidence": payload.category_confidence,
         "version": row["version"],
-        **user_overrides.effective(words, user_overrides.values(row["user_fields"])),
+        **override_rules.effective(payload, override_rules.values(row["user_fields"])),
         "status": status(row),
         **plain({name: row[name] for name in ("removed_at", "known_at")}),
     }
 
 
 class _Bounds:
-    """The part of a filter that only the words of a version can tell."""
+    """The part of a filter that only the payload of a version can tell."""
 
     def __init__(self, which: TransactionFilter, until: datetime.date | None, after: After | None) -> None:
         self._which = which
@@ -139,13 +139,13 @@ class _Bounds:
         self._until = until or datetime.date.max
         self._after = after
 
-    def hold(self, date: datetime.date, own_id: bytes, words: Transaction) -> bool:
+    def hold(self, date: datetime.date, own_id: bytes, payload: Transaction) -> bool:
         which = self._which
         return (
             self._since <= date <= self._until
             and (self._after is None or (date, own_id) < self._after)
-            and which.account_id in (None, words.account_id)
-            and which.pending in (None, words.pending)
+            and which.account_id in (None, payload.account_id)
+            and which.pending in (None, payload.pending)
         )
 
 
@@ -165,36 +165,38 @@ async def _changed_since(
 
 
 def _words(row: Found) -> Transaction:
-    words: Transaction = codec.decoder(row["words_schema"])(row["words"], 0)[0]
-    return words
+    payload: Transaction = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
+    return payload
 
 
 def _account(reports: list[asyncpg.Record]) -> Row:
     """An account from its last report of each source: like the row, it shows the source that spoke last."""
     last = max(reports, key=lambda report: report["version"])
     at = {f"{report['source']}_at": report["known_at"] for report in reports}
-    words: Account = codec.decoder(last["words_schema"])(last["words"], 0)[0]
+    payload: Account = codec.decoder(last["payload_schema"])(last["payload"], 0)[0]
     return {
         "item_id": last["item_id"],
         "account_id": last["account_id"],
-        "persistent_account_id": words.persistent_account_id,
-        "name": words.name,
-        "official_name": words.official_name,
-        "mask": words.mask,
-        "type": words.type,
-        "subtype": words.subtype,
-        "currency": words.currency,
-        "current": words.current,
-        "available": words.available,
-        "limit": words.limit,
-        "last_updated_datetime": words.last_updated_datetime,
+        "persistent_account_id": payload.persistent_account_id,
+        "name": payload.name,
+        "official_name": payload.official_name,
+        "mask": payload.mask,
+        "type": payload.type,
+        "subtype": payload.subtype,
+        "currency": payload.currency,
+        "current": payload.current,
+        "available": payload.available,
+        "limit": payload.limit,
+        "last_updated_datetime": payload.last_updated_datetime,
         "source": last["source"],
         "version": last["version"],
         **plain({"cached_at": None, "realtime_at": None, **at, "known_at": last["known_at"]}),
     }
 
 
-_COLUMNS = "own_id, item_id, transaction_id, version, words, words_schema, user_fields, removed_at, review, known_at"
+_COLUMNS = (
+    "own_id, item_id, transaction_id, version, payload, payload_schema, user_fields, removed_at, review, known_at"
+)
 
 _WHO = """user_number = $1 AND known_at <= $2 AND ($3::text IS NULL OR item_id = $3)
    AND ($4::boolean IS NULL OR (removed_at IS NOT NULL) = $4) AND ($5::boolean IS NULL OR (review IS NOT NULL) = $5)"""
@@ -212,10 +214,10 @@ _CHANGED_SINCE = f"SELECT {_COLUMNS} FROM reads.transaction_versions WHERE until
 
 # The last report of each source: the primary key of versions, read from its end.
 _REPORTED = """
-SELECT a.item_id, a.account_id, s.source, v.version, v.words, v.words_schema, v.known_at
+SELECT a.item_id, a.account_id, s.source, v.version, v.payload, v.payload_schema, v.known_at
   FROM reads.accounts a CROSS JOIN (VALUES ('cached'), ('realtime')) AS s(source)
  CROSS JOIN LATERAL (
-       SELECT version, words, words_schema, known_at FROM reads.account_versions v
+       SELECT version, payload, payload_schema, known_at FROM reads.account_versions v
         WHERE v.item_id = a.item_id AND v.account_id = a.account_id AND v.source = s.source AND v.known_at <= $2
         ORDER BY version DESC LIMIT 1) v
  WHERE a.user_number = $1 ORDER BY a.item_id, a.account_id"""

@@ -280,7 +280,9 @@ _TRANSFERS_BY = f"""{_TRANSFER}
  WHERE t.debit = $3 OR t.credit = $3
  ORDER BY t.known_at DESC, t.changeset DESC, t.own_id, t.number DESC LIMIT $4"""
 
-_LINKS = "SELECT * FROM reads.identity_links WHERE own_id = $2 AND user_number = $1 ORDER BY changeset, transaction_id"
+_LINKS = (
+    "SELECT * FROM reads.transaction_matches WHERE own_id = $2 AND user_number = $1 ORDER BY changeset, transaction_id"
+)
 
 _REVIEWS_ABOUT = """
 SELECT * FROM reads.reviews WHERE user_number = $1 AND (own_id = $2 OR chosen = $2) ORDER BY changeset, id"""
@@ -296,7 +298,7 @@ _BALANCES = f"{_BALANCE} WHERE account = $1 ORDER BY layer"
 _BALANCES_OF = f"{_BALANCE} WHERE user_number = $1 AND kind = 'bank' AND reference = $2 ORDER BY currency, layer"
 
 _REPORTS = """
-SELECT version, source, words, words_schema, changeset, known_at FROM reads.account_versions
+SELECT version, source, payload, payload_schema, changeset, known_at FROM reads.account_versions
  WHERE item_id = $1 AND account_id = $2 ORDER BY version DESC LIMIT $3"""
 
 _CHANGESET = """

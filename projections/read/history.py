@@ -5,7 +5,7 @@ from typing import NamedTuple
 import asyncpg
 
 from projections.events.field_diff import changed_fields
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from projections.read import as_of
 from projections.read.lineage import Place, changesets
 from projections.read.queries import PAGE_MAX, Found, Row, plain
@@ -43,29 +43,29 @@ async def versions(
 
 def differences(older: Found, newer: Found) -> list[Row]:
     """The fields in which two versions differ, with what they said: first the bank's, then the user's."""
-    schemas = older["words_schema"], newer["words_schema"]
-    names = changed_fields(older["words"], schemas[0], newer["words"], schemas[1])
-    old, new = (codec.decoder(row["words_schema"])(row["words"], 0)[0] for row in (older, newer))
+    schemas = older["payload_schema"], newer["payload_schema"]
+    names = changed_fields(older["payload"], schemas[0], newer["payload"], schemas[1])
+    old, new = (codec.decoder(row["payload_schema"])(row["payload"], 0)[0] for row in (older, newer))
     said: list[Row] = [
         {"field": name, "before": getattr(old, name, None), "after": getattr(new, name, None)} for name in names
     ]
-    users_old, users_new = user_overrides.values(older["user_fields"]), user_overrides.values(newer["user_fields"])
+    users_old, users_new = (override_rules.values(older["user_fields"]), override_rules.values(newer["user_fields"]))
     return said + [
         {"field": USER_FIELDS + name, "before": users_old.get(name), "after": users_new.get(name)}
-        for name in user_overrides.changed(older["user_fields"], newer["user_fields"])
+        for name in override_rules.changed(older["user_fields"], newer["user_fields"])
     ]
 
 
 def report(row: Found) -> Row:
     """What was reported of an account."""
-    words: Account = codec.decoder(row["words_schema"])(row["words"], 0)[0]
+    payload: Account = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
     return {
         "version": row["version"],
         "source": row["source"],
-        "current": words.current,
-        "available": words.available,
-        "limit": words.limit,
-        "currency": words.currency,
+        "current": payload.current,
+        "available": payload.available,
+        "limit": payload.limit,
+        "currency": payload.currency,
         **plain({"known_at": row["known_at"]}),
     }
 
@@ -101,7 +101,9 @@ def _place(row: Found) -> Place:
     return Place(row["partition"], row["changeset"])
 
 
-_COLUMNS = "own_id, item_id, transaction_id, version, words, words_schema, user_fields, removed_at, review, known_at"
+_COLUMNS = (
+    "own_id, item_id, transaction_id, version, payload, payload_schema, user_fields, removed_at, review, known_at"
+)
 
 # All of a user is in one partition, so each Item that the transaction went through says which.
 _VERSIONS = f"""

@@ -16,7 +16,7 @@ from projections.read.queries import Found, Row, plain
 PLACES_MAX = 1_000
 """Places that one statement looks up."""
 REDRIVEN_MAX = 100
-"""Records that a redrive freed and that are listed with it: they came one after another while the Item was parked."""
+"""Records that a redrive freed and that are listed with it: they came one after another while the Item was quarantined."""
 
 WEBHOOK, TICK, USER, OPERATOR = "webhook", "tick", "user", "operator"
 _ORIGINS = {
@@ -77,7 +77,7 @@ def changeset(row: Found) -> Row:
         "origin": _origin(cause),
         "request_ids": cause.get("request_ids", []),
         "redriven_by": row["redriven_by"],
-        **plain({name: row[name] for name in ("said_at", "known_at")}),
+        **plain({name: row[name] for name in ("produced_at", "known_at")}),
     }
 
 
@@ -99,7 +99,7 @@ def _place(row: Found) -> Place:
 
 
 _COLUMNS = """c.partition, c.source_offset, c.id, c.item_id, c.kind, c.type, c.cause, c.counts, c.net_events,
-       c.redriven_by, c.said_at, c.known_at"""
+       c.redriven_by, c.produced_at, c.known_at"""
 
 _AT = f"""
 SELECT {_COLUMNS} FROM unnest($1::int[], $2::bigint[]) AS w(partition, source_offset)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from runtime.postgres import pool
 from schemas import money
 from schemas.encoding import codec
@@ -194,9 +194,9 @@ async def epoch(connection: asyncpg.Connection) -> str | None:
     return found
 
 
-async def parked(connection: asyncpg.Connection, *, item_id: str | None = None) -> list[Row]:
+async def quarantined(connection: asyncpg.Connection, *, item_id: str | None = None) -> list[Row]:
     """The Items that are set aside now, the longest first: by which reader, where, why, and how much is withheld."""
-    return [plain(row) for row in await connection.fetch(_PARKED, item_id)]
+    return [plain(row) for row in await connection.fetch(_QUARANTINED, item_id)]
 
 
 async def missing(connection: asyncpg.Connection, item_id: str, *, limit: int = PAGE_MAX) -> list[Row]:
@@ -227,7 +227,7 @@ async def snapshot(
 
 
 def decimal_text(value: int | None, scale: int | None) -> str | None:
-    """Write value and scale as plain decimal text, as the bank's words had it."""
+    """Write value and scale as plain decimal text, as the bank's payload had it."""
     if value is None or scale is None:
         return None
     if not scale:
@@ -249,16 +249,16 @@ def plain(row: Found) -> Row:
 
 
 def said_now(row: Found) -> Row:
-    """A row's words as readers see them: the user's fields over the bank's (ledger.user_overrides.effective)."""
-    words: Transaction = codec.decoder(row["words_schema"])(row["words"], 0)[0]
-    return user_overrides.effective(words, user_overrides.values(row["user_fields"]))
+    """A row's payload as readers see them: the user's fields over the bank's (ledger.override_rules.effective)."""
+    payload: Transaction = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
+    return override_rules.effective(payload, override_rules.values(row["user_fields"]))
 
 
 def _account(row: asyncpg.Record) -> Row:
     shown = plain(row)
-    words, schema = row["words"], row["words_schema"]
-    said: Account | None = None if words is None else codec.decoder(schema)(words, 0)[0]
-    del shown["words"], shown["words_schema"]
+    payload, schema = row["payload"], row["payload_schema"]
+    said: Account | None = None if payload is None else codec.decoder(schema)(payload, 0)[0]
+    del shown["payload"], shown["payload_schema"]
     for name in ("continues", "continued_by"):
         item_id, account_id = shown.pop(f"{name}_item"), shown.pop(f"{name}_account")
         shown[name] = None if item_id is None else {"item_id": item_id, "account_id": account_id}
@@ -286,7 +286,7 @@ def _text(value: Any) -> Any:
 
 
 _ITEM_COLUMNS = """item_id, institution_id, institution_name, state, code, reason, effective_at, history_status,
-    unlinked, transaction_rows, linked_at, unlinked_at, last_sync_at, missing_rows, missing_since, known_at"""
+    unlinked, transaction_rows, linked_at, unlinked_at, last_sync_at, missing_rows, missing_changeset_id, known_at"""
 
 _ITEMS = f"SELECT {_ITEM_COLUMNS} FROM reads.items WHERE user_number = $1 ORDER BY item_id"
 
@@ -296,16 +296,16 @@ _ACCOUNTS = """
 SELECT item_id, account_id, persistent_account_id, name, official_name, mask, type, subtype, currency,
        current, available, "limit", source, cached_at, realtime_at, version, known_at,
        continues_item, continues_account, continued_by_item, continued_by_account,
-       CASE source WHEN 'cached' THEN cached_words ELSE realtime_words END AS words,
-       CASE source WHEN 'cached' THEN cached_schema ELSE realtime_schema END AS words_schema
+       CASE source WHEN 'cached' THEN cached_payload ELSE realtime_payload END AS payload,
+       CASE source WHEN 'cached' THEN cached_payload_schema ELSE realtime_payload_schema END AS payload_schema
   FROM reads.accounts WHERE user_number = $1 AND ($2::text IS NULL OR item_id = $2) ORDER BY item_id, account_id"""
 
 _TRANSACTION_COLUMNS = """own_id, item_id, account_id, transaction_id, amount_value, amount_scale,
     currency, pending, date, datetime, authorized_date, name, merchant_name, merchant_entity_id, logo_url,
     category_primary AS category, category_detailed, category_confidence, enriched_at, version, removed_at, known_at,
-    words, words_schema, user_fields, review"""
+    payload, payload_schema, user_fields, review"""
 
-_INSIDE = frozenset({"words", "words_schema", "user_fields", "review"})
+_INSIDE = frozenset({"payload", "payload_schema", "user_fields", "review"})
 """Columns that are read here and not given as they are."""
 
 # coalesce keeps the bounds usable by the index transactions_user_date in a generic plan.
@@ -324,7 +324,7 @@ _TRANSACTION = f"SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions WHERE use
 # By the small index of the rows that wait.
 _MISSING = f"""
 SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
- WHERE item_id = $1 AND missing_since IS NOT NULL ORDER BY date DESC, own_id DESC LIMIT $2"""
+ WHERE item_id = $1 AND missing_since_offset IS NOT NULL ORDER BY date DESC, own_id DESC LIMIT $2"""
 
 _TRANSFERS = """
 SELECT number, debit, credit, amount, currency, layer, reverses, effective, partition, changeset, known_at
@@ -342,7 +342,7 @@ SELECT account, kind, reference, currency, layer, debits, credits, balance
   FROM reads.ledger_balances WHERE user_number = $1 ORDER BY kind, reference, currency, layer"""
 
 _CHANGESETS = """
-SELECT id, type, cause, counts, net_events, partition, source_offset, redriven_by, said_at, known_at
+SELECT id, type, cause, counts, net_events, partition, source_offset, redriven_by, produced_at, known_at
   FROM reads.changesets
  WHERE user_number = $1 AND item_id = $2 AND source_offset < coalesce($3, 9223372036854775807)
  ORDER BY source_offset DESC LIMIT $4"""
@@ -352,12 +352,12 @@ _APPLIED = "SELECT head, head_offset, unlinked, last_sync_at FROM reads.items WH
 _IS_APPLIED = "SELECT EXISTS (SELECT FROM reads.changesets WHERE id = $1)"
 
 # An Item that streams set aside has first_offset -1 and nothing withheld by it.
-_PARKED = """
-SELECT k.item_id, k.reader, k.first_offset, k.partition, k.reason, k.parked_at,
+_QUARANTINED = """
+SELECT k.item_id, k.reader, k.first_offset, k.partition, k.reason, k.quarantined_at,
        (SELECT count(*) FROM reads.withheld w WHERE w.item_id = k.item_id) AS withheld
-  FROM tartan.parkings k
+  FROM tartan.quarantines k
  WHERE k.redrive_offset IS NULL AND ($1::text IS NULL OR k.item_id = $1)
- ORDER BY k.parked_at, k.item_id"""
+ ORDER BY k.quarantined_at, k.item_id"""
 
 _EPOCH = f"SELECT value::text FROM tartan.facts WHERE name = '{pool.EPOCH}'"
 

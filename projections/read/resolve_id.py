@@ -85,7 +85,7 @@ SELECT coalesce((SELECT user_number FROM reads.transactions WHERE own_id = $1),
 
 _ACCOUNT = "SELECT item_id, user_number FROM reads.accounts WHERE account_id = $1 ORDER BY known_at DESC LIMIT 1"
 
-_LINKED = "SELECT own_id FROM reads.identity_links WHERE transaction_id = $1 LIMIT 1"
+_LINKED = "SELECT own_id FROM reads.transaction_matches WHERE transaction_id = $1 LIMIT 1"
 
 _ITEMS = "SELECT item_id FROM reads.items WHERE item_id > $1 ORDER BY item_id LIMIT $2"
 
@@ -93,7 +93,7 @@ _ITEMS = "SELECT item_id FROM reads.items WHERE item_id > $1 ORDER BY item_id LI
 _TRANSACTION = """
 SELECT own_id FROM (
     SELECT own_id, transaction_id FROM reads.transactions
-     WHERE chained AND item_id = ANY($3::text[]) AND transaction_id = $2
+     WHERE own_id_inherited AND item_id = ANY($3::text[]) AND transaction_id = $2
      UNION ALL
     SELECT own_id, transaction_id FROM reads.transactions WHERE own_id = ANY($1::bytea[])) AS found
  ORDER BY transaction_id <> $2 LIMIT 1"""

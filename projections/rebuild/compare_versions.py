@@ -54,11 +54,11 @@ SUBJECTS: Mapping[str, _Table] = {
     "transactions": _Table(account="r.account_id"),
     "transaction_versions": _Table(),
     "account_versions": _Table(account="r.account_id"),
-    "identity_links": _Table(),
+    "transaction_matches": _Table(),
     "reviews": _Table(),
     "changesets": _Table(item="coalesce(r.item_id, '')"),
     "withheld": _Table(user="0"),
-    "parts": _Table(user="0"),
+    "chunks": _Table(user="0"),
     OF_LEDGER: _Table(item="''", account=f"coalesce({_BANK.format('r')}, '')"),
     "ledger_balances": _Table(
         "coalesce(a.user_number, 0)",

@@ -81,10 +81,10 @@ async def begin(connection: asyncpg.Connection, settings: Settings, *, with_even
                 await connection.execute(statement)
             row = await connection.fetchrow(_BEGIN, number, tables.FOLD, with_events)
     assert row is not None
-    floors = msgspec.json.decode(row["floors"], type=dict[int, int])
-    if with_events and any(floors.values()):
+    checkpoints = msgspec.json.decode(row["checkpoints"], type=dict[int, int])
+    if with_events and any(checkpoints.values()):
         raise Halt("the version that is begun keeps no events that are published: give --restart too")
-    return Version(row["number"], floors)
+    return Version(row["number"], checkpoints)
 
 
 async def drop(connection: asyncpg.Connection) -> None:
@@ -134,11 +134,11 @@ SELECT 1 + greatest((SELECT number FROM {SCHEMA}.version), (SELECT coalesce(max(
 _POSITIONS = f"""
 INSERT INTO {NEXT}.positions (partition, position) SELECT partition, 0 FROM {SCHEMA}.positions"""
 _BEGIN = f"""
-INSERT INTO tartan.rebuilds (number, fold, state, floors, started_at)
-SELECT $1, $2, '{LOADING}', coalesce(jsonb_object_agg(partition, published), '{{}}'), tartan.clock() FROM tartan.floors
+INSERT INTO tartan.rebuilds (number, fold, state, checkpoints, started_at)
+SELECT $1, $2, '{LOADING}', coalesce(jsonb_object_agg(partition, published), '{{}}'), tartan.clock() FROM tartan.published_checkpoints
  WHERE NOT $3
-RETURNING number, floors"""
-_BEGUN = f"SELECT number, floors FROM tartan.rebuilds JOIN {NEXT}.version USING (number)"
+RETURNING number, checkpoints"""
+_BEGUN = f"SELECT number, checkpoints FROM tartan.rebuilds JOIN {NEXT}.version USING (number)"
 _DROPPED = f"""
 UPDATE tartan.rebuilds SET state = $1, dropped_at = tartan.clock() WHERE number = (SELECT number FROM {NEXT}.version)"""
 _LOADED = f"""

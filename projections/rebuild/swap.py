@@ -292,7 +292,7 @@ _FILLED = "SELECT string_agg(DISTINCT topic, ', ') FROM tartan.held_topics"
 
 _UNPUBLISHED = f"""
 SELECT p.partition, p.position, coalesce(f.published, 0) AS published
-  FROM {SCHEMA}.positions p LEFT JOIN tartan.floors f USING (partition)
+  FROM {SCHEMA}.positions p LEFT JOIN tartan.published_checkpoints f USING (partition)
  WHERE coalesce(f.published, 0) < p.position ORDER BY p.partition"""
 
 _DIFFERENT = f"""
@@ -309,12 +309,12 @@ SELECT c.relname AS view, a.attname AS name, format_type(a.atttypid, a.atttypmod
 _DIFFERS = "SELECT (result->>'differs')::boolean FROM tartan.rebuilds WHERE number = $1"
 
 _LIVE = """
-INSERT INTO tartan.rebuilds AS r (number, fold, state, floors, started_at, swapped_at)
+INSERT INTO tartan.rebuilds AS r (number, fold, state, checkpoints, started_at, swapped_at)
 VALUES ($1, $2, 'live', '{}', $3, now())
 ON CONFLICT (number) DO UPDATE SET state = 'live', swapped_at = now()"""
 
 _OLD = """
-INSERT INTO tartan.rebuilds AS r (number, fold, state, floors, started_at, swapped_at)
+INSERT INTO tartan.rebuilds AS r (number, fold, state, checkpoints, started_at, swapped_at)
 VALUES ($1, $2, 'old', '{}', $3, now())
 ON CONFLICT (number) DO UPDATE SET state = 'old', swapped_at = now()"""
 

@@ -160,10 +160,10 @@ def _facts(
 def _reports(row: asyncpg.Record) -> Iterable[Report]:
     """The balances of both sources that name an amount."""
     for source in (CACHED, "realtime"):
-        words, at = row[f"{source}_words"], microseconds(row[f"{source}_at"])
-        if words is None or at is None:
+        payload, at = row[f"{source}_words"], microseconds(row[f"{source}_at"])
+        if payload is None or at is None:
             continue
-        said: Account = codec.decoder(row[f"{source}_schema"])(words, 0)[0]
+        said: Account = codec.decoder(row[f"{source}_schema"])(payload, 0)[0]
         if said.current is None:
             continue
         changeset = row[f"{source}_changeset"]
@@ -200,15 +200,15 @@ def _amount(value: Decimal, scale: int) -> Decimal:
 def _date(text: str | None) -> datetime.date | None:
     try:
         return None if text is None else datetime.datetime.fromisoformat(text).date()
-    except ValueError:  # the bank's own words; a balance without a time is compared all the same
+    except ValueError:  # the bank's own payload; a balance without a time is compared all the same
         return None
 
 
 # What a comparison itself has wished for is no incomplete history: it is about to be read. A sync that found nothing
 # new leaves no record: sync_state knows when it began.
 _ACCOUNTS = f"""
-SELECT a.item_id, a.account_id, a.user_number, a.type, a.cached_words, a.cached_schema, a.cached_at, a.realtime_words,
-       a.realtime_schema, a.realtime_at, a.last_changeset, a.opened, a.continued_by_item, i.history_status,
+SELECT a.item_id, a.account_id, a.user_number, a.type, a.cached_payload, a.cached_payload_schema, a.cached_at, a.realtime_payload,
+       a.realtime_payload_schema, a.realtime_at, a.last_changeset, a.opened, a.continued_by_item, i.history_status,
        i.missing_rows, i.unlinked, i.last_sync_at, p.position, r.tied_at,
        CASE WHEN s.last_synced_at >= s.last_attempt_at THEN s.last_attempt_at END AS looked_at,
        coalesce(s.stopped IS NULL AND s.generation > s.done_generation, false)

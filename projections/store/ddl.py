@@ -58,4 +58,4 @@ def _indexes(schema: str) -> dict[str, str]:
 
 
 # Compressed already: a second compression would cost time and save nothing.
-_COMPRESSED = (("changesets", "events"), ("withheld", "value"), ("parts", "value"))
+_COMPRESSED = (("changesets", "events"), ("withheld", "value"), ("chunks", "value"))

@@ -11,12 +11,12 @@ from projections.decode.changeset import Restated
 from projections.fold import opening_balances
 from projections.gate import check
 from projections.gate.check import Admitted, Opened
-from projections.gate.quarantine import Parked
-from projections.ledger import user_overrides
+from projections.gate.quarantine import Quarantined
+from projections.ledger import override_rules
 from projections.ledger.ledger import BANK, POSTED, Posting
 from projections.matching import linked_items, transactions
 from projections.model import pg_copy
-from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, Review, Row, WorkingSet
+from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, Review, Row, UnitOfWork
 from projections.store.rows import microseconds
 from projections.store.tables import FOLD
 from runtime.kafka.reader import Position, Received
@@ -26,7 +26,7 @@ from schemas.ids import own_id
 from schemas.log.gate import ItemGate
 from schemas.topics import user_key
 
-PARKED_BY = "projections"
+QUARANTINED_BY = "projections"
 ANOTHER_VERSION = "TV001"
 """What `tartan.require_version` raises."""
 
@@ -47,7 +47,7 @@ class Control(NamedTuple):
 
     positions: dict[int, Locked]
     items: dict[str, ItemRow]
-    parked: dict[str, list[Parked]]
+    quarantined: dict[str, list[Quarantined]]
     known_ids: set[bytes]
     reviews: dict[bytes, Review]
 
@@ -81,7 +81,7 @@ async def positions(connection: asyncpg.Connection | asyncpg.Pool, partitions: C
 async def control(
     connection: asyncpg.Connection, partitions: Collection[int], items: Collection[str], free_ids: Collection[bytes]
 ) -> Control:
-    """Read positions, the gates, parkings and accounts of Items, and which free records were accepted before."""
+    """Read positions, the gates, quarantines and accounts of Items, and which free records were accepted before."""
     found = await connection.fetch(_CONTROL, list(partitions), list(items))
     known_ids = {row["id"] for row in await connection.fetch(_FREE_IDS, list(free_ids))} if free_ids else set()
     first = found[0]
@@ -91,14 +91,16 @@ async def control(
             first["partitions"] or (), first["positions"] or (), first["moments"] or (), strict=True
         )
     }
-    parked = {
-        row["wanted"]: [Parked(start, redrive) for start, redrive in zip(row["first"], row["redrive"], strict=True)]
+    quarantined = {
+        row["wanted"]: [
+            Quarantined(start, redrive) for start, redrive in zip(row["first"], row["redrive"], strict=True)
+        ]
         for row in found
         if row["first"]
     }
     known_items = {row["wanted"]: _item(row) for row in found if row["has_row"] or row["part_ids"] or row["accounts"]}
     reviews = {review["id"]: _review(review) for row in found for review in row["reviews"] or ()}
-    return Control(positions, known_items, parked, known_ids, reviews)
+    return Control(positions, known_items, quarantined, known_ids, reviews)
 
 
 async def withheld(connection: asyncpg.Connection, items: Collection[str]) -> dict[str, list[Opened]]:
@@ -111,7 +113,7 @@ async def withheld(connection: asyncpg.Connection, items: Collection[str]) -> di
     return found
 
 
-async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: Iterable[Admitted]) -> None:
+async def rows(connection: asyncpg.Connection, working: UnitOfWork, admitted: Iterable[Admitted]) -> None:
     """Fill the working set with all transactions that these records can touch."""
     wanted: dict[str, set[str]] = {}
     own_ids: set[bytes] = set()
@@ -127,7 +129,7 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
         if said.edits:  # named by their own ids too: a transaction may live on under another Item by now
             own_ids.update(edit.own for edit in said.edits)
             wanted.setdefault(item.item_id, set()).update(edit.transaction_id for edit in said.edits)
-        if item.is_complete and not item.has_twins:
+        if item.is_complete and not item.has_linked_items:
             continue
         if said.transactions:
             wanted.setdefault(item.item_id, set()).update(said.ids())
@@ -135,13 +137,13 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
             histories.append((item, said.whole))
         if item.missing_rows and (said.whole is not None or said.decisions):
             waiting.add(item.item_id)
-    if any(working.items[item_id].has_twins for item_id in wanted):
+    if any(working.items[item_id].has_linked_items for item_id in wanted):
         own_ids |= await _moved(connection, working, _LINKS_BY_ID, *_listed(wanted))
     if wanted:
         await _transactions(connection, working, wanted, own_ids)
     if waiting:
         await _add(connection, working, await connection.fetch(_MISSING, list(waiting)))
-    if elsewhere := [item.item_id for item, _ in histories if item.has_twins]:
+    if elsewhere := [item.item_id for item, _ in histories if item.has_linked_items]:
         own_ids = await _moved(connection, working, _LINKS_OF_ITEM, elsewhere)
         await _add(connection, working, await connection.fetch(_TRANSACTIONS, list(own_ids), [], []))
     for item, history in histories:
@@ -160,7 +162,7 @@ async def rows(connection: asyncpg.Connection, working: WorkingSet, admitted: It
 
 
 async def _transactions(
-    connection: asyncpg.Connection, working: WorkingSet, wanted: Mapping[str, set[str]], named: Iterable[bytes]
+    connection: asyncpg.Connection, working: UnitOfWork, wanted: Mapping[str, set[str]], named: Iterable[bytes]
 ) -> None:
     item_ids, transaction_ids = _listed(wanted)
     computed = [own_id(name, salt=item_id.encode()) for item_id, name in zip(item_ids, transaction_ids, strict=True)]
@@ -178,12 +180,12 @@ def _listed(wanted: Mapping[str, set[str]]) -> tuple[list[str], list[str]]:
     return [item_id for item_id, _ in pairs], [name for _, name in pairs]
 
 
-async def _items(connection: asyncpg.Connection, working: WorkingSet, users: Collection[int]) -> None:
+async def _items(connection: asyncpg.Connection, working: UnitOfWork, users: Collection[int]) -> None:
     """Add all Items of some users."""
     await _add_items(connection, working, {row["item_id"] for row in await connection.fetch(_ITEMS, list(users))})
 
 
-async def _add_items(connection: asyncpg.Connection, working: WorkingSet, item_ids: Collection[str]) -> None:
+async def _add_items(connection: asyncpg.Connection, working: UnitOfWork, item_ids: Collection[str]) -> None:
     strangers = set(item_ids) - working.items.keys()
     if strangers:
         found = await control(connection, [], strangers, [])
@@ -192,7 +194,7 @@ async def _add_items(connection: asyncpg.Connection, working: WorkingSet, item_i
 
 
 async def _candidates(
-    connection: asyncpg.Connection, working: WorkingSet, records: Sequence[Admitted], users: set[int]
+    connection: asyncpg.Connection, working: UnitOfWork, records: Sequence[Admitted], users: set[int]
 ) -> None:
     """Add what new transactions may turn out to be, and what open reviews are about."""
     reviewed = {own for review in working.reviews.values() for own in (review.own_id, *transactions.candidates(review))}
@@ -207,7 +209,7 @@ async def _candidates(
         await _moved(connection, working, _LINKS_BY_OWN, list(own_ids))
 
 
-async def _moved(connection: asyncpg.Connection, working: WorkingSet, statement: str, *named: list[Any]) -> set[bytes]:
+async def _moved(connection: asyncpg.Connection, working: UnitOfWork, statement: str, *named: list[Any]) -> set[bytes]:
     """Note which ids of Items are transactions that live on elsewhere, and give the own ids of these."""
     found = await connection.fetch(statement, *named)
     for row in found:
@@ -216,12 +218,12 @@ async def _moved(connection: asyncpg.Connection, working: WorkingSet, statement:
     return {row["own_id"] for row in found}
 
 
-async def _add(connection: asyncpg.Connection, working: WorkingSet, found: Collection[asyncpg.Record]) -> None:
-    """Add rows that are not in the working set yet, with all their legs and the Items that they belong to."""
+async def _add(connection: asyncpg.Connection, working: UnitOfWork, found: Collection[asyncpg.Record]) -> None:
+    """Add rows that are not in the working set yet, with all their active_transfers and the Items that they belong to."""
     await _add_items(connection, working, {row["item_id"] for row in found})
     fresh = {row["own_id"]: row for row in found if row["own_id"] not in working.items[row["item_id"]].own_ids}
     earlier: dict[bytes, list[Posting]] = {}
-    split = [own for own, row in fresh.items() if row["legs"] > 1]
+    split = [own for own, row in fresh.items() if row["active_transfers"] > 1]
     if split:
         for leg in await connection.fetch(_EARLIER_LEGS, split):
             earlier.setdefault(leg["own_id"], []).append(_posting(leg, working))
@@ -241,12 +243,12 @@ def _item(row: asyncpg.Record) -> ItemRow:
     item.is_complete = not row["transaction_rows"]
     item.accounts = {account["account_id"]: _account(account) for account in row["accounts"] or ()}
     if row["has_row"]:
-        item.head_offset, item.words, item.schema = row["head_offset"], row["words"], row["words_schema"] or 0
+        item.head_offset, item.payload, item.schema = row["head_offset"], row["payload"], row["payload_schema"] or 0
         item.history_status, item.transaction_rows = row["history_status"], row["transaction_rows"]
         item.linked_at, item.unlinked_at = microseconds(row["linked_at"]), microseconds(row["unlinked_at"])
         item.last_sync_at, item.known_at = microseconds(row["last_sync_at"]), microseconds(row["known_at"]) or 0
-        item.missing_rows, item.missing_since = row["missing_rows"], row["missing_since"]
-        item.has_twins, item.waiting_edits = row["has_twins"], json.loads(row["waiting_edits"] or "{}")
+        item.missing_rows, item.missing_changeset_id = row["missing_rows"], row["missing_changeset_id"]
+        item.has_linked_items, item.waiting_edits = row["has_linked_items"], json.loads(row["waiting_edits"] or "{}")
     return item
 
 
@@ -255,11 +257,11 @@ def _account(row: asyncpg.Record) -> AccountRow:
         row["account_id"],
         row["item_id"],
         row["user_number"],
-        row["cached_words"],
-        row["cached_schema"],
+        row["cached_payload"],
+        row["cached_payload_schema"],
         microseconds(row["cached_at"]),
-        row["realtime_words"],
-        row["realtime_schema"],
+        row["realtime_payload"],
+        row["realtime_payload_schema"],
         microseconds(row["realtime_at"]),
         row["source"],
         row["version"],
@@ -290,16 +292,16 @@ def _key(item_id: str | None, account_id: str | None) -> AccountKey | None:
     return None if item_id is None or account_id is None else (item_id, account_id)
 
 
-def _transaction(row: asyncpg.Record, working: WorkingSet) -> Row:
+def _transaction(row: asyncpg.Record, working: UnitOfWork) -> Row:
     postings = () if row["debit"] is None else (_posting(row, working),)
     return Row(
         row["own_id"],
         row["item_id"],
         row["user_number"],
         row["transaction_id"],
-        row["chained"],
-        row["words"],
-        row["words_schema"],
+        row["own_id_inherited"],
+        row["payload"],
+        row["payload_schema"],
         None,
         postings,
         row["first_changeset"],
@@ -309,15 +311,15 @@ def _transaction(row: asyncpg.Record, working: WorkingSet) -> Row:
         microseconds(row["removed_at"]),
         row["version"],
         row["transfers"],
-        user_overrides.canonical(row["user_fields"]),
-        row["missing_since"],
+        override_rules.canonical(row["user_fields"]),
+        row["missing_since_offset"],
         row["review"],
         False,
     )
 
 
-def _posting(row: asyncpg.Record, working: WorkingSet) -> Posting:
-    """What was posted, as it was posted, whatever today's code would make of the words: so it is taken back."""
+def _posting(row: asyncpg.Record, working: UnitOfWork) -> Posting:
+    """What was posted, as it was posted, whatever today's code would make of the payload: so it is taken back."""
     amount = int(row["amount"])
     return Posting(
         working.book.known(row["debit"]),
@@ -338,8 +340,8 @@ _POSITIONS = "SELECT partition, position, last_checksum FROM positions WHERE par
 # makes the prepared statement fail.
 _CONTROL = f"""
 SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS NOT NULL AS has_row,
-       i.user_number, i.partition, i.head, i.head_offset, i.unlinked, i.words, i.words_schema, i.history_status,
-       i.transaction_rows, i.linked_at, i.unlinked_at, i.last_sync_at, i.missing_rows, i.missing_since, i.has_twins,
+       i.user_number, i.partition, i.head, i.head_offset, i.unlinked, i.payload, i.payload_schema, i.history_status,
+       i.transaction_rows, i.linked_at, i.unlinked_at, i.last_sync_at, i.missing_rows, i.missing_changeset_id, i.has_linked_items,
        i.waiting_edits, i.known_at,
        p.ids AS part_ids, p.offsets AS part_offsets, p.values AS part_values, k.first, k.redrive, a.accounts,
        r.reviews
@@ -352,10 +354,10 @@ SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS 
   LEFT JOIN LATERAL (
        SELECT array_agg(id ORDER BY source_offset) AS ids, array_agg(source_offset ORDER BY source_offset) AS offsets,
               array_agg(value ORDER BY source_offset) AS values
-         FROM parts WHERE parts.item_id = w.wanted) p ON true
+         FROM chunks WHERE chunks.item_id = w.wanted) p ON true
   LEFT JOIN LATERAL (
        SELECT array_agg(first_offset) AS first, array_agg(redrive_offset) AS redrive
-         FROM tartan.parkings WHERE parkings.item_id = w.wanted AND reader = '{PARKED_BY}') k ON true
+         FROM tartan.quarantines WHERE quarantines.item_id = w.wanted AND reader = '{QUARANTINED_BY}') k ON true
   LEFT JOIN LATERAL (
        SELECT array_agg(accounts) AS accounts FROM accounts WHERE accounts.item_id = w.wanted) a ON true
   LEFT JOIN LATERAL (
@@ -365,27 +367,27 @@ SELECT w.wanted, w.place, at.partitions, at.positions, at.moments, i.item_id IS 
 
 _FREE_IDS = "SELECT id FROM changesets WHERE id = ANY($1::bytea[])"
 
-_COLUMNS = """t.own_id, t.item_id, t.user_number, t.transaction_id, t.chained, t.version, t.transfers,
-       t.first_changeset, t.last_changeset, t.known_at, t.enriched_at, t.removed_at, t.words, t.words_schema,
-       t.user_fields, t.missing_since, t.legs, t.review, l.debit, l.credit, l.amount, l.currency, l.layer,
+_COLUMNS = """t.own_id, t.item_id, t.user_number, t.transaction_id, t.own_id_inherited, t.version, t.transfers,
+       t.first_changeset, t.last_changeset, t.known_at, t.enriched_at, t.removed_at, t.payload, t.payload_schema,
+       t.user_fields, t.missing_since_offset, t.active_transfers, t.review, l.debit, l.credit, l.amount, l.currency, l.layer,
        l.effective"""
 
 _LAST_TRANSFER = """LEFT JOIN ledger_transfers l
-         ON l.own_id = t.own_id AND l.number = t.transfers AND t.legs > 0"""
+         ON l.own_id = t.own_id AND l.number = t.transfers AND t.active_transfers > 0"""
 
 _EARLIER_LEGS = """
 SELECT l.own_id, l.debit, l.credit, l.amount, l.currency, l.layer, l.effective
   FROM transactions t JOIN ledger_transfers l USING (own_id)
- WHERE t.own_id = ANY($1::bytea[]) AND l.number > t.transfers - t.legs AND l.number < t.transfers
+ WHERE t.own_id = ANY($1::bytea[]) AND l.number > t.transfers - t.active_transfers AND l.number < t.transfers
  ORDER BY l.own_id, l.number"""
 
-# An own id is computed from the id that the bank names, save for the chained rows, which their own small index finds.
+# An own id is computed from the id that the bank names, save for the rows that inherited theirs, which their own small index finds.
 _TRANSACTIONS = f"""
 SELECT {_COLUMNS}
   FROM (SELECT own_id FROM transactions WHERE own_id = ANY($1::bytea[])
          UNION
         SELECT c.own_id FROM unnest($2::text[], $3::text[]) AS w(item_id, transaction_id)
-          JOIN transactions c ON c.chained AND c.item_id = w.item_id AND c.transaction_id = w.transaction_id
+          JOIN transactions c ON c.own_id_inherited AND c.item_id = w.item_id AND c.transaction_id = w.transaction_id
        ) AS found
   JOIN transactions t USING (own_id) {_LAST_TRANSFER}"""
 
@@ -399,7 +401,7 @@ SELECT {_COLUMNS} FROM transactions t {_LAST_TRANSFER}
 # What waits for a decision: their own partial index has them and nothing else.
 _MISSING = f"""
 SELECT {_COLUMNS} FROM transactions t {_LAST_TRANSFER}
- WHERE t.item_id = ANY($1::text[]) AND t.missing_since IS NOT NULL"""
+ WHERE t.item_id = ANY($1::text[]) AND t.missing_since_offset IS NOT NULL"""
 
 # A user has few accounts: all of them cost no more than those in question, which only the fold can tell.
 _POSTED = f"""
@@ -419,23 +421,23 @@ SELECT {_COLUMNS}
 # An id leads elsewhere only while its transaction does live in another Item, and while it is the last one that its own
 # Item had for it: that Item may have renamed it before, or have taken it back.
 _LEADS = f"""l.rule <> '{transactions.LEFT}' AND l.changeset = (
-       SELECT max(o.changeset) FROM identity_links o WHERE o.own_id = l.own_id AND o.item_id = l.item_id)"""
+       SELECT max(o.changeset) FROM transaction_matches o WHERE o.own_id = l.own_id AND o.item_id = l.item_id)"""
 _LINKS_BY_ID = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
   FROM unnest($1::text[], $2::text[]) AS w(item_id, transaction_id)
-  JOIN identity_links l USING (item_id, transaction_id)
+  JOIN transaction_matches l USING (item_id, transaction_id)
   JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
  WHERE {_LEADS}"""
 _LINKS_BY_OWN = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
   FROM unnest($1::bytea[]) AS w(own_id)
-  JOIN identity_links l USING (own_id)
+  JOIN transaction_matches l USING (own_id)
   JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
  WHERE {_LEADS}"""
 # A restated history may leave out any of them.
 _LINKS_OF_ITEM = f"""
 SELECT l.item_id, l.transaction_id, l.own_id
-  FROM identity_links l JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
+  FROM transaction_matches l JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
  WHERE l.item_id = ANY($1::text[]) AND {_LEADS}"""
 
 _WITHHELD = """

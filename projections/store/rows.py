@@ -21,12 +21,12 @@ from projections.model.unit_of_work import (
     AccountRow,
     AccountVersion,
     Folded,
-    IdentityLink,
     ItemRow,
     Review,
     Row,
+    TransactionMatch,
+    UnitOfWork,
     Version,
-    WorkingSet,
 )
 from schemas import money
 from schemas.encoding import codec
@@ -37,7 +37,7 @@ TRANSACTION_COLUMNS = (
     "user_number",
     "item_id",
     "transaction_id",
-    "chained",
+    "own_id_inherited",
     "version",
     "transfers",
     "first_changeset",
@@ -45,12 +45,12 @@ TRANSACTION_COLUMNS = (
     "known_at",
     "enriched_at",
     "removed_at",
-    "missing_since",
+    "missing_since_offset",
     "user_fields",
-    "legs",
+    "active_transfers",
     "review",
-    "words",
-    "words_schema",
+    "payload",
+    "payload_schema",
     *transaction.COLUMNS,
 )
 TRANSFER_COLUMNS = (
@@ -91,11 +91,11 @@ ACCOUNT_COLUMNS = (
     "limit_scale",
     "limit",
     "source",
-    "cached_words",
-    "cached_schema",
+    "cached_payload",
+    "cached_payload_schema",
     "cached_at",
-    "realtime_words",
-    "realtime_schema",
+    "realtime_payload",
+    "realtime_payload_schema",
     "realtime_at",
     "version",
     "last_changeset",
@@ -118,8 +118,8 @@ ITEM_COLUMNS = (
     "reason",
     "effective_at",
     "history_status",
-    "words",
-    "words_schema",
+    "payload",
+    "payload_schema",
     "head",
     "head_offset",
     "unlinked",
@@ -128,8 +128,8 @@ ITEM_COLUMNS = (
     "unlinked_at",
     "last_sync_at",
     "missing_rows",
-    "missing_since",
-    "has_twins",
+    "missing_changeset_id",
+    "has_linked_items",
     "waiting_edits",
     "known_at",
 )
@@ -148,7 +148,7 @@ CHANGESET_COLUMNS = (
     "digest",
     "events",
     "redriven_by",
-    "said_at",
+    "produced_at",
     "known_at",
     "body_fingerprint",
 )
@@ -158,8 +158,8 @@ VERSION_COLUMNS = (
     "user_number",
     "item_id",
     "transaction_id",
-    "words",
-    "words_schema",
+    "payload",
+    "payload_schema",
     "user_fields",
     "removed_at",
     "review",
@@ -174,8 +174,8 @@ ACCOUNT_VERSION_COLUMNS = (
     "version",
     "user_number",
     "source",
-    "words",
-    "words_schema",
+    "payload",
+    "payload_schema",
     "changeset",
     "known_at",
 )
@@ -217,9 +217,9 @@ _ID = pg_copy.length(16)
 _TRANSACTION_START = len(TRANSACTION_COLUMNS).to_bytes(2, "big") + _ID
 _TRANSFER_START = len(TRANSFER_COLUMNS).to_bytes(2, "big") + _ID
 _counters = struct.Struct(">i?iiiiiqiqiq").pack
-"""chained, version, transfers, first_changeset, last_changeset, known_at: each behind its length."""
+"""own_id_inherited, version, transfers, first_changeset, last_changeset, known_at: each behind its length."""
 _PLAIN = pg_copy.NULL + pg_copy.int2(1) + pg_copy.NULL
-"""user_fields, legs and review of a row that only the bank spoke of."""
+"""user_fields, active_transfers and review of a row that only the bank spoke of."""
 _number_and_user = struct.Struct(">iiiq").pack
 
 
@@ -251,7 +251,7 @@ def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
             number = pg_copy.int2(schema)
         columns = row.columns
         if columns is None:
-            columns = transaction.reader(row.schema)(row.words, 0, len(row.words)).columns
+            columns = transaction.reader(row.schema)(row.payload, 0, len(row.payload)).columns
         yield join(
             (
                 _TRANSACTION_START,
@@ -260,7 +260,7 @@ def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
                 text(row.transaction_id),
                 counters(
                     1,
-                    row.chained,
+                    row.own_id_inherited,
                     4,
                     row.version,
                     4,
@@ -274,12 +274,12 @@ def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
                 ),
                 null if row.enriched_at is None else moment_field(row.enriched_at),
                 null if row.removed_at is None else moment_field(row.removed_at),
-                null if row.missing_since is None else int8(row.missing_since),
+                null if row.missing_since_offset is None else int8(row.missing_since_offset),
                 plain
                 if row.user_fields is None and row.review is None and len(row.postings) == 1
                 else _said_by_us(row),
-                length(len(row.words)),
-                row.words,
+                length(len(row.payload)),
+                row.payload,
                 number,
                 columns,
             )
@@ -322,14 +322,14 @@ def transfers_copied(transfers: Iterable[Transfer]) -> Iterator[bytes]:
 
 def transaction_values(row: Row) -> Values:
     """A row of `transactions`."""
-    said: Transaction = codec.decoder(row.schema)(row.words, 0)[0]
+    said: Transaction = codec.decoder(row.schema)(row.payload, 0)[0]
     amount = money.scaled(said.amount)
     return (
         row.own_id,
         row.user,
         row.item_id,
         row.transaction_id,
-        row.chained,
+        row.own_id_inherited,
         row.version,
         row.transfers,
         row.first_changeset,
@@ -337,11 +337,11 @@ def transaction_values(row: Row) -> Values:
         moment(row.known_at),
         moment(row.enriched_at),
         moment(row.removed_at),
-        row.missing_since,
+        row.missing_since_offset,
         row.user_fields,
         len(row.postings),
         row.review,
-        row.words,
+        row.payload,
         row.schema,
         said.account_id,
         amount.value,
@@ -387,7 +387,7 @@ def ledger_account_values(account: LedgerAccount) -> Values:
     return (account.id, *account.meaning)
 
 
-def ledger_balance_values(working: WorkingSet) -> list[Values]:
+def ledger_balance_values(working: UnitOfWork) -> list[Values]:
     """What the batch adds to `ledger_balances`, in the order of the accounts' ids."""
     added: list[Values] = []
     for account in sorted(working.book.accounts.values(), key=lambda account: account.id):
@@ -403,9 +403,9 @@ def ledger_balance_values(working: WorkingSet) -> list[Values]:
 def account_values(row: AccountRow) -> Values:
     """A row of `accounts`: the columns are of the source that spoke last."""
     if row.source == "cached":
-        said_words, schema = row.cached_words, row.cached_schema
+        said_words, schema = row.cached_payload, row.cached_payload_schema
     else:
-        said_words, schema = row.realtime_words, row.realtime_schema
+        said_words, schema = row.realtime_payload, row.realtime_payload_schema
     assert said_words is not None
     said: Account = codec.decoder(schema)(said_words, 0)[0]
     return (
@@ -423,11 +423,11 @@ def account_values(row: AccountRow) -> Values:
         *_scaled(said.available),
         *_scaled(said.limit),
         row.source,
-        row.cached_words,
-        row.cached_schema,
+        row.cached_payload,
+        row.cached_payload_schema,
         moment(row.cached_at),
-        row.realtime_words,
-        row.realtime_schema,
+        row.realtime_payload,
+        row.realtime_payload_schema,
         moment(row.realtime_at),
         row.version,
         row.last_changeset,
@@ -442,8 +442,8 @@ def account_values(row: AccountRow) -> Values:
 def item_values(row: ItemRow) -> Values:
     """A row of `items`."""
     said = Item(row.item_id, "")
-    if row.words is not None:
-        said = codec.decoder(row.schema)(row.words, 0)[0]
+    if row.payload is not None:
+        said = codec.decoder(row.schema)(row.payload, 0)[0]
     return (
         row.item_id,
         row.user,
@@ -455,7 +455,7 @@ def item_values(row: ItemRow) -> Values:
         said.reason,
         said.effective_at,
         row.history_status,
-        row.words,
+        row.payload,
         row.schema,
         row.gate.head,
         row.head_offset,
@@ -465,8 +465,8 @@ def item_values(row: ItemRow) -> Values:
         moment(row.unlinked_at),
         moment(row.last_sync_at),
         row.missing_rows,
-        row.missing_since,
-        row.has_twins,
+        row.missing_changeset_id,
+        row.has_linked_items,
         _json(row.waiting_edits) if row.waiting_edits else None,
         moment(row.known_at),
     )
@@ -485,7 +485,7 @@ def versions_copied(versions: Iterable[Version]) -> Iterator[bytes]:
                 int8(one.user),
                 text(one.item_id),
                 text(one.transaction_id),
-                raw(one.words),
+                raw(one.payload),
                 pg_copy.int2(one.schema),
                 pg_copy.jsonb(one.user_fields),
                 moment_field(one.removed_at),
@@ -506,7 +506,7 @@ def version_values(one: Version) -> Values:
         one.user,
         one.item_id,
         one.transaction_id,
-        one.words,
+        one.payload,
         one.schema,
         one.user_fields,
         moment(one.removed_at),
@@ -523,8 +523,8 @@ def account_version_values(one: AccountVersion) -> Values:
     return (*one[:-1], moment(one.known_at))
 
 
-def link_values(one: IdentityLink) -> Values:
-    """A row of `identity_links`."""
+def link_values(one: TransactionMatch) -> Values:
+    """A row of `transaction_matches`."""
     return (*one[:-1], moment(one.known_at))
 
 
@@ -565,7 +565,7 @@ def changeset_values(folded: Folded, *, keeps_events: bool = True) -> Values:
         hashlib.sha256(folded.block).digest(),
         kept,
         folded.redriven_by,
-        moment(folded.said_at),
+        moment(folded.produced_at),
         moment(place.known_at),
         folded.body_fingerprint,
     )

@@ -70,8 +70,8 @@ items = Table(
     Column("reason", Text),
     Column("effective_at", Text, comment="as Plaid wrote it"),
     Column("history_status", Text),
-    Column("words", LargeBinary, comment="last words about the Item, Avro"),
-    Column("words_schema", SmallInteger),
+    Column("payload", LargeBinary, comment="last payload about the Item, Avro"),
+    Column("payload_schema", SmallInteger),
     Column("head", LargeBinary, comment="gate: id of the last accepted chained record"),
     Column("head_offset", BigInteger),
     Column(
@@ -88,9 +88,9 @@ items = Table(
         server_default="0",
         comment="transactions that a restated history does not name and that wait for a decision",
     ),
-    Column("missing_since", LargeBinary, comment="id of that changeset: the subject of the decision"),
+    Column("missing_changeset_id", LargeBinary, comment="id of that changeset: the subject of the decision"),
     Column(
-        "has_twins",
+        "has_linked_items",
         Boolean,
         nullable=False,
         server_default="false",
@@ -118,11 +118,11 @@ accounts = Table(
     *_scaled("available"),
     *_scaled("limit"),
     Column("source", Text, nullable=False, comment="of the columns above: cached or realtime, whichever came last"),
-    Column("cached_words", LargeBinary, comment="last words of a sync, Avro"),
-    Column("cached_schema", SmallInteger, nullable=False, server_default="0"),
+    Column("cached_payload", LargeBinary, comment="last payload of a sync, Avro"),
+    Column("cached_payload_schema", SmallInteger, nullable=False, server_default="0"),
     _moment("cached_at", comment="known_at of the last sync that said something else"),
-    Column("realtime_words", LargeBinary, comment="last words of a real-time balance, Avro"),
-    Column("realtime_schema", SmallInteger, nullable=False, server_default="0"),
+    Column("realtime_payload", LargeBinary, comment="last payload of a real-time balance, Avro"),
+    Column("realtime_payload_schema", SmallInteger, nullable=False, server_default="0"),
     _moment("realtime_at"),
     Column("version", Integer, nullable=False, comment="number of balance.updated events"),
     Column("last_changeset", BigInteger, nullable=False, comment="offset"),
@@ -144,7 +144,7 @@ transactions = Table(
     Column("user_number", BigInteger, nullable=False),
     Column("item_id", Text, nullable=False),
     Column("transaction_id", Text, nullable=False, comment="Plaid's current id"),
-    Column("chained", Boolean, nullable=False, comment="own_id is not derived from transaction_id alone"),
+    Column("own_id_inherited", Boolean, nullable=False, comment="own_id is not derived from transaction_id alone"),
     Column("version", Integer, nullable=False, comment="number of events so far"),
     Column("transfers", Integer, nullable=False, comment="number of ledger transfers so far"),
     Column("first_changeset", BigInteger, nullable=False, comment="offset"),
@@ -152,8 +152,8 @@ transactions = Table(
     _moment("known_at", nullable=False),
     _moment("enriched_at", comment="known_at of the last change of category, merchant or logo"),
     _moment("removed_at", comment="known_at of the removal; null while the bank has it"),
-    Column("words", LargeBinary, nullable=False, comment="the bank's last words, Avro"),
-    Column("words_schema", SmallInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False, comment="the bank's last payload, Avro"),
+    Column("payload_schema", SmallInteger, nullable=False),
     Column("account_id", Text, nullable=False),
     Column("amount_value", BigInteger, nullable=False, comment="positive leaves the account"),
     Column("amount_scale", SmallInteger, nullable=False),
@@ -174,19 +174,27 @@ transactions = Table(
         JSONB,
         comment="what the user said: field to {value, at}, at the offset that said it; no bank update touches it",
     ),
-    Column("legs", SmallInteger, nullable=False, server_default="1", comment="its last transfers, which count now"),
+    Column(
+        "active_transfers",
+        SmallInteger,
+        nullable=False,
+        server_default="1",
+        comment="its last transfers, which count now",
+    ),
     Column("review", LargeBinary, comment="review that must say first whether it is a purchase of its own"),
     Column(
-        "missing_since",
+        "missing_since_offset",
         BigInteger,
         comment="offset of the restated history that does not name it; null again once the bank names it",
     ),
     # queries.transactions: a user's newest first; equal dates are sorted by own_id on the way.
     Index("transactions_user_date", "user_number", text("date DESC")),
     # known.missing: what a decision about a restated history concerns.
-    Index("transactions_missing", "item_id", postgresql_where=text("missing_since IS NOT NULL")),
+    Index("transactions_missing", "item_id", postgresql_where=text("missing_since_offset IS NOT NULL")),
     # store.known: rows whose own_id cannot be computed from the id that the bank names.
-    Index("transactions_chained", "item_id", "transaction_id", unique=True, postgresql_where=text("chained")),
+    Index(
+        "transactions_inherited", "item_id", "transaction_id", unique=True, postgresql_where=text("own_id_inherited")
+    ),
 )
 
 transaction_versions = Table(
@@ -197,8 +205,8 @@ transaction_versions = Table(
     Column("user_number", BigInteger, nullable=False),
     Column("item_id", Text, nullable=False),
     Column("transaction_id", Text, nullable=False),
-    Column("words", LargeBinary, nullable=False, comment="the bank's words, Avro"),
-    Column("words_schema", SmallInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False, comment="the bank's payload, Avro"),
+    Column("payload_schema", SmallInteger, nullable=False),
     Column("user_fields", JSONB),
     _moment("removed_at"),
     Column("review", LargeBinary),
@@ -217,14 +225,14 @@ account_versions = Table(
     Column("version", Integer, primary_key=True),
     Column("user_number", BigInteger, nullable=False),
     Column("source", Text, nullable=False),
-    Column("words", LargeBinary, nullable=False, comment="the bank's words, Avro"),
-    Column("words_schema", SmallInteger, nullable=False),
+    Column("payload", LargeBinary, nullable=False, comment="the bank's payload, Avro"),
+    Column("payload_schema", SmallInteger, nullable=False),
     Column("changeset", BigInteger, nullable=False, comment="offset"),
     _moment("known_at", nullable=False),
 )
 
-identity_links = Table(
-    "identity_links",
+transaction_matches = Table(
+    "transaction_matches",
     metadata,
     Column("item_id", Text, primary_key=True),
     Column("transaction_id", Text, primary_key=True, comment="Plaid's id"),
@@ -235,7 +243,7 @@ identity_links = Table(
     Column("evidence", JSONB, nullable=False),
     Column("changeset", BigInteger, nullable=False, comment="offset"),
     _moment("known_at", nullable=False),
-    Index("identity_links_own", "own_id"),  # explain: why these are one transaction
+    Index("transaction_matches_own", "own_id"),  # explain: why these are one transaction
 )
 
 reviews = Table(
@@ -315,7 +323,7 @@ changesets = Table(
     Column("digest", LargeBinary, nullable=False, comment="SHA-256 of the block of net events"),
     Column("events", LargeBinary, comment="net events as published: block of events.v1, zstd; null once expired"),
     Column("redriven_by", BigInteger, comment="withheld and folded later: offset of the redrive, which has its events"),
-    _moment("said_at", nullable=False, comment="when the record was made"),
+    _moment("produced_at", nullable=False, comment="when the record was made"),
     _moment("known_at", nullable=False),
     Column("body_fingerprint", LargeBinary, comment="free records: keyed fingerprint of the request's body"),
     # queries.changesets and resume of a stream: what a user missed is one range.
@@ -332,8 +340,8 @@ positions = Table(
     _moment("known_at", comment="of the record before it; the next one's is never earlier"),
 )
 
-parts = Table(
-    "parts",
+chunks = Table(
+    "chunks",
     metadata,
     Column("item_id", Text, primary_key=True),
     Column("id", LargeBinary, primary_key=True),

@@ -116,18 +116,18 @@ ACCOUNT_VERSIONS = Target(
 LINKS = Target(
     "links",
     tables.metadata,
-    "identity_links",
+    "transaction_matches",
     rows.LINK_COLUMNS,
     _INSERT + " ON CONFLICT (item_id, transaction_id) DO UPDATE SET {changes}",
 )
 REVIEWS = Target(
     "reviews", tables.metadata, "reviews", rows.REVIEW_COLUMNS, _INSERT + " ON CONFLICT (id) DO UPDATE SET {changes}"
 )
-NEW_PARTS = Target("new_parts", tables.metadata, "parts", ("item_id", "id", "source_offset", "value"), _INSERT_ONCE)
-OLD_PARTS = Target(
-    "old_parts",
+NEW_CHUNKS = Target("new_chunks", tables.metadata, "chunks", ("item_id", "id", "source_offset", "value"), _INSERT_ONCE)
+OLD_CHUNKS = Target(
+    "old_chunks",
     tables.metadata,
-    "parts",
+    "chunks",
     ("item_id", "id"),
     "DELETE FROM {table} p USING {source} WHERE p.item_id = u.item_id AND p.id = u.id",
 )
@@ -143,17 +143,17 @@ FREED = Target(
     " WHERE w.item_id = u.item_id AND w.partition = u.partition AND w.source_offset = u.source_offset",
 )
 # By the scheduler's clock: the rate that stops a reader is counted in its time.
-PARKINGS = Target(
-    "parkings",
+QUARANTINES = Target(
+    "quarantines",
     control.metadata,
-    "parkings",
+    "quarantines",
     ("item_id", "first_offset", "partition", "reason", "reader", "redrive_offset"),
-    "INSERT INTO {table} ({columns}, parked_at) SELECT *, tartan.clock() FROM {source} ON CONFLICT DO NOTHING",
+    "INSERT INTO {table} ({columns}, quarantined_at) SELECT *, tartan.clock() FROM {source} ON CONFLICT DO NOTHING",
 )
 ENDED = Target(
     "ended",
     control.metadata,
-    "parkings",
+    "quarantines",
     ("item_id", "first_offset", "reader", "redrive_offset"),
     "UPDATE {table} k SET redrive_offset = u.redrive_offset FROM {source}"
     " WHERE k.item_id = u.item_id AND k.first_offset = u.first_offset AND k.reader = u.reader"
@@ -166,10 +166,10 @@ POSITIONS = Target(
     ("partition", "position", "last_checksum", "known_at"),
     _INSERT + " ON CONFLICT (partition) DO UPDATE SET {changes}",
 )
-FLOORS = Target(
-    "floors",
+CHECKPOINTS = Target(
+    "checkpoints",
     control.metadata,
-    "floors",
+    "published_checkpoints",
     ("partition", "published"),
     "INSERT INTO {table} AS f ({columns}) SELECT * FROM {source} ON CONFLICT (partition) DO UPDATE"
     " SET published = greatest(f.published, excluded.published)",

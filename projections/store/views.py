@@ -24,8 +24,8 @@ SELECT own_id, user_number, item_id, account_id, transaction_id, pending,
        amount_value, amount_scale, currency,
        date, authorized_date, datetime, name, merchant_name, merchant_entity_id, logo_url,
        category_primary, category_detailed, category_confidence, enriched_at, user_fields,
-       removed_at, version, transfers, first_changeset, last_changeset, known_at, words, words_schema, missing_since,
-       legs, review, chained
+       removed_at, version, transfers, first_changeset, last_changeset, known_at, payload, payload_schema, missing_since_offset,
+       active_transfers, review, own_id_inherited
   FROM {{schema}}.transactions"""
 
 # The chart of accounts. What comes in by these categories of Plaid is income; by all others money is spent.
@@ -65,7 +65,7 @@ VIEWS = {
     "ledger_balances": _LEDGER_BALANCES,
     "transaction_versions": _PLAIN,
     "account_versions": _PLAIN,
-    "identity_links": _PLAIN,
+    "transaction_matches": _PLAIN,
     "reviews": _PLAIN,
     "changesets": _PLAIN,
     "positions": _PLAIN,

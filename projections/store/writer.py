@@ -11,9 +11,9 @@ import asyncpg
 
 from projections.gate.check import Admission
 from projections.model import pg_copy
-from projections.model.unit_of_work import IdentityLink, WorkingSet
+from projections.model.unit_of_work import TransactionMatch, UnitOfWork
 from projections.store import rows, upsert_sql
-from projections.store.loader import PARKED_BY
+from projections.store.loader import QUARANTINED_BY
 from projections.store.rows import Values, moment
 from projections.store.upsert_sql import Target
 
@@ -44,10 +44,10 @@ async def ensure_positions(connection: asyncpg.Connection | asyncpg.Pool, partit
 
 async def write(
     connection: asyncpg.Connection,
-    working: WorkingSet,
+    working: UnitOfWork,
     admission: Admission,
     advanced: Sequence[Advanced],
-    floors: Mapping[int, int],
+    checkpoints: Mapping[int, int],
     *,
     published: Mapping[int, int] | None = None,
 ) -> None:
@@ -79,15 +79,15 @@ async def write(
         await _copy(connection, "transaction_versions", rows.VERSION_COLUMNS, rows.versions_copied(working.versions))
     else:
         small.append((upsert_sql.VERSIONS, map(rows.version_values, working.versions)))
-    small += _few(working, admission, advanced, floors, published or {})
+    small += _few(working, admission, advanced, checkpoints, published or {})
     await _in_one_statement(connection, small)
 
 
 def _few(
-    working: WorkingSet,
+    working: UnitOfWork,
     admission: Admission,
     advanced: Sequence[Advanced],
-    floors: Mapping[int, int],
+    checkpoints: Mapping[int, int],
     published: Mapping[int, int],
 ) -> list[tuple[Target, Iterable[Values]]]:
     """The tables of which a batch touches few rows."""
@@ -110,8 +110,8 @@ def _few(
         (upsert_sql.ACCOUNT_VERSIONS, map(rows.account_version_values, working.account_versions)),
         (upsert_sql.LINKS, map(rows.link_values, _last(working.links))),
         (upsert_sql.REVIEWS, map(rows.review_values, working.changed_reviews.values())),
-        (upsert_sql.NEW_PARTS, new_parts),
-        (upsert_sql.OLD_PARTS, old_parts),
+        (upsert_sql.NEW_CHUNKS, new_parts),
+        (upsert_sql.OLD_CHUNKS, old_parts),
         (
             upsert_sql.WITHHELD,
             [
@@ -124,27 +124,34 @@ def _few(
             [(freed.head.item_id, freed.received.partition, freed.received.offset) for freed in admission.freed],
         ),
         (
-            upsert_sql.PARKINGS,
+            upsert_sql.QUARANTINES,
             [
-                (parked.item_id, parked.first_offset, parked.partition, parked.reason, PARKED_BY, parked.redrive)
-                for parked in admission.parkings
+                (
+                    quarantined.item_id,
+                    quarantined.first_offset,
+                    quarantined.partition,
+                    quarantined.reason,
+                    QUARANTINED_BY,
+                    quarantined.redrive,
+                )
+                for quarantined in admission.quarantines
             ],
         ),
         (
             upsert_sql.ENDED,
-            [(ended.item_id, ended.first_offset, PARKED_BY, ended.redrive) for ended in admission.ended],
+            [(ended.item_id, ended.first_offset, QUARANTINED_BY, ended.redrive) for ended in admission.ended],
         ),
         (upsert_sql.POSITIONS, [(at.partition, at.position, at.checksum, moment(at.known_at)) for at in advanced]),
-        (upsert_sql.FLOORS, list(floors.items())),
+        (upsert_sql.CHECKPOINTS, list(checkpoints.items())),
     ]
 
 
-def _last(links: Iterable[IdentityLink]) -> Iterable[IdentityLink]:
+def _last(links: Iterable[TransactionMatch]) -> Iterable[TransactionMatch]:
     """The last one of each Plaid id: one statement cannot write a row twice."""
     return {(one.item_id, one.transaction_id): one for one in links}.values()
 
 
-def _parts(working: WorkingSet) -> tuple[list[Values], list[Values]]:
+def _parts(working: UnitOfWork) -> tuple[list[Values], list[Values]]:
     new: list[Values] = []
     old: list[Values] = []
     for item in working.items.values():
@@ -187,7 +194,7 @@ async def _chunks(copied: Iterator[bytes]) -> AsyncIterator[bytes]:
     yield b"".join(gathered)
 
 
-_HANDED_ON = "UPDATE transactions SET chained = false WHERE own_id = ANY($1::bytea[]) AND chained"
+_HANDED_ON = "UPDATE transactions SET own_id_inherited = false WHERE own_id = ANY($1::bytea[]) AND own_id_inherited"
 
 _POSITIONS = """
 INSERT INTO positions (partition, position) SELECT number, 0 FROM generate_series(0, $1::int - 1) AS number

@@ -65,7 +65,7 @@ async def full_digest(connection: asyncpg.Connection) -> str:
 
 
 async def ledger_problems(connection: asyncpg.Connection) -> list[str]:
-    """What is wrong with the ledger, in words; empty where every invariant of it holds."""
+    """What is wrong with the ledger, in payload; empty where every invariant of it holds."""
     problems: list[str] = []
     for invariant in LEDGER:
         row = await connection.fetchrow(invariant.query)

@@ -78,12 +78,12 @@ _LEGS = Invariant(
     """
 SELECT format('own id %s', encode(t.own_id, 'hex'))
   FROM transactions t
-  LEFT JOIN ledger_transfers l ON l.own_id = t.own_id AND l.number > t.transfers - t.legs
+  LEFT JOIN ledger_transfers l ON l.own_id = t.own_id AND l.number > t.transfers - t.active_transfers
   LEFT JOIN ledger_accounts bank ON bank.kind = 'bank' AND bank.reference = t.account_id
         AND bank.currency = t.currency AND bank.user_number = t.user_number
  WHERE t.removed_at IS NULL AND t.review IS NULL
  GROUP BY t.own_id
-HAVING t.legs < 1 OR count(l.number) <> t.legs
+HAVING t.active_transfers < 1 OR count(l.number) <> t.active_transfers
     OR bool_or(l.reverses IS NOT NULL OR l.effective IS DISTINCT FROM t.date
                OR l.layer IS DISTINCT FROM CASE WHEN t.pending THEN 'pending' ELSE 'posted' END)
     OR sum(CASE bank.id WHEN l.credit THEN l.amount WHEN l.debit THEN -l.amount END)
@@ -95,7 +95,7 @@ _NO_LEGS = Invariant(
     "SELECT count(*) FROM transactions WHERE removed_at IS NOT NULL OR review IS NOT NULL",
     """
 SELECT format('own id %s', encode(own_id, 'hex')) FROM transactions
- WHERE (removed_at IS NOT NULL OR review IS NOT NULL) AND legs <> 0""",
+ WHERE (removed_at IS NOT NULL OR review IS NOT NULL) AND active_transfers <> 0""",
 )
 
 _REVERSED = Invariant(
@@ -116,7 +116,7 @@ SELECT format('transfer %s.%s', encode(own_id, 'hex'), reverses) FROM ledger_tra
 SELECT format('transfer %s.%s', encode(l.own_id, 'hex'), l.number)
   FROM transactions t JOIN ledger_transfers l USING (own_id)
   LEFT JOIN ledger_transfers r ON r.own_id = l.own_id AND r.reverses = l.number
- WHERE l.reverses IS NULL AND l.number <= t.transfers - t.legs AND r.number IS NULL""",
+ WHERE l.reverses IS NULL AND l.number <= t.transfers - t.active_transfers AND r.number IS NULL""",
 )
 
 _VERSIONED = Invariant(
@@ -149,10 +149,10 @@ SELECT format('account %s of item %s', account_id, item_id)
 
 _LINKED = Invariant(
     "links_point_to_transactions",
-    "SELECT count(*) FROM identity_links",
+    "SELECT count(*) FROM transaction_matches",
     """
 SELECT format('link %s %s', i.item_id, i.transaction_id)
-  FROM identity_links i LEFT JOIN transactions t ON t.own_id = i.own_id
+  FROM transaction_matches i LEFT JOIN transactions t ON t.own_id = i.own_id
  WHERE t.own_id IS NULL OR t.user_number <> i.user_number""",
 )
 

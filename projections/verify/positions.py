@@ -1,4 +1,4 @@
-"""What Postgres keeps of the log, as of one moment: positions, heads, floors. Shell."""
+"""What Postgres keeps of the log, as of one moment: positions, heads, checkpoints. Shell."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -18,7 +18,7 @@ TOPIC_OF = {PROJECTIONS: CHANGESETS, FOLLOWER: CHANGESETS, "mark_due": WEBHOOKS}
 
 class Kept(NamedTuple):
     """Shape: `positions` by reader and partition; `heads` and `items` by Item, as the follower and the projections
-    have them; `floors` by partition. `held`: topics and partitions that are being filled again. `registered`:
+    have them; `checkpoints` by partition. `held`: topics and partitions that are being filled again. `registered`:
     of each registry that was asked, its ids to catalogue numbers. `waiting`: Items of which records are withheld.
     `erased`: users without key.
     """
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
     positions: Mapping[str, Mapping[int, Position]]
     heads: Mapping[str, Standing]
     items: Mapping[str, Standing]
-    floors: Mapping[int, int]
+    checkpoints: Mapping[int, int]
     held: frozenset[tuple[str, int]]
     registered: tuple[Mapping[int, int], ...]
     waiting: frozenset[str]
@@ -49,7 +49,7 @@ async def load(connection: asyncpg.Connection) -> Kept:
         positions,
         {row["item_id"]: _standing(row) for row in await connection.fetch(_HEADS)},
         {row["item_id"]: _standing(row) for row in await connection.fetch(_ITEMS)},
-        {row["partition"]: row["published"] for row in await connection.fetch(_FLOORS)},
+        {row["partition"]: row["published"] for row in await connection.fetch(_CHECKPOINTS)},
         frozenset((row["topic"], row["partition"]) for row in await connection.fetch(_HELD)),
         await _registered(connection),
         frozenset(row["item_id"] for row in await connection.fetch(_WAITING)),
@@ -82,13 +82,13 @@ _HEADS = "SELECT item_id, head, head_offset, user_number, partition, unlinked FR
 
 _ITEMS = "SELECT item_id, head, head_offset, user_number, partition, unlinked FROM items WHERE head IS NOT NULL"
 
-_FLOORS = "SELECT partition, published FROM tartan.floors"
+_CHECKPOINTS = "SELECT partition, published FROM tartan.published_checkpoints"
 
 _HELD = "SELECT topic, partition FROM tartan.held_topics"
 
 _REGISTERED = "SELECT registry, id, schema FROM tartan.registry_ids"
 
 _WAITING = """
-SELECT item_id FROM withheld UNION SELECT item_id FROM tartan.parkings WHERE redrive_offset IS NULL"""
+SELECT item_id FROM withheld UNION SELECT item_id FROM tartan.quarantines WHERE redrive_offset IS NULL"""
 
 _ERASED = "SELECT user_number FROM tartan.user_keys WHERE state = 'destroyed'"

@@ -110,8 +110,10 @@ def _positions(kept: Kept, log: _Log) -> Finding:
             where = f"{reader}, {TOPIC_OF[reader].name} {number}: position {at.next}"
             found.count(f"{where}, the log is {span.start} to {span.end}", holds=span.start <= at.next <= span.end)
     folded = kept.ends(PROJECTIONS)
-    for number, floor in kept.floors.items():
-        found.count(f"floor of {number}: {floor} above the position", holds=floor <= folded.get(number, 0))
+    for number, checkpoint in kept.checkpoints.items():
+        found.count(
+            f"checkpoint of {number}: {checkpoint} above the position", holds=checkpoint <= folded.get(number, 0)
+        )
     return found
 
 

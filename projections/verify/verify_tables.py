@@ -78,7 +78,7 @@ def totals(found: Mapping[str, Finding]) -> dict[str, Any]:
 
 
 async def _rows(connection: asyncpg.Connection) -> dict[str, Finding]:
-    """Each row's columns against the bank's words, and its last transfers against words and user fields."""
+    """Each row's columns against the bank's payload, and its last transfers against payload and user fields."""
     columns, postings, book = Finding(), Finding(), Book()
     async for record in connection.cursor(_ROWS, prefetch=ROWS_AT_ONCE):
         what = f"own id {record['own_id'].hex()}"
@@ -102,9 +102,9 @@ def _row(record: asyncpg.Record) -> Row:
         record["item_id"],
         record["user_number"],
         record["transaction_id"],
-        record["chained"],
-        record["words"],
-        record["words_schema"],
+        record["own_id_inherited"],
+        record["payload"],
+        record["payload_schema"],
         None,
         ledger.NOTHING,
         0,
@@ -150,13 +150,13 @@ async def _events(connection: asyncpg.Connection) -> dict[str, Finding]:
 
 
 _ROWS = f"""
-SELECT t.own_id, t.item_id, t.user_number, t.transaction_id, t.chained, t.words, t.words_schema, t.removed_at,
+SELECT t.own_id, t.item_id, t.user_number, t.transaction_id, t.own_id_inherited, t.payload, t.payload_schema, t.removed_at,
        t.user_fields, t.review,
        {", ".join(f't."{name}"' for name in transaction.COLUMNS)}, l.debits, l.credits, l.amounts
   FROM transactions t LEFT JOIN LATERAL (
        SELECT array_agg(debit ORDER BY number) AS debits, array_agg(credit ORDER BY number) AS credits,
               array_agg(amount ORDER BY number) AS amounts
-         FROM ledger_transfers l WHERE l.own_id = t.own_id AND l.number > t.transfers - t.legs) l ON true"""
+         FROM ledger_transfers l WHERE l.own_id = t.own_id AND l.number > t.transfers - t.active_transfers) l ON true"""
 
 # Transfers of no transaction: those of openings.
 _UNNAMED = f"""

@@ -100,7 +100,7 @@ def _by_digest(row: asyncpg.Record, found: Mapping["_Lane", list[Received]], kep
 def _is_acknowledged(row: asyncpg.Record, lane: "_Lane", kept: Kept) -> bool:
     """Whether all that a changeset has published was taken by its topic. One that is being filled again has not yet."""
     held = (lane.lane.topic.name, lane.lane.partition) in kept.held
-    return not held and row["source_offset"] < kept.floors.get(row["partition"], 0)
+    return not held and row["source_offset"] < kept.checkpoints.get(row["partition"], 0)
 
 
 class _Lane:

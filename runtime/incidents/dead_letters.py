@@ -60,11 +60,11 @@ class Kept(NamedTuple):
     reason: str
     attempts: int
     code_version: str
-    parked_at: datetime
+    quarantined_at: datetime
     published_at: datetime | None
     redriven_at: datetime | None
     value_bytes: int
-    is_parked: bool
+    is_quarantined: bool
 
 
 async def put(connection: asyncpg.Connection, letters: Sequence[Letter]) -> None:
@@ -124,7 +124,7 @@ async def purge(
 ) -> list[int]:
     """Delete letters that are older than `before`, or the one with this number. Gives their numbers.
 
-    A letter whose Item is still parked stays, unless it is named by its number.
+    A letter whose Item is still quarantined stays, unless it is named by its number.
     """
     rows = await connection.fetch(_TO_PURGE if dry_run else _PURGE, before, number)
     return sorted(row["dead_letter"] for row in rows)
@@ -210,7 +210,7 @@ _AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 _COLUMNS = "stage, topic, partition, source_offset, item_id, key, value, reason, attempts, code_version"
 
 _PUT = f"""
-INSERT INTO tartan.dead_letters ({_COLUMNS}, parked_at)
+INSERT INTO tartan.dead_letters ({_COLUMNS}, quarantined_at)
 SELECT *, tartan.clock()
   FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[], $6::bytea[], $7::bytea[], $8::text[],
               $9::int[], $10::text[])
@@ -223,7 +223,7 @@ WITH again AS (
        SET attempts = attempts + $9::int, reason = $8::text, code_version = $10::text, published_at = NULL
      WHERE stage = $1::text AND topic = $2::text AND partition = $3::int AND item_id = $5::text
        AND source_offset IS NULL AND redriven_at IS NULL RETURNING 1)
-INSERT INTO tartan.dead_letters ({_COLUMNS}, parked_at)
+INSERT INTO tartan.dead_letters ({_COLUMNS}, quarantined_at)
 SELECT $1, $2, $3, $4::bigint, $5, $6::bytea, $7::bytea, $8, $9, $10, tartan.clock()
  WHERE NOT EXISTS (SELECT FROM again)"""
 
@@ -233,20 +233,22 @@ UPDATE tartan.dead_letters d SET redriven_at = tartan.clock()
  WHERE d.item_id = r.item_id AND d.stage = $1 AND d.redriven_at IS NULL
    AND (d.source_offset IS NULL OR d.source_offset < r.redrive)"""
 
-# The parkings, not the letters: a purge of letters must not let a broken deploy go on. They are few, and are counted
-# only by a batch that parks.
+# The quarantines, not the letters: a purge of letters must not let a broken deploy go on. They are few, and are counted
+# only by a batch that quarantines.
 _RATE = """
-SELECT count(*) FROM tartan.parkings k
- WHERE k.reader = $1 AND k.parked_at > tartan.clock() - make_interval(secs => $2)
+SELECT count(*) FROM tartan.quarantines k
+ WHERE k.reader = $1 AND k.quarantined_at > tartan.clock() - make_interval(secs => $2)
    AND k.reason NOT LIKE 'operator: %'
-   AND NOT EXISTS (SELECT FROM tartan.parkings before
+   AND NOT EXISTS (SELECT FROM tartan.quarantines before
                     WHERE before.item_id = k.item_id AND before.redrive_offset = k.first_offset)"""
 
-_IS_PARKED = """EXISTS (SELECT FROM tartan.parkings k WHERE k.item_id = d.item_id AND k.redrive_offset IS NULL)"""
+_IS_QUARANTINED = (
+    """EXISTS (SELECT FROM tartan.quarantines k WHERE k.item_id = d.item_id AND k.redrive_offset IS NULL)"""
+)
 
 _KEPT = f"""
 SELECT d.dead_letter, d.stage, d.topic, d.partition, d.source_offset, d.item_id, d.reason, d.attempts, d.code_version,
-       d.parked_at, d.published_at, d.redriven_at, coalesce(octet_length(d.value), 0), {_IS_PARKED}"""
+       d.quarantined_at, d.published_at, d.redriven_at, coalesce(octet_length(d.value), 0), {_IS_QUARANTINED}"""
 
 _LIST = f"""{_KEPT}
   FROM tartan.dead_letters d
@@ -256,7 +258,7 @@ _LIST = f"""{_KEPT}
 
 _LETTER = f"{_KEPT}, d.key, d.value FROM tartan.dead_letters d WHERE d.dead_letter = $1"
 
-_PURGED = f"(d.dead_letter = $2::bigint OR ($2::bigint IS NULL AND d.parked_at < $1::timestamptz AND NOT {_IS_PARKED}))"
+_PURGED = f"(d.dead_letter = $2::bigint OR ($2::bigint IS NULL AND d.quarantined_at < $1::timestamptz AND NOT {_IS_QUARANTINED}))"
 
 _PURGE = f"DELETE FROM tartan.dead_letters d WHERE {_PURGED} RETURNING d.dead_letter"
 
@@ -265,7 +267,7 @@ _TO_PURGE = f"SELECT d.dead_letter FROM tartan.dead_letters d WHERE {_PURGED}"
 # Locked rows are being published by another process.
 _UNPUBLISHED = """
 SELECT dead_letter, stage, topic, partition, source_offset, item_id, reason, attempts, code_version, key, value,
-       (extract(epoch FROM parked_at) * 1000000)::bigint AS at
+       (extract(epoch FROM quarantined_at) * 1000000)::bigint AS at
   FROM tartan.dead_letters WHERE published_at IS NULL ORDER BY dead_letter LIMIT $1 FOR UPDATE SKIP LOCKED"""
 
 _PUBLISHED = "UPDATE tartan.dead_letters SET published_at = tartan.clock() WHERE dead_letter = ANY($1::bigint[])"

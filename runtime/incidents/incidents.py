@@ -14,7 +14,12 @@ from msgspec import Struct
 from runtime.plaid.models import OUTAGE_CODES
 from runtime.scheduler.types import CURSOR_LOST, Claimed, Released
 
-SYNC_FAILING, ITEM_PARKED, ITEM_REFUSED, ITEM_GONE = "sync_failing", "item_parked", "item_refused", "item_gone"
+SYNC_FAILING, ITEM_QUARANTINED, ITEM_REFUSED, ITEM_GONE = (
+    "sync_failing",
+    "item_quarantined",
+    "item_refused",
+    "item_gone",
+)
 INSTITUTION_DOWN, RATE_LIMITED, TOO_MANY_GONE = "institution_down", "rate_limited", "too_many_gone"
 REMOVALS_WITHHELD, WEBHOOKS_MISSED, DEAD_LETTERS = "removals_withheld", "webhooks_missed", "dead_letters"
 BALANCE_GAP = "balance_gap"
@@ -45,8 +50,8 @@ KINDS: dict[str, Kind] = {
         "It is tried again by itself, in hours. `tartan items show` has the last errors; where they are no outage of "
         "Plaid's, mend the reason and ask for a sync.",
     ),
-    ITEM_PARKED: Kind(
-        "An Item is parked: one of its records or updates cannot be processed",
+    ITEM_QUARANTINED: Kind(
+        "An Item is quarantined: one of its records or updates cannot be processed",
         "Item",
         "See the reason with `tartan dead-letters list`; deploy the mended code, then `tartan items redrive`.",
     ),
@@ -105,12 +110,12 @@ KINDS: dict[str, Kind] = {
 
 _UNKNOWN = Kind("An incident", "subject", "See `tartan queue`.")
 
-_OF_STOPPED = {"parked": ITEM_PARKED, "refused": ITEM_REFUSED, "gone": ITEM_GONE}
+_OF_STOPPED = {"quarantined": ITEM_QUARANTINED, "refused": ITEM_REFUSED, "gone": ITEM_GONE}
 _CLIENT = "client"
 _SUSPECTED = "too_many_gone"
 """Code of a pass whose Item Plaid called gone, and was not believed."""
 _OF_PASS = (SYNC_FAILING, ITEM_REFUSED, ITEM_GONE)
-"""What a pass ends. A parking is ended by its redrive alone: `settle` sees that."""
+"""What a pass ends. A item_quarantine is ended by its redrive alone: `settle` sees that."""
 _LIMITED = "RATE_LIMIT_EXCEEDED"
 
 
@@ -148,7 +153,7 @@ async def over_all(connection: asyncpg.Connection, kinds: Collection[str], subje
     await connection.execute(_OVER, list(kinds), subject)
 
 
-async def after_pass(connection: asyncpg.Connection, claimed: Claimed, result: Released) -> None:
+async def after_sync_run(connection: asyncpg.Connection, claimed: Claimed, result: Released) -> None:
     """Open or close what a pass over an Item says of it.
 
     Idempotence: every call with the same outcome is one sight more of the same incident.
@@ -156,7 +161,7 @@ async def after_pass(connection: asyncpg.Connection, claimed: Claimed, result: R
     if (result.error or {}).get("code") == _SUSPECTED:
         await seen(connection, TOO_MANY_GONE, _CLIENT, _error_text(result))
     now = _kind_of(claimed, result)
-    if now is not None and now != ITEM_PARKED:  # who parks an Item opens that, with the parking
+    if now is not None and now != ITEM_QUARANTINED:  # who quarantines an Item opens that, with the item_quarantine
         await seen(connection, now, claimed.item_id, _error_text(result))
     if result.stopped is None and (result.outcome == "failed" or result.attempts):
         return  # nothing is over while attempts fail, or wait for a quota
@@ -169,7 +174,7 @@ async def settle(connection: asyncpg.Connection) -> int:
     Items that have gone on, are unlinked, redriven or erased since; a client none of whose Items is suspected to be
     gone any more; a reader that has not stopped again.
     """
-    kinds = (SYNC_FAILING, ITEM_PARKED, ITEM_REFUSED, ITEM_GONE, REMOVALS_WITHHELD)
+    kinds = (SYNC_FAILING, ITEM_QUARANTINED, ITEM_REFUSED, ITEM_GONE, REMOVALS_WITHHELD)
     rows = await connection.fetch(_SETTLE, *kinds)
     rows += await connection.fetch(_SETTLE_CLIENT, TOO_MANY_GONE, _SUSPECTED)
     rows += await connection.fetch(_SETTLE_QUIET, DEAD_LETTERS, QUIET_S)
@@ -237,15 +242,15 @@ _OVER = """
     WHERE kind = ANY($1::text[]) AND subject = $2 AND closed_at IS NULL"""
 
 # What a pass writes first: sync_state, then the incident. This reads the one and writes the other, so neither waits.
-# A parking by the projections leaves sync_state as it is: only its redrive ends it.
+# A item_quarantine by the projections leaves sync_state as it is: only its redrive ends it.
 _SETTLE = """
     UPDATE tartan.incidents i SET closed_at = tartan.clock()
     WHERE i.closed_at IS NULL AND i.kind IN ($1, $2, $3, $4, $5) AND NOT EXISTS (
         SELECT FROM tartan.sync_state s
         WHERE s.item_id = i.subject AND s.stopped IS DISTINCT FROM 'unlinked' AND CASE i.kind
             WHEN $1 THEN s.stopped IS NULL AND s.attempts > 0
-            WHEN $2 THEN s.stopped = 'parked' OR EXISTS (
-                SELECT FROM tartan.parkings k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL)
+            WHEN $2 THEN s.stopped = 'quarantined' OR EXISTS (
+                SELECT FROM tartan.quarantines k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL)
             WHEN $3 THEN s.stopped = 'refused'
             WHEN $4 THEN s.stopped = 'gone'
             ELSE true END)

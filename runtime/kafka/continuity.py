@@ -1,4 +1,4 @@
-"""The log's witness: the record before a reader's position is read again, so a log that was truncated, re-created
+"""The log's continuity: the record before a reader's position is read again, so a log that was truncated, re-created
 or restored is noticed and never skipped over.
 
 aiokafka knows no topic ids (FAUST.md), so the log itself is asked: is what this reader has read still there?
@@ -40,7 +40,7 @@ def checksum(value: bytes) -> bytes:
     return hashlib.sha256(value).digest()
 
 
-class Witness:
+class LogContinuity:
     """Compares a reader's kept positions with the log."""
 
     def __init__(self, log: Log, *, topic: str, reader: str, load: Load) -> None:
@@ -60,7 +60,7 @@ class Witness:
             except Retry:
                 if not tries_left:
                     raise
-                metrics.RETRIES.labels(self._reader, "witness").inc()
+                metrics.RETRIES.labels(self._reader, "continuity").inc()
                 await asyncio.sleep(WAIT_S)
             else:
                 return {number: known[number].next if number in known else 0 for number in partitions}

@@ -12,7 +12,7 @@ import asyncpg
 
 from runtime.kafka.clients import Appended
 from runtime.scheduler.item_status import Standing
-from runtime.scheduler.leases import FOLLOWER, PARKING
+from runtime.scheduler.leases import FOLLOWER, QUARANTINE
 from runtime.users.commands import About, FreeRecords, Said
 from schemas.encoding import catalogue, codec
 from schemas.errors import Quarantine
@@ -31,7 +31,7 @@ class Outcome(StrEnum):
     """What came of an operator's record. `appended`: it is in the log, and nobody has read it yet."""
 
     DONE = "done"
-    FAILED_AGAIN = "parked_again"
+    FAILED_AGAIN = "quarantined_again"
     APPENDED = "appended"
 
 
@@ -45,9 +45,9 @@ def decision(item: Standing, *, approve: bool, by: str) -> Said:
 
     Raises: Quarantine, where none wait.
     """
-    if not item.missing_rows or item.missing_since is None:
+    if not item.missing_rows or item.missing_changeset_id is None:
         raise Quarantine(f"item {item.item_id} has no removals that wait for a decision")
-    made = Decision(item.missing_since, APPROVE_REMOVALS if approve else REJECT_REMOVALS, by)
+    made = Decision(item.missing_changeset_id, APPROVE_REMOVALS if approve else REJECT_REMOVALS, by)
     return Said(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(made))])
 
 
@@ -79,13 +79,13 @@ async def is_read(connection: asyncpg.Connection, at: Appended, *, within_s: flo
     return True
 
 
-async def park(connection: asyncpg.Connection, item: Standing, *, reason: str) -> bool:
-    """Set an Item aside until it is redriven; False where it is parked already.
+async def quarantine(connection: asyncpg.Connection, item: Standing, *, reason: str) -> bool:
+    """Set an Item aside until it is redriven; False where it is quarantined already.
 
     A pass that is under way ends as it would have; nothing is claimed afterwards, but an unlink.
     """
     async with connection.transaction():
-        done = await connection.fetchval(_PARK, item.item_id, f"operator: {reason}"[:REASON_CHARACTERS_MAX])
+        done = await connection.fetchval(_QUARANTINE, item.item_id, f"operator: {reason}"[:REASON_CHARACTERS_MAX])
         if done:
             await connection.execute(_STOP, item.item_id)
     return bool(done)
@@ -97,12 +97,14 @@ _IS_READ = f"""
        AND coalesce((SELECT position FROM tartan.positions WHERE reader = '{FOLLOWER}' AND partition = $1), 0) > $2"""
 
 # One that is open stays as it is, with its reason.
-_PARK = f"""
+_QUARANTINE = f"""
     WITH held AS (
         SELECT item_id, partition FROM tartan.sync_state
         WHERE item_id = $1
-          AND NOT EXISTS (SELECT FROM tartan.parkings WHERE item_id = $1 AND redrive_offset IS NULL)
+          AND NOT EXISTS (SELECT FROM tartan.quarantines WHERE item_id = $1 AND redrive_offset IS NULL)
     )
-    {PARKING} WHERE k.redrive_offset IS NOT NULL RETURNING true"""
+    {QUARANTINE} WHERE k.redrive_offset IS NOT NULL RETURNING true"""
 
-_STOP = "UPDATE tartan.sync_state SET stopped = 'parked' WHERE item_id = $1 AND stopped IS DISTINCT FROM 'unlinked'"
+_STOP = (
+    "UPDATE tartan.sync_state SET stopped = 'quarantined' WHERE item_id = $1 AND stopped IS DISTINCT FROM 'unlinked'"
+)

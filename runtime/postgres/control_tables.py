@@ -1,7 +1,7 @@
 """Tables of schema `tartan`: what is primary or operational. What is derived lives in projections.store.tables.
 
-Primary: users, user_keys, credentials, parkings. Operational: sync_state, hints, repeats, heads, positions,
-sync_attempts, reconciliations, discrepancies. Locks are taken in the order positions, users, user_keys, credentials,
+Primary: users, user_keys, credentials, quarantines. Operational: sync_state, hints, repeats, heads, positions,
+sync_runs, reconciliations, discrepancies. Locks are taken in the order positions, users, user_keys, credentials,
 sync_state, hints, heads.
 """
 
@@ -113,7 +113,7 @@ sync_state = Table(
     Column("history_incomplete", Boolean, nullable=False, server_default="false"),
     _moment("refreshed_at"),  # when Plaid was last told to ask the bank
     _moment("bank_updated_at"),  # /item/get: when Plaid last read the bank with success
-    _moment("bank_seen_at"),  # when /item/get was last asked
+    _moment("bank_observed_at"),  # when /item/get was last asked
     _moment("swept_at"),  # when webhooks were last compared with what Plaid says it sent
     _moment("last_webhook_at"),
     _moment("last_synced_at"),
@@ -122,7 +122,7 @@ sync_state = Table(
     Column(
         "stopped",
         Text,
-        comment="why nothing is scheduled: login_required, revoked, gone, refused, parked, erased, unlinked",
+        comment="why nothing is scheduled: login_required, revoked, gone, refused, quarantined, erased, unlinked",
     ),
     _moment("created_at", nullable=False, now=True),
     # The claim: within each tenant, each lane by age. Whatever holds an Item back (a rate limit, a bank that is down)
@@ -155,8 +155,8 @@ repeats = Table(
     "repeats",
     metadata,
     Column("key", LargeBinary, primary_key=True, comment="SHA-256 of key id, iat and body hash"),
-    _moment("seen_at", nullable=False),
-    Index("repeats_seen_at", "seen_at"),  # purge after 24 h
+    _moment("observed_at", nullable=False),
+    Index("repeats_observed_at", "observed_at"),  # purge after 24 h
 )
 
 heads = Table(
@@ -192,8 +192,8 @@ positions = Table(
     Column("last_checksum", LargeBinary, comment="SHA-256 of the value before it"),
 )
 
-floors = Table(
-    "floors",
+published_checkpoints = Table(
+    "published_checkpoints",
     metadata,
     Column("partition", Integer, primary_key=True),
     Column(
@@ -211,8 +211,8 @@ held_topics = Table(
     Column("first_offset", BigInteger, comment="in the topic: where the filling began; null until it did"),
 )
 
-parkings = Table(
-    "parkings",
+quarantines = Table(
+    "quarantines",
     metadata,
     Column("item_id", Text, primary_key=True),
     Column("first_offset", BigInteger, primary_key=True, comment="-1: streams could not make a record"),
@@ -220,13 +220,13 @@ parkings = Table(
     Column("redrive_offset", BigInteger),
     Column("reason", Text, nullable=False),
     Column("reader", Text, nullable=False),
-    _moment("parked_at", nullable=False, now=True),
+    _moment("quarantined_at", nullable=False, now=True),
 )
 
-sync_attempts = Table(
-    "sync_attempts",
+sync_runs = Table(
+    "sync_runs",
     metadata,
-    Column("attempt", BigInteger, primary_key=True, autoincrement=True),
+    Column("run", BigInteger, primary_key=True, autoincrement=True),
     Column("item_id", Text, nullable=False),
     _moment("started_at", nullable=False),
     Column("duration_s", Double, nullable=False),
@@ -244,20 +244,20 @@ sync_attempts = Table(
         "generation", BigInteger, nullable=False, server_default="0", comment="of the mark that the pass dealt with"
     ),
     Column("changeset_offset", BigInteger, comment="of the last record appended, in the partition of the Item"),
-    Index("sync_attempts_item", "item_id", "attempt"),  # an Item's history
-    Index("sync_attempts_failed", "attempt", postgresql_where=text("outcome = 'failed'")),  # queue status: the last 50
+    Index("sync_runs_item", "item_id", "run"),  # an Item's history
+    Index("sync_runs_failed", "run", postgresql_where=text("outcome = 'failed'")),  # queue status: the last 50
     # leases.gone_lately: removals that were believed without Plaid's word.
-    Index("sync_attempts_unlinked", "started_at", postgresql_where=text("outcome = 'unlinked'")),
+    Index("sync_runs_unlinked", "started_at", postgresql_where=text("outcome = 'unlinked'")),
 )
 
-buckets = Table(
-    "buckets",
+rate_limit_buckets = Table(
+    "rate_limit_buckets",
     metadata,
     # Plaid's quotas, shared by all workers. One number a bucket: when it would be full again (GCRA).
     Column("endpoint", Text, primary_key=True, comment="Plaid's path without slashes at its start: transactions/sync"),
     Column("item_id", Text, primary_key=True, comment="empty: the client's bucket"),
-    Column("full_at", DateTime(timezone=True), nullable=False, comment="GCRA's theoretical arrival time"),
-    Index("buckets_full_at", "full_at"),  # purge of what is full again
+    Column("tat", DateTime(timezone=True), nullable=False, comment="GCRA's theoretical arrival time"),
+    Index("rate_limit_buckets_tat", "tat"),  # purge of what is full again
 )
 
 breakers = Table(
@@ -359,7 +359,7 @@ dead_letters = Table(
     Column("reason", Text, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="1"),
     Column("code_version", Text, nullable=False),
-    _moment("parked_at", nullable=False, now=True),
+    _moment("quarantined_at", nullable=False, now=True),
     _moment("published_at"),  # on the topic dead-letters
     _moment("redriven_at"),
     # One letter a record, however often it is read; an update of an Item without a record has one open letter.
@@ -373,7 +373,7 @@ dead_letters = Table(
     ),
     Index("dead_letters_item", "item_id"),  # a redrive closes an Item's letters
     Index("dead_letters_unpublished", "dead_letter", postgresql_where=text("published_at IS NULL")),
-    Index("dead_letters_parked_at", "parked_at"),  # the rate that stops a consumer; purge
+    Index("dead_letters_quarantined_at", "quarantined_at"),  # the rate that stops a consumer; purge
 )
 
 rebuilds = Table(
@@ -382,7 +382,7 @@ rebuilds = Table(
     Column("number", Integer, primary_key=True, autoincrement=False, comment="of the version that it makes"),
     Column("fold", Integer, nullable=False),
     Column("state", Text, nullable=False, comment="loading, loaded, live, old, dropped"),
-    Column("floors", JSONB, nullable=False, comment="by partition: below this offset encoded events are not kept"),
+    Column("checkpoints", JSONB, nullable=False, comment="by partition: below this offset encoded events are not kept"),
     _moment("started_at", nullable=False),
     _moment("loaded_at"),
     _moment("swapped_at"),

@@ -10,7 +10,7 @@ from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 
 CONTROL_SCHEMA = "tartan"
-"""Schema of what is primary or operational: users and keys, tokens, sync_state, heads, positions, parkings."""
+"""Schema of what is primary or operational: users and keys, tokens, sync_state, heads, positions, quarantines."""
 
 LIVE_SCHEMA = "projection"
 """Schema of the derived tables that readers see and whose events are published."""

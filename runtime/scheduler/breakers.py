@@ -187,7 +187,7 @@ _CLOSE = """
     UPDATE tartan.breakers SET failures = 0, trips = 0, open_until = NULL, changed_at = tartan.clock()
     WHERE institution_id = $1 AND changed_at = $2 RETURNING institution_id"""
 
-# A parked Item is passed over by the claim, and so here; one that is not due waits an hour or more for its bank.
+# A quarantined Item is passed over by the claim, and so here; one that is not due waits an hour or more for its bank.
 _PROBE = """
     WITH over AS (
         SELECT institution_id FROM tartan.breakers WHERE open_until <= tartan.clock()
@@ -203,7 +203,7 @@ _PROBE = """
               AND s.stopped IS DISTINCT FROM 'unlinked'
               AND (s.due_at <= tartan.clock() OR s.last_error->>'code' = ANY($3::text[]) AND s.due_at IS NOT NULL)
               AND (s.unlink_requested OR NOT EXISTS (
-                  SELECT FROM tartan.parkings k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL))
+                  SELECT FROM tartan.quarantines k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL))
             ORDER BY s.last_attempt_at NULLS FIRST, s.item_id LIMIT 1 FOR UPDATE SKIP LOCKED) one
     )
     UPDATE tartan.sync_state s SET not_before = NULL, due_at = least(s.due_at, tartan.clock())

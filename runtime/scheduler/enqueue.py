@@ -231,13 +231,13 @@ _MARK_MANY = """
     )
     SELECT count(*) FROM marked"""
 
-# A redrive ends the wait of a parked Item; another record that was skipped ends nothing that holds an Item back.
+# A redrive ends the wait of a quarantined Item; another record that was skipped ends nothing that holds an Item back.
 _MARK_AGAIN = """
     WITH locked AS (SELECT item_id FROM tartan.sync_state WHERE item_id = ANY($1) ORDER BY item_id FOR UPDATE)
     UPDATE tartan.sync_state s
     SET generation = s.generation + 1, due_at = least(s.due_at, tartan.clock()), cause = $2::text::jsonb,
         not_before = CASE WHEN s.item_id = ANY($3) THEN NULL ELSE s.not_before END,
-        stopped = CASE WHEN s.stopped = 'parked' THEN NULL ELSE s.stopped END
+        stopped = CASE WHEN s.stopped = 'quarantined' THEN NULL ELSE s.stopped END
     FROM locked WHERE s.item_id = locked.item_id AND s.stopped IS DISTINCT FROM 'unlinked'"""
 
 _MARK_SWEEP = """
@@ -282,9 +282,9 @@ _MARK_SCHEDULED = """
 
 _PURGE_REPEATS = f"""
     DELETE FROM tartan.repeats WHERE key IN (
-        SELECT key FROM tartan.repeats WHERE seen_at < tartan.clock() - interval '{REPEATS_KEPT}' LIMIT $1)"""
+        SELECT key FROM tartan.repeats WHERE observed_at < tartan.clock() - interval '{REPEATS_KEPT}' LIMIT $1)"""
 
 _PURGE_ATTEMPTS = f"""
-    DELETE FROM tartan.sync_attempts WHERE attempt IN (
-        SELECT attempt FROM tartan.sync_attempts ORDER BY attempt LIMIT $1)
+    DELETE FROM tartan.sync_runs WHERE run IN (
+        SELECT run FROM tartan.sync_runs ORDER BY run LIMIT $1)
       AND started_at < tartan.clock() - interval '{ATTEMPTS_KEPT}'"""

@@ -1,4 +1,4 @@
-"""How Items stand, for an operator who looks at one or at all: state, parking, what is withheld."""
+"""How Items stand, for an operator who looks at one or at all: state, item_quarantine, what is withheld."""
 
 from datetime import datetime
 from typing import Any
@@ -7,27 +7,27 @@ import asyncpg
 import msgspec
 from msgspec import Struct
 
-from runtime.scheduler.stop_reasons import PARKED, remedy
+from runtime.scheduler.stop_reasons import QUARANTINED, remedy
 
 ITEMS_MAX = 1_000
 """Items of one list: more is a job for SQL."""
-ONLY = ("parked", "stopped", "failing", "withheld")
+ONLY = ("quarantined", "stopped", "failing", "withheld")
 """Which Items a list can be narrowed to."""
 
 
-class ParkedSince(Struct):
-    """A parking that is open. `first_offset` -1: there is no record, streams or an operator set the Item aside."""
+class QuarantinedSince(Struct):
+    """A item_quarantine that is open. `first_offset` -1: there is no record, streams or an operator set the Item aside."""
 
     first_offset: int
     reason: str
     reader: str
-    parked_at: datetime
+    quarantined_at: datetime
 
 
 class Standing(Struct):
     """An Item as the tables have it. `withheld`: records that wait for its redrive.
 
-    `missing_rows`: transactions whose removal waits for a decision about the changeset `missing_since` (hex).
+    `missing_rows`: transactions whose removal waits for a decision about the changeset `missing_changeset_id` (hex).
     """
 
     item_id: str
@@ -50,8 +50,8 @@ class Standing(Struct):
     last_synced_at: datetime | None
     bank_updated_at: datetime | None
     missing_rows: int
-    missing_since: str | None
-    parkings: list[ParkedSince]
+    missing_changeset_id: str | None
+    quarantines: list[QuarantinedSince]
     withheld: int
 
 
@@ -70,12 +70,12 @@ async def standings(
 
 
 def _standing(row: asyncpg.Record) -> Standing:
-    parkings = msgspec.json.decode(row["parkings"], type=list[ParkedSince])
-    stopped = PARKED if parkings else row["stopped"]
+    quarantines = msgspec.json.decode(row["quarantines"], type=list[QuarantinedSince])
+    stopped = QUARANTINED if quarantines else row["stopped"]
     return Standing(
         **{
             **row,
-            "parkings": parkings,
+            "quarantines": quarantines,
             "stopped": stopped,
             "remedy": remedy(stopped),
             "last_error": _json(row["last_error"]),
@@ -91,7 +91,7 @@ _STANDING = """
     SELECT s.item_id, s.tenant, s.user_number AS user, s.partition, s.institution_id, c.institution_name,
         s.created_at AS linked_at, h.state, h.code, h.history_status, s.stopped, s.attempts, s.last_error, s.due_at,
         s.not_before, s.last_webhook_at, s.last_synced_at, s.bank_updated_at,
-        coalesce(r.missing_rows, 0) AS missing_rows, encode(r.missing_since, 'hex') AS missing_since, k.parkings,
+        coalesce(r.missing_rows, 0) AS missing_rows, encode(r.missing_changeset_id, 'hex') AS missing_changeset_id, k.quarantines,
         w.withheld
     FROM tartan.sync_state s
     LEFT JOIN tartan.credentials c USING (item_id)
@@ -99,15 +99,15 @@ _STANDING = """
     LEFT JOIN reads.items r USING (item_id)
     CROSS JOIN LATERAL (
         SELECT coalesce(jsonb_agg(jsonb_build_object('first_offset', first_offset, 'reason', reason, 'reader', reader,
-            'parked_at', parked_at) ORDER BY parked_at), '[]') AS parkings
-        FROM tartan.parkings WHERE parkings.item_id = s.item_id AND redrive_offset IS NULL) k
+            'quarantined_at', quarantined_at) ORDER BY quarantined_at), '[]') AS quarantines
+        FROM tartan.quarantines WHERE quarantines.item_id = s.item_id AND redrive_offset IS NULL) k
     CROSS JOIN LATERAL (SELECT count(*) AS withheld FROM {projection}.withheld WHERE withheld.item_id = s.item_id) w"""
 
 _ONE = f"{_STANDING} WHERE s.item_id = $1"
 
 _ALL = f"""{_STANDING}
     WHERE ($2::text IS NULL OR s.tenant = $2) AND CASE $1::text
-        WHEN 'parked' THEN s.stopped = 'parked' OR k.parkings <> '[]'
+        WHEN 'quarantined' THEN s.stopped = 'quarantined' OR k.quarantines <> '[]'
         WHEN 'stopped' THEN s.stopped IS NOT NULL
         WHEN 'failing' THEN s.attempts > 0
         WHEN 'withheld' THEN r.missing_rows > 0

@@ -24,18 +24,18 @@ AGE_S = 15.0
 among the webhooks, which is short for a history that takes minutes, and long for a webhook."""
 SLACK = 4
 """Candidates a slot: so many workers can look at once before one finds all that it saw taken by others."""
-PARKED_LOOK_S = 60.0
-"""How often a parked Item that is due is looked at: its redrive makes it wait no longer than that."""
-PARKED_BY = "streams"
-"""`reader` of the parkings that end here; the projections' are theirs to end."""
+QUARANTINED_LOOK_S = 60.0
+"""How often a quarantined Item that is due is looked at: its redrive makes it wait no longer than that."""
+QUARANTINED_BY = "streams"
+"""`reader` of the quarantines that end here; the projections' are theirs to end."""
 NO_OFFSET = -1
-"""`first_offset` of a parking by streams: there is no record."""
-PARKING = f"""
-    INSERT INTO tartan.parkings AS k (item_id, first_offset, partition, reason, reader, parked_at)
-    SELECT item_id, {NO_OFFSET}, partition, $2, '{PARKED_BY}', tartan.clock() FROM held
+"""`first_offset` of a item_quarantine by streams: there is no record."""
+QUARANTINE = f"""
+    INSERT INTO tartan.quarantines AS k (item_id, first_offset, partition, reason, reader, quarantined_at)
+    SELECT item_id, {NO_OFFSET}, partition, $2, '{QUARANTINED_BY}', tartan.clock() FROM held
     ON CONFLICT (item_id, first_offset) DO UPDATE
-    SET reason = excluded.reason, redrive_offset = NULL, parked_at = excluded.parked_at"""
-"""Sets aside the Items of `held`, by the reason $2; an earlier parking of the same place is opened anew."""
+    SET reason = excluded.reason, redrive_offset = NULL, quarantined_at = excluded.quarantined_at"""
+"""Sets aside the Items of `held`, by the reason $2; an earlier item_quarantine of the same place is opened anew."""
 
 
 async def claim(
@@ -134,9 +134,9 @@ async def finish_unlink(connection: asyncpg.Connection, claimed: Claimed) -> Non
         await connection.execute(_DROP_HINTS, claimed.item_id)
 
 
-async def park(connection: asyncpg.Connection, claimed: Claimed, *, reason: str) -> bool:
+async def quarantine(connection: asyncpg.Connection, claimed: Claimed, *, reason: str) -> bool:
     """Set an Item aside until it is redriven; False where the lease was lost: another one may do better."""
-    return bool(await connection.fetchval(_PARK, claimed.item_id, reason, claimed.lease))
+    return bool(await connection.fetchval(_QUARANTINE, claimed.item_id, reason, claimed.lease))
 
 
 async def gone_lately(connection: asyncpg.Connection) -> tuple[int, int]:
@@ -203,7 +203,7 @@ def _claimed(row: asyncpg.Record) -> Claimed:
 # whose turn is near the first few rows that are ready (looked), however long their queues are. Rows that are leased
 # or wait for the follower are read and passed over: at most as many as all workers have slots, and as were released
 # since the follower stopped. All others that cannot be claimed leave the ready ones: a limit and a bank that is down
-# are in not_before already; a parked Item and one whose own bucket is empty get it here (held), once.
+# are in not_before already; a quarantined Item and one whose own bucket is empty get it here (held), once.
 #
 # The order: a lane goes before the next one until the oldest Item of that one has waited; then lanes take turns by
 # their weights, within a lane tenants by theirs, within a tenant Items by age. Webhooks so go first however long the
@@ -232,8 +232,8 @@ _CLAIM_BY = f"""
             SELECT s.item_id, s.ready_at,
                 CASE WHEN s.unlink_requested THEN NULL
                      WHEN EXISTS (
-                         SELECT FROM tartan.parkings k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL)
-                     THEN (SELECT now FROM moment) + interval '{PARKED_LOOK_S} s'
+                         SELECT FROM tartan.quarantines k WHERE k.item_id = s.item_id AND k.redrive_offset IS NULL)
+                     THEN (SELECT now FROM moment) + interval '{QUARANTINED_LOOK_S} s'
                      %(emptied)s END AS held_until
             FROM tartan.sync_state s
             LEFT JOIN tartan.positions f ON f.reader = '{FOLLOWER}' AND f.partition = s.partition
@@ -242,7 +242,7 @@ _CLAIM_BY = f"""
         WHERE fronts.place <= $1 * {SLACK}
     ), turns AS (
         SELECT l.item_id, l.lane, l.ready_at,
-            greatest(0, l.lane - floor(extract(epoch FROM (SELECT now FROM moment) - l.oldest) / {AGE_S})) AS effective,
+            greatest(0, l.lane - checkpoint(extract(epoch FROM (SELECT now FROM moment) - l.oldest) / {AGE_S})) AS effective,
             l.ahead + (row_number() OVER (PARTITION BY l.tenant, l.lane ORDER BY l.ready_at, l.item_id) - 1)
                 / coalesce(w.weight, 1) AS turn
         FROM looked l LEFT JOIN unnest($8::text[], $9::float8[]) AS w (tenant, weight) USING (tenant)
@@ -290,7 +290,7 @@ _CLAIM_BY = f"""
     LEFT JOIN tartan.heads h USING (item_id)
     LEFT JOIN tartan.breakers b ON b.institution_id = c.institution_id
     ORDER BY c.place"""
-# A parked Item is not claimed; only its unlink is not held up, because that ends what the user pays for.
+# A quarantined Item is not claimed; only its unlink is not held up, because that ends what the user pays for.
 _CLAIMABLE = """s.ready_at <= (SELECT now FROM moment)
               AND (s.lease_until IS NULL OR s.lease_until <= (SELECT now FROM moment))
               AND (s.wait_offset IS NULL OR s.wait_offset < coalesce(f.position, 0))"""
@@ -308,24 +308,24 @@ _CLAIM = _CLAIM_BY % {
 # Where the client has no token left, only Items to be unlinked go on: those ask /item/remove.
 _CLAIM_METERED = _CLAIM_BY % {
     "client": f"""client AS MATERIALIZED (
-        SELECT ($13 - extract(epoch FROM greatest(full_at, tartan.clock()) - tartan.clock())::float8) / $12 + 1.000001
+        SELECT ($13 - extract(epoch FROM greatest(tat, tartan.clock()) - tartan.clock())::float8) / $12 + 1.000001
             AS available
-        FROM tartan.buckets WHERE endpoint = '{SYNC}' AND item_id = '{CLIENT}' FOR UPDATE
+        FROM tartan.rate_limit_buckets WHERE endpoint = '{SYNC}' AND item_id = '{CLIENT}' FOR UPDATE
     ),""",
-    "emptied": f"""ELSE (SELECT b.full_at - make_interval(secs => $15) FROM tartan.buckets b
+    "emptied": f"""ELSE (SELECT b.tat - make_interval(secs => $15) FROM tartan.rate_limit_buckets b
                            WHERE b.endpoint = '{SYNC}' AND b.item_id = s.item_id
-                             AND b.full_at > (SELECT now FROM moment) + make_interval(secs => $15))""",
+                             AND b.tat > (SELECT now FROM moment) + make_interval(secs => $15))""",
     "claimable": _CLAIMABLE,
     "payable": "AND (s.unlink_requested OR (SELECT available FROM client) >= 1)",
     "slots": """(SELECT coalesce(
-            (SELECT CASE WHEN available >= 1 THEN least($1, floor(available)::int) ELSE $1 END FROM client), 0))""",
+            (SELECT CASE WHEN available >= 1 THEN least($1, checkpoint(available)::int) ELSE $1 END FROM client), 0))""",
     "paid": f""", paid AS (
-        INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
+        INSERT INTO tartan.rate_limit_buckets AS b (endpoint, item_id, tat)
         SELECT '{SYNC}', item_id, tartan.clock() + make_interval(secs => $14) FROM claimed WHERE NOT unlink_requested
         ON CONFLICT (endpoint, item_id) DO UPDATE
-        SET full_at = greatest(b.full_at, tartan.clock()) + make_interval(secs => $14)
+        SET tat = greatest(b.tat, tartan.clock()) + make_interval(secs => $14)
     ), spent AS (
-        UPDATE tartan.buckets b SET full_at = greatest(b.full_at, tartan.clock()) + make_interval(secs => $12 * c.items)
+        UPDATE tartan.rate_limit_buckets b SET tat = greatest(b.tat, tartan.clock()) + make_interval(secs => $12 * c.items)
         FROM (SELECT count(*) AS items FROM claimed WHERE NOT unlink_requested) c
         WHERE b.endpoint = '{SYNC}' AND b.item_id = '{CLIENT}' AND c.items > 0
     )""",
@@ -333,7 +333,7 @@ _CLAIM_METERED = _CLAIM_BY % {
 }
 
 _FIRST_BUCKET = f"""
-    INSERT INTO tartan.buckets (endpoint, item_id, full_at) VALUES ('{SYNC}', '{CLIENT}', tartan.clock())
+    INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat) VALUES ('{SYNC}', '{CLIENT}', tartan.clock())
     ON CONFLICT DO NOTHING"""
 
 _RENEW = """
@@ -358,7 +358,7 @@ _RELEASE = """
             accounts_at = CASE WHEN $8 THEN tartan.clock() ELSE accounts_at END,
             accounts_wanted = accounts_wanted AND (generation > $3 OR NOT $8),
             last_synced_at = CASE WHEN $9 THEN tartan.clock() ELSE last_synced_at END,
-            bank_seen_at = CASE WHEN $23 THEN tartan.clock() ELSE bank_seen_at END,
+            bank_observed_at = CASE WHEN $23 THEN tartan.clock() ELSE bank_observed_at END,
             bank_updated_at = coalesce($24::timestamptz, bank_updated_at),
             refresh_wanted = refresh_wanted AND (generation > $3 OR NOT ($25 OR $4)),
             refreshed_at = CASE WHEN $25 THEN tartan.clock() ELSE refreshed_at END,
@@ -368,7 +368,7 @@ _RELEASE = """
     ), dealt_with AS (
         DELETE FROM tartan.hints h USING held WHERE h.item_id = held.item_id AND h.webhook_offset <= $15::bigint
     ), attempted AS (
-        INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, pages, added, modified, removed,
+        INSERT INTO tartan.sync_runs (item_id, started_at, duration_s, cause, pages, added, modified, removed,
             outcome, error, generation, changeset_offset)
         VALUES ($1, tartan.clock() - make_interval(secs => $16), $16, $17, $18, $19, $20, $21, $22, $13::text::jsonb,
             $3, $7::bigint)
@@ -399,17 +399,17 @@ _STOP_UNLINKED = """
     WHERE item_id = $1"""
 
 # The row stays locked until the commit, so that nobody claims it between.
-_PARK = f"""
+_QUARANTINE = f"""
     WITH held AS (
         SELECT item_id, partition FROM tartan.sync_state
         WHERE item_id = $1 AND lease_token = $3 AND lease_until > tartan.clock() FOR UPDATE
     )
-    {PARKING} RETURNING true"""
+    {QUARANTINE} RETURNING true"""
 
 _GONE = """
     SELECT count(*) FILTER (WHERE stopped IN ('gone', 'refused')
             AND last_attempt_at > tartan.clock() - interval '1 hour')
-        + (SELECT count(*) FROM tartan.sync_attempts WHERE outcome = 'unlinked'
+        + (SELECT count(*) FROM tartan.sync_runs WHERE outcome = 'unlinked'
             AND error->>'code' = 'INVALID_ACCESS_TOKEN' AND started_at > tartan.clock() - interval '1 hour') AS gone,
         count(*) AS items
     FROM tartan.sync_state WHERE stopped IS DISTINCT FROM 'unlinked'"""

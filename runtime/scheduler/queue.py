@@ -1,4 +1,4 @@
-"""How the queue stands: what waits, runs, is delayed, parked, stopped or failed, and whether the schedule is alive.
+"""How the queue stands: what waits, runs, is delayed, quarantined, stopped or failed, and whether the schedule is alive.
 
 Read for operators and for tenants alike; one Item is in exactly one state. Shell: statements and their values.
 """
@@ -17,7 +17,7 @@ from runtime.scheduler.leases import FOLLOWER
 from runtime.scheduler.queue_status import (
     BankCounts,
     ClientBucket,
-    FailedPass,
+    FailedRun,
     ItemCounts,
     LaneCounts,
     OpenBreaker,
@@ -58,9 +58,7 @@ async def status(connection: asyncpg.Connection, settings: Settings, *, tenant: 
         items=sum(msgspec.structs.astuple(sums.states)),
         **sums._asdict(),
         listed=[_listed(row) for row in await connection.fetch(_LISTED, tenant, LISTED_MAX)],
-        failures=[
-            FailedPass(**row) for row in await connection.fetch(_FAILURES, tenant, FAILURES_SEEN_MAX, LISTED_MAX)
-        ],
+        failures=[FailedRun(**row) for row in await connection.fetch(_FAILURES, tenant, FAILURES_SEEN_MAX, LISTED_MAX)],
         breakers=[OpenBreaker(**row) for row in await connection.fetch(_BREAKERS, tenant)],
         incidents=[
             _incident(one) for one in await incidents.open_incidents(connection, tenant=tenant, limit=LISTED_MAX)
@@ -205,18 +203,18 @@ async def _fact(connection: asyncpg.Connection, name: str) -> dict[str, Any] | N
 
 _CLOCK = "SELECT tartan.clock()"
 
-# Each Item's state, told in the order in which the claim asks: a lease that ended counts as none. A parked Item is
+# Each Item's state, told in the order in which the claim asks: a lease that ended counts as none. A quarantined Item is
 # not claimed unless its unlink is wanted. What holds it back is known from who wrote it: the follower's position,
 # not_before (Plaid's limits and banks), and the counters of the failures before.
 _ITEMS = f"""
     WITH moment AS MATERIALIZED (SELECT tartan.clock() AS now),
-    parked AS (
-        SELECT item_id, min(parked_at) AS parked_at, (array_agg(reason ORDER BY parked_at DESC))[1] AS reason
-        FROM tartan.parkings WHERE redrive_offset IS NULL GROUP BY item_id
+    quarantined AS (
+        SELECT item_id, min(quarantined_at) AS quarantined_at, (array_agg(reason ORDER BY quarantined_at DESC))[1] AS reason
+        FROM tartan.quarantines WHERE redrive_offset IS NULL GROUP BY item_id
     ), seen AS (
-        SELECT s.*, k.parked_at, k.reason, m.now,
+        SELECT s.*, k.quarantined_at, k.reason, m.now,
             CASE WHEN s.lease_token IS NOT NULL AND s.lease_until > m.now THEN 'running'
-                 WHEN (k.item_id IS NOT NULL OR s.stopped = 'parked') AND NOT s.unlink_requested THEN 'parked'
+                 WHEN (k.item_id IS NOT NULL OR s.stopped = 'quarantined') AND NOT s.unlink_requested THEN 'quarantined'
                  WHEN s.due_at IS NULL AND s.stopped IS NOT NULL THEN 'stopped'
                  WHEN s.due_at IS NULL THEN 'idle'
                  WHEN s.ready_at > m.now OR s.wait_offset >= coalesce(p.position, 0) THEN 'delayed'
@@ -230,7 +228,7 @@ _ITEMS = f"""
                  WHEN s.attempts > 0 THEN 'retry'
                  ELSE 'schedule' END AS delay
         FROM moment m CROSS JOIN tartan.sync_state s
-        LEFT JOIN parked k ON k.item_id = s.item_id
+        LEFT JOIN quarantined k ON k.item_id = s.item_id
         LEFT JOIN tartan.positions p ON p.reader = '{FOLLOWER}' AND p.partition = s.partition
         LEFT JOIN tartan.breakers b ON b.institution_id = s.institution_id AND b.open_until IS NOT NULL
         WHERE s.stopped IS DISTINCT FROM 'unlinked' AND ($1::text IS NULL OR s.tenant = $1)
@@ -249,10 +247,10 @@ _COUNTS = f"""{_ITEMS}, groups AS (
 # The oldest of each state, but of what is delayed the next, and of what stopped the latest.
 _LISTED = f"""{_ITEMS}, told AS (
         SELECT item_id, tenant, state, lane, cause->>'kind' AS cause, attempts, institution_id,
-            CASE state WHEN 'delayed' THEN delay WHEN 'stopped' THEN stopped WHEN 'parked' THEN reason END AS why,
+            CASE state WHEN 'delayed' THEN delay WHEN 'stopped' THEN stopped WHEN 'quarantined' THEN reason END AS why,
             last_error->>'code' AS code, last_error->>'detail' AS detail,
             CASE state WHEN 'ready' THEN ready_at WHEN 'running' THEN last_attempt_at
-                WHEN 'parked' THEN coalesce(parked_at, last_attempt_at) ELSE coalesce(last_attempt_at, created_at)
+                WHEN 'quarantined' THEN coalesce(quarantined_at, last_attempt_at) ELSE coalesce(last_attempt_at, created_at)
                 END AS since,
             CASE state WHEN 'delayed' THEN ready_at END AS until
         FROM seen WHERE state <> 'idle'
@@ -267,10 +265,10 @@ _LISTED = f"""{_ITEMS}, told AS (
 _FAILURES = """
     SELECT a.item_id, s.tenant, a.started_at + make_interval(secs => a.duration_s) AS at, a.cause,
         a.error->>'code' AS code, a.error->>'detail' AS detail, s.attempts
-    FROM (SELECT * FROM tartan.sync_attempts WHERE outcome = 'failed' ORDER BY attempt DESC LIMIT $2) a
+    FROM (SELECT * FROM tartan.sync_runs WHERE outcome = 'failed' ORDER BY run DESC LIMIT $2) a
     JOIN tartan.sync_state s USING (item_id)
     WHERE $1::text IS NULL OR s.tenant = $1
-    ORDER BY a.attempt DESC LIMIT $3"""
+    ORDER BY a.run DESC LIMIT $3"""
 
 _BREAKERS = """
     SELECT institution_id, open_until, trips, last_code AS code FROM tartan.breakers b
@@ -279,7 +277,7 @@ _BREAKERS = """
     ORDER BY open_until, institution_id"""
 
 _REMOVALS = """
-    SELECT r.item_id, s.tenant, r.missing_rows AS transactions, encode(r.missing_since, 'hex') AS changeset
+    SELECT r.item_id, s.tenant, r.missing_rows AS transactions, encode(r.missing_changeset_id, 'hex') AS changeset
     FROM reads.items r JOIN tartan.sync_state s USING (item_id)
     WHERE r.missing_rows > 0 AND ($1::text IS NULL OR s.tenant = $1) ORDER BY r.known_at DESC LIMIT $2"""
 
@@ -304,7 +302,7 @@ _TICKED = """
 
 # GCRA: how far a bucket's time lies ahead; a bucket without a row is full.
 _AHEAD = """
-    SELECT coalesce((SELECT greatest(extract(epoch FROM full_at - tartan.clock()), 0)
-        FROM tartan.buckets WHERE endpoint = $1 AND item_id = $2), 0)::float8"""
+    SELECT coalesce((SELECT greatest(extract(epoch FROM tat - tartan.clock()), 0)
+        FROM tartan.rate_limit_buckets WHERE endpoint = $1 AND item_id = $2), 0)::float8"""
 
 _FACT = "SELECT value FROM tartan.facts WHERE name = $1"

@@ -13,7 +13,7 @@ class QueueState(StrEnum):
     READY = "ready"
     RUNNING = "running"
     DELAYED = "delayed"
-    PARKED = "parked"
+    QUARANTINED = "quarantined"
     STOPPED = "stopped"
     IDLE = "idle"
 
@@ -24,7 +24,7 @@ class ItemCounts(Struct):
     ready: int = 0
     running: int = 0
     delayed: int = 0
-    parked: int = 0
+    quarantined: int = 0
     stopped: int = 0
     idle: int = 0
 
@@ -47,7 +47,7 @@ class BankCounts(Struct):
     ready: int = 0
     running: int = 0
     delayed: int = 0
-    parked: int = 0
+    quarantined: int = 0
     stopped: int = 0
     oldest_wait_s: float | None = None
 
@@ -72,7 +72,7 @@ class QueuedItem(Struct):
     until: datetime | None
 
 
-class FailedPass(Struct):
+class FailedRun(Struct):
     """A pass that failed. `attempts`: the Item's failures in a row, today; 0 where it has recovered since."""
 
     item_id: str
@@ -156,7 +156,7 @@ class QueueStatus(Struct):
     lanes: list[LaneCounts]
     banks: list[BankCounts]
     listed: list[QueuedItem]
-    failures: list[FailedPass]
+    failures: list[FailedRun]
     breakers: list[OpenBreaker]
     incidents: list[OpenIncident]
     removals_withheld: list[WithheldRemovals]

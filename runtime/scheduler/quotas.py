@@ -145,17 +145,17 @@ class Spent(NamedTuple):
     """What a bucket answers: how long to wait (0: the token is taken), and when it would be full again afterwards."""
 
     wait_s: float
-    full_at_s: float
+    tat_s: float
 
 
-def spent(full_at_s: float, now_s: float, pace: Pace) -> Spent:
+def spent(tat_s: float, now_s: float, pace: Pace) -> Spent:
     """Take a token from one bucket: the arithmetic of the statements below, for simulations and proofs.
 
     Units: seconds of one clock.
     """
-    full_at_s = max(full_at_s, now_s)
-    wait_s = full_at_s - pace.burst_s - now_s
-    return Spent(wait_s, full_at_s) if wait_s > 0 else Spent(0.0, full_at_s + pace.interval_s)
+    tat_s = max(tat_s, now_s)
+    wait_s = tat_s - pace.burst_s - now_s
+    return Spent(wait_s, tat_s) if wait_s > 0 else Spent(0.0, tat_s + pace.interval_s)
 
 
 async def take(connection: asyncpg.Connection, endpoint: str, item_id: str, limits: Mapping[str, Limit]) -> float:
@@ -274,50 +274,50 @@ _TAKE = """
         VALUES ($2::text, make_interval(secs => $3), make_interval(secs => $4)),
                ('', make_interval(secs => $5), make_interval(secs => $6))
     ), locked AS MATERIALIZED (
-        SELECT item_id, full_at FROM tartan.buckets
+        SELECT item_id, tat FROM tartan.rate_limit_buckets
         WHERE endpoint = $1 AND item_id IN ($2, '') ORDER BY item_id FOR UPDATE
     ), found AS (
-        SELECT w.*, greatest(l.full_at, tartan.clock()) AS full_at FROM wanted w LEFT JOIN locked l USING (item_id)
+        SELECT w.*, greatest(l.tat, tartan.clock()) AS tat FROM wanted w LEFT JOIN locked l USING (item_id)
     ), waiting AS (
-        SELECT greatest(0, max(extract(epoch FROM full_at - burst - tartan.clock())))::float8 AS wait_s FROM found
+        SELECT greatest(0, max(extract(epoch FROM tat - burst - tartan.clock())))::float8 AS wait_s FROM found
     ), taken AS (
-        INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
-        SELECT $1, item_id, full_at + step FROM found, waiting WHERE wait_s = 0 ORDER BY item_id
+        INSERT INTO tartan.rate_limit_buckets AS b (endpoint, item_id, tat)
+        SELECT $1, item_id, tat + step FROM found, waiting WHERE wait_s = 0 ORDER BY item_id
         ON CONFLICT (endpoint, item_id) DO UPDATE
-        SET full_at = greatest(b.full_at, tartan.clock())
+        SET tat = greatest(b.tat, tartan.clock())
             + (SELECT w.step FROM wanted w WHERE w.item_id = b.item_id)
-        WHERE b.full_at <= tartan.clock() + (SELECT w.burst FROM wanted w WHERE w.item_id = b.item_id)
+        WHERE b.tat <= tartan.clock() + (SELECT w.burst FROM wanted w WHERE w.item_id = b.item_id)
         RETURNING item_id
     )
     SELECT wait_s, (SELECT count(*) FROM taken) AS taken FROM waiting"""
 
 _BUCKET = """
-    INSERT INTO tartan.buckets (endpoint, item_id, full_at) VALUES ($1, '', tartan.clock()) ON CONFLICT DO NOTHING"""
+    INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat) VALUES ($1, '', tartan.clock()) ON CONFLICT DO NOTHING"""
 
 # As many as the burst still lends, and one more (GCRA).
 _TAKE_SOME = """
     WITH locked AS (
-        SELECT greatest(full_at, tartan.clock()) AS full_at FROM tartan.buckets
+        SELECT greatest(tat, tartan.clock()) AS tat FROM tartan.rate_limit_buckets
         WHERE endpoint = $1 AND item_id = '' FOR UPDATE
     ), given AS (
-        SELECT full_at, least($2, greatest(0,
-            floor(extract(epoch FROM tartan.clock() - full_at)::float8 / $3 + $4::float8 / $3) + 1))::int AS tokens
+        SELECT tat, least($2, greatest(0,
+            checkpoint(extract(epoch FROM tartan.clock() - tat)::float8 / $3 + $4::float8 / $3) + 1))::int AS tokens
         FROM locked
     )
-    UPDATE tartan.buckets b SET full_at = given.full_at + make_interval(secs => given.tokens * $3::float8)
+    UPDATE tartan.rate_limit_buckets b SET tat = given.tat + make_interval(secs => given.tokens * $3::float8)
     FROM given WHERE b.endpoint = $1 AND b.item_id = '' RETURNING given.tokens"""
 
 _CLOSE = """
-    INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
+    INSERT INTO tartan.rate_limit_buckets AS b (endpoint, item_id, tat)
     VALUES ($1, $2, tartan.clock() + make_interval(secs => $3))
-    ON CONFLICT (endpoint, item_id) DO UPDATE SET full_at = greatest(b.full_at, excluded.full_at)"""
+    ON CONFLICT (endpoint, item_id) DO UPDATE SET tat = greatest(b.tat, excluded.tat)"""
 
 # Answers to requests under way come after one another, so they add up; to a minute at most.
 _MOVE = """
-    INSERT INTO tartan.buckets AS b (endpoint, item_id, full_at)
+    INSERT INTO tartan.rate_limit_buckets AS b (endpoint, item_id, tat)
     VALUES ($1, '', tartan.clock() + make_interval(secs => $2))
     ON CONFLICT (endpoint, item_id) DO UPDATE
-    SET full_at = greatest(b.full_at, least(greatest(b.full_at, tartan.clock()) + make_interval(secs => $2),
+    SET tat = greatest(b.tat, least(greatest(b.tat, tartan.clock()) + make_interval(secs => $2),
                                             tartan.clock() + make_interval(secs => $3)))"""
 
 _OVER = """
@@ -326,6 +326,6 @@ _OVER = """
 
 # A bucket that is full again is as good as none; one that a request holds now is passed over.
 _PURGE = """
-    DELETE FROM tartan.buckets b USING (
-        SELECT endpoint, item_id FROM tartan.buckets WHERE full_at < tartan.clock() LIMIT $1 FOR UPDATE SKIP LOCKED
+    DELETE FROM tartan.rate_limit_buckets b USING (
+        SELECT endpoint, item_id FROM tartan.rate_limit_buckets WHERE tat < tartan.clock() LIMIT $1 FOR UPDATE SKIP LOCKED
     ) p WHERE b.endpoint = p.endpoint AND b.item_id = p.item_id RETURNING b.item_id"""

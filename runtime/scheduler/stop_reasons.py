@@ -1,7 +1,7 @@
 """What makes an Item go on: one sentence for each reason for which nothing is asked about it. Pure."""
 
 LOGIN_REQUIRED, REVOKED, GONE = "login_required", "revoked", "gone"
-REFUSED, PARKED, ERASED, UNLINKED = "refused", "parked", "erased", "unlinked"
+REFUSED, QUARANTINED, ERASED, UNLINKED = "refused", "quarantined", "erased", "unlinked"
 
 REMEDIES = {
     LOGIN_REQUIRED: "The user has to sign in at the bank again: open Link in update mode for this Item. "
@@ -11,7 +11,7 @@ REMEDIES = {
     "environment; otherwise only a new link brings the data again.",
     REFUSED: "Plaid refuses this Item for good; the error's code says why. Once that is mended (a product enabled, a "
     "contract signed), ask for a sync: it is tried again.",
-    PARKED: "A record of this Item could not be processed, or an operator set it aside; nothing is lost. An operator "
+    QUARANTINED: "A record of this Item could not be processed, or an operator set it aside; nothing is lost. An operator "
     "looks (tartan items show, tartan dead-letters list) and frees it: tartan items redrive.",
     ERASED: "The user was erased, and nothing of them is asked for any more.",
     UNLINKED: "The Item is unlinked. Link it again to go on.",

@@ -38,7 +38,7 @@ class Keyring:
         self._known: dict[int, UserKeys] = {}
 
     async def of(self, connection: asyncpg.Connection, users: Iterable[int]) -> dict[int, UserKeys | Destroyed]:
-        """The keys of users. A user without any key row is not in the answer: that parks the user's Items.
+        """The keys of users. A user without any key row is not in the answer: that quarantines the user's Items.
 
         Raises: Halt, where a key does not unwrap.
         """

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from projections.fold import redrive
 from projections.gate import check
-from projections.gate.check import Gatekeeper, Opened, Owners
-from projections.model.unit_of_work import WorkingSet
+from projections.gate.check import GateCheck, Opened, Owners
+from projections.model.unit_of_work import UnitOfWork
 from projections.projector import EVENTS_MAX
 from projections.store import loader, rows, writer
 from projections.store.connection import Session
@@ -141,7 +141,7 @@ async def _measured(connection: asyncpg.Connection, batches: Sequence[Sequence[O
     }
 
 
-async def _project(connection: asyncpg.Connection, batch: Sequence[Opened], owned: Owners, clock: _Clock) -> WorkingSet:
+async def _project(connection: asyncpg.Connection, batch: Sequence[Opened], owned: Owners, clock: _Clock) -> UnitOfWork:
     """What projections.projector does with a batch that nothing is wrong with, part by part."""
     last = batch[-1].received
     began = time.perf_counter()
@@ -155,9 +155,9 @@ async def _project(connection: asyncpg.Connection, batch: Sequence[Opened], owne
             for one in batch:
                 moment = check.known_at(one, moment)
                 placed.append(one._replace(known_at=moment))
-            working = WorkingSet()
+            working = UnitOfWork()
             working.items, working.reviews = control.items, control.reviews
-            keeper = Gatekeeper(items=working.items, parked={}, known_ids=set(), owners=owned, poisoned={})
+            keeper = GateCheck(items=working.items, quarantined={}, known_ids=set(), owners=owned, poisoned={})
             outcome = keeper.admit(placed)
         with clock.part(READ):
             await loader.rows(connection, working, outcome.every())
@@ -175,7 +175,7 @@ async def _project(connection: asyncpg.Connection, batch: Sequence[Opened], owne
     return working
 
 
-def _encoding_s(working: WorkingSet) -> float:
+def _encoding_s(working: UnitOfWork) -> float:
     """What making the rows costs, once more and for nothing: in `write` it is between the statements."""
     began = time.perf_counter()
     for encoded in (

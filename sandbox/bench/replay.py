@@ -243,4 +243,4 @@ def _result(told: Mapping[str, Any], samples: Samples) -> dict[str, Any]:
 
 _USER = "INSERT INTO tartan.users (user_number, tenant, user_id) VALUES ($1, $2, $3)"
 _KEY = "INSERT INTO tartan.user_keys (user_number, generation, wrapped, state) VALUES ($1, 1, $2, 'active')"
-_PUBLISHED = "SELECT coalesce(sum(published), 0)::bigint FROM tartan.floors"
+_PUBLISHED = "SELECT coalesce(sum(published), 0)::bigint FROM tartan.published_checkpoints"

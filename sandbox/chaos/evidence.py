@@ -21,7 +21,16 @@ from schemas.topics import CHANGESETS, PUBLIC, WEBHOOKS
 
 PREFIX = "tartan-chaos-failure-"
 KEEP_S_MAX = 60.0
-PRIMARY = ("sync_state", "heads", "positions", "floors", "parkings", "dead_letters", "sync_attempts", "rebuilds")
+PRIMARY = (
+    "sync_state",
+    "heads",
+    "positions",
+    "published_checkpoints",
+    "quarantines",
+    "dead_letters",
+    "sync_runs",
+    "rebuilds",
+)
 
 
 async def keep(world: World, run: Mapping[str, Any], problems: Sequence[str], journal: Sequence[str]) -> Path:
@@ -65,7 +74,7 @@ async def _topics(world: World, folder: Path) -> None:
 
 
 async def _tables(world: World, folder: Path) -> None:
-    """The derived tables of each version, and those that say what is due and parked."""
+    """The derived tables of each version, and those that say what is due and quarantined."""
     connection = await asyncpg.connect(world.postgres_dsn, timeout=KEEP_S_MAX)
     try:
         tables: dict[str, list[str]] = {}

@@ -123,7 +123,7 @@ class Oracle:
 _COUNTS = "SELECT item_id, count(*) FROM reads.transactions WHERE removed_at IS NULL GROUP BY item_id"
 # Whatever is here needs a person.
 _NONE_OF = {
-    "parked": "SELECT item_id, first_offset, reason FROM tartan.parkings WHERE redrive_offset IS NULL",
+    "quarantined": "SELECT item_id, first_offset, reason FROM tartan.quarantines WHERE redrive_offset IS NULL",
     "dead letter": "SELECT item_id, stage, reason FROM tartan.dead_letters",
     "withheld": f"SELECT item_id, source_offset FROM {SCHEMA}.withheld",
     "stopped": "SELECT item_id, stopped, last_error::text FROM tartan.sync_state WHERE stopped IS NOT NULL",

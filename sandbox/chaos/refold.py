@@ -30,7 +30,7 @@ BATCH_RECORDS = 200
 async def replayed(settings: Settings, positions: Mapping[int, int]) -> AsyncIterator[asyncpg.Connection]:
     """A connection to the tables that the log gives from its beginning up to these positions, by partition.
 
-    Parkings are not the log's: what of it is withheld is what the database withholds.
+    Quarantines are not the log's: what of it is withheld is what the database withholds.
     Raises: Diverged, where a record cannot be replayed; Retry, where Kafka or Postgres do not answer.
     """
     connection = await asyncpg.connect(

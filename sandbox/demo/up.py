@@ -11,7 +11,7 @@ from sandbox.infra.stack import SIMULATOR, World, WorldOptions
 
 COMMANDS = (
     ("tartan link --user first-user", "a first Item, and what arrives"),
-    ("tartan queue --watch", "what waits, runs, is held back, stopped or parked, and why"),
+    ("tartan queue --watch", "what waits, runs, is held back, stopped or quarantined, and why"),
     ("tartan items list", "how each Item stands; `tartan items show ITEM` says why one is silent"),
     ("tartan dead-letters list", "what could not be processed"),
     ("tartan ledger first-user --tenant demo", "balances of the ledger; `tartan explain ID` says why they are so"),

@@ -162,7 +162,7 @@ _POSITIONS = "SELECT partition, position FROM tartan.positions WHERE reader = $1
 _PROJECTED = "SELECT partition, position FROM reads.positions"
 _DIRTY = """SELECT count(*) FROM tartan.sync_state
             WHERE stopped IS NULL AND (lease_token IS NOT NULL OR generation > done_generation)"""
-_UNPUBLISHED = """SELECT count(*) FROM reads.changesets c LEFT JOIN tartan.floors f USING (partition)
+_UNPUBLISHED = """SELECT count(*) FROM reads.changesets c LEFT JOIN tartan.published_checkpoints f USING (partition)
                   WHERE c.net_events > 0 AND c.source_offset >= coalesce(f.published, 0)"""
 _COUNTS = """SELECT (SELECT sum(position) FROM tartan.positions WHERE reader = 'mark_due') AS webhooks,
                     (SELECT count(*) FROM reads.changesets) AS changesets,

@@ -40,16 +40,20 @@ def unfinished(installation: Installation, tables: Tables) -> list[str]:
         end = broker.topic("changesets").end(partition)
         if tables.position(FOLLOWER, partition).next < end or projection.positions.get(partition, 0) < end:
             found.append(f"changesets of partition {partition} are not read")
-        if projection.floors.get(partition, 0) < projection.positions.get(partition, 0):
+        if projection.checkpoints.get(partition, 0) < projection.positions.get(partition, 0):
             found.append(f"changesets of partition {partition} are not published")
     found += [
         f"{row.item_id} is due at {row.due_at}"
         for row in tables.rows.values()
-        if row.due_at is not None and not (tables.is_parked(row.item_id) and not row.unlink_requested)
+        if row.due_at is not None and not (tables.is_quarantined(row.item_id) and not row.unlink_requested)
     ]
-    found += [f"{item_id} is parked" for item_id, parkings in projection.memory.parked.items() if is_open(parkings)]
+    found += [
+        f"{item_id} is quarantined"
+        for item_id, quarantines in projection.memory.quarantined.items()
+        if is_open(quarantines)
+    ]
     items = projection.memory.items.values()
-    found += [f"removals of {item.item_id} wait" for item in items if item.missing_since is not None]
+    found += [f"removals of {item.item_id} wait" for item in items if item.missing_changeset_id is not None]
     found += [f"{row.item_id} is leased" for row in tables.rows.values() if row.lease_token is not None]
     return found
 
@@ -87,7 +91,7 @@ def _state(memory: Memory, item: Item) -> State:
     for row in memory.rows.values():
         if row.item_id != item.item_id or row.removed_at is not None:
             continue
-        said: Transaction = codec.decoder(row.schema)(row.words, 0)[0]
+        said: Transaction = codec.decoder(row.schema)(row.payload, 0)[0]
         transactions.append(
             (
                 item.item_id,
@@ -104,8 +108,8 @@ def _state(memory: Memory, item: Item) -> State:
         )
     accounts: list[AccountState] = []
     for (item_id, account_id), known in memory.accounts.items():
-        if item_id == item.item_id and known.cached_words is not None and item.accounts[account_id].has_rows:
-            told: Account = codec.decoder(known.cached_schema)(known.cached_words, 0)[0]
+        if item_id == item.item_id and known.cached_payload is not None and item.accounts[account_id].has_rows:
+            told: Account = codec.decoder(known.cached_payload_schema)(known.cached_payload, 0)[0]
             accounts.append((item_id, account_id, told.current, told.available, told.limit, told.currency))
     return transactions, accounts
 
@@ -144,7 +148,7 @@ def _truth(item: Item) -> State:
 
 def _replayed(installation: Installation, rng: random.Random) -> Memory:
     """The whole log folded once more, cut into other batches and with the partitions mixed otherwise."""
-    memory = Memory(installation.owners, parked=installation.projection.memory.parked)
+    memory = Memory(installation.owners, quarantined=installation.projection.memory.quarantined)
     left = [list(records) for records in installation.broker.topic("changesets").records]
     while any(left):
         batch: list[Received] = []
@@ -186,8 +190,8 @@ def _chained(installation: Installation) -> Iterator[str]:
             if place in counted:
                 if head.parent != last:
                     yield f"{head.item_id}: record {place} counted and does not follow the one before it"
-                heads[head.item_id] = (head.id, place in installation.witness.sound)
-            elif place in installation.witness.sound and was_sound:
+                heads[head.item_id] = (head.id, place in installation.monitor.sound)
+            elif place in installation.monitor.sound and was_sound:
                 yield f"{head.item_id}: record {place}, of type {head.type}, was skipped without a fault"
 
 
@@ -227,7 +231,7 @@ def _silent(tables: Tables, story: Story) -> Iterator[str]:
         elif item_id in story.unlinked:
             if row.stopped != "unlinked" or tables.credentials[item_id].token is not None or not item.removed:
                 yield f"{item_id} was to be unlinked and is {row.stopped}, removed at Plaid: {item.removed}"
-        elif row.stopped is not None or tables.is_parked(item_id):
+        elif row.stopped is not None or tables.is_quarantined(item_id):
             if item_id not in story.explained:
                 yield f"{item_id} is {row.stopped} for no reason: {row.last_error}"
         elif row.generation > row.done_generation:

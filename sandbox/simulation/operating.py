@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from projections.gate.quarantine import Parked
+from projections.gate.quarantine import Quarantined
 from runtime.kafka.clients import Outgoing, partition_of
 from sandbox.simulation.engine.installation import PARTITIONS, Installation, keys_of, user_number
 from sandbox.simulator.bank.bank import Item
@@ -40,22 +40,26 @@ class Operator:
     def approve(self, item: Item) -> None:
         """Let the removals of an Item be that wait for a decision."""
         waits = self._installation.projection.memory.items.get(item.item_id)
-        if waits is None or waits.missing_since is None:
+        if waits is None or waits.missing_changeset_id is None:
             return
         self._installation.hazards.counts["removals_approved"] += 1
-        said = Decision(waits.missing_since.hex(), APPROVE_REMOVALS, "operator")
+        said = Decision(waits.missing_changeset_id.hex(), APPROVE_REMOVALS, "operator")
         self._put(item, gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(said))])
 
     def settle(self, items: Sequence[Item]) -> None:
         """Deal with all that waits for a person, with each thing once: a redrive that fails leaves another one."""
         memory = self._installation.projection.memory
         for item in items:
-            open_at = [parked.first for parked in memory.parked.get(item.item_id, ()) if parked.redrive is None]
+            open_at = [
+                quarantined.first
+                for quarantined in memory.quarantined.get(item.item_id, ())
+                if quarantined.redrive is None
+            ]
             if self._is_new(item, open_at):
                 self.redrive(item)
             waits = memory.items.get(item.item_id)
-            missing_since = None if waits is None or open_at else waits.missing_since
-            if missing_since is not None and self._is_new(item, [missing_since]):
+            missing_changeset_id = None if waits is None or open_at else waits.missing_changeset_id
+            if missing_changeset_id is not None and self._is_new(item, [missing_changeset_id]):
                 self.approve(item)
 
     def _is_new(self, item: Item, places: Sequence[int | bytes]) -> bool:
@@ -86,6 +90,6 @@ class Operator:
             self._installation.broker.topic("changesets").put(partition, Outgoing(user_key(user), value))
 
 
-def is_open(parkings: Sequence[Parked]) -> bool:
+def is_open(quarantines: Sequence[Quarantined]) -> bool:
     """Whether one of them is not redriven."""
-    return any(parked.redrive is None for parked in parkings)
+    return any(quarantined.redrive is None for quarantined in quarantines)

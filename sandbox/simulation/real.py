@@ -17,7 +17,7 @@ from runtime.scheduler.types import Claimed, Claims, Hint, Lane, Mark, Released
 from runtime.settings import Settings
 from runtime.users.keys import Keyring
 from runtime.users.vault import Vault
-from sandbox.simulation.engine.lease_monitor import Witness
+from sandbox.simulation.engine.lease_monitor import LeaseMonitor
 from sandbox.simulation.engine.loop import VirtualLoop
 from sandbox.simulation.engine.wire import Wire
 from sandbox.simulation.memory.limits import MemoryLimits
@@ -56,7 +56,7 @@ class Parts(NamedTuple):
     real: Real
     database: Database
     wire: Wire
-    witness: Witness
+    monitor: LeaseMonitor
     settings: Settings
 
     async def ask(self, work: Callable[[], Awaitable[Result]], noted: Callable[[Result], None] | None = None) -> Result:
@@ -90,7 +90,7 @@ class RealStore(MemoryStore):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(
-            parts.database, parts.wire, parts.witness, lease_s=parts.settings.lease_s, holder=parts.settings.instance_id
+            parts.database, parts.wire, parts.monitor, lease_s=parts.settings.lease_s, holder=parts.settings.instance_id
         )
         self._parts = parts
         self._pool = parts.real.pool
@@ -101,20 +101,20 @@ class RealStore(MemoryStore):
 
         def leased(claims: Claims) -> None:
             for claimed in claims:
-                self._witness.leased(self._wire.process, claimed, lease_s=self._lease_s)
+                self._monitor.leased(self._wire.process, claimed, lease_s=self._lease_s)
 
         return await self._parts.ask(lambda: self._store.claim(slots), leased)
 
     async def inherit(self) -> int:
         """End the leases that a dead process with this name left. Gives how many."""
-        return await self._parts.ask(self._store.inherit, lambda _: self._witness.inherited(self._holder))
+        return await self._parts.ask(self._store.inherit, lambda _: self._monitor.inherited(self._holder))
 
     async def renew(self, claimed: Claimed) -> bool:
         """Prolong a lease; False where it was lost."""
 
         def renewed(held: bool) -> None:
             if held:
-                self._witness.renewed(claimed, lease_s=self._lease_s)
+                self._monitor.renewed(claimed, lease_s=self._lease_s)
 
         return await self._parts.ask(lambda: self._store.renew(claimed), renewed)
 
@@ -136,9 +136,9 @@ class RealStore(MemoryStore):
         """Delete token and schedule."""
         await self._given_back(claimed, "unlinked", lambda: self._store.finish_unlink(claimed))
 
-    async def park(self, claimed: Claimed, reason: str) -> None:
+    async def quarantine(self, claimed: Claimed, reason: str) -> None:
         """Set an Item aside until it is redriven."""
-        await self._parts.ask(lambda: self._store.park(claimed, reason))
+        await self._parts.ask(lambda: self._store.quarantine(claimed, reason))
 
     async def keys(self, user: int) -> UserKeys | None:
         """A user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""
@@ -176,7 +176,7 @@ class RealStore(MemoryStore):
         return RealTransaction(self._parts, reader, partitions)
 
     async def _given_back(self, claimed: Claimed, how: str, work: Callable[[], Awaitable[Result]]) -> Result:
-        return await self._parts.ask(work, lambda _: self._witness.given_back(claimed, how))
+        return await self._parts.ask(work, lambda _: self._monitor.given_back(claimed, how))
 
 
 class RealTransaction(Transaction):

@@ -69,7 +69,7 @@ async def _simulated(seed: int, *, shown: bool, dsn: str | None) -> Outcome:
         await installation.close()
     outcome.faults = _faults(installation)
     outcome.virtual_s = asyncio.get_running_loop().time()
-    outcome.claims = installation.witness.claims
+    outcome.claims = installation.monitor.claims
     if outcome.problems:
         named = next((item.item_id for item in story.items if item.item_id in outcome.problems[0]), "")
         outcome.about = trace.about(named, lines_max=checks.LINES_MAX)

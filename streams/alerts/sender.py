@@ -39,7 +39,7 @@ MESSAGES_A_MINUTE_MAX = 10
 """Messages of one process in a minute; what is beyond them is told together, because a flood is read by nobody."""
 MINUTE_S = 60.0
 TOLD_AT_ONCE_MAX = 5000
-"""Incidents of one message; a bad deploy that parks more is told in as many messages."""
+"""Incidents of one message; a bad deploy that quarantines more is told in as many messages."""
 
 _CONTENT_REFUSED = (400, 413, 422)
 _log = logs.logger(__name__)

@@ -14,7 +14,7 @@ from runtime.incidents import dead_letters
 from runtime.kafka.reader import Position
 from runtime.postgres.pool import transaction
 from runtime.scheduler import enqueue, leases
-from runtime.scheduler.leases import FOLLOWER, PARKED_BY
+from runtime.scheduler.leases import FOLLOWER, QUARANTINED_BY
 from runtime.scheduler.types import Hint, Mark
 from streams.mark_due import READER as MARKER
 from streams.storage.heads import Followed, ItemHead
@@ -122,7 +122,7 @@ class FollowingTransaction(_Positioned):
         """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
         if followed.redriven:
             await self._connection.execute(_REDRIVEN, list(followed.redriven), list(followed.redriven.values()))
-            await dead_letters.redriven(self._connection, PARKED_BY, followed.redriven)
+            await dead_letters.redriven(self._connection, QUARANTINED_BY, followed.redriven)
         if followed.again or followed.redriven:
             await enqueue.mark_again(self._connection, list(followed.again), redriven=list(followed.redriven))
         if followed.histories:
@@ -207,7 +207,7 @@ _AT = """
 # A key that was read before, in a batch that comes again, is known already.
 _REMEMBER = f"""
     WITH remembered AS (
-        INSERT INTO tartan.repeats (key, seen_at) SELECT unnest($3::bytea[]), tartan.clock()
+        INSERT INTO tartan.repeats (key, observed_at) SELECT unnest($3::bytea[]), tartan.clock()
         ON CONFLICT (key) DO NOTHING RETURNING key)
     SELECT p.partitions, p.positions, p.checksums, (SELECT array_agg(key) FROM remembered) AS fresh FROM ({_AT}) p"""
 
@@ -254,9 +254,9 @@ _HISTORIES = """
 
 # A redrive frees what streams itself set aside; the others are the projections' to free.
 _REDRIVEN = f"""
-    UPDATE tartan.parkings p SET redrive_offset = r.redrive_offset
+    UPDATE tartan.quarantines p SET redrive_offset = r.redrive_offset
     FROM unnest($1::text[], $2::bigint[]) AS r (item_id, redrive_offset)
-    WHERE p.item_id = r.item_id AND p.reader = '{PARKED_BY}' AND p.redrive_offset IS NULL"""
+    WHERE p.item_id = r.item_id AND p.reader = '{QUARANTINED_BY}' AND p.redrive_offset IS NULL"""
 
 # The key first: with it all that is sealed under it is gone, whatever else may fail. Its row stays as a tombstone.
 _ERASE = (

@@ -9,7 +9,7 @@ import asyncpg
 from runtime.incidents import dead_letters, incidents
 from runtime.incidents.dead_letters import Letter
 from runtime.scheduler import leases, quotas
-from runtime.scheduler.leases import PARKED_BY
+from runtime.scheduler.leases import QUARANTINED_BY
 from runtime.scheduler.types import Claimed, Claims, Released
 from runtime.settings import Settings
 from runtime.users.keys import Destroyed, Keyring
@@ -21,7 +21,7 @@ from streams.schedule.fair_queue import Turns
 from streams.storage.session import session
 
 
-class TooManyParked(Halt):
+class TooManyQuarantined(Halt):
     """More Items would be set aside than a deploy in order has: it stops before the topic is in the bin."""
 
 
@@ -72,7 +72,7 @@ class PostgresStore:
             async with connection.transaction():
                 held = await leases.release(connection, claimed, result)
                 if held:  # who lost the lease knows nothing of the Item any more
-                    await incidents.after_pass(connection, claimed, result)
+                    await incidents.after_sync_run(connection, claimed, result)
             return held
 
     async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
@@ -90,7 +90,7 @@ class PostgresStore:
         async with session(self._pool) as connection:
             await leases.finish_unlink(connection, claimed)
 
-    async def park(self, claimed: Claimed, reason: str) -> None:
+    async def quarantine(self, claimed: Claimed, reason: str) -> None:
         """Set an Item aside until it is redriven, with a dead letter; not one whose lease was lost.
 
         The incident opens here: after a crash before the release no pass would come to say it.
@@ -99,21 +99,25 @@ class PostgresStore:
         async with session(self._pool) as connection:
             try:
                 async with connection.transaction():
-                    await self._park(connection, claimed, reason)
-            except TooManyParked as error:
-                await incidents.seen(connection, incidents.DEAD_LETTERS, PARKED_BY, str(error))
+                    await self._quarantine(connection, claimed, reason)
+            except TooManyQuarantined as error:
+                await incidents.seen(connection, incidents.DEAD_LETTERS, QUARANTINED_BY, str(error))
                 raise
 
-    async def _park(self, connection: asyncpg.Connection, claimed: Claimed, reason: str) -> None:
-        if not await leases.park(connection, claimed, reason=reason):
+    async def _quarantine(self, connection: asyncpg.Connection, claimed: Claimed, reason: str) -> None:
+        if not await leases.quarantine(connection, claimed, reason=reason):
             return
-        letter = Letter(PARKED_BY, CHANGESETS.name, claimed.partition, None, claimed.item_id, reason)
+        letter = Letter(QUARANTINED_BY, CHANGESETS.name, claimed.partition, None, claimed.item_id, reason)
         await dead_letters.put(connection, [letter])
-        await incidents.seen(connection, incidents.ITEM_PARKED, claimed.item_id, reason)
-        parked = await dead_letters.rate(connection, PARKED_BY, self._dead_letters_window_s)
-        if parked > self._dead_letters_max:
-            parked_too_many = f"{parked} Items would be parked within {self._dead_letters_window_s:.0f} s"
-            raise TooManyParked(f"{parked_too_many}, at most {self._dead_letters_max} may be: is this deploy broken?")
+        await incidents.seen(connection, incidents.ITEM_QUARANTINED, claimed.item_id, reason)
+        quarantined = await dead_letters.rate(connection, QUARANTINED_BY, self._dead_letters_window_s)
+        if quarantined > self._dead_letters_max:
+            quarantined_too_many = (
+                f"{quarantined} Items would be quarantined within {self._dead_letters_window_s:.0f} s"
+            )
+            raise TooManyQuarantined(
+                f"{quarantined_too_many}, at most {self._dead_letters_max} may be: is this deploy broken?"
+            )
 
     async def keys(self, user: int) -> UserKeys | None:
         """A user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""

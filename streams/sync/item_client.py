@@ -144,6 +144,6 @@ def stopped_state(refusal: PlaidRefused) -> ItemState:
 
 
 def said(code: str, detail: str, *, request_id: str | None = None) -> dict[str, Any]:
-    """What `last_error` and `sync_attempts` keep: codes and our own words, never Plaid's message or a token."""
+    """What `last_error` and `sync_runs` keep: codes and our own words, never Plaid's message or a token."""
     kept = {"code": code, "detail": detail[:REASON_CHARACTERS_MAX]}
     return kept if request_id is None else kept | {"request_id": request_id}

@@ -8,7 +8,7 @@ from runtime.scheduler.types import CURSOR_LOST, Claimed, Released
 from streams.sync import backoff
 from streams.sync.plaid_errors import Action
 
-PARKED, REFUSED, ERASED = "parked", "refused", "erased"
+QUARANTINED, REFUSED, ERASED = "quarantined", "refused", "erased"
 
 
 def refused(claimed: Claimed, action: Action, error: dict[str, Any], *, jitter: float) -> Released:
@@ -53,9 +53,9 @@ def is_hopeless(claimed: Claimed) -> bool:
     return not claimed.unlink_requested and claimed.attempts + 1 >= backoff.ATTEMPTS_MAX
 
 
-def parked(claimed: Claimed, error: dict[str, Any]) -> Released:
+def quarantined(claimed: Claimed, error: dict[str, Any]) -> Released:
     """After an Item was set aside: only its redrive makes it due again."""
-    return _failed(claimed.attempts + 1, error, None, stopped=PARKED)
+    return _failed(claimed.attempts + 1, error, None, stopped=QUARANTINED)
 
 
 def not_ready(claimed: Claimed, *, jitter: float, attempts: int = 0) -> Released:

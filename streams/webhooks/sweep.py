@@ -286,7 +286,7 @@ _ANSWERED = """
         SELECT item_id FROM tartan.sync_state WHERE item_id = ANY($1) ORDER BY item_id FOR UPDATE
     )
     UPDATE tartan.sync_state s
-    SET bank_seen_at = tartan.clock(), bank_updated_at = greatest(s.bank_updated_at, a.updated_at)
+    SET bank_observed_at = tartan.clock(), bank_updated_at = greatest(s.bank_updated_at, a.updated_at)
     FROM answered a JOIN locked USING (item_id) WHERE s.item_id = a.item_id"""
 
 _FIRST_LOSS = "INSERT INTO tartan.facts (name, value) VALUES ($1, 'null') ON CONFLICT DO NOTHING"

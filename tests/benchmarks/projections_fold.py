@@ -14,8 +14,8 @@ from typing import Any
 from projections.decode import changeset
 from projections.fold.fold import fold
 from projections.gate import check
-from projections.gate.check import Gatekeeper, Owners
-from projections.model.unit_of_work import WorkingSet
+from projections.gate.check import GateCheck, Owners
+from projections.model.unit_of_work import UnitOfWork
 from projections.publish import kafka_records
 from projections.publish.kafka_records import Outbound
 from projections.store import rows
@@ -41,12 +41,12 @@ class Bench:
     def admit(self) -> list[check.Admitted]:
         """Gate, unseal, read."""
         owners = Owners({1: keys_of(1)}, {1: ("tenant", "user")})
-        keeper = Gatekeeper(items={}, parked={}, known_ids=set(), owners=owners, poisoned={})
+        keeper = GateCheck(items={}, quarantined={}, known_ids=set(), owners=owners, poisoned={})
         return keeper.admit(self.opened).admitted
 
-    def folded(self) -> WorkingSet:
+    def folded(self) -> UnitOfWork:
         """Admit and fold."""
-        working = WorkingSet()
+        working = UnitOfWork()
         for record in self.admit():
             fold(working, record.item, record.opened.head, record.place, record.said)
         return working

@@ -97,14 +97,14 @@ async def test_an_item_whose_record_was_skipped_is_due_again(side: Side) -> None
 async def test_a_redrive_frees_what_streams_set_aside(side: Side) -> None:
     await side.register("a", "t", "bank")
     [claimed] = await side.store.claim(1)
-    await side.store.park(claimed, "broken")
-    await side.store.release(claimed, Released(outcome="failed", done=True, stopped="parked", not_before_s=600.0))
-    parked = list(await side.store.claim(1))
+    await side.store.quarantine(claimed, "broken")
+    await side.store.release(claimed, Released(outcome="failed", done=True, stopped="quarantined", not_before_s=600.0))
+    quarantined = list(await side.store.claim(1))
 
     await follow(side, Followed(redriven={"a": 5}), at=6)
 
     [freed] = await side.store.claim(1)
-    assert parked == []
+    assert quarantined == []
     assert freed.item_id == "a"
     assert (await side.row("a"))["stopped"] is None
 
@@ -139,7 +139,7 @@ async def test_the_same_batches_leave_the_same_heads_and_rows(seed: int, pool: a
         for side in sides:
             for claimed in await side.store.claim(claims):
                 if claimed.generation % 3 == 0:
-                    await side.store.park(claimed, "broken")
+                    await side.store.quarantine(claimed, "broken")
                 await side.store.release(claimed, Released(outcome="unchanged", done=True, synced=True))
             await follow(side, followed, at=number)
             side.clock.advance(1.0)

@@ -127,20 +127,20 @@ async def test_a_hint_comes_with_the_claim_until_it_is_dealt_with(side: Side) ->
     assert again.hints == ()
 
 
-async def test_a_parked_item_is_passed_over_but_for_its_unlink(side: Side) -> None:
+async def test_a_quarantined_item_is_passed_over_but_for_its_unlink(side: Side) -> None:
     await side.register("a", "t", "bank")
     [claimed] = await side.store.claim(1)
-    await side.store.park(claimed, "broken")
-    await side.store.release(claimed, Released(outcome="failed", done=True, stopped="parked", due_in_s=0.0))
+    await side.store.quarantine(claimed, "broken")
+    await side.store.release(claimed, Released(outcome="failed", done=True, stopped="quarantined", due_in_s=0.0))
 
-    parked = await side.store.claim(1)
+    quarantined = await side.store.claim(1)
     await side.ask("a", Lane.WEBHOOK, True)
     side.clock.advance(61)
     [unlink] = await side.store.claim(1)
     await side.store.finish_unlink(unlink)
     side.clock.advance(61)
 
-    assert list(parked) == []
+    assert list(quarantined) == []
     assert unlink.unlink_requested
     assert list(await side.store.claim(1)) == []
     assert (await side.row("a"))["stopped"] == "unlinked"

@@ -63,7 +63,7 @@ def mark_does_not_raise_the_generation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Tables, "_mark", mark)
 
 
-def publisher_raises_its_floor_before_it_sends(patch: pytest.MonkeyPatch) -> None:
+def publisher_raises_its_checkpoint_before_it_sends(patch: pytest.MonkeyPatch) -> None:
     async def publish(self: Publisher, committed: Committed) -> None:
         for partition, (_, end) in committed.spans.items():
             self._published[partition] = end
@@ -104,7 +104,7 @@ DEFECTS = (
     gate_accepts_what_is_not_the_heads_child,
     release_forgets_the_offset_to_wait_for,
     mark_does_not_raise_the_generation,
-    publisher_raises_its_floor_before_it_sends,
+    publisher_raises_its_checkpoint_before_it_sends,
     removals_are_forgotten,
     cursor_is_kept_although_the_append_is_not,
     lease_is_believed_for_ever,

@@ -25,7 +25,7 @@ FAULTS = (
     "html",
     "ingest_away",
     "institution_down",
-    "item_parked",
+    "item_quarantined",
     "item_redriven",
     "login_required",
     "many_removed",

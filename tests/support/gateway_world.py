@@ -86,8 +86,8 @@ class Api:
         )
         ids: list[bytes] = [own_id(f"{item_id}-{number}") for number in range(transactions)]
         await self.pool.executemany(
-            f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, chained, version,
-                transfers, first_changeset, last_changeset, known_at, words, words_schema, account_id, amount_value,
+            f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, own_id_inherited, version,
+                transfers, first_changeset, last_changeset, known_at, payload, payload_schema, account_id, amount_value,
                 amount_scale, currency, pending, date) VALUES ($1, $2, $3, $4, false, 1, 1, 0, 0, $5, $10, 1, $6, $7, 2,
                 'USD', $8, $9)""",
             [
@@ -121,7 +121,7 @@ class Api:
     ) -> None:
         """A pass over an Item, as streams leaves it."""
         await self.pool.execute(
-            """INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, added, modified, removed,
+            """INSERT INTO tartan.sync_runs (item_id, started_at, duration_s, cause, added, modified, removed,
                 outcome, generation, changeset_offset, error)
                VALUES ($1, tartan.clock(), 0.1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb)""",
             item_id,
@@ -145,7 +145,7 @@ class Api:
         counts = json.dumps({kind: said.count(kind) for kind in said})
         await self.pool.execute(
             f"""INSERT INTO {SCHEMA}.changesets (partition, source_offset, id, item_id, user_number, kind, type, cause,
-                counts, net_events, digest, events, said_at, known_at)
+                counts, net_events, digest, events, produced_at, known_at)
                 VALUES ($1, $2, $3, $4, $5, 'chained', 'sync', '{{}}', $6::text::jsonb, $7, '', $8, $9, $9)""",
             row["partition"],
             offset,

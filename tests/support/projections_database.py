@@ -24,10 +24,10 @@ class Publisher:
     def __init__(self) -> None:
         self.committed: list[Committed] = []
 
-    def floors(self) -> dict[int, int]:
+    def checkpoints(self) -> dict[int, int]:
         return {}
 
-    def stored(self, floors: object) -> None:
+    def stored(self, checkpoints: object) -> None:
         pass
 
     def hand(self, committed: Committed) -> None:

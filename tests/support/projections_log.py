@@ -32,7 +32,7 @@ def owners(users: Collection[int]) -> Owners:
 
 
 def transaction(transaction_id: str, amount: str = "10", **fields: Any) -> Transaction:
-    """A transaction with the given words, the others usual."""
+    """A transaction with the given payload, the others usual."""
     usual: dict[str, Any] = {
         "account_id": "checking",
         "iso_currency_code": "USD",
@@ -50,7 +50,7 @@ def transaction(transaction_id: str, amount: str = "10", **fields: Any) -> Trans
 
 
 def account(account_id: str = "checking", current: str | None = "100", **fields: Any) -> Account:
-    """An account with the given words."""
+    """An account with the given payload."""
     usual: dict[str, Any] = {"name": "Checking", "mask": "0000", "type": "depository", "iso_currency_code": "USD"}
     rest = {"persistent_account_id": None, "official_name": None, "subtype": "checking"}
     return Account(account_id=account_id, current=current, **{**usual, **rest, **fields})

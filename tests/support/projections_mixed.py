@@ -1,4 +1,4 @@
-"""Stories in which all meets: one login under several Items, users and people who decide, parkings and redrives,
+"""Stories in which all meets: one login under several Items, users and people who decide, quarantines and redrives,
 restated histories, account ids that change, openings. What several features do to one row is looked for here.
 """
 
@@ -11,7 +11,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from projections.fold.opening_balances import COMPLETE
-from projections.gate.quarantine import Parked
+from projections.gate.quarantine import Quarantined
 from runtime.kafka.reader import Received
 from sandbox.simulation.memory.projections import Memory
 from schemas import events
@@ -54,7 +54,7 @@ ACTS = (
     "change_account",
     "restate",
     "decide_removals",
-    "park",
+    "quarantine",
     "redrive",
     "realtime",
     "edit_stale",
@@ -68,7 +68,7 @@ stories = st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 7), st.intege
 class Purchase:
     """What the bank has, whatever Items call it: `ids` counts the ids that it had, `pending` is the id before."""
 
-    words: Transaction
+    payload: Transaction
     account: str
     ids: int = 0
     was_pending: int | None = None
@@ -85,11 +85,11 @@ class Teller:
 
 
 class Story:
-    """Acts out steps. `parked` are parkings that an older code stored, so that a redrive frees what they withheld."""
+    """Acts out steps. `quarantined` are quarantines that an older code stored, so that a redrive frees what they withheld."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.log = Log()
-        self.parked: dict[str, list[Parked]] = {}
+        self.quarantined: dict[str, list[Quarantined]] = {}
         self._tellers: list[Teller] = []
         self._purchases: dict[int, Purchase] = {}
         self._made = 0
@@ -106,8 +106,8 @@ class Story:
         return self.log.records
 
     def memory(self) -> Memory:
-        """An empty memory in which the story's parkings are stored."""
-        return Memory(owners, parked=self.parked)
+        """An empty memory in which the story's quarantines are stored."""
+        return Memory(owners, quarantined=self.quarantined)
 
     def _known(self) -> Memory:
         for record in self.log.records[self._read :]:
@@ -117,14 +117,14 @@ class Story:
 
     def _buy(self, which: int, variant: int, *, pending: bool = False, amount: str | None = None) -> None:
         self._made += 1
-        words = transaction(
+        payload = transaction(
             "",
             amount or str(100 * self._made),
             date=DAYS[variant % 4],
             pending=pending,
             original_description=f"SHOP {which % 3} STREET",
         )
-        self._purchases[self._made] = Purchase(words, ACCOUNTS[which % 2])
+        self._purchases[self._made] = Purchase(payload, ACCOUNTS[which % 2])
 
     def _buy_twin(self, which: int, variant: int) -> None:
         self._buy(which % 2, variant % 2, amount="5")
@@ -133,14 +133,14 @@ class Story:
         self._buy(which, variant, pending=True)
 
     def _post(self, which: int, variant: int) -> None:
-        if (one := self._one(which)) and one.words.pending:
+        if (one := self._one(which)) and one.payload.pending:
             self._rename_id(one)
-            amount = str(int(one.words.amount) + (variant % 3) * 10)
-            one.words = msgspec.structs.replace(one.words, pending=False, amount=amount)
+            amount = str(int(one.payload.amount) + (variant % 3) * 10)
+            one.payload = msgspec.structs.replace(one.payload, pending=False, amount=amount)
 
     def _post_linked(self, which: int, variant: int) -> None:
         one = self._one(which)
-        if one and one.words.pending:
+        if one and one.payload.pending:
             before = one.ids
             self._post(which, variant)
             one.was_pending = before
@@ -155,17 +155,17 @@ class Story:
 
     def _rename(self, which: int, variant: int) -> None:
         if one := self._one(which):
-            said = str(one.words.original_description)[:13]
-            one.words = msgspec.structs.replace(one.words, original_description=f"{said} {variant % 3}")
+            said = str(one.payload.original_description)[:13]
+            one.payload = msgspec.structs.replace(one.payload, original_description=f"{said} {variant % 3}")
 
     def _redate(self, which: int, variant: int) -> None:
         if one := self._one(which):
-            one.words = msgspec.structs.replace(one.words, date=DAYS[variant % 4])
+            one.payload = msgspec.structs.replace(one.payload, date=DAYS[variant % 4])
 
     def _reword(self, which: int, variant: int) -> None:
         if one := self._one(which):
             category = ("TRAVEL", "RENT", None)[variant % 3]
-            one.words = msgspec.structs.replace(one.words, category_primary=category)
+            one.payload = msgspec.structs.replace(one.payload, category_primary=category)
 
     def _link(self, which: int, variant: int = 0) -> None:
         if len(self._tellers) == ITEMS_MAX:
@@ -227,18 +227,18 @@ class Story:
         said = balance(self._account(teller, ACCOUNTS[variant % 2], variant), realtime=True)
         self.log.free(teller.item_id, said, type=gate.BALANCE)
 
-    def _park(self, which: int, _: int) -> None:
+    def _quarantine(self, which: int, _: int) -> None:
         teller = self._teller(which)
-        if any(one.redrive is None for one in self._known().parked.get(teller.item_id, ())):
+        if any(one.redrive is None for one in self._known().quarantined.get(teller.item_id, ())):
             return
-        parking = Parked(len(self.log.records), None)
-        self.parked.setdefault(teller.item_id, []).append(parking)
-        self._memory.parked.setdefault(teller.item_id, []).append(parking)
+        item_quarantine = Quarantined(len(self.log.records), None)
+        self.quarantined.setdefault(teller.item_id, []).append(item_quarantine)
+        self._memory.quarantined.setdefault(teller.item_id, []).append(item_quarantine)
 
     def _redrive(self, which: int, _: int) -> None:
         teller = self._teller(which)
         before = len(self.log.records)
-        if any(one.redrive is None and one.first < before for one in self._known().parked.get(teller.item_id, ())):
+        if any(one.redrive is None and one.first < before for one in self._known().quarantined.get(teller.item_id, ())):
             self.log.redrive(teller.item_id)
 
     def _edit(self, which: int, variant: int) -> None:
@@ -246,7 +246,7 @@ class Story:
         rows = sorted(self._known().rows.values(), key=lambda row: row.own_id)
         if rows:
             row = rows[which % len(rows)]
-            self.log.edit(row.item_id, row.own_id, row.transaction_id, **self._fields(row.words, variant))
+            self.log.edit(row.item_id, row.own_id, row.transaction_id, **self._fields(row.payload, variant))
 
     def _edit_stale(self, which: int, variant: int) -> None:
         """Say something of a row under a name that it had, in an Item that it was in, or of one that never was."""
@@ -257,8 +257,8 @@ class Story:
         own = own if variant % 3 else b"\2" * 16
         self.log.edit(item_id, own, name, **self._fields(None, variant))
 
-    def _fields(self, words: bytes | None, variant: int) -> dict[str, Any]:
-        amount = int(codec.decode(Transaction, words).amount) if words else 7
+    def _fields(self, payload: bytes | None, variant: int) -> dict[str, Any]:
+        amount = int(codec.decode(Transaction, payload).amount) if payload else 7
         splits = [{"category": "RENT", "amount": str(amount - 1)}, {"category": "GIFT", "amount": "1"}]
         return (
             {"notes": f"note {variant}"},
@@ -281,11 +281,11 @@ class Story:
             self._say(review.item_id, made)
 
     def _decide_removals(self, which: int, variant: int) -> None:
-        waiting = [one for one in self._known().items.values() if one.missing_since is not None]
+        waiting = [one for one in self._known().items.values() if one.missing_changeset_id is not None]
         if waiting:
             item = waiting[which % len(waiting)]
             kind = events.APPROVE_REMOVALS if variant % 2 else events.REJECT_REMOVALS
-            self._say(item.item_id, Decision((item.missing_since or b"").hex(), kind))
+            self._say(item.item_id, Decision((item.missing_changeset_id or b"").hex(), kind))
 
     def _say(self, item_id: str, made: Decision) -> None:
         self.log.free(item_id, [(events.DECISION_MADE, catalogue.DECISION, codec.encode(made))], type=gate.DECISION)
@@ -326,7 +326,7 @@ class Story:
 
         return {
             number: msgspec.structs.replace(
-                one.words,
+                one.payload,
                 transaction_id=name(number, one.ids),
                 account_id=self._account_id(teller, one.account),
                 pending_transaction_id=None if one.was_pending is None else name(number, one.was_pending),

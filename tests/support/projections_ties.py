@@ -36,10 +36,10 @@ class TiedLog(Log):
     def sync(self, item_id: str, *said: Any, user: int = 1, **head: Any) -> Received:
         record = super().sync(item_id, *said, user=user, **head)
         named = [codec.decode(Transaction, data) for kind, _, data in said if kind in _SAY_WORDS]
-        for words in named[:: 2 + len(self.records) % 3]:
+        for payload in named[:: 2 + len(self.records) % 3]:
             fields = {"notes": f"n{len(self.records)}", "category": (None, "PETS")[len(self.records) % 2]}
-            own = own_id(words.transaction_id, salt=item_id.encode())
-            self.edit(item_id, own, words.transaction_id, user=user, **fields)
+            own = own_id(payload.transaction_id, salt=item_id.encode())
+            self.edit(item_id, own, payload.transaction_id, user=user, **fields)
         return record
 
 

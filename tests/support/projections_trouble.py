@@ -1,10 +1,10 @@
-"""Histories with all that goes wrong: parkings of older code, poison, redrives, lost cursors, decisions."""
+"""Histories with all that goes wrong: quarantines of older code, poison, redrives, lost cursors, decisions."""
 
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from projections.gate.quarantine import Parked
+from projections.gate.quarantine import Quarantined
 from schemas import events
 from schemas.log.records import Transaction
 from tests.support.projections_log import Log, account, added, balance, modified, removed, restated, transaction
@@ -39,7 +39,7 @@ steps = st.lists(
     max_size=20,
 )
 older = st.lists(st.tuples(st.integers(0, ITEMS - 1), st.integers(0, 12)), max_size=2)
-"""Items that an older code parked, and where."""
+"""Items that an older code quarantined, and where."""
 
 FEW = 1
 """`restated.REMOVALS_ALWAYS_MAX` for these histories: they are too small for the real one to matter."""
@@ -47,10 +47,10 @@ FEW = 1
 
 @dataclass
 class Trouble:
-    """A log in which much goes wrong, and the parkings that were stored before."""
+    """A log in which much goes wrong, and the quarantines that were stored before."""
 
     log: Log = field(default_factory=Log)
-    parked: dict[str, list[Parked]] = field(default_factory=dict)
+    quarantined: dict[str, list[Quarantined]] = field(default_factory=dict)
     restated: dict[str, list[bytes]] = field(default_factory=dict)
 
     def act(self, act: str, number: int, variant: int) -> None:
@@ -114,7 +114,7 @@ def trouble(acts: list[Step], before: list[tuple[int, int]]) -> Trouble:
     for act in acts:
         made.act(*act)
     for number, offset in before:
-        made.parked[f"item{number}"] = [Parked(offset, None)]
+        made.quarantined[f"item{number}"] = [Quarantined(offset, None)]
     return made
 
 

@@ -21,7 +21,7 @@ def of_memory(memory: Memory) -> Tables:
                     row.own_id,
                     row.item_id,
                     row.transaction_id,
-                    row.chained,
+                    row.own_id_inherited,
                     row.version,
                     row.transfers,
                     row.first_changeset,
@@ -29,11 +29,11 @@ def of_memory(memory: Memory) -> Tables:
                     row.known_at,
                     row.enriched_at,
                     row.removed_at,
-                    row.missing_since,
+                    row.missing_since_offset,
                     _plain(row.user_fields),
                     len(row.postings),
                     row.review,
-                    row.words,
+                    row.payload,
                 )
                 for row in memory.rows.values()
             ],
@@ -46,8 +46,8 @@ def of_memory(memory: Memory) -> Tables:
                 (
                     row.item_id,
                     row.account_id,
-                    row.cached_words,
-                    row.realtime_words,
+                    row.cached_payload,
+                    row.realtime_payload,
                     row.source,
                     row.version,
                     row.known_at,
@@ -65,8 +65,8 @@ def of_memory(memory: Memory) -> Tables:
                     row.gate.unlinked,
                     row.transaction_rows,
                     row.missing_rows,
-                    row.missing_since,
-                    row.has_twins,
+                    row.missing_changeset_id,
+                    row.has_linked_items,
                     _plain(json.dumps(row.waiting_edits)),
                 )
                 for row in memory.items.values()
@@ -77,7 +77,7 @@ def of_memory(memory: Memory) -> Tables:
                     one.version,
                     one.item_id,
                     one.transaction_id,
-                    one.words,
+                    one.payload,
                     _plain(one.user_fields),
                     one.removed_at,
                     one.review,
@@ -87,7 +87,7 @@ def of_memory(memory: Memory) -> Tables:
                 for one in memory.versions
             ],
             "account_versions": [
-                (one.item_id, one.account_id, one.version, one.source, one.words, one.changeset)
+                (one.item_id, one.account_id, one.version, one.source, one.payload, one.changeset)
                 for one in memory.account_versions
             ],
             "links": [
@@ -116,7 +116,7 @@ def of_memory(memory: Memory) -> Tables:
                 )
                 for one in memory.folded
             ],
-            "parkings": [(item, *one) for item, parkings in memory.parked.items() for one in parkings],
+            "quarantines": [(item, *one) for item, quarantines in memory.quarantined.items() for one in quarantines],
         }
     )
 
@@ -150,28 +150,28 @@ def _value(value: Any) -> Any:
 
 _QUERIES = {
     "transactions": """
-        SELECT own_id, item_id, transaction_id, chained, version, transfers, first_changeset, last_changeset, known_at,
-               enriched_at, removed_at, missing_since, user_fields, legs, review, words
+        SELECT own_id, item_id, transaction_id, own_id_inherited, version, transfers, first_changeset, last_changeset, known_at,
+               enriched_at, removed_at, missing_since_offset, user_fields, active_transfers, review, payload
           FROM projection.transactions""",
     "transfers": """SELECT own_id, number, debit, credit, amount, layer, reverses, changeset
                       FROM projection.ledger_transfers""",
     "balances": "SELECT account, layer, debits, credits FROM projection.ledger_balances",
     "accounts": """
-        SELECT item_id, account_id, cached_words, realtime_words, source, version, known_at, opened, opening_transfers,
+        SELECT item_id, account_id, cached_payload, realtime_payload, source, version, known_at, opened, opening_transfers,
                continues_item, continues_account, continued_by_item, continued_by_account FROM projection.accounts""",
     "items": """
-        SELECT item_id, head, unlinked, transaction_rows, missing_rows, missing_since, has_twins,
+        SELECT item_id, head, unlinked, transaction_rows, missing_rows, missing_changeset_id, has_linked_items,
                coalesce(waiting_edits, '{}') FROM projection.items""",
     "versions": """
-        SELECT own_id, version, item_id, transaction_id, words, user_fields, removed_at, review, changeset,
+        SELECT own_id, version, item_id, transaction_id, payload, user_fields, removed_at, review, changeset,
                until_changeset FROM projection.transaction_versions""",
-    "account_versions": """SELECT item_id, account_id, version, source, words, changeset
+    "account_versions": """SELECT item_id, account_id, version, source, payload, changeset
                              FROM projection.account_versions""",
     "links": """SELECT item_id, transaction_id, own_id, rule, score, evidence, changeset
-                  FROM projection.identity_links""",
+                  FROM projection.transaction_matches""",
     "reviews": """SELECT id, item_id, own_id, candidates, state, chosen, changeset, decided
                     FROM projection.reviews""",
     "changesets": "SELECT source_offset, digest, not_effective, redriven_by FROM projection.changesets",
-    "parkings": "SELECT item_id, first_offset, redrive_offset FROM tartan.parkings",
+    "quarantines": "SELECT item_id, first_offset, redrive_offset FROM tartan.quarantines",
 }
 """Each in the order of the memory's tuples."""

@@ -43,7 +43,7 @@ def _with_a_column() -> None:
     of_this_release = rows.transaction_values
     rows.transaction_values = lambda row: (  # type: ignore[misc]
         *of_this_release(row),
-        codec.decoder(row.schema)(row.words, 0)[0].website,
+        codec.decoder(row.schema)(row.payload, 0)[0].website,
     )
 
 

@@ -227,14 +227,14 @@ def _twins(memory: Memory, row: AccountRow, since: int) -> tuple[Twin, ...]:
 
 
 def _bank(memory: Memory, row: AccountRow) -> str | None:
-    words = memory.items[row.item_id].words
+    words = memory.items[row.item_id].payload
     return None if words is None else codec.decode(Item, words).institution_id
 
 
 def _lines(memory: Memory, item_id: str, account_id: str) -> list[Line]:
     found = []
     for row in memory.rows.values():
-        said = codec.decode(Transaction, row.words)
+        said = codec.decode(Transaction, row.payload)
         if (row.item_id, said.account_id) == (item_id, account_id):
             found.append(
                 Line(
@@ -283,8 +283,8 @@ def _own(row: AccountRow) -> bytes:
 def _reports(memory: Memory, row: AccountRow) -> list[Report]:
     found = []
     for source, words, at in (
-        ("cached", row.cached_words, row.cached_at),
-        ("realtime", row.realtime_words, row.realtime_at),
+        ("cached", row.cached_payload, row.cached_at),
+        ("realtime", row.realtime_payload, row.realtime_at),
     ):
         if words is None or at is None:
             continue
@@ -300,7 +300,7 @@ def _reports(memory: Memory, row: AccountRow) -> list[Report]:
 
 
 def _said(row: AccountRow) -> Account:
-    words = row.cached_words if row.source == "cached" else row.realtime_words
+    words = row.cached_payload if row.source == "cached" else row.realtime_payload
     assert words is not None
     return codec.decode(Account, words)
 

@@ -17,7 +17,7 @@ from runtime.settings import Settings
 from runtime.users.keys import Keyring
 from runtime.users.vault import Vault
 from sandbox.simulation.engine.installation import keys_of
-from sandbox.simulation.engine.lease_monitor import Witness
+from sandbox.simulation.engine.lease_monitor import LeaseMonitor
 from sandbox.simulation.engine.loop import Process
 from sandbox.simulation.engine.postgres import TimedPool
 from sandbox.simulation.engine.wire import Hazards, Wire
@@ -76,11 +76,11 @@ def memory(*, metered: bool) -> Side:
     hazards = Hazards()
     database = Database(tables, random.Random(2), hazards)
     wire = Wire(Process("w1"), random.Random(3), hazards)
-    witness = Witness(clock.now, [], Trace(shown=False))
+    monitor = LeaseMonitor(clock.now, [], Trace(shown=False))
     limits = {"transactions/sync": SYNC_LIMIT} if metered else {}
     quotas = Quotas(tables, limits, failures_max=3)
     tables.is_failing = quotas.is_failing
-    store = MemoryStore(database, wire, witness, lease_s=LEASE_S, holder="w1", limit=SYNC_LIMIT if metered else None)
+    store = MemoryStore(database, wire, monitor, lease_s=LEASE_S, holder="w1", limit=SYNC_LIMIT if metered else None)
 
     async def register(item_id: str, tenant: str, bank: str) -> None:
         tables.register(item_id, Credential(tenant, USER, bank, bank, item_id), partition=0, keys=keys_of(USER))

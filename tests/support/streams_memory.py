@@ -135,8 +135,8 @@ class Memory:
     async def finish_unlink(self, claimed: Claimed) -> None:
         self.told.append("finish_unlink")
 
-    async def park(self, claimed: Claimed, reason: str) -> None:
-        self.told.append(f"park {reason}")
+    async def quarantine(self, claimed: Claimed, reason: str) -> None:
+        self.told.append(f"quarantine {reason}")
 
     async def keys(self, user: int) -> UserKeys | None:
         self._may_raise("keys")

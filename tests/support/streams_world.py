@@ -133,7 +133,7 @@ class World:
     async def attempts(self, item: Item) -> list[str]:
         """Outcomes of the passes over an Item."""
         rows = await self.pool.fetch(
-            "SELECT outcome FROM tartan.sync_attempts WHERE item_id = $1 ORDER BY attempt", item.item_id
+            "SELECT outcome FROM tartan.sync_runs WHERE item_id = $1 ORDER BY run", item.item_id
         )
         return [row["outcome"] for row in rows]
 

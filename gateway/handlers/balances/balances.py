@@ -140,7 +140,7 @@ class Balances:
             rows = await connection.fetch(_REALTIME, item.item_id, list(wish.account_ids))
         assert before is not None, "it was accepted, and nothing deletes it"
         accounts = [codec.decoder(row["realtime_schema"])(row["realtime_words"], 0)[0] for row in rows]
-        return Told(ticket.id, accounts, before["said_at"], before["request_id"])
+        return Told(ticket.id, accounts, before["produced_at"], before["request_id"])
 
     async def _joined(self, item: Owned, wish: Wish, ticket: Ticket, *, by: str) -> Told:
         """Ask the bank, or wait for one who asks it now."""
@@ -254,7 +254,7 @@ def _account(account: Account) -> dict[str, Any]:
     }
 
 
-_BEFORE = "SELECT said_at, cause->'request_ids'->>0 AS request_id FROM reads.changesets WHERE id = $1"
+_BEFORE = "SELECT produced_at, cause->'request_ids'->>0 AS request_id FROM reads.changesets WHERE id = $1"
 
 _REALTIME = """
     SELECT realtime_words, realtime_schema FROM reads.accounts

@@ -20,8 +20,8 @@ from gateway.http.problems import Problem, not_found
 from gateway.http.requests import Call, ok
 from projections.read import queries
 from runtime.scheduler import enqueue, queue, quotas, runs
-from runtime.scheduler.runs import Attempt
-from runtime.scheduler.stop_reasons import PARKED, remedy
+from runtime.scheduler.runs import FinishedRun
+from runtime.scheduler.stop_reasons import QUARANTINED, remedy
 from runtime.settings import Settings
 
 LIMIT_DEFAULT = 50
@@ -40,7 +40,7 @@ class Found(NamedTuple):
     status: str
     over: bool = False
     complete: bool = False
-    attempts: Sequence[Attempt] = ()
+    attempts: Sequence[FinishedRun] = ()
     error: dict[str, Any] | None = None
     refreshed_at: datetime | None = None
 
@@ -60,7 +60,7 @@ class Syncs:
         refresh: bool = call.values["refresh"] or False
         async with connected(self._pool) as connection:
             item = await _item(connection, call)
-            _refuse_parked(item)
+            _refuse_quarantined(item)
             if refresh:
                 await self._check_refreshes(connection, item)
             request = await _asked(connection, item, by=call.tenant, refresh=refresh)
@@ -91,7 +91,7 @@ class Syncs:
             rows = await runs.latest(connection, item_id, before=before, limit=limit + 1)
             applied = [await self._applied(connection, item, row) for row in rows[:limit]]
         passes = [_pass(item, row, found) for row, found in zip(rows, applied, strict=False)]
-        following = cursors.write_number(rows[limit - 1].attempt, item_id) if len(rows) > limit else None
+        following = cursors.write_number(rows[limit - 1].run, item_id) if len(rows) > limit else None
         return ok({"syncs": passes, "next_cursor": following})
 
     async def _check_refreshes(self, connection: asyncpg.Connection, item: Owned) -> None:
@@ -118,18 +118,18 @@ class Syncs:
             counting = [row for row in rows if await self._counts_for(connection, item, row)]
             shown_up_to = await queries.position(connection, item.partition)
         found = _found(request, item, counting, shown_up_to)
-        if item.stopped == PARKED and not found.over:
+        if item.stopped == QUARANTINED and not found.over:
             return Found(FAILED, over=True, error={"code": "SET_ASIDE"})
         return found
 
-    async def _counts_for(self, connection: asyncpg.Connection, item: Owned, row: Attempt) -> bool:
+    async def _counts_for(self, connection: asyncpg.Connection, item: Owned, row: FinishedRun) -> bool:
         """Whether a pass is one to wait for: what a worker without its lease appended is skipped by every reader."""
         offset = row.changeset_offset
         if offset is None or await queries.position(connection, item.partition) <= offset:
             return True
         return await is_accepted(connection, item.partition, offset)
 
-    async def _applied(self, connection: asyncpg.Connection, item: Owned, row: Attempt) -> Applied | None:
+    async def _applied(self, connection: asyncpg.Connection, item: Owned, row: FinishedRun) -> Applied | None:
         if row.changeset_offset is None:
             return Applied(0, 0, 0, 0)
         return await self._counts.of(connection, item.partition, row.changeset_offset)
@@ -161,7 +161,7 @@ class Syncs:
         }
 
 
-def _found(request: SyncRequest, item: Owned, made: Sequence[Attempt], shown_up_to: int) -> Found:
+def _found(request: SyncRequest, item: Owned, made: Sequence[FinishedRun], shown_up_to: int) -> Found:
     """Judge a request by the passes after it. A pass that failed is the answer only while no later one did not."""
     passed = [row for row in made if row.outcome != FAILED]
     if not passed:
@@ -172,7 +172,7 @@ def _found(request: SyncRequest, item: Owned, made: Sequence[Attempt], shown_up_
         return Found(STOPPED, over=True, attempts=[first], error={"code": item.stopped or STOPPED})
     if request.refresh:
         first = _after_the_bank(request, item, passed) or first
-    until = [row for row in passed if row.attempt <= first.attempt]
+    until = [row for row in passed if row.run <= first.run]
     # The head may be of a pass before this one, and not shown yet.
     needed = max(*(row.changeset_offset or -1 for row in until), item.head_offset or -1, -1)
     if shown_up_to <= needed:
@@ -192,7 +192,7 @@ def _found(request: SyncRequest, item: Owned, made: Sequence[Attempt], shown_up_
     )
 
 
-def _after_the_bank(request: SyncRequest, item: Owned, passed: Sequence[Attempt]) -> Attempt | None:
+def _after_the_bank(request: SyncRequest, item: Owned, passed: Sequence[FinishedRun]) -> FinishedRun | None:
     """The first pass that began after Plaid had read the bank for this request.
 
     That it has is known from its own time of the last success, or from the webhook that it sends then.
@@ -225,10 +225,12 @@ async def _item(connection: asyncpg.Connection, call: Call) -> Owned:
     return item
 
 
-def _refuse_parked(item: Owned) -> None:
-    if item.stopped == PARKED:
-        more = {"remedy": remedy(PARKED), "since": item.parked_at}
-        raise Problem(HTTPStatus.CONFLICT, "item_parked", "the item is set aside, and nothing of it is lost", more=more)
+def _refuse_quarantined(item: Owned) -> None:
+    if item.stopped == QUARANTINED:
+        more = {"remedy": remedy(QUARANTINED), "since": item.quarantined_at}
+        raise Problem(
+            HTTPStatus.CONFLICT, "item_quarantined", "the item is set aside, and nothing of it is lost", more=more
+        )
 
 
 async def _asked(connection: asyncpg.Connection, item: Owned, *, by: str, refresh: bool) -> SyncRequest:
@@ -243,7 +245,7 @@ async def _asked(connection: asyncpg.Connection, item: Owned, *, by: str, refres
     return SyncRequest(item.item_id, generation, row["last"], refresh, row["now"])
 
 
-def _pass(item: Owned, row: Attempt, applied: Applied | None) -> dict[str, Any]:
+def _pass(item: Owned, row: FinishedRun, applied: Applied | None) -> dict[str, Any]:
     """A pass in the answer's words."""
     counts = None if applied is None else applied._asdict()
     no_op = None if counts is None else counts.pop("no_op")
@@ -266,4 +268,4 @@ def _pass(item: Owned, row: Attempt, applied: Applied | None) -> dict[str, Any]:
 # The last attempt before the mark and Postgres' time: what comes after both concerns the request.
 _BEFORE = """
     SELECT tartan.clock() AS now,
-        coalesce((SELECT max(attempt) FROM tartan.sync_attempts WHERE item_id = $1), 0) AS last"""
+        coalesce((SELECT max(run) FROM tartan.sync_runs WHERE item_id = $1), 0) AS last"""

@@ -116,5 +116,5 @@ _POSITIONS = "SELECT partition, position FROM positions"
 _HAS_OLD = f"SELECT to_regclass('{OLD}.positions') IS NOT NULL"
 _READ = f"""
 SELECT 'read' AS what, sum(position)::bigint AS number FROM {SCHEMA}.positions
- UNION ALL SELECT 'published', sum(published)::bigint FROM tartan.floors"""
+ UNION ALL SELECT 'published', sum(published)::bigint FROM tartan.published_checkpoints"""
 _READ_BY_OLD = f" UNION ALL SELECT 'read by the old version', sum(position)::bigint FROM {OLD}.positions"

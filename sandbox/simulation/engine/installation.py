@@ -11,7 +11,7 @@ from typing import Any, cast
 import asyncpg
 
 from projections.gate.check import Owners
-from projections.gate.quarantine import Parked
+from projections.gate.quarantine import Quarantined
 from runtime.kafka.clients import partition_of
 from runtime.scheduler import enqueue
 from runtime.scheduler.leases import FOLLOWER
@@ -19,13 +19,13 @@ from runtime.scheduler.quotas import SYNC, Limit
 from runtime.scheduler.types import Lane
 from sandbox.simulation.engine import postgres
 from sandbox.simulation.engine.kafka import Broker, Group
-from sandbox.simulation.engine.lease_monitor import Witness
+from sandbox.simulation.engine.lease_monitor import LeaseMonitor
 from sandbox.simulation.engine.loop import Process, VirtualLoop
 from sandbox.simulation.engine.wire import Hazards, Wire, serve
 from sandbox.simulation.memory.limits import MemoryLimits, Quotas
 from sandbox.simulation.memory.projection import READER as PROJECTIONS
 from sandbox.simulation.memory.projection import Projection
-from sandbox.simulation.memory.rows import Credential, Parking
+from sandbox.simulation.memory.rows import Credential, ItemQuarantine
 from sandbox.simulation.memory.store import Database, MemoryStore
 from sandbox.simulation.memory.tables import Tables
 from sandbox.simulation.real import Parts, Real, RealLimits, RealStore, ask_for, settings_of
@@ -103,11 +103,11 @@ class Installation:
         slow_s = rng.choice((0.02, 1.0, 4.0))
         latency = random.Random(rng.random())
         self.plaid = Bank(self.plaid_world, sleep=asyncio.sleep, latency=lambda path: latency.random() * slow_s)
-        self.witness = Witness(self.now, self.failures, trace)
+        self.monitor = LeaseMonitor(self.now, self.failures, trace)
         self._names: dict[int, tuple[str, str]] = {}
         self.unreadable: set[int] = set()
         self._partitions: dict[str, int] = {}
-        self.projection = Projection(self.owners, on_parked=self._parked)
+        self.projection = Projection(self.owners, on_quarantined=self._quarantined)
         self.groups = {
             MARKER: Group(self.broker.topic("webhooks"), random.Random(rng.random())),
             FOLLOWER: Group(self.broker.topic("changesets"), random.Random(rng.random())),
@@ -132,9 +132,9 @@ class Installation:
         name, limits = wire.process.name, self.quotas.limits
         if self._real is not None:
             settings = settings_of(name, lease_s, limits, FAILURES_MAX)
-            parts = Parts(self._real, self.database, wire, self.witness, settings)
+            parts = Parts(self._real, self.database, wire, self.monitor, settings)
             return RealStore(parts), RealLimits(parts, limits)
-        store = MemoryStore(self.database, wire, self.witness, lease_s=lease_s, holder=name, limit=limits.get(SYNC))
+        store = MemoryStore(self.database, wire, self.monitor, lease_s=lease_s, holder=name, limit=limits.get(SYNC))
         return store, MemoryLimits(self.quotas, self.database, wire)
 
     async def seen(self) -> Tables:
@@ -192,7 +192,7 @@ class Installation:
             lambda: self.tables.register(item.item_id, credential, partition=partition, keys=keys_of(user)),
             lambda connection: self._registered(connection, item, user, credential),
         )
-        self.witness.knows(item.access_token, item.item_id)
+        self.monitor.knows(item.access_token, item.item_id)
 
     async def _registered(self, connection: asyncpg.Connection, item: Item, user: int, credential: Credential) -> None:
         assert self._real is not None
@@ -217,17 +217,22 @@ class Installation:
         known = [user for user in sorted(users) if user in self._names and user not in self.unreadable]
         return Owners({user: keys_of(user) for user in known}, {user: self._names[user] for user in known})
 
-    def _parked(self, item_id: str, parked: Parked, reason: str) -> None:
+    def _quarantined(self, item_id: str, quarantined: Quarantined, reason: str) -> None:
         """The projections set an Item aside or freed it: claims look at that."""
-        is_open = parked.redrive is None
-        self.hazards.counts["item_parked" if is_open else "item_redriven"] += 1
-        self.trace.note(f"{item_id} is {'parked' if is_open else 'redriven'} at {parked}: {reason}")
-        parking = Parking(self._partitions[item_id], reason, PROJECTIONS, parked.redrive)
-        key = (item_id, parked.first)
+        is_open = quarantined.redrive is None
+        self.hazards.counts["item_quarantined" if is_open else "item_redriven"] += 1
+        self.trace.note(f"{item_id} is {'quarantined' if is_open else 'redriven'} at {quarantined}: {reason}")
+        item_quarantine = ItemQuarantine(self._partitions[item_id], reason, PROJECTIONS, quarantined.redrive)
+        key = (item_id, quarantined.first)
         self._do(
-            lambda: self.tables.parkings.update({key: parking}),
+            lambda: self.tables.quarantines.update({key: item_quarantine}),
             lambda connection: connection.execute(
-                _PARKING, *key, parking.partition, parking.reason, parking.reader, parking.redrive_offset
+                _QUARANTINE,
+                *key,
+                item_quarantine.partition,
+                item_quarantine.reason,
+                item_quarantine.reader,
+                item_quarantine.redrive_offset,
             ),
         )
 
@@ -258,8 +263,8 @@ def data_key_of(user: int) -> bytes:
 
 
 _USER = "INSERT INTO tartan.users (user_number, tenant, user_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
-_PARKING = """
-    INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader, redrive_offset, parked_at)
+_QUARANTINE = """
+    INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader, redrive_offset, quarantined_at)
     VALUES ($1, $2, $3, $4, $5, $6, tartan.clock())
     ON CONFLICT (item_id, first_offset) DO UPDATE SET redrive_offset = excluded.redrive_offset"""
 _KEY = """

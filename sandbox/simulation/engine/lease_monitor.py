@@ -21,7 +21,7 @@ class Lease:
         self.asked_late = 0
 
 
-class Witness:
+class LeaseMonitor:
     """Notes every lease and every request to Plaid; what must not be goes to `failures`.
 
     `sound`: partition and offset of records that were answered to a process that held the Item's lease.

@@ -36,7 +36,7 @@ class Process:
         self.woken_at = -math.inf
         self.tasks: list[asyncio.Task[Any]] = []
         self.on_gone: list[Callable[[], None]] = []
-        self._parked: list[events.Handle] = []
+        self._quarantined: list[events.Handle] = []
 
     def start(self, work: Coroutine[Any, Any, Any], *, name: str) -> "asyncio.Task[Any]":
         """Start a task of this process."""
@@ -64,9 +64,9 @@ class Process:
         for told in self.on_gone:
             told()
 
-    def park(self, handle: events.Handle) -> None:
+    def quarantine(self, handle: events.Handle) -> None:
         """Keep for later what its tasks would do now."""
-        self._parked.append(handle)
+        self._quarantined.append(handle)
 
     async def bury(self) -> None:
         """Take down what is left of it after a run, so that nothing is pending when the loop closes."""
@@ -77,9 +77,9 @@ class Process:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     def _release(self) -> None:
-        parked, self._parked = self._parked, []
+        quarantined, self._quarantined = self._quarantined, []
         loop: Any = asyncio.get_running_loop()
-        loop._ready.extend(parked)
+        loop._ready.extend(quarantined)
 
 
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
@@ -132,23 +132,23 @@ class _Handle(events.Handle):
     """A callback that belongs to the process in whose context it was made."""
 
     def _run(self) -> None:
-        if _is_parked(self):
+        if _is_quarantined(self):
             return
         super()._run()
 
 
 class _TimerHandle(events.TimerHandle):
     def _run(self) -> None:
-        if _is_parked(self):
+        if _is_quarantined(self):
             return
         super()._run()
 
 
-def _is_parked(handle: Any) -> bool:
+def _is_quarantined(handle: Any) -> bool:
     process: Process | None = handle._context.get(PROCESS)
     if process is None or not process.frozen:
         return False
-    process.park(handle)
+    process.quarantine(handle)
     return True
 
 

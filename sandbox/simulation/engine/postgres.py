@@ -17,7 +17,7 @@ from runtime.kafka.reader import Position
 from runtime.postgres.clock import set_clock
 from sandbox.infra.folders import remove_abandoned
 from sandbox.infra.postgres import Postgres, PostgresOptions
-from sandbox.simulation.memory.rows import Credential, Parking, Row
+from sandbox.simulation.memory.rows import Credential, ItemQuarantine, Row
 from sandbox.simulation.memory.tables import Clock, Tables
 from schemas.log.records import Cause
 
@@ -106,8 +106,8 @@ async def seen(connection: asyncpg.Connection, clock: Clock) -> Tables:
             found["institution_name"],
             "kept" if found["kept"] else None,
         )
-    for found in await connection.fetch(_PARKINGS):
-        tables.parkings[found["item_id"], found["first_offset"]] = Parking(
+    for found in await connection.fetch(_QUARANTINES):
+        tables.quarantines[found["item_id"], found["first_offset"]] = ItemQuarantine(
             found["partition"], found["reason"], found["reader"], found["redrive_offset"]
         )
     for found in await connection.fetch(_POSITIONS):
@@ -130,5 +130,5 @@ async def _kept(connection: object) -> None:
 
 _ROWS = "SELECT * FROM tartan.sync_state ORDER BY item_id"
 _CREDENTIALS = "SELECT *, sealed_token IS NOT NULL AS kept FROM tartan.credentials ORDER BY item_id"
-_PARKINGS = "SELECT * FROM tartan.parkings ORDER BY item_id, first_offset"
+_QUARANTINES = "SELECT * FROM tartan.quarantines ORDER BY item_id, first_offset"
 _POSITIONS = "SELECT * FROM tartan.positions ORDER BY reader, partition"

@@ -73,7 +73,7 @@ class PlaidClient:
 
     async def _ask(self, token: str, what: str, request: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
         async def asked() -> Answer:
-            self._installation.witness.asked(self._wire.process, token, what)
+            self._installation.monitor.asked(self._wire.process, token, what)
             LATE.set(self._is_late())
             return await request()
 
@@ -138,8 +138,8 @@ class Worker:
         head = changesets.read(record.value or b"").head
         if head.kind == gate.PART:
             self.installation.hazards.counts["update_in_parts"] += 1
-        if self.installation.witness.holds(process, head.item_id or ""):
-            self.installation.witness.sound.add((appended.partition, appended.offset))
+        if self.installation.monitor.holds(process, head.item_id or ""):
+            self.installation.monitor.sound.add((appended.partition, appended.offset))
 
     def start(self) -> None:
         """Start everything."""

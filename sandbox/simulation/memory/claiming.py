@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from runtime.scheduler.leases import AGE_S, PARKED_LOOK_S, SLACK
+from runtime.scheduler.leases import AGE_S, QUARANTINED_LOOK_S, SLACK
 from runtime.scheduler.quotas import CLIENT, SYNC, Limit, Pace, claim_pace, item_pace
 from runtime.scheduler.types import Claimed, Claims, Standing
 from sandbox.simulation.memory.rows import Row
@@ -80,8 +80,8 @@ def _looked(
 def _held_until(tables: Tables, row: Row, now: datetime, limit: Limit | None) -> datetime | None:
     if row.unlink_requested:
         return None
-    if tables.is_parked(row.item_id):
-        return now + timedelta(seconds=PARKED_LOOK_S)
+    if tables.is_quarantined(row.item_id):
+        return now + timedelta(seconds=QUARANTINED_LOOK_S)
     if limit is None:
         return None
     free_at = tables.buckets.get((SYNC, row.item_id), now) - timedelta(seconds=item_pace(limit).burst_s)
@@ -105,10 +105,10 @@ def _placed(found: Sequence[Found], now: datetime, standing: Standing, oldest: M
 
 
 def _available(tables: Tables, now: datetime, pace: Pace) -> float:
-    full_at = max(tables.buckets.get((SYNC, CLIENT), now), now)
-    return (pace.burst_s - (full_at - now).total_seconds()) / pace.interval_s + 1 + ROUNDING
+    tat = max(tables.buckets.get((SYNC, CLIENT), now), now)
+    return (pace.burst_s - (tat - now).total_seconds()) / pace.interval_s + 1 + ROUNDING
 
 
 def _pay(tables: Tables, item_id: str, now: datetime, pace: Pace) -> None:
-    full_at = max(tables.buckets.get((SYNC, item_id), now), now)
-    tables.buckets[SYNC, item_id] = full_at + timedelta(seconds=pace.interval_s)
+    tat = max(tables.buckets.get((SYNC, item_id), now), now)
+    tables.buckets[SYNC, item_id] = tat + timedelta(seconds=pace.interval_s)

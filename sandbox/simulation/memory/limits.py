@@ -65,7 +65,7 @@ class Quotas:
         if longest > 0:
             return longest
         for name, one in taken.items():
-            buckets[name] = now + timedelta(seconds=one.full_at_s)
+            buckets[name] = now + timedelta(seconds=one.tat_s)
         return 0.0
 
     def exceeded(self, endpoint: str, item_id: str, error_code: str) -> None:
@@ -145,7 +145,7 @@ class Quotas:
         if row.lease_token is not None or row.due_at is None:
             return False
         waits = row.due_at <= now or (row.last_error or {}).get("code") in OUTAGE_CODES
-        return waits and (row.unlink_requested or not self._tables.is_parked(row.item_id))
+        return waits and (row.unlink_requested or not self._tables.is_quarantined(row.item_id))
 
     def _items(self, institution_id: str) -> list[Row]:
         return [

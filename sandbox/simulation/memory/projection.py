@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from projections.gate.quarantine import Parked
+from projections.gate.quarantine import Quarantined
 from projections.publish.kafka_records import Outbound, outbound
 from projections.publish.outbox import ROWS_MAX
 from projections.publish.publisher import Committed, Publisher
@@ -19,17 +19,19 @@ CUT_MAX = 12
 
 
 class Projection:
-    """Tables of the projections with their positions and floors; a commit is whole or not at all."""
+    """Tables of the projections with their positions and checkpoints; a commit is whole or not at all."""
 
-    def __init__(self, owners: OwnersOf, *, on_parked: Callable[[str, Parked, str], None] = lambda *_: None) -> None:
+    def __init__(
+        self, owners: OwnersOf, *, on_quarantined: Callable[[str, Quarantined, str], None] = lambda *_: None
+    ) -> None:
         self.memory = Memory(owners)
-        self._on_parked = on_parked
-        self._told: set[tuple[str, Parked]] = set()
+        self._on_quarantined = on_quarantined
+        self._told: set[tuple[str, Quarantined]] = set()
         self.positions: dict[int, int] = {}
-        self.floors: dict[int, int] = {}
+        self.checkpoints: dict[int, int] = {}
         self._placed: dict[int, list[Outbound]] = {}
 
-    def commit(self, records: Sequence[Received], floors: Mapping[int, int]) -> Committed:
+    def commit(self, records: Sequence[Received], checkpoints: Mapping[int, int]) -> Committed:
         """Fold what lies at the positions or behind, and move them."""
         new = unread(records, self.positions)
         spans = {record.partition: self._stands(record.partition) for record in records}
@@ -40,23 +42,23 @@ class Projection:
         for record in new:
             self.positions[record.partition] = record.offset + 1
             spans[record.partition] = (spans[record.partition][0], record.offset + 1)
-        self.raise_floors(floors)
+        self.raise_checkpoints(checkpoints)
         found = outbound(self.memory.folded[before:])
         for one in found:
             self._placed.setdefault(one.partition, []).append(one)
         return Committed(spans, found)
 
     def _tell(self) -> None:
-        for item_id, parkings in self.memory.parked.items():
-            for parked in parkings:
-                if (item_id, parked) not in self._told:
-                    self._told.add((item_id, parked))
-                    self._on_parked(item_id, parked, self.memory.reasons[item_id, parked.first])
+        for item_id, quarantines in self.memory.quarantined.items():
+            for quarantined in quarantines:
+                if (item_id, quarantined) not in self._told:
+                    self._told.add((item_id, quarantined))
+                    self._on_quarantined(item_id, quarantined, self.memory.reasons[item_id, quarantined.first])
 
-    def raise_floors(self, floors: Mapping[int, int]) -> None:
-        """Raise floors; one that is higher already stays."""
-        for partition, at in floors.items():
-            self.floors[partition] = max(at, self.floors.get(partition, 0))
+    def raise_checkpoints(self, checkpoints: Mapping[int, int]) -> None:
+        """Raise checkpoints; one that is higher already stays."""
+        for partition, at in checkpoints.items():
+            self.checkpoints[partition] = max(at, self.checkpoints.get(partition, 0))
 
     def events(self, partition: int, start: int, end: int) -> list[Outbound]:
         """The first changesets with net events from `start` up to `end`."""
@@ -76,9 +78,9 @@ class MemoryOutbox:
         self._database = database
         self._wire = wire
 
-    async def floor(self, partition: int) -> int:
+    async def checkpoint(self, partition: int) -> int:
         """The offset below which all events of a partition were acknowledged."""
-        return await self._wire.call(lambda: self._database.do(lambda: self._projection.floors.get(partition, 0)))
+        return await self._wire.call(lambda: self._database.do(lambda: self._projection.checkpoints.get(partition, 0)))
 
     async def events(self, partition: int, start: int, end: int) -> list[Outbound]:
         """Changesets with net events, in order."""
@@ -88,9 +90,9 @@ class MemoryOutbox:
         """Topics, each with a partition of it, that are filled again: none is, but to know it is a question too."""
         return await self._wire.call(lambda: self._database.do(dict))
 
-    async def store(self, floors: Mapping[int, int]) -> None:
-        """Raise floors."""
-        await self._wire.call(lambda: self._database.do(lambda: self._projection.raise_floors(floors)))
+    async def store(self, checkpoints: Mapping[int, int]) -> None:
+        """Raise checkpoints."""
+        await self._wire.call(lambda: self._database.do(lambda: self._projection.raise_checkpoints(checkpoints)))
 
 
 class Projector:
@@ -123,10 +125,10 @@ class Projector:
         return at
 
     async def _commit(self, batch: Sequence[Received]) -> None:
-        floors = self._publisher.floors()
+        checkpoints = self._publisher.checkpoints()
         committed = await insist(
-            lambda: self._wire.call(lambda: self._database.do(lambda: self._projection.commit(batch, floors))),
+            lambda: self._wire.call(lambda: self._database.do(lambda: self._projection.commit(batch, checkpoints))),
             what=READER,
         )
-        self._publisher.stored(floors)
+        self._publisher.stored(checkpoints)
         self._publisher.hand(committed)

@@ -10,8 +10,8 @@ from msgspec import structs
 
 from projections.fold import opening_balances, redrive
 from projections.gate import check
-from projections.gate.check import Admission, Admitted, Gatekeeper, Opened, Owners
-from projections.gate.quarantine import Parked
+from projections.gate.check import Admission, Admitted, GateCheck, Opened, Owners
+from projections.gate.quarantine import Quarantined
 from projections.ledger.ledger import BANK, POSTED, Posting, Transfer
 from projections.matching import linked_items, transactions
 from projections.model import pg_copy
@@ -19,12 +19,12 @@ from projections.model.unit_of_work import (
     AccountRow,
     AccountVersion,
     Folded,
-    IdentityLink,
     ItemRow,
     Review,
     Row,
+    TransactionMatch,
+    UnitOfWork,
     Version,
-    WorkingSet,
 )
 from projections.store.rows import ledger_balance_values
 from runtime.kafka.reader import Received
@@ -40,10 +40,10 @@ OwnersOf = Callable[[Collection[int]], Owners]
 class Memory:
     """Tables in memory, and a projector that folds batches into them.
 
-    `parked`, `reasons` are primary, as in Postgres: a rebuild begins with those of the memory that it repeats.
+    `quarantined`, `reasons` are primary, as in Postgres: a rebuild begins with those of the memory that it repeats.
     """
 
-    def __init__(self, owners: OwnersOf, *, parked: Mapping[str, Sequence[Parked]] | None = None) -> None:
+    def __init__(self, owners: OwnersOf, *, quarantined: Mapping[str, Sequence[Quarantined]] | None = None) -> None:
         self._owners = owners
         self.items: dict[str, ItemRow] = {}
         self.rows: dict[bytes, Row] = {}
@@ -53,12 +53,14 @@ class Memory:
         self.meanings: dict[bytes, tuple[object, ...]] = {}
         self.versions: list[Version] = []
         self.account_versions: list[AccountVersion] = []
-        self.links: dict[tuple[str, str], IdentityLink] = {}
+        self.links: dict[tuple[str, str], TransactionMatch] = {}
         self.reviews: dict[bytes, Review] = {}
         self.folded: list[Folded] = []
         self.positions: dict[int, int] = {}
         self.known_at: dict[int, int] = {}
-        self.parked: dict[str, list[Parked]] = {item: list(parkings) for item, parkings in (parked or {}).items()}
+        self.quarantined: dict[str, list[Quarantined]] = {
+            item: list(quarantines) for item, quarantines in (quarantined or {}).items()
+        }
         self.reasons: dict[tuple[str, int], str] = {}
         self.held: dict[str, list[Opened]] = {}
         self.verdicts: dict[str, int] = {}
@@ -81,14 +83,14 @@ class Memory:
             if failed is None:
                 break
             where, why = failed
-            assert where not in poisoned, "what is parked is not folded"
+            assert where not in poisoned, "what is quarantined is not folded"
             poisoned[where] = why
         for record in opened:
             self.positions[record.received.partition] = record.received.offset + 1
             self.known_at[record.received.partition] = record.known_at
         for verdict, count in outcome.verdicts.items():
             self.verdicts[verdict] = self.verdicts.get(verdict, 0) + count
-        self._park(outcome)
+        self._quarantine(outcome)
         self._write(working)
 
     def _placed(self, records: Sequence[Received]) -> list[Opened]:
@@ -107,21 +109,21 @@ class Memory:
 
     def _fold(
         self, opened: Sequence[Opened], poisoned: Mapping[tuple[int, int], str]
-    ) -> tuple[WorkingSet, Admission, tuple[tuple[int, int], str] | None]:
+    ) -> tuple[UnitOfWork, Admission, tuple[tuple[int, int], str] | None]:
         """Fold a batch; where one record's fold raises, say which and why instead."""
         heads = [record.head for record in opened]
         held = {
             head.item_id: self.held.get(head.item_id, []) for head in heads if head.type == gate.REDRIVE if head.item_id
         }
         heads += [record.head for records in held.values() for record in records]
-        working = WorkingSet()
+        working = UnitOfWork()
         working.items = {
             head.item_id: self._item(head.item_id) for head in heads if head.item_id and head.item_id in self.items
         }
         free = {head.id for head in heads if head.kind == gate.FREE}
-        keeper = Gatekeeper(
+        keeper = GateCheck(
             items=working.items,
-            parked=self.parked,
+            quarantined=self.quarantined,
             known_ids={folded.place.changeset for folded in self.folded} & free,
             owners=self._owners({head.user for head in heads}),
             poisoned=poisoned,
@@ -146,13 +148,17 @@ class Memory:
                 return working, outcome, ((received.partition, received.offset), reason(error))
         return working, outcome, None
 
-    def _park(self, outcome: Admission) -> None:
+    def _quarantine(self, outcome: Admission) -> None:
         for ended in outcome.ended:
-            parkings = self.parked[ended.item_id]
-            parkings[parkings.index(Parked(ended.first_offset, None))] = Parked(ended.first_offset, ended.redrive)
-        for parking in outcome.parkings:
-            self.parked.setdefault(parking.item_id, []).append(Parked(parking.first_offset, parking.redrive))
-            self.reasons[parking.item_id, parking.first_offset] = parking.reason
+            quarantines = self.quarantined[ended.item_id]
+            quarantines[quarantines.index(Quarantined(ended.first_offset, None))] = Quarantined(
+                ended.first_offset, ended.redrive
+            )
+        for item_quarantine in outcome.quarantines:
+            self.quarantined.setdefault(item_quarantine.item_id, []).append(
+                Quarantined(item_quarantine.first_offset, item_quarantine.redrive)
+            )
+            self.reasons[item_quarantine.item_id, item_quarantine.first_offset] = item_quarantine.reason
         for freed in outcome.freed:
             self.held[freed.head.item_id or ""].remove(freed)
         for record in outcome.withheld:
@@ -165,7 +171,7 @@ class Memory:
         item.is_complete = not item.transaction_rows
         return item
 
-    def _look_up(self, working: WorkingSet, admitted: Iterable[Admitted]) -> None:
+    def _look_up(self, working: UnitOfWork, admitted: Iterable[Admitted]) -> None:
         for one in admitted:
             item = one.item
             if item is None:
@@ -183,10 +189,10 @@ class Memory:
             for row in self.rows.values():
                 if row.item_id != item.item_id or row.own_id in item.own_ids:
                     continue
-                if needs_all or row.own_id in own_ids or (row.chained and row.transaction_id in wanted):
+                if needs_all or row.own_id in own_ids or (row.own_id_inherited and row.transaction_id in wanted):
                     item.add(self._row(row, working))
 
-    def _look_up_kin(self, working: WorkingSet, records: Sequence[Admitted]) -> None:
+    def _look_up_kin(self, working: UnitOfWork, records: Sequence[Admitted]) -> None:
         """All Items of users who may have kin, and all transactions of those who do or have an open review."""
         users = linked_items.users(records)
         concerned = users | {record.item.user for record in records if record.item is not None}
@@ -217,7 +223,7 @@ class Memory:
                 working.items[link.item_id].moved[link.transaction_id] = link.own_id
             working.items[link.item_id].own_ids.add(link.own_id)
 
-    def _look_up_edited(self, working: WorkingSet, one: Admitted) -> None:
+    def _look_up_edited(self, working: UnitOfWork, one: Admitted) -> None:
         own_ids = {edit.own for edit in one.said.edits}
         names = {edit.transaction_id for edit in one.said.edits}
         for row in self.rows.values():
@@ -227,7 +233,7 @@ class Memory:
                 if row.own_id not in working.items[row.item_id].own_ids:
                     working.items[row.item_id].add(self._row(row, working))
 
-    def _row(self, row: Row, working: WorkingSet) -> Row:
+    def _row(self, row: Row, working: UnitOfWork) -> Row:
         known = copy.copy(row)
         known.columns, known.is_new = None, False
         live = [
@@ -236,7 +242,7 @@ class Memory:
         known.postings = tuple(_posting(one, working) for one in live)
         return known
 
-    def _write(self, working: WorkingSet) -> None:
+    def _write(self, working: UnitOfWork) -> None:
         for row in [*working.new, *working.changed.values()]:
             assert row.is_new == (row.own_id not in self.rows)
             self.rows[row.own_id] = copy.copy(row)
@@ -266,7 +272,7 @@ class Memory:
                     row.item_id,
                     row.user,
                     row.transaction_id,
-                    row.chained,
+                    row.own_id_inherited,
                     row.version,
                     row.transfers,
                     row.first_changeset,
@@ -274,11 +280,11 @@ class Memory:
                     row.known_at,
                     row.enriched_at,
                     row.removed_at,
-                    row.missing_since,
+                    row.missing_since_offset,
                     row.user_fields,
                     len(row.postings),
                     row.review,
-                    row.words,
+                    row.payload,
                 )
                 for row in self.rows.values()
             ),
@@ -303,8 +309,8 @@ class Memory:
                 (
                     row.item_id,
                     row.account_id,
-                    row.cached_words,
-                    row.realtime_words,
+                    row.cached_payload,
+                    row.realtime_payload,
                     row.source,
                     row.version,
                     row.known_at,
@@ -321,7 +327,7 @@ class Memory:
                     row.user,
                     row.gate.head,
                     row.gate.unlinked,
-                    row.words,
+                    row.payload,
                     row.transaction_rows,
                     row.history_status,
                     row.linked_at,
@@ -330,8 +336,8 @@ class Memory:
                     tuple(row.parts),
                     row.head_offset,
                     row.missing_rows,
-                    row.missing_since,
-                    row.has_twins,
+                    row.missing_changeset_id,
+                    row.has_linked_items,
                     tuple(sorted(row.waiting_edits.items())),
                 )
                 for row in self.items.values()
@@ -352,12 +358,14 @@ class Memory:
                 )
                 for one in self.folded
             ),
-            "parked": sorted((item, *one) for item, parkings in self.parked.items() for one in parkings),
+            "quarantined": sorted(
+                (item, *one) for item, quarantines in self.quarantined.items() for one in quarantines
+            ),
             "withheld": list(self.withheld),
         }
 
 
-def _posting(one: Transfer, working: WorkingSet) -> Posting:
+def _posting(one: Transfer, working: UnitOfWork) -> Posting:
     return Posting(
         working.book.known(one.debit),
         working.book.known(one.credit),

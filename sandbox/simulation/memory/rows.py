@@ -36,7 +36,7 @@ class Row:
     refresh_wanted: bool = False
     history_incomplete: bool = False
     refreshed_at: datetime | None = None
-    bank_seen_at: datetime | None = None
+    bank_observed_at: datetime | None = None
     bank_updated_at: datetime | None = None
     last_webhook_at: datetime | None = None
     last_synced_at: datetime | None = None
@@ -67,8 +67,8 @@ class Credential:
 
 
 @dataclass(slots=True)
-class Parking:
-    """A row of `parkings`."""
+class ItemQuarantine:
+    """A row of `quarantines`."""
 
     partition: int
     reason: str
@@ -77,8 +77,8 @@ class Parking:
 
 
 @dataclass(slots=True)
-class Attempt:
-    """A row of `sync_attempts`."""
+class FinishedRun:
+    """A row of `sync_runs`."""
 
     at: datetime
     item_id: str

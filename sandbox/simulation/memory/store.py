@@ -11,7 +11,7 @@ from runtime.scheduler.leases import FOLLOWER
 from runtime.scheduler.quotas import Limit
 from runtime.scheduler.types import Claimed, Claims, Hint, Mark, Released
 from sandbox.simulation.engine.kafka import Bell
-from sandbox.simulation.engine.lease_monitor import Witness
+from sandbox.simulation.engine.lease_monitor import LeaseMonitor
 from sandbox.simulation.engine.wire import Hazards, Wire
 from sandbox.simulation.memory import claiming
 from sandbox.simulation.memory.tables import Tables
@@ -89,7 +89,7 @@ class MemoryStore:
         self,
         database: Database,
         wire: Wire,
-        witness: Witness,
+        monitor: LeaseMonitor,
         *,
         lease_s: float,
         holder: str,
@@ -98,7 +98,7 @@ class MemoryStore:
         self._limit = limit
         self._turns = Turns({})
         self._database = database
-        self._witness = witness
+        self._monitor = monitor
         self._tables = database.tables
         self._wire = wire
         self._lease_s = lease_s
@@ -120,7 +120,7 @@ class MemoryStore:
             limit=self._limit,
         )
         for claimed in claims:
-            self._witness.leased(self._wire.process, claimed, lease_s=self._lease_s)
+            self._monitor.leased(self._wire.process, claimed, lease_s=self._lease_s)
         return claims
 
     async def inherit(self) -> int:
@@ -128,7 +128,7 @@ class MemoryStore:
         return await self._do(self._inherited)
 
     def _inherited(self) -> int:
-        self._witness.inherited(self._holder)
+        self._monitor.inherited(self._holder)
         return self._tables.expire_all(holder=self._holder)
 
     async def renew(self, claimed: Claimed) -> bool:
@@ -138,7 +138,7 @@ class MemoryStore:
     def _renewed(self, claimed: Claimed) -> bool:
         held = self._tables.renew(claimed, lease_s=self._lease_s)
         if held:
-            self._witness.renewed(claimed, lease_s=self._lease_s)
+            self._monitor.renewed(claimed, lease_s=self._lease_s)
         return held
 
     async def release(self, claimed: Claimed, result: Released) -> bool:
@@ -160,9 +160,9 @@ class MemoryStore:
         """Delete token and schedule."""
         await self._ended(claimed, "unlinked", lambda: self._tables.finish_unlink(claimed))
 
-    async def park(self, claimed: Claimed, reason: str) -> None:
+    async def quarantine(self, claimed: Claimed, reason: str) -> None:
         """Set an Item aside until it is redriven."""
-        await self._do(lambda: self._tables.park(claimed, reason=reason))
+        await self._do(lambda: self._tables.quarantine(claimed, reason=reason))
 
     async def keys(self, user: int) -> UserKeys | None:
         """A user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""
@@ -220,7 +220,7 @@ class MemoryStore:
 
     async def _ended(self, claimed: Claimed, how: str, effect: Callable[[], Result]) -> Result:
         def ended() -> Result:
-            self._witness.given_back(claimed, how)
+            self._monitor.given_back(claimed, how)
             return effect()
 
         return await self._do(ended)

@@ -12,10 +12,10 @@ from hashlib import blake2b
 
 from runtime.kafka.reader import Position
 from runtime.scheduler.enqueue import STALE_PASS_S
-from runtime.scheduler.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, PARKED_BY, REMARKED_WAIT_S_MAX
+from runtime.scheduler.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, QUARANTINED_BY, REMARKED_WAIT_S_MAX
 from runtime.scheduler.types import Claimed, Hint, KnownHint, Lane, Mark, Released
 from sandbox.simulation.memory.ready import Ready
-from sandbox.simulation.memory.rows import Attempt, Credential, Parking, Row
+from sandbox.simulation.memory.rows import Credential, FinishedRun, ItemQuarantine, Row
 from schemas.errors import Quarantine
 from schemas.log.changesets import UserKeys
 from schemas.log.records import Cause
@@ -39,8 +39,8 @@ class Tables:
     hints: dict[str, dict[int, Hint]] = field(default_factory=lambda: defaultdict(dict))
     repeats: dict[bytes, datetime] = field(default_factory=dict)
     positions: dict[tuple[str, int], Position] = field(default_factory=dict)
-    parkings: dict[tuple[str, int], Parking] = field(default_factory=dict)
-    attempts: list[Attempt] = field(default_factory=list)
+    quarantines: dict[tuple[str, int], ItemQuarantine] = field(default_factory=dict)
+    attempts: list[FinishedRun] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     keys: dict[int, UserKeys | None] = field(default_factory=dict)
     buckets: dict[tuple[str, str], datetime] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Tables:
             if row is not None and row.stopped != "unlinked":
                 row.not_before = None if item_id in redriven else row.not_before
                 self._mark(row, row.lane, Cause("retry"))
-                row.stopped = None if row.stopped == "parked" else row.stopped
+                row.stopped = None if row.stopped == "quarantined" else row.stopped
 
     def mark_scheduled(self, *, interval_s: float, recheck_s: float, spread_s: float) -> int:
         """Make Items due that have not synced for the interval, spread by their ids."""
@@ -182,9 +182,9 @@ class Tables:
             return False
         return row.wait_offset is None or row.wait_offset < self.position(FOLLOWER, row.partition).next
 
-    def is_parked(self, item_id: str) -> bool:
-        """Whether a parking of the Item is not redriven."""
-        return any(name == item_id and found.redrive_offset is None for (name, _), found in self.parkings.items())
+    def is_quarantined(self, item_id: str) -> bool:
+        """Whether a item_quarantine of the Item is not redriven."""
+        return any(name == item_id and found.redrive_offset is None for (name, _), found in self.quarantines.items())
 
     def lease(self, row: Row, *, lease_s: float, holder: str) -> Claimed:
         """Lease one Item."""
@@ -249,7 +249,7 @@ class Tables:
             ):
                 self.forgotten.append(f"{row.item_id} was marked during its pass and is due at {row.due_at}")
         self.attempts.append(
-            Attempt(now, claimed.item_id, claimed.cause.kind, result.outcome, result.error, row is not None)
+            FinishedRun(now, claimed.item_id, claimed.cause.kind, result.outcome, result.error, row is not None)
         )
         return row is not None
 
@@ -273,7 +273,7 @@ class Tables:
             row.accounts_at = now
             row.accounts_wanted = row.accounts_wanted and marked
         row.last_synced_at = now if result.synced else row.last_synced_at
-        row.bank_seen_at = now if result.bank_asked else row.bank_seen_at
+        row.bank_observed_at = now if result.bank_asked else row.bank_observed_at
         row.bank_updated_at = result.bank_updated_at or row.bank_updated_at
         row.refreshed_at = now if result.refreshed else row.refreshed_at
         row.refresh_wanted = row.refresh_wanted and (marked or not (result.refreshed or result.done))
@@ -318,11 +318,11 @@ class Tables:
         self.hints.pop(claimed.item_id, None)
         self.unlinking.discard(claimed.item_id)
 
-    def park(self, claimed: Claimed, *, reason: str) -> None:
+    def quarantine(self, claimed: Claimed, *, reason: str) -> None:
         """Set an Item aside until it is redriven, where the lease lasts."""
         if self.held(claimed) is None:
             return
-        self.parkings[claimed.item_id, NO_OFFSET] = Parking(claimed.partition, reason, PARKED_BY)
+        self.quarantines[claimed.item_id, NO_OFFSET] = ItemQuarantine(claimed.partition, reason, QUARANTINED_BY)
 
     def gone_lately(self) -> tuple[int, int]:
         """How many Items Plaid called gone within the last hour, and how many Items there are."""
@@ -340,9 +340,13 @@ class Tables:
     def follow(self, followed: Followed) -> None:
         """Write heads and what histories lacked, make due again what was skipped or redriven."""
         for item_id, offset in sorted(followed.redriven.items()):
-            for (name, _), parking in self.parkings.items():
-                if name == item_id and parking.reader == PARKED_BY and parking.redrive_offset is None:
-                    parking.redrive_offset = offset
+            for (name, _), item_quarantine in self.quarantines.items():
+                if (
+                    name == item_id
+                    and item_quarantine.reader == QUARANTINED_BY
+                    and item_quarantine.redrive_offset is None
+                ):
+                    item_quarantine.redrive_offset = offset
         self.mark_again(followed.again | followed.redriven.keys(), followed.redriven)
         for item_id, incomplete in followed.histories.items():
             if item_id in self.rows:

@@ -1,4 +1,4 @@
-"""What an operator does reaches the log, the fold and the scheduler: park, redrive, decide; and what is refused."""
+"""What an operator does reaches the log, the fold and the scheduler: quarantine, redrive, decide; and what is refused."""
 
 import asyncio
 import base64
@@ -100,19 +100,19 @@ async def installed(kafka_address: str, topic_prefix: str, database: str) -> Asy
             yield Installation(made, item, user, environment_of(made))
 
 
-async def test_a_parked_item_is_left_alone_until_its_redrive_and_misses_nothing(installed: Installation) -> None:
+async def test_a_quarantined_item_is_left_alone_until_its_redrive_and_misses_nothing(installed: Installation) -> None:
     item_id = installed.item.item_id
     await installed.synced()
 
-    would = await installed.json("items", "park", item_id, "--reason", "a look at its bank", "--dry-run")
-    parked = await installed.json("items", "park", item_id, "--reason", "a look at its bank")
+    would = await installed.json("items", "quarantine", item_id, "--reason", "a look at its bank", "--dry-run")
+    quarantined = await installed.json("items", "quarantine", item_id, "--reason", "a look at its bank")
     passes = len(await installed.made.attempts(installed.item))
     await installed.change()
     told = (await installed.json("items", "redrive", item_id, "--dry-run"))["items"]
     queue = await installed.json("queue")
-    assert (would["outcome"], parked["outcome"]) == ("would_be_parked", "is_parked")
+    assert (would["outcome"], quarantined["outcome"]) == ("would_be_quarantined", "is_quarantined")
     assert (told[0]["outcome"], told[0]["reasons"]) == ("would_be_redriven", ["operator: a look at its bank"])
-    assert [(row["item_id"], row["state"]) for row in queue["listed"]] == [(item_id, "parked")]
+    assert [(row["item_id"], row["state"]) for row in queue["listed"]] == [(item_id, "quarantined")]
     assert await installed.free_records() == []
     assert len(await installed.made.attempts(installed.item)) == passes
 
@@ -145,7 +145,7 @@ async def test_what_was_withheld_is_applied_by_a_redrive_of_its_dead_letter(
             done = (await installed.json("dead-letters", "redrive", str(letter)))["items"]
             again = (await installed.json("dead-letters", "redrive", "--item", item.item_id))["items"]
 
-            assert [(row["number"], row["item_id"], row["is_parked"]) for row in listed] == [
+            assert [(row["number"], row["item_id"], row["is_quarantined"]) for row in listed] == [
                 (letter, item.item_id, True)
             ]
             assert (shown["reason"], base64.b64decode(shown["value"])) == ("Boom", b"\x00\xff")
@@ -158,10 +158,10 @@ async def test_what_was_withheld_is_applied_by_a_redrive_of_its_dead_letter(
 
 
 async def set_aside(made: World, item: Item) -> int:
-    """Park an Item at its first sync, as projections that cannot fold it do; gives the number of the dead letter."""
+    """Quarantine an Item at its first sync, as projections that cannot fold it do; gives the number of the dead letter."""
     [first, *_] = [record for record in await made.records() if record.head.type == gate.SYNC]
     await made.pool.execute(
-        """INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader)
+        """INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader)
            VALUES ($1, $2, $3, 'Boom', 'projections')""",
         item.item_id,
         first.offset,
@@ -185,12 +185,12 @@ async def missing(installed: Installation, count: int) -> str:
         "SELECT id, source_offset FROM reads.changesets WHERE item_id = $1 ORDER BY source_offset DESC LIMIT 1", item_id
     )
     await pool.execute(
-        f"""UPDATE {SCHEMA}.transactions SET missing_since = $1 WHERE own_id IN (
+        f"""UPDATE {SCHEMA}.transactions SET missing_since_offset = $1 WHERE own_id IN (
             SELECT own_id FROM {SCHEMA}.transactions WHERE removed_at IS NULL ORDER BY own_id LIMIT $2)""",
         offset,
         count,
     )
-    await pool.execute(f"UPDATE {SCHEMA}.items SET missing_rows = $1, missing_since = $2", count, changeset)
+    await pool.execute(f"UPDATE {SCHEMA}.items SET missing_rows = $1, missing_changeset_id = $2", count, changeset)
     return str(changeset.hex())
 
 
@@ -237,7 +237,7 @@ async def test_without_readers_a_record_is_appended_and_the_command_says_that_no
         item = made.bank.create_item("ada", transactions=1)
         user = await made.register(item)
         installed = Installation(made, item, user, environment_of(made))
-        await installed.tartan("items", "park", item.item_id, "--reason", "r")
+        await installed.tartan("items", "quarantine", item.item_id, "--reason", "r")
 
         result = await installed.tartan("items", "redrive", item.item_id)
 
@@ -247,14 +247,14 @@ async def test_without_readers_a_record_is_appended_and_the_command_says_that_no
         await made.pool.execute("UPDATE tartan.user_keys SET state = 'destroyed', wrapped = NULL")
         refused = await installed.tartan("items", "redrive", item.item_id)
         assert (refused.exit_code, "was erased" in str(refused.exception)) == (1, True)
-        assert len(await made.pool.fetch("SELECT FROM tartan.parkings WHERE redrive_offset IS NULL")) == 1
+        assert len(await made.pool.fetch("SELECT FROM tartan.quarantines WHERE redrive_offset IS NULL")) == 1
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("items", "show", "nobody"), "there is no item nobody"),
-        (("items", "park", "nobody", "--reason", "r"), "there is no item nobody"),
+        (("items", "quarantine", "nobody", "--reason", "r"), "there is no item nobody"),
         (("items", "redrive", "nobody"), "there is no item nobody"),
         (("items", "approve", "nobody"), "there is no item nobody"),
         (("items", "reject", "nobody", "--dry-run"), "there is no item nobody"),
@@ -301,7 +301,7 @@ def test_a_program_reads_what_went_wrong_as_the_last_line(
         (("dead-letters", "redrive"), "give numbers of letters, or --item, or --all"),
         (("dead-letters", "redrive", "1", "--all"), "give numbers of letters, or --item, or --all"),
         (("dead-letters", "purge"), "give --before or --number"),
-        (("items", "list", "--only", "tired"), "--only is one of parked, stopped, failing, withheld"),
+        (("items", "list", "--only", "tired"), "--only is one of quarantined, stopped, failing, withheld"),
         (("items", "list", "--limit", "0"), "--limit"),
     ],
 )

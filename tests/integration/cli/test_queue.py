@@ -47,8 +47,8 @@ ITEMS = {
     },
     "not-ready": {"due": 8, "lane": 3, "not_ready": 3},
     "scheduled": {"due": 8, "lane": 2},
-    "parked": {"due": -5, "lane": 0},
-    "parked-by-streams": {"stopped": "parked"},
+    "quarantined": {"due": -5, "lane": 0},
+    "quarantined-by-streams": {"stopped": "quarantined"},
     "login": {"stopped": "login_required"},
     "refused": {"stopped": "refused"},
     "idle": {},
@@ -81,10 +81,10 @@ async def fill(database: str) -> None:
             row.get("error"),
         )
     await connection.execute(
-        """INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader)
-           VALUES ('parked', 5, 0, 'does not open', 'projections'), ('idle', 2, 0, 'was', 'projections')"""
+        """INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader)
+           VALUES ('quarantined', 5, 0, 'does not open', 'projections'), ('idle', 2, 0, 'was', 'projections')"""
     )
-    await connection.execute("UPDATE tartan.parkings SET redrive_offset = 9 WHERE item_id = 'idle'")
+    await connection.execute("UPDATE tartan.quarantines SET redrive_offset = 9 WHERE item_id = 'idle'")
     await connection.execute(
         "INSERT INTO tartan.positions (reader, partition, position) VALUES ('follow_heads', 0, 10)"
     )
@@ -97,18 +97,18 @@ async def fill(database: str) -> None:
         "INSERT INTO tartan.incidents (kind, subject, detail, count) VALUES ('institution_down', 'ins_down', 'd', 3)"
     )
     await connection.execute(
-        """INSERT INTO tartan.sync_attempts (item_id, started_at, duration_s, cause, outcome, error)
+        """INSERT INTO tartan.sync_runs (item_id, started_at, duration_s, cause, outcome, error)
            SELECT 'retried', clock_timestamp(), 1, 'webhook', 'failed',
                jsonb_build_object('code', 'C' || n, 'detail', 'API_ERROR') FROM generate_series(1, 60) n"""
     )
     await connection.execute(
-        f"""INSERT INTO {SCHEMA}.items (item_id, user_number, partition, missing_rows, missing_since, known_at)
+        f"""INSERT INTO {SCHEMA}.items (item_id, user_number, partition, missing_rows, missing_changeset_id, known_at)
             VALUES ('idle', $1, 0, 41, '\\xab', now())""",
         USER,
     )
     await connection.execute("""INSERT INTO tartan.facts VALUES ('webhook_loss', '{"sent": 100, "missed": 2}')""")
     await connection.execute(
-        """INSERT INTO tartan.buckets (endpoint, item_id, full_at)
+        """INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat)
            VALUES ('transactions/sync', '', clock_timestamp() + interval '60 s')"""
     )
     await connection.close()
@@ -131,12 +131,12 @@ def test_each_item_is_in_one_state_with_what_holds_it_back(database: str) -> Non
         "retried": ("delayed", "retry"),
         "not-ready": ("delayed", "history_not_ready"),
         "scheduled": ("delayed", "schedule"),
-        "parked": ("parked", "does not open"),
-        "parked-by-streams": ("parked", None),
+        "quarantined": ("quarantined", "does not open"),
+        "quarantined-by-streams": ("quarantined", None),
         "login": ("stopped", "login_required"),
         "refused": ("stopped", "refused"),
     }
-    assert told["states"] == {"ready": 3, "running": 1, "delayed": 6, "parked": 2, "stopped": 2, "idle": 1}
+    assert told["states"] == {"ready": 3, "running": 1, "delayed": 6, "quarantined": 2, "stopped": 2, "idle": 1}
     assert told["items"] == sum(told["states"].values()) == len(ITEMS) - 1
     assert told["delayed_by"] == {reason: 1 for state, reason in listed.values() if state == "delayed"}
     assert told["stopped_by"] == {"login_required": 1, "refused": 1}
@@ -205,7 +205,7 @@ async def test_a_bucket_has_as_many_left_as_quotas_would_let_through(database: s
     # Frozen, since a bucket of 2,500 a minute has one more each 27 ms.
     await connection.execute("SELECT set_config('tartan.now', now()::text, false)")
     await connection.execute(
-        """INSERT INTO tartan.buckets (endpoint, item_id, full_at)
+        """INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat)
            VALUES ($1, $2, tartan.clock() + make_interval(secs => $3))""",
         SYNC,
         CLIENT,

@@ -32,7 +32,7 @@ async def test_what_was_read_before_the_epoch_changed_is_not_given_again(databas
     connection = await asyncpg.connect(database)
     await connection.execute("""
         INSERT INTO projection.changesets (partition, source_offset, id, user_number, kind, type, cause, net_events,
-            digest, said_at, known_at) VALUES (0, 7, 'x', 1, 'chained', 'sync', '{}', 0, '', now(), now())""")
+            digest, produced_at, known_at) VALUES (0, 7, 'x', 1, 'chained', 'sync', '{}', 0, '', now(), now())""")
     first = await queries.newest(connection, 1)
 
     await connection.execute("UPDATE tartan.facts SET value = to_jsonb('another'::text) WHERE name = 'epoch'")

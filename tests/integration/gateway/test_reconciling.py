@@ -35,7 +35,7 @@ async def synced(api: Api) -> None:
 async def reported(api: Api, item_id: str, current: str) -> None:
     words = codec.encode(account(f"account-of-{item_id}", current))
     await api.pool.execute(
-        f"""UPDATE {SCHEMA}.accounts SET opened = 0, cached_words = $2, cached_schema = $3, cached_at = $4
+        f"""UPDATE {SCHEMA}.accounts SET opened = 0, cached_payload = $2, cached_payload_schema = $3, cached_at = $4
             WHERE item_id = $1""",
         item_id,
         words,

@@ -73,8 +73,8 @@ class World:
                 NOW,
             )
             await connection.execute(
-                f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, chained, version,
-                    transfers, first_changeset, last_changeset, known_at, words, words_schema, account_id,
+                f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, own_id_inherited, version,
+                    transfers, first_changeset, last_changeset, known_at, payload, payload_schema, account_id,
                     amount_value, amount_scale, currency, pending, date)
                     VALUES ($1, $2, 'item', $3, false, 1, 1, 0, 0, $4, $6, 1, 'account', 1, 0, 'USD', false, $5)""",
                 own,

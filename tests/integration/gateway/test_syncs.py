@@ -1,4 +1,4 @@
-"""Manual syncs and their history: ids, waits, what was applied, refreshes, stopped and parked Items."""
+"""Manual syncs and their history: ids, waits, what was applied, refreshes, stopped and quarantined Items."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -130,25 +130,25 @@ async def test_an_item_that_stopped_is_answered_with_the_remedy(api: Api) -> Non
     assert answer["error"] == {"code": "login_required"}
 
 
-async def test_a_parked_item_is_409_with_the_remedy_and_its_requests_are_set_aside(api: Api) -> None:
+async def test_a_quarantined_item_is_409_with_the_remedy_and_its_requests_are_set_aside(api: Api) -> None:
     item = await shown_item(api)
     earlier = (await api.ask("POST", f"/v1/items/{item}/sync"))[1]["request_id"]
     await api.attempt(item, generation=2)
     request = (await api.ask("POST", f"/v1/items/{item}/sync"))[1]["request_id"]
     await api.pool.execute(
-        "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader) VALUES ($1, 5, 0, 'r', 'p')",
+        "INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader) VALUES ($1, 5, 0, 'r', 'p')",
         item,
     )
 
     status, problem = await api.ask("POST", f"/v1/items/{item}/sync?wait=20")
 
-    assert (status, problem["type"]) == (409, "urn:tartan:problem:item_parked")
+    assert (status, problem["type"]) == (409, "urn:tartan:problem:item_quarantined")
     assert "redrive" in problem["remedy"]
     assert problem["since"]
     assert await api.pool.fetchval("SELECT generation FROM tartan.sync_state") == 3
     assert (await found(api, item, earlier))["status"] == "applied"
     aside = await found(api, item, request)
-    assert (aside["status"], aside["error"], aside["stopped"]) == ("failed", {"code": "SET_ASIDE"}, "parked")
+    assert (aside["status"], aside["error"], aside["stopped"]) == ("failed", {"code": "SET_ASIDE"}, "quarantined")
 
 
 async def test_a_refresh_is_complete_when_a_pass_after_the_banks_update_is_shown(api: Api) -> None:
@@ -168,7 +168,7 @@ async def test_a_refresh_is_complete_when_a_pass_after_the_banks_update_is_shown
     assert not waiting.done()
     await api.attempt(item, generation=3, outcome="appended", offset=20, fetched=(0, 2, 1))
     await api.accept(item, 20, said=[MODIFIED, MODIFIED, REMOVED], net=[MODIFIED, REMOVED])
-    await api.pool.execute("UPDATE tartan.sync_attempts SET started_at = clock_timestamp() WHERE generation = 3")
+    await api.pool.execute("UPDATE tartan.sync_runs SET started_at = clock_timestamp() WHERE generation = 3")
     await api.read_up_to(item, 21)
     status, answer = await waiting
 
@@ -208,7 +208,7 @@ async def test_a_refresh_that_plaid_refuses_is_answered_with_its_code(api: Api) 
 async def test_a_refresh_beyond_plaids_quota_is_429_and_marks_nothing(api: Api, bucket: str) -> None:
     item = await shown_item(api)
     await api.pool.execute(
-        """INSERT INTO tartan.buckets (endpoint, item_id, full_at)
+        """INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat)
            VALUES ('transactions/refresh', $1, tartan.clock() + interval '40 s')""",
         item if bucket == "item" else "",
     )

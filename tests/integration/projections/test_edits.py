@@ -78,8 +78,10 @@ async def _same(postgres: Postgres, life: Life, cuts: Sequence[int]) -> None:
 
 async def _assert_same(database: Database, memory: Memory) -> None:
     connection = await database.connection()
-    found = await connection.fetch("SELECT own_id, version, legs, user_fields FROM reads.transactions ORDER BY own_id")
-    assert [(row["own_id"], row["version"], row["legs"], _text(row["user_fields"])) for row in found] == [
+    found = await connection.fetch(
+        "SELECT own_id, version, active_transfers, user_fields FROM reads.transactions ORDER BY own_id"
+    )
+    assert [(row["own_id"], row["version"], row["active_transfers"], _text(row["user_fields"])) for row in found] == [
         (row.own_id, row.version, len(row.postings), row.user_fields)
         for row in sorted(memory.rows.values(), key=lambda row: row.own_id)
     ]

@@ -125,9 +125,9 @@ async def test_a_consumer_written_from_the_document_has_our_table_whatever_becom
         name: (*row[:-1], json.loads(row[-1] or "{}")) for name, row in reading.table().items()
     }
     for name, row in ours.items():
-        words = msgspec.to_builtins(codec.decode(Transaction, row["words"]))
+        payload = msgspec.to_builtins(codec.decode(Transaction, row["payload"]))
         event = reading.events[name]
-        assert (words, row["item_id"]) == (event["transaction"], event["item_id"])
+        assert (payload, row["item_id"]) == (event["transaction"], event["item_id"])
 
 
 def shown(row: Any) -> tuple[Any, ...]:
@@ -142,7 +142,7 @@ async def reached(reading: Reading, last: dict[int, int]) -> bool:
 
 OURS = """
 SELECT encode(own_id, 'hex') AS id, version, u.user_id, account_id, amount::text AS amount, currency,
-       pending::int AS pending, date::text AS date, name, user_fields, words, t.item_id
+       pending::int AS pending, date::text AS date, name, user_fields, payload, t.item_id
   FROM reads.transactions t JOIN tartan.users u USING (user_number)
  WHERE removed_at IS NULL"""
 

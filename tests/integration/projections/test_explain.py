@@ -183,7 +183,7 @@ async def test_what_a_redrive_freed_is_explained_by_what_was_withheld(database: 
     await database.project(log.records)
     connection = await database.connection()
     await connection.execute(
-        "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader) "
+        "INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader) "
         "VALUES ('A', 1, 0, 'an older code could not', 'projections')"
     )
     log.sync("A", *added(transaction("T")))

@@ -52,7 +52,7 @@ async def _same(postgres: Postgres, bank: Bank, cuts: list[int]) -> None:
         assert await digests.ledger_problems(connection) == []
         assert verify_tables.totals(await verify_tables.verify(connection))["violations"] == 0
         stored = await connection.fetch("SELECT * FROM projection.transactions")
-        links = await connection.fetch("SELECT * FROM projection.identity_links")
+        links = await connection.fetch("SELECT * FROM projection.transaction_matches")
         reviews = await connection.fetch("SELECT * FROM projection.reviews")
     assert {_row(row) for row in memory.rows.values()} == {
         (
@@ -61,10 +61,10 @@ async def _same(postgres: Postgres, bank: Bank, cuts: list[int]) -> None:
             row["transaction_id"],
             row["version"],
             row["transfers"],
-            row["legs"],
+            row["active_transfers"],
             row["review"],
             row["removed_at"] is None,
-            row["words"],
+            row["payload"],
         )
         for row in stored
     }
@@ -125,7 +125,7 @@ async def test_a_held_transaction_that_posted_hands_its_id_on(postgres: Postgres
         await database.project(log.records, range(len(log.records)))
         connection = await database.connection()
         held = await connection.fetchrow("SELECT * FROM projection.transactions WHERE review IS NOT NULL")
-        assert (held["transaction_id"], held["chained"]) == ("q", True)
+        assert (held["transaction_id"], held["own_id_inherited"]) == ("q", True)
 
         made = Decision(
             held["review"].hex(), APPROVE_REVIEW, None, json.dumps({"own_id": own_id("a0", salt=b"A").hex()})
@@ -135,7 +135,7 @@ async def test_a_held_transaction_that_posted_hands_its_id_on(postgres: Postgres
 
         rows = await connection.fetch("SELECT * FROM projection.transactions WHERE transaction_id = 'q'")
         assert [(row["own_id"], row["removed_at"]) for row in rows] == [(own_id("a0", salt=b"A"), None)]
-        assert await connection.fetchval("SELECT count(*) FROM tartan.parkings") == 0
+        assert await connection.fetchval("SELECT count(*) FROM tartan.quarantines") == 0
         assert verify_tables.totals(await verify_tables.verify(connection))["violations"] == 0
 
 
@@ -149,5 +149,5 @@ def _row(row: Row) -> tuple[object, ...]:
         len(row.postings),
         row.review,
         row.removed_at is None,
-        row.words,
+        row.payload,
     )

@@ -43,7 +43,7 @@ Contents = dict[tuple[str, int], list[Outgoing]]
 
 
 def story() -> tuple[Log, list[Any]]:
-    """Two partitions, a stale worker, an unlinked Item, one that was parked; and what only comes once it has a key."""
+    """Two partitions, a stale worker, an unlinked Item, one that was quarantined; and what only comes once it has a key."""
     log = Log(partitions=PARTITIONS)
     log.link("item", 1, *balance(account("checking", "100"), account("card", "20", type="credit")))
     log.sync("item", *added(transaction("a", "12"), transaction("b", "5", pending=True), transaction("c", "1")))
@@ -58,11 +58,11 @@ def story() -> tuple[Log, list[Any]]:
     log.sync("other", *added(transaction("x"), transaction("y")), user=2)
     log.append("other", [], user=2, type=gate.UNLINK)
     log.sync("item", *added(transaction("d")))
-    log.link("parked", NO_KEY)
-    log.sync("parked", *added(transaction("p"), transaction("q")), user=NO_KEY)
+    log.link("quarantined", NO_KEY)
+    log.sync("quarantined", *added(transaction("p"), transaction("q")), user=NO_KEY)
     before = list(log.records)
-    log.redrive("parked", NO_KEY)
-    log.sync("parked", *modified(transaction("q", "7")), user=NO_KEY)
+    log.redrive("quarantined", NO_KEY)
+    log.sync("quarantined", *modified(transaction("q", "7")), user=NO_KEY)
     return log, before
 
 
@@ -121,7 +121,9 @@ async def follow(dsn: str, log: Log, contents: Contents) -> None:
     )
     for number in range(PARTITIONS):
         end = len(contents[CHANGESETS.name, number])
-        await pool.execute("INSERT INTO tartan.floors (partition, published) VALUES ($1, $2)", number, end)
+        await pool.execute(
+            "INSERT INTO tartan.published_checkpoints (partition, published) VALUES ($1, $2)", number, end
+        )
     await pool.close()
 
 
@@ -167,7 +169,7 @@ SETS_OF_DAMAGES: dict[str, dict[str, str]] = {
     "all moved on": {
         HEADS: "UPDATE tartan.heads SET head_offset = head_offset + 1 WHERE item_id = 'item'",
         verify_log.ITEMS: r"UPDATE items SET head = '\x01' WHERE item_id = 'item'",
-        POSITIONS: "UPDATE tartan.floors SET published = 50 WHERE partition = 0",
+        POSITIONS: "UPDATE tartan.published_checkpoints SET published = 50 WHERE partition = 0",
         CHECKSUMS: "UPDATE tartan.positions SET last_checksum = '' WHERE reader = 'mark_due'",
         name_of(TRANSACTIONS): "UPDATE changesets c SET events = o.events FROM changesets o WHERE c.partition = 1"
         " AND c.source_offset = 1 AND o.partition = 0 AND o.source_offset = 1",
@@ -385,7 +387,7 @@ async def delete(given: Settings, below: dict[str, int]) -> None:
 async def test_nothing_is_wrong_with_what_happens_while_it_looks(
     sound: Sound, tables: asyncpg.Connection, topic_prefix: str
 ) -> None:
-    """A reader behind the log, events ahead of the floor, some published, some not: that is a system at work."""
+    """A reader behind the log, events ahead of the checkpoint, some published, some not: that is a system at work."""
     given = sound.settings.model_copy(update={"topic_prefix": topic_prefix})
     log, _ = story()
     more = [log.sync("item", *added(transaction("new"))) for _ in range(2)]
@@ -396,7 +398,7 @@ async def test_nothing_is_wrong_with_what_happens_while_it_looks(
     contents[TRANSACTIONS.name, 1] = [*contents[TRANSACTIONS.name, 1], ahead, ahead]
     contents[BALANCES.name, 1] = contents[BALANCES.name, 1][:1]
     contents[ITEMS.name, 0] = []
-    await tables.execute("UPDATE tartan.floors SET published = 0")
+    await tables.execute("UPDATE tartan.published_checkpoints SET published = 0")
     await produce(given, contents)
 
     assert wrong(await verify_log.verify_log(given, tables)) == {}

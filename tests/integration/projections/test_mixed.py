@@ -45,7 +45,7 @@ async def _same(postgres: Postgres, story: Story, cuts: Sequence[int]) -> None:
     memory.project(story.records)
     for name, places in (("mixed_cut", cuts), ("mixed_one_by_one", range(len(story.records)))):
         async with fresh(postgres, name) as database:
-            await _park(database, story)
+            await _quarantine(database, story)
             await database.project(story.records, places)
             connection = await database.connection()
             found, wanted = await of_postgres(connection), of_memory(memory)
@@ -54,10 +54,10 @@ async def _same(postgres: Postgres, story: Story, cuts: Sequence[int]) -> None:
             assert verify_tables.totals(await verify_tables.verify(connection))["violations"] == 0
 
 
-async def _park(database: Database, story: Story) -> None:
-    for item_id, parkings in story.parked.items():
-        for parking in parkings:
+async def _quarantine(database: Database, story: Story) -> None:
+    for item_id, quarantines in story.quarantined.items():
+        for item_quarantine in quarantines:
             await database.alter(
-                "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader, parked_at)"
-                f" VALUES ('{item_id}', {parking.first}, 0, 'of an older code', 'projections', tartan.clock())"
+                "INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader, quarantined_at)"
+                f" VALUES ('{item_id}', {item_quarantine.first}, 0, 'of an older code', 'projections', tartan.clock())"
             )

@@ -239,7 +239,7 @@ async def test_records_that_the_topic_has_lost_come_from_the_archive_or_the_rebu
 async def test_the_next_version_becomes_live_and_the_one_before_is_kept(world: World) -> None:
     history(world, changesets=2, each=3)
     await world.live()
-    await world.execute("INSERT INTO tartan.floors SELECT partition, position FROM projection.positions")
+    await world.execute("INSERT INTO tartan.published_checkpoints SELECT partition, position FROM projection.positions")
     before = await world.digest()
 
     result = await world.rebuild(swaps=True)
@@ -272,14 +272,14 @@ async def test_what_is_withheld_stays_withheld_and_a_redrive_frees_it_at_its_pla
         world.log.sync(item, *added(transaction(f"{item}-V")), user=user)
     world.log.redrive("B", 2)
     await world.live()
-    parked = "SELECT json_agg(p ORDER BY item_id, first_offset)::text FROM tartan.parkings p"
-    before = await world.value(parked)
+    quarantined = "SELECT json_agg(p ORDER BY item_id, first_offset)::text FROM tartan.quarantines p"
+    before = await world.value(quarantined)
 
     result = await world.rebuild()
 
     assert result.digest_equal
     assert await world.value(f"SELECT count(*) FROM {NEXT}.withheld") > 0
-    assert await world.value(parked) == before
+    assert await world.value(quarantined) == before
 
 
 async def test_a_record_that_was_folded_and_cannot_be_folded_any_more_ends_the_rebuild(world: World) -> None:
@@ -289,10 +289,10 @@ async def test_a_record_that_was_folded_and_cannot_be_folded_any_more_ends_the_r
     # As if a release had folded what this one cannot: the user's key is gone without a tombstone.
     await world.execute("DELETE FROM tartan.user_keys WHERE user_number = 1")
 
-    with pytest.raises(Halt, match=r"changesets 1 at \d+, Item I1, was not parked, and cannot be replayed"):
+    with pytest.raises(Halt, match=r"changesets 1 at \d+, Item I1, was not quarantined, and cannot be replayed"):
         await world.rebuild()
 
-    assert await world.value("SELECT count(*) FROM tartan.parkings") == 0
+    assert await world.value("SELECT count(*) FROM tartan.quarantines") == 0
 
 
 async def test_users_whose_keys_are_destroyed_have_no_rows_in_the_next_version(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Parking, dead letters and redrive on a real Postgres."""
+"""ItemQuarantine, dead letters and redrive on a real Postgres."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -41,10 +41,10 @@ async def database(postgres: Postgres, template: str) -> AsyncIterator[Database]
         yield made
 
 
-async def park(database: Database, item: str, offset: int, redrive: int | None = None) -> None:
-    """Store a parking, as an older code left it."""
+async def quarantine(database: Database, item: str, offset: int, redrive: int | None = None) -> None:
+    """Store a item_quarantine, as an older code left it."""
     await (await database.connection()).execute(
-        "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader, redrive_offset)"
+        "INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader, redrive_offset)"
         " VALUES ($1, $2, 0, 'an older code could not', 'projections', $3)",
         item,
         offset,
@@ -52,9 +52,9 @@ async def park(database: Database, item: str, offset: int, redrive: int | None =
     )
 
 
-async def parkings(database: Database) -> list[tuple[Any, ...]]:
+async def quarantines(database: Database) -> list[tuple[Any, ...]]:
     rows = await (await database.connection()).fetch(
-        "SELECT item_id, first_offset, redrive_offset FROM tartan.parkings ORDER BY 1, 2"
+        "SELECT item_id, first_offset, redrive_offset FROM tartan.quarantines ORDER BY 1, 2"
     )
     return [tuple(row) for row in rows]
 
@@ -97,37 +97,37 @@ def test_any_cut_and_a_rebuild_give_the_same_database(
 async def _same(postgres: Postgres, trouble: Trouble, cuts: list[int]) -> None:
     log = trouble.log.records
     async with fresh(postgres, "whole") as whole, fresh(postgres, "cut") as cut_up, fresh(postgres, "again") as again:
-        for item, [parked] in trouble.parked.items():
+        for item, [quarantined] in trouble.quarantined.items():
             for database in (whole, cut_up):
-                await park(database, item, parked.first)
+                await quarantine(database, item, quarantined.first)
         await whole.project(log)
         await cut_up.project(log, cuts or range(len(log)))
-        for item, first, redrive in await parkings(whole):
-            await park(again, item, first, redrive)
+        for item, first, redrive in await quarantines(whole):
+            await quarantine(again, item, first, redrive)
         await again.project(log, cuts)
 
         rows = await digests.full_rows(await whole.connection())
         assert await digests.full_rows(await cut_up.connection()) == rows
         assert await digests.full_rows(await again.connection()) == rows
-        assert await parkings(cut_up) == await parkings(whole) == await parkings(again)
+        assert await quarantines(cut_up) == await quarantines(whole) == await quarantines(again)
         assert await digests.ledger_problems(await whole.connection()) == []
         await _is_the_memorys(whole, trouble)
 
 
 async def _is_the_memorys(database: Database, trouble: Trouble) -> None:
     """Two stores, one fold: what Postgres has is what the oracle in memory has."""
-    memory = Memory(owners, parked=trouble.parked)
+    memory = Memory(owners, quarantined=trouble.quarantined)
     memory.project(trouble.log.records)
     connection = await database.connection()
-    assert await parkings(database) == memory.full()["parked"]
+    assert await quarantines(database) == memory.full()["quarantined"]
     assert [
         tuple(row)
         for row in await connection.fetch(
-            "SELECT own_id, version, transfers, last_changeset, removed_at IS NULL, missing_since"
+            "SELECT own_id, version, transfers, last_changeset, removed_at IS NULL, missing_since_offset"
             " FROM projection.transactions ORDER BY own_id"
         )
     ] == sorted(
-        (row.own_id, row.version, row.transfers, row.last_changeset, row.removed_at is None, row.missing_since)
+        (row.own_id, row.version, row.transfers, row.last_changeset, row.removed_at is None, row.missing_since_offset)
         for row in memory.rows.values()
     )
     assert [
@@ -139,19 +139,19 @@ async def _is_the_memorys(database: Database, trouble: Trouble) -> None:
     assert [
         tuple(row)
         for row in await connection.fetch(
-            "SELECT item_id, missing_rows, missing_since FROM projection.items ORDER BY 1"
+            "SELECT item_id, missing_rows, missing_changeset_id FROM projection.items ORDER BY 1"
         )
     ] == sorted(
-        (item.item_id, item.missing_rows, item.missing_since) for item in memory.items.values() if item.gate.head
+        (item.item_id, item.missing_rows, item.missing_changeset_id) for item in memory.items.values() if item.gate.head
     )
 
 
-async def test_a_redrive_folds_what_was_withheld_and_ends_the_parking(database: Database) -> None:
+async def test_a_redrive_folds_what_was_withheld_and_ends_the_quarantine(database: Database) -> None:
     log = Log()
     log.link("A")
     log.sync("A", *added(transaction("T")))
     log.sync("A", *modified(transaction("T", "11")))
-    await park(database, "A", 1)
+    await quarantine(database, "A", 1)
     await database.project(log.records)
     assert await column(database, "SELECT source_offset FROM projection.withheld ORDER BY 1") == [1, 2]
 
@@ -159,7 +159,7 @@ async def test_a_redrive_folds_what_was_withheld_and_ends_the_parking(database: 
     await database.project(log.records)
 
     connection = await database.connection()
-    assert await parkings(database) == [("A", 1, 3)]
+    assert await quarantines(database) == [("A", 1, 3)]
     assert await column(database, "SELECT source_offset FROM projection.withheld") == []
     assert await column(database, "SELECT redriven_by FROM reads.changesets ORDER BY source_offset") == [
         None,
@@ -177,7 +177,7 @@ async def test_what_a_redrive_published_is_what_the_table_gives_again(database: 
     log.sync("A", *added(transaction("T")))
     log.sync("A", *modified(transaction("T", "11")))
     log.redrive("A")
-    await park(database, "A", 1)
+    await quarantine(database, "A", 1)
     await database.project(log.records)
 
     handed = database.publisher.committed[-1].outbound
@@ -202,12 +202,12 @@ async def test_a_redrive_that_fails_again_leaves_all_as_it_was(
         await whole.project(log.records)
         await single.project(log.records, range(len(log.records)))
 
-        assert await parkings(whole) == [("A", 2, 5), ("A", 5, 7), ("A", 7, None)]
+        assert await quarantines(whole) == [("A", 2, 5), ("A", 5, 7), ("A", 7, None)]
         assert await column(whole, "SELECT source_offset FROM projection.withheld ORDER BY 1") == [2, 3, 6]
         assert await column(whole, "SELECT transaction_id FROM reads.transactions") == ["T"]
         assert await column(whole, "SELECT net_events FROM reads.changesets WHERE type = 'redrive'") == [0, 0]
         assert await digests.full_rows(await whole.connection()) == await digests.full_rows(await single.connection())
-        reasons = "SELECT reason FROM tartan.parkings ORDER BY first_offset"
+        reasons = "SELECT reason FROM tartan.quarantines ORDER BY first_offset"
         assert await column(whole, reasons) == await column(single, reasons)
 
 
@@ -218,16 +218,16 @@ async def test_a_redrive_and_a_new_poison_in_one_batch(database: Database) -> No
     log.redrive("A")
     log.sync("A", keys=Log.stranger())
     log.sync("A", *added(transaction("U")))
-    await park(database, "A", 1)
+    await quarantine(database, "A", 1)
 
     await database.project(log.records)
 
-    assert await parkings(database) == [("A", 1, 2), ("A", 3, None)]
+    assert await quarantines(database) == [("A", 1, 2), ("A", 3, None)]
     assert await column(database, "SELECT transaction_id FROM reads.transactions") == ["T"]
     assert await column(database, "SELECT subject FROM tartan.incidents WHERE closed_at IS NULL") == ["A"]
 
 
-async def test_a_parking_leaves_a_dead_letter_with_the_sealed_original(database: Database) -> None:
+async def test_a_quarantine_leaves_a_dead_letter_with_the_sealed_original(database: Database) -> None:
     log = poisoned()
 
     await database.project(log.records)
@@ -248,7 +248,7 @@ async def test_a_parking_leaves_a_dead_letter_with_the_sealed_original(database:
 
 async def test_a_replay_that_withholds_writes_no_second_letter(database: Database) -> None:
     log = poisoned()
-    await park(database, "A", 2)
+    await quarantine(database, "A", 2)
 
     await database.project(log.records)
 
@@ -262,7 +262,7 @@ async def test_letters_and_incident_end_with_the_redrive_that_succeeds(database:
     log.redrive("A", 1_001)
     await database.project(log.records)
     open_letters = "SELECT source_offset FROM tartan.dead_letters WHERE redriven_at IS NULL ORDER BY 1"
-    open_incidents = "SELECT subject FROM tartan.incidents WHERE kind = 'item_parked' AND closed_at IS NULL"
+    open_incidents = "SELECT subject FROM tartan.incidents WHERE kind = 'item_quarantined' AND closed_at IS NULL"
     assert await column(database, open_letters) == [0, 1]
     assert await column(database, open_incidents) == ["A"]
 
@@ -275,23 +275,23 @@ async def test_letters_and_incident_end_with_the_redrive_that_succeeds(database:
     assert await column(database, "SELECT item_id FROM reads.items") == ["A"]
 
 
-async def test_what_operators_see_of_parked_items(database: Database) -> None:
+async def test_what_operators_see_of_quarantined_items(database: Database) -> None:
     log = poisoned()
     await database.project(log.records)
 
-    [parked] = await queries.parked(await database.connection())
+    [quarantined] = await queries.quarantined(await database.connection())
 
-    assert (parked["item_id"], parked["reader"], parked["first_offset"], parked["withheld"]) == (
+    assert (quarantined["item_id"], quarantined["reader"], quarantined["first_offset"], quarantined["withheld"]) == (
         "A",
         "projections",
         2,
         2,
     )
     log.redrive("A")
-    assert [row["first_offset"] for row in await queries.parked(await database.connection())] == [2]
+    assert [row["first_offset"] for row in await queries.quarantined(await database.connection())] == [2]
 
 
-async def test_more_parkings_than_a_sound_deploy_makes_stop_the_process(postgres: Postgres, template: str) -> None:
+async def test_more_quarantines_than_a_sound_deploy_makes_stop_the_process(postgres: Postgres, template: str) -> None:
     log = Log()
     log.link("I0")
     for number in range(1, 5):
@@ -301,19 +301,19 @@ async def test_more_parkings_than_a_sound_deploy_makes_stop_the_process(postgres
         database = Database(made.dsn, dead_letters_max=2)
         try:
             await database.project(log.records[:3])
-            with pytest.raises(Halt, match="3 Items parked within 600 s, at most 2"):
+            with pytest.raises(Halt, match="3 Items quarantined within 600 s, at most 2"):
                 await database.project(log.records[:4])
 
-            assert [one[0] for one in await parkings(database)] == ["I1", "I2"]
+            assert [one[0] for one in await quarantines(database)] == ["I1", "I2"]
             assert await column(database, "SELECT position FROM reads.positions") == [3]
             assert await column(database, "SELECT source_offset FROM tartan.dead_letters") == [1, 2]
             stops = "SELECT subject FROM tartan.incidents WHERE kind = 'dead_letters' AND closed_at IS NULL"
             assert await column(database, stops) == ["projections"]
 
             connection = await database.connection()
-            await connection.execute("UPDATE tartan.parkings SET parked_at = parked_at - interval '601 s'")
+            await connection.execute("UPDATE tartan.quarantines SET quarantined_at = quarantined_at - interval '601 s'")
             await database.project(log.records)
-            assert [one[0] for one in await parkings(database)] == ["I1", "I2", "I3", "I4"]
+            assert [one[0] for one in await quarantines(database)] == ["I1", "I2", "I3", "I4"]
         finally:
             await database.session.close()
 
@@ -333,15 +333,15 @@ async def test_redrives_that_fail_again_stop_nothing(postgres: Postgres, templat
             await database.project(log.records, [2, 4])
 
             assert await column(database, "SELECT item_id FROM reads.items") == ["well"]
-            assert len(await parkings(database)) == 6
+            assert len(await quarantines(database)) == 6
             log.append("I3", [], type=gate.LINK, keys=Log.stranger())
-            with pytest.raises(Halt, match="3 Items parked"):
+            with pytest.raises(Halt, match="3 Items quarantined"):
                 await database.project(log.records)
         finally:
             await database.session.close()
 
 
-async def test_the_parkings_of_a_rebuild_do_not_count(postgres: Postgres, template: str) -> None:
+async def test_the_quarantines_of_a_rebuild_do_not_count(postgres: Postgres, template: str) -> None:
     log = Log()
     for number in range(4):
         log.append(f"I{number}", [], type=gate.LINK, keys=Log.stranger())
@@ -350,7 +350,7 @@ async def test_the_parkings_of_a_rebuild_do_not_count(postgres: Postgres, templa
         database = Database(made.dsn, dead_letters_max=1)
         try:
             for number in range(4):
-                await park(database, f"I{number}", number)
+                await quarantine(database, f"I{number}", number)
             await database.project(log.records)
             assert await column(database, "SELECT position FROM reads.positions") == [4]
         finally:
@@ -369,7 +369,7 @@ async def test_removals_that_wait_are_an_incident_until_a_person_decides(databas
     [detail] = await column(database, waiting)
     assert detail == f"20 transactions of 20 are not in the restated history {subject.hex()}"
     [item] = await queries.items(await database.connection(), 1)
-    assert (item["missing_rows"], item["missing_since"]) == (20, subject.hex())
+    assert (item["missing_rows"], item["missing_changeset_id"]) == (20, subject.hex())
     before = await digests.state_digest(await database.connection())
 
     log.decide("A", events.APPROVE_REMOVALS, subject)
@@ -394,13 +394,18 @@ async def test_marks_are_in_the_full_digest_and_not_in_the_state(postgres: Postg
         await waiting.project(marked.records, [1, 2])  # 700 marks go by COPY
 
         connection = await waiting.connection()
-        assert await connection.fetchval("SELECT count(*) FROM reads.transactions WHERE missing_since = 2") == 700
+        assert (
+            await connection.fetchval("SELECT count(*) FROM reads.transactions WHERE missing_since_offset = 2") == 700
+        )
         assert await digests.state_digest(connection) == await digests.state_digest(await plain.connection())
         assert await waiting.full() != await plain.full()
 
         marked.decide("A", events.REJECT_REMOVALS)
         await waiting.project(marked.records)
-        assert await connection.fetchval("SELECT count(*) FROM reads.transactions WHERE missing_since IS NULL") == 700
+        assert (
+            await connection.fetchval("SELECT count(*) FROM reads.transactions WHERE missing_since_offset IS NULL")
+            == 700
+        )
 
 
 async def test_an_ordinary_batch_costs_no_statement_more(database: Database) -> None:
@@ -428,10 +433,10 @@ async def test_what_was_redriven_does_not_hold_up_the_expiry(
         log.link(f"I{number}")
     log.redrive("I1")
     log.link("young")
-    await park(database, "I1", 1)
+    await quarantine(database, "I1", 1)
     await database.project(log.records)
     connection = await database.connection()
-    await connection.execute("INSERT INTO tartan.floors (partition, published) VALUES (0, 6)")
+    await connection.execute("INSERT INTO tartan.published_checkpoints (partition, published) VALUES (0, 6)")
     await connection.execute("UPDATE projection.changesets SET known_at = now() WHERE source_offset IN (1, 5)")
 
     async with asyncpg.create_pool(database.dsn, min_size=0, max_size=1) as pool:
@@ -449,11 +454,11 @@ async def test_two_projectors_redrive_once(postgres: Postgres, template: str) ->
 
     async with fresh(postgres, "raced") as one:
         other = Database(one.dsn)
-        await park(one, "A", 1)
+        await quarantine(one, "A", 1)
         try:
             opened: Sequence[check.Opened] = [check.opened(record) for record in log.records]
             await asyncio.gather(one.projector.project(opened), other.projector.project(opened))
         finally:
             await other.session.close()
-        assert await parkings(one) == [("A", 1, 2)]
+        assert await quarantines(one) == [("A", 1, 2)]
         assert await column(one, "SELECT net_events FROM reads.changesets ORDER BY source_offset") == [1, 0, 1]

@@ -109,10 +109,10 @@ async def fill(world: World, *, empties: bool, appender: Appender | None = None)
         return sum([await republisher.fill(number, empties=empties) for number in partitions])
 
 
-async def tartan(world: World, *words: str, first: str = "") -> asyncio.subprocess.Process:
+async def tartan(world: World, *payload: str, first: str = "") -> asyncio.subprocess.Process:
     """Start a command; `first` is what Python does before."""
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", f"import cli\n{first}\ncli.main()", *words, env={**os.environ, **environment_of(world)}
+        sys.executable, "-c", f"import cli\n{first}\ncli.main()", *payload, env={**os.environ, **environment_of(world)}
     )
 
 
@@ -247,7 +247,9 @@ async def test_given_up_it_sends_what_a_publisher_had_committed_and_not_sent_bef
     async with projecting(world):
         await world.until_projected(life.count)
     await empty(world)
-    await world.tables.execute("UPDATE tartan.floors SET published = 0")  # as if it had died after its commits
+    await world.tables.execute(
+        "UPDATE tartan.published_checkpoints SET published = 0"
+    )  # as if it had died after its commits
 
     async with republishing(world) as republisher:
         await republisher.begin(range(PARTITIONS), empties=False)

@@ -71,7 +71,7 @@ class World(NamedTuple):
     async def until_projected(self, count: int) -> None:
         """Wait until so many records lie below the positions and their events were published."""
         query = """SELECT (SELECT sum(position) FROM reads.positions) = $1
-                      AND (SELECT sum(published) FROM tartan.floors) = $1"""
+                      AND (SELECT sum(published) FROM tartan.published_checkpoints) = $1"""
 
         async def done() -> bool:
             return bool(await self.tables.fetchval(query, count))
@@ -224,7 +224,7 @@ async def test_an_event_is_in_the_partition_of_its_changeset(world: World) -> No
     assert len(await world.read(TRANSACTIONS)) == 3
 
 
-async def test_poison_parks_its_item_and_the_others_go_on(world: World) -> None:
+async def test_poison_quarantines_its_item_and_the_others_go_on(world: World) -> None:
     log = Log()
     for item, user in (("null", 1), ("huge", 1), ("sealed", 1), ("well", 2)):
         log.link(item, user)
@@ -241,14 +241,16 @@ async def test_poison_parks_its_item_and_the_others_go_on(world: World) -> None:
     assert [
         row["transaction_id"] for row in await world.tables.fetch("SELECT transaction_id FROM reads.transactions")
     ] == ["w"]
-    parked = await world.tables.fetch("SELECT item_id, reason FROM tartan.parkings ORDER BY 1")
-    assert [row["item_id"] for row in parked] == ["huge", "null", "sealed"]
-    assert all("a\x00b" not in row["reason"] for row in parked)
+    quarantined = await world.tables.fetch("SELECT item_id, reason FROM tartan.quarantines ORDER BY 1")
+    assert [row["item_id"] for row in quarantined] == ["huge", "null", "sealed"]
+    assert all("a\x00b" not in row["reason"] for row in quarantined)
     withheld = await world.tables.fetch("SELECT item_id FROM projection.withheld ORDER BY item_id, source_offset")
     assert [row["item_id"] for row in withheld] == ["huge", "null", "null", "sealed"]
 
 
-async def test_each_parking_is_told_on_the_topic_of_dead_letters(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_quarantine_is_told_on_the_topic_of_dead_letters(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dead_letters, "EVERY_S", 0.1)
     log = Log()
     log.link("A", 1)
@@ -273,7 +275,7 @@ async def test_a_redrive_publishes_what_was_withheld_at_its_own_place(world: Wor
     log.sync("A", *added(transaction("T")), *balance(account()))
     log.sync("A", *modified(transaction("T", "11")))
     await world.tables.execute(
-        "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader)"
+        "INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader)"
         " VALUES ('A', 1, $1, 'an older code could not', 'projections')",
         partition_of(b"1", PARTITIONS),
     )
@@ -312,7 +314,7 @@ async def test_what_was_committed_and_not_published_is_published_at_the_next_sta
     before = await world.read(TRANSACTIONS)
 
     await world.tables.execute(
-        "UPDATE tartan.floors SET published = 0"
+        "UPDATE tartan.published_checkpoints SET published = 0"
     )  # as a crash between COMMIT and the sends leaves it
     async with projecting(world):
         await world.until_projected(2)

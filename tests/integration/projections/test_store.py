@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from projections.events import public_events
 from projections.fold import redrive
 from projections.gate import check
-from projections.model.unit_of_work import ItemRow, WorkingSet
+from projections.model.unit_of_work import ItemRow, UnitOfWork
 from projections.publish import retention
 from projections.publish.retention import Expiry
 from projections.store import loader, rows, writer
@@ -136,7 +136,7 @@ async def test_a_gap_is_halt(database: Database) -> None:
         await database.project(log.records[1:])
 
 
-async def test_one_refused_record_among_many_parks_its_item_alone(database: Database) -> None:
+async def test_one_refused_record_among_many_quarantines_its_item_alone(database: Database) -> None:
     log = Log()
     for number in range(40):
         log.link(f"I{number}")
@@ -146,13 +146,13 @@ async def test_one_refused_record_among_many_parks_its_item_alone(database: Data
     await database.project(log.records)
 
     connection = await database.connection()
-    parked = await connection.fetch("SELECT item_id, first_offset FROM tartan.parkings ORDER BY first_offset")
-    assert [tuple(row) for row in parked] == [("I7", 47), ("I31", 71)]
+    quarantined = await connection.fetch("SELECT item_id, first_offset FROM tartan.quarantines ORDER BY first_offset")
+    assert [tuple(row) for row in quarantined] == [("I7", 47), ("I31", 71)]
     assert await connection.fetchval("SELECT count(*) FROM reads.transactions") == 38
     assert (await loader.positions(connection, [0]))[0].next == 80
 
 
-async def test_whatever_the_fold_of_one_record_raises_parks_its_item(
+async def test_whatever_the_fold_of_one_record_raises_quarantines_its_item(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log()
@@ -160,7 +160,7 @@ async def test_whatever_the_fold_of_one_record_raises_parks_its_item(
         log.link(f"I{number}")
     fold = redrive.fold
 
-    def failing(working: WorkingSet, item: ItemRow | None, *rest: object) -> object:
+    def failing(working: UnitOfWork, item: ItemRow | None, *rest: object) -> object:
         if item is not None and item.item_id in ("I1", "I3"):
             raise ZeroDivisionError("with what the bank said in it")
         return fold(working, item, *rest)  # type: ignore[arg-type]
@@ -169,8 +169,8 @@ async def test_whatever_the_fold_of_one_record_raises_parks_its_item(
     await database.project(log.records)
 
     connection = await database.connection()
-    parked = await connection.fetch("SELECT item_id, reason FROM tartan.parkings ORDER BY item_id")
-    assert [tuple(row) for row in parked] == [("I1", "ZeroDivisionError"), ("I3", "ZeroDivisionError")]
+    quarantined = await connection.fetch("SELECT item_id, reason FROM tartan.quarantines ORDER BY item_id")
+    assert [tuple(row) for row in quarantined] == [("I1", "ZeroDivisionError"), ("I3", "ZeroDivisionError")]
     assert await connection.fetchval("SELECT count(*) FROM reads.items") == 3
 
 
@@ -184,7 +184,7 @@ async def test_an_error_that_no_record_causes_escapes(database: Database) -> Non
         await database.project(log.records)
 
 
-async def test_a_schema_that_lacks_a_column_parks_nobody(database: Database) -> None:
+async def test_a_schema_that_lacks_a_column_quarantines_nobody(database: Database) -> None:
     log = Log()
     log.link("A")
     await database.project(log.records)
@@ -195,21 +195,21 @@ async def test_a_schema_that_lacks_a_column_parks_nobody(database: Database) -> 
     with pytest.raises(asyncpg.UndefinedColumnError):
         await database.project(log.records[1:])
 
-    assert await connection.fetchval("SELECT count(*) FROM tartan.parkings") == 0
+    assert await connection.fetchval("SELECT count(*) FROM tartan.quarantines") == 0
     assert (await loader.positions(connection, [0]))[0].next == 1
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), InternalClientError("x"), asyncpg.InsufficientPrivilegeError("x"), KeyError("x")]
 )
-async def test_an_error_that_is_none_of_data_parks_nobody(
+async def test_an_error_that_is_none_of_data_quarantines_nobody(
     database: Database, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     log = Log()
     log.link("A")
     write = writer.write
 
-    async def failing(connection: asyncpg.Connection, working: WorkingSet, *rest: object, **more: object) -> None:
+    async def failing(connection: asyncpg.Connection, working: UnitOfWork, *rest: object, **more: object) -> None:
         if working.folded:
             raise error
         await write(connection, working, *rest, **more)  # type: ignore[arg-type]
@@ -218,11 +218,11 @@ async def test_an_error_that_is_none_of_data_parks_nobody(
     with pytest.raises(type(error)):
         await database.project(log.records)
 
-    assert await (await database.connection()).fetchval("SELECT count(*) FROM tartan.parkings") == 0
+    assert await (await database.connection()).fetchval("SELECT count(*) FROM tartan.quarantines") == 0
 
 
 @pytest.mark.parametrize("refused_by", ["encoding", "asyncpg"])
-async def test_a_row_that_cannot_be_encoded_parks_its_item(
+async def test_a_row_that_cannot_be_encoded_quarantines_its_item(
     database: Database, monkeypatch: pytest.MonkeyPatch, refused_by: str
 ) -> None:
     log = Log()
@@ -240,9 +240,9 @@ async def test_a_row_that_cannot_be_encoded_parks_its_item(
     await database.project(log.records)
 
     connection = await database.connection()
-    parked = await connection.fetch("SELECT item_id, reason FROM tartan.parkings")
-    assert [row["item_id"] for row in parked] == ["A"]
-    assert "bank" not in parked[0]["reason"]
+    quarantined = await connection.fetch("SELECT item_id, reason FROM tartan.quarantines")
+    assert [row["item_id"] for row in quarantined] == ["A"]
+    assert "bank" not in quarantined[0]["reason"]
     assert await connection.fetchval("SELECT array_agg(item_id) FROM reads.items") == ["B"]
 
 
@@ -262,7 +262,7 @@ async def test_a_column_more_than_this_code_knows_stops_nothing(database: Databa
     await run(database, log.records[2:])
 
     connection = await database.connection()
-    assert await connection.fetchval("SELECT count(*) FROM tartan.parkings") == 0
+    assert await connection.fetchval("SELECT count(*) FROM tartan.quarantines") == 0
     assert (await loader.positions(connection, [0]))[0].next == 3
 
 
@@ -303,7 +303,7 @@ async def test_a_batch_that_takes_too_long_is_halved(
 
         connection = await made.connection()
         assert await connection.fetchval("SELECT count(*) FROM reads.items") == 12
-        assert await connection.fetchval("SELECT count(*) FROM tartan.parkings") == 0
+        assert await connection.fetchval("SELECT count(*) FROM tartan.quarantines") == 0
 
 
 async def test_what_a_library_says_of_a_record_is_not_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,10 +316,10 @@ async def test_what_a_library_says_of_a_record_is_not_kept(database: Database, m
     monkeypatch.setattr(check.changeset, "read", failing)
     await database.project(log.records)
 
-    assert await (await database.connection()).fetchval("SELECT reason FROM tartan.parkings") == "ValueError"
+    assert await (await database.connection()).fetchval("SELECT reason FROM tartan.quarantines") == "ValueError"
 
 
-async def test_events_are_forgotten_below_the_floor_when_no_topic_has_them(
+async def test_events_are_forgotten_below_the_checkpoint_when_no_topic_has_them(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log()
@@ -343,11 +343,11 @@ async def test_events_are_forgotten_below_the_floor_when_no_topic_has_them(
         await purge.run()
         assert await kept() == list(range(10))  # nothing was published yet
 
-        await connection.execute("INSERT INTO tartan.floors (partition, published) VALUES (0, 5)")
+        await connection.execute("INSERT INTO tartan.published_checkpoints (partition, published) VALUES (0, 5)")
         await purge.run()
         assert await kept() == [5, 6, 7, 8, 9]
 
-        await connection.execute("UPDATE tartan.floors SET published = 10")
+        await connection.execute("UPDATE tartan.published_checkpoints SET published = 10")
         await purge.run()
         await Expiry(pool).run()
         assert await kept() == [8, 9]
@@ -374,7 +374,7 @@ async def test_events_are_forgotten_below_the_floor_when_no_topic_has_them(
         assert await kept() == [9]  # of the version that has been swapped in
 
 
-async def test_a_parked_item_stays_parked_in_a_replay(postgres: Postgres, template: str) -> None:
+async def test_a_quarantined_item_stays_quarantined_in_a_replay(postgres: Postgres, template: str) -> None:
     log = Log()
     log.link("A")
     log.sync("A", *added(transaction("T")))
@@ -383,7 +383,7 @@ async def test_a_parked_item_stays_parked_in_a_replay(postgres: Postgres, templa
     async with fresh(postgres, "replayed") as replayed:
         connection = await replayed.connection()
         await connection.execute(
-            "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader)"
+            "INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader)"
             " VALUES ('A', 2, 0, 'an older code could not', 'projections')"
         )
         await replayed.project(log.records)
@@ -392,14 +392,14 @@ async def test_a_parked_item_stays_parked_in_a_replay(postgres: Postgres, templa
         assert await connection.fetchval("SELECT array_agg(source_offset) FROM projection.withheld") == [2]
 
 
-async def test_a_user_without_a_key_parks_and_many_are_halt(database: Database) -> None:
+async def test_a_user_without_a_key_quarantines_and_many_are_halt(database: Database) -> None:
     log = Log()
     log.link("lost", 1_001)
     log.link("well", 1)
     await database.project(log.records)
 
     connection = await database.connection()
-    assert await connection.fetchval("SELECT item_id FROM tartan.parkings") == "lost"
+    assert await connection.fetchval("SELECT item_id FROM tartan.quarantines") == "lost"
     assert await connection.fetchval("SELECT item_id FROM reads.items") == "well"
     for user in range(1_100, 1_130):
         log.link(f"i{user}", user)

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from projections.model import pg_copy
 from projections.read import as_of, queries
 from projections.read.queries import Row
@@ -33,7 +33,7 @@ DATES = [
 ]
 
 
-SAID_NOW = user_overrides.effective(transaction("T"), {}).keys()
+SAID_NOW = override_rules.effective(transaction("T"), {}).keys()
 
 
 def relinked_history(rng: random.Random) -> Log:
@@ -65,7 +65,7 @@ async def test_as_of_is_a_replay_where_transactions_went_from_item_to_item(
         await _assert_replays(database, log, rng)
 
         connection = await database.connection()
-        assert await connection.fetchval("SELECT count(*) FROM reads.identity_links") > 0
+        assert await connection.fetchval("SELECT count(*) FROM reads.transaction_matches") > 0
         assert await connection.fetchval("SELECT count(*) FROM reads.reviews") > 0
 
 
@@ -90,7 +90,7 @@ class Cut:
     def __init__(self, memory: Memory, records: int) -> None:
         self.records = records
         self.rows = {
-            row.own_id.hex(): (codec.decode(Transaction, row.words), _row(row))
+            row.own_id.hex(): (codec.decode(Transaction, row.payload), _row(row))
             for row in memory.rows.values()
             if row.is_shown
         }
@@ -104,7 +104,7 @@ class Cut:
     def until(self, effective_at: datetime.date | None) -> tuple[Any, ...]:
         latest = effective_at or datetime.date.max
         rows = {
-            own: row for own, (words, row) in self.rows.items() if datetime.date.fromisoformat(words.date) <= latest
+            own: row for own, (payload, row) in self.rows.items() if datetime.date.fromisoformat(payload.date) <= latest
         }
         sums: dict[tuple[str, str], list[Fraction]] = defaultdict(lambda: [Fraction(0), Fraction(0)])
         for one in self.transfers:
@@ -162,16 +162,16 @@ async def _as_of(
 
 
 def _row(row: Any) -> tuple[Any, ...]:
-    words = codec.decode(Transaction, row.words)
+    payload = codec.decode(Transaction, row.payload)
     return (
         row.item_id,
         row.transaction_id,
         row.version,
         _at(row.known_at),
-        words.amount,
-        words.date,
-        words.pending,
-        user_overrides.effective(words, user_overrides.values(row.user_fields)),
+        payload.amount,
+        payload.date,
+        payload.pending,
+        override_rules.effective(payload, override_rules.values(row.user_fields)),
     )
 
 
@@ -189,8 +189,8 @@ def _shown(row: Row) -> tuple[Any, ...]:
 
 
 def _said(row: Any) -> tuple[Any, ...]:
-    words = codec.decode(Account, row.cached_words)
-    return words.name, words.type, words.current
+    payload = codec.decode(Account, row.cached_payload)
+    return payload.name, payload.type, payload.current
 
 
 def _at(microseconds: int | None) -> str | None:

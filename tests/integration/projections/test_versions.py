@@ -43,7 +43,7 @@ class Beside:
     async def project(self, records: Sequence[Received]) -> None:
         """Fold records into the live version, and say that their events are published."""
         await self.live.project(records)
-        await self.live.alter("""INSERT INTO tartan.floors (partition, published)
+        await self.live.alter("""INSERT INTO tartan.published_checkpoints (partition, published)
             SELECT partition, position FROM projection.positions
             ON CONFLICT (partition) DO UPDATE SET published = excluded.published""")
 

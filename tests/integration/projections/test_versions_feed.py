@@ -59,7 +59,7 @@ async def test_both_versions_take_what_comes_and_a_swap_back_is_found_by_the_nex
 ) -> None:
     await fed.feed([fed.sync(1)])
     assert await places(tables) == (4, 4)
-    await tables.execute("UPDATE tartan.floors SET published = 4")
+    await tables.execute("UPDATE tartan.published_checkpoints SET published = 4")
     await fed.database.back()
 
     await fed.feed([fed.sync(2)])
@@ -76,7 +76,7 @@ async def test_both_versions_take_what_comes_and_a_swap_back_is_found_by_the_nex
 async def test_an_old_version_that_is_dropped_is_forgotten(fed: Fed, tables: asyncpg.Connection) -> None:
     await fed.feed([fed.sync(1)])
     await versions.drop_old(fed.database.live.settings)
-    # The log's witness asks every minute, whether anything comes or not.
+    # The log's continuity asks every minute, whether anything comes or not.
     assert await fed.feeder.positions([0]) == await versions.positions(tables, SCHEMA)
 
     await fed.feed([fed.sync(2)])
@@ -91,7 +91,7 @@ async def test_an_old_version_that_went_astray_is_not_fed_and_nobody_goes_back_t
     later = fed.sync(1)
     await tables.execute(f"""
         INSERT INTO {OLD}.changesets (partition, source_offset, id, user_number, kind, type, cause, net_events, digest,
-            said_at, known_at) VALUES (0, 3, 'x', 1, 'chained', 'sync', '{{}}', 0, '', now(), now())""")
+            produced_at, known_at) VALUES (0, 3, 'x', 1, 'chained', 'sync', '{{}}', 0, '', now(), now())""")
 
     await fed.feed([later])
     await fed.feed([fed.sync(2)])

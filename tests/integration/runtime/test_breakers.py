@@ -232,11 +232,11 @@ async def test_an_item_that_waits_for_plaids_limit_goes_on_waiting(connections: 
     assert await worker.fetchval("SELECT not_before FROM tartan.sync_state") == until
 
 
-async def test_a_parked_item_does_not_try_for_its_bank(connections: list[asyncpg.Connection]) -> None:
+async def test_a_quarantined_item_does_not_try_for_its_bank(connections: list[asyncpg.Connection]) -> None:
     [worker, *_] = connections
     await add(worker, "a", "z")
     await worker.execute(
-        "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader) VALUES ('a', 0, 0, '', 'x')"
+        "INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader) VALUES ('a', 0, 0, '', 'x')"
     )
     await fail(worker, FAILURES_MAX)
     await move_clock(connections, breakers.OPEN_S + 1)

@@ -38,9 +38,9 @@ def letter(offset: int | None = 7, item: str = "A", **fields: object) -> Letter:
     return Letter(**{**usual, **fields}, source_offset=offset, item_id=item)  # type: ignore[arg-type]
 
 
-async def park(tables: asyncpg.Connection, item: str, first: int = 7, redrive: int | None = None) -> None:
+async def quarantine(tables: asyncpg.Connection, item: str, first: int = 7, redrive: int | None = None) -> None:
     await tables.execute(
-        "INSERT INTO tartan.parkings (item_id, first_offset, partition, reason, reader, redrive_offset)"
+        "INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader, redrive_offset)"
         " VALUES ($1, $2, 1, 'x', 'projections', $3)",
         item,
         first,
@@ -105,29 +105,29 @@ async def test_letters_are_listed_newest_first_in_pages(tables: asyncpg.Connecti
 
 async def test_one_letter_is_shown_with_its_original(tables: asyncpg.Connection) -> None:
     await dead_letters.put(tables, [letter()])
-    await park(tables, "A")
+    await quarantine(tables, "A")
     [kept] = await dead_letters.list_letters(tables)
 
     assert await dead_letters.letter(tables, kept.number) == (kept, b"1", b"sealed")
-    assert kept.is_parked
+    assert kept.is_quarantined
     assert await dead_letters.letter(tables, kept.number + 1) is None
 
 
-async def test_a_purge_leaves_what_is_young_and_what_is_still_parked(tables: asyncpg.Connection) -> None:
-    await dead_letters.put(tables, [letter(1, "done"), letter(2, "parked"), letter(3, "young")])
+async def test_a_purge_leaves_what_is_young_and_what_is_still_quarantined(tables: asyncpg.Connection) -> None:
+    await dead_letters.put(tables, [letter(1, "done"), letter(2, "quarantined"), letter(3, "young")])
     await tables.execute(
-        "UPDATE tartan.dead_letters SET parked_at = parked_at - interval '2 days' WHERE item_id <> 'young'"
+        "UPDATE tartan.dead_letters SET quarantined_at = quarantined_at - interval '2 days' WHERE item_id <> 'young'"
     )
-    await park(tables, "parked")
-    await park(tables, "done", redrive=9)
+    await quarantine(tables, "quarantined")
+    await quarantine(tables, "done", redrive=9)
     before = await tables.fetchval("SELECT now() - interval '1 day'")
     numbers = {one.item_id: one.number for one in await dead_letters.list_letters(tables)}
 
     assert await dead_letters.purge(tables, before, dry_run=True) == [numbers["done"]]
     assert await dead_letters.purge(tables, before) == [numbers["done"]]
-    assert {one.item_id for one in await dead_letters.list_letters(tables)} == {"parked", "young"}
+    assert {one.item_id for one in await dead_letters.list_letters(tables)} == {"quarantined", "young"}
 
-    assert await dead_letters.purge(tables, None, number=numbers["parked"]) == [numbers["parked"]]
+    assert await dead_letters.purge(tables, None, number=numbers["quarantined"]) == [numbers["quarantined"]]
     assert {one.item_id for one in await dead_letters.list_letters(tables)} == {"young"}
 
 
@@ -137,13 +137,17 @@ async def test_a_purge_without_time_and_number_deletes_nothing(tables: asyncpg.C
     assert await dead_letters.purge(tables, None) == []
 
 
-async def test_the_rate_counts_a_readers_parkings_within_the_window(tables: asyncpg.Connection) -> None:
+async def test_the_rate_counts_a_readers_quarantines_within_the_window(tables: asyncpg.Connection) -> None:
     now = await tables.fetchval("SELECT now()")
     for number in range(3):
-        await park(tables, f"I{number}")
-    await tables.execute("UPDATE tartan.parkings SET parked_at = $1 WHERE item_id = 'I0'", now - timedelta(seconds=60))
-    await tables.execute("UPDATE tartan.parkings SET parked_at = $1, reader = 'streams' WHERE item_id = 'I1'", now)
-    await tables.execute("UPDATE tartan.parkings SET parked_at = $1 WHERE item_id = 'I2'", now)
+        await quarantine(tables, f"I{number}")
+    await tables.execute(
+        "UPDATE tartan.quarantines SET quarantined_at = $1 WHERE item_id = 'I0'", now - timedelta(seconds=60)
+    )
+    await tables.execute(
+        "UPDATE tartan.quarantines SET quarantined_at = $1, reader = 'streams' WHERE item_id = 'I1'", now
+    )
+    await tables.execute("UPDATE tartan.quarantines SET quarantined_at = $1 WHERE item_id = 'I2'", now)
     await clock.set_clock(tables, now + timedelta(seconds=1))
 
     assert await dead_letters.rate(tables, "projections", 30.0) == 1
@@ -241,7 +245,7 @@ async def test_several_processes_publish_each_letter_once(world: Settings, table
     found = await told(world)
     assert sorted(one.source_offset or 0 for _, one in found) == list(range(count))
     key, first = next(pair for pair in found if pair[1].source_offset == 0)
-    parked_at = await tables.fetchval("SELECT parked_at FROM tartan.dead_letters WHERE source_offset = 0")
+    quarantined_at = await tables.fetchval("SELECT quarantined_at FROM tartan.dead_letters WHERE source_offset = 0")
     assert key == b"1"
     assert first == DeadLetter(
         "projections",
@@ -252,14 +256,14 @@ async def test_several_processes_publish_each_letter_once(world: Settings, table
         "does not open",
         1,
         code_version(),
-        round(parked_at.timestamp() * 1_000_000),
+        round(quarantined_at.timestamp() * 1_000_000),
         b"1",
         b"sealed",
     )
 
 
 async def test_the_incident_of_a_stop_ends_after_a_quiet_window(world: Settings, tables: asyncpg.Connection) -> None:
-    await incidents.seen(tables, incidents.DEAD_LETTERS, "projections", "3 Items parked")
+    await incidents.seen(tables, incidents.DEAD_LETTERS, "projections", "3 Items quarantined")
     await incidents.seen(tables, incidents.DEAD_LETTERS, "streams", "still so")
     await tables.execute(
         "UPDATE tartan.incidents SET last_at = last_at - make_interval(secs => $1) WHERE subject = 'projections'",

@@ -51,7 +51,7 @@ async def put(connection: asyncpg.Connection, item_id: str = "item", **row: Any)
 
 async def after(connection: asyncpg.Connection, claimed: Claimed, **result: Any) -> None:
     given = {"outcome": "failed", "done": False} | result
-    await incidents.after_pass(connection, claimed, Released(**given))
+    await incidents.after_sync_run(connection, claimed, Released(**given))
 
 
 async def opened(connection: asyncpg.Connection) -> list[Incident]:
@@ -136,7 +136,7 @@ async def test_what_a_bank_or_the_quota_causes_is_not_an_incident_of_each_item(
         ("sync_failing", {"attempts": 6}, {"attempts": 0}),
         ("item_gone", {"stopped": "gone"}, {"stopped": None}),
         ("item_refused", {"stopped": "refused"}, {"stopped": "unlinked"}),
-        ("item_parked", {"stopped": "parked"}, {"stopped": None}),
+        ("item_quarantined", {"stopped": "quarantined"}, {"stopped": None}),
         ("removals_withheld", {"stopped": None}, {"stopped": "unlinked"}),
     ],
 )
@@ -155,13 +155,13 @@ async def test_what_no_pass_ends_is_settled_from_the_items_state(
     assert await rows(connection) == [(kind, 1, True)]
 
 
-async def test_a_parking_lasts_until_its_redrive_is_read(connection: asyncpg.Connection) -> None:
+async def test_a_quarantine_lasts_until_its_redrive_is_read(connection: asyncpg.Connection) -> None:
     claimed = await claimed_item(connection)
-    await leases.park(connection, claimed, reason="torn")
-    await incidents.seen(connection, incidents.ITEM_PARKED, "item", "torn")
+    await leases.quarantine(connection, claimed, reason="torn")
+    await incidents.seen(connection, incidents.ITEM_QUARANTINED, "item", "torn")
 
     early = await incidents.settle(connection)
-    await connection.execute("UPDATE tartan.parkings SET redrive_offset = 9")
+    await connection.execute("UPDATE tartan.quarantines SET redrive_offset = 9")
     late = await incidents.settle(connection)
 
     assert (early, late) == (0, 1)

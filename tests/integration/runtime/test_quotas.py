@@ -71,7 +71,7 @@ async def test_postgres_counts_as_the_proven_arithmetic_does(connections: list[a
         wait_s = await quotas.take(worker, SYNC, "item", {SYNC: Limit(4, 1_000)})
         assert wait_s == pytest.approx(max(one.wait_s for one in spent), abs=1e-3)
         if not wait_s:
-            full = [one.full_at_s for one in spent]
+            full = [one.tat_s for one in spent]
 
 
 async def test_buckets_that_many_make_at_once_give_one_token_each(connections: list[asyncpg.Connection]) -> None:
@@ -80,7 +80,7 @@ async def test_buckets_that_many_make_at_once_give_one_token_each(connections: l
     )
 
     assert sorted(wait_s == 0 for wait_s in waits) == [False] * 5 + [True]
-    [[made]] = await connections[0].fetch("SELECT count(*) FROM tartan.buckets WHERE item_id <> ''")
+    [[made]] = await connections[0].fetch("SELECT count(*) FROM tartan.rate_limit_buckets WHERE item_id <> ''")
     assert made == 1  # who got no token of the client's has not spent one of its Item's
 
 
@@ -88,7 +88,7 @@ async def test_a_request_takes_both_tokens_or_none(connections: list[asyncpg.Con
     [worker, *_] = connections
     limits = {SYNC: Limit(2, 100)}
     await quotas.take(worker, SYNC, "item", limits)
-    client = "SELECT full_at FROM tartan.buckets WHERE endpoint = 'transactions/sync' AND item_id = ''"
+    client = "SELECT tat FROM tartan.rate_limit_buckets WHERE endpoint = 'transactions/sync' AND item_id = ''"
     before = await worker.fetchval(client)
 
     wait_s = await quotas.take(worker, SYNC, "item", limits)
@@ -113,7 +113,7 @@ async def test_an_endpoint_without_a_limit_costs_nothing(connections: list[async
     waits = [await quotas.take(worker, ACCOUNTS, "item", LIMITS) for _ in range(50)]
 
     assert not any(waits)
-    assert await worker.fetchval("SELECT count(*) FROM tartan.buckets") == 0
+    assert await worker.fetchval("SELECT count(*) FROM tartan.rate_limit_buckets") == 0
 
 
 async def test_a_429_stops_the_item_for_a_minute_and_the_others_for_a_moment(
@@ -189,5 +189,5 @@ async def test_full_buckets_are_forgotten_and_others_are_not(connections: list[a
     forgotten = await quotas.purge(worker)
 
     assert forgotten == 1
-    rows = await worker.fetch("SELECT item_id FROM tartan.buckets ORDER BY item_id")
+    rows = await worker.fetch("SELECT item_id FROM tartan.rate_limit_buckets ORDER BY item_id")
     assert [row["item_id"] for row in rows] == ["", "busy"]

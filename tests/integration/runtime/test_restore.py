@@ -1,4 +1,4 @@
-"""A database that was restored from a backup is noticed: Kafka's committed offset is the witness."""
+"""A database that was restored from a backup is noticed: Kafka's committed offset is the continuity."""
 
 import asyncio
 from collections.abc import Collection, Mapping

@@ -247,14 +247,14 @@ async def test_a_flood_is_one_message_with_numbers_and_the_first_names(
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
     for number in range(300):
-        await see(pool, f"item-{number}", kind=incidents.ITEM_PARKED)
+        await see(pool, f"item-{number}", kind=incidents.ITEM_QUARANTINED)
     await see(pool, "ins_1", kind=incidents.INSTITUTION_DOWN)
 
     await told_all(teller(pool, http, receiver))
 
     [message] = receiver.took
     assert message["text"].startswith("Tartan: 301 incidents at once")
-    assert "300 x An Item is parked" in message["text"]
+    assert "300 x An Item is quarantined" in message["text"]
     assert "1 x A bank does not answer" in message["text"]
     assert "item-0" in message["text"]
     assert "item-299" not in message["text"]

@@ -177,20 +177,20 @@ async def test_an_item_waits_until_the_follower_has_read_its_append(pool: asyncp
     assert not found.expired
 
 
-async def test_a_parked_item_is_passed_over_and_its_unlink_is_not(pool: asyncpg.Pool) -> None:
+async def test_a_quarantined_item_is_passed_over_and_its_unlink_is_not(pool: asyncpg.Pool) -> None:
     await register(pool)
     [claimed] = await claim(pool)
     async with pool.acquire() as connection:
-        await leases.park(connection, claimed, reason="too large")
-    await release(pool, claimed, stopped="parked")
+        await leases.quarantine(connection, claimed, reason="too large")
+    await release(pool, claimed, stopped="quarantined")
     await mark(pool)
 
-    parked = await claim(pool)
+    quarantined = await claim(pool)
     async with pool.acquire() as connection:
         await enqueue.request_unlink(connection, "item")
     [unlink] = await claim(pool)
 
-    assert parked == []
+    assert quarantined == []
     assert unlink.unlink_requested
 
 
@@ -265,7 +265,7 @@ async def test_a_repeat_is_known_and_forgotten_after_a_day(pool: asyncpg.Pool) -
     first = await new_keys(b"a", b"b")
     second = await new_keys(b"b", b"c")
     async with pool.acquire() as connection:
-        await connection.execute("UPDATE tartan.repeats SET seen_at = now() - interval '25 hours' WHERE key = 'a'")
+        await connection.execute("UPDATE tartan.repeats SET observed_at = now() - interval '25 hours' WHERE key = 'a'")
         await enqueue.purge(connection)
     third = await new_keys(b"a", b"b")
 

@@ -28,17 +28,17 @@ def at_once(limit: Limit) -> int:
 
 async def bucket(desk: Desk, item_id: str) -> float | None:
     """Seconds until a bucket is full again."""
-    full_at = await desk.connection.fetchval(
-        "SELECT full_at FROM tartan.buckets WHERE endpoint = $1 AND item_id = $2", quotas.SYNC, item_id
+    tat = await desk.connection.fetchval(
+        "SELECT tat FROM tartan.rate_limit_buckets WHERE endpoint = $1 AND item_id = $2", quotas.SYNC, item_id
     )
-    return None if full_at is None else float((full_at - desk.now).total_seconds())
+    return None if tat is None else float((tat - desk.now).total_seconds())
 
 
 async def fill(desk: Desk, item_id: str, seconds: float) -> None:
     """Say when a bucket would be full again."""
     await desk.connection.execute(
-        "INSERT INTO tartan.buckets (endpoint, item_id, full_at) VALUES ($1, $2, $3) "
-        "ON CONFLICT (endpoint, item_id) DO UPDATE SET full_at = excluded.full_at",
+        "INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat) VALUES ($1, $2, $3) "
+        "ON CONFLICT (endpoint, item_id) DO UPDATE SET tat = excluded.tat",
         quotas.SYNC,
         item_id,
         desk.now + timedelta(seconds=seconds),
@@ -248,14 +248,14 @@ async def test_without_limits_nothing_is_counted(desk: Desk) -> None:
 
     await desk.claim()
 
-    assert await desk.connection.fetchval("SELECT count(*) FROM tartan.buckets") == 0
+    assert await desk.connection.fetchval("SELECT count(*) FROM tartan.rate_limit_buckets") == 0
 
 
-async def test_a_parked_item_that_is_marked_is_looked_at_once_a_minute(desk: Desk) -> None:
+async def test_a_quarantined_item_that_is_marked_is_looked_at_once_a_minute(desk: Desk) -> None:
     await desk.register("item")
     [claimed] = await desk.claim()
-    await leases.park(desk.connection, claimed, reason="too large")
-    await desk.release(claimed, stopped="parked")
+    await leases.quarantine(desk.connection, claimed, reason="too large")
+    await desk.release(claimed, stopped="quarantined")
     await desk.mark()
 
     looked = await desk.claim()
@@ -264,18 +264,18 @@ async def test_a_parked_item_that_is_marked_is_looked_at_once_a_minute(desk: Des
     still_held_s = await desk.ready_in()
 
     assert (len(looked), looked.more_in_s) == (0, 0.0)
-    assert held_s == still_held_s == leases.PARKED_LOOK_S
+    assert held_s == still_held_s == leases.QUARANTINED_LOOK_S
 
 
-async def test_a_redrive_makes_a_parked_item_ready_at_once(desk: Desk) -> None:
+async def test_a_redrive_makes_a_quarantined_item_ready_at_once(desk: Desk) -> None:
     await desk.register("item")
     [claimed] = await desk.claim()
-    await leases.park(desk.connection, claimed, reason="too large")
-    await desk.release(claimed, stopped="parked")
+    await leases.quarantine(desk.connection, claimed, reason="too large")
+    await desk.release(claimed, stopped="quarantined")
     await desk.mark()
     await desk.claim()
 
-    await desk.connection.execute("UPDATE tartan.parkings SET redrive_offset = 5")
+    await desk.connection.execute("UPDATE tartan.quarantines SET redrive_offset = 5")
     await enqueue.mark_again(desk.connection, [], redriven=["item"])
 
     assert await desk.claimed() == ["item"]
@@ -413,9 +413,13 @@ async def test_a_page_that_finds_no_token_of_its_item_leaves_that_of_the_pages(d
     limits = {quotas.SYNC: Limit(item=2, client=600)}
 
     first = await quotas.take_page(desk.connection, "item", limits)
-    before = await desk.connection.fetchval("SELECT full_at FROM tartan.buckets WHERE endpoint = $1", quotas.PAGES)
+    before = await desk.connection.fetchval(
+        "SELECT tat FROM tartan.rate_limit_buckets WHERE endpoint = $1", quotas.PAGES
+    )
     second = await quotas.take_page(desk.connection, "item", limits)
-    after = await desk.connection.fetchval("SELECT full_at FROM tartan.buckets WHERE endpoint = $1", quotas.PAGES)
+    after = await desk.connection.fetchval(
+        "SELECT tat FROM tartan.rate_limit_buckets WHERE endpoint = $1", quotas.PAGES
+    )
 
     assert (first, second) == (0, 65)
     assert before == after > desk.now

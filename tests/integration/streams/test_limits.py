@@ -42,9 +42,9 @@ async def empty(pool: asyncpg.Pool, *, for_s: float) -> None:
     """Have the Item's bucket give nothing for a while."""
     burst_s = quotas.item_pace(Limit(10, 100)).burst_s
     await pool.execute(
-        "INSERT INTO tartan.buckets (endpoint, item_id, full_at) "
+        "INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat) "
         "VALUES ($1, 'item', tartan.clock() + make_interval(secs => $2)) "
-        "ON CONFLICT (endpoint, item_id) DO UPDATE SET full_at = excluded.full_at",
+        "ON CONFLICT (endpoint, item_id) DO UPDATE SET tat = excluded.tat",
         SYNC,
         burst_s + for_s,
     )
@@ -58,7 +58,10 @@ async def test_a_request_waits_for_its_token_and_then_goes(pool: asyncpg.Pool) -
         await limits(pool).take(SYNC, "item")
 
     assert asyncio.get_running_loop().time() - began >= 0.3
-    assert await pool.fetchval("SELECT count(*) FROM tartan.buckets WHERE item_id = '' AND endpoint = $1", SYNC) == 1
+    assert (
+        await pool.fetchval("SELECT count(*) FROM tartan.rate_limit_buckets WHERE item_id = '' AND endpoint = $1", SYNC)
+        == 1
+    )
 
 
 async def test_a_pass_does_not_wait_longer_than_it_may_and_says_when_there_is_room(pool: asyncpg.Pool) -> None:
@@ -255,7 +258,7 @@ async def _probed(made: World, times: int) -> bool:
 
 async def _failures(made: World, items: list[Item]) -> int:
     found = await made.pool.fetchval(
-        "SELECT count(*) FROM tartan.sync_attempts WHERE outcome = 'failed' AND item_id = ANY($1)",
+        "SELECT count(*) FROM tartan.sync_runs WHERE outcome = 'failed' AND item_id = ANY($1)",
         [item.item_id for item in items],
     )
     return int(found)

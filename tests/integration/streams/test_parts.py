@@ -119,7 +119,7 @@ async def test_parts_that_come_late_or_belong_to_nothing_have_no_effect(made: Wo
     assert held.head.parts == []
 
 
-async def test_an_event_too_large_for_a_record_parks_its_item_until_its_redrive(made: World) -> None:
+async def test_an_event_too_large_for_a_record_quarantines_its_item_until_its_redrive(made: World) -> None:
     large, small = made.bank.create_item("large", transactions=20), made.bank.create_item("small", transactions=20)
 
     async with streams(made, record_bytes_max=SMALL):
@@ -129,7 +129,7 @@ async def test_an_event_too_large_for_a_record_parks_its_item_until_its_redrive(
         made.bank.dictate(large, _wordy)
         await made.webhook(large)
         await made.settled(large)
-        [parked] = await made.pool.fetch("SELECT * FROM tartan.parkings")
+        [quarantined] = await made.pool.fetch("SELECT * FROM tartan.quarantines")
         row = await made.row(large)
         made.bank.step(small.item_id)
         await made.webhook(small)
@@ -141,9 +141,13 @@ async def test_an_event_too_large_for_a_record_parks_its_item_until_its_redrive(
         await made.settled(large)
         await made.assert_true(large)
 
-    assert (parked["item_id"], parked["reader"], parked["first_offset"]) == (large.item_id, "streams", -1)
-    assert "unrecordable" in parked["reason"]
-    assert (row["stopped"], row["due_at"]) == ("parked", None)
+    assert (quarantined["item_id"], quarantined["reader"], quarantined["first_offset"]) == (
+        large.item_id,
+        "streams",
+        -1,
+    )
+    assert "unrecordable" in quarantined["reason"]
+    assert (row["stopped"], row["due_at"]) == ("quarantined", None)
 
 
 def _remove_a_pending(made: World, item: Item) -> None:

@@ -152,7 +152,7 @@ async def test_a_bank_that_was_asked_is_read_though_its_webhook_is_lost(
     assert await made.attempts(item) == ["appended", "unchanged", "appended"]
     assert asked["refreshed_at"] is not None
     assert not read["refresh_wanted"]
-    assert read["bank_seen_at"] > asked["bank_seen_at"]
+    assert read["bank_observed_at"] > asked["bank_observed_at"]
     assert read["bank_updated_at"] > asked["bank_updated_at"]
 
 

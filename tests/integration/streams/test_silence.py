@@ -1,4 +1,4 @@
-"""No Item is silent without a reason that operators see, on a real Postgres: holds, parkings, lost cursors, rows."""
+"""No Item is silent without a reason that operators see, on a real Postgres: holds, quarantines, lost cursors, rows."""
 
 from collections.abc import AsyncIterator
 
@@ -45,8 +45,8 @@ async def open_kinds(connection: asyncpg.Connection) -> list[tuple[str, str, int
     return sorted((row["kind"], row["subject"], row["count"]) for row in found)
 
 
-async def parked(connection: asyncpg.Connection) -> int:
-    return int(await connection.fetchval("SELECT count(*) FROM tartan.parkings WHERE redrive_offset IS NULL"))
+async def quarantined(connection: asyncpg.Connection) -> int:
+    return int(await connection.fetchval("SELECT count(*) FROM tartan.quarantines WHERE redrive_offset IS NULL"))
 
 
 async def test_an_unlink_that_is_asked_for_during_a_pass_is_not_held_by_what_the_pass_holds(desk: Desk) -> None:
@@ -93,7 +93,7 @@ async def test_cursors_that_are_refused_again_and_again_are_an_incident_and_a_re
     kinds = []
     for attempts in (incidents.FAILING_AFTER, incidents.FAILING_AFTER + 1):
         await desk.release(found, **given, attempts=attempts, due_in_s=3_600.0, not_before_s=3_600.0)
-        await incidents.after_pass(desk.connection, found, _released(given, attempts))
+        await incidents.after_sync_run(desk.connection, found, _released(given, attempts))
         kinds.append([kind for kind, _, _ in await open_kinds(desk.connection)])
 
     status = await queue.status(desk.connection, Settings())
@@ -107,7 +107,7 @@ def _released(given: dict[str, object], attempts: int) -> leases.Released:
     return leases.Released(**given, attempts=attempts)  # type: ignore[arg-type]
 
 
-async def test_a_parking_its_letter_and_its_incident_are_there_before_the_item_is_given_back(
+async def test_a_quarantine_its_letter_and_its_incident_are_there_before_the_item_is_given_back(
     desk: Desk, pool: asyncpg.Pool
 ) -> None:
     await set_clock(desk.connection, await pool.fetchval("SELECT now()"))
@@ -115,16 +115,18 @@ async def test_a_parking_its_letter_and_its_incident_are_there_before_the_item_i
     stage = store(pool)
     [found] = await stage.claim(1)
 
-    await stage.park(found, "unrecordable")
+    await stage.quarantine(found, "unrecordable")
     died_here = await open_kinds(desk.connection)
-    await stage.release(found, leases.Released(outcome="failed", done=True, stopped="parked", attempts=1, error=LOST))
+    await stage.release(
+        found, leases.Released(outcome="failed", done=True, stopped="quarantined", attempts=1, error=LOST)
+    )
 
-    assert died_here == await open_kinds(desk.connection) == [("item_parked", "item", 1)]
-    assert await parked(desk.connection) == 1
+    assert died_here == await open_kinds(desk.connection) == [("item_quarantined", "item", 1)]
+    assert await quarantined(desk.connection) == 1
     assert await desk.connection.fetchval("SELECT count(*) FROM tartan.dead_letters") == 1
 
 
-async def test_who_lost_the_lease_parks_nothing(desk: Desk, pool: asyncpg.Pool) -> None:
+async def test_who_lost_the_lease_quarantines_nothing(desk: Desk, pool: asyncpg.Pool) -> None:
     await set_clock(desk.connection, await pool.fetchval("SELECT now()"))
     await desk.register("item")
     stage = store(pool)
@@ -132,26 +134,28 @@ async def test_who_lost_the_lease_parks_nothing(desk: Desk, pool: asyncpg.Pool) 
     await stage.expire(late)
     [other] = await stage.claim(1)
 
-    await stage.park(late, "unrecordable")
+    await stage.quarantine(late, "unrecordable")
 
     assert other.expired
-    assert (await parked(desk.connection), await open_kinds(desk.connection)) == (0, [])
+    assert (await quarantined(desk.connection), await open_kinds(desk.connection)) == (0, [])
     assert await desk.connection.fetchval("SELECT count(*) FROM tartan.dead_letters") == 0
 
 
-async def test_a_deploy_that_would_park_too_many_stops_and_operators_are_told(desk: Desk, pool: asyncpg.Pool) -> None:
+async def test_a_deploy_that_would_quarantine_too_many_stops_and_operators_are_told(
+    desk: Desk, pool: asyncpg.Pool
+) -> None:
     await set_clock(desk.connection, await pool.fetchval("SELECT now()"))
     for item_id in ("a", "b"):
         await desk.register(item_id)
     stage = store(pool, dead_letters_max=1)
     first, second = await stage.claim(2)
 
-    await stage.park(first, "broken")
-    with pytest.raises(Halt, match="2 Items would be parked"):
-        await stage.park(second, "broken")
+    await stage.quarantine(first, "broken")
+    with pytest.raises(Halt, match="2 Items would be quarantined"):
+        await stage.quarantine(second, "broken")
 
-    assert await parked(desk.connection) == 1
-    assert await open_kinds(desk.connection) == [("dead_letters", "streams", 1), ("item_parked", first.item_id, 1)]
+    assert await quarantined(desk.connection) == 1
+    assert await open_kinds(desk.connection) == [("dead_letters", "streams", 1), ("item_quarantined", first.item_id, 1)]
 
 
 async def test_an_unlinked_item_is_behind_all_that_the_sweep_looks_at(desk: Desk) -> None:

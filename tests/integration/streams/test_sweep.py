@@ -126,7 +126,7 @@ async def test_of_webhooks_that_are_lost_each_is_found_and_healed_and_their_shar
         loss = await loss_of(made.pool)
         assert (loss["sent"], loss["missed"]) == (ITEMS * ROUNDS, lost)
         assert await is_told(made.pool)
-        rows = await made.pool.fetch("SELECT item_id FROM tartan.sync_attempts WHERE cause = 'sweep'")
+        rows = await made.pool.fetch("SELECT item_id FROM tartan.sync_runs WHERE cause = 'sweep'")
         # A slow machine may look again before a pass has begun; what came by webhook causes none.
         assert lost <= len(rows) <= 2 * lost
         for item in items:
@@ -263,7 +263,7 @@ async def test_the_longest_unseen_go_first_and_those_seen_lately_wait(pool: asyn
 
     first = await sweeps.turn()
     after_first = await seen(pool)
-    await pool.execute("DELETE FROM tartan.buckets")
+    await pool.execute("DELETE FROM tartan.rate_limit_buckets")
     second = await sweeps.turn()
 
     assert (first.looked, after_first) == (2, {"new", "later"})
@@ -280,7 +280,7 @@ async def seen(pool: asyncpg.Pool) -> set[str]:
 async def test_only_items_that_can_be_healed_are_asked_about(pool: asyncpg.Pool) -> None:
     await add(pool, "well")
     await add(pool, "broken", stopped="'login_required'")
-    await add(pool, "parked", stopped="'parked'")
+    await add(pool, "quarantined", stopped="'quarantined'")
     await add(pool, "unlinked", stopped="'unlinked'")
     await add(pool, "leaving", unlink_requested="true")
     await add(pool, "tokenless")
@@ -379,7 +379,7 @@ async def test_what_plaid_says_of_the_bank_is_kept_and_does_not_go_back(pool: as
     await swept_by(pool, Answering(said(last_successful_update=ago(300)))).turn()
 
     rows = await pool.fetch(
-        "SELECT item_id, bank_seen_at > now() - interval '30 s' AS seen, "
+        "SELECT item_id, bank_observed_at > now() - interval '30 s' AS seen, "
         "round(extract(epoch FROM now() - bank_updated_at) / 300) AS age FROM tartan.sync_state ORDER BY item_id"
     )
     assert [tuple(row) for row in rows] == [("newer", True, -288), ("older", True, 1)]

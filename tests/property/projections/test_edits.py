@@ -9,7 +9,7 @@ import fastavro
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from sandbox.simulation.memory.projections import Memory
 from schemas import events, money
 from schemas.encoding import catalogue, codec
@@ -33,7 +33,7 @@ def test_what_a_user_says_comes_to_the_same_whenever_it_is_said(life: Life) -> N
     }
     assert _by_meaning(one) == _by_meaning(other)
     bank = folded(life.bank.log.records)
-    assert {own: row.words for own, row in one.rows.items()} == {own: row.words for own, row in bank.rows.items()}
+    assert {own: row.payload for own, row in one.rows.items()} == {own: row.payload for own, row in bank.rows.items()}
 
 
 @given(lives, st.lists(st.integers(0, 100), max_size=8))
@@ -50,12 +50,12 @@ def test_the_ledger_says_what_the_bank_and_the_user_say_together(life: Life) -> 
     expected: dict[tuple[object, ...], int] = defaultdict(int)
     for row in memory.rows.values():
         if row.is_shown:
-            bank = codec.decode(Transaction, row.words)
-            said = user_overrides.values(row.user_fields)
+            bank = codec.decode(Transaction, row.payload)
+            said = override_rules.values(row.user_fields)
             layer = "pending" if bank.pending else "posted"
-            whole = user_overrides.category(said)
+            whole = override_rules.category(said)
             one = (bank.category_primary if whole is None else whole) or "UNCATEGORISED"
-            parts = [(split.category, split.amount) for split in user_overrides.splits(said, bank.amount, "USD") or ()]
+            parts = [(split.category, split.amount) for split in override_rules.splits(said, bank.amount, "USD") or ()]
             for category, amount in parts or [(one, money.scaled(bank.amount))]:
                 ledger = money.ledger_amount(amount, "USD")
                 expected["category", category, layer] += ledger
@@ -92,7 +92,7 @@ def test_a_reader_of_the_events_alone_has_what_the_user_says_and_is_told_exactly
             seen[told["id"]] = now
     for row in memory.rows.values():
         if row.is_shown:
-            assert seen[row.own_id.hex()] == user_overrides.values(row.user_fields)
+            assert seen[row.own_id.hex()] == override_rules.values(row.user_fields)
 
 
 def _by_meaning(memory: Memory) -> dict[tuple[object, ...], int]:

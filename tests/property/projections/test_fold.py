@@ -37,12 +37,14 @@ def test_the_rows_are_the_banks_own_truth(steps: list[Step]) -> None:
     memory = folded(history)
 
     found = {
-        (row.item_id, row.transaction_id): words_of(row.words) for row in memory.rows.values() if row.removed_at is None
+        (row.item_id, row.transaction_id): words_of(row.payload)
+        for row in memory.rows.values()
+        if row.removed_at is None
     }
     told = {(item, name): one for item, truth in history.truth.items() for name, one in truth.live.items()}
     assert found.keys() == told.keys()
-    for key, words in found.items():
-        assert (words.amount, words.date, words.pending, words.category_primary) == (
+    for key, payload in found.items():
+        assert (payload.amount, payload.date, payload.pending, payload.category_primary) == (
             told[key].amount,
             told[key].date,
             told[key].pending,
@@ -81,10 +83,10 @@ def test_the_ledger_balances_and_says_what_the_rows_say(steps: list[Step], cuts:
     spent: dict[tuple[object, object, str], int] = defaultdict(int)
     for row in memory.rows.values():
         if row.is_shown:
-            words = words_of(row.words)
-            layer = "pending" if words.pending else "posted"
-            whole, _, fraction = words.amount.partition(".")
-            spent[row.user, words.account_id, layer] += int(whole + fraction.ljust(8, "0"))
+            payload = words_of(row.payload)
+            layer = "pending" if payload.pending else "posted"
+            whole, _, fraction = payload.amount.partition(".")
+            spent[row.user, payload.account_id, layer] += int(whole + fraction.ljust(8, "0"))
     banked: dict[tuple[object, object, str], int] = defaultdict(int)
     for (ledger_account, layer), (debits, credits_) in memory.balances.items():
         user, kind, reference = memory.meanings[ledger_account][:3]

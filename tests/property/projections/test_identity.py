@@ -26,7 +26,7 @@ def folded(bank: Bank, cuts: list[int] | None = None) -> Memory:
 
 
 def words_of(row: Row) -> Transaction:
-    return codec.decode(Transaction, row.words)
+    return codec.decode(Transaction, row.payload)
 
 
 @given(stories, st.lists(st.integers(0, 100), max_size=6))
@@ -37,7 +37,7 @@ def test_any_cut_into_batches_gives_the_same(steps: list[Step], cuts: list[int])
     whole, one_by_one = folded(bank), folded(bank, list(range(len(bank.records))))
 
     assert folded(bank, cuts).full() == whole.full() == one_by_one.full()
-    assert not whole.parked
+    assert not whole.quarantined
 
 
 @given(stories)
@@ -73,8 +73,8 @@ def test_the_ledger_has_what_is_shown_and_nothing_else(steps: list[Step], cuts: 
 
     spent: dict[tuple[str, str], int] = defaultdict(int)
     for row in shown(memory):
-        words = words_of(row)
-        spent[words.account_id, "pending" if words.pending else "posted"] += int(words.amount) * 10**8
+        payload = words_of(row)
+        spent[payload.account_id, "pending" if payload.pending else "posted"] += int(payload.amount) * 10**8
     banked: dict[tuple[object, str], int] = defaultdict(int)
     for (ledger_account, layer), (debits, credits_) in memory.balances.items():
         _, kind, reference = memory.meanings[ledger_account][:3]

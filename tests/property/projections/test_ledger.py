@@ -160,4 +160,4 @@ def test_a_tip_is_three_transfers_and_48_dollars() -> None:
     ]
     assert spent(memory) == {("FOOD_AND_DRINK", "USD", POSTED): 48 * cents}
     [row] = memory.rows.values()
-    assert codec.decode(Transaction, row.words).amount == "48"
+    assert codec.decode(Transaction, row.payload).amount == "48"

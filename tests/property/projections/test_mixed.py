@@ -45,7 +45,7 @@ def folded(story: Story, batches: Sequence[Sequence[Received]]) -> Memory:
 @example(OF_AN_ACCOUNT_WITHOUT_ROWS, [2])
 @example(OF_A_GONE_TWIN, [])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_any_cut_into_batches_gives_the_same_and_parks_nothing(steps: list[Step], cuts: list[int]) -> None:
+def test_any_cut_into_batches_gives_the_same_and_quarantines_nothing(steps: list[Step], cuts: list[int]) -> None:
     story = Story(steps)
 
     one_by_one = folded(story, [[record] for record in story.records])

@@ -30,7 +30,7 @@ def test_any_cut_into_batches_opens_and_passes_on_the_same(steps: list[Step], cu
         begin = end
 
     assert whole.full() == one_by_one.full() == some.full()
-    assert not whole.parked
+    assert not whole.quarantined
 
 
 @given(stories)

@@ -1,4 +1,4 @@
-"""Properties of parking, redrive, restated histories and decisions over any history, on the pure core."""
+"""Properties of item_quarantine, redrive, restated histories and decisions over any history, on the pure core."""
 
 from collections import Counter, defaultdict
 
@@ -25,8 +25,8 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def folded(trouble: Trouble, cuts: list[int], *, first: Memory | None = None) -> Memory:
-    """The whole log in batches; a rebuild begins with the parkings of the memory that it repeats."""
-    memory = Memory(owners, parked=first.parked if first else trouble.parked)
+    """The whole log in batches; a rebuild begins with the quarantines of the memory that it repeats."""
+    memory = Memory(owners, quarantined=first.quarantined if first else trouble.quarantined)
     records = trouble.log.records
     begin = 0
     for end in [*sorted({cut % (len(records) + 1) for cut in cuts}), len(records)]:
@@ -47,7 +47,7 @@ def test_any_cut_into_batches_gives_the_same(trouble: Trouble, cuts: list[int]) 
 
 @given(troubles, cuts_of)
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_rebuild_with_the_stored_parkings_gives_the_same(trouble: Trouble, cuts: list[int]) -> None:
+def test_a_rebuild_with_the_stored_quarantines_gives_the_same(trouble: Trouble, cuts: list[int]) -> None:
     first = folded(trouble, [])
 
     rebuilt = folded(trouble, cuts, first=first)
@@ -66,10 +66,10 @@ def test_each_record_is_folded_once_or_withheld(trouble: Trouble, cuts: list[int
     assert not places or max(places.values()) == 1
     for item, offset in memory.withheld:
         assert any(
-            parked.first <= offset and (parked.redrive is None or parked.redrive > parked.first)
-            for parked in memory.parked[item]
+            quarantined.first <= offset and (quarantined.redrive is None or quarantined.redrive > quarantined.first)
+            for quarantined in memory.quarantined[item]
         )
-        assert any(parked.redrive is None for parked in memory.parked[item])
+        assert any(quarantined.redrive is None for quarantined in memory.quarantined[item])
     ids = [
         event_id(bytes.fromhex(said), event.type, event.entity)
         for one in memory.folded
@@ -86,11 +86,11 @@ def test_what_waits_is_counted_and_lives(trouble: Trouble, cuts: list[int]) -> N
 
     waiting: dict[str, int] = defaultdict(int)
     for row in memory.rows.values():
-        if row.missing_since is not None:
+        if row.missing_since_offset is not None:
             assert row.removed_at is None
             waiting[row.item_id] += 1
     assert waiting == {item.item_id: item.missing_rows for item in memory.items.values() if item.missing_rows}
-    assert {name for name, item in memory.items.items() if item.missing_since is not None} == set(waiting)
+    assert {name for name, item in memory.items.items() if item.missing_changeset_id is not None} == set(waiting)
 
 
 @given(troubles, cuts_of)
@@ -106,12 +106,12 @@ def test_the_ledger_says_what_the_rows_say(trouble: Trouble, cuts: list[int]) ->
     for row in memory.rows.values():
         # What a review holds was never posted: the accounts of these Items look the same.
         assert last.get(row.own_id, 0) == row.transfers
-        assert (moved[row.own_id] == 0) is (not row.is_shown or not _amount(row.words))
+        assert (moved[row.own_id] == 0) is (not row.is_shown or not _amount(row.payload))
 
 
 def _said_by(event: NetEvent) -> str:
     return public_events.said_by(event).hex()
 
 
-def _amount(words: bytes) -> float:
-    return float(codec.decode(Transaction, words).amount)
+def _amount(payload: bytes) -> float:
+    return float(codec.decode(Transaction, payload).amount)

@@ -1,4 +1,4 @@
-"""The generated readers of words against the plain codec, for any words."""
+"""The generated readers of payload against the plain codec, for any payload."""
 
 import datetime
 import io

@@ -29,14 +29,14 @@ class Reports:
         self.memory = Memory(owners)
         self.memory.project([self.log.link("A")])
 
-    def cached(self, current: str, **words: str) -> list[BalanceSaid]:
+    def cached(self, current: str, **payload: str) -> list[BalanceSaid]:
         """A sync reports it. Gives what was told of it."""
-        said = balance(account(current=current, **words))
+        said = balance(account(current=current, **payload))
         return self._project(self.log.sync("A", *said))
 
-    def realtime(self, current: str, **words: str) -> list[BalanceSaid]:
+    def realtime(self, current: str, **payload: str) -> list[BalanceSaid]:
         """The bank was asked."""
-        said = balance(account(current=current, **words), realtime=True)
+        said = balance(account(current=current, **payload), realtime=True)
         return self._project(self.log.free("A", said, type=gate.BALANCE))
 
     def _project(self, record: object) -> list[BalanceSaid]:
@@ -54,9 +54,9 @@ class Reports:
     def shown(self) -> Account:
         """What readers see."""
         row = self.row
-        words = row.cached_words if row.source == CACHED else row.realtime_words
-        assert words is not None
-        shown: Account = codec.decoder(row.cached_schema or row.realtime_schema)(words, 0)[0]
+        payload = row.cached_payload if row.source == CACHED else row.realtime_payload
+        assert payload is not None
+        shown: Account = codec.decoder(row.cached_payload_schema or row.realtime_payload_schema)(payload, 0)[0]
         return shown
 
 

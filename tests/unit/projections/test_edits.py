@@ -1,11 +1,11 @@
-"""What users say: kept field by field, merged, and laid over the bank's words."""
+"""What users say: kept field by field, merged, and laid over the bank's payload."""
 
 import json
 
 import pytest
 
 from gateway.handlers import edit_fields
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from schemas.errors import Quarantine
 from tests.support.projections_log import transaction
 
@@ -13,20 +13,20 @@ NOTE = '{"reason":"rent May","payee":null}'
 
 
 def test_fields_are_kept_with_the_offset_that_said_them_in_one_canonical_form() -> None:
-    one = user_overrides.applied(user_overrides.applied(None, {"notes": "é", "category": "B"}, 3), {"category": "A"}, 5)
+    one = override_rules.applied(override_rules.applied(None, {"notes": "é", "category": "B"}, 3), {"category": "A"}, 5)
 
     assert one == '{"category":{"at":5,"value":"A"},"notes":{"at":3,"value":"é"}}'
-    assert user_overrides.canonical(json.dumps(json.loads(one), indent=1)) == one
+    assert override_rules.canonical(json.dumps(json.loads(one), indent=1)) == one
 
 
 def test_null_clears_and_an_empty_text_is_a_value() -> None:
-    fields = user_overrides.applied(
-        user_overrides.applied(None, {"category": "A", "notes": "x"}, 1), {"category": None, "notes": ""}, 2
+    fields = override_rules.applied(
+        override_rules.applied(None, {"category": "A", "notes": "x"}, 1), {"category": None, "notes": ""}, 2
     )
 
-    assert user_overrides.values(fields) == {"notes": ""}
-    assert user_overrides.said(fields) == '{"notes":""}'
-    assert user_overrides.said(user_overrides.applied(None, {"category": None}, 1)) is None
+    assert override_rules.values(fields) == {"notes": ""}
+    assert override_rules.said(fields) == '{"notes":""}'
+    assert override_rules.said(override_rules.applied(None, {"category": None}, 1)) is None
 
 
 def test_the_longest_words_of_however_many_rows_that_are_one_leave_room_for_the_next() -> None:
@@ -41,17 +41,17 @@ def test_the_longest_words_of_however_many_rows_that_are_one_leave_room_for_the_
     fields: str | None = None
     for number in range(8):
         notes = f"{number}" + wide * (edit_fields.NOTES_CHARS_MAX - 1)
-        fields = user_overrides.merged(fields, user_overrides.applied(None, {**longest, "notes": notes}, number))
+        fields = override_rules.merged(fields, override_rules.applied(None, {**longest, "notes": notes}, number))
 
-    said = user_overrides.values(user_overrides.applied(fields, {**longest, "category": "next"}, 9))
+    said = override_rules.values(override_rules.applied(fields, {**longest, "category": "next"}, 9))
 
     assert said["category"] == "next"
 
 
 def test_fields_of_later_versions_are_kept() -> None:
-    later = user_overrides.applied(None, {"mood": {"deep": ["kept", 1, True, None]}}, 1)
+    later = override_rules.applied(None, {"mood": {"deep": ["kept", 1, True, None]}}, 1)
 
-    assert user_overrides.values(user_overrides.applied(later, {"name": "N"}, 2)) == {
+    assert override_rules.values(override_rules.applied(later, {"name": "N"}, 2)) == {
         "mood": {"deep": ["kept", 1, True, None]},
         "name": "N",
     }
@@ -60,27 +60,27 @@ def test_fields_of_later_versions_are_kept() -> None:
 @pytest.mark.parametrize("value", [1.5, ["a\0"], {"\ud800": 1}])
 def test_what_no_row_could_hold_byte_for_byte_is_refused(value: object) -> None:
     with pytest.raises(Quarantine):
-        user_overrides.applied(None, {"later": value}, 1)
+        override_rules.applied(None, {"later": value}, 1)
 
 
 def test_changed_names_the_fields_whose_value_differs() -> None:
-    before = user_overrides.applied(None, {"category": "A", "hidden": True, "tags": ["x"]}, 1)
-    after = user_overrides.applied(before, {"category": "A", "hidden": 1, "tags": None, "notes": None, "name": "N"}, 2)
+    before = override_rules.applied(None, {"category": "A", "hidden": True, "tags": ["x"]}, 1)
+    after = override_rules.applied(before, {"category": "A", "hidden": 1, "tags": None, "notes": None, "name": "N"}, 2)
 
     assert before != after
-    assert user_overrides.changed(before, after) == ["hidden", "name", "tags"]
-    assert user_overrides.changed(None, user_overrides.applied(None, {"name": None}, 1)) == []
+    assert override_rules.changed(before, after) == ["hidden", "name", "tags"]
+    assert override_rules.changed(None, override_rules.applied(None, {"name": None}, 1)) == []
 
 
 def test_two_rows_that_are_one_keep_the_later_word_of_each_field_and_the_notes_of_both() -> None:
-    older = user_overrides.applied(
-        user_overrides.applied(None, {"category": "A", "notes": "first"}, 1), {"tags": ["old"]}, 9
+    older = override_rules.applied(
+        override_rules.applied(None, {"category": "A", "notes": "first"}, 1), {"tags": ["old"]}, 9
     )
-    younger = user_overrides.applied(None, {"category": "B", "notes": "second", "tags": ["new"], "hidden": True}, 5)
+    younger = override_rules.applied(None, {"category": "B", "notes": "second", "tags": ["new"], "hidden": True}, 5)
 
-    both = user_overrides.merged(older, younger)
+    both = override_rules.merged(older, younger)
 
-    assert user_overrides.values(both) == {
+    assert override_rules.values(both) == {
         "category": "B",
         "notes": "first\n---\nsecond",
         "tags": ["old"],
@@ -88,18 +88,18 @@ def test_two_rows_that_are_one_keep_the_later_word_of_each_field_and_the_notes_o
     }
     assert (
         both
-        == user_overrides.merged(younger, older)
-        == user_overrides.merged(both, younger)
-        == user_overrides.merged(older, both)
+        == override_rules.merged(younger, older)
+        == override_rules.merged(both, younger)
+        == override_rules.merged(older, both)
     )
-    assert user_overrides.merged(None, older) == user_overrides.merged(older, None) == older
+    assert override_rules.merged(None, older) == override_rules.merged(older, None) == older
 
 
 def test_a_later_clearing_is_the_later_word_of_two_rows_too() -> None:
-    older = user_overrides.applied(None, {"category": "A"}, 1)
-    cleared = user_overrides.applied(None, {"category": None}, 2)
+    older = override_rules.applied(None, {"category": "A"}, 1)
+    cleared = override_rules.applied(None, {"category": None}, 2)
 
-    assert user_overrides.values(user_overrides.merged(older, cleared)) == {}
+    assert override_rules.values(override_rules.merged(older, cleared)) == {}
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_a_later_clearing_is_the_later_word_of_two_rows_too() -> None:
 def test_notes_of_both_sides_are_shown_each_once(users: str | None, banks: str | None, shown: str | None) -> None:
     bank = transaction("T", payment_meta_json=json.dumps({"reason": banks, "payee": "P"}))
 
-    assert user_overrides.effective(bank, {} if users is None else {"notes": users})["notes"] == shown
+    assert override_rules.effective(bank, {} if users is None else {"notes": users})["notes"] == shown
 
 
 def test_readers_see_the_users_words_over_the_banks_with_both_beside_each_other() -> None:
     bank = transaction("T", payment_meta_json=NOTE)
 
-    shown = user_overrides.effective(bank, {"category": "RENT", "hidden": True, "display_date": "2026-02-28"})
+    shown = override_rules.effective(bank, {"category": "RENT", "hidden": True, "display_date": "2026-02-28"})
 
     assert (shown["category"], shown["hidden"], shown["display_date"]) == ("RENT", True, "2026-02-28")
     assert (shown["name"], shown["notes"], shown["tags"], shown["splits"]) == (bank.name, "rent May", [], [])
@@ -144,10 +144,10 @@ def test_readers_see_the_users_words_over_the_banks_with_both_beside_each_other(
 def test_splits_count_only_while_they_add_up_to_the_unit(amounts: list[str], adds_up: bool) -> None:
     said = {"splits": [{"category": "C", "amount": amount} for amount in amounts]}
 
-    assert (user_overrides.splits(said, "48.5", "USD") is not None) is adds_up
-    assert user_overrides.effective(transaction("T", "48.5"), said)["splits_stale"] is not adds_up
+    assert (override_rules.splits(said, "48.5", "USD") is not None) is adds_up
+    assert override_rules.effective(transaction("T", "48.5"), said)["splits_stale"] is not adds_up
 
 
 @pytest.mark.parametrize("splits", ["x", [1], [{"amount": "48.5"}], [{"category": 1, "amount": "48.5"}], [{}]])
 def test_splits_that_are_none_have_no_effect(splits: object) -> None:
-    assert user_overrides.splits({"splits": splits}, "48.5", "USD") is None
+    assert override_rules.splits({"splits": splits}, "48.5", "USD") is None

@@ -141,12 +141,12 @@ def test_json_that_differs_in_order_and_white_space_is_no_change(
     story: Story, before: str, after: str, is_change: bool
 ) -> None:
     story.say(*added(transaction("T", location_json=before)))
-    words = story.row.words
+    payload = story.row.payload
 
     kinds = story.say(*modified(transaction("T", location_json=after)))
 
     assert kinds == [events.TRANSACTION_MODIFIED] * is_change
-    assert (story.row.words == words) is not is_change
+    assert (story.row.payload == payload) is not is_change
 
 
 def test_a_modified_transaction_that_is_unknown_is_added(story: Story) -> None:
@@ -276,7 +276,7 @@ def test_events_of_later_issues_are_counted_and_have_no_effect(story: Story) -> 
     [synced] = story.memory.folded[1:]
     assert synced.not_effective == {"transaction.blessed": 1}
     assert synced.counts == {"transaction.blessed": 1, events.TRANSACTION_ADDED: 1}
-    assert story.memory.parked == {}
+    assert story.memory.quarantined == {}
 
 
 def test_a_free_record_counts_once(story: Story) -> None:
@@ -305,10 +305,10 @@ def test_parts_that_the_next_record_does_not_name_are_dropped(story: Story) -> N
 
     story.project(story.log.sync("A", parts=[b"p" * 16]))
 
-    assert "A" in story.memory.parked
+    assert "A" in story.memory.quarantined
 
 
-def test_a_body_that_does_not_open_parks_its_item_and_what_follows_is_withheld(story: Story) -> None:
+def test_a_body_that_does_not_open_quarantines_its_item_and_what_follows_is_withheld(story: Story) -> None:
     story.project(story.log.append("A", added(transaction("T")), keys=Log.stranger()))
     story.say(*added(transaction("U")))
     story.memory.project([story.log.link("B"), story.log.sync("B", *added(transaction("V")))])
@@ -334,7 +334,7 @@ def test_a_body_that_does_not_open_parks_its_item_and_what_follows_is_withheld(s
 def test_what_cannot_be_read_is_set_aside_before_anything_changes(story: Story, said: list[Event]) -> None:
     assert story.say(*added(transaction("good")), *said) == []
 
-    assert "A" in story.memory.parked
+    assert "A" in story.memory.quarantined
     assert story.memory.rows == {}
 
 

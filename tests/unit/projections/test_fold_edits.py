@@ -8,7 +8,7 @@ import fastavro
 import msgspec
 import pytest
 
-from projections.ledger import user_overrides
+from projections.ledger import override_rules
 from projections.model.unit_of_work import Row
 from schemas import events
 from schemas.encoding import catalogue, codec
@@ -211,7 +211,7 @@ def test_what_is_said_of_a_held_transaction_is_said_of_the_one_that_it_turns_out
 
     row = story.memory.rows[OWN]
     assert (row.item_id, row.transaction_id) == ("B", "U")
-    assert user_overrides.values(row.user_fields) == {"category": "RENT", "notes": "whichever"}
+    assert override_rules.values(row.user_fields) == {"category": "RENT", "notes": "whichever"}
 
 
 def test_an_edit_said_twice_counts_once(story: Story) -> None:
@@ -230,5 +230,5 @@ def test_a_value_that_no_row_could_hold_sets_the_item_aside_with_nothing_lost(
 
     story.project(story.log.free("A", edited(OWN, "T", **fields), type="edit"))
 
-    assert [*story.memory.parked] == ["A"]
+    assert [*story.memory.quarantined] == ["A"]
     assert len(story.memory.withheld) == 1

@@ -63,7 +63,7 @@ class Story:
     def _project(self, *records: Any) -> list[str]:
         before = len(self.memory.folded)
         self.memory.project(records)
-        assert not self.memory.parked
+        assert not self.memory.quarantined
         return [
             event.type
             for one in self.memory.folded[before:]
@@ -79,7 +79,7 @@ class Story:
     @property
     def shown(self) -> dict[str, str]:
         """Amounts of what is shown, by Plaid's id."""
-        return {row.transaction_id: words(row).amount for row in self.memory.rows.values() if row.is_shown}
+        return {row.transaction_id: payload(row).amount for row in self.memory.rows.values() if row.is_shown}
 
     @property
     def open(self) -> list[Review]:
@@ -98,8 +98,8 @@ class Story:
         )
 
 
-def words(row: Row) -> Transaction:
-    return codec.decode(Transaction, row.words)
+def payload(row: Row) -> Transaction:
+    return codec.decode(Transaction, row.payload)
 
 
 def at(item_id: str, transaction_id: str, amount: str = "5", **fields: Any) -> Transaction:
@@ -192,7 +192,7 @@ def test_an_account_that_comes_under_another_id_keeps_its_transactions(story: St
     assert {row.own_id for row in story.memory.rows.values()} == before
     assert story.memory.accounts["A", "of-A-anew"].continues == ("A", "of-A")
     assert (story.shown, story.counted()) == ({"b1": "5", "b2": "7"}, 12)
-    assert not story.memory.items["A"].has_twins
+    assert not story.memory.items["A"].has_linked_items
 
 
 @pytest.mark.parametrize("differs", [{"mask": "9999"}, {"name": "Savings"}, {"subtype": "savings"}, {"mask": None}])
@@ -203,7 +203,7 @@ def test_accounts_that_do_not_look_the_same_are_two(story: Story, differs: dict[
     story.say("B", *added(at("B", "b1")))
 
     assert (story.counted(), len(story.shown)) == (10, 2)
-    assert not story.memory.items["A"].has_twins
+    assert not story.memory.items["A"].has_linked_items
 
 
 def test_a_second_link_moves_what_is_known_and_the_first_one_is_passed_over(story: Story) -> None:
@@ -277,7 +277,7 @@ def test_twins_pair_off_and_wait_for_a_person_where_the_user_spoke_of_one(story:
 
     assert told == [events.TRANSACTION_MODIFIED] * 2
     assert story.counted() == 24
-    first, second = sorted(story.open, key=lambda one: words(story.memory.rows[one.own_id]).transaction_id)
+    first, second = sorted(story.open, key=lambda one: payload(story.memory.rows[one.own_id]).transaction_id)
     assert story.decide(events.APPROVE_REVIEW, first, edited.own_id) == [events.TRANSACTION_MODIFIED]
     assert (story.row("b3").own_id, story.counted()) == (edited.own_id, 24)
     assert story.decide(events.REJECT_REVIEW, second) == [events.TRANSACTION_ADDED]

@@ -139,7 +139,7 @@ def continued(older_balance: str, *, older_current: str) -> Memory:
     memory.accounts["young", "again"].continues = ("old", "checking")
     memory.accounts["old", "checking"].continued_by = ("young", "again")
     log.sync("young", *added(transaction("new", "11", account_id="again")), history_status=COMPLETE)
-    memory.items["young"].has_twins = True
+    memory.items["young"].has_linked_items = True
     memory.project(log.records[count + 1 :])
     return memory
 
@@ -243,13 +243,13 @@ def test_after_the_opening_the_ledger_has_what_the_bank_reported(steps: Any) -> 
         for (_, account_id), row in memory.accounts.items():
             if row.opened is not None and account_id not in opened:
                 opened.add(account_id)
-                assert row.cached_words is not None
-                assert posted(memory, account_id) == reported(row.cached_words, owed=account_id == "a1")
+                assert row.cached_payload is not None
+                assert posted(memory, account_id) == reported(row.cached_payload, owed=account_id == "a1")
 
     for account_id in opened:
         assert len(openings(memory, account_id, f"item{account_id[1:]}")) == 1
 
 
-def reported(words: bytes, *, owed: bool) -> str:
-    current = Decimal(codec.decode(Account, words).current or "")
+def reported(payload: bytes, *, owed: bool) -> str:
+    current = Decimal(codec.decode(Account, payload).current or "")
     return money.decimal_text(-current if owed else current)

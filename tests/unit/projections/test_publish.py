@@ -1,4 +1,4 @@
-"""The publisher: in order, from the floor, never behind a failed batch."""
+"""The publisher: in order, from the checkpoint, never behind a failed batch."""
 
 import asyncio
 import contextlib
@@ -27,8 +27,8 @@ def changeset(offset: int, *, partition: int = 0, count: int = 1, kind: str = ev
     common = envelope(tenant="t", user_id="u", item_id="A", known_at=START_US, changeset=b"c" * 16)
     net = []
     for number in range(count):
-        words = codec.encode(transaction(f"T{number}"))
-        data = transaction_event(common, OWN, 1, words, changed=[], previous=None)
+        payload = codec.encode(transaction(f"T{number}"))
+        data = transaction_event(common, OWN, 1, payload, changed=[], previous=None)
         net.append(NetEvent(kind, catalogue.TRANSACTION_EVENT, OWN, data))
     return Outbound(partition, offset, b"c" * 16, 1, "A", START_US, net)
 
@@ -57,17 +57,17 @@ class Kafka:
 
 
 class Table:
-    """Floors and stored changesets in memory."""
+    """PublishedCheckpoints and stored changesets in memory."""
 
     def __init__(self) -> None:
-        self.floors: dict[int, int] = {}
+        self.checkpoints: dict[int, int] = {}
         self.rows: list[Outbound] = []
         self.held_topics: dict[tuple[str, int], int] = {}
         self.away = 0
 
-    async def floor(self, partition: int) -> int:
+    async def checkpoint(self, partition: int) -> int:
         self._fail()
-        return self.floors.get(partition, 0)
+        return self.checkpoints.get(partition, 0)
 
     async def events(self, partition: int, start: int, end: int) -> list[Outbound]:
         self._fail()
@@ -78,8 +78,10 @@ class Table:
         self._fail()
         return dict(self.held_topics)
 
-    async def store(self, floors: Mapping[int, int]) -> None:
-        self.floors.update({number: max(at, self.floors.get(number, 0)) for number, at in floors.items()})
+    async def store(self, checkpoints: Mapping[int, int]) -> None:
+        self.checkpoints.update(
+            {number: max(at, self.checkpoints.get(number, 0)) for number, at in checkpoints.items()}
+        )
 
     def _fail(self) -> None:
         if self.away:
@@ -115,7 +117,7 @@ async def test_batches_are_sent_in_the_order_handed_over(world: World) -> None:
 
     assert world.kafka.positions() == ["0.0", "1.0", "2.0", "3.0", "4.0"]
     assert world.kafka.positions("x.push") == world.kafka.positions()
-    assert world.table.floors == {0: 5}
+    assert world.table.checkpoints == {0: 5}
 
 
 async def test_a_held_partition_of_a_topic_is_left_out_and_the_others_go_on(world: World) -> None:
@@ -128,7 +130,7 @@ async def test_a_held_partition_of_a_topic_is_left_out_and_the_others_go_on(worl
 
     assert world.kafka.positions() == ["1.0"]
     assert world.kafka.positions("x.push") == ["0.0", "1.0"]
-    assert world.table.floors == {0: 2}
+    assert world.table.checkpoints == {0: 2}
 
 
 async def test_what_was_committed_before_a_hold_is_sent_though_it_is_late(world: World) -> None:
@@ -138,7 +140,7 @@ async def test_what_was_committed_before_a_hold_is_sent_though_it_is_late(world:
 
     assert world.kafka.positions() == ["0.0"]
     assert world.kafka.positions("x.push") == ["0.0", "1.0"]
-    assert world.table.floors == {0: 2}
+    assert world.table.checkpoints == {0: 2}
 
 
 async def test_a_failed_batch_is_sent_again_before_what_follows_it(world: World) -> None:
@@ -152,20 +154,20 @@ async def test_a_failed_batch_is_sent_again_before_what_follows_it(world: World)
     assert world.kafka.positions("x.push") == ["0.0", "0.1", "1.0"]
 
 
-async def test_a_floor_is_raised_only_after_the_answer(world: World) -> None:
+async def test_a_checkpoint_is_raised_only_after_the_answer(world: World) -> None:
     world.kafka.answers.clear()
     world.commit(0, changeset(0))
     await asyncio.sleep(0)
-    assert world.publisher.floors() == {}
+    assert world.publisher.checkpoints() == {}
 
     world.kafka.answers.set()
     async with asyncio.timeout(WAIT_S_MAX):
-        while world.table.floors != {0: 1}:  # stored by itself when nothing more comes
+        while world.table.checkpoints != {0: 1}:  # stored by itself when nothing more comes
             await asyncio.sleep(0.001)
 
 
-async def test_a_start_goes_on_above_the_floor_from_the_table(world: World) -> None:
-    world.table.floors = {0: 2}
+async def test_a_start_goes_on_above_the_checkpoint_from_the_table(world: World) -> None:
+    world.table.checkpoints = {0: 2}
     world.table.rows = [changeset(offset) for offset in range(5)]
     world.table.away = 3
 
@@ -174,7 +176,7 @@ async def test_a_start_goes_on_above_the_floor_from_the_table(world: World) -> N
     await world.publisher.drain()
 
     assert world.kafka.positions() == ["2.0", "3.0", "4.0", "5.0"]
-    assert world.table.floors == {0: 6}
+    assert world.table.checkpoints == {0: 6}
 
 
 async def test_a_resume_reads_the_table_page_by_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +201,7 @@ async def test_what_another_process_committed_in_between_is_published_too(world:
 async def test_a_partition_that_comes_back_after_others_had_it_begins_above_their_floor(world: World) -> None:
     world.commit(0, changeset(0))
     await world.publisher.drain()
-    world.table.floors = {0: 50}
+    world.table.checkpoints = {0: 50}
     world.table.rows = [changeset(offset) for offset in range(60)]
 
     world.commit(60, end=60)

@@ -1,4 +1,4 @@
-"""Parking and redrive in the pure core: what is withheld, what a redrive frees, what stays when it fails."""
+"""ItemQuarantine and redrive in the pure core: what is withheld, what a redrive frees, what stays when it fails."""
 
 import json
 from collections.abc import Collection
@@ -9,8 +9,8 @@ from projections.events import public_events
 from projections.fold import full_resync, redrive
 from projections.gate import check
 from projections.gate.check import Owners
-from projections.gate.quarantine import Parked
-from projections.model.unit_of_work import Folded, ItemRow, WorkingSet
+from projections.gate.quarantine import Quarantined
+from projections.model.unit_of_work import Folded, ItemRow, UnitOfWork
 from projections.publish import kafka_records
 from sandbox.simulation.memory.projections import Memory
 from schemas import events
@@ -33,9 +33,9 @@ class Desk:
         return Owners(keys, found.names)
 
 
-def folded(log: Log, parked: dict[str, list[Parked]] | None = None) -> Memory:
-    """One batch a record, after parkings that an older code left."""
-    memory = Memory(owners, parked=parked)
+def folded(log: Log, quarantined: dict[str, list[Quarantined]] | None = None) -> Memory:
+    """One batch a record, after quarantines that an older code left."""
+    memory = Memory(owners, quarantined=quarantined)
     for record in log.records:
         memory.project([record])
     return memory
@@ -50,7 +50,7 @@ def live(memory: Memory) -> set[str]:
     return {row.transaction_id for row in memory.rows.values() if row.removed_at is None}
 
 
-PARKED_AT_2 = {"A": [Parked(2, None)]}
+QUARANTINED_AT_2 = {"A": [Quarantined(2, None)]}
 
 
 def story(*, redriven: bool = True) -> Log:
@@ -67,11 +67,11 @@ def story(*, redriven: bool = True) -> Log:
 
 
 def test_what_a_redrive_frees_is_what_was_withheld() -> None:
-    memory = folded(story(), PARKED_AT_2)
+    memory = folded(story(), QUARANTINED_AT_2)
 
     assert live(memory) == {"T"}
     assert memory.withheld == []
-    assert memory.parked == {"A": [Parked(2, 5)]}
+    assert memory.quarantined == {"A": [Quarantined(2, 5)]}
     assert memory.verdicts == {"accepted": 5, "withheld": 3, "redriven": 1}
     assert memory.items["A"].gate.head == story().heads["A"]
     assert memory.items["A"].head_offset == 3
@@ -79,7 +79,7 @@ def test_what_a_redrive_frees_is_what_was_withheld() -> None:
 
 def test_the_events_stand_at_the_redrive_each_with_its_own_changesets_id() -> None:
     log = story()
-    memory = folded(log, PARKED_AT_2)
+    memory = folded(log, QUARANTINED_AT_2)
 
     redriven = at(memory, 5)
     assert [event.type for event in redriven.net_events] == [
@@ -104,7 +104,7 @@ def test_the_events_stand_at_the_redrive_each_with_its_own_changesets_id() -> No
 
 
 def test_the_withheld_changesets_stand_at_their_own_places_without_events() -> None:
-    memory = folded(story(), PARKED_AT_2)
+    memory = folded(story(), QUARANTINED_AT_2)
 
     freed = [at(memory, offset) for offset in (2, 3, 4)]
     assert [(one.redriven_by, one.net_events, one.type) for one in freed] == [
@@ -119,7 +119,7 @@ def test_the_withheld_changesets_stand_at_their_own_places_without_events() -> N
 
 
 def test_the_rows_are_those_of_the_redrive() -> None:
-    memory = folded(story(), PARKED_AT_2)
+    memory = folded(story(), QUARANTINED_AT_2)
 
     [row] = [row for row in memory.rows.values() if row.transaction_id == "T"]
     known_at = at(memory, 5).place.known_at
@@ -130,33 +130,33 @@ def test_the_rows_are_those_of_the_redrive() -> None:
 @pytest.mark.parametrize("cuts", [(6,), (1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (2, 4, 5, 6)])
 def test_any_cut_around_a_redrive_gives_the_same(cuts: tuple[int, ...]) -> None:
     log = story()
-    memory = Memory(owners, parked=PARKED_AT_2)
+    memory = Memory(owners, quarantined=QUARANTINED_AT_2)
     begin = 0
     for end in cuts:
         memory.project(log.records[begin:end])
         begin = end
 
-    assert memory.full() == folded(log, PARKED_AT_2).full()
+    assert memory.full() == folded(log, QUARANTINED_AT_2).full()
 
 
-def test_a_replay_with_the_stored_parkings_gives_the_same() -> None:
+def test_a_replay_with_the_stored_quarantines_gives_the_same() -> None:
     log = story()
-    first = folded(log, PARKED_AT_2)
+    first = folded(log, QUARANTINED_AT_2)
 
-    assert folded(log, first.parked).full() == first.full()
+    assert folded(log, first.quarantined).full() == first.full()
 
 
 def test_a_link_that_was_withheld_is_the_root_when_it_is_redriven() -> None:
     log = story()
 
-    memory = folded(log, {"A": [Parked(0, None)]})
+    memory = folded(log, {"A": [Quarantined(0, None)]})
 
     assert memory.items["A"].gate.head == log.heads["A"]
     assert live(memory) == {"T"}
     assert memory.items["A"].linked_at == at(memory, 5).place.known_at
 
 
-def test_a_poison_that_stays_one_parks_again_at_the_redrive_and_nothing_is_half_done() -> None:
+def test_a_poison_that_stays_one_quarantines_again_at_the_redrive_and_nothing_is_half_done() -> None:
     log = Log()
     log.link("A")
     log.sync("A", *added(transaction("T")))
@@ -164,15 +164,15 @@ def test_a_poison_that_stays_one_parks_again_at_the_redrive_and_nothing_is_half_
     log.sync("A", keys=Log.stranger())
     log.redrive("A")
 
-    memory = folded(log, PARKED_AT_2)
+    memory = folded(log, QUARANTINED_AT_2)
 
-    assert memory.parked == {"A": [Parked(2, 4), Parked(4, None)]}
+    assert memory.quarantined == {"A": [Quarantined(2, 4), Quarantined(4, None)]}
     assert memory.reasons["A", 4].startswith("record 3: changeset ")
     assert memory.withheld == [("A", 2), ("A", 3)]
     assert live(memory) == {"T"}
     assert memory.items["A"].head_offset == 1
     assert at(memory, 4).net_events == []
-    assert memory.verdicts["parked_again"] == 1
+    assert memory.verdicts["quarantined_again"] == 1
 
 
 def test_what_failed_once_can_be_redriven_later_with_what_came_since() -> None:
@@ -183,34 +183,34 @@ def test_what_failed_once_can_be_redriven_later_with_what_came_since() -> None:
     log.sync("A", *added(transaction("U")), user=500)
     memory = Memory(desk)
     memory.project(log.records)
-    assert memory.parked == {"A": [Parked(0, 2), Parked(2, None)]}
+    assert memory.quarantined == {"A": [Quarantined(0, 2), Quarantined(2, None)]}
     assert memory.withheld == [("A", 0), ("A", 1), ("A", 3)]
 
     desk.restored = True
     memory.project([log.redrive("A", 500)])
 
-    assert memory.parked == {"A": [Parked(0, 2), Parked(2, 4)]}
+    assert memory.quarantined == {"A": [Quarantined(0, 2), Quarantined(2, 4)]}
     assert live(memory) == {"T", "U"}
     assert memory.withheld == []
-    replayed = Memory(desk, parked=memory.parked)
+    replayed = Memory(desk, quarantined=memory.quarantined)
     replayed.project(log.records)
     assert replayed.full() == memory.full()
 
 
-def test_two_parkings_of_an_item_in_one_batch() -> None:
+def test_two_quarantines_of_an_item_in_one_batch() -> None:
     log = story()
     log.sync("A", keys=Log.stranger())
     log.sync("A", *added(transaction("V")))
-    whole = Memory(owners, parked=PARKED_AT_2)
+    whole = Memory(owners, quarantined=QUARANTINED_AT_2)
 
     whole.project(log.records)
 
-    assert whole.parked == {"A": [Parked(2, 5), Parked(6, None)]}
+    assert whole.quarantined == {"A": [Quarantined(2, 5), Quarantined(6, None)]}
     assert whole.withheld == [("A", 6), ("A", 7)]
-    assert whole.full() == folded(log, PARKED_AT_2).full()
+    assert whole.full() == folded(log, QUARANTINED_AT_2).full()
 
 
-def test_a_redrive_of_an_item_that_is_not_parked_counts_and_changes_nothing() -> None:
+def test_a_redrive_of_an_item_that_is_not_quarantined_counts_and_changes_nothing() -> None:
     log = story(redriven=False)
     before = folded(log).full()
     log.redrive("A")
@@ -228,15 +228,15 @@ def test_a_redrive_of_an_item_that_is_not_parked_counts_and_changes_nothing() ->
 
 def test_redriving_twice_is_redriving_once() -> None:
     log = story()
-    once = folded(log, PARKED_AT_2)
+    once = folded(log, QUARANTINED_AT_2)
     log.put(log.records[5].value, 1)  # the same record again
     log.redrive("A")  # and another one
 
-    twice = folded(log, PARKED_AT_2)
+    twice = folded(log, QUARANTINED_AT_2)
 
     assert twice.verdicts["free_id_is_known"] == 1
     assert twice.rows == once.rows
-    assert twice.parked == once.parked
+    assert twice.quarantined == once.quarantined
     assert [one.net_events for one in twice.folded if one.place.offset > 5] == [[]]
 
 
@@ -248,7 +248,7 @@ def test_parts_that_were_withheld_belong_to_the_record_that_names_them() -> None
     log.sync("A", *added(transaction("rest")), parts=[b"p" * 16, b"q" * 16])
     log.redrive("A")
 
-    memory = folded(log, {"A": [Parked(part.offset, None)]})
+    memory = folded(log, {"A": [Quarantined(part.offset, None)]})
 
     assert kept.offset < part.offset
     assert live(memory) == {"kept", "part", "rest"}
@@ -263,7 +263,7 @@ def test_parts_are_kept_aside_as_they_were_when_a_redrive_fails() -> None:
     log.sync("A", keys=Log.stranger())
     log.redrive("A")
 
-    memory = folded(log, PARKED_AT_2)
+    memory = folded(log, QUARANTINED_AT_2)
 
     assert list(memory.items["A"].parts) == [b"p" * 16]
     assert live(memory) == set()
@@ -279,7 +279,7 @@ def test_a_withheld_free_record_counts_once_and_is_known_afterwards() -> None:
     log.redrive("A")
     log.free("A", said, type=gate.BALANCE, id=b"f" * 16)
 
-    memory = folded(log, PARKED_AT_2)
+    memory = folded(log, QUARANTINED_AT_2)
 
     assert memory.verdicts["free_id_is_known"] == 2
     assert memory.accounts["A", "checking"].version == 1
@@ -294,7 +294,7 @@ def test_a_withheld_record_that_is_not_the_heads_child_vanishes() -> None:
     log.sync("A", *added(transaction("U")))
     log.redrive("A")
 
-    memory = folded(log, PARKED_AT_2)
+    memory = folded(log, QUARANTINED_AT_2)
 
     assert live(memory) == {"T", "U"}
     assert memory.verdicts["parent_is_not_head"] == 1
@@ -310,13 +310,13 @@ def test_a_decision_that_was_withheld_is_made_at_the_redrive(monkeypatch: pytest
     log.decide("A", events.APPROVE_REMOVALS)
     log.redrive("A")
 
-    memory = folded(log, PARKED_AT_2)
+    memory = folded(log, QUARANTINED_AT_2)
 
     assert [event.type for event in at(memory, 4).net_events] == [events.TRANSACTION_REMOVED] * 2
     assert (live(memory), memory.items["A"].missing_rows) == (set(), 0)
 
 
-def test_other_items_go_on_beside_a_parked_one() -> None:
+def test_other_items_go_on_beside_a_quarantined_one() -> None:
     log = Log()
     log.link("A")
     log.link("B")
@@ -329,7 +329,7 @@ def test_other_items_go_on_beside_a_parked_one() -> None:
     memory.project(log.records)
 
     assert live(memory) == {"T", "U"}
-    assert memory.parked == {"A": [Parked(2, 4), Parked(4, None)]}
+    assert memory.quarantined == {"A": [Quarantined(2, 4), Quarantined(4, None)]}
     assert memory.full() == folded(log).full()
 
 
@@ -337,7 +337,7 @@ def test_a_fold_that_fails_at_the_redrive_names_its_record(monkeypatch: pytest.M
     log = story()
     fold = redrive.fold
 
-    def failing(working: WorkingSet, item: ItemRow, head: Head, *rest: object) -> Folded:
+    def failing(working: UnitOfWork, item: ItemRow, head: Head, *rest: object) -> Folded:
         if head.id == check.opened(log.records[3]).head.id:
             raise ZeroDivisionError("with what the bank said")
         return fold(working, item, head, *rest)  # type: ignore[arg-type]
@@ -346,13 +346,13 @@ def test_a_fold_that_fails_at_the_redrive_names_its_record(monkeypatch: pytest.M
     one_by_one, whole = folded(log), Memory(owners)
     whole.project(log.records)
 
-    assert whole.parked == {"A": [Parked(3, 5), Parked(5, None)]}
+    assert whole.quarantined == {"A": [Quarantined(3, 5), Quarantined(5, None)]}
     assert whole.reasons == {("A", 3): "ZeroDivisionError", ("A", 5): "record 3: ZeroDivisionError"}
     assert (whole.full(), whole.reasons) == (one_by_one.full(), one_by_one.reasons)
 
 
 def test_the_blocks_of_a_redrive_tell_the_same_ids_when_they_are_read_again() -> None:
-    memory = folded(story(), PARKED_AT_2)
+    memory = folded(story(), QUARANTINED_AT_2)
 
     told = at(memory, 5)
     again = told._replace(net_events=public_events.decoded(told.block))
@@ -368,7 +368,7 @@ def test_a_redrive_of_much_is_one_push_behind_which_a_browser_reads_again() -> N
         log.sync("A", *added(*(transaction(f"T{number}") for number in range(begin, begin + 60))))
     log.redrive("A")
 
-    memory = folded(log, {"A": [Parked(1, None)]})
+    memory = folded(log, {"A": [Quarantined(1, None)]})
 
     [pushes] = [
         found

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import asyncpg
 import pytest
 
-from projections.decode import transaction as words
+from projections.decode import transaction as payload
 from projections.model import pg_copy
 from runtime.postgres.errors import reason
 from schemas.encoding import catalogue, codec
@@ -15,7 +15,7 @@ from tests.support.projections_log import transaction
 
 def read(amount: str) -> object:
     data = codec.encode(transaction("T", amount))
-    return words.reader(catalogue.TRANSACTION)(data, 0, len(data))
+    return payload.reader(catalogue.TRANSACTION)(data, 0, len(data))
 
 
 @pytest.mark.parametrize("work", [pg_copy.date, read])

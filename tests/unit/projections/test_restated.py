@@ -47,7 +47,7 @@ class Story:
         return self.project(self.log.restate("A", *said))
 
     def decide(self, decision: str, subject: bytes | None = None) -> list[str]:
-        return self.project(self.log.decide("A", decision, subject or self.item.missing_since))
+        return self.project(self.log.decide("A", decision, subject or self.item.missing_changeset_id))
 
     @property
     def item(self) -> ItemRow:
@@ -61,7 +61,7 @@ class Story:
         return {row.transaction_id for row in self.memory.rows.values() if row.removed_at is None}
 
     def missing(self) -> set[str]:
-        return {row.transaction_id for row in self.memory.rows.values() if row.missing_since is not None}
+        return {row.transaction_id for row in self.memory.rows.values() if row.missing_since_offset is not None}
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def withheld(story: Story, known: int = 40, named: int = 10) -> bytes:
     """Let `known - named` of the known transactions wait for a decision; gives the decision's subject."""
     story.say(*added(*many(known)))
     assert story.restate(*restated(*many(named), permille=200)) == []
-    assert story.item.missing_since == story.log.heads["A"]
+    assert story.item.missing_changeset_id == story.log.heads["A"]
     return story.log.heads["A"]
 
 
@@ -197,7 +197,7 @@ def test_a_restated_history_is_a_sync_and_all_of_it_has_effect(story: Story) -> 
 
 
 @pytest.mark.parametrize(("said", "match"), [(restated(since="soon"), "no date"), (restated() * 2, "two histories")])
-def test_a_history_that_cannot_be_read_parks_its_item(story: Story, said: list[Event], match: str) -> None:
+def test_a_history_that_cannot_be_read_quarantines_its_item(story: Story, said: list[Event], match: str) -> None:
     story.say(*added(transaction("T")))
 
     story.restate(*said)
@@ -214,8 +214,8 @@ def test_too_many_removals_wait_and_all_else_counts(story: Story) -> None:
     assert kinds == [events.TRANSACTION_ADDED]
     assert len(story.live()) == 41
     assert story.missing() == {one.transaction_id for one in many(30, 10)}
-    assert {row.missing_since for row in story.memory.rows.values()} == {None, 2}
-    assert (story.item.missing_rows, story.item.missing_since) == (30, story.log.heads["A"])
+    assert {row.missing_since_offset for row in story.memory.rows.values()} == {None, 2}
+    assert (story.item.missing_rows, story.item.missing_changeset_id) == (30, story.log.heads["A"])
     assert {row.version for row in story.memory.rows.values()} == {1}
 
 
@@ -253,9 +253,9 @@ def test_any_word_of_the_bank_takes_a_mark_away(story: Story, word: list[Event],
 
     assert story.say(*word) == kinds
 
-    assert story.row("T20").missing_since is None
+    assert story.row("T20").missing_since_offset is None
     assert (story.row("T20").removed_at is None) is lives
-    assert (story.item.missing_rows, story.item.missing_since) == (29, subject)
+    assert (story.item.missing_rows, story.item.missing_changeset_id) == (29, subject)
     assert len(story.missing()) == 29
 
 
@@ -264,7 +264,7 @@ def test_a_posted_transaction_takes_the_mark_of_its_pending_one_away(story: Stor
 
     story.say(*added(transaction("posted", pending_transaction_id="T20")))
 
-    assert story.row("posted").missing_since is None
+    assert story.row("posted").missing_since_offset is None
     assert story.item.missing_rows == 29
 
 
@@ -275,7 +275,7 @@ def test_an_approval_removes_what_still_waits(story: Story) -> None:
     assert story.decide(APPROVE) == [events.TRANSACTION_REMOVED] * 29
 
     assert story.live() == {*(f"T{number}" for number in range(10)), "T20"}
-    assert (story.item.missing_rows, story.item.missing_since) == (0, None)
+    assert (story.item.missing_rows, story.item.missing_changeset_id) == (0, None)
     assert story.missing() == set()
     assert story.memory.folded[-1].not_effective == {}
     assert [transfer.reverses for transfer in story.memory.transfers[-29:]] == [1] * 29
@@ -289,7 +289,7 @@ def test_a_rejection_keeps_what_waits(story: Story) -> None:
     assert story.decide(REJECT) == []
 
     assert len(story.live()) == 40
-    assert (story.item.missing_rows, story.item.missing_since, story.missing()) == (0, None, set())
+    assert (story.item.missing_rows, story.item.missing_changeset_id, story.missing()) == (0, None, set())
 
 
 @pytest.mark.parametrize("decision", [APPROVE, REJECT])
@@ -326,7 +326,7 @@ def test_when_the_bank_named_all_again_nothing_waits(story: Story) -> None:
     subject = withheld(story)
     story.say(*modified(*many(30, 10)))
 
-    assert (story.item.missing_rows, story.item.missing_since) == (0, None)
+    assert (story.item.missing_rows, story.item.missing_changeset_id) == (0, None)
     assert story.decide(APPROVE, subject) == []
     assert len(story.live()) == 40
 
@@ -337,7 +337,7 @@ def test_what_waited_joins_the_decision_about_a_later_history(story: Story) -> N
 
     story.restate(*restated(since="2026-04-01", permille=0))
 
-    assert (story.item.missing_rows, story.item.missing_since) == (50, story.log.heads["A"])
+    assert (story.item.missing_rows, story.item.missing_changeset_id) == (50, story.log.heads["A"])
     assert story.decide(APPROVE, first) == []
     assert len(story.decide(APPROVE)) == 50
 
@@ -347,7 +347,7 @@ def test_what_waits_outside_of_a_later_history_goes_on_waiting(story: Story) -> 
 
     story.restate(*restated(*many(10), since="2026-04-01"))
 
-    assert (story.item.missing_rows, story.item.missing_since) == (30, first)
+    assert (story.item.missing_rows, story.item.missing_changeset_id) == (30, first)
 
 
 def test_a_later_history_that_may_remove_removes_what_waited(story: Story) -> None:
@@ -356,7 +356,7 @@ def test_a_later_history_that_may_remove_removes_what_waited(story: Story) -> No
     assert story.restate(*restated(*many(35))) == [events.TRANSACTION_REMOVED] * 5
 
     assert len(story.live()) == 35
-    assert (story.item.missing_rows, story.item.missing_since) == (0, None)
+    assert (story.item.missing_rows, story.item.missing_changeset_id) == (0, None)
 
 
 def test_removals_stand_in_the_order_of_own_ids(story: Story) -> None:
@@ -373,7 +373,7 @@ def _decision(subject: bytes, decision: str) -> Event:
     return (events.DECISION_MADE, catalogue.DECISION, codec.encode(Decision(subject.hex(), decision)))
 
 
-def test_a_decision_about_a_user_whose_keys_are_destroyed_removes_nothing_and_parks_nothing(
+def test_a_decision_about_a_user_whose_keys_are_destroyed_removes_nothing_and_quarantines_nothing(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     withheld(story)
@@ -384,4 +384,4 @@ def test_a_decision_about_a_user_whose_keys_are_destroyed_removes_nothing_and_pa
     assert story.decide(APPROVE) == []
 
     assert len(story.live()) == 40
-    assert (story.memory.parked, story.memory.withheld) == ({}, [])
+    assert (story.memory.quarantined, story.memory.withheld) == ({}, [])

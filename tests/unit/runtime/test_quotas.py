@@ -24,15 +24,15 @@ def most_in_a_minute(times: Iterable[float]) -> int:
 
 def let_through(gaps_s: list[float], paces: list[Pace], *, patient: bool) -> list[float]:
     """When requests get their tokens of all buckets. The patient ones come again as soon as they may."""
-    now_s, full_at_s, times = 0.0, [0.0] * len(paces), []
+    now_s, tat_s, times = 0.0, [0.0] * len(paces), []
     for gap_s in gaps_s:
         now_s += gap_s
-        spent = [quotas.spent(full, now_s, pace) for full, pace in zip(full_at_s, paces, strict=True)]
+        spent = [quotas.spent(full, now_s, pace) for full, pace in zip(tat_s, paces, strict=True)]
         while patient and (wait_s := max(one.wait_s for one in spent)) > 0:
             now_s += wait_s
-            spent = [quotas.spent(full, now_s, pace) for full, pace in zip(full_at_s, paces, strict=True)]
+            spent = [quotas.spent(full, now_s, pace) for full, pace in zip(tat_s, paces, strict=True)]
         if max(one.wait_s for one in spent) <= 0:
-            full_at_s = [one.full_at_s for one in spent]
+            tat_s = [one.tat_s for one in spent]
             times.append(now_s)
     return times
 
@@ -74,15 +74,15 @@ def test_passes_under_way_find_tokens_however_many_claims_wait_for_one() -> None
     """Claims look every 10 ms and take all that they may; a pass looks for its next page every 2 s."""
     limit = Limit(50, 2_500)
     claims, passes = quotas.claim_pace(limit), quotas.client_pace(limit)
-    full_at_s, claimed, found = 0.0, 0, []
+    tat_s, claimed, found = 0.0, 0, []
 
     for tick in range(6_000):
         now_s = tick / 100
-        while (one := quotas.spent(full_at_s, now_s, claims)).wait_s == 0:
-            full_at_s, claimed = one.full_at_s, claimed + 1
+        while (one := quotas.spent(tat_s, now_s, claims)).wait_s == 0:
+            tat_s, claimed = one.tat_s, claimed + 1
         if tick % 200 == 0:
-            one = quotas.spent(full_at_s, now_s, passes)
-            full_at_s = one.full_at_s
+            one = quotas.spent(tat_s, now_s, passes)
+            tat_s = one.tat_s
             found.append(one.wait_s == 0)
 
     assert all(found)

@@ -54,7 +54,7 @@ CARRIERS = frozenset(
 """What hands amounts on."""
 OWN_JSON = frozenset(
     {
-        "projections/ledger/user_overrides.py",
+        "projections/ledger/override_rules.py",
         "projections/store/loader.py",
         "projections/events/public_events.py",
         "projections/read/queries.py",
@@ -182,7 +182,7 @@ def test_an_amount_is_the_same_number_from_plaids_bytes_to_ledger_row_and_event(
     memory.project(log.records)
 
     [row] = memory.rows.values()
-    said, reported = codec.decode(Transaction, row.words), memory.accounts["item", "a"].cached_words
+    said, reported = codec.decode(Transaction, row.payload), memory.accounts["item", "a"].cached_payload
     assert reported is not None
     assert (said.amount, codec.decode(Account, reported).current) == (exact, exact)
     columns = dict(zip(rows.TRANSACTION_COLUMNS, rows.transaction_values(row), strict=True))

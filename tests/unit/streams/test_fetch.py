@@ -115,18 +115,18 @@ async def test_a_lease_counts_from_the_time_of_the_claim_and_a_dead_one_asks_and
     assert held.outcome == "appended"
 
 
-async def test_a_page_that_lacks_its_fields_is_tried_again_and_then_parks_its_item() -> None:
+async def test_a_page_that_lacks_its_fields_is_tried_again_and_then_quarantines_its_item() -> None:
     broken = Quarantine("Plaid's answer is no StrictPage")
 
     first = await fetched(Memory(answers=[broken]))
     last = Memory(answers=[broken])
-    parked = await fetched(last, attempts=4)
+    quarantined = await fetched(last, attempts=4)
 
     assert first is not None
     assert (first.outcome, first.stopped, first.due_in_s) == ("failed", None, 1.0)
-    assert parked is not None
-    assert parked.stopped == "parked"
-    assert last.told == ["park Quarantine: Plaid's answer is no StrictPage"]
+    assert quarantined is not None
+    assert quarantined.stopped == "quarantined"
+    assert last.told == ["quarantine Quarantine: Plaid's answer is no StrictPage"]
 
 
 async def test_our_own_mistake_sets_one_item_aside_and_says_nothing_of_its_data() -> None:
@@ -135,7 +135,7 @@ async def test_our_own_mistake_sets_one_item_aside_and_says_nothing_of_its_data(
     result = await fetched(memory, attempts=4)
 
     assert result is not None
-    assert (result.stopped, result.error) == ("parked", {"code": "KeyError", "detail": ""})
+    assert (result.stopped, result.error) == ("quarantined", {"code": "KeyError", "detail": ""})
 
 
 async def test_a_failure_after_the_root_waits_for_the_root_all_the_same() -> None:
@@ -350,7 +350,7 @@ async def test_an_unlink_without_a_key_ends_at_plaid_before_it_is_set_aside() ->
     results = [await fetched(memory, unlink_requested=True) for memory in memories]
 
     assert [memory.told[0] for memory in memories] == ["remove"] * 4
-    assert [result and result.stopped for result in results] == ["parked", "parked", None, None]
+    assert [result and result.stopped for result in results] == ["quarantined", "quarantined", None, None]
     assert [result and result.due_in_s for result in results] == [None, None, 3_600.0, 1.0]
 
 
@@ -359,7 +359,11 @@ async def test_an_item_of_an_erased_user_or_without_key_or_token_is_not_asked_ab
     keyless = await fetched(Memory(raises={"keys": Quarantine("user 1 has no key")}))
     tokenless = await fetched(Memory(access_token=None))
 
-    assert [result and result.stopped for result in (erased, keyless, tokenless)] == ["erased", "parked", "refused"]
+    assert [result and result.stopped for result in (erased, keyless, tokenless)] == [
+        "erased",
+        "quarantined",
+        "refused",
+    ]
 
 
 async def test_an_update_that_mutates_at_every_attempt_ends_in_a_wait() -> None:

@@ -193,14 +193,14 @@ async def test_a_pass_that_dies_between_its_parts_leaves_what_the_next_one_makes
     assert [head.id for head in again.heads[:2]] == [head.id for head in left.heads]
 
 
-async def test_an_event_that_fits_no_record_parks_its_item_and_appends_nothing() -> None:
+async def test_an_event_that_fits_no_record_quarantines_its_item_and_appends_nothing() -> None:
     memory = Memory(answers=[PAGE._replace(added=[row(1), row(2, 6_000)])])
 
     result = await fetched(memory, world={"record_bytes_max": RECORD_BYTES})
 
     assert memory.heads == []
     assert result is not None
-    assert (result.stopped, result.error and result.error["code"]) == ("parked", "unrecordable")
+    assert (result.stopped, result.error and result.error["code"]) == ("quarantined", "unrecordable")
 
 
 async def test_a_link_whose_accounts_fill_more_than_a_record_has_parts_too() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from runtime.kafka import continuity
 from runtime.kafka.clients import Ends
-from runtime.kafka.continuity import Witness, checksum
+from runtime.kafka.continuity import LogContinuity, checksum
 from runtime.kafka.reader import GatheringReader, Position, Received, unread
 from schemas.errors import Halt, Retry
 
@@ -65,11 +65,11 @@ class Memory:
         return self._values[offset - self._start]
 
 
-def witnessed(log: Memory, kept: Mapping[int, Position]) -> Witness:
+def witnessed(log: Memory, kept: Mapping[int, Position]) -> LogContinuity:
     async def load(partitions: Collection[int]) -> Mapping[int, Position]:
         return {number: kept[number] for number in partitions if number in kept}
 
-    return Witness(log, topic="changesets", reader="test", load=load)
+    return LogContinuity(log, topic="changesets", reader="test", load=load)
 
 
 async def test_a_reader_starts_behind_what_it_has_read_or_at_the_very_beginning() -> None:

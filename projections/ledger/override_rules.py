@@ -1,4 +1,4 @@
-"""What users say about transactions: kept beside the bank's words, field by field, and laid over them for readers.
+"""What users say about transactions: kept beside the bank's payload, field by field, and laid over them for readers.
 
 A row's user fields are canonical JSON, `{field: {"at": offset, "value": …}}` with sorted keys, None where nothing was
 ever said. `at` is the offset that said it, so a field depends on no other field, on no bank update and on no clock.
@@ -36,7 +36,7 @@ carries them twice and a push once more: a record that no batch of the producer 
 
 NOTES_BYTES_MAX = 40 * 1024
 """Longest that notes are joined to: two of the longest that the gateway lets through are 32 kB. So what transactions
-become one, however many, takes less than USER_FIELDS_BYTES_MAX, and no user's next word can park an Item."""
+become one, however many, takes less than USER_FIELDS_BYTES_MAX, and no user's next word can quarantine an Item."""
 
 _VALUE, _AT = "value", "at"
 
@@ -127,7 +127,7 @@ def splits(said_values: Mapping[str, Any], amount: str, currency: str) -> tuple[
 
 
 def effective(bank: Transaction, said_values: Mapping[str, Any]) -> dict[str, Any]:
-    """A transaction's words as readers see them, the user's over the bank's, with both beside each other.
+    """A transaction's payload as readers see them, the user's over the bank's, with both beside each other.
 
     `splits_stale`: they do not add up to the bank's amount any more, so its one category counts.
     """
