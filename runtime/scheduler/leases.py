@@ -242,7 +242,7 @@ _CLAIM_BY = f"""
         WHERE fronts.place <= $1 * {SLACK}
     ), turns AS (
         SELECT l.item_id, l.lane, l.ready_at,
-            greatest(0, l.lane - checkpoint(extract(epoch FROM (SELECT now FROM moment) - l.oldest) / {AGE_S})) AS effective,
+            greatest(0, l.lane - floor(extract(epoch FROM (SELECT now FROM moment) - l.oldest) / {AGE_S})) AS effective,
             l.ahead + (row_number() OVER (PARTITION BY l.tenant, l.lane ORDER BY l.ready_at, l.item_id) - 1)
                 / coalesce(w.weight, 1) AS turn
         FROM looked l LEFT JOIN unnest($8::text[], $9::float8[]) AS w (tenant, weight) USING (tenant)
@@ -318,7 +318,7 @@ _CLAIM_METERED = _CLAIM_BY % {
     "claimable": _CLAIMABLE,
     "payable": "AND (s.unlink_requested OR (SELECT available FROM client) >= 1)",
     "slots": """(SELECT coalesce(
-            (SELECT CASE WHEN available >= 1 THEN least($1, checkpoint(available)::int) ELSE $1 END FROM client), 0))""",
+            (SELECT CASE WHEN available >= 1 THEN least($1, floor(available)::int) ELSE $1 END FROM client), 0))""",
     "paid": f""", paid AS (
         INSERT INTO tartan.rate_limit_buckets AS b (endpoint, item_id, tat)
         SELECT '{SYNC}', item_id, tartan.clock() + make_interval(secs => $14) FROM claimed WHERE NOT unlink_requested

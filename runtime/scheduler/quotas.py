@@ -301,7 +301,7 @@ _TAKE_SOME = """
         WHERE endpoint = $1 AND item_id = '' FOR UPDATE
     ), given AS (
         SELECT tat, least($2, greatest(0,
-            checkpoint(extract(epoch FROM tartan.clock() - tat)::float8 / $3 + $4::float8 / $3) + 1))::int AS tokens
+            floor(extract(epoch FROM tartan.clock() - tat)::float8 / $3 + $4::float8 / $3) + 1))::int AS tokens
         FROM locked
     )
     UPDATE tartan.rate_limit_buckets b SET tat = given.tat + make_interval(secs => given.tokens * $3::float8)
