@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.http import parameters as read
 from gateway.http.parameters import Parameter
-from projections.ledger import override_rules
+from projections.read import user_fields
 from schemas import money
 
 TEXT_CHARS_MAX = 100
@@ -60,7 +60,7 @@ def check_sum(fields: Mapping[str, Any], amount: str, currency: str) -> None:
 
     Raises: ValueError.
     """
-    if fields.get(override_rules.SPLITS) and override_rules.splits(fields, amount, currency) is None:
+    if fields.get(user_fields.SPLITS) and user_fields.splits(fields, amount, currency) is None:
         scale = money.ledger_scale(currency)
         raise ValueError(f"must add up to {amount} {currency} exactly, with at most {scale} decimals")
 
@@ -110,10 +110,10 @@ def _field(name: str, reader: Callable[[Any], Any], description: str, kind: type
 
 
 FIELDS = (
-    _field(override_rules.CATEGORY, text(TEXT_CHARS_MAX), "instead of the bank's", maxLength=TEXT_CHARS_MAX),
-    _field(override_rules.NOTES, text(NOTES_CHARS_MAX, lines=True), "beside the bank's", maxLength=NOTES_CHARS_MAX),
+    _field(user_fields.CATEGORY, text(TEXT_CHARS_MAX), "instead of the bank's", maxLength=TEXT_CHARS_MAX),
+    _field(user_fields.NOTES, text(NOTES_CHARS_MAX, lines=True), "beside the bank's", maxLength=NOTES_CHARS_MAX),
     _field(
-        override_rules.TAGS,
+        user_fields.TAGS,
         tags,
         "any, each once",
         list,
@@ -121,16 +121,16 @@ FIELDS = (
         uniqueItems=True,
         items={"type": "string", "minLength": 1, "maxLength": TEXT_CHARS_MAX},
     ),
-    _field(override_rules.NAME, text(NAME_CHARS_MAX), "instead of the bank's", maxLength=NAME_CHARS_MAX),
+    _field(user_fields.NAME, text(NAME_CHARS_MAX), "instead of the bank's", maxLength=NAME_CHARS_MAX),
     _field(
-        override_rules.DISPLAY_DATE,
+        user_fields.DISPLAY_DATE,
         lambda value: read.date(value).isoformat(),
         "the bank's own stays `date`",
         format="date",
     ),
-    _field(override_rules.HIDDEN, bool, "whether applications should leave it out", bool),
+    _field(user_fields.HIDDEN, bool, "whether applications should leave it out", bool),
     _field(
-        override_rules.SPLITS,
+        user_fields.SPLITS,
         splits,
         "parts that add up to the amount",
         list,

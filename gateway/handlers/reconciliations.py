@@ -6,7 +6,7 @@ from gateway.http.database import connected, snapshot
 from gateway.http.idempotency import Answer
 from gateway.http.problems import Fault, invalid, not_found
 from gateway.http.requests import Call, ok
-from projections.reconcile import job
+from projections.read import reconciliation
 from runtime.operators import reconciliations
 from runtime.operators.reconciliations import Key, Which
 from runtime.settings import Settings
@@ -30,7 +30,7 @@ class Reconciling:
         """Check an account now; a repair that fits begins."""
         async with connected(self._pool) as connection:
             key = await _account(connection, call)
-            await job.check(connection, [key], alert_after_s=self._alert_after_s)
+            await reconciliation.check(connection, [key], alert_after_s=self._alert_after_s)
             return await _answer(connection, key, limit=None)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from projections.reconcile.tie_out import CAUSES
+from projections.read.reconciliation import CAUSES
 from runtime.scheduler.queue_status import QueueStatus
 
 Schema = dict[str, Any]

@@ -5,25 +5,18 @@ An event that says nothing new is none: Plaid sends rows as modified that are th
 """
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import NamedTuple
 
 import asyncpg
 import msgspec
-import zstandard
 
-from projections.events import public_events
-from projections.model.unit_of_work import NetEvent
-from schemas.encoding import codec
-from schemas.events import TRANSACTION_ADDED, TRANSACTION_MODIFIED, TRANSACTION_REMOVED
-from schemas.log.changesets import EVENTS_BYTES_MAX
+from projections.read.event_counts import TRANSACTION_TYPES, transaction_counts
 
 KEPT_MAX = 20_000
 """About 200 bytes each."""
 ON_LOOP_BYTES_MAX = 16 * 1024
 """Compressed events that are counted on the event loop, about 1 ms; more are counted in a thread."""
-
-_SAID = (TRANSACTION_ADDED, TRANSACTION_MODIFIED, TRANSACTION_REMOVED)
 
 
 class Applied(NamedTuple):
@@ -59,10 +52,14 @@ class Counts:
         events: bytes = row["events"] or b""
         said_by: bytes | None = None if row["redriven_by"] is None else row["id"]
         large = len(events) > ON_LOOP_BYTES_MAX
-        net = await asyncio.to_thread(_counted, events, said_by) if large else _counted(events, said_by)
+        net = (
+            await asyncio.to_thread(transaction_counts, events, said_by)
+            if large
+            else transaction_counts(events, said_by)
+        )
         said = msgspec.json.decode(row["counts"], type=dict[str, int])
-        added, modified, removed = (net[kind] for kind in _SAID)
-        no_op = max(0, sum(said.get(kind, 0) for kind in _SAID) - added - modified - removed)
+        added, modified, removed = (net[kind] for kind in TRANSACTION_TYPES)
+        no_op = max(0, sum(said.get(kind, 0) for kind in TRANSACTION_TYPES) - added - modified - removed)
         applied = self._kept[place] = Applied(added, modified, removed, no_op)
         if len(self._kept) > KEPT_MAX:
             self._kept.popitem(last=False)
@@ -72,19 +69,6 @@ class Counts:
 async def is_accepted(connection: asyncpg.Connection, partition: int, offset: int) -> bool:
     """Whether the record at this place was accepted and its outcome is shown."""
     return bool(await connection.fetchval(_IS_ACCEPTED, partition, offset))
-
-
-def _counted(events: bytes, said_by: bytes | None) -> Counter[str]:
-    """Count transactions' events by type: all, or those that one changeset said."""
-    if not events:
-        return Counter()
-    block = zstandard.ZstdDecompressor().decompress(events, max_output_size=EVENTS_BYTES_MAX)
-    return Counter(
-        event.type
-        for event in codec.decode_events(block)
-        if event.type in _SAID
-        and (said_by is None or public_events.said_by(NetEvent(event.type, event.schema, b"", event.data)) == said_by)
-    )
 
 
 # What was withheld has its events at the redrive that freed it.
