@@ -8,8 +8,9 @@ import msgspec
 
 from ingest.reasons import Reason, Refused
 from ingest.tokens import Token
-from ingest.verification import MICROSECONDS, Freshness, VerificationKey, freshness
+from ingest.verification import Freshness, VerificationKey, freshness
 from schemas.log.records import Webhook
+from schemas.times import SECOND_US
 
 ITEM_ID_CHARS_MAX = 256
 """Plaid's Item ids have 37 characters; a longer text than this is none, and the record goes without a key."""
@@ -91,7 +92,7 @@ def entry(
     Units: `received_at` in microseconds since 1970, UTC.
     Raises: Refused, where its time or its environment is wrong.
     """
-    now_s = received_at / MICROSECONDS
+    now_s = received_at / SECOND_US
     seen = freshness(token, now_s=now_s)
     if seen is Freshness.FUTURE:
         raise Refused(Reason.FUTURE)

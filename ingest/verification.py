@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from ingest.reasons import Reason, Refused
 from ingest.tokens import Token, decoded, parse, strict_object
 from schemas.log.records import Webhook
+from schemas.times import SECOND_US
 
 AGE_S_MAX = 300
 """Plaid's rule: a token is refused five minutes after it was issued."""
@@ -27,7 +28,6 @@ milliseconds, a machine without NTP by seconds."""
 
 COORDINATE_BYTES = 32
 JWK_BYTES_MAX = 4096
-MICROSECONDS = 1_000_000
 
 
 class Freshness(Enum):
@@ -111,7 +111,7 @@ def verify_again(record: Webhook) -> Token:
     if record.body is not None:
         check_body(token, record.body)
     check_signature(token, _kept_key(record.jwk_json, token.key_id))
-    seen = freshness(token, now_s=record.received_at / MICROSECONDS)
+    seen = freshness(token, now_s=record.received_at / SECOND_US)
     if seen is Freshness.FUTURE:
         raise Refused(Reason.FUTURE)
     if (seen is Freshness.STALE) != record.stale:

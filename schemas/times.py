@@ -1,16 +1,38 @@
-"""Moments as the log writes them: microseconds since 1970, UTC, exact both ways. Core."""
+"""Times in the log: microseconds since 1970, UTC, exact in both directions. Pure."""
 
 from datetime import UTC, datetime, timedelta
+from typing import overload
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+SECOND_US = 1_000_000
 
 
-def micros(at: datetime) -> int:
-    """Write a moment. Integers all the way: a float of seconds is off by one now and then."""
-    return (at - _EPOCH) // _MICROSECOND
+@overload
+def to_micros(time: datetime) -> int: ...
+@overload
+def to_micros(time: None) -> None: ...
+@overload
+def to_micros(time: datetime | None) -> int | None: ...
+def to_micros(time: datetime | None) -> int | None:
+    """Convert an aware time to microseconds since 1970; None stays None."""
+    if time is None:
+        return None
+    # Integers only: a float of seconds is off by one microsecond now and then.
+    since = time - _EPOCH
+    return (since.days * 86_400 + since.seconds) * SECOND_US + since.microseconds
 
 
-def moment(value: int) -> datetime:
-    """Read a moment."""
-    return _EPOCH + value * _MICROSECOND
+@overload
+def from_micros(micros: int) -> datetime: ...
+@overload
+def from_micros(micros: None) -> None: ...
+@overload
+def from_micros(micros: int | None) -> datetime | None: ...
+def from_micros(micros: int | None) -> datetime | None:
+    """Convert microseconds since 1970 to an aware time in UTC; None stays None."""
+    return None if micros is None else _EPOCH + timedelta(microseconds=micros)
+
+
+def rfc3339(micros: int) -> str:
+    """Return a time in RFC 3339 with microseconds and `Z`, from microseconds since 1970."""
+    return from_micros(micros).isoformat(timespec="microseconds")[:-6] + "Z"

@@ -14,6 +14,7 @@ from schemas.errors import Halt, Quarantine
 from schemas.log import changesets
 from schemas.log.changesets import UserKeys
 from schemas.log.records import DeadLetter, Webhook
+from schemas.times import from_micros, to_micros
 from schemas.topics import HEADER_POSITION, Topic
 
 WIRE_BYTES = 5
@@ -21,8 +22,6 @@ WIRE_BYTES = 5
 MONEY = "money"
 """Detail that holds an amount and its currency."""
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND = datetime.timedelta(microseconds=1)
 _STRANGE = (Quarantine, Halt, msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, ValueError)
 """What reading bytes raises that are not what their topic holds."""
 
@@ -118,7 +117,7 @@ _FIRST = {MONEY: 16, "name": 0}
 
 
 def _line(raw: Raw, kind: str, *, at_us: int | None = None, **more: Any) -> Line:
-    moment = _EPOCH + datetime.timedelta(microseconds=raw.timestamp_ms * 1000 if at_us is None else at_us)
+    moment = from_micros(raw.timestamp_ms * 1000 if at_us is None else at_us)
     time = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Line(raw.topic.name, raw.partition, raw.offset, time, kind, **more)
 
@@ -133,7 +132,7 @@ def _public(raw: Raw, value: bytes) -> Line:
         item=item,
         detail=_there(detail),
         user=(said["tenant"], said["user_id"]),
-        at_us=(at - _EPOCH) // _MICROSECOND if isinstance(at, datetime.datetime) else at,
+        at_us=to_micros(at) if isinstance(at, datetime.datetime) else at,
         position=raw.headers[HEADER_POSITION].decode(),
     )
 

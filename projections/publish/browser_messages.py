@@ -4,7 +4,6 @@ The publisher makes them after a commit, and readers make them again from the ta
 resumes: the same bytes at the same positions.
 """
 
-import datetime
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from projections.model.unit_of_work import NetEvent
 from schemas import events
 from schemas.encoding import catalogue
 from schemas.log.records import Account
+from schemas.times import rfc3339
 
 MESSAGES_MAX = 100
 """Above so many net events of one changeset, transactions become one message: reading them again costs a browser
@@ -25,7 +25,6 @@ less than a thousand messages."""
 
 TRANSACTIONS_CHANGED = "transactions.changed"
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -42,7 +41,7 @@ def messages(net: Sequence[NetEvent], *, item_id: str | None, known_at: int) -> 
 
     Units: `known_at` in microseconds since 1970, UTC.
     """
-    timestamp = iso_time(known_at)
+    timestamp = rfc3339(known_at)
     if len(net) <= MESSAGES_MAX:
         for place, event in enumerate(net):
             yield _message(place, event.type, _shown(event), timestamp)
@@ -55,11 +54,6 @@ def messages(net: Sequence[NetEvent], *, item_id: str | None, known_at: int) -> 
             # It stands at the last of them, so a resume begins behind all.
             counts = Counter(net[each].type for each in transactions)
             yield _message(place, TRANSACTIONS_CHANGED, _summary(counts, item_id), timestamp)
-
-
-def iso_time(microseconds: int) -> str:
-    """A time in RFC 3339 with microseconds, UTC."""
-    return (_EPOCH + datetime.timedelta(microseconds=microseconds)).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def _summary(counts: Mapping[str, int], item_id: str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from schemas.contract import subjects
 from schemas.encoding import catalogue
 from schemas.ids import event_id
 from schemas.log import gate
+from schemas.times import rfc3339
 from schemas.topics import Topic
 
 _TOPICS: dict[int, Topic] = {
@@ -85,7 +86,7 @@ def public(outbound: Sequence[Outbound], wire: Mapping[int, bytes] = OWN_IDS) ->
     lanes: dict[Lane, list[Outgoing]] = {}
     for changeset in outbound:
         lane_of = {schema: lanes.setdefault(Lane(topic, changeset.partition), []) for schema, topic in _TOPICS.items()}
-        time = ("ce_time", browser_messages.iso_time(changeset.known_at).encode())
+        time = ("ce_time", rfc3339(changeset.known_at).encode())
         number, start = changeset.changeset, f"{changeset.offset}."
         for place, event in enumerate(changeset.net_events):
             kind, schema, entity, data = event

@@ -7,10 +7,11 @@ import asyncpg
 
 from projections.events import public_events
 from projections.publish.kafka_records import Outbound
-from projections.store.rows import decompressed, microseconds
+from projections.store.rows import decompressed
 from projections.store.tables import SCHEMA
 from schemas.errors import Retry
 from schemas.log.gate import REDRIVE
+from schemas.times import to_micros
 
 ROWS_MAX = 200
 """Changesets read at once: 20 MB of events each at the very most, usually some kilobytes."""
@@ -65,7 +66,7 @@ def outbound(row: asyncpg.Record) -> Outbound:
         row["id"],
         row["user_number"],
         row["item_id"],
-        microseconds(row["known_at"]) or 0,
+        to_micros(row["known_at"]) or 0,
         public_events.decoded(decompressed(row["events"])),
         row["type"] == REDRIVE,
     )

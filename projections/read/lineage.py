@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections.publish.browser_messages import iso_time
 from projections.read.queries import Found, Row, plain
+from schemas.times import rfc3339
 
 PLACES_MAX = 1_000
 """Places that one statement looks up."""
@@ -89,7 +89,7 @@ def _origin(cause: dict[str, Any]) -> Row:
         origin["webhook"] = {
             "partition": cause.get("webhook_partition"),
             "offset": cause["webhook_offset"],
-            "received_at": None if received_at is None else iso_time(received_at),
+            "received_at": None if received_at is None else rfc3339(received_at),
         }
     return origin
 

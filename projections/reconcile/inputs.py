@@ -12,12 +12,12 @@ import asyncpg
 
 from projections.ledger.ledger import BANK, PENDING, POSTED
 from projections.reconcile.tie_out import CACHED, EXACT, Details, Facts, Layers, Line, Report, Twin, Verdict
-from projections.store.rows import microseconds
 from projections.store.tables import SCHEMA
 from runtime.operators.reconciliations import Key
 from schemas.encoding import codec
 from schemas.ids import ledger_account_id, opening_id
 from schemas.log.records import Account
+from schemas.times import to_micros
 
 LINES_MAX = 500
 """Rows of an account that may explain its gap: what an account has in months."""
@@ -73,7 +73,7 @@ async def load_details(connection: asyncpg.Connection, facts: Facts, verdict: Ve
         posted_then=EXACT.subtract(layers.posted, posted_since),
         pending_at_opening=EXACT.subtract(layers.pending, pending_since),
         twins=await _twins(connection, facts, user, since),
-        now=microseconds(now) or 0,
+        now=to_micros(now) or 0,
     )
 
 
@@ -151,7 +151,7 @@ def _facts(
         history_status=row["history_status"],
         history_incomplete=row["history_incomplete"],
         missing_rows=row["missing_rows"],
-        last_sync_at=max(microseconds(row["last_sync_at"]) or 0, microseconds(row["looked_at"]) or 0),
+        last_sync_at=max(to_micros(row["last_sync_at"]) or 0, to_micros(row["looked_at"]) or 0),
         is_behind=row["is_behind"],
         tied_at=row["tied_at"],
     )
@@ -160,7 +160,7 @@ def _facts(
 def _reports(row: asyncpg.Record) -> Iterable[Report]:
     """The balances of both sources that name an amount."""
     for source in (CACHED, "realtime"):
-        payload, at = row[f"{source}_words"], microseconds(row[f"{source}_at"])
+        payload, at = row[f"{source}_words"], to_micros(row[f"{source}_at"])
         if payload is None or at is None:
             continue
         said: Account = codec.decoder(row[f"{source}_schema"])(payload, 0)[0]
@@ -186,7 +186,7 @@ def _line(row: asyncpg.Record) -> Line:
         row["pending"],
         row["date"],
         row["last_changeset"],
-        microseconds(row["known_at"]) or 0,
+        to_micros(row["known_at"]) or 0,
         row["removed"],
         row["held"],
     )

@@ -17,13 +17,13 @@ from projections.ledger.ledger import BANK, POSTED, Posting
 from projections.matching import linked_items, transactions
 from projections.model import pg_copy
 from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, Review, Row, UnitOfWork
-from projections.store.rows import microseconds
 from projections.store.tables import FOLD
 from runtime.kafka.reader import Position, Received
 from runtime.postgres.pool import transaction
 from schemas.errors import TartanError
 from schemas.ids import own_id
 from schemas.log.gate import ItemGate
+from schemas.times import to_micros
 from schemas.topics import user_key
 
 QUARANTINED_BY = "projections"
@@ -86,7 +86,7 @@ async def control(
     known_ids = {row["id"] for row in await connection.fetch(_FREE_IDS, list(free_ids))} if free_ids else set()
     first = found[0]
     positions = {
-        number: Locked(position, microseconds(known_at) or 0)
+        number: Locked(position, to_micros(known_at) or 0)
         for number, position, known_at in zip(
             first["partitions"] or (), first["positions"] or (), first["moments"] or (), strict=True
         )
@@ -245,8 +245,8 @@ def _item(row: asyncpg.Record) -> ItemRow:
     if row["has_row"]:
         item.head_offset, item.payload, item.schema = row["head_offset"], row["payload"], row["payload_schema"] or 0
         item.history_status, item.transaction_rows = row["history_status"], row["transaction_rows"]
-        item.linked_at, item.unlinked_at = microseconds(row["linked_at"]), microseconds(row["unlinked_at"])
-        item.last_sync_at, item.known_at = microseconds(row["last_sync_at"]), microseconds(row["known_at"]) or 0
+        item.linked_at, item.unlinked_at = to_micros(row["linked_at"]), to_micros(row["unlinked_at"])
+        item.last_sync_at, item.known_at = to_micros(row["last_sync_at"]), to_micros(row["known_at"]) or 0
         item.missing_rows, item.missing_changeset_id = row["missing_rows"], row["missing_changeset_id"]
         item.has_linked_items, item.waiting_edits = row["has_linked_items"], json.loads(row["waiting_edits"] or "{}")
     return item
@@ -259,14 +259,14 @@ def _account(row: asyncpg.Record) -> AccountRow:
         row["user_number"],
         row["cached_payload"],
         row["cached_payload_schema"],
-        microseconds(row["cached_at"]),
+        to_micros(row["cached_at"]),
         row["realtime_payload"],
         row["realtime_payload_schema"],
-        microseconds(row["realtime_at"]),
+        to_micros(row["realtime_at"]),
         row["source"],
         row["version"],
         row["last_changeset"],
-        microseconds(row["known_at"]) or 0,
+        to_micros(row["known_at"]) or 0,
         row["opened"],
         row["opening_transfers"],
         _key(row["continues_item"], row["continues_account"]),
@@ -283,7 +283,7 @@ def _review(row: asyncpg.Record) -> Review:
         transactions.canonical(row["candidates"]),
         row["reason"],
         row["changeset"],
-        microseconds(row["known_at"]) or 0,
+        to_micros(row["known_at"]) or 0,
         row["state"],
     )
 
@@ -306,9 +306,9 @@ def _transaction(row: asyncpg.Record, working: UnitOfWork) -> Row:
         postings,
         row["first_changeset"],
         row["last_changeset"],
-        microseconds(row["known_at"]) or 0,
-        microseconds(row["enriched_at"]),
-        microseconds(row["removed_at"]),
+        to_micros(row["known_at"]) or 0,
+        to_micros(row["enriched_at"]),
+        to_micros(row["removed_at"]),
         row["version"],
         row["transfers"],
         override_rules.canonical(row["user_fields"]),

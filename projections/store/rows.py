@@ -31,6 +31,7 @@ from projections.model.unit_of_work import (
 from schemas import money
 from schemas.encoding import codec
 from schemas.log.records import Account, Item, Transaction
+from schemas.times import from_micros
 
 TRANSACTION_COLUMNS = (
     "own_id",
@@ -212,7 +213,6 @@ Values = tuple[Any, ...]
 
 _NOBODY = (None, None)
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _ID = pg_copy.length(16)
 _TRANSACTION_START = len(TRANSACTION_COLUMNS).to_bytes(2, "big") + _ID
 _TRANSFER_START = len(TRANSFER_COLUMNS).to_bytes(2, "big") + _ID
@@ -221,19 +221,6 @@ _counters = struct.Struct(">i?iiiiiqiqiq").pack
 _PLAIN = pg_copy.NULL + pg_copy.int2(1) + pg_copy.NULL
 """user_fields, active_transfers and review of a row that only the bank spoke of."""
 _number_and_user = struct.Struct(">iiiq").pack
-
-
-def moment(microseconds: int | None) -> datetime.datetime | None:
-    """A time as asyncpg takes it. Units: microseconds since 1970, UTC."""
-    return None if microseconds is None else _EPOCH + datetime.timedelta(microseconds=microseconds)
-
-
-def microseconds(at: datetime.datetime | None) -> int | None:
-    """A time as the fold has it. Units: microseconds since 1970, UTC."""
-    if at is None:
-        return None
-    since = at - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
@@ -334,9 +321,9 @@ def transaction_values(row: Row) -> Values:
         row.transfers,
         row.first_changeset,
         row.last_changeset,
-        moment(row.known_at),
-        moment(row.enriched_at),
-        moment(row.removed_at),
+        from_micros(row.known_at),
+        from_micros(row.enriched_at),
+        from_micros(row.removed_at),
         row.missing_since_offset,
         row.user_fields,
         len(row.postings),
@@ -377,7 +364,7 @@ def transfer_values(transfer: Transfer) -> Values:
         pg_copy.read_date(transfer.effective),
         where.partition,
         where.offset,
-        moment(where.known_at),
+        from_micros(where.known_at),
     )
 
 
@@ -425,13 +412,13 @@ def account_values(row: AccountRow) -> Values:
         row.source,
         row.cached_payload,
         row.cached_payload_schema,
-        moment(row.cached_at),
+        from_micros(row.cached_at),
         row.realtime_payload,
         row.realtime_payload_schema,
-        moment(row.realtime_at),
+        from_micros(row.realtime_at),
         row.version,
         row.last_changeset,
-        moment(row.known_at),
+        from_micros(row.known_at),
         row.opened,
         row.opening_transfers,
         *(row.continues or _NOBODY),
@@ -461,14 +448,14 @@ def item_values(row: ItemRow) -> Values:
         row.head_offset,
         row.gate.unlinked,
         row.transaction_rows,
-        moment(row.linked_at),
-        moment(row.unlinked_at),
-        moment(row.last_sync_at),
+        from_micros(row.linked_at),
+        from_micros(row.unlinked_at),
+        from_micros(row.last_sync_at),
         row.missing_rows,
         row.missing_changeset_id,
         row.has_linked_items,
         _json(row.waiting_edits) if row.waiting_edits else None,
-        moment(row.known_at),
+        from_micros(row.known_at),
     )
 
 
@@ -509,23 +496,23 @@ def version_values(one: Version) -> Values:
         one.payload,
         one.schema,
         one.user_fields,
-        moment(one.removed_at),
+        from_micros(one.removed_at),
         one.review,
         one.changeset,
-        moment(one.known_at),
+        from_micros(one.known_at),
         one.until_changeset,
-        moment(one.until),
+        from_micros(one.until),
     )
 
 
 def account_version_values(one: AccountVersion) -> Values:
     """A row of `account_versions`."""
-    return (*one[:-1], moment(one.known_at))
+    return (*one[:-1], from_micros(one.known_at))
 
 
 def link_values(one: TransactionMatch) -> Values:
     """A row of `transaction_matches`."""
-    return (*one[:-1], moment(one.known_at))
+    return (*one[:-1], from_micros(one.known_at))
 
 
 def review_values(one: Review) -> Values:
@@ -541,8 +528,8 @@ def review_values(one: Review) -> Values:
         one.chosen,
         one.changeset,
         one.decided,
-        moment(one.known_at),
-        moment(one.decided_at),
+        from_micros(one.known_at),
+        from_micros(one.decided_at),
     )
 
 
@@ -565,8 +552,8 @@ def changeset_values(folded: Folded, *, keeps_events: bool = True) -> Values:
         hashlib.sha256(folded.block).digest(),
         kept,
         folded.redriven_by,
-        moment(folded.produced_at),
-        moment(place.known_at),
+        from_micros(folded.produced_at),
+        from_micros(place.known_at),
         folded.body_fingerprint,
     )
 

@@ -14,8 +14,9 @@ from projections.model import pg_copy
 from projections.model.unit_of_work import TransactionMatch, UnitOfWork
 from projections.store import rows, upsert_sql
 from projections.store.loader import QUARANTINED_BY
-from projections.store.rows import Values, moment
+from projections.store.rows import Values
 from projections.store.upsert_sql import Target
+from schemas.times import from_micros
 
 ONE_STATEMENT_ROWS_MAX = 500
 """Up to this many rows of a table go into the one statement; above it COPY costs less than arrays of values."""
@@ -141,7 +142,7 @@ def _few(
             upsert_sql.ENDED,
             [(ended.item_id, ended.first_offset, QUARANTINED_BY, ended.redrive) for ended in admission.ended],
         ),
-        (upsert_sql.POSITIONS, [(at.partition, at.position, at.checksum, moment(at.known_at)) for at in advanced]),
+        (upsert_sql.POSITIONS, [(at.partition, at.position, at.checksum, from_micros(at.known_at)) for at in advanced]),
         (upsert_sql.CHECKPOINTS, list(checkpoints.items())),
     ]
 

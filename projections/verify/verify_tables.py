@@ -22,6 +22,7 @@ from projections.verify.invariants import EXAMPLES_MAX, INVARIANTS
 from runtime.postgres.pool import snapshot
 from schemas.errors import Quarantine
 from schemas.ids import opening_id
+from schemas.times import to_micros
 
 ROWS_AT_ONCE = 1_000
 """Rows of one fetch: about a megabyte."""
@@ -110,7 +111,7 @@ def _row(record: asyncpg.Record) -> Row:
         0,
         0,
         0,
-        removed_at=rows.microseconds(record["removed_at"]),
+        removed_at=to_micros(record["removed_at"]),
         user_fields=record["user_fields"],
         review=record["review"],
     )

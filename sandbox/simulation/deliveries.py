@@ -10,7 +10,7 @@ from sandbox.simulation.engine.installation import PARTITIONS, Installation
 from sandbox.simulator.inprocess import UNANSWERED, Sent
 from schemas.encoding import codec
 from schemas.log.records import Webhook
-from schemas.times import micros
+from schemas.times import to_micros
 
 IDLE_S = 3600.0
 """Longest sleep without a look at what Plaid has to send; a wake-up normally ends it."""
@@ -46,7 +46,7 @@ async def deliver(installation: Installation, answers: Callable[[], bool], rng: 
 
 def _write(installation: Installation, sent: Sent) -> None:
     record = Webhook(
-        micros(installation.now()), sent.body, hashlib.sha256(sent.body).digest(), sent.jwt, sent.jwk.decode()
+        to_micros(installation.now()), sent.body, hashlib.sha256(sent.body).digest(), sent.jwt, sent.jwk.decode()
     )
     key = sent.delivery.webhook.item_id.encode()
     installation.broker.topic("webhooks").put(partition_of(key, PARTITIONS), Outgoing(key, codec.encode(record)))

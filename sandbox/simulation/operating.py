@@ -12,7 +12,7 @@ from schemas.events import APPROVE_REMOVALS, DECISION_MADE, TRANSACTION_EDITED
 from schemas.ids import free_id
 from schemas.log import changesets, gate
 from schemas.log.records import Cause, Decision, Edit, Head
-from schemas.times import micros
+from schemas.times import to_micros
 from schemas.topics import user_key
 
 
@@ -78,7 +78,7 @@ class Operator:
             parent=None,
             item_id=item.item_id,
             user=user,
-            at=micros(self._installation.now()),
+            at=to_micros(self._installation.now()),
             cause=Cause("user"),
             key_generation=keys.generation,
             counts={name: 1 for name, _, _ in events},

@@ -1,12 +1,12 @@
 """One example of each type of public event, with key and headers. Its golden bytes are in tests/golden/events.json."""
 
-import datetime
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from schemas.encoding import catalogue
 from schemas.events import PUBLIC_SOURCE
 from schemas.ids import event_id
+from schemas.times import SECOND_US, rfc3339
 from schemas.topics import HEADER_POSITION
 
 OWN_ID = "6f0c9c1f3a5e4b7d8a2b1c0d9e8f7a6b"
@@ -160,20 +160,15 @@ def _example(
     kind: str, of: tuple[str, int, str], position: str, value: Mapping[str, Any], topic_prefix: str
 ) -> Example:
     topic, schema, key = of
-    value = {**value, "known_at": KNOWN_AT + int(position.partition(".")[0]) * 1_000_000}
+    value = {**value, "known_at": KNOWN_AT + int(position.partition(".")[0]) * SECOND_US}
     entity = {"transactions": bytes.fromhex(OWN_ID), "balances": f"{key}\0cached".encode()}.get(topic, key.encode())
     headers = {
         "ce_specversion": "1.0",
         "ce_id": event_id(bytes.fromhex(value["changeset"]), kind, entity),
         "ce_type": kind,
-        "ce_time": _rfc3339(value["known_at"]),
+        "ce_time": rfc3339(value["known_at"]),
         "ce_source": PUBLIC_SOURCE,
         "ce_subject": key,
         HEADER_POSITION: position,
     }
     return Example(topic_prefix + topic, schema, key, headers, value)
-
-
-def _rfc3339(microseconds: int) -> str:
-    at = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=microseconds)
-    return at.isoformat(timespec="microseconds")[:-6] + "Z"

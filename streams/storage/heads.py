@@ -9,7 +9,7 @@ from runtime.scheduler.types import KnownHead
 from schemas.log import gate
 from schemas.log.gate import ItemGate, Verdict
 from schemas.log.records import Head
-from schemas.times import moment
+from schemas.times import from_micros
 from streams.sync.pages import COMPLETE
 
 
@@ -104,7 +104,7 @@ def _after(record: Read, before: ItemHead | None) -> ItemHead:
         KnownHead(
             id=head.id,
             offset=record.offset,
-            at=moment(head.at),
+            at=from_micros(head.at),
             unlinked=head.type == gate.UNLINK,
             cursor=head.next_cursor or (old.cursor if old else None),
             state=head.item_state or (old.state if old else None),

@@ -25,7 +25,7 @@ from schemas.events import (
 from schemas.log import changesets, gate
 from schemas.log.changesets import UserKeys
 from schemas.log.records import Account, Cause, Head, Item
-from schemas.times import micros
+from schemas.times import to_micros
 from schemas.topics import user_key
 from streams.sync.pages import Change
 from streams.sync.plaid_errors import ItemState
@@ -209,10 +209,10 @@ def compose(
         parent=tip.head,
         item_id=subject.item_id,
         user=subject.user,
-        at=micros(at),
+        at=to_micros(at),
         cause=subject.cause,
         key_generation=keys.generation,
-        fetch_started_at=None if subject.fetch_started_at is None else micros(subject.fetch_started_at),
+        fetch_started_at=None if subject.fetch_started_at is None else to_micros(subject.fetch_started_at),
         base_cursor=tip.cursor,
         next_cursor=cursor,
         counts=counts,

@@ -14,7 +14,7 @@ from schemas.ids import chained_id
 from schemas.log import changesets, gate
 from schemas.log.changesets import UserKeys
 from schemas.log.records import Head
-from schemas.times import micros
+from schemas.times import to_micros
 from streams.sync import changeset
 from streams.sync.changeset import Draft, Events, Part, Sealed, Subject, Tip
 
@@ -112,7 +112,7 @@ def _part(events: Events, making: _Making) -> Part:
         parent=tip.head,
         item_id=subject.item_id,
         user=subject.user,
-        at=micros(making.at),
+        at=to_micros(making.at),
         cause=subject.cause,
         key_generation=making.keys.generation,
         counts=changeset.counted(events),

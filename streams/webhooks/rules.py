@@ -14,7 +14,7 @@ import msgspec
 
 from runtime.scheduler.types import Hint, Mark
 from schemas.log.records import Cause, Webhook
-from schemas.times import moment
+from schemas.times import SECOND_US, from_micros
 
 PROMPT_S = 10
 """The signature's time has whole seconds, so two genuine webhooks about one Item within a second have one key, and
@@ -108,7 +108,7 @@ def identified(webhook: Webhook, *, partition: int, offset: int) -> Found:
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, binascii.Error, msgspec.DecodeError):
         signed_at, said = 0, webhook.jwt.encode(errors="surrogatepass")
     key = hashlib.sha256(said + webhook.body_sha256).digest()
-    prompt = webhook.received_at - signed_at * 1_000_000 < PROMPT_S * 1_000_000
+    prompt = webhook.received_at - signed_at * SECOND_US < PROMPT_S * SECOND_US
     return Found(partition, offset, key, prompt, webhook)
 
 
@@ -122,7 +122,7 @@ def react(webhook: Webhook, *, partition: int, offset: int) -> Seen:
         return Seen("nothing")  # of type LINK: ingest keeps no body that carries tokens
     try:
         body = msgspec.json.decode(webhook.body)
-        received_at = moment(webhook.received_at)
+        received_at = from_micros(webhook.received_at)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
         return Seen("unreadable")
     if not isinstance(body, dict):

@@ -6,8 +6,8 @@ from typing import Any
 
 import asyncpg
 
-from projections.store.rows import microseconds
 from sandbox.simulation.memory.projections import Memory
+from schemas.times import to_micros
 
 Tables = dict[str, list[tuple[Any, ...]]]
 
@@ -142,7 +142,7 @@ def _plain(text: str | None) -> str | None:
 
 def _value(value: Any) -> Any:
     if hasattr(value, "tzinfo"):
-        return microseconds(value)
+        return to_micros(value)
     if isinstance(value, str) and value[:1] in ("{", "["):
         return _plain(value)
     return int(value) if hasattr(value, "as_tuple") else value

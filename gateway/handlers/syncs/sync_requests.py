@@ -11,11 +11,10 @@ import msgspec
 
 from gateway.http.problems import not_found
 from runtime.settings import Settings
+from schemas.times import from_micros, to_micros
 
 REQUEST_CHARS_MAX = 100
 _TAG_BYTES = 12
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND = datetime.timedelta(microseconds=1)
 
 _Written = tuple[int, int, bool, int]
 
@@ -42,7 +41,7 @@ class SyncRequests:
 
     def write(self, request: SyncRequest) -> str:
         """The id of a request."""
-        at = (request.asked_at - _EPOCH) // _MICROSECOND
+        at = to_micros(request.asked_at)
         written: _Written = (request.generation, request.after, request.refresh, at)
         body = msgspec.msgpack.encode(written)
         return base64.urlsafe_b64encode(self._tag(request.item_id, body) + body).rstrip(b"=").decode()
@@ -60,7 +59,7 @@ class SyncRequests:
         if not hmac.compare_digest(tag, self._tag(item_id, body)):
             raise not_found("sync request")
         generation, after, refresh, at = msgspec.msgpack.decode(body, type=_Written)
-        return SyncRequest(item_id, generation, after, refresh, _EPOCH + at * _MICROSECOND)
+        return SyncRequest(item_id, generation, after, refresh, from_micros(at))
 
     def _tag(self, item_id: str, body: bytes) -> bytes:
         return hmac.digest(self._key, item_id.encode() + b"\0" + body, hashlib.sha256)[:_TAG_BYTES]

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from projections.read.queries import plain
-from projections.store.rows import moment
 from schemas.ids import own_id
 from schemas.log.records import Cause
+from schemas.times import from_micros
 from tests.support.gateway_world import Api, assert_shape, serving_api
 from tests.support.projections_database import Database
 from tests.support.projections_log import START_US, Log, account, added, balance, modified, removed, transaction
@@ -46,7 +46,7 @@ async def api(database: str) -> AsyncIterator[Api]:
 
 def at(number: int) -> str:
     """When the record with this number was known."""
-    return str(plain({"at": moment(START_US + (number + 1) * 1_000_000)})["at"])
+    return str(plain({"at": from_micros(START_US + (number + 1) * 1_000_000)})["at"])
 
 
 async def ask(api: Api, path: str, **values: str) -> tuple[int, Any]:

@@ -13,11 +13,11 @@ from projections.ledger import override_rules
 from projections.model import pg_copy
 from projections.read import as_of, queries
 from projections.read.queries import Row
-from projections.store.rows import moment
 from sandbox.infra.postgres import Postgres
 from sandbox.simulation.memory.projections import Memory
 from schemas.encoding import codec
 from schemas.log.records import Account, Transaction
+from schemas.times import from_micros
 from tests.integration.projections.test_store import Database, fresh
 from tests.support import projections_kin
 from tests.support.projections_log import Log, owners, transaction
@@ -131,7 +131,7 @@ NOTHING = Cut(Memory(owners), 0)
 async def _as_of(
     connection: asyncpg.Connection, known_at: int, effective_at: datetime.date | None, *, limit: int
 ) -> tuple[Any, ...]:
-    at = moment(known_at)
+    at = from_micros(known_at)
     assert at is not None
     rows: list[Row] = []
     after = None
@@ -194,5 +194,5 @@ def _said(row: Any) -> tuple[Any, ...]:
 
 
 def _at(microseconds: int | None) -> str | None:
-    at = moment(microseconds)
+    at = from_micros(microseconds)
     return None if at is None else queries.plain({"at": at})["at"]

@@ -79,4 +79,4 @@ def test_moments_are_exact_both_ways() -> None:
 
     for step in range(1_000):
         moment = at + timedelta(microseconds=step * 7_919)
-        assert times.moment(times.micros(moment)) == moment
+        assert times.from_micros(times.to_micros(moment)) == moment
