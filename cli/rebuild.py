@@ -85,9 +85,9 @@ def rebuild(
 
 
 def _demo(*, as_json: bool) -> None:
-    from sandbox.demo.rebuild_demo import rebuilt_demo
+    from sandbox.demo.rebuild_demo import run_rebuild_demo
 
-    told, is_right = finish(rebuilt_demo())
+    told, is_right = finish(run_rebuild_demo())
     if as_json:
         say(console_of_lines(), told)
     raise typer.Exit(0 if is_right else 1)

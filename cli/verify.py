@@ -68,9 +68,9 @@ async def _of_log(connection: asyncpg.Connection, given: Settings, *, is_settled
 
 
 def _of_demo() -> dict[str, Finding]:
-    from sandbox.demo.verify_demo import verified_demo
+    from sandbox.demo.verify_demo import run_verify_demo
 
-    return finish(verified_demo(seconds=DEMO_S))
+    return finish(run_verify_demo(seconds=DEMO_S))
 
 
 def _table(found: Mapping[str, Finding]) -> Any:

@@ -16,13 +16,13 @@ from rich.console import Console
 
 from projections.store.tables import SCHEMA
 from sandbox.bench.peer import Peer, Round, backfill_load, compared
-from sandbox.demo.watch import Watch
 from sandbox.infra.clients import Application, Bank
 from sandbox.infra.cluster import ClusterOptions
 from sandbox.infra.kafka import KafkaOptions
 from sandbox.infra.postgres import PostgresOptions
-from sandbox.infra.stack import PROJECTIONS, World, WorldOptions
-from sandbox.observe.observe import Observer, observing
+from sandbox.infra.stack import PROJECTIONS, Stack, StackOptions
+from sandbox.observe.browsers import Watch
+from sandbox.observe.observer import Observer, observing
 
 BACKFILL_S_MAX = 300.0
 TRICKLE_CHANGES = 5
@@ -88,9 +88,9 @@ async def backfill(options: BenchOptions, console: Console) -> dict[str, Any]:
         return await _measure(world, options, console, with_webhooks=False)
 
 
-def _world(options: BenchOptions, console: Console) -> World:
-    return World(
-        WorldOptions(
+def _world(options: BenchOptions, console: Console) -> Stack:
+    return Stack(
+        StackOptions(
             projectors=options.projectors,
             simulator=(*SIMULATOR, "--latency-s", str(options.latency_s)),
             cluster=ClusterOptions(kafka=KAFKA, postgres=POSTGRES),
@@ -99,7 +99,7 @@ def _world(options: BenchOptions, console: Console) -> World:
     )
 
 
-async def _measure(world: World, options: BenchOptions, console: Console, *, with_webhooks: bool) -> dict[str, Any]:
+async def _measure(world: Stack, options: BenchOptions, console: Console, *, with_webhooks: bool) -> dict[str, Any]:
     settings = world.settings()
     async with contextlib.AsyncExitStack() as stack:
         observer = await stack.enter_async_context(observing(settings))
@@ -124,7 +124,7 @@ def _shown(options: BenchOptions) -> dict[str, Any]:
 
 
 async def _backfill(
-    world: World, observer: Observer, bank: Bank, application: Application, items: list[dict[str, Any]]
+    world: Stack, observer: Observer, bank: Bank, application: Application, items: list[dict[str, Any]]
 ) -> dict[str, Any]:
     cpu = _cpu(world)
     started = time.time()
@@ -144,7 +144,7 @@ async def _backfill(
 
 
 async def _trickle(
-    world: World, observer: Observer, bank: Bank, watch: Watch, items: list[dict[str, Any]], options: BenchOptions
+    world: Stack, observer: Observer, bank: Bank, watch: Watch, items: list[dict[str, Any]], options: BenchOptions
 ) -> dict[str, Any]:
     cpu = _cpu(world)
     started = time.time()
@@ -177,7 +177,7 @@ async def _last_commit(pool: asyncpg.Pool) -> float:
     return float(moment)
 
 
-def _processes(world: World) -> dict[str, list[psutil.Process]]:
+def _processes(world: Stack) -> dict[str, list[psutil.Process]]:
     """Each part's processes; Postgres' workers and all projectors count as one."""
     found: dict[str, list[psutil.Process]] = {}
     pids = [(PROJECTIONS if name.startswith(PROJECTIONS) else name, stage.pid) for name, stage in world.stages.items()]
@@ -191,7 +191,7 @@ def _processes(world: World) -> dict[str, list[psutil.Process]]:
     return found
 
 
-def _cpu(world: World) -> dict[str, float]:
+def _cpu(world: Stack) -> dict[str, float]:
     """CPU seconds used so far, by part. A worker of Postgres that has ended is counted with its parent."""
     used: dict[str, float] = {}
     for name, processes in _processes(world).items():
@@ -203,7 +203,7 @@ def _cpu(world: World) -> dict[str, float]:
     return used
 
 
-def _rss(world: World) -> dict[str, int]:
+def _rss(world: Stack) -> dict[str, int]:
     """Resident memory now, in MiB; pages that Postgres' workers share are counted once (PSS)."""
     return {
         name: sum(process.memory_full_info().pss for process in processes) // 2**20

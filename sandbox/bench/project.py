@@ -30,8 +30,8 @@ from projections.store.migrate import migrate
 from projections.store.writer import Advanced
 from runtime.kafka.continuity import checksum
 from runtime.settings import Settings
-from sandbox.bench.log import BenchLog, owners, transactions
 from sandbox.infra.cluster import Cluster, ClusterOptions
+from sandbox.infra.generated_log import GeneratedLog, owners, transactions
 from sandbox.infra.postgres import PostgresOptions
 from schemas import events
 from schemas.log.records import Transaction
@@ -90,7 +90,7 @@ async def run_project(options: ProjectOptions) -> int:
 
 def _log(options: ProjectOptions) -> tuple[list[Opened], list[Opened]]:
     """Histories and updates, their heads read: that is done before a batch is cut."""
-    log, each = BenchLog(), max(1, options.transactions // options.items)
+    log, each = GeneratedLog(), max(1, options.transactions // options.items)
     known_of = {user: transactions(each, user) for user in range(1, options.items + 1)}
     for user, said in known_of.items():
         log.link(user)

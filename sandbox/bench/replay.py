@@ -27,8 +27,8 @@ from runtime.kafka.clients import Appender, Outgoing, partition_of
 from runtime.settings import Settings
 from runtime.users.vault import Vault
 from sandbox.bench.end_to_end import KAFKA, POSTGRES, BenchOptions, backfill
-from sandbox.bench.log import TENANT, BenchLog, data_key, name_of, transactions
 from sandbox.infra.cluster import Cluster, ClusterOptions
+from sandbox.infra.generated_log import TENANT, GeneratedLog, data_key, name_of, transactions
 from sandbox.infra.processes import Child, Command, start, tail
 from sandbox.infra.stages import StageProcess
 from sandbox.observe.resource_usage import Samples, sampled
@@ -108,8 +108,8 @@ def _whole_way(options: ReplayOptions, *, latency_s: float = 0.0) -> BenchOption
     )
 
 
-def _log(options: ReplayOptions) -> BenchLog:
-    log, each = BenchLog(), max(1, options.transactions // options.items)
+def _log(options: ReplayOptions) -> GeneratedLog:
+    log, each = GeneratedLog(), max(1, options.transactions // options.items)
     for user in range(1, options.items + 1):
         log.link(user)
         log.history(user, transactions(each, user))
@@ -118,7 +118,7 @@ def _log(options: ReplayOptions) -> BenchLog:
     return log
 
 
-async def _replayed(options: ReplayOptions, log: BenchLog, console: Console) -> dict[str, Any]:
+async def _replayed(options: ReplayOptions, log: GeneratedLog, console: Console) -> dict[str, Any]:
     console.print("starting Kafka and Postgres")
     async with Cluster(ClusterOptions(kafka=KAFKA, postgres=POSTGRES)) as cluster:
         environment = {
@@ -152,7 +152,7 @@ async def _own(connection: asyncpg.Connection, settings: Settings, users: Sequen
     await connection.executemany(_KEY, keys)
 
 
-async def _fill(settings: Settings, log: BenchLog) -> None:
+async def _fill(settings: Settings, log: GeneratedLog) -> None:
     """Append the log to the topic, each record to the partition of its user."""
     topic = full_name(CHANGESETS, settings.topic_prefix)
     appender = Appender(settings, client="bench")
@@ -167,7 +167,7 @@ async def _fill(settings: Settings, log: BenchLog) -> None:
 
 
 async def _project(
-    connection: asyncpg.Connection, log: BenchLog, environment: Mapping[str, str], folder: Path, processes: int
+    connection: asyncpg.Connection, log: GeneratedLog, environment: Mapping[str, str], folder: Path, processes: int
 ) -> None:
     """Let live projectors read the log, and wait until all of it is published."""
     stages = [

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from runtime.crash_points import CrashPoint
-from sandbox.chaos.proxied_stack import ChaosWorld, append_timeout_s, sleep_of_a_zombie_s
+from sandbox.chaos.crashing_stage import SMALL_RECORDS, CrashingStage
+from sandbox.chaos.proxied_stack import ProxiedStack, append_timeout_s, sleep_of_a_zombie_s
 from sandbox.chaos.proxy import Matching
 from sandbox.chaos.schedule import Chain, Fault, Kind, Run
-from sandbox.chaos.victim import SMALL_RECORDS, Victim
 from sandbox.infra.clients import Bank
 from schemas.errors import Halt
 
@@ -41,7 +41,7 @@ _UNANSWERED: dict[str, Matching] = {
 class Injector:
     """Counts what it has done in `faults`; what could not be done is not counted."""
 
-    def __init__(self, world: ChaosWorld, bank: Bank) -> None:
+    def __init__(self, world: ProxiedStack, bank: Bank) -> None:
         self._world = world
         self._bank = bank
         self._began = time.monotonic()
@@ -91,7 +91,7 @@ class Injector:
         if chain.stop is not None:
             await self._stop(victim, chain.stop.point)
 
-    async def _die(self, victim: Victim) -> None:
+    async def _die(self, victim: CrashingStage) -> None:
         """Wait until the process has died of one more of its plans, or kill it when that takes too long."""
         died, large_at = len(victim.died_at), 0.0
         while len(victim.died_at) == died:
@@ -110,7 +110,7 @@ class Injector:
         self.faults[f"kill.{victim.died_at[died]}"] += 1
         self.say(f"{victim.name} died at {victim.died_at[died]}")
 
-    async def _stop(self, victim: Victim, point: CrashPoint) -> None:
+    async def _stop(self, victim: CrashingStage, point: CrashPoint) -> None:
         """Wait until the process has stopped itself at a point, and wake it up when all it held is over."""
         deadline, large_at = time.monotonic() + POINT_S_MAX, 0.0
         while not (victim.stops_at is point and victim.stopped()):
@@ -134,7 +134,7 @@ class Injector:
         if point in _NEEDS_LARGE:
             await self._bank.step(changes=LARGE_CHANGES)
 
-    def _kill(self, victim: Victim) -> None:
+    def _kill(self, victim: CrashingStage) -> None:
         victim.kill()
         self.kills += 1
         self.faults[f"kill.{victim.stage}"] += 1

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit, urlunsplit
 
 from runtime.settings import Settings
+from sandbox.chaos.crashing_stage import CrashingStage
 from sandbox.chaos.proxy import Proxy
 from sandbox.chaos.schedule import NEIGHBOURS
-from sandbox.chaos.victim import Victim
 from sandbox.infra.cluster import ClusterOptions
 from sandbox.infra.kafka import KafkaOptions
 from sandbox.infra.machine import LOOPBACK, free_port
-from sandbox.infra.stack import SIMULATOR, World, WorldOptions
+from sandbox.infra.stack import SIMULATOR, Stack, StackOptions
 from sandbox.infra.stages import STAGE_PORTS, StageProcess
 
 PARTITIONS = 4
@@ -41,7 +41,7 @@ PATIENT = {"lock_timeout_s": 30.0, "statement_timeout_s": 60.0, "transaction_tim
 """A proof reads every row in one transaction."""
 
 
-class ChaosWorld(World):
+class ProxiedStack(Stack):
     """A world whose processes die by plan and reach their neighbours through proxies."""
 
     def __init__(self, *, seed: int, progress: Callable[[str], None] = lambda _: None) -> None:
@@ -49,7 +49,7 @@ class ChaosWorld(World):
         kafka = KafkaOptions(
             advertised=self.proxies["kafka"].address, settings={"group.min.session.timeout.ms": "1000"}
         )
-        options = WorldOptions(
+        options = StackOptions(
             projectors=2,
             streams=2,
             environment=SHORT_TIMES,
@@ -60,16 +60,16 @@ class ChaosWorld(World):
         self._ingest_address = self.ingest_url.removeprefix("http://")
         self.ingest_url = f"http://{self.proxies['webhooks'].address}"
 
-    def victim(self, name: str) -> Victim:
+    def victim(self, name: str) -> CrashingStage:
         """The process of this name."""
         stage = self.stages[name]
-        assert isinstance(stage, Victim)
+        assert isinstance(stage, CrashingStage)
         return stage
 
     @property
-    def victims(self) -> list[Victim]:
+    def victims(self) -> list[CrashingStage]:
         """All of them."""
-        return [stage for stage in self.stages.values() if isinstance(stage, Victim)]
+        return [stage for stage in self.stages.values() if isinstance(stage, CrashingStage)]
 
     def settings(self) -> Settings:
         """The settings of tools that look at this world: they go past the proxies, and take their time."""
@@ -88,7 +88,7 @@ class ChaosWorld(World):
             "TARTAN_PLAID_URL": f"http://{self.proxies['plaid'].address}",
         }
 
-    def join(self, stage: str, *, number: int) -> Victim:
+    def join(self, stage: str, *, number: int) -> CrashingStage:
         """Start one more instance of a stage."""
         name = f"{stage}-{number}"
         self._launch(name, [stage], self.environment() | {"TARTAN_INSTANCE_ID": str(number)})
@@ -111,7 +111,9 @@ class ChaosWorld(World):
     ) -> StageProcess:
         if name == SIMULATOR:
             return super()._process(name, arguments, environment, ready_url)
-        victim = Victim(name, arguments=arguments, environment=environment, folder=self.folder, ready_url=ready_url)
+        victim = CrashingStage(
+            name, arguments=arguments, environment=environment, folder=self.folder, ready_url=ready_url
+        )
         victim.prepare()
         return victim
 

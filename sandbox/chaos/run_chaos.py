@@ -15,13 +15,13 @@ import aiohttp
 import asyncpg
 from rich.console import Console
 
-from sandbox.chaos.evidence import keep
+from sandbox.chaos.failure_report import keep
 from sandbox.chaos.injection import Injector, living
-from sandbox.chaos.oracle import Oracle
-from sandbox.chaos.proxied_stack import ChaosWorld
+from sandbox.chaos.proxied_stack import ProxiedStack
 from sandbox.chaos.schedule import Run, schedule
+from sandbox.chaos.verifier import Verifier
 from sandbox.infra.clients import Application, Bank
-from sandbox.observe.observe import observing
+from sandbox.observe.observer import observing
 from schemas.errors import TartanError
 
 USERS = 6
@@ -84,7 +84,7 @@ async def run_chaos(options: ChaosOptions) -> int:
     console.print(f"seed {seed}: {options.kills} kills in {len(runs)} runs")
     outcome = _Outcome(seed)
     with console.status("Starting …") as status:
-        world = ChaosWorld(seed=seed, progress=lambda what: status.update(f"Starting {what} …"))
+        world = ProxiedStack(seed=seed, progress=lambda what: status.update(f"Starting {what} …"))
         try:
             await world.start()
             status.update("Linking …")
@@ -106,12 +106,12 @@ async def run_chaos(options: ChaosOptions) -> int:
 class _Command:
     """A world with linked Items, and the means to harm and to judge it."""
 
-    def __init__(self, world: ChaosWorld, bank: Bank, oracle: Oracle, outcome: _Outcome, console: Console) -> None:
+    def __init__(self, world: ProxiedStack, bank: Bank, oracle: Verifier, outcome: _Outcome, console: Console) -> None:
         self._world, self._bank, self._oracle = world, bank, oracle
         self._outcome, self._console = outcome, console
 
     @classmethod
-    async def begun(cls, world: ChaosWorld, outcome: _Outcome, console: Console, stack: AsyncExitStack) -> "_Command":
+    async def begun(cls, world: ProxiedStack, outcome: _Outcome, console: Console, stack: AsyncExitStack) -> "_Command":
         """Link the Items of all users, and wait until all they have is there."""
         observer = await stack.enter_async_context(observing(world.settings()))
         bank = await stack.enter_async_context(Bank(world.simulator_url))
@@ -122,7 +122,7 @@ class _Command:
                 [item] = await bank.make_items(f"user-{user + 1}", transactions=HISTORY_TRANSACTIONS)
                 await application.link(f"user-{user + 1}", item["public_token"])
         await observer.until_quiet(bank, timeout_s=FIRST_QUIET_S_MAX)
-        return cls(world, bank, Oracle(world, observer, bank, application), outcome, console)
+        return cls(world, bank, Verifier(world, observer, bank, application), outcome, console)
 
     async def all(self, runs: Sequence[Run], *, verbose: bool) -> None:
         """Do one run after the other, up to the first that leaves the world untrue: what follows it proves nothing."""

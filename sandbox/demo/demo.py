@@ -13,10 +13,10 @@ from projections.verify import digests
 from runtime.postgres.pool import borrowed
 from runtime.scheduler import enqueue
 from sandbox.demo.live_view import View
-from sandbox.demo.watch import Watch
 from sandbox.infra.clients import Application, Bank
-from sandbox.infra.stack import World, WorldOptions
-from sandbox.observe.observe import Observer, observing
+from sandbox.infra.stack import Stack, StackOptions
+from sandbox.observe.browsers import Watch
+from sandbox.observe.observer import Observer, observing
 
 USERS = 3
 ITEMS_A_USER = 2
@@ -40,8 +40,8 @@ async def run_demo(options: DemoOptions) -> int:
     """Run it. Gives the exit code: 0 only if tables = the bank's truth and the ledger balances."""
     console = Console(stderr=True, soft_wrap=True)
     with console.status("Starting …") as status:
-        world = World(
-            WorldOptions(simulator=("--seed", str(options.seed))),
+        world = Stack(
+            StackOptions(simulator=("--seed", str(options.seed))),
             progress=lambda what: status.update(f"Starting {what} …"),
         )
         started = time.monotonic()
@@ -55,7 +55,7 @@ async def run_demo(options: DemoOptions) -> int:
         console.print("Stopped; nothing is left running.")
 
 
-async def _show(world: World, options: DemoOptions, console: Console) -> int:
+async def _show(world: Stack, options: DemoOptions, console: Console) -> int:
     settings = world.settings()
     users = [f"user-{number + 1}" for number in range(USERS)]
     async with contextlib.AsyncExitStack() as stack:

@@ -8,16 +8,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from sandbox.demo.watch import Watch
 from sandbox.infra.clients import Bank
-from sandbox.infra.stack import World
-from sandbox.observe.observe import Observer
+from sandbox.infra.stack import Stack
+from sandbox.observe.browsers import Watch
+from sandbox.observe.observer import Observer
 
 
 class View:
     """The live view: stages, rates, latencies, last events."""
 
-    def __init__(self, world: World, observer: Observer, bank: Bank, watch: Watch) -> None:
+    def __init__(self, world: Stack, observer: Observer, bank: Bank, watch: Watch) -> None:
         self._world, self._observer, self._bank, self._watch = world, observer, bank, watch
         self._before: tuple[float, dict[str, int]] | None = None
 

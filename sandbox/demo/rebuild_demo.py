@@ -8,28 +8,28 @@ from rich.console import Console
 
 from projections.verify import digests
 from runtime.postgres.pool import borrowed
-from sandbox.chaos import refold
 from sandbox.demo.demo import QUIET_S_MAX, RATE_PER_S, USERS, link_users, quiet_bank
 from sandbox.infra.clients import Application, Bank
-from sandbox.infra.stack import World, WorldOptions
-from sandbox.observe.listeners import Listeners, due, missed
-from sandbox.observe.observe import Observer, observing
-from sandbox.observe.readers import Readers, Versions, of_user
-from sandbox.observe.rebuild_process import Rebuilding
+from sandbox.infra.stack import Stack, StackOptions
+from sandbox.observe import log_replay
+from sandbox.observe.listeners import Browsers, due, missed
+from sandbox.observe.observer import Observer, observing
+from sandbox.observe.read_load import MonotonicReads, ReadLoad, of_user
+from sandbox.observe.rebuild_process import RebuildProcess
 
 CHANGES_S = 3.0
 """Of changes at the bank before the rebuild; they go on until the last swap is done."""
 READS_PER_S = 40.0
 
 
-async def rebuilt_demo() -> tuple[dict[str, Any], bool]:
+async def run_rebuild_demo() -> tuple[dict[str, Any], bool]:
     """Run it, tell people how it goes, and give what came of it and whether all was right.
 
     Raises: Halt, where the world does not start or a command fails.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     async with (
-        World(WorldOptions(), progress=lambda what: console.print(f"starting {what}")) as world,
+        Stack(StackOptions(), progress=lambda what: console.print(f"starting {what}")) as world,
         contextlib.AsyncExitStack() as stack,
     ):
         observer = await stack.enter_async_context(observing(world.settings()))
@@ -38,13 +38,13 @@ async def rebuilt_demo() -> tuple[dict[str, Any], bool]:
         users = [f"user-{number + 1}" for number in range(USERS)]
         await link_users(bank, application, users)
         await observer.until_quiet(bank, timeout_s=QUIET_S_MAX)
-        listeners = await stack.enter_async_context(Listeners(application, world.gateway_url, users))
-        readers = Readers(
+        listeners = await stack.enter_async_context(Browsers(application, world.gateway_url, users))
+        readers = ReadLoad(
             world.gateway_url,
             world.secrets.api_key,
             reads=[read for user in users for read in of_user(user)],
             rate_per_s=READS_PER_S,
-            begun=Versions().begun,
+            begun=MonotonicReads().begun,
         )
         await bank.live(RATE_PER_S)
         console.print(
@@ -61,10 +61,10 @@ async def rebuilt_demo() -> tuple[dict[str, Any], bool]:
     return told, _account(told, console)
 
 
-async def _there_and_back(world: World, observer: Observer, console: Console) -> dict[str, Any]:
+async def _there_and_back(world: Stack, observer: Observer, console: Console) -> dict[str, Any]:
     async def run(*arguments: str) -> Any:
         console.print(" ".join(["tartan rebuild", *arguments]))
-        running = Rebuilding(*arguments, environment=world.environment(), folder=world.folder)
+        running = RebuildProcess(*arguments, environment=world.environment(), folder=world.folder)
         result = await running.result()
         numbers.append(await observer.pool.fetchval(_LIVE))
         return result
@@ -81,13 +81,13 @@ async def _there_and_back(world: World, observer: Observer, console: Console) ->
     }
 
 
-async def _proved(observer: Observer, bank: Bank, listeners: Listeners, users: list[str]) -> dict[str, Any]:
+async def _proved(observer: Observer, bank: Bank, listeners: Browsers, users: list[str]) -> dict[str, Any]:
     """Compare tables with the bank's truth, and what browsers were told with the log folded again."""
     async with borrowed(observer.pool) as connection:
         is_true = await digests.state_digest(connection) == await bank.digest()
         positions = {row["partition"]: row["position"] for row in await connection.fetch(_POSITIONS)}
         numbers = {row["user_id"]: row["user_number"] for row in await connection.fetch(_USERS)}
-    async with refold.replayed(observer.settings, positions) as again:
+    async with log_replay.replayed(observer.settings, positions) as again:
         gaps = [missed(listeners.heard[user], await due(again, numbers[user])) for user in users]
     return {
         "pushes": listeners.messages,

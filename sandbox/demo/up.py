@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sandbox.infra.clients import Application
-from sandbox.infra.stack import SIMULATOR, World, WorldOptions
+from sandbox.infra.stack import SIMULATOR, Stack, StackOptions
 
 COMMANDS = (
     ("tartan link --user first-user", "a first Item, and what arrives"),
@@ -26,8 +26,8 @@ async def run_up(folder: Path, seed: int) -> int:
     console = Console(stderr=True, soft_wrap=True)
     start = count_start(folder)
     with console.status("Starting …") as status:
-        world = World(
-            WorldOptions(folder=folder.resolve(), simulator=("--seed", str(seed + start))),
+        world = Stack(
+            StackOptions(folder=folder.resolve(), simulator=("--seed", str(seed + start))),
             progress=lambda what: status.update(f"Starting {what} …"),
         )
         await world.start()
@@ -59,7 +59,7 @@ def count_start(folder: Path) -> int:
     return before
 
 
-async def _tell(world: World, folder: Path, console: Console) -> None:
+async def _tell(world: Stack, folder: Path, console: Console) -> None:
     environment = folder / "environment"
     environment.touch(mode=0o600)
     environment.write_text(

@@ -10,17 +10,17 @@ from projections.verify.verify_tables import Finding
 from runtime.postgres.pool import borrowed
 from sandbox.demo.demo import QUIET_S_MAX, RATE_PER_S, USERS, link_users, quiet_bank
 from sandbox.infra.clients import Application, Bank
-from sandbox.infra.stack import World, WorldOptions
-from sandbox.observe.observe import observing
+from sandbox.infra.stack import Stack, StackOptions
+from sandbox.observe.observer import observing
 
 TRUTH = "tables_equal_the_banks_truth"
 
 
-async def verified_demo(*, seconds: float) -> dict[str, Finding]:
+async def run_verify_demo(*, seconds: float) -> dict[str, Finding]:
     """Run it, and give what was found: invariants of tables and log, and whether the tables are the bank's truth."""
     console = Console(stderr=True)
     async with (
-        World(WorldOptions(), progress=lambda what: console.print(f"starting {what}")) as world,
+        Stack(StackOptions(), progress=lambda what: console.print(f"starting {what}")) as world,
         contextlib.AsyncExitStack() as stack,
     ):
         observer = await stack.enter_async_context(observing(world.settings()))

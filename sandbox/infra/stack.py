@@ -30,7 +30,7 @@ ALL = frozenset({SIMULATOR, INGEST, STREAMS, PROJECTIONS, GATEWAY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorldOptions:
+class StackOptions:
     """What the world is made of.
 
     `folder` keeps everything in it; None throws it away at the end. `running` are the stages that there are,
@@ -56,13 +56,13 @@ class Secrets:
     stream_secret: str
 
 
-class World:
+class Stack:
     """Start it, use its addresses, stop it: nothing is left running."""
 
     def __init__(
-        self, options: WorldOptions | None = None, *, progress: Callable[[str], None] = lambda _: None
+        self, options: StackOptions | None = None, *, progress: Callable[[str], None] = lambda _: None
     ) -> None:
-        self._options = options or WorldOptions()
+        self._options = options or StackOptions()
         self._progress = progress
         self._stack = AsyncExitStack()
         self.stages: dict[str, StageProcess] = {}

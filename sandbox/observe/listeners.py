@@ -12,8 +12,8 @@ import asyncpg
 from projections.events import public_events
 from projections.publish import browser_messages
 from projections.store import rows
-from sandbox.demo.watch import INITIAL
 from sandbox.infra.clients import Application
+from sandbox.observe.browsers import INITIAL
 from schemas.errors import Halt
 
 RECONNECT_S = 0.3
@@ -23,21 +23,21 @@ Position = tuple[int, int]
 """Source offset, and index within its changeset."""
 
 
-class Heard(NamedTuple):
+class Connection(NamedTuple):
     """What one connection told: from which offset on, and the positions of its messages as they came."""
 
     begins: int
     positions: list[Position]
 
 
-class Listeners:
+class Browsers:
     """Holds a WebSocket open for each user; reconnects as a browser does."""
 
     def __init__(self, application: Application, gateway_url: str, users: Sequence[str]) -> None:
         self._application = application
         self._url = gateway_url.replace("http", "ws", 1) + "/v1/stream"
         self._tasks: list[asyncio.Task[None]] = []
-        self.heard: dict[str, list[Heard]] = {user: [] for user in users}
+        self.heard: dict[str, list[Connection]] = {user: [] for user in users}
         """By user, one connection after the other."""
 
     async def __aenter__(self) -> Self:
@@ -93,7 +93,7 @@ class Listeners:
     def _note(self, user: str, message: Mapping[str, Any]) -> None:
         _, _, position = message["position"].partition(":")
         if message["event"] == INITIAL[0]:
-            self.heard[user].append(Heard(int(position), []))
+            self.heard[user].append(Connection(int(position), []))
         elif message["event"] != INITIAL[1]:
             offset, _, index = position.partition(".")
             self.heard[user][-1].positions.append((int(offset), int(index)))
@@ -109,7 +109,7 @@ async def due(connection: asyncpg.Connection, user: int) -> list[Position]:
     return positions
 
 
-def missed(connections: Sequence[Heard], wanted: Sequence[Position]) -> list[str]:
+def missed(connections: Sequence[Connection], wanted: Sequence[Position]) -> list[str]:
     """What is wrong with what a user was told, who should have been told `wanted`, in order.
 
     A connection tells all from where it begins up to its end, the last one all there is; what lies between two

@@ -22,7 +22,7 @@ END_S_MAX = 10.0
 LOOK_S = 0.02
 
 
-class Rebuilding:
+class RebuildProcess:
     """One run of the command with these arguments. Its log holds what it said, and nothing of earlier runs."""
 
     def __init__(

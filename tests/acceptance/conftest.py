@@ -10,15 +10,15 @@ import pytest
 from sandbox.infra.clients import Application, Bank
 from sandbox.infra.cluster import ClusterOptions
 from sandbox.infra.postgres import Postgres
-from sandbox.infra.stack import World, WorldOptions
-from sandbox.observe.observe import Observer, observing
+from sandbox.infra.stack import Stack, StackOptions
+from sandbox.observe.observer import Observer, observing
 
 
 @dataclass(frozen=True)
 class Running:
     """A running world and the ways to look at it."""
 
-    world: World
+    world: Stack
     bank: Bank
     application: Application
     observer: Observer
@@ -40,7 +40,7 @@ async def running(
     further_settings: dict[str, str],
 ) -> AsyncIterator[Running]:
     """Every stage as a process of its own, on the session's Kafka and Postgres."""
-    options = WorldOptions(
+    options = StackOptions(
         folder=tmp_path,
         simulator=("--ready", "--rate-limits", "off", "--time-scale", "0.05"),
         environment={
@@ -52,7 +52,7 @@ async def running(
         cluster=ClusterOptions(kafka_address=kafka_address, postgres_dsn=database),
     )
     async with contextlib.AsyncExitStack() as stack:
-        world = await stack.enter_async_context(World(options))
+        world = await stack.enter_async_context(Stack(options))
         observer = await stack.enter_async_context(observing(world.settings()))
         bank = await stack.enter_async_context(Bank(world.simulator_url))
         application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.chaos.rebuild.scenario import RebuildOptions, run_rebuild
 from sandbox.infra.cluster import ClusterOptions
-from sandbox.infra.stack import WorldOptions
+from sandbox.infra.stack import StackOptions
 
 TRANSACTIONS, KILLS = 50_000, 3
 CHANGESETS_PER_S, READS_PER_S = 40.0, 40.0
@@ -18,7 +18,7 @@ CHANGESETS_PER_S, READS_PER_S = 40.0, 40.0
 async def test_three_kills_of_a_rebuild_under_writes_and_reads_are_noticed_by_nobody(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, kafka_address: str, topic_prefix: str, database: str
 ) -> None:
-    world = WorldOptions(
+    world = StackOptions(
         folder=tmp_path,
         environment={"TARTAN_TOPIC_PREFIX": topic_prefix},
         cluster=ClusterOptions(kafka_address=kafka_address, postgres_dsn=database),

@@ -8,8 +8,8 @@ import pytest
 
 from projections.verify import digests
 from sandbox.infra.clients import Application, Bank
-from sandbox.infra.stack import World, WorldOptions
-from sandbox.observe.observe import observing
+from sandbox.infra.stack import Stack, StackOptions
+from sandbox.observe.observer import observing
 from tests.support.acceptance_published import net_events, read_topics
 
 QUIET_S_MAX = 180.0
@@ -18,13 +18,13 @@ AWAY_S = 3.0
 
 @pytest.mark.timeout(600)
 async def test_kafka_and_postgres_may_die_at_any_time(tmp_path: Path) -> None:
-    options = WorldOptions(
+    options = StackOptions(
         folder=tmp_path,
         simulator=("--ready", "--rate-limits", "off", "--time-scale", "0.05"),
         environment={"TARTAN_PARTITIONS": "4", "TARTAN_LEASE_S": "3"},
     )
     async with contextlib.AsyncExitStack() as stack:
-        world = await stack.enter_async_context(World(options))
+        world = await stack.enter_async_context(Stack(options))
         bank = await stack.enter_async_context(Bank(world.simulator_url))
         application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))
         for user in ("ada", "bob"):

@@ -19,7 +19,7 @@ from projections.model.unit_of_work import UnitOfWork
 from projections.publish import kafka_records
 from projections.publish.kafka_records import Outbound
 from projections.store import rows
-from sandbox.bench.log import PER_CHANGESET, transactions
+from sandbox.infra.generated_log import PER_CHANGESET, transactions
 from schemas.encoding import codec
 from schemas.log import changesets
 from tests.support.projections_log import Log, added, keys_of, modified

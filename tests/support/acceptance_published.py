@@ -4,7 +4,7 @@ from typing import Any
 
 import zstandard
 
-from sandbox.observe.observe import Observer
+from sandbox.observe.observer import Observer
 from schemas.encoding import codec
 from schemas.topics import HEADER_POSITION, PUBLIC
 from tests.support.acceptance_topics import whole

@@ -12,8 +12,8 @@ import asyncpg
 
 from projections.store.tables import NEXT, SCHEMA
 from runtime.crash_points import CrashPoint
-from sandbox.infra.stack import PROJECTIONS, World
-from sandbox.observe.rebuild_process import LOOK_S, Rebuilding
+from sandbox.infra.stack import PROJECTIONS, Stack
+from sandbox.observe.rebuild_process import LOOK_S, RebuildProcess
 from schemas.errors import Halt
 
 REBUILD = "rebuild"
@@ -77,11 +77,11 @@ def planned(*, seed: int, kills: int) -> list[Kill]:
 class Killer:
     """Runs rebuilds of a world and does the kills of a plan to them. `done` counts what was killed where."""
 
-    def __init__(self, world: World, connection: asyncpg.Connection, say: Callable[[str], None]) -> None:
+    def __init__(self, world: Stack, connection: asyncpg.Connection, say: Callable[[str], None]) -> None:
         self._world = world
         self._connection = connection
         self._say = say
-        self._running: Rebuilding | None = None
+        self._running: RebuildProcess | None = None
         self.done: Counter[str] = Counter()
 
     async def run(self, *arguments: str) -> Any:
@@ -138,7 +138,7 @@ class Killer:
             await running.result()
         return has_come
 
-    async def _come(self, running: Rebuilding, kill: Kill) -> bool:
+    async def _come(self, running: RebuildProcess, kill: Kill) -> bool:
         if kill.moment is not Moment.LOAD:
             return await running.until(lambda: running.said(SAID[kill.moment]))
         while running.running():
@@ -154,8 +154,10 @@ class Killer:
         except asyncpg.UndefinedTableError:
             return 0.0  # not made yet, or swapped: then the rebuild ends
 
-    def _begun(self, *arguments: str, dies_at: CrashPoint | None = None) -> Rebuilding:
-        return Rebuilding(*arguments, environment=self._world.environment(), folder=self._world.folder, dies_at=dies_at)
+    def _begun(self, *arguments: str, dies_at: CrashPoint | None = None) -> RebuildProcess:
+        return RebuildProcess(
+            *arguments, environment=self._world.environment(), folder=self._world.folder, dies_at=dies_at
+        )
 
 
 _SHARE = f"""

@@ -13,9 +13,9 @@ from projections.verify import digests
 from runtime.archive.log_reader import LogReader
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, server_settings
 from runtime.settings import Settings
-from sandbox.chaos import refold, topics
-from sandbox.chaos.refold import REPLAY
-from sandbox.observe.listeners import Listeners, due, missed
+from sandbox.observe import log_replay, published_events
+from sandbox.observe.listeners import Browsers, due, missed
+from sandbox.observe.log_replay import REPLAY
 from schemas.errors import Halt
 from schemas.topics import PUBLIC, Topic
 
@@ -38,13 +38,13 @@ async def all_read(connection: asyncpg.Connection, *, records: int) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-async def problems(settings: Settings, listeners: Listeners, users: Mapping[str, int]) -> list[str]:
+async def problems(settings: Settings, listeners: Browsers, users: Mapping[str, int]) -> list[str]:
     """What is wrong, in words, of a world in which nothing is written any more; empty where all is true."""
     found: list[str] = []
     async with AsyncExitStack() as stack:
         live = await stack.enter_async_context(_side(settings, SCHEMA))
         positions = {row["partition"]: row["position"] for row in await live.connection.fetch(_POSITIONS)}
-        await stack.enter_async_context(refold.replayed(settings, positions))
+        await stack.enter_async_context(log_replay.replayed(settings, positions))
         third = await stack.enter_async_context(_side(settings, REPLAY))
         sides = [live, third]
         if await live.connection.fetchval(_HAS_OLD):
@@ -76,22 +76,22 @@ async def _of_topics(settings: Settings, third: asyncpg.Connection, positions: M
     """Each partition of each public topic by the reader's rule, against what the log gives from its beginning."""
     found = []
     for number in positions:
-        wanted = await topics.to_publish(third, number)
+        wanted = await published_events.to_publish(third, number)
         for topic in PUBLIC:
-            published = topics.kept(await _published(settings, topic, number))
-            found += topics.unlike(f"{topic.name} {number}", published, wanted.get((topic.name, number), []))
+            published = published_events.kept(await _published(settings, topic, number))
+            found += published_events.unlike(f"{topic.name} {number}", published, wanted.get((topic.name, number), []))
     return found
 
 
-async def _published(settings: Settings, topic: Topic, number: int) -> list[topics.Published]:
+async def _published(settings: Settings, topic: Topic, number: int) -> list[published_events.Published]:
     reader = LogReader(settings, topic)
     await reader.start()
     try:
         end = (await reader.completeness([number]))[number].end
-        found: list[topics.Published] = []
+        found: list[published_events.Published] = []
         async with aclosing(reader.read(number, 0, end)) as lists:
             async for records in lists:
-                found += map(topics.published, records)
+                found += map(published_events.published, records)
         return found
     finally:
         await reader.stop()

@@ -15,16 +15,16 @@ from aiokafka.errors import KafkaError
 from rich.console import Console
 
 from runtime.settings import Settings
-from sandbox.bench.log import name_of
-from sandbox.chaos.evidence import keep
+from sandbox.chaos.failure_report import keep
 from sandbox.chaos.rebuild import proof
 from sandbox.chaos.rebuild.kills import Killer, planned
-from sandbox.chaos.rebuild.reads import Consistency, of_transactions
+from sandbox.chaos.rebuild.update_checker import UpdateChecker, of_transactions
 from sandbox.chaos.rebuild.writer import Writer
 from sandbox.infra.clients import Application
-from sandbox.infra.stack import GATEWAY, PROJECTIONS, World, WorldOptions
-from sandbox.observe.listeners import Listeners
-from sandbox.observe.readers import Readers, of_user
+from sandbox.infra.generated_log import name_of
+from sandbox.infra.stack import GATEWAY, PROJECTIONS, Stack, StackOptions
+from sandbox.observe.listeners import Browsers
+from sandbox.observe.read_load import ReadLoad, of_user
 from schemas.errors import TartanError
 
 TRANSACTIONS_A_USER, USERS_MIN = 500, 4
@@ -50,13 +50,13 @@ class RebuildOptions:
     reads_per_s: float
     seed: int | None = None
     as_json: bool = False
-    world: WorldOptions = field(default_factory=WorldOptions)
+    world: StackOptions = field(default_factory=StackOptions)
 
 
-class _World(World):
+class _RebuildStack(Stack):
     """Only what takes part: nothing is fetched from Plaid."""
 
-    def __init__(self, options: WorldOptions, *, progress: Callable[[str], None]) -> None:
+    def __init__(self, options: StackOptions, *, progress: Callable[[str], None]) -> None:
         environment = {"TARTAN_PARTITIONS": str(PARTITIONS), **options.environment}
         super().__init__(replace(options, running=(PROJECTIONS, GATEWAY), environment=environment), progress=progress)
 
@@ -81,7 +81,7 @@ async def run_rebuild(options: RebuildOptions) -> int:
         journal.append(f"{time.monotonic() - began:7.1f} s  {what}")
         console.print(journal[-1], markup=False)
 
-    async with _World(options.world, progress=lambda what: say(f"starting {what}")) as world:
+    async with _RebuildStack(options.world, progress=lambda what: say(f"starting {what}")) as world:
         told: dict[str, Any] = {}
         problems = await _done(_Rebuilt(world, options, seed, say, told))
         told |= {"seconds": round(time.monotonic() - began, 1), "seed": seed, "failures": len(problems)}
@@ -115,7 +115,7 @@ async def _done(rebuilt: "_Rebuilt") -> list[str]:
 
 class _Rebuilt:
     def __init__(
-        self, world: World, options: RebuildOptions, seed: int, say: Callable[[str], None], told: dict[str, Any]
+        self, world: Stack, options: RebuildOptions, seed: int, say: Callable[[str], None], told: dict[str, Any]
     ) -> None:
         self._world, self._options, self._say, self._told = world, options, say, told
         self._plan = planned(seed=seed, kills=options.kills)
@@ -127,8 +127,8 @@ class _Rebuilt:
         writer, world = self._writer, self._world
         names = {name_of(user): user for user in writer.users}
         listening = dict(list(names.items())[:LISTENERS_MAX])
-        consistency = Consistency()
-        readers = Readers(
+        consistency = UpdateChecker()
+        readers = ReadLoad(
             world.gateway_url,
             world.secrets.api_key,
             reads=[read for name in names for read in of_user(name)],
@@ -146,7 +146,7 @@ class _Rebuilt:
             self._say("the live version reads them")
             await proof.all_read(connection, records=writer.records)
             application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))
-            listeners = await stack.enter_async_context(Listeners(application, world.gateway_url, list(listening)))
+            listeners = await stack.enter_async_context(Browsers(application, world.gateway_url, list(listening)))
             began = time.monotonic()
             async with readers:
                 await self._live(killer)

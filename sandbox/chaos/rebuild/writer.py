@@ -16,7 +16,7 @@ from runtime.kafka.reader import Received
 from runtime.settings import Settings
 from runtime.users.keys import FIRST_GENERATION
 from runtime.users.vault import Vault
-from sandbox.bench.log import BenchLog, data_key, name_of, transactions
+from sandbox.infra.generated_log import GeneratedLog, data_key, name_of, transactions
 from sandbox.infra.stack import TENANT
 from schemas.log.records import Transaction
 from schemas.topics import CHANGESETS, full_name
@@ -42,7 +42,7 @@ class Writer:
         self._topic = full_name(CHANGESETS, settings.topic_prefix)
         self._appender = Appender(settings, client="chaos")
         self._chosen = random.Random(seed)
-        self._log = BenchLog()
+        self._log = GeneratedLog()
         self._template = transactions(1, seed)[0]
         self.users: Sequence[int] = range(1, users + 1)
         self.written = dict.fromkeys(self.users, 0)

@@ -18,7 +18,7 @@ from projections.rebuild import schema
 from projections.store.tables import NEXT, OLD
 from runtime.archive import store
 from runtime.archive.seal import archive
-from sandbox.bench.log import transactions
+from sandbox.infra.generated_log import transactions
 from schemas.errors import Halt
 from schemas.log.records import Transaction
 from tests.support.projections_log import account, added, balance, modified, removed, transaction

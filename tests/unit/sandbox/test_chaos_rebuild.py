@@ -4,10 +4,10 @@ from collections import Counter
 from typing import Any
 
 from sandbox.chaos.rebuild.kills import POINTS, REBUILD, Kill, Moment, planned
-from sandbox.chaos.rebuild.reads import Consistency, of_transactions
+from sandbox.chaos.rebuild.update_checker import UpdateChecker, of_transactions
 from sandbox.infra.stack import PROJECTIONS
-from sandbox.observe.listeners import Heard, missed
-from sandbox.observe.readers import ACCOUNTS, TRANSACTIONS, Read, Versions
+from sandbox.observe.listeners import Connection, missed
+from sandbox.observe.read_load import ACCOUNTS, TRANSACTIONS, MonotonicReads, Read
 
 
 def page(*updates: tuple[int, str], older: int = 1) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def test_an_update_is_shown_whole_or_not_at_all() -> None:
 
 
 def test_no_read_shows_less_than_was_read_before_it_began() -> None:
-    consistency = Consistency()
+    consistency = UpdateChecker()
     of_balance, of_page = Read("ada", ACCOUNTS, ""), Read("ada", TRANSACTIONS, "")
     earlier, _ = consistency.begun(of_page), consistency.begun(of_balance)(of_balance, accounts("1002"))
 
@@ -46,7 +46,7 @@ def accounts(current: str) -> dict[str, Any]:
 
 
 def test_no_row_goes_back_to_an_older_version() -> None:
-    versions, read = Versions(), Read("ada", TRANSACTIONS, "")
+    versions, read = MonotonicReads(), Read("ada", TRANSACTIONS, "")
 
     def told(version: int) -> dict[str, Any]:
         return {"transactions": [{"id": "t1", "version": version}]}
@@ -59,10 +59,10 @@ def test_no_row_goes_back_to_an_older_version() -> None:
 def test_a_browser_is_told_all_once_and_in_order_from_where_it_began() -> None:
     wanted = [(3, 0), (5, 0), (5, 1), (8, 0)]
 
-    assert missed([Heard(4, wanted[1:])], wanted) == []
-    assert missed([Heard(0, wanted[:1]), Heard(8, wanted[3:])], wanted) == []
+    assert missed([Connection(4, wanted[1:])], wanted) == []
+    assert missed([Connection(0, wanted[:1]), Connection(8, wanted[3:])], wanted) == []
     for wrong in (wanted[1:3], [*wanted[1:], (8, 0)], [(5, 0), (8, 0)], [(5, 1), (5, 0), (8, 0)]):
-        assert len(missed([Heard(4, wrong)], wanted)) == 1
+        assert len(missed([Connection(4, wrong)], wanted)) == 1
 
 
 def test_a_plan_has_each_moment_in_the_order_of_a_rebuild() -> None:

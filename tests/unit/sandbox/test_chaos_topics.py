@@ -5,7 +5,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-from sandbox.chaos.topics import Sent, accepted, by_the_rule, lost_webhooks
+from sandbox.observe.published_events import Sent, accepted, deduplicate, lost_webhooks
 from schemas.encoding import codec
 from schemas.log.records import Webhook
 
@@ -27,11 +27,11 @@ def sent(item_id: str, at_s: int) -> Sent:
 def test_what_a_crashed_publisher_repeats_is_dropped() -> None:
     records = [published(at) for at in ("7.0", "7.1", "8.0", "7.1", "8.0", "9.0")]
 
-    assert [kept[:2] for kept in by_the_rule(records)] == [(7, 0), (7, 1), (8, 0), (9, 0)]
+    assert [kept[:2] for kept in deduplicate(records)] == [(7, 0), (7, 1), (8, 0), (9, 0)]
 
 
 def test_positions_are_compared_as_numbers() -> None:
-    assert len(by_the_rule([published("9.9"), published("9.10"), published("10.0")])) == 3
+    assert len(deduplicate([published("9.9"), published("9.10"), published("10.0")])) == 3
 
 
 def test_a_webhook_that_was_answered_with_200_and_is_not_in_the_log_is_lost() -> None:

@@ -30,7 +30,7 @@ Check = Callable[[Read, Any], Sequence[str]]
 """What is wrong with an answer, in words."""
 
 
-class Readers:
+class ReadLoad:
     """Reads at a rate, as well as the gateway keeps up; `begun` gives the check of an answer as a read begins."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Readers:
 
     async def _wait(self) -> None:
         now = time.monotonic()
-        # Readers that were held up do not catch up: they read as users do, who have waited.
+        # ReadLoad that were held up do not catch up: they read as users do, who have waited.
         self._due = max(self._due, now - 1.0) + 1.0 / self._rate_per_s
         await asyncio.sleep(self._due - now)
 
@@ -114,7 +114,7 @@ def of_user(user: str) -> list[Read]:
     ]
 
 
-class Versions:
+class MonotonicReads:
     """Checks that what was read once never reads older: versions of transactions and accounts only grow."""
 
     def __init__(self) -> None:

@@ -14,8 +14,8 @@ from aiokafka.errors import KafkaError
 
 from projections.store.tables import NEXT, OLD, SCHEMA
 from projections.verify import digests
-from sandbox.chaos.topics import whole
-from sandbox.infra.stack import World
+from sandbox.infra.stack import Stack
+from sandbox.observe.published_events import whole
 from schemas.errors import TartanError
 from schemas.topics import CHANGESETS, PUBLIC, WEBHOOKS
 
@@ -33,7 +33,7 @@ PRIMARY = (
 )
 
 
-async def keep(world: World, run: Mapping[str, Any], problems: Sequence[str], journal: Sequence[str]) -> Path:
+async def keep(world: Stack, run: Mapping[str, Any], problems: Sequence[str], journal: Sequence[str]) -> Path:
     """Copy it all into a new folder, which nobody clears away, and give its path; what cannot be had is left out."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     (folder / "problems.txt").write_text("".join(f"{problem}\n" for problem in problems), "utf-8")
@@ -56,7 +56,7 @@ async def keep(world: World, run: Mapping[str, Any], problems: Sequence[str], jo
     return folder
 
 
-async def _topics(world: World, folder: Path) -> None:
+async def _topics(world: Stack, folder: Path) -> None:
     """One JSON object a record."""
     with (folder / "topics.jsonl").open("w") as file:
         for (topic, partition), records in (await whole(world.settings(), (CHANGESETS, WEBHOOKS, *PUBLIC))).items():
@@ -73,7 +73,7 @@ async def _topics(world: World, folder: Path) -> None:
                 file.write(json.dumps(shown) + "\n")
 
 
-async def _tables(world: World, folder: Path) -> None:
+async def _tables(world: Stack, folder: Path) -> None:
     """The derived tables of each version, and those that say what is due and quarantined."""
     connection = await asyncpg.connect(world.postgres_dsn, timeout=KEEP_S_MAX)
     try:

@@ -5,12 +5,12 @@ from decimal import Decimal
 from typing import Any
 
 from sandbox.chaos.rebuild.writer import OPENED_WITH, amount
-from sandbox.observe.readers import ACCOUNTS, Check, Read
+from sandbox.observe.read_load import ACCOUNTS, Check, Read
 
 NAME = "UPDATE "
 
 
-class Consistency:
+class UpdateChecker:
     """Checks that an answer shows each update whole or not at all, and none older than was read before."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ SMALL_RECORDS = {"TARTAN_RECORD_BYTES_MAX": "8192"}
 """The least that a record may hold: some thirty transactions, so that updates of the bank's busy moments are parts."""
 
 
-class Victim(StageProcess):
+class CrashingStage(StageProcess):
     """Restarted whenever it ends; each start takes the next planned death with it."""
 
     deaths: deque[Death]

@@ -82,7 +82,7 @@ def transactions(count: int, seed: int) -> list[Transaction]:
     return said
 
 
-class BenchLog:
+class GeneratedLog:
     """One partition with Items, each of a user of its own."""
 
     def __init__(self) -> None:

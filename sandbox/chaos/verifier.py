@@ -11,10 +11,10 @@ from aiokafka.errors import KafkaError
 from projections.store.tables import SCHEMA
 from projections.verify import digests
 from runtime.postgres.pool import borrowed
-from sandbox.chaos import refold, topics
-from sandbox.chaos.proxied_stack import ChaosWorld
+from sandbox.chaos.proxied_stack import ProxiedStack
 from sandbox.infra.clients import Application, Bank, truth_digest
-from sandbox.observe.observe import Observer
+from sandbox.observe import log_replay, published_events
+from sandbox.observe.observer import Observer
 from schemas.errors import Retry
 from schemas.topics import PUBLIC, WEBHOOKS
 
@@ -27,10 +27,10 @@ SHOWN_MAX = 3
 _AWAY = (Retry, KafkaError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
-class Oracle:
+class Verifier:
     """Compares a world with its bank, its log and its topics."""
 
-    def __init__(self, world: ChaosWorld, observer: Observer, bank: Bank, application: Application) -> None:
+    def __init__(self, world: ProxiedStack, observer: Observer, bank: Bank, application: Application) -> None:
         self._world, self._observer, self._bank, self._application = world, observer, bank, application
 
     async def problems(self, say: Callable[[str], None]) -> list[str]:
@@ -84,17 +84,17 @@ class Oracle:
 
     async def _of_topics(self, connection: asyncpg.Connection) -> list[str]:
         deliveries = await self._bank.deliveries()
-        read = await topics.whole(self._observer.settings, (WEBHOOKS, *PUBLIC))
-        wanted = await topics.to_publish(connection)
+        read = await published_events.whole(self._observer.settings, (WEBHOOKS, *PUBLIC))
+        wanted = await published_events.to_publish(connection)
         found = []
         for (topic, partition), records in read.items():
             if topic != WEBHOOKS.name:
-                published = topics.by_the_rule(records)
-                found += topics.unlike(f"{topic} {partition}", published, wanted.get((topic, partition), []))
+                published = published_events.deduplicate(records)
+                found += published_events.unlike(f"{topic} {partition}", published, wanted.get((topic, partition), []))
         logged = [one for (topic, _), records in read.items() if topic == WEBHOOKS.name for one in records]
-        lost = topics.lost_webhooks(topics.accepted(deliveries), logged)
+        lost = published_events.lost_webhooks(published_events.accepted(deliveries), logged)
         found += [f"a webhook was answered with 200 and is not in the log: {one}" for one in lost[:SHOWN_MAX]]
-        return found + await refold.differing(self._observer.settings, connection)
+        return found + await log_replay.differing(self._observer.settings, connection)
 
     async def _of_gateway(self) -> list[str]:
         """Whether the gateway shows each user as many transactions as the bank has."""

@@ -77,7 +77,7 @@ async def whole(settings: Settings, topics: Sequence[Topic]) -> dict[Place, list
     return found
 
 
-def by_the_rule(records: Iterable[ConsumerRecord]) -> list[Published]:
+def deduplicate(records: Iterable[ConsumerRecord]) -> list[Published]:
     """What a reader keeps that drops whatever is not above the last position it has seen (docs/architecture.md)."""
     return kept(map(published, records))
 
