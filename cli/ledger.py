@@ -73,7 +73,10 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> Any:
         table.add_column(column, justify="right" if column in _AMOUNTS else "left")
     for row in rows:
         table.add_row(
-            *(money.shown(row[column], row["currency"]) if column in _AMOUNTS else row[column] for column in columns)
+            *(
+                money.display_text(row[column], row["currency"]) if column in _AMOUNTS else row[column]
+                for column in columns
+            )
         )
     return table
 

@@ -32,7 +32,7 @@ _POWERS_OF_TEN: tuple[int, ...] = tuple(10**exponent for exponent in range(UNOFF
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class ScaledAmount:
     """An exact amount: `value` * 10 ** -`scale`."""
 
     value: int
@@ -53,7 +53,7 @@ def decimal_text(amount: Decimal) -> str:
     return "0" if text in ("-0", "") else text
 
 
-def scaled(text: str) -> Scaled:
+def parse_decimal(text: str) -> ScaledAmount:
     """Read decimal text as value and scale.
 
     Raises: Quarantine, where the value does not fit a bigint or has more decimals than any ledger keeps.
@@ -64,7 +64,7 @@ def scaled(text: str) -> Scaled:
         raise Quarantine("an amount does not fit a 64-bit value")
     if scale > UNOFFICIAL_LEDGER_SCALE:
         raise Quarantine(f"an amount has more than {UNOFFICIAL_LEDGER_SCALE} decimals")
-    return Scaled(value, scale)
+    return ScaledAmount(value, scale)
 
 
 def ledger_scale(currency: str) -> int:
@@ -72,7 +72,7 @@ def ledger_scale(currency: str) -> int:
     return ISO_LEDGER_SCALE if is_iso(currency) else UNOFFICIAL_LEDGER_SCALE
 
 
-def ledger_amount(amount: Scaled, currency: str) -> int:
+def ledger_amount(amount: ScaledAmount, currency: str) -> int:
     """Bring an amount to its currency's ledger scale, as an integer; exact, never rounded.
 
     Raises: Quarantine, where the amount has more decimals than the ledger keeps.
@@ -96,7 +96,7 @@ def exponent(currency: str) -> int | None:
     return _EXPONENTS.get(currency)
 
 
-def shown(text: str, currency: str) -> str:
+def display_text(text: str, currency: str) -> str:
     """Decimal text for people: with at least the decimals that its currency has, and with all that the amount has."""
     whole, _, fraction = text.partition(".")
     fraction = fraction.ljust(exponent(currency) or 0, "0")

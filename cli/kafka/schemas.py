@@ -43,7 +43,7 @@ def show_schema(name: Named) -> None:
     number = subjects.schema_of_file(name)
     if number is None:
         raise typer.BadParameter(f"no schema is called {name}; `tartan schemas list` names them", param_hint="NAME")
-    typer.echo(json.dumps(catalogue.complete(number), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(catalogue.full_schema(number), indent=2, ensure_ascii=False))
 
 
 @schemas_app.command("check")
@@ -52,7 +52,7 @@ def check_schemas(as_json: Json = False) -> None:
 
     Exit code 1 where something is not so.
     """
-    broken = [str(pair) for pair in compatibility.of_families()]
+    broken = [str(pair) for pair in compatibility.incompatible_families()]
     loaded = settings.load()
     differ = finish(registration.differences(loaded)) if loaded.schema_registry_url else []
     told = {
@@ -95,9 +95,9 @@ def document_events(page: Page = None) -> None:
     except FileNotFoundError as error:
         raise Halt(f"there is no page {found}: run this in the repository, or name it with --write") from error
     if page is None:
-        typer.echo(reference.filled(text), nl=False)
+        typer.echo(reference.fill_page(text), nl=False)
     else:
-        page.write_text(reference.filled(text), "utf-8")
+        page.write_text(reference.fill_page(text), "utf-8")
 
 
 @schemas_app.command("asyncapi")

@@ -257,7 +257,7 @@ _READERS: dict[str, Callable[[Raw, bytes], Line]] = {
 def _money(amount: str | None, currency: str | None) -> str | None:
     if amount is None:
         return None
-    return f"{money.shown(amount, currency or 'XXX')} {currency or 'XXX'}"
+    return f"{money.display_text(amount, currency or 'XXX')} {currency or 'XXX'}"
 
 
 def _currency(words: Mapping[str, Any]) -> str | None:

@@ -88,9 +88,9 @@ class Contract:
     def holding(self, subject: str, schema: Any) -> Version:
         """The version of a subject that is this schema, however it is written. Raises: Refused, Quarantine."""
         found = self.of_subject(subject)
-        wanted = catalogue.normal(schema)
+        wanted = catalogue.normalized(schema)
         for one in found:
-            if catalogue.normal(catalogue.complete(one.schema)) == wanted:
+            if catalogue.normalized(catalogue.full_schema(one.schema)) == wanted:
                 return one
         raise Refused(HTTPStatus.NOT_FOUND, SCHEMA_NOT_FOUND, "Schema not found")
 
@@ -140,7 +140,9 @@ async def _subject_version(contract: Contract, request: web.Request) -> Mapping[
 
 
 async def _subject_schema(contract: Contract, request: web.Request) -> str:
-    return catalogue.text(contract.of_version(request.match_info["subject"], request.match_info["version"]).schema)
+    return catalogue.schema_text(
+        contract.of_version(request.match_info["subject"], request.match_info["version"]).schema
+    )
 
 
 async def _look_up(contract: Contract, request: web.Request) -> Mapping[str, Any]:
@@ -152,11 +154,11 @@ async def _look_up(contract: Contract, request: web.Request) -> Mapping[str, Any
 
 
 async def _schema(contract: Contract, request: web.Request) -> Mapping[str, Any]:
-    return {"schema": catalogue.text(contract.of_id(request.match_info["id"])[0].schema)}
+    return {"schema": catalogue.schema_text(contract.of_id(request.match_info["id"])[0].schema)}
 
 
 async def _schema_alone(contract: Contract, request: web.Request) -> str:
-    return catalogue.text(contract.of_id(request.match_info["id"])[0].schema)
+    return catalogue.schema_text(contract.of_id(request.match_info["id"])[0].schema)
 
 
 async def _schema_versions(contract: Contract, request: web.Request) -> list[Mapping[str, Any]]:
@@ -201,7 +203,12 @@ async def _no_such(_: Contract, request: web.Request) -> Any:
 
 
 def _whole(one: Version) -> Mapping[str, Any]:
-    return {"subject": one.subject, "version": one.version, "id": one.schema, "schema": catalogue.text(one.schema)}
+    return {
+        "subject": one.subject,
+        "version": one.version,
+        "id": one.schema,
+        "schema": catalogue.schema_text(one.schema),
+    }
 
 
 _ENTRIES = (

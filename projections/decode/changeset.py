@@ -96,7 +96,7 @@ def read(blocks: Iterable[bytes]) -> Said:
     counts, transactions = said.counts, said.transactions
     readers: dict[int, transaction.Read] = {}
     for block in blocks:
-        for kind, schema, start, end in codec.places(block):
+        for kind, schema, start, end in codec.event_spans(block):
             counts[kind] = counts.get(kind, 0) + 1
             if end - start > WORDS_BYTES_MAX:
                 raise Quarantine(f"{kind} takes {end - start} bytes, at most {WORDS_BYTES_MAX} can be published")
@@ -121,7 +121,7 @@ def _read_other(event: codec.Event, said: Said) -> None:
         account: Account = codec.decode_event(event)
         for amount in (account.current, account.available, account.limit):
             if amount is not None:
-                money.scaled(amount)
+                money.parse_decimal(amount)
         said.balances.append(Reported(_SOURCES[kind], account, event.data, event.schema))
     elif kind in _ABOUT_ITEM:
         said.items.append((kind, codec.decode_event(event), event.data, event.schema))

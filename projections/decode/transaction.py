@@ -91,7 +91,7 @@ def reader(number: int) -> Read:
     if number != catalogue.TRANSACTION:
         raise Quarantine(f"schema {number} is none of a transaction that this code reads")
     lines = ["def read(data, i, end):", "    start = i", "    try:"]
-    for entry in catalogue.declared(number)["fields"]:
+    for entry in catalogue.declared_schema(number)["fields"]:
         lines += ["        " + line for line in _field(entry["name"], entry["type"])]
     lines += ["        " + line for line in _ENDING]
     lines += ["    except (IndexError, TypeError, UnicodeDecodeError) as error:"]
@@ -235,7 +235,7 @@ class _RememberedAmounts(dict[tuple[bytes, bytes], Amount]):
     def __missing__(self, key: tuple[bytes, bytes]) -> Amount:
         text, currency = key[0].decode(), key[1].decode()
         try:
-            scaled = money.scaled(text)
+            scaled = money.parse_decimal(text)
         except ValueError:
             raise Quarantine("an amount is no decimal number") from None
         ledger = abs(money.ledger_amount(scaled, currency))

@@ -32,7 +32,7 @@ def changed_fields(before: bytes, before_schema: int, after: bytes, after_schema
 
 @cache
 def _names(number: int) -> tuple[str, ...]:
-    return tuple(entry["name"] for entry in catalogue.declared(number)["fields"])
+    return tuple(entry["name"] for entry in catalogue.declared_schema(number)["fields"])
 
 
 def _same(name: str, old: Any, new: Any) -> bool:

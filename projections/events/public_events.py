@@ -127,7 +127,7 @@ def decoded(block: bytes) -> list[NetEvent]:
     """The net events of a block."""
     return [
         NetEvent(kind, schema, _entity(schema, block[start:end]), block[start:end])
-        for kind, schema, start, end in codec.places(block)
+        for kind, schema, start, end in codec.event_spans(block)
     ]
 
 

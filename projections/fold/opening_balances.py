@@ -113,7 +113,7 @@ def _target(reported: Account) -> int | None:
     is_opened = reported.type in ("depository", "credit") or (reported.type == "loan" and reported.subtype == "student")
     if reported.current is None or not is_opened:
         return None
-    amount = money.scaled(reported.current)
+    amount = money.parse_decimal(reported.current)
     if amount.scale > money.ledger_scale(reported.currency):
         return None
     held = money.ledger_amount(amount, reported.currency)

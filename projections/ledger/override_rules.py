@@ -15,7 +15,7 @@ import msgspec
 from schemas import money
 from schemas.errors import Quarantine
 from schemas.log.records import Transaction
-from schemas.money import Scaled
+from schemas.money import ScaledAmount
 
 CATEGORY, NOTES, TAGS, NAME, DISPLAY_DATE, HIDDEN, SPLITS = (
     "category",
@@ -45,7 +45,7 @@ class Split(NamedTuple):
     """A part of a transaction's amount, in a category of its own."""
 
     category: str
-    amount: Scaled
+    amount: ScaledAmount
 
 
 class _PaymentMeta(msgspec.Struct):
@@ -118,9 +118,9 @@ def splits(said_values: Mapping[str, Any], amount: str, currency: str) -> tuple[
     if not isinstance(parts, list) or not parts:
         return None
     try:
-        found = tuple(Split(part["category"], money.scaled(part["amount"])) for part in parts)
+        found = tuple(Split(part["category"], money.parse_decimal(part["amount"])) for part in parts)
         sums = sum(money.ledger_amount(part.amount, currency) for part in found)
-        whole = money.ledger_amount(money.scaled(amount), currency)
+        whole = money.ledger_amount(money.parse_decimal(amount), currency)
     except (Quarantine, ValueError, TypeError, LookupError, AttributeError):
         return None
     return found if sums == whole and all(isinstance(part.category, str) for part in found) else None

@@ -160,10 +160,10 @@ def _facts(
 def _reports(row: asyncpg.Record) -> Iterable[Report]:
     """The balances of both sources that name an amount."""
     for source in (CACHED, "realtime"):
-        payload, at = row[f"{source}_words"], to_micros(row[f"{source}_at"])
+        payload, at = row[f"{source}_payload"], to_micros(row[f"{source}_at"])
         if payload is None or at is None:
             continue
-        said: Account = codec.decoder(row[f"{source}_schema"])(payload, 0)[0]
+        said: Account = codec.decoder(row[f"{source}_payload_schema"])(payload, 0)[0]
         if said.current is None:
             continue
         changeset = row[f"{source}_changeset"]

@@ -310,7 +310,7 @@ def transfers_copied(transfers: Iterable[Transfer]) -> Iterator[bytes]:
 def transaction_values(row: Row) -> Values:
     """A row of `transactions`."""
     said: Transaction = codec.decoder(row.schema)(row.payload, 0)[0]
-    amount = money.scaled(said.amount)
+    amount = money.parse_decimal(said.amount)
     return (
         row.own_id,
         row.user,
@@ -571,7 +571,7 @@ def decompressed(stored: bytes) -> bytes:
 def _scaled(text: str | None) -> tuple[int | None, int | None, str | None]:
     if text is None:
         return None, None, None
-    amount = money.scaled(text)
+    amount = money.parse_decimal(text)
     return amount.value, amount.scale, text
 
 

@@ -21,9 +21,9 @@ async def whole(store: ArchiveStore, topic: str, partition: int) -> Chain:
 
 async def read(store: ArchiveStore, topic: str, partition: int, objects: Sequence[Stored], *, start: int = 0) -> Chain:
     """The chain of the manifests among these objects, from the one that begins at `start`. Raises: Retry."""
-    firsts = [first for entry in objects if (first := manifests.first_of_manifest(entry.name)) is not None]
+    firsts = [first for entry in objects if (first := manifests.parse_manifest_name(entry.name)) is not None]
     head = await _head(store, topic, partition)
-    return manifests.chained(topic, partition, await _links(store, topic, partition, firsts), head, start=start)
+    return manifests.check_chain(topic, partition, await _links(store, topic, partition, firsts), head, start=start)
 
 
 async def tail(store: ArchiveStore, topic: str, partition: int) -> Chain:
@@ -48,8 +48,8 @@ async def records(store: ArchiveStore, manifest: Manifest) -> Iterator[Record]:
     Raises: Damaged; Retry.
     """
     folder = manifests.folder(manifest.topic, manifest.partition)
-    content = await store.get(f"{folder}/{manifests.name_of(manifest)}")
-    return await asyncio.to_thread(manifests.checked, manifest, content)
+    content = await store.get(f"{folder}/{manifests.segment_name(manifest)}")
+    return await asyncio.to_thread(manifests.decode_segment, manifest, content)
 
 
 async def _head(store: ArchiveStore, topic: str, partition: int) -> Head | Damaged | None:

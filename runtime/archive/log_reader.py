@@ -128,12 +128,12 @@ class LogReader:
             first = next(link.manifest for link in chain.links if link.manifest.last >= kept.start)
             async with aclosing(self._segment(store, first, kept.start, kept.start + 1)) as lists:
                 async for found in lists:
-                    await self._is_kept(partition, kept.start, segments.digest(segments.encode_record(found[0])))
+                    await self._is_kept(partition, kept.start, segments.sha256_hex(segments.encode_record(found[0])))
         await self._is_kept(partition, chain.end - 1, chain.links[-1].manifest.last_record)
 
     async def _is_kept(self, partition: int, offset: int, sha256: str) -> None:
         found = await topic_range.record(self._settings, self._topic, partition, offset)
-        if segments.digest(segments.encode_record(found)) != sha256:
+        if segments.sha256_hex(segments.encode_record(found)) != sha256:
             raise Halt(f"{self._topic} {partition} at {offset}: the topic has another record than the archive")
 
     async def _archived(self, partition: int, start: int, end: int) -> AsyncGenerator[list[Received], None]:

@@ -125,7 +125,7 @@ class _Sealer:
         if last is None or kept.start == end:
             return ()
         found = await topic_range.record(self._settings, self._topic, self._partition, end - 1)
-        if segments.digest(segments.encode_record(found)) == last.manifest.last_record:
+        if segments.sha256_hex(segments.encode_record(found)) == last.manifest.last_record:
             return ()
         what = "the topic has another record there than the archive: another log"
         return (Fault(self._topic, self._partition, end - 1, end - 1, what),)
@@ -164,15 +164,17 @@ class _Sealer:
         Cut there again, its bytes are the same, and it is no orphan any more.
         """
         listed = await self._store.listed(self._folder, after=manifests.manifest_name(start - 1) if start else "")
-        ranges = (found for entry in listed if (found := manifests.range_of_segment(entry.name)))
+        ranges = (found for entry in listed if (found := manifests.parse_segment_name(entry.name)))
         return max((last for first, last in ranges if first == start and last < end), default=None)
 
     async def _put(self, records: list[Record], before: Link | None) -> tuple[Link, bool]:
         """Put a segment, its manifest and the head; the manifest that is there, and whether it is this one."""
         content = segments.encode(self._topic, self._partition, records)
-        header, _ = segments.opened(content)
-        manifest = manifests.described(content, header, last=records[-1], previous=before.sha256 if before else None)
-        await self._put_segment(f"{self._folder}/{manifests.name_of(manifest)}", content, manifest.sha256)
+        header, _ = segments.decode(content)
+        manifest = manifests.make_manifest(
+            content, header, last=records[-1], previous=before.sha256 if before else None
+        )
+        await self._put_segment(f"{self._folder}/{manifests.segment_name(manifest)}", content, manifest.sha256)
 
         encoded = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
         path = f"{self._folder}/{manifests.manifest_name(manifest.first)}"
@@ -198,7 +200,7 @@ class _Sealer:
             return
         # Its name says what it holds, so putting it again where a crash of the machine tore it changes nothing.
         there = await self._store.get(path)
-        if there is None or segments.digest(there) != sha256:
+        if there is None or segments.sha256_hex(there) != sha256:
             await self._store.replace(path, content)
 
 
@@ -211,11 +213,11 @@ async def _cuts(lists: AsyncIterator[list[object]], cut: int | None) -> AsyncIte
     filled = 0
     async for found in lists:
         for record in map(topic_range.as_record, found):
-            if segment and filled + segments.size(record) > SEGMENT_BYTES_MAX:
+            if segment and filled + segments.encoded_size(record) > SEGMENT_BYTES_MAX:
                 yield segment, True
                 segment, filled = [], 0
             segment.append(record)
-            filled += segments.size(record)
+            filled += segments.encoded_size(record)
             if record.offset == cut or len(segment) >= SEGMENT_RECORDS_MAX:
                 yield segment, True
                 segment, filled = [], 0

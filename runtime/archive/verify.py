@@ -83,8 +83,8 @@ async def _chain(store: ArchiveStore, topic: str, partition: int) -> tuple[Verif
     """A partition's totals, its chain, and the objects of its folder."""
     objects = await store.listed(manifests.folder(topic, partition))
     chain = await archive_chain.read(store, topic, partition, objects)
-    held = {manifests.name_of(link.manifest): link.manifest for link in chain.links}
-    unnamed = sum(1 for entry in objects if manifests.range_of_segment(entry.name) and entry.name not in held)
+    held = {manifests.segment_name(link.manifest): link.manifest for link in chain.links}
+    unnamed = sum(1 for entry in objects if manifests.parse_segment_name(entry.name) and entry.name not in held)
     totals = Verified(
         topic,
         partition,
@@ -99,7 +99,7 @@ async def _chain(store: ArchiveStore, topic: str, partition: int) -> tuple[Verif
 
 
 def _size_fault(manifest: Manifest, sizes: dict[str, int]) -> Fault | None:
-    found = sizes.get(manifests.name_of(manifest))
+    found = sizes.get(manifests.segment_name(manifest))
     if found == manifest.bytes:
         return None
     what = (

@@ -39,7 +39,7 @@ async def _registered(registry: Registry, versions: Sequence[Version]) -> AsyncI
         if await registry.compatibility(subject) != COMPATIBILITY:
             await registry.set_compatibility(subject, COMPATIBILITY)
     for one in versions:
-        text = catalogue.text(one.schema)
+        text = catalogue.schema_text(one.schema)
         found = await registry.find(one.subject, text)
         number = await registry.register(one.subject, text) if found is None else found.id
         yield Outcome(one.subject, catalogue.FILES[one.schema], one.schema, number, found is None)
@@ -62,7 +62,7 @@ async def differences(settings: Settings) -> list[str]:
 
 
 def _differences(subject: str, ours: Sequence[int], held: Sequence[Registered]) -> list[str]:
-    known = {number: catalogue.normal(catalogue.complete(number)) for number in ours}
+    known = {number: catalogue.normalized(catalogue.full_schema(number)) for number in ours}
     normal = {one.version: _normal(one.text) for one in held}
     strange = [one for one in held if normal[one.version] not in known.values()]
     found = [
@@ -71,11 +71,11 @@ def _differences(subject: str, ours: Sequence[int], held: Sequence[Registered]) 
         if schema not in normal.values()
     ]
     found += [f"{subject}: version {one.version} (id {one.id}) is no schema of this code" for one in strange]
-    named = {catalogue.FILES[number]: catalogue.text(number) for number in ours}
+    named = {catalogue.FILES[number]: catalogue.schema_text(number) for number in ours}
     others = {f"version {one.version} of the registry": one.text for one in strange if normal[one.version] is not None}
     return found + [
         f"{subject}: {pair}"
-        for pair in compatibility.between({**named, **others})
+        for pair in compatibility.incompatible_pairs({**named, **others})
         if not {pair.reader, pair.writer} <= named.keys()
     ]
 
@@ -83,6 +83,6 @@ def _differences(subject: str, ours: Sequence[int], held: Sequence[Registered]) 
 def _normal(text: str) -> Any:
     """A schema in the form in which it is compared; None where it is none of Avro's."""
     try:
-        return catalogue.normal(msgspec.json.decode(text))
+        return catalogue.normalized(msgspec.json.decode(text))
     except (Quarantine, msgspec.DecodeError):
         return None

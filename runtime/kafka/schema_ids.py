@@ -101,7 +101,7 @@ async def _asked(settings: Settings) -> dict[int, int]:
     found: dict[int, int] = {}
     async with Registry(settings) as registry:
         for version in subjects.versions(settings.topic_prefix):
-            registered = await registry.find(version.subject, catalogue.text(version.schema))
+            registered = await registry.find(version.subject, catalogue.schema_text(version.schema))
             if registered is None:
                 raise NotRegistered(
                     f"the schema registry has no {catalogue.FILES[version.schema]} under {version.subject}: "

@@ -43,7 +43,7 @@ def document(topic_prefix: str) -> dict[str, Any]:
             "messages": {kind: _message(kind, topic, told[kind]) for topic in PUBLIC for kind in topic.event_types},
             "messageTraits": {"event": _trait()},
             "schemas": {
-                catalogue.FILES[number]: {"schemaFormat": AVRO, "schema": catalogue.complete(number)}
+                catalogue.FILES[number]: {"schemaFormat": AVRO, "schema": catalogue.full_schema(number)}
                 for topic in PUBLIC
                 for number in topic.schemas
             },

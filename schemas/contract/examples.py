@@ -31,7 +31,7 @@ class Example(NamedTuple):
 
 
 def _words(**said: Any) -> dict[str, Any]:
-    fields = [entry["name"] for entry in catalogue.declared(catalogue.TRANSACTION)["fields"]]
+    fields = [entry["name"] for entry in catalogue.declared_schema(catalogue.TRANSACTION)["fields"]]
     words = {
         "account_id": _ACCOUNT_ID,
         "iso_currency_code": "USD",

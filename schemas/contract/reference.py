@@ -19,7 +19,7 @@ PREFIX = "tartan."
 _PART = re.compile(r"(<!-- begin (\w+), [^\n]* -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
-def filled(page: str) -> str:
+def fill_page(page: str) -> str:
     """The page with its parts made anew.
 
     Raises: Quarantine, where the page lacks a part or has one that is not known.
@@ -76,7 +76,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _fields(topic: Topic) -> Iterator[str]:
-    for record in records_of(catalogue.complete(topic.schemas[-1])):
+    for record in records_of(catalogue.full_schema(topic.schemas[-1])):
         yield f"#### Fields of `{record['name']}`"
         yield ""
         yield "| field | type | meaning |"

@@ -56,7 +56,7 @@ def families() -> dict[str, tuple[int, ...]]:
 
 
 @cache
-def declared(number: int) -> dict[str, Any]:
+def declared_schema(number: int) -> dict[str, Any]:
     """The schema as its file declares it, names of other schemas unresolved.
 
     Raises: Quarantine, where no schema has this number.
@@ -69,20 +69,20 @@ def declared(number: int) -> dict[str, Any]:
 
 
 @cache
-def complete(number: int) -> dict[str, Any]:
+def full_schema(number: int) -> dict[str, Any]:
     """The schema with the records that it nests written out, as a registry or a stranger needs it."""
-    named = {f"tartan.{part['name']}": part for part in map(declared, _PARTS_OF.get(number, ()))}
-    whole: dict[str, Any] = _inlined(declared(number), named, set())
+    named = {f"tartan.{part['name']}": part for part in map(declared_schema, _PARTS_OF.get(number, ()))}
+    whole: dict[str, Any] = _inlined(declared_schema(number), named, set())
     return whole
 
 
 @cache
-def text(number: int) -> str:
+def schema_text(number: int) -> str:
     """The complete schema as a registry keeps it: JSON without white space."""
-    return json.dumps(complete(number), separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(full_schema(number), separators=(",", ":"), ensure_ascii=False)
 
 
-def normal(schema: Any) -> Any:
+def normalized(schema: Any) -> Any:
     """A schema with full names throughout: registries write the same one with and without namespaces.
 
     Raises: Quarantine, where it is no Avro schema.
@@ -94,9 +94,9 @@ def normal(schema: Any) -> Any:
 
 
 @cache
-def parsed(number: int) -> Any:
+def parsed_schema(number: int) -> Any:
     """The schema as fastavro wants it."""
-    return fastavro.parse_schema(complete(number))
+    return fastavro.parse_schema(full_schema(number))
 
 
 def _inlined(schema: Any, named: dict[str, Any], seen: set[str]) -> Any:

@@ -81,7 +81,7 @@ class Event(NamedTuple):
 def encoder(number: int) -> flat.Encode:
     """The function that writes a struct of this schema."""
     if number in _FLAT:
-        return flat.encoder(catalogue.declared(number))
+        return flat.encoder(catalogue.declared_schema(number))
     return lambda record: _general_encode(number, record)
 
 
@@ -92,7 +92,7 @@ def decoder(number: int) -> flat.Decode:
     Raises: Quarantine, where the catalogue has no such number.
     """
     if number in _FLAT:
-        return flat.decoder(catalogue.declared(number), STRUCTS[number])
+        return flat.decoder(catalogue.declared_schema(number), STRUCTS[number])
     return lambda data, start: _general_decode(number, data, start)
 
 
@@ -102,7 +102,7 @@ def splitter(number: int) -> flat.Split:
 
     Raises: Quarantine, where the catalogue has no such number.
     """
-    return flat.splitter(catalogue.declared(number))
+    return flat.splitter(catalogue.declared_schema(number))
 
 
 def encode(record: Any) -> bytes:
@@ -141,11 +141,11 @@ def decode_events(block: bytes) -> Iterator[Event]:
 
     Raises: Quarantine, where the bytes are no such block.
     """
-    for kind, number, start, end in places(block):
+    for kind, number, start, end in event_spans(block):
         yield Event(kind, number, block, start, end)
 
 
-def places(block: bytes) -> Iterator[tuple[str, int, int, int]]:
+def event_spans(block: bytes) -> Iterator[tuple[str, int, int, int]]:
     """Walk as decode_events does, giving (type, schema number, start, end): half the time for a loop over thousands.
 
     Raises: Quarantine, where the bytes are no such block.
@@ -209,7 +209,7 @@ def decode_event(event: Event) -> Any:
 def _general_encode(number: int, record: Any) -> bytes:
     buffer = io.BytesIO()
     plain = msgspec.to_builtins(record, builtin_types=(bytes,)) if isinstance(record, msgspec.Struct) else record
-    fastavro.schemaless_writer(buffer, catalogue.parsed(number), plain)
+    fastavro.schemaless_writer(buffer, catalogue.parsed_schema(number), plain)
     return buffer.getvalue()
 
 
@@ -219,7 +219,7 @@ def _general_decode(number: int, data: bytes, start: int) -> tuple[Any, int]:
     buffer = io.BytesIO(data)
     buffer.seek(start)
     try:
-        plain = fastavro.schemaless_reader(buffer, catalogue.parsed(number), None)
+        plain = fastavro.schemaless_reader(buffer, catalogue.parsed_schema(number), None)
         plain, newest = upcasting.upcast(number, plain), upcasting.newest(number)
         value = msgspec.convert(plain, STRUCTS[newest]) if newest in STRUCTS else plain
     except _NOT_AVRO as error:

@@ -24,7 +24,7 @@ class Incompatible(NamedTuple):
         return f"{self.reader} cannot read {self.writer}: {'; '.join(self.reasons)}"
 
 
-def of_families() -> list[Incompatible]:
+def incompatible_families() -> list[Incompatible]:
     """All pairs of versions of one schema, in either direction, that do not read each other.
 
     Schemas of the sealed log are held to the same as public ones: in a rolling deploy old and new processes read
@@ -32,11 +32,11 @@ def of_families() -> list[Incompatible]:
     """
     found: list[Incompatible] = []
     for numbers in catalogue.families().values():
-        found += between({catalogue.FILES[number]: catalogue.text(number) for number in numbers})
+        found += incompatible_pairs({catalogue.FILES[number]: catalogue.schema_text(number) for number in numbers})
     return found
 
 
-def between(texts: Mapping[str, str]) -> list[Incompatible]:
+def incompatible_pairs(texts: Mapping[str, str]) -> list[Incompatible]:
     """All pairs of these schemas, by name, that do not read each other.
 
     Raises: ValueError, where a text is no Avro schema.

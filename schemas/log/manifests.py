@@ -101,23 +101,18 @@ def head_name() -> str:
     return f"head{_MANIFEST}"
 
 
-def segment_name(first: int, last: int, sha256: str) -> str:
-    """A segment's name within its folder."""
-    return f"{first:0{_DIGITS}d}-{last:0{_DIGITS}d}-{sha256}{_SEGMENT}"
+def segment_name(manifest: Manifest) -> str:
+    """Return the file name of a manifest's segment within its folder."""
+    return f"{manifest.first:0{_DIGITS}d}-{manifest.last:0{_DIGITS}d}-{manifest.sha256}{_SEGMENT}"
 
 
-def name_of(manifest: Manifest) -> str:
-    """The name of a manifest's segment."""
-    return segment_name(manifest.first, manifest.last, manifest.sha256)
-
-
-def first_of_manifest(name: str) -> int | None:
+def parse_manifest_name(name: str) -> int | None:
     """The first offset of a manifest by its name; None where the name is not a manifest's."""
     digits = name.removesuffix(_MANIFEST)
     return int(digits) if name.endswith(_MANIFEST) and len(digits) == _DIGITS and digits.isdecimal() else None
 
 
-def range_of_segment(name: str) -> tuple[int, int] | None:
+def parse_segment_name(name: str) -> tuple[int, int] | None:
     """First and last offset of a segment by its name; None where the name is not a segment's."""
     first, _, rest = name.removesuffix(_SEGMENT).partition("-")
     last = rest.partition("-")[0]
@@ -125,7 +120,7 @@ def range_of_segment(name: str) -> tuple[int, int] | None:
     return (int(first), int(last)) if valid else None
 
 
-def described(content: bytes, header: segments.Header, *, last: segments.Record, previous: str | None) -> Manifest:
+def make_manifest(content: bytes, header: segments.Header, *, last: segments.Record, previous: str | None) -> Manifest:
     """The manifest of a segment."""
     return Manifest(
         VERSION,
@@ -137,8 +132,8 @@ def described(content: bytes, header: segments.Header, *, last: segments.Record,
         header.first_ms,
         header.last_ms,
         len(content),
-        segments.digest(content),
-        segments.digest(segments.encode_record(last)),
+        segments.sha256_hex(content),
+        segments.sha256_hex(segments.encode_record(last)),
         previous,
     )
 
@@ -151,7 +146,7 @@ def decode(content: bytes) -> Link:
         raise Damaged(f"its manifest cannot be read: {error}") from error
     if manifest.version != VERSION:
         raise Damaged(f"its manifest is of version {manifest.version}, this code reads {VERSION}")
-    return Link(manifest, segments.digest(content))
+    return Link(manifest, segments.sha256_hex(content))
 
 
 def decode_head(content: bytes) -> Head:
@@ -162,15 +157,15 @@ def decode_head(content: bytes) -> Head:
         raise Damaged(f"the head of its chain cannot be read: {error}") from error
 
 
-def checked(manifest: Manifest, content: bytes | None) -> Iterator[segments.Record]:
+def decode_segment(manifest: Manifest, content: bytes | None) -> Iterator[segments.Record]:
     """The records of a manifest's segment, after every byte was checked. Raises: Damaged."""
     if content is None:
         raise Damaged("its segment is missing")
     if len(content) != manifest.bytes:
         raise Damaged(f"its segment has {len(content)} bytes, its manifest says {manifest.bytes}")
-    if segments.digest(content) != manifest.sha256:
+    if segments.sha256_hex(content) != manifest.sha256:
         raise Damaged("its segment does not have the SHA-256 that its manifest says")
-    header, records = segments.opened(content)
+    header, records = segments.decode(content)
     if (header.topic, header.partition, header.first, header.last) != (
         manifest.topic,
         manifest.partition,
@@ -181,7 +176,7 @@ def checked(manifest: Manifest, content: bytes | None) -> Iterator[segments.Reco
     return records
 
 
-def chained(
+def check_chain(
     topic: str,
     partition: int,
     found: Sequence[tuple[int, Link | Damaged]],

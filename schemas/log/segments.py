@@ -65,7 +65,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last_ms: int
 
 
-def size(record: Record) -> int:
+def encoded_size(record: Record) -> int:
     """Bytes of a record in a block, within a few."""
     return (
         32
@@ -75,7 +75,7 @@ def size(record: Record) -> int:
     )
 
 
-def digest(content: bytes) -> str:
+def sha256_hex(content: bytes) -> str:
     """SHA-256 of anything, as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
@@ -101,7 +101,7 @@ def encode(topic: str, partition: int, records: Sequence[Record]) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def opened(content: bytes) -> tuple[Header, Iterator[Record]]:
+def decode(content: bytes) -> tuple[Header, Iterator[Record]]:
     """The header of a segment whose every byte was checked, and its records, unpacked block by block.
 
     Raises: Damaged, at once where a byte is not as it was sealed; while the records are taken where they are not

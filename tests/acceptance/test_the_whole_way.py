@@ -83,7 +83,7 @@ async def test_a_stranger_reads_the_public_topic_with_fastavro_alone(running: Ru
             headers = {name: value.decode() for name, value in record.headers}
             assert {"ce_id", "ce_type", "ce_time", "ce_source", "ce_subject", "tartan-position"} <= headers.keys()
             assert record.value[:1] == b"\x00"
-            schema = catalogue.complete(int.from_bytes(record.value[1:5], "big"))
+            schema = catalogue.full_schema(int.from_bytes(record.value[1:5], "big"))
             event: Any = fastavro.schemaless_reader(io.BytesIO(record.value[5:]), schema, None)
             assert headers["ce_type"] == "transaction.added"
             assert record.key.decode() == event["id"]

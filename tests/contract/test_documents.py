@@ -13,7 +13,7 @@ from cli import main as cli
 from gateway.routes import ROUTES
 from runtime.incidents.incidents import KINDS
 from schemas.contract import asyncapi
-from schemas.contract.reference import filled
+from schemas.contract.reference import fill_page
 from tests.support.paths import ROOT
 
 ASYNCAPI = Draft7Validator(json.loads((ROOT / "tests" / "golden" / "asyncapi-3.0.0.json").read_text("utf-8")))
@@ -101,7 +101,7 @@ def test_operations_names_no_metric_that_no_process_has() -> None:
 def test_the_page_of_events_is_what_the_code_says() -> None:
     page = (ROOT / "docs" / "events.md").read_text("utf-8")
 
-    assert page == filled(page), "run: tartan schemas docs --write docs/events.md"
+    assert page == fill_page(page), "run: tartan schemas docs --write docs/events.md"
 
 
 def test_the_asyncapi_document_is_what_the_code_says() -> None:

@@ -55,7 +55,7 @@ async def test_a_standard_client_finds_what_was_registered(registry: ConfluentRe
         with SchemaRegistryClient({"url": registry.url}) as client:
             return [json.loads(client.get_schema(one.id).schema_str or "") for one in outcomes]
 
-    assert await asyncio.to_thread(ask) == [catalogue.complete(one.number) for one in outcomes]
+    assert await asyncio.to_thread(ask) == [catalogue.full_schema(one.number) for one in outcomes]
 
 
 async def test_a_schema_that_readers_of_an_earlier_one_cannot_read_is_refused_with_the_reason(

@@ -88,7 +88,7 @@ class ConfluentRegistry:
         held = self.subjects.get(subject, [])
         if text not in held:
             named = {**{str(place): one for place, one in enumerate(held)}, "new": text}
-            if self.levels.get(subject) == "FULL_TRANSITIVE" and compatibility.between(named):
+            if self.levels.get(subject) == "FULL_TRANSITIVE" and compatibility.incompatible_pairs(named):
                 message = f'Schema being registered is incompatible with an earlier schema for subject "{subject}"'
                 return 409, {"error_code": 409, "message": message}
             self.writes.append(request.path)

@@ -49,16 +49,16 @@ async def test_a_standard_client_finds_subjects_versions_schemas_and_levels(api:
             "latest": (latest.version, latest.schema_id, json.loads(latest.schema.schema_str)),
             "first": client.get_version(TRANSACTIONS, 1).schema_id,
             "by_id": json.loads(client.get_schema(catalogue.BALANCE_EVENT).schema_str or ""),
-            "found": client.lookup_schema(ITEMS, Schema(catalogue.text(catalogue.ITEM_EVENT), "AVRO")).schema_id,
+            "found": client.lookup_schema(ITEMS, Schema(catalogue.schema_text(catalogue.ITEM_EVENT), "AVRO")).schema_id,
             "levels": (client.get_compatibility(), client.get_compatibility(ITEMS)),
         }
 
     assert await asked(api, ask) == {
         "subjects": [TRANSACTIONS, BALANCES, ITEMS],
         "versions": [1, 2],
-        "latest": (2, catalogue.TRANSACTION_EVENT, catalogue.complete(catalogue.TRANSACTION_EVENT)),
+        "latest": (2, catalogue.TRANSACTION_EVENT, catalogue.full_schema(catalogue.TRANSACTION_EVENT)),
         "first": catalogue.TRANSACTION_EVENT_1,
-        "by_id": catalogue.complete(catalogue.BALANCE_EVENT),
+        "by_id": catalogue.full_schema(catalogue.BALANCE_EVENT),
         "found": catalogue.ITEM_EVENT,
         "levels": ("FULL_TRANSITIVE", "FULL_TRANSITIVE"),
     }
@@ -68,17 +68,19 @@ async def test_a_standard_serializer_that_registers_nothing_writes_what_is_publi
     example = examples()["item.linked"]
 
     def ask(client: SchemaRegistryClient) -> Any:
-        serializer = AvroSerializer(client, catalogue.text(example.schema), conf={"auto.register.schemas": False})
+        serializer = AvroSerializer(
+            client, catalogue.schema_text(example.schema), conf={"auto.register.schemas": False}
+        )
         return serializer(example.value, SerializationContext(example.topic, MessageField.VALUE))
 
     written = await asked(api, ask)
 
     assert written[:5] == b"\0" + example.schema.to_bytes(4, "big")
-    assert fastavro.schemaless_reader(io.BytesIO(written[5:]), catalogue.parsed(example.schema), None)
+    assert fastavro.schemaless_reader(io.BytesIO(written[5:]), catalogue.parsed_schema(example.schema), None)
 
 
 async def test_a_schema_is_found_however_its_names_are_written(api: Api) -> None:
-    text = json.dumps(catalogue.complete(catalogue.BALANCE_EVENT), indent=2).replace('"tartan.Account"', '"Account"')
+    text = json.dumps(catalogue.full_schema(catalogue.BALANCE_EVENT), indent=2).replace('"tartan.Account"', '"Account"')
 
     assert await asked(api, lambda client: client.lookup_schema(BALANCES, Schema(text, "AVRO")).version) == 1
 
@@ -133,7 +135,7 @@ async def asked(api: Api, ask: Callable[[SchemaRegistryClient], Any]) -> Any:
 
 def _published(example: Example) -> bytes:
     buffer = io.BytesIO()
-    fastavro.schemaless_writer(buffer, catalogue.parsed(example.schema), example.value)
+    fastavro.schemaless_writer(buffer, catalogue.parsed_schema(example.schema), example.value)
     return b"\0" + example.schema.to_bytes(4, "big") + buffer.getvalue()
 
 

@@ -184,7 +184,7 @@ def by_client(url: str, found: dict[Topic, list[Message]]) -> dict[Topic, list[A
 
 def by_avro_alone(value: bytes, topic: Topic) -> Any:
     """What Avro makes of a record by the schema that `tartan schemas show` prints."""
-    schema: Any = fastavro.parse_schema(catalogue.complete(SCHEMA_OF[topic]))
+    schema: Any = fastavro.parse_schema(catalogue.full_schema(SCHEMA_OF[topic]))
     return fastavro.schemaless_reader(io.BytesIO(value[5:]), schema, None)
 
 

@@ -149,4 +149,4 @@ def test_value_and_scale_give_the_text_again(value: int, scale: int) -> None:
     text = decimal_text(value, scale)
 
     assert text is not None
-    assert money.scaled(text) == money.Scaled(value, scale)
+    assert money.parse_decimal(text) == money.ScaledAmount(value, scale)

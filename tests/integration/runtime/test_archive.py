@@ -214,10 +214,10 @@ def forge(world: World) -> None:
     """Put another valid segment 0..39 and its manifest in place of the first ones."""
     records = [Record(offset, 5, None, b"forged") for offset in range(40)]
     content = segments.encode(world.changesets, 0, records)
-    header, _ = segments.opened(content)
-    manifest = manifests.described(content, header, last=records[-1], previous=None)
+    header, _ = segments.decode(content)
+    manifest = manifests.make_manifest(content, header, last=records[-1], previous=None)
     first = world.files("json")[0]
-    (first.parent / manifests.name_of(manifest)).write_bytes(content)
+    (first.parent / manifests.segment_name(manifest)).write_bytes(content)
     first.write_bytes(msgspec.json.encode(manifest))
 
 

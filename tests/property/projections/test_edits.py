@@ -56,7 +56,7 @@ def test_the_ledger_says_what_the_bank_and_the_user_say_together(life: Life) -> 
             whole = override_rules.category(said)
             one = (bank.category_primary if whole is None else whole) or "UNCATEGORISED"
             parts = [(split.category, split.amount) for split in override_rules.splits(said, bank.amount, "USD") or ()]
-            for category, amount in parts or [(one, money.scaled(bank.amount))]:
+            for category, amount in parts or [(one, money.parse_decimal(bank.amount))]:
                 ledger = money.ledger_amount(amount, "USD")
                 expected["category", category, layer] += ledger
                 expected["bank", bank.account_id, layer] -= ledger
@@ -79,7 +79,7 @@ def test_a_reader_of_the_events_alone_has_what_the_user_says_and_is_told_exactly
             if event.schema != catalogue.TRANSACTION_EVENT:
                 continue
             told: Any = fastavro.schemaless_reader(
-                io.BytesIO(event.data), catalogue.parsed(catalogue.TRANSACTION_EVENT), None
+                io.BytesIO(event.data), catalogue.parsed_schema(catalogue.TRANSACTION_EVENT), None
             )
             now = json.loads(told["user_fields_json"] or "{}")
             named = {name.removeprefix(USER_FIELDS) for name in told["changed"] if name.startswith(USER_FIELDS)}

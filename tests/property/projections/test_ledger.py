@@ -139,7 +139,7 @@ def told(bank: Bank) -> Spent:
     sums: Spent = defaultdict(int)
     for one in bank.live.values():
         layer = PENDING if one.pending else POSTED
-        exact = money.ledger_amount(money.scaled(money.decimal_text(Decimal(one.amount))), one.currency)
+        exact = money.ledger_amount(money.parse_decimal(money.decimal_text(Decimal(one.amount))), one.currency)
         sums[one.category_primary or "UNCATEGORISED", one.currency, layer] += exact
     return {key: value for key, value in sums.items() if value}
 

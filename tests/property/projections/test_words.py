@@ -133,7 +133,7 @@ def test_an_event_cut_from_the_logs_bytes_is_what_fastavro_writes(
         common, own_id, version, codec.encode(said), changed=changed, previous=before
     )
 
-    schema = fastavro.parse_schema(catalogue.complete(catalogue.TRANSACTION_EVENT))
+    schema = fastavro.parse_schema(catalogue.full_schema(catalogue.TRANSACTION_EVENT))
     event = fastavro.schemaless_reader(io.BytesIO(data), schema, None)
     assert event["transaction"] == {name: getattr(said, name) for name in Transaction.__struct_fields__}
     assert (event["id"], event["version"], event["changed"]) == (own_id.hex(), version, changed)

@@ -31,14 +31,14 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def records_of(struct: type) -> st.SearchStrategy[Any]:
-    fields = catalogue.declared(codec.NUMBERS[struct])["fields"]
+    fields = catalogue.declared_schema(codec.NUMBERS[struct])["fields"]
     return st.builds(struct, **{entry["name"]: values_of(entry["type"]) for entry in fields})
 
 
 def by_fastavro(record: Any) -> bytes:
     buffer = io.BytesIO()
     plain = msgspec.structs.asdict(record)
-    fastavro.schemaless_writer(buffer, catalogue.parsed(codec.NUMBERS[type(record)]), plain)
+    fastavro.schemaless_writer(buffer, catalogue.parsed_schema(codec.NUMBERS[type(record)]), plain)
     return buffer.getvalue()
 
 
@@ -65,7 +65,7 @@ def test_bytes_that_were_cut_are_refused(struct: type, data: st.DataObject) -> N
 
 @pytest.mark.parametrize("struct", FLAT)
 def test_a_structs_fields_are_its_schemas_fields_in_order(struct: type) -> None:
-    declared = [entry["name"] for entry in catalogue.declared(codec.NUMBERS[struct])["fields"]]
+    declared = [entry["name"] for entry in catalogue.declared_schema(codec.NUMBERS[struct])["fields"]]
 
     assert [field.name for field in msgspec.structs.fields(struct)] == declared
 
@@ -76,7 +76,7 @@ def test_a_block_of_events_is_what_fastavro_writes_and_reads_back(events: list[t
 
     buffer = io.BytesIO()
     plain = {"events": [{"type": kind, "schema": number, "data": data} for kind, number, data in events]}
-    fastavro.schemaless_writer(buffer, catalogue.parsed(catalogue.EVENTS), plain)
+    fastavro.schemaless_writer(buffer, catalogue.parsed_schema(catalogue.EVENTS), plain)
     assert block == buffer.getvalue()
     assert [(event.type, event.schema, event.data) for event in codec.decode_events(block)] == events
 
@@ -103,4 +103,4 @@ def test_an_event_of_an_unknown_schema_is_quarantined_by_number() -> None:
 
 @pytest.mark.parametrize("number", catalogue.FILES)
 def test_every_schema_of_the_catalogue_is_valid_avro(number: int) -> None:
-    fastavro.parse_schema(catalogue.complete(number))
+    fastavro.parse_schema(catalogue.full_schema(number))

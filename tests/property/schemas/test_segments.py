@@ -33,7 +33,7 @@ def runs(draw: st.DrawFn) -> list[Record]:
 
 
 def taken(content: bytes) -> tuple[segments.Header, list[Record]]:
-    header, records = segments.opened(content)
+    header, records = segments.decode(content)
     return header, list(records)
 
 
@@ -62,7 +62,7 @@ def test_a_segment_with_any_byte_changed_or_cut_off_is_damaged_and_gives_no_reco
 
     for damaged in (bytes(flipped), content[:place], content + b"\0"):
         with pytest.raises(Damaged):
-            segments.opened(damaged)
+            segments.decode(damaged)
 
 
 @given(st.binary(max_size=300))

@@ -39,8 +39,8 @@ def values_of(schema: Any, named: dict[str, Any]) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("number", upcasting.STEPS)
 @given(data=st.data())
 def test_an_upcaster_says_what_avro_resolves(number: int, data: st.DataObject) -> None:
-    plain = data.draw(values_of(catalogue.complete(number), {}))
-    older, newest = catalogue.parsed(number), catalogue.parsed(upcasting.newest(number))
+    plain = data.draw(values_of(catalogue.full_schema(number), {}))
+    older, newest = catalogue.parsed_schema(number), catalogue.parsed_schema(upcasting.newest(number))
     buffer = io.BytesIO()
     fastavro.schemaless_writer(buffer, older, plain)
 

@@ -183,7 +183,9 @@ def test_an_edit_finds_a_transaction_that_lives_on_under_another_item(story: Sto
     assert story.edit(own, "T", category="RENT") == [events.TRANSACTION_MODIFIED]
 
     data = story.memory.folded[-1].net_events[-1].data
-    event: Any = fastavro.schemaless_reader(io.BytesIO(data), catalogue.parsed(catalogue.TRANSACTION_EVENT), None)
+    event: Any = fastavro.schemaless_reader(
+        io.BytesIO(data), catalogue.parsed_schema(catalogue.TRANSACTION_EVENT), None
+    )
     assert (event["item_id"], event["id"], event["version"]) == ("B", OWN.hex(), story.row.version)
     assert story.spent() == {"RENT": 48}
 

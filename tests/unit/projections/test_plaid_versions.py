@@ -108,7 +108,7 @@ def test_fields_without_a_name_here_reach_every_reader(answer: Json) -> None:
             extra = json.loads(one["transaction"]["extra_json"])
             assert OF_TOMORROW.items() <= extra.items()
             assert extra["personal_finance_category"] == {"mood": "good"}
-    for one in published(story, BALANCES, catalogue.parsed(catalogue.BALANCE_EVENT)):
+    for one in published(story, BALANCES, catalogue.parsed_schema(catalogue.BALANCE_EVENT)):
         assert {"apy": 0.5, "balances": {"held": 3.3}}.items() <= json.loads(one["account"]["extra_json"]).items()
 
 
@@ -126,9 +126,11 @@ def test_a_field_that_comes_into_the_api_is_one_modification_that_names_it(answe
 
 
 def test_the_schema_of_tomorrow_may_take_such_a_field_in_and_reads_what_was_written_before() -> None:
-    named = {catalogue.FILES[number]: catalogue.text(number) for number in TRANSACTIONS.schemas}
+    named = {catalogue.FILES[number]: catalogue.schema_text(number) for number in TRANSACTIONS.schemas}
 
-    assert compatibility.between({**named, "tomorrow": json.dumps(tomorrow(catalogue.TRANSACTION_EVENT))}) == []
+    assert (
+        compatibility.incompatible_pairs({**named, "tomorrow": json.dumps(tomorrow(catalogue.TRANSACTION_EVENT))}) == []
+    )
 
 
 def brought(answer: Json) -> Story:
@@ -148,13 +150,13 @@ def said_by(story: Story, answer: Json) -> list[str]:
 def readers(*numbers: int) -> Iterator[Any]:
     """Schemas that strangers read with: each version, and one that is not written yet."""
     for number in numbers:
-        yield catalogue.parsed(number)
+        yield catalogue.parsed_schema(number)
     yield fastavro.parse_schema(tomorrow(numbers[-1]))
 
 
 def tomorrow(number: int) -> Json:
     """The next version of a public schema: a field more, in the event and in the record that it nests."""
-    schema = deepcopy(catalogue.complete(number))
+    schema = deepcopy(catalogue.full_schema(number))
     field = {"name": "of_tomorrow", "type": ["null", "string"], "default": None}
     for entry in schema["fields"]:
         if isinstance(entry["type"], dict) and entry["type"]["type"] == "record":
@@ -169,6 +171,6 @@ def published(story: Story, topic: Topic, reader: Any) -> Iterator[Json]:
     for lane, outgoing in lanes.items():
         for one in outgoing if lane.topic is topic else ():
             assert one.value is not None
-            writer = catalogue.parsed(int.from_bytes(one.value[1:5], "big"))
+            writer = catalogue.parsed_schema(int.from_bytes(one.value[1:5], "big"))
             event: Any = fastavro.schemaless_reader(io.BytesIO(one.value[5:]), writer, reader)
             yield event

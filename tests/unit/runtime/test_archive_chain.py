@@ -21,7 +21,7 @@ def link(first: int, last: int, previous: str | None, *, content: bytes = b"cont
         5,
         6,
         len(content),
-        segments.digest(content),
+        segments.sha256_hex(content),
         "r",
         previous,
     )
@@ -45,18 +45,18 @@ def head(found: list[tuple[int, Link | Damaged]], place: int = -1) -> Head:
 
 
 def ranges(found: list[tuple[int, Link | Damaged]], named: Head | None) -> list[tuple[int, int]]:
-    return [(fault.first, fault.last) for fault in manifests.chained("t", 3, found, named).faults]
+    return [(fault.first, fault.last) for fault in manifests.check_chain("t", 3, found, named).faults]
 
 
 def test_a_whole_chain_has_no_fault_and_ends_behind_its_last_record() -> None:
-    whole = manifests.chained("t", 3, chain(), head(chain()))
+    whole = manifests.check_chain("t", 3, chain(), head(chain()))
 
     assert (whole.faults, whole.end, len(whole.links)) == ((), 32, 4)
-    assert manifests.chained("t", 3, [], None) == manifests.Chain((), ())
+    assert manifests.check_chain("t", 3, [], None) == manifests.Chain((), ())
     # A crash between a manifest and the head leaves the head behind.
     assert ranges(chain(), head(chain(), 2)) == ranges(chain(), None) == []
     # From the head's manifest on, as those look who only want to add.
-    assert manifests.chained("t", 3, chain()[2:], head(chain(), 2), start=15).faults == ()
+    assert manifests.check_chain("t", 3, chain()[2:], head(chain(), 2), start=15).faults == ()
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -95,7 +95,7 @@ def test_an_unreadable_manifest_is_named_up_to_the_next_one() -> None:
     found = chain()
     found[1] = (found[1][0], Damaged("its manifest cannot be read"))
 
-    assert manifests.chained("t", 3, found, head(chain())).faults == (
+    assert manifests.check_chain("t", 3, found, head(chain())).faults == (
         Fault("t", 3, 10, 14, "its manifest cannot be read"),
     )
     found = chain()
@@ -107,7 +107,7 @@ def test_an_unreadable_head_is_named_with_the_last_segment_and_hides_nothing_els
     found = chain()
     found[1] = (found[1][0], Damaged("x"))
 
-    faults = manifests.chained("t", 3, found, Damaged("y")).faults
+    faults = manifests.check_chain("t", 3, found, Damaged("y")).faults
 
     assert [(fault.first, fault.last, fault.what) for fault in faults] == [(10, 14, "x"), (30, 31, "y")]
 

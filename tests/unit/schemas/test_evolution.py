@@ -74,5 +74,5 @@ def test_both_versions_are_known_wherever_a_transaction_is_told_from_the_rest() 
 
 
 def as_a_stranger_reads(number: int, data: bytes) -> dict[str, Any]:
-    event: Any = fastavro.schemaless_reader(io.BytesIO(data), catalogue.parsed(number), None)
+    event: Any = fastavro.schemaless_reader(io.BytesIO(data), catalogue.parsed_schema(number), None)
     return {name: value for name, value in event.items() if "user_fields" in name}

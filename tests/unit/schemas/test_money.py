@@ -16,7 +16,7 @@ AMOUNTS = st.decimals(allow_nan=False, allow_infinity=False, places=7, min_value
 
 @given(AMOUNTS)
 def test_text_and_scaled_value_give_the_amount_back(amount: Decimal) -> None:
-    scaled = money.scaled(money.decimal_text(amount))
+    scaled = money.parse_decimal(money.decimal_text(amount))
 
     assert Decimal(scaled.value).scaleb(-scaled.scale) == amount
 
@@ -28,7 +28,7 @@ def test_equal_amounts_have_equal_text(amount: Decimal) -> None:
 
 @given(AMOUNTS)
 def test_a_ledger_amount_is_the_amount_at_the_ledgers_scale(amount: Decimal) -> None:
-    exact = money.ledger_amount(money.scaled(money.decimal_text(amount)), "USD")
+    exact = money.ledger_amount(money.parse_decimal(money.decimal_text(amount)), "USD")
 
     assert Decimal(exact).scaleb(-money.ISO_LEDGER_SCALE) == amount
 
@@ -52,16 +52,16 @@ def test_what_is_no_amount_is_refused(amount: str) -> None:
 @pytest.mark.parametrize("text", [str(2**63), "-" + str(2**63), "1" * 30, "0." + "1" * 19])
 def test_an_amount_beyond_bigint_or_eighteen_decimals_is_refused_not_rounded(text: str) -> None:
     with pytest.raises(Quarantine) as refused:
-        money.scaled(text)
+        money.parse_decimal(text)
 
     assert text not in str(refused.value)
 
 
 def test_more_decimals_than_the_ledger_keeps_are_refused_not_rounded() -> None:
     with pytest.raises(Quarantine, match=r"^an amount has more decimals than the 8 that its ledger keeps$"):
-        money.ledger_amount(money.scaled("0.123456789"), "USD")
+        money.ledger_amount(money.parse_decimal("0.123456789"), "USD")
 
-    assert money.ledger_amount(money.scaled("0.123456789"), "DOGE") == 123456789 * 10**9
+    assert money.ledger_amount(money.parse_decimal("0.123456789"), "DOGE") == 123456789 * 10**9
 
 
 @pytest.mark.parametrize(("code", "iso"), [("USD", True), ("JPY", True), ("KWD", True), ("BTC", False), ("", False)])
@@ -90,4 +90,4 @@ def test_a_currencys_scale_and_decimals_stay_whatever_a_later_list_says() -> Non
     ],
 )
 def test_people_see_the_currencys_decimals_and_every_one_that_is_there(text: str, currency: str, shown: str) -> None:
-    assert money.shown(text, currency) == shown
+    assert money.display_text(text, currency) == shown

@@ -186,13 +186,13 @@ def test_an_amount_is_the_same_number_from_plaids_bytes_to_ledger_row_and_event(
     assert reported is not None
     assert (said.amount, codec.decode(Account, reported).current) == (exact, exact)
     columns = dict(zip(rows.TRANSACTION_COLUMNS, rows.transaction_values(row), strict=True))
-    assert money.Scaled(columns["amount_value"], columns["amount_scale"]) == money.scaled(exact)
+    assert money.ScaledAmount(columns["amount_value"], columns["amount_scale"]) == money.parse_decimal(exact)
     debits, credits_ = memory.balances[ledger_account_id(1, BANK, "a", currency), "posted"]
     assert debits - credits_ == money.ledger_amount(
-        money.scaled(exact), currency
+        money.parse_decimal(exact), currency
     )  # as reported: the opening makes it so
     [moved] = [one for one in memory.transfers if one.own_id == row.own_id]
-    assert moved.amount == abs(money.ledger_amount(money.scaled(exact), currency))
+    assert moved.amount == abs(money.ledger_amount(money.parse_decimal(exact), currency))
     assert moved.amount_field == pg_copy.numeric(moved.amount)
     [event] = [one for one in memory.folded[-1].net_events if one.type == "transaction.added"]
     assert exact.encode() in event.data

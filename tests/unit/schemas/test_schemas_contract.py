@@ -35,7 +35,7 @@ def test_versions_of_a_schema_are_numbered_without_a_gap() -> None:
 
 
 def test_all_versions_of_every_schema_read_each_other() -> None:
-    assert compatibility.of_families() == []
+    assert compatibility.incompatible_families() == []
 
 
 def test_a_public_topic_holds_all_versions_of_one_schema() -> None:
@@ -50,11 +50,13 @@ def test_a_public_topic_holds_all_versions_of_one_schema() -> None:
     ],
 )
 def test_a_version_that_older_readers_or_writers_cannot_meet_is_told(changed: dict[str, Any], reason: str) -> None:
-    old = catalogue.declared(catalogue.REMOVAL)
+    old = catalogue.declared_schema(catalogue.REMOVAL)
     fields = [entry for entry in old["fields"] if entry["name"] != changed["name"]]
     new = {**old, "fields": [*fields, changed]}
 
-    found = compatibility.between({"removal.v1": catalogue.text(catalogue.REMOVAL), "removal.v2": json.dumps(new)})
+    found = compatibility.incompatible_pairs(
+        {"removal.v1": catalogue.schema_text(catalogue.REMOVAL), "removal.v2": json.dumps(new)}
+    )
 
     assert found
     assert reason in " ".join(map(str, found))
@@ -72,7 +74,7 @@ def test_the_golden_bytes_of_a_record_say_what_they_said_for_ever(name: str) -> 
     assert number is not None
     data = bytes.fromhex(RECORDS[name]["value"])
 
-    read = fastavro.schemaless_reader(io.BytesIO(data), catalogue.parsed(number), None)
+    read = fastavro.schemaless_reader(io.BytesIO(data), catalogue.parsed_schema(number), None)
     value, end = codec.decoder(number)(data, 0)
 
     assert read == _with_bytes(read, RECORDS[name]["says"])
@@ -94,7 +96,7 @@ def test_every_type_of_event_has_its_example_and_every_field_its_meaning() -> No
     fields = {
         (record["name"], entry["name"])
         for topic in PUBLIC
-        for record in records_of(catalogue.complete(topic.schemas[-1]))
+        for record in records_of(catalogue.full_schema(topic.schemas[-1]))
         for entry in record["fields"]
     }
 
@@ -117,7 +119,7 @@ def test_only_the_newest_versions_have_no_step() -> None:
 
 def as_a_stranger_reads(number: int, data: bytes) -> Any:
     """An event as Avro has it, without this code's view of times."""
-    plain = json.loads(catalogue.text(number).replace(',"logicalType":"timestamp-micros"', ""))
+    plain = json.loads(catalogue.schema_text(number).replace(',"logicalType":"timestamp-micros"', ""))
     return fastavro.schemaless_reader(io.BytesIO(data), fastavro.parse_schema(plain), None)
 
 
