@@ -20,6 +20,7 @@ from runtime.plaid.client import Plaid
 from runtime.postgres.instance_lock import alone
 from runtime.postgres.pool import open_pool
 from runtime.retry import insist
+from runtime.scheduler.leases import FOLLOWER
 from runtime.scheduler.types import Claimed
 from runtime.settings import Settings
 from runtime.users.keys import Keyring
@@ -28,14 +29,12 @@ from schemas.errors import Halt
 from schemas.log.changesets import NONCE_BYTES
 from schemas.topics import CHANGESETS, WEBHOOKS, full_name
 from streams.alerts import sender
-from streams.dispatcher import Claimer
+from streams.dispatcher import Dispatcher
 from streams.fetch_deltas import FetchDeltas
-from streams.follow_heads import READER as FOLLOWER
 from streams.follow_heads import FollowHeads
 from streams.limits.postgres_limits import PostgresLimits, run_probes
-from streams.mark_due import READER as MARKER
 from streams.mark_due import MarkDue
-from streams.ports import World
+from streams.ports import MARKER, SyncContext
 from streams.schedule import notify, scheduler
 from streams.storage import consumer_transactions
 from streams.storage.store import PostgresStore
@@ -89,7 +88,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
                 parts.app.conf.stream_wait_empty = False
             timeout_s = 0.0 if ended.done() else DRAIN_S
             ended.cancel()
-            await parts.claimer.drain(timeout_s=timeout_s)
+            await parts.dispatcher.drain(timeout_s=timeout_s)
 
 
 class _Parts:
@@ -104,8 +103,8 @@ class _Parts:
         self.changesets = full_name(CHANGESETS, settings.topic_prefix)
         self.webhooks = full_name(WEBHOOKS, settings.topic_prefix)
         self.store = PostgresStore(pool, self.keyring, self.vault, settings)
-        self.limits = PostgresLimits(pool, settings, on_ready=lambda: self.claimer.wake())
-        world = World(
+        self.limits = PostgresLimits(pool, settings, on_ready=lambda: self.dispatcher.wake())
+        world = SyncContext(
             bank=plaid,
             log=ChangesetLog(appender, ends, self.changesets),
             store=self.store,
@@ -126,7 +125,7 @@ class _Parts:
         }
         self.app = faust_app.build(settings, name=STAGE, positions=self._positions)
         due = self.app.channel(maxsize=settings.fetch_concurrency)
-        self.claimer = Claimer(
+        self.dispatcher = Dispatcher(
             self.store,
             lambda claimed: due.send(value=claimed),
             slots=settings.fetch_concurrency,
@@ -151,7 +150,7 @@ class _Parts:
 
     def not_ready(self) -> list[str]:
         """Why this process does no work now."""
-        reasons = [f"Postgres is away: {self.claimer.away}"] if self.claimer.away else []
+        reasons = [f"Postgres is away: {self.dispatcher.away}"] if self.dispatcher.away else []
         # An instance to which no partition is assigned is ready all the same: it fetches.
         if not self.app.started or self.app.rebalancing:
             reasons.append("partitions are being assigned")
@@ -170,11 +169,11 @@ class _Parts:
         )
         self.readers = {self.webhooks: webhooks, self.changesets: changesets}
         return (
-            MarkDue(webhooks, partial(consumer_transactions.marking, self.pool), on_commit=self.claimer.wake),
+            MarkDue(webhooks, partial(consumer_transactions.marking, self.pool), on_commit=self.dispatcher.wake),
             FollowHeads(
                 changesets,
                 partial(consumer_transactions.following, self.pool),
-                on_commit=self.claimer.followed,
+                on_commit=self.dispatcher.wake_for_new_heads,
                 on_erased=self.keyring.forget,
             ),
         )
@@ -197,9 +196,9 @@ class _Parts:
         claimed: Claimed
         async for claimed in due:
             try:
-                await self.fetcher.fetch(claimed, claimed_at=self.claimer.claimed_at(claimed))
+                await self.fetcher.fetch(claimed, claimed_at=self.dispatcher.claimed_at(claimed))
             finally:
-                self.claimer.done(claimed)
+                self.dispatcher.done(claimed)
 
 
 async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[None]"]:
@@ -213,20 +212,20 @@ async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[N
     works: dict[str, Coroutine[Any, Any, None]] = {
         "mark_due": parts.marker.run(),
         "follow_heads": parts.follower.run(),
-        "claimer": parts.claimer.run(),
-        "schedule": scheduler.run(parts.pool, parts.settings, on_marked=parts.claimer.wake),
-        "probes": run_probes(parts.pool, parts.settings, parts.claimer.wake),
+        "claimer": parts.dispatcher.run(),
+        "schedule": scheduler.run(parts.pool, parts.settings, on_marked=parts.dispatcher.wake),
+        "probes": run_probes(parts.pool, parts.settings, parts.dispatcher.wake),
         "sweep": sweep.run(
             parts.pool,
             parts.plaid,
             parts.vault.open_token,
             parts.limits,
             parts.settings,
-            parts.claimer.wake,
+            parts.dispatcher.wake,
             is_read=on_webhooks(parts.pool, parts.ends, parts.webhooks, parts.settings.partitions),
         ),
         "alerts": sender.run(parts.pool, parts.settings),
-        "due_channel": notify.listen(parts.settings, on_due=parts.claimer.wake),
+        "due_channel": notify.listen(parts.settings, on_due=parts.dispatcher.wake),
     }
     for topic, continuity in parts.witnesses.items():
         works[f"continuity of {topic}"] = continuity.watch(

@@ -33,7 +33,7 @@ class _Held(NamedTuple):
     asked_at: float
 
 
-class Claimer:
+class Dispatcher:
     """Keeps the slots of fetch_deltas filled with what is due.
 
     `wake` it when something became due, so that a webhook waits for no poll; what other processes made due and what
@@ -65,7 +65,7 @@ class Claimer:
         self._marks += 1
         self._wake.set()
 
-    def followed(self) -> None:
+    def wake_for_new_heads(self) -> None:
         """The follower has read on: look at once, if an Item may have waited for it."""
         if _now() - self._remarked_at < REMARKED_S:
             self._wake.set()

@@ -19,7 +19,7 @@ from runtime.scheduler.types import Claimed, Released
 from schemas.errors import Halt, Quarantine, Retry
 from streams import metrics
 from streams.limits.rate_limited import LeaseLost, Limited
-from streams.ports import Bank, World
+from streams.ports import Bank, SyncContext
 from streams.sync import outcomes, plaid_errors
 from streams.sync.changeset_writer import Unrecordable
 from streams.sync.item_client import action_after, said
@@ -36,7 +36,7 @@ _log = logs.logger(__name__)
 class FetchDeltas:
     """Passes over Items, each under its lease."""
 
-    def __init__(self, world: World, *, lease_s: float) -> None:
+    def __init__(self, world: SyncContext, *, lease_s: float) -> None:
         self._world = world
         self._lease_s = lease_s
 

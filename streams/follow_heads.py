@@ -13,10 +13,8 @@ from runtime.kafka.reader import Position, Reader, Received, unread
 from runtime.retry import insist
 from runtime.scheduler.leases import FOLLOWER
 from schemas.log import changesets
+from streams.heads import HeadRecord, apply_records
 from streams.ports import BeginFollowing
-from streams.storage.heads import Read, follow
-
-READER = FOLLOWER
 
 
 class FollowHeads:
@@ -34,7 +32,7 @@ class FollowHeads:
         """Take what waits, follow, acknowledge. Raises: Halt."""
         while True:
             records = await self._reader.take()
-            erased = await insist(lambda records=records: self.deal_with(records), what=READER)  # type: ignore[misc]
+            erased = await insist(lambda records=records: self.deal_with(records), what=FOLLOWER)  # type: ignore[misc]
             self._reader.acknowledge(records)
             for user in erased:
                 self._on_erased(user)
@@ -42,7 +40,7 @@ class FollowHeads:
 
     async def deal_with(self, records: Sequence[Received]) -> list[int]:
         """Write what these records cause, in one transaction, and give users that were erased. Raises: Halt, Retry."""
-        with shared.BATCH_SECONDS.labels(READER).time():
+        with shared.BATCH_SECONDS.labels(FOLLOWER).time():
             async with self._begin({record.partition for record in records}) as following:
                 heads = {(record.partition, record.offset): changesets.read(record.value).head for record in records}
                 # Of all that was taken, because the positions come with the answer.
@@ -50,17 +48,17 @@ class FollowHeads:
                 new = unread(records, {number: found.next for number, found in following.positions.items()})
                 if not new:
                     return []
-                read = [Read(place, offset, heads[place, offset]) for place, offset, *_ in new]
+                read = [HeadRecord(place, offset, heads[place, offset]) for place, offset, *_ in new]
                 erased = await following.erased({one.head.user for one in read})
-                followed = follow(read, known, erased=erased)
+                followed = apply_records(read, known, erased=erased)
                 await following.advance(
                     {record.partition: Position(record.offset + 1, checksum(record.value)) for record in new}
                 )
                 await following.apply(followed)  # takes the positions along
                 reach(CrashPoint.FOLLOW_BEFORE_COMMIT)
         reach(CrashPoint.FOLLOW_AFTER_COMMIT)
-        shared.BATCHES.labels(READER).inc()
-        shared.RECORDS.labels(READER).inc(len(new))
+        shared.BATCHES.labels(FOLLOWER).inc()
+        shared.RECORDS.labels(FOLLOWER).inc(len(new))
         for verdict, count in followed.verdicts.items():
-            shared.GATE.labels(READER, verdict.value).inc(count)
+            shared.GATE.labels(FOLLOWER, verdict.value).inc(count)
         return followed.erased

@@ -16,10 +16,8 @@ from schemas.encoding import codec
 from schemas.errors import Quarantine
 from schemas.log.records import Webhook
 from streams import metrics
-from streams.ports import Begin
+from streams.ports import MARKER, Begin
 from streams.webhooks import rules
-
-READER = "mark_due"
 
 _log = logs.logger(__name__)
 
@@ -36,13 +34,13 @@ class MarkDue:
         """Take what waits, mark, acknowledge. Raises: Halt."""
         while True:
             records = await self._reader.take()
-            await insist(lambda records=records: self.deal_with(records), what=READER)  # type: ignore[misc]
+            await insist(lambda records=records: self.deal_with(records), what=MARKER)  # type: ignore[misc]
             self._reader.acknowledge(records)
             self._on_commit()
 
     async def deal_with(self, records: Sequence[Received]) -> None:
         """Write what these records cause, in one transaction. Raises: Halt, Retry."""
-        with shared.BATCH_SECONDS.labels(READER).time():
+        with shared.BATCH_SECONDS.labels(MARKER).time():
             async with self._begin({record.partition for record in records}) as marking:
                 found = [one for record in records if (one := _found(record)) is not None]
                 # Of all that was taken, because the positions come with the answer; those of records that were
@@ -59,8 +57,8 @@ class MarkDue:
                 await marking.mark(batch.marks, batch.hints)  # takes the positions along
                 reach(CrashPoint.MARK_BEFORE_COMMIT)
         reach(CrashPoint.MARK_AFTER_COMMIT)
-        shared.BATCHES.labels(READER).inc()
-        shared.RECORDS.labels(READER).inc(len(new))
+        shared.BATCHES.labels(MARKER).inc()
+        shared.RECORDS.labels(MARKER).inc(len(new))
         metrics.REPEATS.inc(len(batch.repeats))
         for reaction, count in batch.reactions.items():
             metrics.WEBHOOKS.labels(reaction).inc(count)

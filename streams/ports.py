@@ -10,7 +10,10 @@ from runtime.kafka.reader import Position
 from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
 from runtime.scheduler.types import Claimed, Claims, Hint, Mark, Released
 from schemas.log.changesets import RECORD_BYTES_MAX, UserKeys
-from streams.storage.heads import Followed, ItemHead
+from streams.heads import HeadChanges, ItemHead
+
+MARKER = "mark_due"
+"""Reader name of the agent mark_due in `positions`; that of follow_heads is runtime.scheduler.leases.FOLLOWER."""
 
 Clock = Callable[[], datetime]
 Sleep = Callable[[float], Awaitable[None]]
@@ -101,7 +104,7 @@ class Store(Protocol):
         """How many Items Plaid called gone within the hour, of how many."""
 
 
-class World(NamedTuple):
+class SyncContext(NamedTuple):
     """What passes are made in.
 
     Units: `monotonic` in seconds of a clock that never goes back, the same that `asyncio.sleep` waits by;
@@ -149,7 +152,7 @@ class Following(Protocol):
     async def erased(self, users: Collection[int]) -> set[int]:
         """Users whose key is destroyed."""
 
-    async def apply(self, followed: Followed) -> None:
+    async def apply(self, followed: HeadChanges) -> None:
         """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
 
     async def advance(self, positions: Mapping[int, Position]) -> None:

@@ -21,6 +21,8 @@ Answer = TypeVar("Answer")
 
 NOT_READY = "NOT_READY"
 """`transactions_update_status` of an Item whose history Plaid has not read yet."""
+HISTORY_COMPLETE = "HISTORICAL_UPDATE_COMPLETE"
+"""`transactions_update_status` of an Item whose whole history Plaid has read."""
 
 OUTAGE_CODES = ("INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_NOT_AVAILABLE")
 """`error_code` of a bank's outage (PLAID.md 1.9)."""

@@ -18,7 +18,7 @@ from schemas.log import changesets, digest, gate
 from schemas.log.digest import AccountState, TransactionState
 from schemas.log.records import Account, Transaction
 from schemas.topics import HEADER_POSITION
-from streams.mark_due import READER as MARKER
+from streams.ports import MARKER
 
 State = tuple[list[TransactionState], list[AccountState]]
 LINES_MAX = 25

@@ -20,7 +20,7 @@ from sandbox.simulation.memory.tables import Tables
 from sandbox.simulator.api.limits import Limit as PlaidLimit
 from sandbox.simulator.api.plaid_errors import PlaidFailure
 from schemas.log.records import Cause
-from streams.schedule.fair_queue import Turns
+from streams.schedule.fair_queue import FairQueue
 
 ITEMS_FULL, CLIENT_FULL, ITEM_LIMIT = 100_000, 2_500, 50
 """Plaid's quotas in production (PLAID.md 1.8), and as many Items as ask for twice what it allows."""
@@ -112,7 +112,7 @@ class _Course:
         client = CLIENT_FULL * items // ITEMS_FULL
         self._limit = Limit(ITEM_LIMIT, client)
         self._plaid = Counting({f"/{SYNC}": PlaidLimit(ITEM_LIMIT, client, "TRANSACTIONS_SYNC_LIMIT")})
-        self._turns = [Turns({}) for _ in range(WORKERS)]
+        self._turns = [FairQueue({}) for _ in range(WORKERS)]
         self._busy = [0] * WORKERS
         self._ends = START + timedelta(hours=hours)
         # Twice as many Items are due in an interval as the quota lets through.

@@ -23,9 +23,9 @@ from sandbox.simulation.engine.wire import Wire
 from sandbox.simulation.memory.limits import MemoryLimits
 from sandbox.simulation.memory.store import Database, MemoryStore, Transaction
 from schemas.log.changesets import UserKeys
-from streams.mark_due import READER as MARKER
+from streams.heads import HeadChanges, ItemHead
+from streams.ports import MARKER
 from streams.storage import consumer_transactions
-from streams.storage.heads import Followed, ItemHead
 from streams.storage.session import session
 from streams.storage.store import PostgresStore
 
@@ -194,7 +194,7 @@ class RealTransaction(Transaction):
         self._marks: list[Mark] = []
         self._hints: list[Hint] = []
         self._items: list[str] = []
-        self._followed: Followed | None = None
+        self._followed: HeadChanges | None = None
         self._moved: Mapping[int, Position] = {}
 
     async def _placed(self) -> Mapping[int, Position]:
@@ -237,7 +237,7 @@ class RealTransaction(Transaction):
 
         return await self._look(read)
 
-    async def apply(self, followed: Followed) -> None:
+    async def apply(self, followed: HeadChanges) -> None:
         """Write heads and what histories lacked, make due again what was skipped or redriven, erase: at the commit."""
         self._followed = followed
 

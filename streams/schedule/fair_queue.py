@@ -18,7 +18,7 @@ one of 15 to backfills alone."""
 Flow = TypeVar("Flow", bound=Hashable)
 
 
-class Turns:
+class FairQueue:
     """How far each lane and tenant was served, as one worker knows it.
 
     Workers do not share it: each serves the tenants fairly, so all of them together do.

@@ -16,8 +16,8 @@ from runtime.postgres.pool import transaction
 from runtime.scheduler import enqueue, leases
 from runtime.scheduler.leases import FOLLOWER, QUARANTINED_BY
 from runtime.scheduler.types import Hint, Mark
-from streams.mark_due import READER as MARKER
-from streams.storage.heads import Followed, ItemHead
+from streams.heads import HeadChanges, ItemHead
+from streams.ports import MARKER
 from streams.storage.session import session
 
 
@@ -118,7 +118,7 @@ class FollowingTransaction(_Positioned):
             self._is_erased |= dict.fromkeys(unknown, False) | {row["user_number"]: True for row in rows}
         return {user for user in users if self._is_erased[user]}
 
-    async def apply(self, followed: Followed) -> None:
+    async def apply(self, followed: HeadChanges) -> None:
         """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
         if followed.redriven:
             await self._connection.execute(_REDRIVEN, list(followed.redriven), list(followed.redriven.values()))

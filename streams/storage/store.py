@@ -17,7 +17,7 @@ from runtime.users.vault import Vault
 from schemas.errors import Halt, Quarantine
 from schemas.log.changesets import UserKeys
 from schemas.topics import CHANGESETS
-from streams.schedule.fair_queue import Turns
+from streams.schedule.fair_queue import FairQueue
 from streams.storage.session import session
 
 
@@ -37,7 +37,7 @@ class PostgresStore:
         self._dead_letters_max = settings.dead_letters_max
         self._dead_letters_window_s = settings.dead_letters_window_s
         self._limit = settings.limits().get(quotas.SYNC)
-        self._turns = Turns(settings.weights())
+        self._turns = FairQueue(settings.weights())
 
     async def claim(self, slots: int) -> Claims:
         """Lease what is ready, as the turns of lanes and tenants and Plaid's quota allow."""

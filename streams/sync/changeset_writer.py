@@ -17,7 +17,7 @@ from schemas.log import gate
 from schemas.log.changesets import UserKeys
 from schemas.log.records import Account
 from streams import metrics
-from streams.ports import World
+from streams.ports import SyncContext
 from streams.sync import changeset, chunks
 from streams.sync.changeset import Draft, Subject
 from streams.sync.chunks import Composed
@@ -37,7 +37,7 @@ class Unrecordable(Quarantine):
 class Chain:
     """What is appended of one Item. `offset`: of its last record; `counts`: events by type."""
 
-    def __init__(self, world: World, claimed: Claimed, keys: UserKeys) -> None:
+    def __init__(self, world: SyncContext, claimed: Claimed, keys: UserKeys) -> None:
         self._world = world
         self._claimed = claimed
         self._keys = keys

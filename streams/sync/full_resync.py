@@ -6,19 +6,20 @@ Source: docs/architecture.md, A lost cursor; PLAID.md 1.2, points 7 to 9: a read
 from collections.abc import Collection, Mapping
 from datetime import date, timedelta
 
+from runtime.plaid.models import HISTORY_COMPLETE
 from schemas.encoding import catalogue, codec
 from schemas.events import HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_MODIFIED
 from schemas.log.records import History, Transaction
 from streams.sync import changeset
 from streams.sync.changeset import Events
-from streams.sync.pages import COMPLETE, Change, Update
+from streams.sync.pages import Change, Update
 
 PERMILLE = 1000
 
 
 def is_whole(update: Update) -> bool:
     """Whether Plaid says that it has read all of the history: before that, what is missing may still come."""
-    return update.status == COMPLETE
+    return update.status == HISTORY_COMPLETE
 
 
 def history(

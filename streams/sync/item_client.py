@@ -14,7 +14,7 @@ from schemas.events import SYNCABLE_STATES
 from schemas.log.records import Account
 from streams import metrics
 from streams.limits.rate_limited import LeaseLost
-from streams.ports import World
+from streams.ports import SyncContext
 from streams.sync import plaid_errors
 from streams.sync.changeset_writer import Chain
 from streams.sync.plaid_errors import Action, ItemState
@@ -33,7 +33,7 @@ _log = logs.logger(__name__)
 class Asking:
     """What is asked within one pass, and what of it was answered."""
 
-    def __init__(self, world: World, claimed: Claimed, token: str, chain: Chain) -> None:
+    def __init__(self, world: SyncContext, claimed: Claimed, token: str, chain: Chain) -> None:
         self._bank = world.bank
         self._clock = world.clock
         self._accounts_interval_s = world.accounts_interval_s

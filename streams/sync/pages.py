@@ -7,9 +7,6 @@ from runtime.plaid.models import NOT_READY, SyncPage
 from schemas.events import TRANSACTION_ADDED, TRANSACTION_MODIFIED, TRANSACTION_REMOVED
 from schemas.log.records import Account, Removal, Transaction
 
-COMPLETE = "HISTORICAL_UPDATE_COMPLETE"
-"""`transactions_update_status` of an Item whose whole history Plaid has read."""
-
 
 class Change(NamedTuple):
     """What became of one transaction: the type of its event, and its last words."""

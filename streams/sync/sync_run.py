@@ -23,7 +23,7 @@ from schemas.log import gate
 from schemas.log.changesets import UserKeys
 from schemas.log.records import Account
 from streams import metrics
-from streams.ports import World
+from streams.ports import SyncContext
 from streams.sync import backoff, changeset, full_resync, outcomes, plaid_errors, unlink
 from streams.sync.changeset import Draft, Events
 from streams.sync.changeset_writer import Chain, off_loop
@@ -43,7 +43,7 @@ _log = logs.logger(__name__)
 class Pass:
     """A pass over one Item. What it did so far can be read from it, also after it failed."""
 
-    def __init__(self, world: World, claimed: Claimed, keys: UserKeys, token: str) -> None:
+    def __init__(self, world: SyncContext, claimed: Claimed, keys: UserKeys, token: str) -> None:
         self._world = world
         self._claimed = claimed
         self._token = token

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import asyncpg
 
 from runtime.kafka.clients import LogEnds
-from streams.mark_due import READER as MARKER
+from streams.ports import MARKER
 from streams.storage.consumer_transactions import load_positions
 
 Offsets = Callable[[], Awaitable[Mapping[int, int]]]

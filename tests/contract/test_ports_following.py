@@ -8,7 +8,7 @@ import pytest
 
 from runtime.kafka.reader import Position
 from runtime.scheduler.types import KnownHead, Released
-from streams.storage.heads import Followed, ItemHead
+from streams.heads import HeadChanges, ItemHead
 from tests.support.scheduler_sides import LEASE_S, START, USER, Side, memory, postgres
 
 BATCHES = 40
@@ -29,7 +29,7 @@ def head(number: int, *, hints_until: int | None = None) -> ItemHead:
     return ItemHead(USER, 0, known, hints_until)
 
 
-async def follow(side: Side, followed: Followed, *, at: int) -> None:
+async def follow(side: Side, followed: HeadChanges, *, at: int) -> None:
     async with side.following({0}) as begun:
         await begun.heads(set(followed.heads) | {"a"})
         await begun.erased({USER})
@@ -37,7 +37,7 @@ async def follow(side: Side, followed: Followed, *, at: int) -> None:
         await begun.apply(followed)
 
 
-async def follow_and_fail(side: Side, followed: Followed) -> None:
+async def follow_and_fail(side: Side, followed: HeadChanges) -> None:
     async with side.following({0}) as begun:
         await begun.heads({"a"})
         await begun.apply(followed)
@@ -52,7 +52,7 @@ async def known(side: Side, *items: str) -> tuple[dict[str, ItemHead], int]:
 async def test_heads_and_the_position_are_written_together_and_come_with_the_claim(side: Side) -> None:
     await side.register("a", "t", "bank")
 
-    await follow(side, Followed(heads={"a": head(7)}), at=8)
+    await follow(side, HeadChanges(heads={"a": head(7)}), at=8)
 
     assert await known(side, "a", "other") == ({"a": head(7)}, 8)
     [claimed] = await side.store.claim(1)
@@ -61,10 +61,10 @@ async def test_heads_and_the_position_are_written_together_and_come_with_the_cla
 
 async def test_a_batch_that_fails_leaves_neither_heads_nor_position(side: Side) -> None:
     await side.register("a", "t", "bank")
-    await follow(side, Followed(heads={"a": head(1)}), at=2)
+    await follow(side, HeadChanges(heads={"a": head(1)}), at=2)
 
     with pytest.raises(ZeroDivisionError):
-        await follow_and_fail(side, Followed(heads={"a": head(9)}))
+        await follow_and_fail(side, HeadChanges(heads={"a": head(9)}))
 
     assert await known(side, "a") == ({"a": head(1)}, 2)
 
@@ -77,7 +77,7 @@ async def test_that_a_history_lacked_an_account_is_known_until_a_whole_one_is_re
     for offset, said in enumerate(({"a": True}, {}, {"a": False, "unknown": True}, {})):
         [claimed] = await side.store.claim(1)
         known.append(claimed.history_incomplete)
-        await follow(side, Followed(histories=said), at=offset + 1)
+        await follow(side, HeadChanges(histories=said), at=offset + 1)
         side.clock.advance(LEASE_S + 1)
 
     assert known == [False, True, True, False]
@@ -88,7 +88,7 @@ async def test_an_item_whose_record_was_skipped_is_due_again(side: Side) -> None
     [claimed] = await side.store.claim(1)
     await side.store.release(claimed, Released(outcome="unchanged", done=True, synced=True))
 
-    await follow(side, Followed(again={"a", "unknown"}), at=1)
+    await follow(side, HeadChanges(again={"a", "unknown"}), at=1)
 
     [again] = await side.store.claim(1)
     assert (again.generation, again.cause.kind) == (claimed.generation + 1, "retry")
@@ -101,7 +101,7 @@ async def test_a_redrive_frees_what_streams_set_aside(side: Side) -> None:
     await side.store.release(claimed, Released(outcome="failed", done=True, stopped="quarantined", not_before_s=600.0))
     quarantined = list(await side.store.claim(1))
 
-    await follow(side, Followed(redriven={"a": 5}), at=6)
+    await follow(side, HeadChanges(redriven={"a": 5}), at=6)
 
     [freed] = await side.store.claim(1)
     assert quarantined == []
@@ -111,9 +111,9 @@ async def test_a_redrive_frees_what_streams_set_aside(side: Side) -> None:
 
 async def test_an_erased_user_is_known_to_be_and_has_no_items(side: Side) -> None:
     await side.register("a", "t", "bank")
-    await follow(side, Followed(heads={"a": head(1)}), at=2)
+    await follow(side, HeadChanges(heads={"a": head(1)}), at=2)
 
-    await follow(side, Followed(erased=[USER]), at=3)
+    await follow(side, HeadChanges(erased=[USER]), at=3)
 
     assert list(await side.store.claim(1)) == []
     assert await known(side, "a") == ({}, 3)
@@ -129,7 +129,7 @@ async def test_the_same_batches_leave_the_same_heads_and_rows(seed: int, pool: a
             await side.register(item_id, "t", "bank")
 
     for number in range(1, BATCHES):
-        followed = Followed(
+        followed = HeadChanges(
             heads={item_id: head(number) for item_id in rng.sample(items, rng.randint(0, 3))},
             again=set(rng.sample(items, rng.randint(0, 2))),
             redriven=dict.fromkeys(rng.sample(items, rng.choice((0, 0, 1))), number),

@@ -15,7 +15,7 @@ from runtime.scheduler.types import Claimed, Claims, Mark, Released
 from runtime.users.vault import Vault
 from schemas.log.records import Cause
 from schemas.topics import user_key
-from streams.schedule.fair_queue import Turns
+from streams.schedule.fair_queue import FairQueue
 
 VAULT = Vault(bytes(32))
 BEGIN = datetime(2026, 1, 2, tzinfo=UTC)
@@ -29,11 +29,11 @@ class Desk:
     def __init__(self, connection: asyncpg.Connection) -> None:
         self.connection = connection
         self.now = BEGIN
-        self.turns = Turns({})
+        self.turns = FairQueue({})
 
     def weigh(self, weights: Mapping[str, float]) -> None:
         """Begin anew with these weights of tenants."""
-        self.turns = Turns(weights)
+        self.turns = FairQueue(weights)
 
     async def wait(self, seconds: float) -> None:
         """Move the clock on."""

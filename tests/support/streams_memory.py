@@ -16,7 +16,7 @@ from schemas.log import changesets
 from schemas.log.changesets import UserKeys, user_keys
 from schemas.log.records import Account, Cause, Head, Transaction
 from streams.fetch_deltas import FetchDeltas
-from streams.ports import World
+from streams.ports import SyncContext
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 KEYS = user_keys(bytes(32), 1)
@@ -171,7 +171,7 @@ async def fetched(
     async def sleep(_: float) -> None:
         memory.told.append("slept")
 
-    made = World(
+    made = SyncContext(
         bank=memory,
         log=memory,
         store=memory,

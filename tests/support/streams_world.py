@@ -36,7 +36,7 @@ from schemas.log.records import Account, Head, History, Removal, Transaction, We
 from schemas.topics import user_key
 from streams import app
 from streams.app import stage
-from streams.ports import World as Passes
+from streams.ports import SyncContext
 
 WAIT_S = 20.0
 
@@ -292,12 +292,12 @@ async def world(
 
 @asynccontextmanager
 async def streams(
-    made: World, *, change: Callable[[Passes], Passes] = lambda passes: passes, **changed: Any
+    made: World, *, change: Callable[[SyncContext], SyncContext] = lambda passes: passes, **changed: Any
 ) -> AsyncIterator[Running]:
     """The stage, at work; a failure of it fails the test. `change`: of what its passes are made in."""
     settings = made.settings.model_copy(update=changed)
     chosen = {name: getattr(settings, name) for name in ("days_requested", "removals_share_max", "record_bytes_max")}
-    with patch.object(app, "World", lambda **given: change(Passes(**chosen | given))):
+    with patch.object(app, "SyncContext", lambda **given: change(SyncContext(**chosen | given))):
         async with stage(settings) as running:
             yield running
             ended = asyncio.ensure_future(running.ended)

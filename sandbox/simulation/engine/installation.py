@@ -40,7 +40,7 @@ from sandbox.simulator.simulated_plaid import World as Plaid
 from schemas.log.changesets import RECORD_BYTES_MAX, UserKeys, user_keys
 from schemas.log.records import Cause
 from schemas.topics import user_key
-from streams.mark_due import READER as MARKER
+from streams.ports import MARKER
 
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 PARTITIONS = 3

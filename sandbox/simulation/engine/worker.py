@@ -21,12 +21,11 @@ from sandbox.simulation.memory.projection import MemoryOutbox, Projector
 from schemas.errors import Retry
 from schemas.log import changesets, gate
 from schemas.log.changesets import NONCE_BYTES
-from streams.dispatcher import Claimer
+from streams.dispatcher import Dispatcher
 from streams.fetch_deltas import FetchDeltas
 from streams.follow_heads import FollowHeads
-from streams.mark_due import READER as MARKER
 from streams.mark_due import MarkDue
-from streams.ports import World
+from streams.ports import MARKER, SyncContext
 
 SLOTS = 3
 POLL_S = 20.0
@@ -102,14 +101,14 @@ class Worker:
         self.lag_s = 0.0
         world = self._world()
         self._fetcher = FetchDeltas(world, lease_s=LEASE_S)
-        self.claimer = Claimer(self.store, self._due.put, slots=SLOTS, poll_s=POLL_S)
+        self.dispatcher = Dispatcher(self.store, self._due.put, slots=SLOTS, poll_s=POLL_S)
         webhooks, heads, projected = (
             GatheringReader(records_max=rng.randint(1, 40), bytes_max=READER_BYTES_MAX) for _ in range(3)
         )
-        wake = self.claimer.wake
+        wake = self.dispatcher.wake
         self._marker = MarkDue(webhooks, self.store.marking, on_commit=wake)
         self._follower = FollowHeads(
-            heads, self.store.following, on_commit=self.claimer.followed, on_erased=lambda user: None
+            heads, self.store.following, on_commit=self.dispatcher.wake_for_new_heads, on_erased=lambda user: None
         )
         self._readers = (webhooks, heads, projected)
         broker = Client(installation.broker, self._wire)
@@ -117,7 +116,7 @@ class Worker:
         self._publisher = Publisher(cast(Appender, broker), cast(Outbox, outbox), topic_prefix="")
         self._projector = Projector(installation.projection, installation.database, self._wire, self._publisher, rng)
 
-    def _world(self) -> World:
+    def _world(self) -> SyncContext:
         installation, rng = self.installation, self._rng
         parts: dict[str, Any] = {
             "bank": PlaidClient(installation, self._wire),
@@ -132,7 +131,7 @@ class Worker:
             "record_bytes_max": installation.record_bytes_max,
             "monotonic": asyncio.get_running_loop().time,
         }
-        return World(**{name: part for name, part in parts.items() if name in World._fields})
+        return SyncContext(**{name: part for name, part in parts.items() if name in SyncContext._fields})
 
     def _put(self, process: Process, appended: Appended, record: Outgoing) -> None:
         head = changesets.read(record.value or b"").head
@@ -173,22 +172,22 @@ class Worker:
 
     async def _claim(self) -> None:
         await insist(self.store.inherit, what="inherit")
-        await self.claimer.run()
+        await self.dispatcher.run()
 
     async def _fetch(self) -> None:
         while True:
             claimed = await self._due.get()
             try:
-                await self._fetcher.fetch(claimed, claimed_at=self.claimer.claimed_at(claimed))
+                await self._fetcher.fetch(claimed, claimed_at=self.dispatcher.claimed_at(claimed))
             finally:
-                self.claimer.done(claimed)
+                self.dispatcher.done(claimed)
 
     async def _probe(self) -> None:
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
             try:
                 if await self._limits.probe():
-                    self.claimer.wake()
+                    self.dispatcher.wake()
             except Retry:
                 continue
 
@@ -199,6 +198,6 @@ class Worker:
                 continue
             try:
                 if await self.store.mark_scheduled(interval_s=SCHEDULE_S, recheck_s=ACCOUNTS_S, spread_s=TICK_S):
-                    self.claimer.wake()
+                    self.dispatcher.wake()
             except Retry:
                 continue

@@ -17,9 +17,9 @@ from sandbox.simulation.memory import claiming
 from sandbox.simulation.memory.tables import Tables
 from schemas.errors import Quarantine, Retry
 from schemas.log.changesets import UserKeys
-from streams.mark_due import READER as MARKER
-from streams.schedule.fair_queue import Turns
-from streams.storage.heads import Followed, ItemHead
+from streams.heads import HeadChanges, ItemHead
+from streams.ports import MARKER
+from streams.schedule.fair_queue import FairQueue
 
 LOCK_S_MAX = 10.0
 """Longest wait for a lock, as TARTAN_LOCK_TIMEOUT_S."""
@@ -96,7 +96,7 @@ class MemoryStore:
         limit: Limit | None = None,
     ) -> None:
         self._limit = limit
-        self._turns = Turns({})
+        self._turns = FairQueue({})
         self._database = database
         self._monitor = monitor
         self._tables = database.tables
@@ -296,7 +296,7 @@ class Transaction:
         """Users whose key is destroyed."""
         return await self._read(lambda: {user for user in users if self._tables.keys.get(user, 0) is None})
 
-    async def apply(self, followed: Followed) -> None:
+    async def apply(self, followed: HeadChanges) -> None:
         """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
         self._writes.append(lambda: self._tables.follow(followed))
 

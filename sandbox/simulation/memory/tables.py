@@ -19,7 +19,7 @@ from sandbox.simulation.memory.rows import Credential, FinishedRun, ItemQuaranti
 from schemas.errors import Quarantine
 from schemas.log.changesets import UserKeys
 from schemas.log.records import Cause
-from streams.storage.heads import Followed, ItemHead
+from streams.heads import HeadChanges, ItemHead
 
 Clock = Callable[[], datetime]
 
@@ -337,7 +337,7 @@ class Tables:
 
     # What follows the log.
 
-    def follow(self, followed: Followed) -> None:
+    def follow(self, followed: HeadChanges) -> None:
         """Write heads and what histories lacked, make due again what was skipped or redriven."""
         for item_id, offset in sorted(followed.redriven.items()):
             for (name, _), item_quarantine in self.quarantines.items():

@@ -21,9 +21,9 @@ from schemas.errors import Halt
 from schemas.log import changesets, gate
 from schemas.log.records import Cause, Head, Webhook
 from streams.follow_heads import FollowHeads
+from streams.heads import HeadChanges
 from streams.mark_due import MarkDue
 from streams.storage.consumer_transactions import following, marking
-from streams.storage.heads import Followed
 from tests.support.streams_desk import BEGIN, USER, Desk, desk
 
 __all__ = ["desk"]
@@ -230,7 +230,7 @@ async def test_an_erasure_leaves_a_user_in_no_table_but_the_keys_tombstone(desk:
     await agent.deal_with([record(0, gate.LINK, parent=None, item_state="active")[1]])
 
     async with begin([0]) as transaction:
-        await transaction.apply(Followed(erased=[USER]))
+        await transaction.apply(HeadChanges(erased=[USER]))
 
     tables = [table.fullname for table in metadata.sorted_tables if "user_number" in table.columns]
     kept = {

@@ -18,8 +18,7 @@ from schemas.log import changesets, gate
 from schemas.log.gate import Verdict
 from schemas.log.records import Cause, Head
 from schemas.topics import user_key
-from streams.ports import Log
-from streams.ports import World as Passes
+from streams.ports import Log, SyncContext
 from tests.support.streams_world import World, streams, world
 
 SMALL = 8 * 1024
@@ -65,7 +64,7 @@ async def test_an_update_killed_after_each_of_its_parts_while_the_bank_goes_on_b
     item = made.bank.create_item("user", transactions=60)
     killed: list[Killed] = []
 
-    def dying(passes: Passes) -> Passes:
+    def dying(passes: SyncContext) -> SyncContext:
         killed.append(Killed(passes.log, lambda: _remove_a_pending(made, item)))
         return passes._replace(log=killed[0])
 
@@ -96,7 +95,7 @@ async def test_parts_that_come_late_or_belong_to_nothing_have_no_effect(made: Wo
     item = made.bank.create_item("user", transactions=300)
     kept: list[Killed] = []
 
-    def keeping(passes: Passes) -> Passes:
+    def keeping(passes: SyncContext) -> SyncContext:
         log = Killed(passes.log, lambda: None)
         log.deaths = 1_000  # none dies
         kept.append(log)

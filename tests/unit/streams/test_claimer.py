@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from runtime.scheduler.types import Claimed, Claims, Lane
 from schemas.errors import Retry
 from schemas.log.records import Cause
-from streams.dispatcher import TOKENS_WAIT_S_MAX, TOKENS_WAIT_S_MIN, Claimer
-from streams.schedule.fair_queue import LANE_WEIGHTS, Turns
+from streams.dispatcher import TOKENS_WAIT_S_MAX, TOKENS_WAIT_S_MIN, Dispatcher
+from streams.schedule.fair_queue import LANE_WEIGHTS, FairQueue
 
 NEVER_S = 3600.0
 """A poll that no test waits for: what is claimed before was woken."""
@@ -69,19 +69,19 @@ class Desk:
     def __init__(self, queue: Queue, *, slots: int = 4, poll_s: float = NEVER_S) -> None:
         self.queue = queue
         self.sent: list[Claimed] = []
-        self.claimer = Claimer(queue, self._send, slots=slots, poll_s=poll_s)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(queue, self._send, slots=slots, poll_s=poll_s)  # type: ignore[arg-type]
         self._task: asyncio.Task[None] | None = None
 
     async def _send(self, claimed: Claimed) -> None:
         self.sent.append(claimed)
 
     async def __aenter__(self) -> "Desk":
-        self._task = asyncio.create_task(self.claimer.run())
+        self._task = asyncio.create_task(self.dispatcher.run())
         await self.settled()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.claimer.drain(timeout_s=0)
+        await self.dispatcher.drain(timeout_s=0)
         assert self._task is not None
         await asyncio.wait_for(self._task, 5)
 
@@ -114,7 +114,7 @@ async def test_a_webhook_costs_one_claim_and_its_end_none() -> None:
         await desk.settled()
         desk.claimer.done(desk.sent[0])
         await desk.settled()
-        desk.claimer.followed()  # follow_heads has committed what the pass appended
+        desk.claimer.wake_for_new_heads()  # follow_heads has committed what the pass appended
         await desk.settled()
 
     assert desk.queue.asked == [4, 4]  # at the start, and for the webhook
@@ -128,7 +128,7 @@ async def test_a_mark_during_a_pass_is_looked_for_at_its_end_and_when_the_follow
         desk.claimer.done(desk.sent[0])
         await desk.settled()
         at_its_end = len(desk.queue.asked)
-        desk.claimer.followed()
+        desk.claimer.wake_for_new_heads()
         await desk.settled()
         followed = len(desk.queue.asked)
 
@@ -248,7 +248,7 @@ async def test_a_stop_waits_for_what_a_claim_on_its_way_has_leased(monkeypatch: 
     running.cancel()
 
 
-def serve(turns: Turns, backlogs: dict[tuple[int, str], int], times: int) -> list[tuple[int, str]]:
+def serve(turns: FairQueue, backlogs: dict[tuple[int, str], int], times: int) -> list[tuple[int, str]]:
     """Claim one Item after the other from queues by lane and tenant, as the statement does for lanes that waited."""
     served = []
     for number in range(times):
@@ -269,7 +269,7 @@ def serve(turns: Turns, backlogs: dict[tuple[int, str], int], times: int) -> lis
 def test_over_any_stretch_tenants_get_their_weights_to_within_one_turn_each(
     weights: dict[str, float], times: int
 ) -> None:
-    turns = Turns(weights)
+    turns = FairQueue(weights)
     backlogs = {(int(Lane.SCHEDULE), tenant): 1_000 for tenant in weights}
 
     served = Counter(tenant for _, tenant in serve(turns, backlogs, times))
@@ -283,7 +283,7 @@ def test_over_any_stretch_tenants_get_their_weights_to_within_one_turn_each(
 
 @given(st.integers(1, 400), st.integers(1, 50))
 def test_who_was_idle_is_next_and_does_not_catch_up(busy: int, more: int) -> None:
-    turns = Turns({})
+    turns = FairQueue({})
     backlogs = {(2, "busy"): 1_000, (2, "idle"): 0}
     serve(turns, backlogs, busy)
     backlogs[2, "idle"] = 1_000
@@ -295,7 +295,7 @@ def test_who_was_idle_is_next_and_does_not_catch_up(busy: int, more: int) -> Non
 
 
 def test_lanes_that_wait_get_their_shares_and_none_is_starved() -> None:
-    turns = Turns({})
+    turns = FairQueue({})
     rounds = 10
     backlogs = {(int(lane), "t"): 1_000 for lane in Lane}
 
@@ -306,7 +306,7 @@ def test_lanes_that_wait_get_their_shares_and_none_is_starved() -> None:
 
 
 def test_nothing_is_kept_of_tenants_that_were_not_served_lately() -> None:
-    turns = Turns({})
+    turns = FairQueue({})
     for number in range(1_000):
         turns.served([claimed(number, tenant=f"tenant-{number}")])
     for number in range(3):

@@ -2,16 +2,16 @@
 
 import os
 
+from runtime.plaid.models import HISTORY_COMPLETE
 from schemas.log import gate
 from schemas.log.gate import Verdict
 from schemas.log.records import Cause, Head
-from streams.storage.heads import Followed, ItemHead, Read, follow
-from streams.sync.pages import COMPLETE
+from streams.heads import HeadChanges, HeadRecord, ItemHead, apply_records
 
 
 def record(
     offset: int, type_: str = gate.SYNC, *, parent: bytes | None = None, user: int = 1, **fields: object
-) -> Read:
+) -> HeadRecord:
     given: dict[str, object] = {
         "id": os.urandom(16),
         "kind": gate.CHAINED,
@@ -23,15 +23,17 @@ def record(
         "cause": Cause("webhook"),
         "key_generation": 1,
     }
-    return Read(3, offset, Head(**(given | fields)))  # type: ignore[arg-type]
+    return HeadRecord(3, offset, Head(**(given | fields)))  # type: ignore[arg-type]
 
 
-def root(offset: int = 0) -> Read:
+def root(offset: int = 0) -> HeadRecord:
     return record(offset, gate.LINK, item_state="active", fingerprints={"a": b"1"})
 
 
-def followed(*records: Read, known: dict[str, ItemHead] | None = None, erased: tuple[int, ...] = ()) -> Followed:
-    return follow(records, known or {}, erased=erased)
+def followed(
+    *records: HeadRecord, known: dict[str, ItemHead] | None = None, erased: tuple[int, ...] = ()
+) -> HeadChanges:
+    return apply_records(records, known or {}, erased=erased)
 
 
 def test_a_chain_leaves_its_last_record_as_the_head() -> None:
@@ -126,10 +128,12 @@ def test_a_redrive_is_told_with_its_offset_and_an_edit_changes_nothing() -> None
 
 def test_a_whole_history_that_does_not_name_a_known_account_is_told_until_one_that_does() -> None:
     first = record(0, gate.LINK, fingerprints={"a": b"1", "b": b"1"})
-    lacking = record(1, gate.RESTATED, parent=first.head.id, fingerprints={"a": b"1"}, history_status=COMPLETE)
+    lacking = record(1, gate.RESTATED, parent=first.head.id, fingerprints={"a": b"1"}, history_status=HISTORY_COMPLETE)
     sync = record(2, parent=lacking.head.id, fingerprints={"a": b"2"})
-    whole = record(3, gate.RESTATED, parent=sync.head.id, fingerprints={"a": b"2", "b": b"1"}, history_status=COMPLETE)
-    rival = record(4, gate.RESTATED, parent=first.head.id, fingerprints={}, history_status=COMPLETE)
+    whole = record(
+        3, gate.RESTATED, parent=sync.head.id, fingerprints={"a": b"2", "b": b"1"}, history_status=HISTORY_COMPLETE
+    )
+    rival = record(4, gate.RESTATED, parent=first.head.id, fingerprints={}, history_status=HISTORY_COMPLETE)
 
     assert followed(first).histories == {}
     assert followed(first, lacking, sync).histories == {"item": True}

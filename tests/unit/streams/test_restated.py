@@ -6,15 +6,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime.plaid.models import SyncPage
+from runtime.plaid.models import HISTORY_COMPLETE, SyncPage
 from runtime.scheduler.types import CURSOR_LOST, KnownHead
 from schemas.errors import Retry
 from schemas.events import BALANCE_REPORTED, HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_REMOVED
 from schemas.log import gate
 from schemas.log.records import History, Removal, Transaction
-from streams.storage.heads import ItemHead, Read, follow
+from streams.heads import HeadRecord, ItemHead, apply_records
 from streams.sync import backoff, changeset, full_resync
-from streams.sync.pages import COMPLETE, fold
+from streams.sync.pages import fold
 from tests.support.streams_memory import CLAIMED, HEAD, KEYS, PAGE, Memory, account, fetched, refusal
 
 LOST = refusal("INVALID_FIELD", "INVALID_REQUEST")
@@ -34,9 +34,9 @@ def known(*accounts: str) -> Any:
 
 def lacked_account(memory: Memory, before: KnownHead) -> bool | None:
     """What the follower concludes of the last record; None: nothing, there is no whole history in it."""
-    read = Read(CLAIMED.partition, 101, memory.heads[-1])
+    read = HeadRecord(CLAIMED.partition, 101, memory.heads[-1])
     item = ItemHead(CLAIMED.user, CLAIMED.partition, before, None)
-    return follow([read], {CLAIMED.item_id: item}, erased=()).histories.get(CLAIMED.item_id)
+    return apply_records([read], {CLAIMED.item_id: item}, erased=()).histories.get(CLAIMED.item_id)
 
 
 async def test_a_refused_cursor_becomes_one_record_of_the_whole_history() -> None:
@@ -47,7 +47,7 @@ async def test_a_refused_cursor_becomes_one_record_of_the_whole_history() -> Non
 
     [head] = memory.heads
     assert (head.kind, head.type, head.parent) == (gate.CHAINED, gate.RESTATED, HEAD.id)
-    assert (head.base_cursor, head.next_cursor, head.history_status) == ("c0", "c9", COMPLETE)
+    assert (head.base_cursor, head.next_cursor, head.history_status) == ("c0", "c9", HISTORY_COMPLETE)
     assert head.cause.kind == "webhook"
     assert memory.cursors == ["c0", None, "c1"]
     covered = History(["a"], "2024-01-03", None, complete=True, removals_permille_max=200)

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from runtime.plaid.models import HISTORY_COMPLETE
 from runtime.scheduler.types import KnownHead
 from schemas.log import gate
 from schemas.log.gate import ItemGate, Verdict
 from schemas.log.records import Head
 from schemas.times import from_micros
-from streams.sync.pages import COMPLETE
 
 
 class ItemHead(NamedTuple):
@@ -22,7 +22,7 @@ class ItemHead(NamedTuple):
     hints_until: int | None
 
 
-class Read(NamedTuple):
+class HeadRecord(NamedTuple):
     """A record of `changesets` by its clear part."""
 
     partition: int
@@ -31,7 +31,7 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
+class HeadChanges:
     """What a batch changes.
 
     `heads`: by Item, the last ones. `again`: Items whose record was skipped. `redriven`: Item to the offset of its
@@ -46,13 +46,15 @@ class Followed:
     verdicts: Counter[Verdict] = field(default_factory=Counter)
 
 
-def follow(records: Iterable[Read], known: Mapping[str, ItemHead], *, erased: Iterable[int]) -> Followed:
+def apply_records(
+    records: Iterable[HeadRecord], known: Mapping[str, ItemHead], *, erased: Iterable[int]
+) -> HeadChanges:
     """Apply the gate to records in the order of their partitions.
 
     `known` are the heads before the batch, `erased` those of its users whose key is destroyed. Whether a free record
     is a repeat is of no concern here: what it changes, it changes once or many times alike.
     """
-    followed = Followed()
+    followed = HeadChanges()
     gone = set(erased)
     items: dict[str, ItemHead] = dict(known)
     for record in records:
@@ -72,7 +74,7 @@ def follow(records: Iterable[Read], known: Mapping[str, ItemHead], *, erased: It
     return followed
 
 
-def _free(record: Read, followed: Followed, gone: set[int]) -> None:
+def _free(record: HeadRecord, followed: HeadChanges, gone: set[int]) -> None:
     head = record.head
     if head.type == gate.ERASURE:
         followed.erased.append(head.user)
@@ -91,10 +93,10 @@ def _lacks_account(head: Head, before: ItemHead | None) -> bool:
     One that Plaid does not call complete stays as it is: to read it again says no more.
     """
     known = before.head.fingerprints if before else {}
-    return head.history_status == COMPLETE and not known.keys() <= head.fingerprints.keys()
+    return head.history_status == HISTORY_COMPLETE and not known.keys() <= head.fingerprints.keys()
 
 
-def _after(record: Read, before: ItemHead | None) -> ItemHead:
+def _after(record: HeadRecord, before: ItemHead | None) -> ItemHead:
     """An Item's head after an accepted record. What a record does not name stays as it was."""
     head = record.head
     old = before.head if before else None
