@@ -1,4 +1,4 @@
-"""When the claimer looks for work, and whose turn it is."""
+"""When the dispatcher looks for work, and whose turn it is."""
 
 import asyncio
 from collections import Counter
@@ -64,7 +64,7 @@ class Queue:
 
 
 class Desk:
-    """A claimer at a queue."""
+    """A dispatcher at a queue."""
 
     def __init__(self, queue: Queue, *, slots: int = 4, poll_s: float = NEVER_S) -> None:
         self.queue = queue
@@ -99,8 +99,8 @@ class Desk:
 async def test_it_claims_as_many_as_there_are_free_slots_and_no_more() -> None:
     async with Desk(Queue(ready=9)) as desk:
         first = len(desk.sent)
-        desk.claimer.done(desk.sent[0])
-        desk.claimer.done(desk.sent[1])
+        desk.dispatcher.done(desk.sent[0])
+        desk.dispatcher.done(desk.sent[1])
         await desk.settled()
 
     assert (first, len(desk.sent)) == (4, 6)
@@ -110,11 +110,11 @@ async def test_it_claims_as_many_as_there_are_free_slots_and_no_more() -> None:
 async def test_a_webhook_costs_one_claim_and_its_end_none() -> None:
     async with Desk(Queue()) as desk:
         desk.queue.ready = [claimed(1)]
-        desk.claimer.wake()  # mark_due has committed
+        desk.dispatcher.wake()  # mark_due has committed
         await desk.settled()
-        desk.claimer.done(desk.sent[0])
+        desk.dispatcher.done(desk.sent[0])
         await desk.settled()
-        desk.claimer.wake_for_new_heads()  # follow_heads has committed what the pass appended
+        desk.dispatcher.wake_for_new_heads()  # follow_heads has committed what the pass appended
         await desk.settled()
 
     assert desk.queue.asked == [4, 4]  # at the start, and for the webhook
@@ -122,13 +122,13 @@ async def test_a_webhook_costs_one_claim_and_its_end_none() -> None:
 
 async def test_a_mark_during_a_pass_is_looked_for_at_its_end_and_when_the_follower_goes_on() -> None:
     async with Desk(Queue(ready=1)) as desk:
-        desk.claimer.wake()
+        desk.dispatcher.wake()
         await desk.settled()
         before = len(desk.queue.asked)
-        desk.claimer.done(desk.sent[0])
+        desk.dispatcher.done(desk.sent[0])
         await desk.settled()
         at_its_end = len(desk.queue.asked)
-        desk.claimer.wake_for_new_heads()
+        desk.dispatcher.wake_for_new_heads()
         await desk.settled()
         followed = len(desk.queue.asked)
 
@@ -148,7 +148,7 @@ async def test_while_the_quota_is_used_up_no_wake_causes_a_claim() -> None:
     queue.more_in_s = NEVER_S
     async with Desk(queue) as desk:
         for _ in range(20):
-            desk.claimer.wake()
+            desk.dispatcher.wake()
             await desk.settled()
         asked = len(queue.asked)
 
@@ -188,12 +188,12 @@ async def test_postgres_being_away_is_said_and_outlasted() -> None:
     queue = Queue(ready=1)
     queue.fails = 1
     async with Desk(queue) as desk:
-        away = desk.claimer.away
+        away = desk.dispatcher.away
         await desk.until_asked(2)
         await desk.settled()
 
     assert away == "Postgres is away"
-    assert desk.claimer.away is None
+    assert desk.dispatcher.away is None
     assert len(desk.sent) == 1
 
 
@@ -212,13 +212,13 @@ async def test_a_lease_is_counted_from_before_its_claim_was_answered() -> None:
         answered.set()
         await desk.settled()
 
-        assert desk.claimer.claimed_at(desk.sent[0]) <= before
+        assert desk.dispatcher.claimed_at(desk.sent[0]) <= before
 
 
 async def test_a_stop_ends_the_leases_of_what_does_not_end_in_time() -> None:
     desk = Desk(Queue(ready=2))
     async with desk:
-        desk.claimer.done(desk.sent[0])
+        desk.dispatcher.done(desk.sent[0])
 
     assert desk.queue.expired == [desk.sent[1]]
 
@@ -234,16 +234,16 @@ async def test_a_stop_waits_for_what_a_claim_on_its_way_has_leased(monkeypatch: 
 
     monkeypatch.setattr(queue, "claim", slow)
     desk = Desk(queue)
-    running = asyncio.create_task(desk.claimer.run())
+    running = asyncio.create_task(desk.dispatcher.run())
     await desk.until_asked(1)
-    stop = asyncio.create_task(desk.claimer.drain(timeout_s=30))
+    stop = asyncio.create_task(desk.dispatcher.drain(timeout_s=30))
     await asyncio.sleep(0)
     answer.set()
     await desk.settled()
 
     assert not stop.done()
     [leased] = desk.sent
-    desk.claimer.done(leased)
+    desk.dispatcher.done(leased)
     await asyncio.wait_for(stop, 5)
     running.cancel()
 
