@@ -35,7 +35,7 @@ def explain(name: Name, as_json: Json = False) -> None:
 
     async def work(connection: asyncpg.Connection) -> Row | None:
         async with snapshot(connection):
-            return await resolve_id.explained(connection, name)
+            return await resolve_id.explain_id(connection, name)
 
     told = with_postgres(work)
     console = console_of_lines()

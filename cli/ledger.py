@@ -51,7 +51,7 @@ def ledger(
             if turnover:
                 return await ledger_reports.turnover(connection, found.number, since=_day(since), until=_day(until))
             moment = None if known_at is None else known_at.replace(tzinfo=known_at.tzinfo or datetime.UTC)
-            return await ledger_reports.balances(connection, found.number, at=_day(at), known_at=moment)
+            return await ledger_reports.balances(connection, found.number, effective_at=_day(at), known_at=moment)
 
     rows = with_postgres(work)
     if as_json:

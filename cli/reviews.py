@@ -9,7 +9,7 @@ from rich.table import Table
 from cli.operations import decided_by
 from cli.output import console_of_lines, say, with_postgres
 from projections.read import reviews
-from projections.read.reviews import OPEN, Found
+from projections.read.reviews import OPEN, ReviewTarget
 from runtime import settings
 from runtime.kafka.clients import Appended, Appender
 from runtime.operators import operator_commands
@@ -45,7 +45,7 @@ def list_reviews(
     async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
         number = await _user(connection, tenant, user) if user else None
         async with snapshot(connection):
-            return (await reviews.waiting(connection, number, limit=limit)).rows
+            return (await reviews.list_open(connection, number, limit=limit)).rows
 
     found = with_postgres(work)
     say(console_of_lines(), {"reviews": found} if as_json else _table(found))
@@ -74,7 +74,7 @@ def _decide(review: str, *, approve: bool, own_id: str | None, by: str, as_json:
     async def work(connection: asyncpg.Connection) -> dict[str, Any]:
         found = await _open(connection, review_id)
         chosen = _candidate(found, own_id) if approve else None
-        said = reviews.decision(review_id, approve=approve, own_id=chosen, by=decided_by(by))
+        said = reviews.build_decision(review_id, approve=approve, own_id=chosen, by=decided_by(by))
         at = await _append(connection, found, said, by=decided_by(by))
         if not await operator_commands.is_read(connection, at):
             return {"id": review, "outcome": Outcome.APPENDED, "partition": at.partition, "offset": at.offset}
@@ -90,7 +90,7 @@ def _decide(review: str, *, approve: bool, own_id: str | None, by: str, as_json:
     raise typer.Exit(0 if is_read else 1)
 
 
-async def _append(connection: asyncpg.Connection, found: Found, said: Said, *, by: str) -> Appended:
+async def _append(connection: asyncpg.Connection, found: ReviewTarget, said: Said, *, by: str) -> Appended:
     loaded = settings.load()
     appender = Appender(loaded, client="operator")
     try:
@@ -101,7 +101,7 @@ async def _append(connection: asyncpg.Connection, found: Found, said: Said, *, b
         await appender.stop()
 
 
-async def _open(connection: asyncpg.Connection, review_id: bytes) -> Found:
+async def _open(connection: asyncpg.Connection, review_id: bytes) -> ReviewTarget:
     found = await reviews.find(connection, review_id)
     if found is None:
         raise Quarantine(f"there is no review {review_id.hex()}")
@@ -110,7 +110,7 @@ async def _open(connection: asyncpg.Connection, review_id: bytes) -> Found:
     return found
 
 
-def _candidate(found: Found, own_id: str | None) -> str:
+def _candidate(found: ReviewTarget, own_id: str | None) -> str:
     """The candidate that an approval means. Raises: Quarantine, where it names none that can be one."""
     named = ", ".join(sorted(found.available))
     if own_id is None and len(found.available) != 1:

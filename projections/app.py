@@ -102,7 +102,7 @@ async def _at_work(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.
         for work in (
             continuity.watch(lambda: faust_app.assigned(app, topic), held=reader.held),
             dead_letters.run(pool, appender, settings),
-            _while_it_acts(feeder, lambda: Expiry(pool).keep()),
+            _while_it_acts(feeder, lambda: Expiry(pool).run_forever()),
             _while_it_acts(feeder, lambda: Reconciler(pool, settings).keep()),
         ):
             tasks.append(asyncio.create_task(work))
@@ -144,7 +144,7 @@ def _positions(continuity: LogContinuity, publisher: Publisher, feeder: Feeder) 
         numbers = [number for _, number in assigned]
         starts = await continuity.starts(numbers)
         committed = await feeder.published_up_to(numbers)
-        publisher.hand(Committed({number: (at, at) for number, at in committed.items()}, []))
+        publisher.submit(Committed({number: (at, at) for number, at in committed.items()}, []))
         return {(topic, number): starts[number] for topic, number in assigned}
 
     return positions

@@ -17,7 +17,7 @@ from projections.publish.publisher import Publisher
 from projections.rebuild import versions
 from projections.rebuild.versions import Version
 from projections.store.connection import Session
-from projections.store.loader import AnotherVersion
+from projections.store.loader import VersionMismatch
 from projections.store.tables import FOLD, OLD, SCHEMA
 from runtime import logs, metrics
 from runtime.kafka.reader import Position, Reader
@@ -119,7 +119,7 @@ class Feeder:
         while True:
             taken = await reader.take()
             for batch in check.batches([check.opened(record) for record in taken], EVENTS_MAX):
-                await self._publisher.room()
+                await self._publisher.wait_for_room()
                 await self.feed(batch)
                 reader.acknowledge([record.received for record in batch])
 
@@ -133,7 +133,7 @@ class Feeder:
                 else:
                     await self._until_live_has(batch)
                 return await self._follow(batch)
-            except AnotherVersion as error:
+            except VersionMismatch as error:
                 if not left:
                     raise Halt(f"versions do not come to rest: {error}") from error
                 _log.info("another version", reason=str(error))
@@ -148,7 +148,7 @@ class Feeder:
         try:
             async with asyncio.timeout(OLD_S_MAX):
                 await self._old.patiently(batch)
-        except AnotherVersion:
+        except VersionMismatch:
             raise
         except (Halt, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             await self._give_up(self._found[OLD].number, reason(error))
@@ -172,7 +172,7 @@ class Feeder:
     async def _until_live_has(self, batch: Sequence[Opened]) -> None:
         """Wait for the live version, which others feed: what it withholds, the old one withholds too.
 
-        Raises: AnotherVersion.
+        Raises: VersionMismatch.
         """
         wanted: dict[int, int] = {}
         for record in batch:
@@ -185,7 +185,7 @@ class Feeder:
                 self._trouble = f"waits for the live version: {reason(error)}"
             else:
                 if any(row["number"] != number for row in rows):
-                    raise AnotherVersion(f"version {number} is not live any more")
+                    raise VersionMismatch(f"version {number} is not live any more")
                 if all(row["position"] >= wanted[row["partition"]] for row in rows):
                     self._trouble = None
                     return

@@ -12,13 +12,13 @@ from projections.gate import check
 from projections.gate.check import Admission, Admitted, GateCheck, Opened
 from projections.model.unit_of_work import UnitOfWork
 from projections.publish import operator_notices
-from projections.publish.kafka_records import outbound
+from projections.publish.kafka_records import changesets_with_events
 from projections.publish.operator_notices import TooManyQuarantined
 from projections.publish.publisher import Committed, Publisher
 from projections.store import loader, writer
 from projections.store.connection import Session
-from projections.store.loader import AnotherVersion
-from projections.store.writer import Advanced
+from projections.store.loader import VersionMismatch
+from projections.store.writer import NewPosition
 from runtime import crash_points, logs, metrics
 from runtime.crash_points import CrashPoint
 from runtime.kafka.continuity import checksum
@@ -66,7 +66,7 @@ class _Batch(NamedTuple):
 
     opened: list[Opened]
     spans: dict[int, tuple[int, int]]
-    advanced: list[Advanced]
+    advanced: list[NewPosition]
 
 
 class Projector:
@@ -140,7 +140,7 @@ class Projector:
     async def patiently(self, records: Sequence[Opened]) -> None:
         """Project records, however long the world is late.
 
-        Raises: AnotherVersion, where the tables are not what they were; Halt; whatever is an error of this code.
+        Raises: VersionMismatch, where the tables are not what they were; Halt; whatever is an error of this code.
         """
         wait_s = RETRY_S_MIN
         while True:
@@ -159,15 +159,15 @@ class Projector:
 
     async def _transact(self, records: Sequence[Opened], poisoned: Poisoned) -> None:
         connection = await self._session.connection()
-        checkpoints = {} if self._publisher is None else self._publisher.checkpoints()
+        checkpoints = {} if self._publisher is None else self._publisher.unstored_checkpoints()
         try:
             with metrics.BATCH_SECONDS.labels(READER).time():
                 partitions = {record.received.partition for record in records}
-                async with loader.locked(connection, partitions, version=self._version):
+                async with loader.lock_positions(connection, partitions, version=self._version):
                     batch, working, outcome = await self._fold(connection, records, poisoned)
                     await _write(connection, working, outcome, batch.advanced, checkpoints, self._published)
                     if self._publisher is not None:
-                        await operator_notices.tell(
+                        await operator_notices.write_notices(
                             connection,
                             working,
                             outcome,
@@ -176,9 +176,9 @@ class Projector:
                         )
                     crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
         except asyncpg.UndefinedTableError as error:
-            raise AnotherVersion(f"tables are gone: {reason(error)}") from error
+            raise VersionMismatch(f"tables are gone: {reason(error)}") from error
         except TooManyQuarantined as error:
-            await operator_notices.stopped(connection, error)
+            await operator_notices.open_stop_incident(connection, error)
             raise
         except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             if await _is_ending(connection):
@@ -186,8 +186,8 @@ class Projector:
             raise
         crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
         if self._publisher is not None:
-            self._publisher.stored(checkpoints)
-            self._publisher.hand(Committed(batch.spans, outbound(working.folded)))
+            self._publisher.mark_stored(checkpoints)
+            self._publisher.submit(Committed(batch.spans, changesets_with_events(working.folded)))
             _count(batch, outcome)
 
     async def _fold(
@@ -195,9 +195,9 @@ class Projector:
     ) -> tuple[_Batch, UnitOfWork, Admission]:
         heads = [record.head for record in records]
         redriven = {head.item_id for head in heads if head.type == gate.REDRIVE and head.item_id is not None}
-        withheld = await loader.withheld(connection, redriven) if redriven else {}
+        withheld = await loader.read_withheld(connection, redriven) if redriven else {}
         heads += [record.head for waiting in withheld.values() for record in waiting]
-        control = await loader.control(
+        control = await loader.read_gate_state(
             connection,
             {record.received.partition for record in records},
             {head.item_id for head in heads if head.item_id is not None},
@@ -218,7 +218,7 @@ class Projector:
         outcome = keeper.admit(batch.opened)
         if self._publisher is None:
             _require_same_quarantines(outcome)
-        await loader.rows(connection, working, outcome.every())
+        await loader.load_rows(connection, working, outcome.every())
         for record in outcome.admitted:
             _fold_one(working, record)
         return batch, working, outcome
@@ -271,7 +271,7 @@ async def _write(
     connection: asyncpg.Connection,
     working: UnitOfWork,
     outcome: Admission,
-    advanced: Sequence[Advanced],
+    advanced: Sequence[NewPosition],
     checkpoints: Mapping[int, int],
     published: Mapping[int, int],
 ) -> None:
@@ -291,13 +291,13 @@ def _fold_one(working: UnitOfWork, record: Admitted) -> None:
         raise _FoldFailed(record.opened, error) from error
 
 
-def _placed(records: Sequence[Opened], locked: dict[int, loader.Locked]) -> _Batch:
+def _placed(records: Sequence[Opened], locked: dict[int, loader.LockedPosition]) -> _Batch:
     """What of the records lies at the locked positions or behind; `locked` moves along.
 
     Raises: Halt, where a record lies above its partition's position: what is between them would be lost.
     """
     opened: list[Opened] = []
-    last: dict[int, Advanced] = {}
+    last: dict[int, NewPosition] = {}
     for record in records:
         received = record.received
         at = locked.get(received.partition)
@@ -308,9 +308,11 @@ def _placed(records: Sequence[Opened], locked: dict[int, loader.Locked]) -> _Bat
         if received.offset > at.position:
             raise Halt(f"partition {received.partition} goes on at {received.offset}, expected {at.position}: a gap")
         moment = check.known_at(record, at.known_at)
-        locked[received.partition] = loader.Locked(received.offset + 1, moment)
+        locked[received.partition] = loader.LockedPosition(received.offset + 1, moment)
         opened.append(record._replace(known_at=moment))
-        last[received.partition] = Advanced(received.partition, received.offset + 1, checksum(received.value), moment)
+        last[received.partition] = NewPosition(
+            received.partition, received.offset + 1, checksum(received.value), moment
+        )
     first = {record.received.partition: record.received.offset for record in reversed(opened)}
     spans = {number: (first.get(number, at.position), at.position) for number, at in locked.items()}
     return _Batch(opened, spans, list(last.values()))

@@ -49,16 +49,16 @@ async def _republish(
     async with connected(loaded) as database:
         wire = subjects.wire_prefixes(await Wire(loaded, database).ids())
         republisher = Republisher(
-            database, appender, log, loaded, topic, wire=wire, tell=_Teller(topic), skips_gone=kept
+            database, appender, log, loaded, topic, prefixes=wire, on_progress=_Teller(topic), skips_expired=kept
         )
-        await republisher.alone()
+        await republisher.lock_topic()
         try:
             await log.start()
             if abandon:
-                partitions = [number for number in await republisher.begun() if number in partitions]
+                partitions = [number for number in await republisher.held_partitions() if number in partitions]
                 sent = sum([await republisher.abandon(number) for number in partitions])
             else:
-                partitions = await republisher.begin(partitions, empties=empty)
+                partitions = await republisher.hold(partitions, empties=empty)
                 sent = sum([await republisher.fill(number, empties=empty) for number in partitions])
         finally:
             await log.stop()
@@ -91,4 +91,6 @@ class _Teller:
             return
         self._next = time.monotonic() + TOLD_EVERY_S
         where = f"{self._topic} {progress.partition}"
-        typer.echo(f"{where}: {progress.events:,} events, changeset {progress.at:,} of {progress.end:,}", err=True)
+        typer.echo(
+            f"{where}: {progress.events:,} events, changeset {progress.position:,} of {progress.end:,}", err=True
+        )

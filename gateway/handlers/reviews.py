@@ -14,7 +14,7 @@ from gateway.http.problems import Fault, Problem, invalid, not_found
 from gateway.http.requests import Call, ok
 from projections.read import reviews
 from projections.read.queries import Row
-from projections.read.reviews import APPROVED, OPEN, REJECTED, Found
+from projections.read.reviews import APPROVED, OPEN, REJECTED, ReviewTarget
 from schemas.log.records import Cause
 
 LIMIT_DEFAULT = 50
@@ -34,7 +34,7 @@ class Reviews:
         after = cursors.read(values["cursor"], scope) if values["cursor"] is not None else None
         async with snapshot(self._pool) as connection:
             user = await user_of(connection, call)
-            page = await reviews.waiting(connection, user, limit=values["limit"] or LIMIT_DEFAULT, after=after)
+            page = await reviews.list_open(connection, user, limit=values["limit"] or LIMIT_DEFAULT, after=after)
         following = cursors.write(page.next, scope) if page.next else None
         return ok({"reviews": page.rows, "next_cursor": following})
 
@@ -61,9 +61,9 @@ class Reviews:
         """The held transaction is a purchase of its own."""
         return await self._decide(call, await self._found(call), REJECTED, None)
 
-    async def _decide(self, call: Call, found: Found, wanted: str, chosen: str | None) -> Answer:
+    async def _decide(self, call: Call, found: ReviewTarget, wanted: str, chosen: str | None) -> Answer:
         if found.state == OPEN:
-            said = reviews.decision(found.id, approve=wanted == APPROVED, own_id=chosen, by=call.tenant)
+            said = reviews.build_decision(found.id, approve=wanted == APPROVED, own_id=chosen, by=call.tenant)
             body = f"review\0{found.id.hex()}\0{wanted}\0{chosen}".encode()
             ticket = await self._sayings.ticket(found.about, key=call.values["Idempotency-Key"], body=body)
             cause, wait_s = Cause(USER, by=call.tenant), call.values["wait"]
@@ -74,7 +74,7 @@ class Reviews:
                 return Answer(HTTPStatus.ACCEPTED, told)
         return ok(await self._outcome(found, wanted, chosen))
 
-    async def _outcome(self, found: Found, wanted: str, chosen: str | None) -> Row:
+    async def _outcome(self, found: ReviewTarget, wanted: str, chosen: str | None) -> Row:
         """The review as it stands. Raises: Problem 409, where it stands otherwise than decided."""
         async with snapshot(self._pool) as connection:
             row = await reviews.review(connection, found.id)
@@ -85,7 +85,7 @@ class Reviews:
             raise _conflict("review_ended", f"the review was {row['state']} already", row)
         return row
 
-    async def _found(self, call: Call) -> Found:
+    async def _found(self, call: Call) -> ReviewTarget:
         async with snapshot(self._pool) as connection:
             found = await reviews.find(connection, call.values["review_id"], tenant=call.tenant)
         if found is None:

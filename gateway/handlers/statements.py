@@ -20,7 +20,9 @@ class Statements:
         values = call.values
         async with snapshot(self._pool) as connection:
             user = await user_of(connection, call)
-            rows = await ledger_reports.balances(connection, user, at=values["at"], known_at=values["known_at"])
+            rows = await ledger_reports.balances(
+                connection, user, effective_at=values["at"], known_at=values["known_at"]
+            )
         return ok({"balances": rows})
 
     async def ledger_turnover(self, call: Call) -> Answer:

@@ -29,14 +29,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Message(NamedTuple):
-    """One message; `place` is its index among the net events of its changeset."""
+    """One message; `event_index` is its index among the net events of its changeset."""
 
-    place: int
+    event_index: int
     event: str
     value: bytes
 
 
-def messages(net: Sequence[NetEvent], *, item_id: str | None, known_at: int) -> Iterator[Message]:
+def build_messages(net: Sequence[NetEvent], *, item_id: str | None, known_at: int) -> Iterator[Message]:
     """The messages of a changeset in order.
 
     Units: `known_at` in microseconds since 1970, UTC.

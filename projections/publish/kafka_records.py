@@ -23,11 +23,11 @@ _TOPICS: dict[int, Topic] = {
 }
 _SOURCE = ("ce_source", events.PUBLIC_SOURCE.encode())
 _SPECIFICATION = ("ce_specversion", b"1.0")
-OWN_IDS: Mapping[int, bytes] = subjects.wire_prefixes(subjects.own_ids())
+LOCAL_PREFIXES: Mapping[int, bytes] = subjects.wire_prefixes(subjects.own_ids())
 """What stands before an event by its schema, where there is no registry: Confluent's wire format with our numbers."""
 
 
-class Outbound(NamedTuple):
+class ChangesetEvents(NamedTuple):
     """A changeset that caused net events. Units: `known_at` in microseconds since 1970, UTC.
 
     A redrive tells what other changesets said: its events have the ids that those give them.
@@ -43,17 +43,17 @@ class Outbound(NamedTuple):
     is_redrive: bool = False
 
 
-class Lane(NamedTuple):
+class Destination(NamedTuple):
     """Where records go in order."""
 
     topic: Topic
     partition: int
 
 
-def outbound(folded: Iterable[Folded]) -> list[Outbound]:
+def changesets_with_events(folded: Iterable[Folded]) -> list[ChangesetEvents]:
     """What is to be published of folded changesets."""
     return [
-        Outbound(
+        ChangesetEvents(
             one.place.partition,
             one.place.offset,
             one.place.changeset,
@@ -68,24 +68,30 @@ def outbound(folded: Iterable[Folded]) -> list[Outbound]:
     ]
 
 
-def records(outbound: Sequence[Outbound], wire: Mapping[int, bytes] = OWN_IDS) -> dict[Lane, list[Outgoing]]:
+def build_records(
+    outbound: Sequence[ChangesetEvents], wire: Mapping[int, bytes] = LOCAL_PREFIXES
+) -> dict[Destination, list[Outgoing]]:
     """The records of changesets, by topic and partition, in order: those of the public topics and of `push`."""
-    lanes = public(outbound, wire)
+    lanes = build_public_records(outbound, wire)
     for changeset in outbound:
-        _push(lanes.setdefault(Lane(topics.PUSH, changeset.partition), []), changeset)
+        _push(lanes.setdefault(Destination(topics.PUSH, changeset.partition), []), changeset)
     return {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
 
 
-def public(outbound: Sequence[Outbound], wire: Mapping[int, bytes] = OWN_IDS) -> dict[Lane, list[Outgoing]]:
+def build_public_records(
+    outbound: Sequence[ChangesetEvents], wire: Mapping[int, bytes] = LOCAL_PREFIXES
+) -> dict[Destination, list[Outgoing]]:
     """The records of the public topics alone.
 
     `wire`: what stands before an event, by its schema (runtime.kafka.schema_ids).
 
     Source: CloudEvents 1.0, Kafka protocol binding, binary content mode.
     """
-    lanes: dict[Lane, list[Outgoing]] = {}
+    lanes: dict[Destination, list[Outgoing]] = {}
     for changeset in outbound:
-        lane_of = {schema: lanes.setdefault(Lane(topic, changeset.partition), []) for schema, topic in _TOPICS.items()}
+        lane_of = {
+            schema: lanes.setdefault(Destination(topic, changeset.partition), []) for schema, topic in _TOPICS.items()
+        }
         time = ("ce_time", rfc3339(changeset.known_at).encode())
         number, start = changeset.changeset, f"{changeset.offset}."
         for place, event in enumerate(changeset.net_events):
@@ -106,10 +112,10 @@ def public(outbound: Sequence[Outbound], wire: Mapping[int, bytes] = OWN_IDS) ->
     return lanes
 
 
-def _push(lane: list[Outgoing], changeset: Outbound) -> None:
+def _push(lane: list[Outgoing], changeset: ChangesetEvents) -> None:
     key = topics.user_key(changeset.user)
-    for message in browser_messages.messages(
+    for message in browser_messages.build_messages(
         changeset.net_events, item_id=changeset.item_id, known_at=changeset.known_at
     ):
-        position = f"{changeset.offset}.{message.place}".encode()
+        position = f"{changeset.offset}.{message.event_index}".encode()
         lane.append(Outgoing(key, message.value, ((topics.HEADER_POSITION, position),)))

@@ -23,7 +23,7 @@ class TooManyQuarantined(Halt):
     """More Items were quarantined within the window than a sound deploy quarantines."""
 
 
-async def tell(
+async def write_notices(
     connection: asyncpg.Connection, working: UnitOfWork, admission: Admission, *, quarantines_max: int, window_s: float
 ) -> None:
     """Write what a batch leaves to operators, behind its own rows.
@@ -73,7 +73,7 @@ async def _check_rate(
         )
 
 
-async def stopped(connection: asyncpg.Connection, error: TooManyQuarantined) -> None:
+async def open_stop_incident(connection: asyncpg.Connection, error: TooManyQuarantined) -> None:
     """Open the incident of a stop, in a transaction of its own: that of the batch is rolled back.
 
     The stop itself must not fail because Postgres is away too.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import asyncpg
 
 from projections.events import public_events
-from projections.publish.kafka_records import Outbound
-from projections.store.rows import decompressed
+from projections.publish.kafka_records import ChangesetEvents
+from projections.store.rows import decompress
 from projections.store.tables import SCHEMA
 from schemas.errors import Retry
 from schemas.log.gate import REDRIVE
@@ -23,22 +23,22 @@ class Outbox:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def checkpoint(self, partition: int) -> int:
+    async def read_checkpoint(self, partition: int) -> int:
         """The offset below which all events of a partition were acknowledged."""
         try:
             return int(await self._pool.fetchval(_CHECKPOINT, partition) or 0)
         except _AWAY as error:
             raise Retry(f"no checkpoint of partition {partition}: {type(error).__name__}") from error
 
-    async def events(self, partition: int, start: int, end: int) -> list[Outbound]:
+    async def read_changesets(self, partition: int, start: int, end: int) -> list[ChangesetEvents]:
         """The first ROWS_MAX changesets with net events from `start` up to `end`, in order."""
         try:
             rows = await self._pool.fetch(_EVENTS, partition, start, end, ROWS_MAX)
         except _AWAY as error:
             raise Retry(f"no events of partition {partition}: {type(error).__name__}") from error
-        return [outbound(row) for row in rows]
+        return [changeset_events(row) for row in rows]
 
-    async def held(self) -> dict[tuple[str, int], int]:
+    async def read_held_topics(self) -> dict[tuple[str, int], int]:
         """Topics, each with a partition of it, that `tartan republish` fills, and the changeset where its hold begins.
 
         Nobody else sends there what is at that offset or above it.
@@ -48,7 +48,7 @@ class Outbox:
         except _AWAY as error:
             raise Retry(f"no held topics: {type(error).__name__}") from error
 
-    async def store(self, checkpoints: Mapping[int, int]) -> None:
+    async def store_checkpoints(self, checkpoints: Mapping[int, int]) -> None:
         """Raise checkpoints; one that is higher already stays."""
         if not checkpoints:
             return
@@ -58,16 +58,16 @@ class Outbox:
             raise Retry(f"checkpoints not stored: {type(error).__name__}") from error
 
 
-def outbound(row: asyncpg.Record) -> Outbound:
+def changeset_events(row: asyncpg.Record) -> ChangesetEvents:
     """A changeset with its net events, of a row of the table `changesets`."""
-    return Outbound(
+    return ChangesetEvents(
         row["partition"],
         row["source_offset"],
         row["id"],
         row["user_number"],
         row["item_id"],
         to_micros(row["known_at"]) or 0,
-        public_events.decoded(decompressed(row["events"])),
+        public_events.decoded(decompress(row["events"])),
         row["type"] == REDRIVE,
     )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from aiokafka.errors import KafkaError
 
 from projections.publish import kafka_records
-from projections.publish.kafka_records import Lane, Outbound
+from projections.publish.kafka_records import ChangesetEvents, Destination
 from projections.publish.outbox import ROWS_MAX, Outbox
 from runtime import crash_points, logs, metrics
 from runtime.crash_points import CrashPoint
@@ -40,17 +40,17 @@ class Committed(NamedTuple):
     """What one transaction committed: from and up to which position in each partition, and the net events."""
 
     spans: Mapping[int, tuple[int, int]]
-    outbound: Sequence[Outbound]
+    changesets: Sequence[ChangesetEvents]
 
     @property
     def size(self) -> int:
         """Bytes of the net events."""
-        return sum(len(event.data) for outbound in self.outbound for event in outbound.net_events)
+        return sum(len(event.data) for outbound in self.changesets for event in outbound.net_events)
 
 
 async def own_ids() -> Mapping[int, bytes]:
     """What stands before each event where there is no registry."""
-    return kafka_records.OWN_IDS
+    return kafka_records.LOCAL_PREFIXES
 
 
 class Publisher:
@@ -80,7 +80,7 @@ class Publisher:
         self._stored: dict[int, int] = {}
         self._trouble: str | None = None
 
-    def hand(self, committed: Committed) -> None:
+    def submit(self, committed: Committed) -> None:
         """Take over what was committed. A span that does not follow on the last one is first read from the table."""
         self._waiting.append(committed)
         self._waiting_bytes += committed.size
@@ -93,15 +93,15 @@ class Publisher:
         """Why nothing is published now; empty where it is."""
         return [] if self._trouble is None else [self._trouble]
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until the next batch may be committed."""
         await self._room.wait()
 
-    def checkpoints(self) -> dict[int, int]:
+    def unstored_checkpoints(self) -> dict[int, int]:
         """The checkpoints that are not in the database yet."""
         return {number: at for number, at in self._published.items() if at > self._stored.get(number, -1)}
 
-    def stored(self, checkpoints: Mapping[int, int]) -> None:
+    def mark_stored(self, checkpoints: Mapping[int, int]) -> None:
         """Say that these checkpoints were committed."""
         self._stored.update(checkpoints)
 
@@ -119,7 +119,7 @@ class Publisher:
             self._handed.clear()
             self._idle.set()
             try:
-                await asyncio.wait_for(self._handed.wait(), IDLE_S if self.checkpoints() else None)
+                await asyncio.wait_for(self._handed.wait(), IDLE_S if self.unstored_checkpoints() else None)
             except TimeoutError:
                 await self._store_checkpoints()
 
@@ -132,19 +132,19 @@ class Publisher:
         await self._store_checkpoints()
 
     async def _store_checkpoints(self) -> None:
-        checkpoints = self.checkpoints()
+        checkpoints = self.unstored_checkpoints()
         try:
-            await self._outbox.store(checkpoints)
+            await self._outbox.store_checkpoints(checkpoints)
         except Retry as error:
             _log.warning("checkpoints not stored", reason=str(error))  # the next batch stores them
         else:
-            self.stored(checkpoints)
+            self.mark_stored(checkpoints)
 
     async def _publish(self, committed: Committed) -> None:
         for partition, (start, _) in committed.spans.items():
             if self._published.get(partition) != start:
                 await self._resume(partition, start)
-        await self._send(committed.outbound)
+        await self._send(committed.changesets)
         for partition, (_, end) in committed.spans.items():
             self._published[partition] = end
 
@@ -153,33 +153,33 @@ class Publisher:
 
         Another process may have committed it, or this one, with a COMMIT that got no answer.
         """
-        at = await _patiently(lambda: self._outbox.checkpoint(partition))
+        at = await _patiently(lambda: self._outbox.read_checkpoint(partition))
         at = max(at, self._published.get(partition, 0))
         while at < end:
             start = at
-            rows = await _patiently(lambda start=start: self._outbox.events(partition, start, end))  # type: ignore[misc]
+            rows = await _patiently(lambda start=start: self._outbox.read_changesets(partition, start, end))  # type: ignore[misc]
             await self._send(rows)
             at = rows[-1].offset + 1 if len(rows) == ROWS_MAX else end
             self._published[partition] = at
 
-    async def _send(self, outbound: Sequence[Outbound]) -> None:
+    async def _send(self, outbound: Sequence[ChangesetEvents]) -> None:
         if not outbound:
             return
         # Asked after the commit of what is sent: held then, it is sent by who holds it (republish), up to its release.
-        held = await _patiently(self._outbox.held)
-        lanes = kafka_records.records(outbound, self._wire)
+        held = await _patiently(self._outbox.read_held_topics)
+        lanes = kafka_records.build_records(outbound, self._wire)
         for lane in lanes:
             since = held.get((lane.topic.name, lane.partition))
             if since is not None:
                 earlier = [one for one in outbound if one.offset < since]
-                lanes[lane] = kafka_records.public(earlier, self._wire).get(lane, [])
+                lanes[lane] = kafka_records.build_public_records(earlier, self._wire).get(lane, [])
         left = {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
         wait_s = RETRY_S_MIN
         while left:
             results = await asyncio.gather(
                 *(self._send_lane(lane, outgoing) for lane, outgoing in left.items()), return_exceptions=True
             )
-            failed: dict[Lane, list[Outgoing]] = {}
+            failed: dict[Destination, list[Outgoing]] = {}
             for (lane, outgoing), result in zip(left.items(), results, strict=True):
                 if isinstance(result, Retry | KafkaError | OSError | TimeoutError):
                     failed[lane] = outgoing
@@ -195,7 +195,7 @@ class Publisher:
                 wait_s = min(2 * wait_s, RETRY_S_MAX)
         crash_points.reach(CrashPoint.PUBLISH_AFTER_SEND)
 
-    async def _send_lane(self, lane: Lane, outgoing: list[Outgoing]) -> None:
+    async def _send_lane(self, lane: Destination, outgoing: list[Outgoing]) -> None:
         await self._appender.append_many(full_name(lane.topic, self._prefix), lane.partition, outgoing)
         crash_points.reach(CrashPoint.PUBLISH_BETWEEN_TOPICS)
 

@@ -19,7 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.errors import KafkaError
 
 from projections.publish import kafka_records, outbox
-from projections.publish.kafka_records import Lane, Outbound
+from projections.publish.kafka_records import ChangesetEvents, Destination
 from projections.publish.outbox import ROWS_MAX
 from projections.store import loader
 from projections.store.tables import NEXT
@@ -47,7 +47,7 @@ class Progress(NamedTuple):
 
     partition: int
     events: int
-    at: int
+    position: int
     end: int
 
 
@@ -61,7 +61,7 @@ class _Hold(NamedTuple):
 class Republisher:
     """Fills partitions of one topic.
 
-    `wire`: what stands before an event, by its schema. `skips_gone`: leave out changesets whose events are not kept.
+    `wire`: what stands before an event, by its schema. `skips_expired`: leave out changesets whose events are not kept.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Republisher:
         settings: Settings,
         topic: Topic,
         *,
-        wire: Mapping[int, bytes],
-        tell: Callable[[Progress], object],
-        skips_gone: bool,
+        prefixes: Mapping[int, bytes],
+        on_progress: Callable[[Progress], object],
+        skips_expired: bool,
     ) -> None:
         self._database = database
         self._appender = appender
@@ -82,12 +82,12 @@ class Republisher:
         self._settings = settings
         self._topic = topic
         self._name = full_name(topic, settings.topic_prefix)
-        self._wire = wire
-        self._tell = tell
-        self._skips_gone = skips_gone
+        self._prefixes = prefixes
+        self._on_progress = on_progress
+        self._skips_expired = skips_expired
         self._changesets = _LIVE
 
-    async def alone(self) -> None:
+    async def lock_topic(self) -> None:
         """Keep others from this topic until the connection ends, and look where events are kept.
 
         Raises: Halt, where another one is at work.
@@ -97,17 +97,17 @@ class Republisher:
         if await self._database.fetchval(_HAS_NEXT):
             self._changesets = _LIVE_OR_NEXT
 
-    async def begun(self) -> list[int]:
+    async def held_partitions(self) -> list[int]:
         """The partitions that are held."""
         return [row["partition"] for row in await self._database.fetch(_BEGUN, self._topic.name)]
 
-    async def begin(self, partitions: Sequence[int], *, empties: bool) -> list[int]:
+    async def hold(self, partitions: Sequence[int], *, empties: bool) -> list[int]:
         """Hold partitions, all or none; gives those to fill. What was begun before comes first, and is all there is.
 
         `empties`: what they hold is deleted, once nothing more comes.
         Raises: Halt, where one is not empty, events are not kept any more, or none of those begun is among them.
         """
-        if begun := await self.begun():
+        if begun := await self.held_partitions():
             left = [number for number in partitions if number in begun]
             if not left:
                 raise Halt(f"topic {self._name} is being filled in partitions {begun}: go on with these first")
@@ -116,8 +116,8 @@ class Republisher:
         if not empties:
             for number in partitions:
                 await self._require_empty(number)
-        async with loader.locked(self._database, partitions):
-            at = await loader.positions(self._database, partitions)
+        async with loader.lock_positions(self._database, partitions):
+            at = await loader.read_positions(self._database, partitions)
             await self._database.execute(_HOLD, self._topic.name, list(at), [one.next for one in at.values()])
         return list(partitions)
 
@@ -156,7 +156,7 @@ class Republisher:
         return _Hold(row["since"], row["first_offset"])
 
     async def _require_events(self, partitions: Sequence[int]) -> None:
-        if self._skips_gone:
+        if self._skips_expired:
             return
         async with self._database.transaction(readonly=True):
             # Nobody waits for this one. The others keep their limits: stopped, they must not hold a position's lock.
@@ -227,7 +227,7 @@ class Republisher:
             return hold.first, (await anext(last))[0]
 
     async def _position(self, partition: int) -> int:
-        found = await loader.positions(self._database, [partition])
+        found = await loader.read_positions(self._database, [partition])
         if partition not in found:
             raise Halt(f"changesets have no partition {partition}")
         return found[partition].next
@@ -238,34 +238,34 @@ class Republisher:
             page = await self._page(partition, at, end)
             sent += await self._send(partition, page)
             at = page[-1].offset + 1 if len(page) == ROWS_MAX else end
-            self._tell(Progress(partition, sent, at, end))
+            self._on_progress(Progress(partition, sent, at, end))
         return sent
 
-    async def _page(self, partition: int, start: int, end: int) -> list[Outbound]:
+    async def _page(self, partition: int, start: int, end: int) -> list[ChangesetEvents]:
         """The first ROWS_MAX changesets with net events from `start` up to `end`."""
         page = _PAGE.format(changesets=self._changesets)
-        found = await self._database.fetch(page, partition, start, end, ROWS_MAX, self._skips_gone)
+        found = await self._database.fetch(page, partition, start, end, ROWS_MAX, self._skips_expired)
         gone = [row["source_offset"] for row in found if row["events"] is None]
         if gone:
             raise Halt(
                 f"the events of changesets {partition}@{gone[0]} to {partition}@{gone[-1]} are not kept any more; "
                 "--kept leaves them out"
             )
-        return [outbox.outbound(row) for row in found]
+        return [outbox.changeset_events(row) for row in found]
 
-    async def _send(self, partition: int, page: Sequence[Outbound]) -> int:
+    async def _send(self, partition: int, page: Sequence[ChangesetEvents]) -> int:
         outgoing = self._outgoing(partition, page)
         await self._appender.append_many(self._name, partition, outgoing)
         return len(outgoing)
 
-    def _outgoing(self, partition: int, page: Sequence[Outbound]) -> list[Outgoing]:
-        return kafka_records.public(page, self._wire).get(Lane(self._topic, partition), [])
+    def _outgoing(self, partition: int, page: Sequence[ChangesetEvents]) -> list[Outgoing]:
+        return kafka_records.build_public_records(page, self._prefixes).get(Destination(self._topic, partition), [])
 
     async def _catch_up(self, partition: int, start: int) -> int:
         """Send what came meanwhile, the last of it under the lock, and let the publisher go on behind it."""
         sent, at = 0, start
         while True:
-            async with loader.locked(self._database, [partition]):
+            async with loader.lock_positions(self._database, [partition]):
                 end = await self._position(partition)
                 page = await self._page(partition, at, end)
                 if len(page) <= LAST_MAX:

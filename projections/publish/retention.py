@@ -33,17 +33,17 @@ class Expiry:
         self._version: int | None = None
         self._next: dict[int, int] = {}
 
-    async def keep(self) -> None:
+    async def run_forever(self) -> None:
         """Purge at once and then every EVERY_S, for ever. Raises: whatever is an error of this code."""
         while True:
             try:
-                await self.run()
+                await self.run_once()
             except (*AWAY, asyncpg.InterfaceError) as error:
                 metrics.RETRIES.labels("projections", "expiry").inc()
                 _log.warning("events are not expired", reason=reason(error))
             await asyncio.sleep(EVERY_S)
 
-    async def run(self) -> None:
+    async def run_once(self) -> None:
         """Forget what is older than RETENTION and below its partition's checkpoint.
 
         Idempotence: where a run ends early, the next one goes on.

@@ -17,13 +17,13 @@ from projections.read.queries import (
     ANY_TRANSACTION,
     OF_USER,
     PAGE_MAX,
-    Found,
     Page,
     Row,
+    StoredRow,
     TransactionFilter,
-    openings,
-    plain,
+    opening_ids,
     status,
+    to_json,
 )
 from runtime.postgres.pool import snapshot
 from schemas.encoding import codec
@@ -100,11 +100,11 @@ async def ledger_balances(
 
     Accounts and layers without a transfer until then are left out.
     """
-    own_ids = await openings(connection, user)
-    return [plain(row) for row in await connection.fetch(_LEDGER, user, own_ids, known_at, effective_at)]
+    own_ids = await opening_ids(connection, user)
+    return [to_json(row) for row in await connection.fetch(_LEDGER, user, own_ids, known_at, effective_at)]
 
 
-def transaction(row: Found) -> Row:
+def transaction(row: StoredRow) -> Row:
     """A version of a transaction for readers: the bank's payload, what the user said, and when it was known."""
     payload = _words(row)
     return {
@@ -126,7 +126,7 @@ def transaction(row: Found) -> Row:
         "version": row["version"],
         **override_rules.effective(payload, override_rules.values(row["user_fields"])),
         "status": status(row),
-        **plain({name: row[name] for name in ("removed_at", "known_at")}),
+        **to_json({name: row[name] for name in ("removed_at", "known_at")}),
     }
 
 
@@ -164,7 +164,7 @@ async def _changed_since(
         yield row
 
 
-def _words(row: Found) -> Transaction:
+def _words(row: StoredRow) -> Transaction:
     payload: Transaction = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
     return payload
 
@@ -190,7 +190,7 @@ def _account(reports: list[asyncpg.Record]) -> Row:
         "last_updated_datetime": payload.last_updated_datetime,
         "source": last["source"],
         "version": last["version"],
-        **plain({"cached_at": None, "realtime_at": None, **at, "known_at": last["known_at"]}),
+        **to_json({"cached_at": None, "realtime_at": None, **at, "known_at": last["known_at"]}),
     }
 
 

@@ -13,9 +13,9 @@ import asyncpg
 
 from projections.events.public_events import decoded, key_of, read_transaction
 from projections.read import history, lineage, queries
-from projections.read.lineage import Place
-from projections.read.queries import Row, plain
-from projections.store.rows import decompressed
+from projections.read.lineage import LogOffset
+from projections.read.queries import Row, to_json
+from projections.store.rows import decompress
 
 VERSIONS_MAX = 100
 """Versions and reports that are listed, the newest; `history` has the others."""
@@ -55,7 +55,7 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
             "versions": told,
             "transfers": await _transfers_of(connection, user, own_id),
             "user_fields": [
-                {"field": name, "value": word["value"], "changeset": str(Place(partition, word["at"]))}
+                {"field": name, "value": word["value"], "changeset": str(LogOffset(partition, word["at"]))}
                 for name, word in sorted(said.items())
             ],
             "links": [_link(row, partition) for row in await connection.fetch(_LINKS, user, own_id)],
@@ -94,12 +94,17 @@ async def ledger_account(connection: asyncpg.Connection, account: bytes) -> Row 
         return None
     balances = await connection.fetch(_BALANCES, account)
     user = row["user_number"]
-    own_ids = await queries.openings(connection, user)
+    own_ids = await queries.opening_ids(connection, user)
     moved = _transfers(await connection.fetch(_TRANSFERS_BY, user, own_ids, account, TRANSFERS_MAX))
     return await _told(
         connection,
         user,
-        {"kind": "ledger_account", "is": _shown(row), "balances": [plain(one) for one in balances], "transfers": moved},
+        {
+            "kind": "ledger_account",
+            "is": _shown(row),
+            "balances": [to_json(one) for one in balances],
+            "transfers": moved,
+        },
     )
 
 
@@ -112,7 +117,7 @@ async def account(connection: asyncpg.Connection, user: int, item_id: str, accou
     if not shown or item is None:
         return None
     reports = [
-        {"changeset": str(Place(item["partition"], row["changeset"])), **history.report(row)}
+        {"changeset": str(LogOffset(item["partition"], row["changeset"])), **history.report(row)}
         for row in await connection.fetch(_REPORTS, item_id, account_id, VERSIONS_MAX)
     ]
     balances = await connection.fetch(_BALANCES_OF, user, account_id)
@@ -124,7 +129,7 @@ async def account(connection: asyncpg.Connection, user: int, item_id: str, accou
             "is": shown[0],
             "item": _shown(item),
             "reports": reports,
-            "balances": [plain(one) for one in balances],
+            "balances": [to_json(one) for one in balances],
         },
     )
 
@@ -136,11 +141,11 @@ async def item(connection: asyncpg.Connection, item_id: str) -> Row | None:
         return None
     user = row["user_number"]
     found = await queries.changesets(connection, user, item_id, limit=CHANGESETS_MAX)
-    listed = [{"changeset": str(Place(one["partition"], one["source_offset"]))} for one in found]
+    listed = [{"changeset": str(LogOffset(one["partition"], one["source_offset"]))} for one in found]
     return await _told(connection, user, {"kind": "item", "is": _shown(row), "listed": listed})
 
 
-async def changeset(connection: asyncpg.Connection, place: Place) -> Row | None:
+async def changeset(connection: asyncpg.Connection, place: LogOffset) -> Row | None:
     """A changeset and what it told readers."""
     row = await connection.fetchrow(_CHANGESET, *place)
     if row is None:
@@ -158,7 +163,7 @@ async def changeset(connection: asyncpg.Connection, place: Place) -> Row | None:
     )
 
 
-async def event(connection: asyncpg.Connection, place: Place, number: int) -> Row | None:
+async def event(connection: asyncpg.Connection, place: LogOffset, number: int) -> Row | None:
     """An event at its position, and the transaction that it told of."""
     row = await connection.fetchrow(_CHANGESET, *place)
     if row is None:
@@ -186,7 +191,7 @@ async def review(connection: asyncpg.Connection, number: bytes) -> Row | None:
 
 async def _told(connection: asyncpg.Connection, user: int, told: Row) -> Row:
     """A document with whose it is and with the changesets that it names."""
-    places = {Place(*map(int, name.split(":"))) for name in _named(told)}
+    places = {LogOffset(*map(int, name.split(":"))) for name in _named(told)}
     owner = await connection.fetchrow(_OWNER, user)
     return {
         **told,
@@ -214,14 +219,14 @@ async def _transfers_of(connection: asyncpg.Connection, user: int, own_id: bytes
 
 
 def _transfers(found: Iterable[asyncpg.Record]) -> list[Row]:
-    return [{**plain(row), "changeset": str(Place(row["partition"], row["changeset"]))} for row in found]
+    return [{**to_json(row), "changeset": str(LogOffset(row["partition"], row["changeset"]))} for row in found]
 
 
 def _events(stored: bytes | None, numbers: range) -> list[Row]:
     """The events of a block that have these numbers."""
     if stored is None:
         return []
-    found = decoded(decompressed(stored))
+    found = decoded(decompress(stored))
     return [
         {
             "number": number,
@@ -235,24 +240,24 @@ def _events(stored: bytes | None, numbers: range) -> list[Row]:
 
 def _shown(row: asyncpg.Record) -> Row:
     """A row with its user. The number is text: it has 63 bits, and many readers of JSON keep 53 of a number."""
-    return plain(row) | {"user_number": str(row["user_number"])}
+    return to_json(row) | {"user_number": str(row["user_number"])}
 
 
 def _link(row: asyncpg.Record, partition: int) -> Row:
     return {
-        **plain({name: row[name] for name in ("item_id", "transaction_id", "rule", "score", "known_at")}),
+        **to_json({name: row[name] for name in ("item_id", "transaction_id", "rule", "score", "known_at")}),
         "evidence": json.loads(row["evidence"]),
-        "changeset": str(Place(partition, row["changeset"])),
+        "changeset": str(LogOffset(partition, row["changeset"])),
     }
 
 
 def _review(row: asyncpg.Record, partition: int) -> Row:
     names = ("id", "item_id", "own_id", "reason", "state", "chosen", "known_at", "decided_at")
     return {
-        **plain({name: row[name] for name in names}),
+        **to_json({name: row[name] for name in names}),
         "candidates": json.loads(row["candidates"]),
-        "changeset": str(Place(partition, row["changeset"])),
-        "decided": None if row["decided"] is None else str(Place(partition, row["decided"])),
+        "changeset": str(LogOffset(partition, row["changeset"])),
+        "decided": None if row["decided"] is None else str(LogOffset(partition, row["decided"])),
     }
 
 

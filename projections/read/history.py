@@ -7,8 +7,8 @@ import asyncpg
 from projections.events.field_diff import changed_fields
 from projections.ledger import override_rules
 from projections.read import as_of
-from projections.read.lineage import Place, changesets
-from projections.read.queries import PAGE_MAX, Found, Row, plain
+from projections.read.lineage import LogOffset, changesets
+from projections.read.queries import PAGE_MAX, Row, StoredRow, to_json
 from schemas import events
 from schemas.encoding import codec
 from schemas.log.records import Account
@@ -41,7 +41,7 @@ async def versions(
     return Versions(rows, page[-1]["version"] if len(found) > limit else None)
 
 
-def differences(older: Found, newer: Found) -> list[Row]:
+def differences(older: StoredRow, newer: StoredRow) -> list[Row]:
     """The fields in which two versions differ, with what they said: first the bank's, then the user's."""
     schemas = older["payload_schema"], newer["payload_schema"]
     names = changed_fields(older["payload"], schemas[0], newer["payload"], schemas[1])
@@ -56,7 +56,7 @@ def differences(older: Found, newer: Found) -> list[Row]:
     ]
 
 
-def report(row: Found) -> Row:
+def report(row: StoredRow) -> Row:
     """What was reported of an account."""
     payload: Account = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
     return {
@@ -66,11 +66,11 @@ def report(row: Found) -> Row:
         "available": payload.available,
         "limit": payload.limit,
         "currency": payload.currency,
-        **plain({"known_at": row["known_at"]}),
+        **to_json({"known_at": row["known_at"]}),
     }
 
 
-def _version(row: Found, older: asyncpg.Record | None) -> Row:
+def _version(row: StoredRow, older: asyncpg.Record | None) -> Row:
     """A version and what it changed. Both `event` and `changed` are None where the one before it is not kept."""
     is_first = row["version"] == 1
     return {
@@ -80,7 +80,7 @@ def _version(row: Found, older: asyncpg.Record | None) -> Row:
     }
 
 
-def _event(row: Found, older: asyncpg.Record | None) -> str | None:
+def _event(row: StoredRow, older: asyncpg.Record | None) -> str | None:
     """The event that told of this version; None where readers have it neither before nor after."""
     was, is_ = older is not None and _is_shown(older), _is_shown(row)
     match was, is_:
@@ -93,12 +93,12 @@ def _event(row: Found, older: asyncpg.Record | None) -> str | None:
     return None
 
 
-def _is_shown(row: Found) -> bool:
+def _is_shown(row: StoredRow) -> bool:
     return row["removed_at"] is None and row["review"] is None
 
 
-def _place(row: Found) -> Place:
-    return Place(row["partition"], row["changeset"])
+def _place(row: StoredRow) -> LogOffset:
+    return LogOffset(row["partition"], row["changeset"])
 
 
 _COLUMNS = (

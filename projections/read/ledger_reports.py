@@ -11,7 +11,7 @@ import asyncpg
 
 from projections.ledger.ledger import PENDING, POSTED
 from projections.read import as_of
-from projections.read.queries import OF_USER, Row, ledger_balances, openings
+from projections.read.queries import OF_USER, Row, ledger_balances, opening_ids
 from schemas.money import decimal_text
 
 FOREVER = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
@@ -22,18 +22,18 @@ async def balances(
     connection: asyncpg.Connection,
     user: int,
     *,
-    at: datetime.date | None = None,
+    effective_at: datetime.date | None = None,
     known_at: datetime.datetime | None = None,
 ) -> list[Row]:
     """Each ledger account of a user with its class and the balances of both layers.
 
-    `at` leaves out what is effective later, `known_at` what was known later; without both the balances are those that
+    `effective_at` leaves out what is effective later, `known_at` what was known later; without both the balances are those that
     are kept, which cost nothing to read.
     """
-    if at is None and known_at is None:
+    if effective_at is None and known_at is None:
         rows = await ledger_balances(connection, user)
     else:
-        rows = await as_of.ledger_balances(connection, user, known_at or FOREVER, at)
+        rows = await as_of.ledger_balances(connection, user, known_at or FOREVER, effective_at)
     classes = {row["id"]: row["class"] for row in await connection.fetch(_CLASSES, user)}
     accounts: dict[str, Row] = {}
     for row in rows:
@@ -60,7 +60,7 @@ async def turnover(
 
     A correction counts as if the wrong transfer had never been: it is no turnover.
     """
-    found = await connection.fetch(_TURNOVER, user, await openings(connection, user), since, until)
+    found = await connection.fetch(_TURNOVER, user, await opening_ids(connection, user), since, until)
     return [
         {
             "month": row["month"].isoformat()[:7],

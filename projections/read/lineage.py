@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections.read.queries import Found, Row, plain
+from projections.read.queries import Row, StoredRow, to_json
 from schemas.times import rfc3339
 
 PLACES_MAX = 1_000
@@ -33,7 +33,7 @@ _ORIGINS = {
 """What a cause comes from: Plaid's word, our clock, or a person, who asked the application or is its operator."""
 
 
-class Place(NamedTuple):
+class LogOffset(NamedTuple):
     """Where a changeset is in the log."""
 
     partition: int
@@ -43,7 +43,7 @@ class Place(NamedTuple):
         return f"{self.partition}:{self.offset}"
 
 
-async def changesets(connection: asyncpg.Connection, places: Collection[Place]) -> dict[str, Row]:
+async def changesets(connection: asyncpg.Connection, places: Collection[LogOffset]) -> dict[str, Row]:
     """The changesets at places, at most PLACES_MAX of them, by `partition:offset`; those of no place are left out."""
     wanted = sorted(set(places))[:PLACES_MAX]
     partitions, offsets = [one.partition for one in wanted], [one.offset for one in wanted]
@@ -55,13 +55,13 @@ async def changesets(connection: asyncpg.Connection, places: Collection[Place]) 
     return found
 
 
-async def by_id(connection: asyncpg.Connection, number: bytes) -> Place | None:
+async def by_id(connection: asyncpg.Connection, number: bytes) -> LogOffset | None:
     """The place of the accepted record with this id."""
     row = await connection.fetchrow(_PLACE_OF, number)
     return None if row is None else _place(row)
 
 
-def changeset(row: Found) -> Row:
+def changeset(row: StoredRow) -> Row:
     """A changeset for readers."""
     cause = json.loads(row["cause"])
     return {
@@ -77,7 +77,7 @@ def changeset(row: Found) -> Row:
         "origin": _origin(cause),
         "request_ids": cause.get("request_ids", []),
         "redriven_by": row["redriven_by"],
-        **plain({name: row[name] for name in ("produced_at", "known_at")}),
+        **to_json({name: row[name] for name in ("produced_at", "known_at")}),
     }
 
 
@@ -94,8 +94,8 @@ def _origin(cause: dict[str, Any]) -> Row:
     return origin
 
 
-def _place(row: Found) -> Place:
-    return Place(row["partition"], row["source_offset"])
+def _place(row: StoredRow) -> LogOffset:
+    return LogOffset(row["partition"], row["source_offset"])
 
 
 _COLUMNS = """c.partition, c.source_offset, c.id, c.item_id, c.kind, c.type, c.cause, c.counts, c.net_events,

@@ -25,7 +25,7 @@ PAGE_MAX = 500
 SHOWN, REMOVED, IN_REVIEW = "shown", "removed", "in_review"
 
 Row = dict[str, Any]
-Found = asyncpg.Record | Mapping[str, Any]
+StoredRow = asyncpg.Record | Mapping[str, Any]
 """A row as the database gave it."""
 
 
@@ -90,13 +90,13 @@ ANY_TRANSACTION = TransactionFilter()
 
 async def items(connection: asyncpg.Connection, user: int) -> list[Row]:
     """All Items of a user, unlinked ones too, in the order of their ids."""
-    return [plain(row) for row in await connection.fetch(_ITEMS, user)]
+    return [to_json(row) for row in await connection.fetch(_ITEMS, user)]
 
 
 async def item(connection: asyncpg.Connection, user: int, item_id: str) -> Row | None:
     """One Item of a user."""
     row = await connection.fetchrow(_ITEM, user, item_id)
-    return plain(row) if row else None
+    return to_json(row) if row else None
 
 
 async def accounts(connection: asyncpg.Connection, user: int, *, item_id: str | None = None) -> list[Row]:
@@ -142,15 +142,15 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
 
 async def transfers(connection: asyncpg.Connection, user: int, own_id: bytes) -> list[Row]:
     """The ledger transfers of one transaction, in the order of their numbers."""
-    return [plain(row) for row in await connection.fetch(_TRANSFERS, user, own_id)]
+    return [to_json(row) for row in await connection.fetch(_TRANSFERS, user, own_id)]
 
 
 async def ledger_balances(connection: asyncpg.Connection, user: int) -> list[Row]:
     """Debits, credits and balance of each ledger account and layer of a user."""
-    return [plain(row) for row in await connection.fetch(_LEDGER_BALANCES, user)]
+    return [to_json(row) for row in await connection.fetch(_LEDGER_BALANCES, user)]
 
 
-async def openings(connection: asyncpg.Connection, user: int) -> list[bytes]:
+async def opening_ids(connection: asyncpg.Connection, user: int) -> list[bytes]:
     """The own ids under which opening balances of a user's accounts stand: the second parameter of OF_USER."""
     found = await connection.fetch(_ACCOUNT_KEYS, user)
     return [opening_id(user, row["item_id"], row["account_id"]) for row in found]
@@ -161,7 +161,7 @@ async def changesets(
 ) -> list[Row]:
     """The accepted records of an Item, newest first, `before` an offset: its history of syncs."""
     rows = await connection.fetch(_CHANGESETS, user, item_id, before, min(limit, PAGE_MAX))
-    return [{**plain(row), "cause": json.loads(row["cause"]), "counts": json.loads(row["counts"])} for row in rows]
+    return [{**to_json(row), "cause": json.loads(row["cause"]), "counts": json.loads(row["counts"])} for row in rows]
 
 
 async def applied(connection: asyncpg.Connection, item_id: str) -> Applied | None:
@@ -196,7 +196,7 @@ async def epoch(connection: asyncpg.Connection) -> str | None:
 
 async def quarantined(connection: asyncpg.Connection, *, item_id: str | None = None) -> list[Row]:
     """The Items that are set aside now, the longest first: by which reader, where, why, and how much is withheld."""
-    return [plain(row) for row in await connection.fetch(_QUARANTINED, item_id)]
+    return [to_json(row) for row in await connection.fetch(_QUARANTINED, item_id)]
 
 
 async def missing(connection: asyncpg.Connection, item_id: str, *, limit: int = PAGE_MAX) -> list[Row]:
@@ -236,26 +236,26 @@ def decimal_text(value: int | None, scale: int | None) -> str | None:
     return f"{'-' if value < 0 else ''}{digits[:-scale]}.{digits[-scale:]}"
 
 
-def status(row: Found) -> str:
+def status(row: StoredRow) -> str:
     """Whether a transaction counts: `shown`, `removed` by the bank, or `in_review` until a person's decision."""
     if row["removed_at"] is not None:
         return REMOVED
     return SHOWN if row["review"] is None else IN_REVIEW
 
 
-def plain(row: Found) -> Row:
+def to_json(row: StoredRow) -> Row:
     """A row's values as JSON has them."""
     return {name: _text(value) for name, value in row.items()}
 
 
-def said_now(row: Found) -> Row:
+def effective_fields(row: StoredRow) -> Row:
     """A row's payload as readers see them: the user's fields over the bank's (ledger.override_rules.effective)."""
     payload: Transaction = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
     return override_rules.effective(payload, override_rules.values(row["user_fields"]))
 
 
 def _account(row: asyncpg.Record) -> Row:
-    shown = plain(row)
+    shown = to_json(row)
     payload, schema = row["payload"], row["payload_schema"]
     said: Account | None = None if payload is None else codec.decoder(schema)(payload, 0)[0]
     del shown["payload"], shown["payload_schema"]
@@ -268,7 +268,7 @@ def _account(row: asyncpg.Record) -> Row:
 def _transaction(row: asyncpg.Record) -> Row:
     shown = {name: _text(value) for name, value in row.items() if name not in _INSIDE}
     amount = decimal_text(shown.pop("amount_value"), shown.pop("amount_scale"))
-    return {"id": shown.pop("own_id"), "amount": amount, **shown, **said_now(row), "status": status(row)}
+    return {"id": shown.pop("own_id"), "amount": amount, **shown, **effective_fields(row), "status": status(row)}
 
 
 def _text(value: Any) -> Any:

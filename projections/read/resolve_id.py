@@ -7,7 +7,7 @@ import re
 import asyncpg
 
 from projections.read import explain, lineage
-from projections.read.lineage import Place
+from projections.read.lineage import LogOffset
 from projections.read.queries import Row
 from schemas.ids import own_id
 
@@ -25,16 +25,16 @@ _PLACE = re.compile(r"(\d{1,5}):(\d{1,18})(?:\.(\d{1,9}))?", re.ASCII)
 _OWN = re.compile(r"([0-9a-f]{32})(?:\.(\d{1,9}))?", re.ASCII)
 
 
-async def explained(connection: asyncpg.Connection, name: str) -> Row | None:
+async def explain_id(connection: asyncpg.Connection, name: str) -> Row | None:
     """What is named, explained; None where nothing is named so. Call it in a snapshot."""
     if place := _PLACE.fullmatch(name):
-        return await _at(connection, Place(int(place[1]), int(place[2])), place[3])
+        return await _at(connection, LogOffset(int(place[1]), int(place[2])), place[3])
     if own := _OWN.fullmatch(name):
         return await _ours(connection, bytes.fromhex(own[1]), own[2])
     return await _plaids(connection, name)
 
 
-async def _at(connection: asyncpg.Connection, place: Place, number: str | None) -> Row | None:
+async def _at(connection: asyncpg.Connection, place: LogOffset, number: str | None) -> Row | None:
     if number is None:
         return await explain.changeset(connection, place)
     return await explain.event(connection, place, int(number))

@@ -27,7 +27,7 @@ class Page(NamedTuple):
     next: tuple[datetime.date, bytes] | None
 
 
-class Found(NamedTuple):
+class ReviewTarget(NamedTuple):
     """A review: the Item whose transaction it holds, its state and its candidates, by own id as text.
 
     `available`: those that it may still be.
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     available: frozenset[str]
 
 
-async def waiting(
+async def list_open(
     connection: asyncpg.Connection,
     user: int | None = None,
     *,
@@ -66,14 +66,14 @@ async def review(connection: asyncpg.Connection, review_id: bytes) -> Row | None
     return None if row is None else await _told(connection, row)
 
 
-async def find(connection: asyncpg.Connection, review_id: bytes, *, tenant: str | None = None) -> Found | None:
+async def find(connection: asyncpg.Connection, review_id: bytes, *, tenant: str | None = None) -> ReviewTarget | None:
     """What a decision has to know of a review; of this tenant only, where one is named."""
     row = await connection.fetchrow(_WHERE, review_id, tenant)
     if row is None:
         return None
     about = About(row["item_id"], row["user_number"], row["partition"])
     told = await _told(connection, row)
-    return Found(
+    return ReviewTarget(
         about,
         review_id,
         told["state"],
@@ -83,7 +83,7 @@ async def find(connection: asyncpg.Connection, review_id: bytes, *, tenant: str 
     )
 
 
-def decision(review_id: bytes, *, approve: bool, own_id: str | None = None, by: str | None = None) -> Said:
+def build_decision(review_id: bytes, *, approve: bool, own_id: str | None = None, by: str | None = None) -> Said:
     """That the held transaction is the candidate with this own id, or the only one there is; or that it is none."""
     detail = None if own_id is None else json.dumps({"own_id": own_id})
     made = Decision(review_id.hex(), APPROVE_REVIEW if approve else REJECT_REVIEW, by, detail)
@@ -104,7 +104,7 @@ async def _told(connection: asyncpg.Connection, row: asyncpg.Record) -> Row:
         }
         for one in json.loads(row["candidates"])
     ]
-    shown = queries.plain(row)
+    shown = queries.to_json(row)
     return {
         **{name: shown[name] for name in ("id", "item_id", "state", "reason", "chosen", "known_at", "decided_at")},
         "transaction": held,

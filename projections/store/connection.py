@@ -3,7 +3,7 @@
 import asyncpg
 
 from projections.store import writer
-from projections.store.loader import AnotherVersion
+from projections.store.loader import VersionMismatch
 from projections.store.tables import SCHEMA
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, NO_ROLE, no_role, server_settings
 from runtime.settings import Settings
@@ -27,7 +27,7 @@ class Session:
     async def connection(self) -> asyncpg.Connection:
         """The connection, ready for store.write.
 
-        Raises: Retry, where Postgres is away; AnotherVersion, where the schema has no tables; Halt, where Postgres does
+        Raises: Retry, where Postgres is away; VersionMismatch, where the schema has no tables; Halt, where Postgres does
         not let this process act as the projector.
         """
         if self._connection is not None and self._connection.is_closed():
@@ -41,7 +41,7 @@ class Session:
                 raise Halt(no_role(self._settings.projector_role, error)) from error
             except asyncpg.UndefinedTableError as error:
                 self.drop()
-                raise AnotherVersion(f"there are no tables in the schema {self._schema}") from error
+                raise VersionMismatch(f"there are no tables in the schema {self._schema}") from error
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 self.drop()
                 raise Retry(f"no Postgres: {type(error).__name__}") from error

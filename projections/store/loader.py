@@ -31,21 +31,21 @@ ANOTHER_VERSION = "TV001"
 """What `tartan.require_version` raises."""
 
 
-class AnotherVersion(TartanError):
+class VersionMismatch(TartanError):
     """The tables are not what the caller feeds: versions were swapped, or this code's fold is another one."""
 
 
-class Locked(NamedTuple):
+class LockedPosition(NamedTuple):
     """A partition's position, locked until the end of the transaction."""
 
     position: int
     known_at: int
 
 
-class Control(NamedTuple):
+class GateState(NamedTuple):
     """What decides which records of a batch count, the accounts of its Items, and the open reviews of their users."""
 
-    positions: dict[int, Locked]
+    positions: dict[int, LockedPosition]
     items: dict[str, ItemRow]
     quarantined: dict[str, list[Quarantined]]
     known_ids: set[bytes]
@@ -53,13 +53,13 @@ class Control(NamedTuple):
 
 
 @asynccontextmanager
-async def locked(
+async def lock_positions(
     connection: asyncpg.Connection, partitions: Collection[int], *, version: int | None = None
 ) -> AsyncIterator[None]:
     """A transaction that holds the position rows of partitions, in order, so two projectors never wait in a circle.
 
     Whatever is read in it is read after the lock, by a snapshot of its own. A swap of versions waits for it.
-    Raises: AnotherVersion, where the tables are not this version, or none of this code's fold.
+    Raises: VersionMismatch, where the tables are not this version, or none of this code's fold.
     """
     numbers = ", ".join(str(int(number)) for number in sorted(partitions))
     required = f"SELECT tartan.require_version({FOLD}, {'NULL' if version is None else int(version)})"
@@ -69,24 +69,26 @@ async def locked(
     except asyncpg.PostgresError as error:
         if error.sqlstate != ANOTHER_VERSION:
             raise
-        raise AnotherVersion(str(error)) from error
+        raise VersionMismatch(str(error)) from error
 
 
-async def positions(connection: asyncpg.Connection | asyncpg.Pool, partitions: Collection[int]) -> dict[int, Position]:
+async def read_positions(
+    connection: asyncpg.Connection | asyncpg.Pool, partitions: Collection[int]
+) -> dict[int, Position]:
     """The positions of partitions, as they are committed."""
     rows = await connection.fetch(_POSITIONS, list(partitions))
     return {row["partition"]: Position(row["position"], row["last_checksum"]) for row in rows}
 
 
-async def control(
+async def read_gate_state(
     connection: asyncpg.Connection, partitions: Collection[int], items: Collection[str], free_ids: Collection[bytes]
-) -> Control:
+) -> GateState:
     """Read positions, the gates, quarantines and accounts of Items, and which free records were accepted before."""
     found = await connection.fetch(_CONTROL, list(partitions), list(items))
     known_ids = {row["id"] for row in await connection.fetch(_FREE_IDS, list(free_ids))} if free_ids else set()
     first = found[0]
     positions = {
-        number: Locked(position, to_micros(known_at) or 0)
+        number: LockedPosition(position, to_micros(known_at) or 0)
         for number, position, known_at in zip(
             first["partitions"] or (), first["positions"] or (), first["moments"] or (), strict=True
         )
@@ -100,10 +102,10 @@ async def control(
     }
     known_items = {row["wanted"]: _item(row) for row in found if row["has_row"] or row["part_ids"] or row["accounts"]}
     reviews = {review["id"]: _review(review) for row in found for review in row["reviews"] or ()}
-    return Control(positions, known_items, quarantined, known_ids, reviews)
+    return GateState(positions, known_items, quarantined, known_ids, reviews)
 
 
-async def withheld(connection: asyncpg.Connection, items: Collection[str]) -> dict[str, list[Opened]]:
+async def read_withheld(connection: asyncpg.Connection, items: Collection[str]) -> dict[str, list[Opened]]:
     """What is withheld of Items, in the order of the log."""
     found: dict[str, list[Opened]] = {}
     for item_id, partition, offset, value in await connection.fetch(_WITHHELD, list(items)):
@@ -113,7 +115,7 @@ async def withheld(connection: asyncpg.Connection, items: Collection[str]) -> di
     return found
 
 
-async def rows(connection: asyncpg.Connection, working: UnitOfWork, admitted: Iterable[Admitted]) -> None:
+async def load_rows(connection: asyncpg.Connection, working: UnitOfWork, admitted: Iterable[Admitted]) -> None:
     """Fill the working set with all transactions that these records can touch."""
     wanted: dict[str, set[str]] = {}
     own_ids: set[bytes] = set()
@@ -188,7 +190,7 @@ async def _items(connection: asyncpg.Connection, working: UnitOfWork, users: Col
 async def _add_items(connection: asyncpg.Connection, working: UnitOfWork, item_ids: Collection[str]) -> None:
     strangers = set(item_ids) - working.items.keys()
     if strangers:
-        found = await control(connection, [], strangers, [])
+        found = await read_gate_state(connection, [], strangers, [])
         working.items.update(found.items)
         working.reviews = {**found.reviews, **working.reviews}
 

@@ -223,7 +223,7 @@ _PLAIN = pg_copy.NULL + pg_copy.int2(1) + pg_copy.NULL
 _number_and_user = struct.Struct(">iiiq").pack
 
 
-def transactions_copied(changed: Iterable[Row]) -> Iterator[bytes]:
+def copy_transactions(changed: Iterable[Row]) -> Iterator[bytes]:
     """Rows of `transactions` for COPY."""
     join, text, moment_field, length, counters = b"".join, pg_copy.text, pg_copy.moment, pg_copy.length, _counters
     null, int8, plain = pg_copy.NULL, pg_copy.int8, _PLAIN
@@ -277,7 +277,7 @@ def _said_by_us(row: Row) -> bytes:
     return pg_copy.jsonb(row.user_fields) + pg_copy.int2(len(row.postings)) + pg_copy.raw(row.review)
 
 
-def transfers_copied(transfers: Iterable[Transfer]) -> Iterator[bytes]:
+def copy_transfers(transfers: Iterable[Transfer]) -> Iterator[bytes]:
     """Rows of `ledger_transfers` for COPY."""
     join, number_and_user, int4, null = b"".join, _number_and_user, pg_copy.int4, pg_copy.NULL
     kinds: dict[tuple[str, str], bytes] = {}
@@ -459,7 +459,7 @@ def item_values(row: ItemRow) -> Values:
     )
 
 
-def versions_copied(versions: Iterable[Version]) -> Iterator[bytes]:
+def copy_versions(versions: Iterable[Version]) -> Iterator[bytes]:
     """Rows of `transaction_versions` for COPY."""
     raw, text, int8, moment_field = pg_copy.raw, pg_copy.text, pg_copy.int8, pg_copy.moment
     start = len(VERSION_COLUMNS).to_bytes(2, "big") + _ID
@@ -536,7 +536,7 @@ def review_values(one: Review) -> Values:
 def changeset_values(folded: Folded, *, keeps_events: bool = True) -> Values:
     """A row of `changesets`. The redrive has the events of what it freed; there is nothing to keep for that itself."""
     place = folded.place
-    kept = compressed(folded.block) if keeps_events and folded.redriven_by is None else None
+    kept = compress(folded.block) if keeps_events and folded.redriven_by is None else None
     return (
         place.partition,
         place.offset,
@@ -558,12 +558,12 @@ def changeset_values(folded: Folded, *, keeps_events: bool = True) -> Values:
     )
 
 
-def compressed(block: bytes) -> bytes:
+def compress(block: bytes) -> bytes:
     """A block of net events as the table keeps it."""
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(block)
 
 
-def decompressed(stored: bytes) -> bytes:
+def decompress(stored: bytes) -> bytes:
     """A block of net events as it was before `compressed`."""
     return zstandard.ZstdDecompressor().decompress(stored)
 

@@ -24,7 +24,7 @@ CHUNK_BYTES = 256 * 1024
 """What is handed to the socket at once."""
 
 
-class Advanced(NamedTuple):
+class NewPosition(NamedTuple):
     """A partition's position behind the batch. Units: `known_at` in microseconds since 1970, UTC."""
 
     partition: int
@@ -47,7 +47,7 @@ async def write(
     connection: asyncpg.Connection,
     working: UnitOfWork,
     admission: Admission,
-    advanced: Sequence[Advanced],
+    advanced: Sequence[NewPosition],
     checkpoints: Mapping[int, int],
     *,
     published: Mapping[int, int] | None = None,
@@ -59,7 +59,7 @@ async def write(
     """
     small: list[tuple[Target, Iterable[Values]]] = []
     if len(working.new) > ONE_STATEMENT_ROWS_MAX:
-        await _copy(connection, "transactions", rows.TRANSACTION_COLUMNS, rows.transactions_copied(working.new))
+        await _copy(connection, "transactions", rows.TRANSACTION_COLUMNS, rows.copy_transactions(working.new))
     else:
         small.append((upsert_sql.INSERT_TRANSACTIONS, map(rows.transaction_values, working.new)))
     changed = working.changed.values()
@@ -67,17 +67,17 @@ async def write(
         # Each handed its id of Plaid's on, and the unique index may be shown the new holder first.
         await connection.execute(_HANDED_ON, ended)
     if len(changed) > ONE_STATEMENT_ROWS_MAX:
-        await _copy(connection, upsert_sql.CHANGED, rows.TRANSACTION_COLUMNS, rows.transactions_copied(changed))
+        await _copy(connection, upsert_sql.CHANGED, rows.TRANSACTION_COLUMNS, rows.copy_transactions(changed))
         await connection.execute(upsert_sql.UPDATE_STAGED)
     else:
         small.append((upsert_sql.UPDATE_TRANSACTIONS, map(rows.transaction_values, changed)))
     transfers = working.book.transfers
     if len(transfers) > ONE_STATEMENT_ROWS_MAX:
-        await _copy(connection, "ledger_transfers", rows.TRANSFER_COLUMNS, rows.transfers_copied(transfers))
+        await _copy(connection, "ledger_transfers", rows.TRANSFER_COLUMNS, rows.copy_transfers(transfers))
     else:
         small.append((upsert_sql.INSERT_TRANSFERS, map(rows.transfer_values, transfers)))
     if len(working.versions) > ONE_STATEMENT_ROWS_MAX:
-        await _copy(connection, "transaction_versions", rows.VERSION_COLUMNS, rows.versions_copied(working.versions))
+        await _copy(connection, "transaction_versions", rows.VERSION_COLUMNS, rows.copy_versions(working.versions))
     else:
         small.append((upsert_sql.VERSIONS, map(rows.version_values, working.versions)))
     small += _few(working, admission, advanced, checkpoints, published or {})
@@ -87,7 +87,7 @@ async def write(
 def _few(
     working: UnitOfWork,
     admission: Admission,
-    advanced: Sequence[Advanced],
+    advanced: Sequence[NewPosition],
     checkpoints: Mapping[int, int],
     published: Mapping[int, int],
 ) -> list[tuple[Target, Iterable[Values]]]:

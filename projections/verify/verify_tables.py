@@ -141,7 +141,7 @@ async def _events(connection: asyncpg.Connection) -> dict[str, Finding]:
     found = Finding()
     async for row in connection.cursor(_EVENTS, prefetch=EVENTS_AT_ONCE):
         try:
-            block = rows.decompressed(row["events"])
+            block = rows.decompress(row["events"])
             holds = hashlib.sha256(block).digest() == row["digest"]
             holds = holds and len(public_events.decoded(block)) == row["net_events"]
         except (zstandard.ZstdError, Quarantine, IndexError, ValueError):

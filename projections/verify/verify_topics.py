@@ -9,8 +9,8 @@ import asyncpg
 import zstandard
 
 from projections.publish import kafka_records
-from projections.publish.kafka_records import Lane
-from projections.publish.outbox import outbound
+from projections.publish.kafka_records import Destination
+from projections.publish.outbox import changeset_events
 from projections.verify.positions import PROJECTIONS, Kept
 from projections.verify.published import BEGINNING, Position, compared, equals_digest, is_repeat, position
 from projections.verify.verify_tables import EVENTS_AT_ONCE, Finding
@@ -52,7 +52,7 @@ async def published(
             for topic, reader in readers:
                 end = ends[topic.name][number].end
                 start = min((await reader.completeness([number]))[number].kept.start, end)
-                place, finding = Lane(topic, number), found[name_of(topic)]
+                place, finding = Destination(topic, number), found[name_of(topic)]
                 lanes.append(_Lane(connection, reader, place, finding, Ends(start, end), folded=folded))
             async for row in connection.cursor(_EVENTS, number, prefetch=EVENTS_AT_ONCE):
                 await _changeset(row, lanes, kept)
@@ -110,7 +110,7 @@ class _Lane:
         self,
         connection: asyncpg.Connection,
         reader: LogReader,
-        lane: Lane,
+        lane: Destination,
         finding: Finding,
         span: Ends,
         *,
@@ -179,10 +179,10 @@ def _fold(row: asyncpg.Record) -> Fold | None:
     if row["events"] is None:
         return None
     try:
-        said = outbound(row)
+        said = changeset_events(row)
     except (zstandard.ZstdError, Quarantine, IndexError, ValueError):
         return None
-    return {lane.topic.name: outgoing for lane, outgoing in kafka_records.records([said]).items()}
+    return {lane.topic.name: outgoing for lane, outgoing in kafka_records.build_records([said]).items()}
 
 
 def _kept_for(topic: Topic) -> timedelta:

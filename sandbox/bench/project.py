@@ -27,7 +27,7 @@ from projections.projector import EVENTS_MAX
 from projections.store import loader, rows, writer
 from projections.store.connection import Session
 from projections.store.migrate import migrate
-from projections.store.writer import Advanced
+from projections.store.writer import NewPosition
 from runtime.kafka.continuity import checksum
 from runtime.settings import Settings
 from sandbox.infra.cluster import Cluster, ClusterOptions
@@ -145,10 +145,10 @@ async def _project(connection: asyncpg.Connection, batch: Sequence[Opened], owne
     """What projections.projector does with a batch that nothing is wrong with, part by part."""
     last = batch[-1].received
     began = time.perf_counter()
-    async with loader.locked(connection, {0}):
+    async with loader.lock_positions(connection, {0}):
         clock.spent[READ] += time.perf_counter() - began
         with clock.part(READ):
-            control = await loader.control(connection, {0}, {one.head.item_id or "" for one in batch}, [])
+            control = await loader.read_gate_state(connection, {0}, {one.head.item_id or "" for one in batch}, [])
         with clock.part(OPEN):
             moment = control.positions[0].known_at
             placed = []
@@ -160,13 +160,13 @@ async def _project(connection: asyncpg.Connection, batch: Sequence[Opened], owne
             keeper = GateCheck(items=working.items, quarantined={}, known_ids=set(), owners=owned, poisoned={})
             outcome = keeper.admit(placed)
         with clock.part(READ):
-            await loader.rows(connection, working, outcome.every())
+            await loader.load_rows(connection, working, outcome.every())
         with clock.part(FOLD):
             for record in outcome.admitted:
                 redrive.apply(working, record)
         encoding = _encoding_s(working)
         with clock.part(WRITE):
-            advanced = Advanced(0, last.offset + 1, checksum(last.value), moment)
+            advanced = NewPosition(0, last.offset + 1, checksum(last.value), moment)
             await writer.write(connection, working, outcome, [advanced], {})
         clock.spent[ROWS] += encoding
         clock.spent[WRITE] -= encoding
@@ -179,9 +179,9 @@ def _encoding_s(working: UnitOfWork) -> float:
     """What making the rows costs, once more and for nothing: in `write` it is between the statements."""
     began = time.perf_counter()
     for encoded in (
-        rows.transactions_copied(working.new),
-        rows.transactions_copied(working.changed.values()),
-        rows.transfers_copied(working.book.transfers),
+        rows.copy_transactions(working.new),
+        rows.copy_transactions(working.changed.values()),
+        rows.copy_transfers(working.book.transfers),
         map(rows.changeset_values, working.folded),
     ):
         for _ in encoded:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from projections.publish.kafka_records import outbound, records
+from projections.publish.kafka_records import build_records, changesets_with_events
 from runtime.kafka.reader import Received
 from runtime.scheduler.leases import FOLLOWER
 from sandbox.simulation.engine.installation import PARTITIONS, Installation
@@ -198,7 +198,7 @@ def _chained(installation: Installation) -> Iterator[str]:
 def _published(installation: Installation, replayed: Memory) -> Iterator[str]:
     """Under the reader's rule each net event comes once and in order, in each topic."""
     ordered = sorted(replayed.folded, key=lambda one: (one.place.partition, one.place.offset))
-    wanted = records(outbound(ordered))
+    wanted = build_records(changesets_with_events(ordered))
     for lane, outgoing in wanted.items():
         seen = _read(installation.broker.topic(lane.topic.name).records[lane.partition])
         expected = [(_position(dict(record.headers)), record.value) for record in outgoing]

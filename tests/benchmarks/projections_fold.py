@@ -17,7 +17,7 @@ from projections.gate import check
 from projections.gate.check import GateCheck, Owners
 from projections.model.unit_of_work import UnitOfWork
 from projections.publish import kafka_records
-from projections.publish.kafka_records import Outbound
+from projections.publish.kafka_records import ChangesetEvents
 from projections.store import rows
 from sandbox.infra.generated_log import PER_CHANGESET, transactions
 from schemas.encoding import codec
@@ -57,7 +57,7 @@ def main(count: int, rounds: int = 10) -> None:
     bench = Bench(count)
     working = bench.folded()
     outbound = [
-        Outbound(0, folded.place.offset, folded.place.changeset, 1, "item", 0, folded.net_events)
+        ChangesetEvents(0, folded.place.offset, folded.place.changeset, 1, "item", 0, folded.net_events)
         for folded in working.folded
     ]
     gc.collect()
@@ -73,10 +73,10 @@ def main(count: int, rounds: int = 10) -> None:
         "read (with walk)": lambda: changeset.read(bench.blocks),
         "admit (gate, unseal, read)": bench.admit,
         "admit and fold": bench.folded,
-        "transactions for COPY": lambda: list(rows.transactions_copied(working.new)),
-        "transfers for COPY": lambda: list(rows.transfers_copied(working.book.transfers)),
+        "transactions for COPY": lambda: list(rows.copy_transactions(working.new)),
+        "transfers for COPY": lambda: list(rows.copy_transfers(working.book.transfers)),
         "changesets (zstd, digest)": lambda: [rows.changeset_values(folded) for folded in working.folded],
-        "records for Kafka": lambda: kafka_records.records(outbound),
+        "records for Kafka": lambda: kafka_records.build_records(outbound),
     }
     spent = {name: _best(work, rounds) / count * 1e6 for name, work in parts.items()}
     for name, each in spent.items():

@@ -67,7 +67,7 @@ def publisher_raises_its_checkpoint_before_it_sends(patch: pytest.MonkeyPatch) -
     async def publish(self: Publisher, committed: Committed) -> None:
         for partition, (_, end) in committed.spans.items():
             self._published[partition] = end
-        await self._send(committed.outbound)
+        await self._send(committed.changesets)
 
     patch.setattr(Publisher, "_publish", publish)
 

@@ -24,16 +24,16 @@ class Publisher:
     def __init__(self) -> None:
         self.committed: list[Committed] = []
 
-    def checkpoints(self) -> dict[int, int]:
+    def unstored_checkpoints(self) -> dict[int, int]:
         return {}
 
-    def stored(self, checkpoints: object) -> None:
+    def mark_stored(self, checkpoints: object) -> None:
         pass
 
-    def hand(self, committed: Committed) -> None:
+    def submit(self, committed: Committed) -> None:
         self.committed.append(committed)
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         pass
 
 

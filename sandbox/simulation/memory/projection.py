@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from projections.gate.quarantine import Quarantined
-from projections.publish.kafka_records import Outbound, outbound
+from projections.publish.kafka_records import ChangesetEvents, changesets_with_events
 from projections.publish.outbox import ROWS_MAX
 from projections.publish.publisher import Committed, Publisher
 from runtime.kafka.reader import GatheringReader, Received, unread
@@ -29,7 +29,7 @@ class Projection:
         self._told: set[tuple[str, Quarantined]] = set()
         self.positions: dict[int, int] = {}
         self.checkpoints: dict[int, int] = {}
-        self._placed: dict[int, list[Outbound]] = {}
+        self._placed: dict[int, list[ChangesetEvents]] = {}
 
     def commit(self, records: Sequence[Received], checkpoints: Mapping[int, int]) -> Committed:
         """Fold what lies at the positions or behind, and move them."""
@@ -43,7 +43,7 @@ class Projection:
             self.positions[record.partition] = record.offset + 1
             spans[record.partition] = (spans[record.partition][0], record.offset + 1)
         self.raise_checkpoints(checkpoints)
-        found = outbound(self.memory.folded[before:])
+        found = changesets_with_events(self.memory.folded[before:])
         for one in found:
             self._placed.setdefault(one.partition, []).append(one)
         return Committed(spans, found)
@@ -60,7 +60,7 @@ class Projection:
         for partition, at in checkpoints.items():
             self.checkpoints[partition] = max(at, self.checkpoints.get(partition, 0))
 
-    def events(self, partition: int, start: int, end: int) -> list[Outbound]:
+    def events(self, partition: int, start: int, end: int) -> list[ChangesetEvents]:
         """The first changesets with net events from `start` up to `end`."""
         found = [one for one in self._placed.get(partition, []) if start <= one.offset < end]
         return sorted(found, key=lambda one: one.offset)[:ROWS_MAX]
@@ -78,19 +78,19 @@ class MemoryOutbox:
         self._database = database
         self._wire = wire
 
-    async def checkpoint(self, partition: int) -> int:
+    async def read_checkpoint(self, partition: int) -> int:
         """The offset below which all events of a partition were acknowledged."""
         return await self._wire.call(lambda: self._database.do(lambda: self._projection.checkpoints.get(partition, 0)))
 
-    async def events(self, partition: int, start: int, end: int) -> list[Outbound]:
+    async def read_changesets(self, partition: int, start: int, end: int) -> list[ChangesetEvents]:
         """Changesets with net events, in order."""
         return await self._wire.call(lambda: self._database.do(lambda: self._projection.events(partition, start, end)))
 
-    async def held(self) -> dict[tuple[str, int], int]:
+    async def read_held_topics(self) -> dict[tuple[str, int], int]:
         """Topics, each with a partition of it, that are filled again: none is, but to know it is a question too."""
         return await self._wire.call(lambda: self._database.do(dict))
 
-    async def store(self, checkpoints: Mapping[int, int]) -> None:
+    async def store_checkpoints(self, checkpoints: Mapping[int, int]) -> None:
         """Raise checkpoints."""
         await self._wire.call(lambda: self._database.do(lambda: self._projection.raise_checkpoints(checkpoints)))
 
@@ -114,21 +114,21 @@ class Projector:
             while taken:
                 size = self._rng.randint(1, CUT_MAX)
                 batch, taken = taken[:size], taken[size:]
-                await self._publisher.room()
+                await self._publisher.wait_for_room()
                 await self._commit(batch)
                 reader.acknowledge(batch)
 
     async def position(self, partition: int) -> int:
         """Where the projections stand; what was committed there and not published is sent now. Raises: Retry."""
         at = await self._wire.call(lambda: self._database.do(lambda: self._projection.positions.get(partition, 0)))
-        self._publisher.hand(Committed({partition: (at, at)}, []))
+        self._publisher.submit(Committed({partition: (at, at)}, []))
         return at
 
     async def _commit(self, batch: Sequence[Received]) -> None:
-        checkpoints = self._publisher.checkpoints()
+        checkpoints = self._publisher.unstored_checkpoints()
         committed = await insist(
             lambda: self._wire.call(lambda: self._database.do(lambda: self._projection.commit(batch, checkpoints))),
             what=READER,
         )
-        self._publisher.stored(checkpoints)
-        self._publisher.hand(committed)
+        self._publisher.mark_stored(checkpoints)
+        self._publisher.submit(committed)

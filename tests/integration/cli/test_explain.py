@@ -127,7 +127,7 @@ async def test_what_the_stages_did_ends_at_plaids_words_and_those_who_asked(inst
         await installed.synced()
     rows = await installed.made.pool.fetch("SELECT own_id, number, changeset FROM reads.ledger_transfers")
     async with installed.made.pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
-        told = [await resolve_id.explained(connection, f"{row['own_id'].hex()}.{row['number']}") for row in rows]
+        told = [await resolve_id.explain_id(connection, f"{row['own_id'].hex()}.{row['number']}") for row in rows]
     behind = [one["changesets"][one["changeset"]] for one in told if one is not None]
 
     assert len(behind) == len(rows) > 30

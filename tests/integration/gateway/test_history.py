@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from projections.read.queries import plain
+from projections.read.queries import to_json
 from schemas.ids import own_id
 from schemas.log.records import Cause
 from schemas.times import from_micros
@@ -46,7 +46,7 @@ async def api(database: str) -> AsyncIterator[Api]:
 
 def at(number: int) -> str:
     """When the record with this number was known."""
-    return str(plain({"at": from_micros(START_US + (number + 1) * 1_000_000)})["at"])
+    return str(to_json({"at": from_micros(START_US + (number + 1) * 1_000_000)})["at"])
 
 
 async def ask(api: Api, path: str, **values: str) -> tuple[int, Any]:

@@ -96,7 +96,7 @@ async def _assert_same(database: Database, memory: Memory) -> None:
         (name, row.waiting_edits) for name, row in sorted(memory.items.items())
     ]
     told = await connection.fetch("SELECT source_offset, events FROM reads.changesets ORDER BY source_offset")
-    assert [(row["source_offset"], rows.decompressed(row["events"])) for row in told] == [
+    assert [(row["source_offset"], rows.decompress(row["events"])) for row in told] == [
         (one.place.offset, one.block) for one in sorted(memory.folded, key=lambda one: one.place.offset)
     ]
 

@@ -9,8 +9,8 @@ import pytest
 
 from projections.events import public_events
 from projections.read import explain, history, lineage, queries, resolve_id
-from projections.read.lineage import Place
-from projections.store.rows import decompressed
+from projections.read.lineage import LogOffset
+from projections.store.rows import decompress
 from sandbox.infra.postgres import Postgres
 from schemas import events
 from schemas.ids import own_id
@@ -30,7 +30,7 @@ async def database(postgres: Postgres, template: str) -> AsyncIterator[Database]
 async def explained(database: Database, name: str) -> Any:
     connection = await database.connection()
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return await resolve_id.explained(connection, name)
+        return await resolve_id.explain_id(connection, name)
 
 
 async def versions_of(connection: asyncpg.Connection, own: bytes, limit: int) -> list[queries.Row]:
@@ -56,7 +56,7 @@ async def test_history_tells_what_the_events_told(
     connection = await database.connection()
     told: dict[bytes, dict[int, tuple[str, list[str], int]]] = {}
     for row in await connection.fetch("SELECT source_offset, events FROM reads.changesets ORDER BY source_offset"):
-        for event in public_events.decoded(decompressed(row["events"])):
+        for event in public_events.decoded(decompress(row["events"])):
             if event.type.startswith("transaction."):
                 said = public_events.read_transaction(event.data)
                 told.setdefault(event.entity, {})[said.version] = (event.type, said.changed, row["source_offset"])
@@ -249,6 +249,6 @@ async def test_the_changesets_of_places_that_are_none_are_left_out(database: Dat
     log.link("A")
     await database.project(log.records)
 
-    found = await lineage.changesets(await database.connection(), [Place(0, 0), Place(0, 5), Place(3, 0)])
+    found = await lineage.changesets(await database.connection(), [LogOffset(0, 0), LogOffset(0, 5), LogOffset(3, 0)])
 
     assert found.keys() == {"0:0"}

@@ -10,7 +10,7 @@ import pytest
 
 from cli import main as cli
 from projections.read import ledger_reports
-from projections.read.queries import plain
+from projections.read.queries import to_json
 from projections.verify import digests
 from sandbox.infra.postgres import Postgres
 from schemas.times import from_micros
@@ -61,7 +61,7 @@ async def api(database: str) -> AsyncIterator[Api]:
 
 def at(number: int) -> str:
     """When the record with this number was known."""
-    return str(plain({"at": from_micros(START_US + (number + 1) * 1_000_000)})["at"])
+    return str(to_json({"at": from_micros(START_US + (number + 1) * 1_000_000)})["at"])
 
 
 async def balances(api: Api, **values: str) -> dict[tuple[str, str], tuple[str, str, str]]:

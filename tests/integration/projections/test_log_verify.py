@@ -90,7 +90,7 @@ def sound(postgres: Postgres, template_dsn: str, kafka_address: str) -> Any:
         await database.project(log.records[len(before) :])
         contents = logged(log)
         for committed in database.publisher.committed:
-            for lane, outgoing in kafka_records.records(committed.outbound).items():
+            for lane, outgoing in kafka_records.build_records(committed.changesets).items():
                 contents.setdefault((lane.topic.name, lane.partition), []).extend(outgoing)
         await follow(dsn, log, contents)
         await database.session.close()

@@ -91,8 +91,8 @@ async def stored(pool: asyncpg.Pool) -> Kept:
     found: Kept = {(topic.name, number): [] for topic in (*PUBLIC, PUSH) for number in range(PARTITIONS)}
     for number in range(PARTITIONS):
         at = 0
-        while rows := await outbox.events(number, at, 2**62):
-            for lane, outgoing in kafka_records.records(rows).items():
+        while rows := await outbox.read_changesets(number, at, 2**62):
+            for lane, outgoing in kafka_records.build_records(rows).items():
                 found[lane.topic.name, number] += [(one.key, one.value, tuple(one.headers)) for one in outgoing]
             at = rows[-1].offset + 1
     return found

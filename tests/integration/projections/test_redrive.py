@@ -180,13 +180,13 @@ async def test_what_a_redrive_published_is_what_the_table_gives_again(database: 
     await quarantine(database, "A", 1)
     await database.project(log.records)
 
-    handed = database.publisher.committed[-1].outbound
+    handed = database.publisher.committed[-1].changesets
     async with asyncpg.create_pool(database.dsn, min_size=0, max_size=1) as pool:
-        stored = await Outbox(pool).events(0, 0, 4)
+        stored = await Outbox(pool).read_changesets(0, 0, 4)
 
     assert [one.offset for one in stored] == [0, 3]
     assert stored[1].is_redrive
-    assert kafka_records.records(stored) == kafka_records.records(handed)
+    assert kafka_records.build_records(stored) == kafka_records.build_records(handed)
 
 
 @pytest.mark.parametrize("refused_by", ["key", "postgres"])
@@ -440,7 +440,7 @@ async def test_what_was_redriven_does_not_hold_up_the_expiry(
     await connection.execute("UPDATE projection.changesets SET known_at = now() WHERE source_offset IN (1, 5)")
 
     async with asyncpg.create_pool(database.dsn, min_size=0, max_size=1) as pool:
-        await retention.Expiry(pool).run()
+        await retention.Expiry(pool).run_once()
 
     kept = "SELECT source_offset FROM reads.changesets WHERE events IS NOT NULL"
     assert await column(database, kept) == [5]

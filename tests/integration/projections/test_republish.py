@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from projections.publish import republish
-from projections.publish.kafka_records import OWN_IDS
+from projections.publish.kafka_records import LOCAL_PREFIXES
 from projections.publish.republish import Republisher
 from runtime.kafka.clients import Appender, LogEnds, Outgoing, connection
 from runtime.postgres.pool import server_settings
@@ -77,7 +77,7 @@ runtime.kafka.clients.Appender.append_many = dying
 
 @asynccontextmanager
 async def republishing(
-    world: World, *, appender: Appender | None = None, skips_gone: bool = False
+    world: World, *, appender: Appender | None = None, skips_expired: bool = False
 ) -> AsyncIterator[Republisher]:
     settings = world.settings
     log = LogEnds(settings)
@@ -92,11 +92,11 @@ async def republishing(
             log,
             settings,
             TRANSACTIONS,
-            wire=OWN_IDS,
-            tell=lambda _: None,
-            skips_gone=skips_gone,
+            prefixes=LOCAL_PREFIXES,
+            on_progress=lambda _: None,
+            skips_expired=skips_expired,
         )
-        await made.alone()
+        await made.lock_topic()
         yield made
     finally:
         await log.stop()
@@ -105,7 +105,7 @@ async def republishing(
 
 async def fill(world: World, *, empties: bool, appender: Appender | None = None) -> int:
     async with republishing(world, appender=appender) as republisher:
-        partitions = await republisher.begin(range(PARTITIONS), empties=empties)
+        partitions = await republisher.hold(range(PARTITIONS), empties=empties)
         return sum([await republisher.fill(number, empties=empties) for number in partitions])
 
 
@@ -224,11 +224,11 @@ async def test_given_up_it_lacks_the_history_and_nothing_that_came_since(
         await world.until_projected(life.count)
         await empty(world)
         async with republishing(world) as republisher:
-            await republisher.begin(range(PARTITIONS), empties=False)
+            await republisher.hold(range(PARTITIONS), empties=False)
             since = dict(await world.tables.fetch("SELECT partition, since FROM tartan.held_topics"))
             await tell(world, life, 5)
             await world.until_projected(life.count)
-            for number in await republisher.begun():
+            for number in await republisher.held_partitions():
                 await republisher.abandon(number)
         await tell(world, life, 5)
         await world.until_projected(life.count)
@@ -252,8 +252,8 @@ async def test_given_up_it_sends_what_a_publisher_had_committed_and_not_sent_bef
     )  # as if it had died after its commits
 
     async with republishing(world) as republisher:
-        await republisher.begin(range(PARTITIONS), empties=False)
-        for number in await republisher.begun():
+        await republisher.hold(range(PARTITIONS), empties=False)
+        for number in await republisher.held_partitions():
             await republisher.abandon(number)
     await tell(world, life, 5)
     async with projecting(world):
@@ -271,8 +271,8 @@ async def test_a_partition_that_is_not_empty_is_refused_and_so_are_events_that_a
         full = await asyncio.to_thread(run, environment_of(world), "republish", "transactions")
         await world.tables.execute("UPDATE projection.changesets SET events = NULL WHERE source_offset BETWEEN 2 AND 4")
         gone = await asyncio.to_thread(run, environment_of(world), "republish", "transactions", "--empty")
-        async with republishing(world, skips_gone=True) as republisher:
-            await republisher.begin(range(PARTITIONS), empties=True)
+        async with republishing(world, skips_expired=True) as republisher:
+            await republisher.hold(range(PARTITIONS), empties=True)
             sent = sum([await republisher.fill(number, empties=True) for number in range(PARTITIONS)])
 
     assert isinstance(full.exception, Halt)

@@ -124,7 +124,7 @@ async def test_records_below_the_position_are_passed_over(database: Database) ->
 
     assert await database.full() == before
     assert database.publisher.committed[-1].spans == {0: (2, 2)}
-    assert database.publisher.committed[-1].outbound == []
+    assert database.publisher.committed[-1].changesets == []
 
 
 async def test_a_gap_is_halt(database: Database) -> None:
@@ -149,7 +149,7 @@ async def test_one_refused_record_among_many_quarantines_its_item_alone(database
     quarantined = await connection.fetch("SELECT item_id, first_offset FROM tartan.quarantines ORDER BY first_offset")
     assert [tuple(row) for row in quarantined] == [("I7", 47), ("I31", 71)]
     assert await connection.fetchval("SELECT count(*) FROM reads.transactions") == 38
-    assert (await loader.positions(connection, [0]))[0].next == 80
+    assert (await loader.read_positions(connection, [0]))[0].next == 80
 
 
 async def test_whatever_the_fold_of_one_record_raises_quarantines_its_item(
@@ -180,7 +180,7 @@ async def test_an_error_that_no_record_causes_escapes(database: Database) -> Non
     log.link("B")
     await database.alter("ALTER TABLE projection.positions RENAME TO elsewhere")
 
-    with pytest.raises(loader.AnotherVersion, match="gone"):
+    with pytest.raises(loader.VersionMismatch, match="gone"):
         await database.project(log.records)
 
 
@@ -196,7 +196,7 @@ async def test_a_schema_that_lacks_a_column_quarantines_nobody(database: Databas
         await database.project(log.records[1:])
 
     assert await connection.fetchval("SELECT count(*) FROM tartan.quarantines") == 0
-    assert (await loader.positions(connection, [0]))[0].next == 1
+    assert (await loader.read_positions(connection, [0]))[0].next == 1
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ async def test_a_column_more_than_this_code_knows_stops_nothing(database: Databa
 
     connection = await database.connection()
     assert await connection.fetchval("SELECT count(*) FROM tartan.quarantines") == 0
-    assert (await loader.positions(connection, [0]))[0].next == 3
+    assert (await loader.read_positions(connection, [0]))[0].next == 3
 
 
 async def test_control_names_its_columns(database: Database) -> None:
@@ -340,29 +340,29 @@ async def test_events_are_forgotten_below_the_checkpoint_when_no_topic_has_them(
 
     async with asyncpg.create_pool(database.dsn, min_size=0, max_size=1) as pool:
         purge = Expiry(pool)
-        await purge.run()
+        await purge.run_once()
         assert await kept() == list(range(10))  # nothing was published yet
 
         await connection.execute("INSERT INTO tartan.published_checkpoints (partition, published) VALUES (0, 5)")
-        await purge.run()
+        await purge.run_once()
         assert await kept() == [5, 6, 7, 8, 9]
 
         await connection.execute("UPDATE tartan.published_checkpoints SET published = 10")
-        await purge.run()
-        await Expiry(pool).run()
+        await purge.run_once()
+        await Expiry(pool).run_once()
         assert await kept() == [8, 9]
 
         await connection.execute(
             "UPDATE projection.changesets SET known_at = now() - interval '29 days 23 hours' WHERE source_offset = 8"
         )
-        await purge.run()
+        await purge.run_once()
         assert await kept() == [8, 9]
 
         await connection.execute(
             "UPDATE projection.changesets SET known_at = known_at - interval '1 hour' WHERE source_offset = 8"
         )
         expected = await database.full()
-        await purge.run()
+        await purge.run_once()
         assert await kept() == [9]
         assert await database.full() == expected
 
@@ -370,7 +370,7 @@ async def test_events_are_forgotten_below_the_checkpoint_when_no_topic_has_them(
             "UPDATE projection.changesets SET events = 'x' WHERE source_offset < 2;"
             " UPDATE projection.version SET number = number + 1"
         )
-        await purge.run()
+        await purge.run_once()
         assert await kept() == [9]  # of the version that has been swapped in
 
 
@@ -460,7 +460,7 @@ async def test_the_block_of_events_is_kept_as_it_was_published(database: Databas
     stored = await (await database.connection()).fetch(
         "SELECT events, net_events FROM reads.changesets ORDER BY source_offset"
     )
-    handed = database.publisher.committed[0].outbound
-    assert [public_events.decoded(rows.decompressed(row["events"])) for row in stored] == [
+    handed = database.publisher.committed[0].changesets
+    assert [public_events.decoded(rows.decompress(row["events"])) for row in stored] == [
         one.net_events for one in handed
     ]

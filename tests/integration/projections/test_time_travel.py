@@ -195,4 +195,4 @@ def _said(row: Any) -> tuple[Any, ...]:
 
 def _at(microseconds: int | None) -> str | None:
     at = from_micros(microseconds)
-    return None if at is None else queries.plain({"at": at})["at"]
+    return None if at is None else queries.to_json({"at": at})["at"]

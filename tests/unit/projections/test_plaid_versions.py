@@ -167,7 +167,7 @@ def tomorrow(number: int) -> Json:
 
 def published(story: Story, topic: Topic, reader: Any) -> Iterator[Json]:
     """The events of a topic as they are on the wire, read with a schema of the reader's own."""
-    lanes = kafka_records.records(kafka_records.outbound(story.memory.folded))
+    lanes = kafka_records.build_records(kafka_records.changesets_with_events(story.memory.folded))
     for lane, outgoing in lanes.items():
         for one in outgoing if lane.topic is topic else ():
             assert one.value is not None

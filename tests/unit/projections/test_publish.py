@@ -10,7 +10,7 @@ import pytest
 from projections.events.public_events import envelope, transaction_event
 from projections.model.unit_of_work import NetEvent
 from projections.publish import browser_messages, publisher
-from projections.publish.kafka_records import Outbound
+from projections.publish.kafka_records import ChangesetEvents
 from projections.publish.publisher import Committed, Publisher
 from runtime.kafka.clients import InDoubt, Outgoing
 from schemas import events
@@ -23,14 +23,16 @@ WAIT_S_MAX = 10.0
 OWN = b"o" * 16
 
 
-def changeset(offset: int, *, partition: int = 0, count: int = 1, kind: str = events.TRANSACTION_ADDED) -> Outbound:
+def changeset(
+    offset: int, *, partition: int = 0, count: int = 1, kind: str = events.TRANSACTION_ADDED
+) -> ChangesetEvents:
     common = envelope(tenant="t", user_id="u", item_id="A", known_at=START_US, changeset=b"c" * 16)
     net = []
     for number in range(count):
         payload = codec.encode(transaction(f"T{number}"))
         data = transaction_event(common, OWN, 1, payload, changed=[], previous=None)
         net.append(NetEvent(kind, catalogue.TRANSACTION_EVENT, OWN, data))
-    return Outbound(partition, offset, b"c" * 16, 1, "A", START_US, net)
+    return ChangesetEvents(partition, offset, b"c" * 16, 1, "A", START_US, net)
 
 
 class Kafka:
@@ -61,24 +63,24 @@ class Table:
 
     def __init__(self) -> None:
         self.checkpoints: dict[int, int] = {}
-        self.rows: list[Outbound] = []
+        self.rows: list[ChangesetEvents] = []
         self.held_topics: dict[tuple[str, int], int] = {}
         self.away = 0
 
-    async def checkpoint(self, partition: int) -> int:
+    async def read_checkpoint(self, partition: int) -> int:
         self._fail()
         return self.checkpoints.get(partition, 0)
 
-    async def events(self, partition: int, start: int, end: int) -> list[Outbound]:
+    async def read_changesets(self, partition: int, start: int, end: int) -> list[ChangesetEvents]:
         self._fail()
         rows = [row for row in self.rows if row.partition == partition and start <= row.offset < end]
         return rows[: publisher.ROWS_MAX]
 
-    async def held(self) -> dict[tuple[str, int], int]:
+    async def read_held_topics(self) -> dict[tuple[str, int], int]:
         self._fail()
         return dict(self.held_topics)
 
-    async def store(self, checkpoints: Mapping[int, int]) -> None:
+    async def store_checkpoints(self, checkpoints: Mapping[int, int]) -> None:
         self.checkpoints.update(
             {number: max(at, self.checkpoints.get(number, 0)) for number, at in checkpoints.items()}
         )
@@ -94,8 +96,8 @@ class World:
         self.kafka, self.table = Kafka(), Table()
         self.publisher = Publisher(self.kafka, self.table, topic_prefix="x.")  # type: ignore[arg-type]
 
-    def commit(self, start: int, *outbound: Outbound, end: int | None = None, partition: int = 0) -> None:
-        self.publisher.hand(Committed({partition: (start, start + 1 if end is None else end)}, outbound))
+    def commit(self, start: int, *outbound: ChangesetEvents, end: int | None = None, partition: int = 0) -> None:
+        self.publisher.submit(Committed({partition: (start, start + 1 if end is None else end)}, outbound))
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ async def test_a_checkpoint_is_raised_only_after_the_answer(world: World) -> Non
     world.kafka.answers.clear()
     world.commit(0, changeset(0))
     await asyncio.sleep(0)
-    assert world.publisher.checkpoints() == {}
+    assert world.publisher.unstored_checkpoints() == {}
 
     world.kafka.answers.set()
     async with asyncio.timeout(WAIT_S_MAX):
@@ -216,20 +218,20 @@ async def test_the_projector_waits_while_too_much_is_unpublished(world: World, m
     world.commit(0, changeset(0, count=10))
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(world.publisher.room(), 0.05)
+        await asyncio.wait_for(world.publisher.wait_for_room(), 0.05)
 
     world.kafka.answers.set()
-    await asyncio.wait_for(world.publisher.room(), WAIT_S_MAX)
+    await asyncio.wait_for(world.publisher.wait_for_room(), WAIT_S_MAX)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(100, 100), (101, 1)])
 def test_many_events_of_a_changeset_are_one_message(count: int, expected: int) -> None:
     outbound = changeset(7, count=count, kind=events.TRANSACTION_MODIFIED)
 
-    messages = list(browser_messages.messages(outbound.net_events, item_id="A", known_at=START_US))
+    messages = list(browser_messages.build_messages(outbound.net_events, item_id="A", known_at=START_US))
 
     assert len(messages) == expected
-    assert messages[-1].place == count - 1
+    assert messages[-1].event_index == count - 1
     if expected == 1:
         assert json.loads(messages[0].value) == {
             "event": "transactions.changed",

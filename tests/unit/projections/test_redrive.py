@@ -93,7 +93,7 @@ def test_the_events_stand_at_the_redrive_each_with_its_own_changesets_id() -> No
     said = [changesets[2], changesets[2], changesets[3], changesets[3], changesets[4]]
     published = [
         dict(outgoing.headers)
-        for lane, found in kafka_records.records(kafka_records.outbound([redriven])).items()
+        for lane, found in kafka_records.build_records(kafka_records.changesets_with_events([redriven])).items()
         for outgoing in found
         if lane.topic is not PUSH
     ]
@@ -356,8 +356,8 @@ def test_the_blocks_of_a_redrive_tell_the_same_ids_when_they_are_read_again() ->
 
     told = at(memory, 5)
     again = told._replace(net_events=public_events.decoded(told.block))
-    assert kafka_records.records(kafka_records.outbound([again])) == kafka_records.records(
-        kafka_records.outbound([told])
+    assert kafka_records.build_records(kafka_records.changesets_with_events([again])) == kafka_records.build_records(
+        kafka_records.changesets_with_events([told])
     )
 
 
@@ -372,7 +372,7 @@ def test_a_redrive_of_much_is_one_push_behind_which_a_browser_reads_again() -> N
 
     [pushes] = [
         found
-        for lane, found in kafka_records.records(kafka_records.outbound(memory.folded)).items()
+        for lane, found in kafka_records.build_records(kafka_records.changesets_with_events(memory.folded)).items()
         if lane.topic is PUSH and any(b"transactions.changed" in one.value for one in found)
     ]
     [changed] = [one for one in pushes if b"transactions.changed" in one.value]

@@ -11,7 +11,7 @@ from projections.events import public_events
 from projections.events.public_events import TRANSACTION_EVENTS, envelope, transaction_event
 from projections.model.unit_of_work import NetEvent
 from projections.publish import browser_messages, kafka_records
-from projections.publish.kafka_records import Outbound
+from projections.publish.kafka_records import ChangesetEvents
 from schemas import events
 from schemas.encoding import catalogue, codec
 from schemas.topics import PUBLIC
@@ -57,9 +57,9 @@ def test_the_golden_bytes_of_each_version_are_read_and_published_for_ever(
 
     [event] = public_events.decoded(block)
     said = public_events.read_transaction(event.data)
-    [message] = browser_messages.messages([event], item_id="A", known_at=START_US)
-    outbound = Outbound(0, 7, b"c" * 16, 1, "A", START_US, [event])
-    published = {lane.topic.name: outgoing for lane, outgoing in kafka_records.records([outbound]).items()}
+    [message] = browser_messages.build_messages([event], item_id="A", known_at=START_US)
+    outbound = ChangesetEvents(0, 7, b"c" * 16, 1, "A", START_US, [event])
+    published = {lane.topic.name: outgoing for lane, outgoing in kafka_records.build_records([outbound]).items()}
 
     assert (event.entity, said.version, said.transaction) == (OWN, 3, AFTER)
     assert public_events.said_by(NetEvent(*event)) == b"c" * 16
