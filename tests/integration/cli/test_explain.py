@@ -13,8 +13,8 @@ from projections.read import resolve_id
 from sandbox.infra.postgres import Postgres
 from schemas.ids import own_id
 from schemas.log.records import Cause
-from tests.integration.cli.test_operator import Installation
-from tests.integration.projections.test_store import Database, fresh
+from tests.integration.cli.test_operator import Installation, installed  # noqa: F401
+from tests.integration.projections.test_store import Database, fresh, template  # noqa: F401
 from tests.support.projections_log import START_US, Log, account, added, balance, transaction
 
 OWN = own_id("P", salt=b"A").hex()

@@ -14,7 +14,7 @@ from schemas.errors import Halt
 from schemas.log.records import DeadLetter, Webhook
 from schemas.topics import CHANGESETS, DEAD_LETTERS, TRANSACTIONS, WEBHOOKS, Topic, full_name
 from tests.integration.cli.test_operator import environment_of, run
-from tests.integration.projections.test_stage import PARTITIONS, World, projecting
+from tests.integration.projections.test_stage import PARTITIONS, World, projecting, world  # noqa: F401
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
 
 TO_THE_END = ("--no-follow", "--json")

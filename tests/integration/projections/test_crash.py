@@ -15,7 +15,7 @@ from projections.store import rows
 from projections.verify import digests
 from runtime.crash_points import VARIABLE, CrashPoint
 from schemas.topics import HEADER_POSITION, PUBLIC, PUSH
-from tests.integration.projections.test_stage import KEY, PARTITIONS, World
+from tests.integration.projections.test_stage import KEY, PARTITIONS, World, world  # noqa: F401
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
 
 POINTS = (

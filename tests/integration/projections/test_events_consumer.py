@@ -20,9 +20,9 @@ from schemas.ids import own_id
 from schemas.log.records import Transaction
 from schemas.topics import TRANSACTIONS as TOPIC
 from schemas.topics import full_name
-from tests.integration.projections.test_crash import run
+from tests.integration.projections.test_crash import processes, run  # noqa: F401
 from tests.integration.projections.test_publisher_kills import Life
-from tests.integration.projections.test_stage import World
+from tests.integration.projections.test_stage import World, world  # noqa: F401
 from tests.support.gateway_world import serving_api
 
 DOCUMENT = Path("docs/events.md")

@@ -14,7 +14,7 @@ from projections.store.rows import decompress
 from sandbox.infra.postgres import Postgres
 from schemas import events
 from schemas.ids import own_id
-from tests.integration.projections.test_store import Database, fresh
+from tests.integration.projections.test_store import Database, fresh, template  # noqa: F401
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
 from tests.support.projections_ties import cause_of, tied_history
 

@@ -22,7 +22,7 @@ from runtime.settings import Settings
 from schemas.contract import subjects
 from schemas.encoding import catalogue
 from schemas.topics import BALANCES, ITEMS, PUBLIC, TRANSACTIONS, Topic, full_name
-from tests.integration.projections.test_stage import PARTITIONS, WAIT_S_MAX, World, projecting
+from tests.integration.projections.test_stage import PARTITIONS, WAIT_S_MAX, World, projecting, world  # noqa: F401
 from tests.support.confluent_registry import ConfluentRegistry, running
 from tests.support.gateway_world import serving_api
 from tests.support.paths import ROOT

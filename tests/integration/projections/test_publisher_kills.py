@@ -19,8 +19,8 @@ from projections.publish.outbox import Outbox
 from runtime.crash_points import STOP_VARIABLE, CrashPoint
 from runtime.kafka.clients import connection
 from schemas.topics import PUBLIC, PUSH
-from tests.integration.projections.test_crash import run
-from tests.integration.projections.test_stage import PARTITIONS, World
+from tests.integration.projections.test_crash import processes, run  # noqa: F401
+from tests.integration.projections.test_stage import PARTITIONS, World, world  # noqa: F401
 from tests.support.examples import examples
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
 from tests.support.reading_by_rule import Kept, ReaderByRule

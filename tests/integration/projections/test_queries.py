@@ -10,7 +10,7 @@ from projections.read import queries
 from projections.read.queries import TransactionFilter, decimal_text
 from sandbox.infra.postgres import Postgres
 from schemas import money
-from tests.integration.projections.test_store import Database, fresh
+from tests.integration.projections.test_store import Database, fresh, template  # noqa: F401
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
 
 

@@ -21,8 +21,9 @@ from runtime.postgres.pool import server_settings
 from schemas.errors import Halt
 from schemas.topics import HEADER_POSITION, PUBLIC, PUSH, TRANSACTIONS, full_name
 from tests.integration.cli.test_operator import environment_of, run
-from tests.integration.projections.test_publisher_kills import Life, stored
-from tests.integration.projections.test_stage import PARTITIONS, World, projecting
+from tests.integration.projections.test_crash import processes  # noqa: F401
+from tests.integration.projections.test_publisher_kills import Life, pool, stored  # noqa: F401
+from tests.integration.projections.test_stage import PARTITIONS, World, projecting, world  # noqa: F401
 from tests.support.reading_by_rule import Kept, ReaderByRule, Record
 
 RECORDS = 40

@@ -18,7 +18,7 @@ from sandbox.simulation.memory.projections import Memory
 from schemas.encoding import codec
 from schemas.log.records import Account, Transaction
 from schemas.times import from_micros
-from tests.integration.projections.test_store import Database, fresh
+from tests.integration.projections.test_store import Database, fresh, template  # noqa: F401
 from tests.support import projections_kin
 from tests.support.projections_log import Log, owners, transaction
 from tests.support.projections_ties import tied_history

@@ -14,7 +14,7 @@ from projections.store.tables import FOLD, OLD, SCHEMA
 from projections.verify import digests
 from runtime.kafka.reader import Received
 from runtime.postgres.pool import open_pool
-from tests.integration.projections.test_versions import Beside, numbers, story
+from tests.integration.projections.test_versions import Beside, beside, numbers, story, tables  # noqa: F401
 from tests.support.projections_log import Log, added, transaction
 
 

@@ -22,9 +22,9 @@ from runtime.kafka.clients import Appender
 from runtime.plaid.client import Plaid
 from runtime.postgres.pool import borrowed, open_pool, snapshot
 from schemas.topics import PUBLIC, PUSH
-from tests.integration.projections.test_crash import run
-from tests.integration.projections.test_publisher_kills import Life, stored
-from tests.integration.projections.test_stage import World
+from tests.integration.projections.test_crash import processes, run  # noqa: F401
+from tests.integration.projections.test_publisher_kills import Life, pool, stored  # noqa: F401
+from tests.integration.projections.test_stage import World, world  # noqa: F401
 from tests.support.reading_by_rule import ReaderByRule
 
 READS = ("/v1/users/u{user}/accounts", "/v1/users/u{user}/transactions?limit=50", "/v1/users/u{user}/items")

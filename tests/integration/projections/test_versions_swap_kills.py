@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from runtime.crash_points import STOP_VARIABLE, VARIABLE, CrashPoint
-from tests.integration.projections.test_versions import Beside, numbers, story
+from tests.integration.projections.test_versions import Beside, beside, numbers, story, tables  # noqa: F401
 from tests.support.projections_log import Log, added, transaction
 
 END_S_MAX = 60.0
