@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from runtime import logs, settings
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, server_settings
 from runtime.settings import Settings
 from schemas.errors import Retry
@@ -70,7 +71,7 @@ async def connected(loaded: Settings) -> AsyncIterator[asyncpg.Connection]:
         connection = await asyncpg.connect(
             dsn, timeout=CONNECT_TIMEOUT_S, server_settings=server_settings(loaded, "operator")
         )
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+    except POSTGRES_ERRORS as error:
         raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
     try:
         yield connection

@@ -25,7 +25,7 @@ from gateway.handlers.syncs.syncs import Syncs
 from gateway.http.auth import CronSecret, StreamTokens, Tenants
 from gateway.http.openapi import document
 from gateway.http.poll import Waiting
-from gateway.http.problems import UNAVAILABLE, problems
+from gateway.http.problems import problems
 from gateway.http.rate_limit import Buckets
 from gateway.http.requests import guarded
 from gateway.live import page
@@ -38,6 +38,7 @@ from runtime import logs
 from runtime.kafka.clients import Appender
 from runtime.lifecycle import Running
 from runtime.plaid.client import THREADS_SPARE, Plaid
+from runtime.postgres.errors import AWAY
 from runtime.postgres.pool import open_pool
 from runtime.settings import Settings
 from runtime.users.commands import FreeRecords
@@ -156,7 +157,7 @@ async def serving(gateway: Gateway, settings: Settings) -> AsyncIterator[int]:
 async def _pool(settings: Settings) -> asyncpg.Pool:
     try:
         return await open_pool(settings, stage="gateway")
-    except UNAVAILABLE as error:
+    except AWAY as error:
         raise Retry(f"no Postgres: {type(error).__name__}") from error
 
 
@@ -188,7 +189,7 @@ class _Database:
             try:
                 await self._pool.fetchval("SELECT 1", timeout=PROBE_S)
                 self._problem = None
-            except UNAVAILABLE as error:
+            except AWAY as error:
                 self._problem = type(error).__name__
             await asyncio.sleep(PROBE_S)
 

@@ -21,8 +21,9 @@ from projections.store.loader import VersionMismatch
 from projections.store.tables import FOLD, OLD, SCHEMA
 from runtime import logs, metrics
 from runtime.kafka.reader import Position, Reader
-from runtime.postgres.errors import AWAY, reason
+from runtime.postgres.errors import AWAY, POSTGRES_ERRORS, reason
 from runtime.postgres.pool import borrowed
+from runtime.retry import Backoff
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 
@@ -150,21 +151,20 @@ class Feeder:
                 await self._old.patiently(batch)
         except VersionMismatch:
             raise
-        except (Halt, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (Halt, *POSTGRES_ERRORS) as error:
             await self._give_up(self._found[OLD].number, reason(error))
 
     async def _give_up(self, number: int, why: str) -> None:
         """Feed an old version no more, and let everybody know. Its positions stay, so nothing may start from them."""
         metrics.NOT_FED.inc()
         _log.error("the old version is not fed any more", version=number, reason=why)
-        wait_s = RETRY_S_MIN
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
         while True:
             try:
                 await versions.mark_not_fed(self._pool, number, why)
-            except (asyncpg.InterfaceError, *AWAY) as error:
+            except AWAY as error:
                 self._trouble = f"not noted that version {number} is not fed: {reason(error)}"
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_S_MAX)
+                await backoff.wait()
             else:
                 self._is_known = False
                 return
@@ -181,7 +181,7 @@ class Feeder:
         while True:
             try:
                 rows = await self._pool.fetch(_LIVE, list(wanted))
-            except (asyncpg.InterfaceError, *AWAY) as error:
+            except AWAY as error:
                 self._trouble = f"waits for the live version: {reason(error)}"
             else:
                 if any(row["number"] != number for row in rows):
@@ -199,19 +199,18 @@ class Feeder:
             if schema != OLD:
                 raise
             return {}  # dropped: the next batch finds that out
-        except (asyncpg.InterfaceError, *AWAY) as error:
+        except AWAY as error:
             raise Retry(f"positions are not known: {reason(error)}") from error
 
     async def _looked(self) -> bool:
-        wait_s = RETRY_S_MIN
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
         while True:
             try:
                 return await self.look()
-            except (Retry, asyncpg.InterfaceError, *AWAY) as error:
+            except (Retry, *AWAY) as error:
                 self._trouble = f"versions are not known: {reason(error)}"
                 _log.warning("versions are not known", reason=reason(error))
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_S_MAX)
+                await backoff.wait()
 
     def _projector(self, version: Version, publisher: Publisher | None) -> Projector:
         session = Session(self._settings, schema=version.schema)

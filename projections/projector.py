@@ -22,7 +22,8 @@ from projections.store.writer import NewPosition
 from runtime import crash_points, logs, metrics
 from runtime.crash_points import CrashPoint
 from runtime.kafka.continuity import checksum
-from runtime.postgres.errors import AWAY, NOT_ENCODABLE, OF_DATA, TOO_LONG, reason
+from runtime.postgres.errors import LATE, NOT_ENCODABLE, OF_DATA, TOO_LONG, reason
+from runtime.retry import Backoff
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry, TartanError
 from schemas.log import gate
@@ -108,7 +109,7 @@ class Projector:
         """Project records in one transaction or, where Postgres refuses one of them or it takes too long, in several.
 
         Idempotence: records below their partition's position are passed over.
-        Raises: Retry or one of AWAY, where not all was committed; Halt; whatever no record's data causes.
+        Raises: Retry or one of LATE, where not all was committed; Halt; whatever no record's data causes.
         """
         poisoned = poisoned or {}
         while True:
@@ -142,17 +143,16 @@ class Projector:
 
         Raises: VersionMismatch, where the tables are not what they were; Halt; whatever is an error of this code.
         """
-        wait_s = RETRY_S_MIN
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
         while True:
             try:
                 await self.project(records)
-            except (Retry, *AWAY) as error:
+            except (Retry, *LATE) as error:
                 metrics.RETRIES.labels(READER, "batch").inc()
                 _log.warning("batch waits", reason=reason(error), records=len(records))
                 self._trouble = f"batch waits: {reason(error)}"
                 self._session.drop()
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_S_MAX)
+                await backoff.wait()
             else:
                 self._trouble = None
                 return

@@ -1,4 +1,4 @@
-"""Doing again what failed because the world is late, with a bound. Shell."""
+"""Retries: exponential backoff, and work that is repeated until it succeeds."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,30 +7,50 @@ from typing import TypeVar
 from runtime import logs, metrics
 from schemas.errors import Halt, Retry
 
-FIRST_WAIT_S = 0.1
-WAIT_S_MAX = 5.0
+BASE_S, CAP_S = 0.1, 5.0
 GIVE_UP_S = 15 * 60.0
-"""A database that is away longer is not coming back for this process: restarted, it says why it is not ready."""
+"""A database that is away for longer does not come back for this process: its supervisor restarts it."""
 
 Result = TypeVar("Result")
 _log = logs.logger(__name__)
 
 
-async def insist(work: Callable[[], Awaitable[Result]], *, what: str) -> Result:
-    """Do work that can be repeated, until it succeeds.
+class Backoff:
+    """Exponential waits in seconds: `base_s` first, each later one twice as long, `cap_s` at most."""
 
-    Raises: Halt, where it did not within GIVE_UP_S.
+    def __init__(self, base_s: float, cap_s: float) -> None:
+        self._base_s, self._cap_s = base_s, cap_s
+        self._next_s = base_s
+
+    def next_s(self) -> float:
+        """Return the next wait, in seconds, and double the one after it."""
+        wait_s, self._next_s = self._next_s, min(2 * self._next_s, self._cap_s)
+        return wait_s
+
+    async def wait(self) -> None:
+        """Sleep for the next wait."""
+        await asyncio.sleep(self.next_s())
+
+    def reset(self) -> None:
+        """Start again at `base_s`."""
+        self._next_s = self._base_s
+
+
+async def insist(work: Callable[[], Awaitable[Result]], *, what: str) -> Result:
+    """Repeat idempotent work until it raises no Retry.
+
+    Raises: Halt, where it did not succeed within GIVE_UP_S.
     """
-    # The loop's own time, so that a simulated one passes here, too.
+    # The event loop's clock, so that a simulation's virtual time counts here too.
     now = asyncio.get_running_loop().time
-    began, wait_s = now(), FIRST_WAIT_S
+    started_at, backoff = now(), Backoff(BASE_S, CAP_S)
     while True:
         try:
             return await work()
         except Retry as error:
             metrics.RETRIES.labels("streams", what).inc()
-            if now() - began > GIVE_UP_S:
+            if now() - started_at > GIVE_UP_S:
                 raise Halt(f"{what} did not succeed for {GIVE_UP_S:g} s: {error}") from error
+            wait_s = backoff.next_s()
             _log.warning("again", what=what, reason=str(error), wait_s=wait_s)
             await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, WAIT_S_MAX)

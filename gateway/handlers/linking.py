@@ -8,10 +8,11 @@ import asyncpg
 from gateway.handlers import item_control
 from gateway.http.database import connected
 from gateway.http.idempotency import Answer
-from gateway.http.problems import UNAVAILABLE, Problem
+from gateway.http.problems import Problem
 from gateway.http.requests import Call
 from runtime import logs
 from runtime.plaid.client import Exchanged, Plaid
+from runtime.postgres.errors import AWAY, POSTGRES_ERRORS
 from runtime.scheduler import enqueue
 from runtime.settings import Settings
 from runtime.users import keys
@@ -68,7 +69,7 @@ class Linking:
             raise
         except BaseException as error:
             is_kept = await asyncio.shield(self._kept_or_given_back(call, exchanged))
-            if isinstance(error, (*UNAVAILABLE, Retry)) and not is_kept:
+            if isinstance(error, (*AWAY, Retry)) and not is_kept:
                 raise Retry(f"the item could not be registered: {type(error).__name__}") from error
             if not isinstance(error, Exception) or not is_kept:
                 raise
@@ -81,7 +82,7 @@ class Linking:
                 async with connected(self._pool) as connection, connection.transaction():
                     await self._insert(connection, call, exchanged, institution_id, name)
                     return
-            except UNAVAILABLE:
+            except AWAY:
                 if not left:
                     raise
                 await asyncio.sleep(REGISTER_EVERY_S)
@@ -142,7 +143,7 @@ class Linking:
         try:
             async with connected(self._pool) as connection, connection.transaction():
                 linked = await item_control.linked(connection, exchanged.item_id)
-        except (*UNAVAILABLE, asyncpg.PostgresError):
+        except POSTGRES_ERRORS:
             linked = None  # an Item that shows its void token is better than one that is billed and never seen
         if linked is not None and self._is_ours(linked, call, exchanged):
             return True

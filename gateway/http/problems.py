@@ -5,34 +5,18 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-import asyncpg
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from runtime import logs
 from runtime.plaid.client import PlaidRefused
+from runtime.postgres.errors import AWAY
 from schemas.errors import Quarantine, Retry
 
 CONTENT_TYPE = "application/problem+json"
 UNAVAILABLE_S = 2
 """`Retry-After` where Postgres or Plaid did not answer: a failover takes some seconds, a lost connection none."""
-
-UNAVAILABLE = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.QueryCanceledError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.LockNotAvailableError,
-    OSError,
-    TimeoutError,
-)
-"""What says that Postgres is away or late, and nothing about the request. Read-only (25006) is a primary that became a
-standby; rolled back (class 40) is a deadlock or a conflict that another try does not meet again."""
 
 _log = logs.logger(__name__)
 
@@ -107,7 +91,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Retry as error:
         _log.warning("not answered", path=_route(request), reason=str(error))
         return unavailable("try_again", wait_s=error.wait_s or UNAVAILABLE_S).response()
-    except UNAVAILABLE as error:
+    except AWAY as error:
         _log.warning("not answered", path=_route(request), reason=type(error).__name__)
         return unavailable("database").response()
     except Quarantine as error:

@@ -6,9 +6,9 @@ import contextlib
 import asyncpg
 
 from gateway.http.database import connected
-from gateway.http.problems import UNAVAILABLE
 from gateway.live.hub import RESTART, Ending, Hub
 from projections.read import queries
+from runtime.postgres.errors import AWAY
 
 LOOK_S = 2.0
 """How long a browser may go on with what another version of the tables had shown it."""
@@ -25,12 +25,12 @@ class Epoch:
     async def watch(self) -> None:
         """Look again and again."""
         while True:
-            with contextlib.suppress(*UNAVAILABLE):  # /readyz says that Postgres is away; the epoch stays what it is
+            with contextlib.suppress(*AWAY):  # /readyz says that Postgres is away; the epoch stays what it is
                 await self.look()
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
-        """Look once. Raises: one of UNAVAILABLE."""
+        """Look once. Raises: one of AWAY."""
         async with connected(self._pool) as connection:
             now = await queries.epoch(connection)
         if self._known not in (None, now):

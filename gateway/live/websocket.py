@@ -15,11 +15,12 @@ from gateway import metrics
 from gateway.handlers import item_control
 from gateway.http.auth import StreamTokens, Viewer
 from gateway.http.database import connected
-from gateway.http.problems import UNAVAILABLE, Problem
+from gateway.http.problems import Problem
 from gateway.live.hub import GOING_AWAY, POLICY, TRY_LATER, Ending, Full, Hub, Subscriber
 from projections.read import queries
 from runtime import logs
 from runtime.kafka.clients import partition_of
+from runtime.postgres.errors import AWAY
 from schemas.topics import user_key
 
 TOKEN_S_MAX = 10.0
@@ -83,7 +84,7 @@ class Streams:
         viewer = self._tokens.read(token) if token else None
         if viewer is None:
             return None
-        with contextlib.suppress(*UNAVAILABLE):  # the snapshot needs the tables too, and says then what is wrong
+        with contextlib.suppress(*AWAY):  # the snapshot needs the tables too, and says then what is wrong
             async with connected(self._pool) as connection:
                 # A token outlives its user by some minutes where the user was erased.
                 return viewer if await item_control.is_user(connection, viewer.tenant, viewer.user) else None
@@ -106,7 +107,7 @@ class Streams:
     async def _send(self, socket: web.WebSocketResponse, viewer: Viewer, subscriber: Subscriber) -> Ending:
         try:
             shown = await self._snapshot(viewer)
-        except UNAVAILABLE as error:
+        except AWAY as error:
             _log.warning("no snapshot", reason=type(error).__name__)
             return Ending(TRY_LATER, "the tables cannot be read now")
         try:

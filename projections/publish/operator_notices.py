@@ -12,6 +12,7 @@ from projections.store.loader import QUARANTINED_BY
 from runtime import logs
 from runtime.incidents import dead_letters, incidents
 from runtime.incidents.dead_letters import Letter
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.scheduler import enqueue
 from schemas.errors import Halt
 from schemas.topics import CHANGESETS
@@ -80,7 +81,7 @@ async def open_stop_incident(connection: asyncpg.Connection, error: TooManyQuara
     """
     try:
         await incidents.seen(connection, incidents.DEAD_LETTERS, QUARANTINED_BY, str(error))
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as away:
+    except POSTGRES_ERRORS as away:
         _log.warning("incident is not written", reason=type(away).__name__)
 
 

@@ -1,6 +1,5 @@
 """The publisher's side of the database: checkpoints, held topics, and net events that a crash left unpublished."""
 
-import asyncio
 from collections.abc import Mapping
 
 import asyncpg
@@ -9,6 +8,7 @@ from projections.events import public_events
 from projections.publish.kafka_records import ChangesetEvents
 from projections.store.rows import decompress
 from projections.store.tables import SCHEMA
+from runtime.postgres.errors import POSTGRES_ERRORS
 from schemas.errors import Retry
 from schemas.log.gate import REDRIVE
 from schemas.times import to_micros
@@ -27,14 +27,14 @@ class Outbox:
         """The offset below which all events of a partition were acknowledged."""
         try:
             return int(await self._pool.fetchval(_CHECKPOINT, partition) or 0)
-        except _AWAY as error:
+        except POSTGRES_ERRORS as error:
             raise Retry(f"no checkpoint of partition {partition}: {type(error).__name__}") from error
 
     async def read_changesets(self, partition: int, start: int, end: int) -> list[ChangesetEvents]:
         """The first ROWS_MAX changesets with net events from `start` up to `end`, in order."""
         try:
             rows = await self._pool.fetch(_EVENTS, partition, start, end, ROWS_MAX)
-        except _AWAY as error:
+        except POSTGRES_ERRORS as error:
             raise Retry(f"no events of partition {partition}: {type(error).__name__}") from error
         return [changeset_events(row) for row in rows]
 
@@ -45,7 +45,7 @@ class Outbox:
         """
         try:
             return {(row["topic"], row["partition"]): row["since"] for row in await self._pool.fetch(_HELD)}
-        except _AWAY as error:
+        except POSTGRES_ERRORS as error:
             raise Retry(f"no held topics: {type(error).__name__}") from error
 
     async def store_checkpoints(self, checkpoints: Mapping[int, int]) -> None:
@@ -54,7 +54,7 @@ class Outbox:
             return
         try:
             await self._pool.execute(_STORE, list(checkpoints), list(checkpoints.values()))
-        except _AWAY as error:
+        except POSTGRES_ERRORS as error:
             raise Retry(f"checkpoints not stored: {type(error).__name__}") from error
 
 
@@ -71,8 +71,6 @@ def changeset_events(row: asyncpg.Record) -> ChangesetEvents:
         row["type"] == REDRIVE,
     )
 
-
-_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
 
 _HELD = "SELECT topic, partition, since FROM tartan.held_topics"
 

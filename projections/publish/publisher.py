@@ -17,6 +17,7 @@ from projections.publish.outbox import ROWS_MAX, Outbox
 from runtime import crash_points, logs, metrics
 from runtime.crash_points import CrashPoint
 from runtime.kafka.clients import Appender, Outgoing
+from runtime.retry import Backoff
 from schemas.errors import Retry
 from schemas.topics import full_name
 
@@ -174,7 +175,7 @@ class Publisher:
                 earlier = [one for one in outbound if one.offset < since]
                 lanes[lane] = kafka_records.build_public_records(earlier, self._wire).get(lane, [])
         left = {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
-        wait_s = RETRY_S_MIN
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
         while left:
             results = await asyncio.gather(
                 *(self._send_lane(lane, outgoing) for lane, outgoing in left.items()), return_exceptions=True
@@ -191,8 +192,7 @@ class Publisher:
             if left:
                 metrics.RETRIES.labels("projections", "publish").inc()
                 _log.warning("not published", lanes=len(left))
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_S_MAX)
+                await backoff.wait()
         crash_points.reach(CrashPoint.PUBLISH_AFTER_SEND)
 
     async def _send_lane(self, lane: Destination, outgoing: list[Outgoing]) -> None:
@@ -202,12 +202,11 @@ class Publisher:
 
 async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
     """Do work until the world is back. Publishing waits for nothing else, and what comes behind must not overtake."""
-    wait_s = RETRY_S_MIN
+    backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
     while True:
         try:
             return await work()
         except Retry as error:
             metrics.RETRIES.labels("projections", "resume").inc()
             _log.warning("resume waits", reason=str(error))
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, RETRY_S_MAX)
+            await backoff.wait()

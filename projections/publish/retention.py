@@ -38,7 +38,7 @@ class Expiry:
         while True:
             try:
                 await self.run_once()
-            except (*AWAY, asyncpg.InterfaceError) as error:
+            except AWAY as error:
                 metrics.RETRIES.labels("projections", "expiry").inc()
                 _log.warning("events are not expired", reason=reason(error))
             await asyncio.sleep(EVERY_S)

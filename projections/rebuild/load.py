@@ -17,7 +17,8 @@ from runtime import logs
 from runtime.archive.log_reader import LogReader
 from runtime.kafka.clients import Ends
 from runtime.kafka.reader import Received
-from runtime.postgres.errors import AWAY, reason
+from runtime.postgres.errors import LATE, reason
+from runtime.retry import Backoff
 from runtime.settings import Settings
 from runtime.users.keys import Keyring
 from runtime.users.vault import Vault
@@ -103,7 +104,7 @@ class Loader:
         """
         try:
             rows = await (await self._session.connection()).fetch(_LEFT)
-        except AWAY as error:
+        except LATE as error:
             self._session.drop()
             raise Retry(f"Postgres: {reason(error)}") from error
         ends = {row["partition"]: Ends(row["next"], row["live"]) for row in rows}
@@ -118,17 +119,20 @@ class Loader:
         Raises: Diverged, where a record cannot be replayed as it was first read; Halt; Retry, where Kafka or Postgres
         stay away.
         """
-        commits, tries = self._commits, 0
+        commits, tries, backoff = self._commits, 0, Backoff(RETRY_S_MIN, RETRY_S_MAX)
         while True:
             try:
                 return await self._pass(targets)
-            except (Retry, *AWAY) as error:
+            except (Retry, *LATE) as error:
                 self._session.drop()
-                commits, tries = self._commits, 0 if commits != self._commits else tries + 1
+                tries += 1
+                if commits != self._commits:
+                    commits, tries = self._commits, 0
+                    backoff.reset()
                 if tries > TRIES_MAX:
                     raise Retry(f"the rebuild cannot go on: {reason(error)}") from error
                 _log.warning("rebuild waits", reason=reason(error))
-                await asyncio.sleep(min(RETRY_S_MIN * 2**tries, RETRY_S_MAX))
+                await backoff.wait()
 
     async def _pass(self, targets: Mapping[int, int]) -> None:
         spans = await self.left(targets)

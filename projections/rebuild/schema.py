@@ -14,6 +14,7 @@ from projections.store import ddl, tables
 from projections.store.grants import Roles
 from projections.store.tables import NEXT, SCHEMA
 from runtime import logs
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, server_settings
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
@@ -42,7 +43,7 @@ async def owner(settings: Settings, *, schema: str = SCHEMA) -> AsyncIterator[as
             timeout=CONNECT_TIMEOUT_S,
             server_settings={**server_settings(settings, "rebuild", search_path=schema), **limits},
         )
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+    except POSTGRES_ERRORS as error:
         raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
     try:
         yield connection

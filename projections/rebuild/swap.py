@@ -20,6 +20,7 @@ from runtime import crash_points, logs
 from runtime.crash_points import CrashPoint
 from runtime.postgres.errors import AWAY, reason
 from runtime.postgres.pool import EPOCH, transaction
+from runtime.retry import Backoff
 from runtime.settings import Settings
 from schemas.errors import Retry, TartanError
 
@@ -97,22 +98,22 @@ async def _swap(
 ) -> Swapped:
     plan = await _plan(settings, schema, differs)
     loop = asyncio.get_running_loop()
-    until, pause_s, attempts = loop.time() + patience_s, PAUSE_S_MIN, 0
+    until, backoff, attempts = loop.time() + patience_s, Backoff(PAUSE_S_MIN, PAUSE_S_MAX), 0
     while True:
         attempts += 1
         try:
             waited_s = await _attempt(settings, plan, catch_up)
-        except (_NotYet, Retry, asyncpg.InterfaceError, *AWAY) as error:
+        except (_NotYet, Retry, *AWAY) as error:
             if await _is_done(settings, plan):
                 waited_s = ATTEMPT_S
                 break
             why = reason(error)
             _log.warning("versions not swapped yet", reason=why, attempts=attempts)
+            pause_s = backoff.next_s()
             if loop.time() + pause_s > until:
                 raise NotSwapped(f"not swapped after {attempts} attempts: {why}") from error
             tell(f"not swapped yet: {why}")
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, PAUSE_S_MAX)
         else:
             break
     _log.info("versions swapped", live=plan.other.number, old=plan.live.number, attempts=attempts)
@@ -147,7 +148,7 @@ async def _is_done(settings: Settings, plan: _Plan) -> bool:
     try:
         async with versions.owner(settings) as connection:
             return (await versions.found(connection))[SCHEMA].number == plan.other.number
-    except (Retry, asyncpg.InterfaceError, *AWAY):
+    except (Retry, *AWAY):
         return False
 
 

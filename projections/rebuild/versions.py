@@ -11,6 +11,7 @@ import asyncpg
 from projections.store.tables import NEXT, OLD, SCHEMA
 from runtime import logs
 from runtime.kafka.reader import Position
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, VERSION_HELD, server_settings, snapshot, transaction
 from runtime.settings import Settings
 from schemas.errors import Retry, TartanError
@@ -177,7 +178,7 @@ async def owner(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
             command_timeout=settings.statement_timeout_s + 5.0,
             server_settings=server_settings(settings, "versions"),
         )
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+    except POSTGRES_ERRORS as error:
         raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
     try:
         yield connection

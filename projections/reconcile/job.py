@@ -68,7 +68,7 @@ class Reconciler:
                     enrolled_at = loop.time()
                     await self._look_around()
                 await self.run_round()
-            except (*AWAY, asyncpg.InterfaceError) as error:
+            except AWAY as error:
                 metrics.RETRIES.labels("projections", "reconciliation").inc()
                 _log.warning("accounts are not reconciled", reason=reason(error))
             await asyncio.sleep(round_s)

@@ -5,6 +5,7 @@ import asyncpg
 from projections.store import writer
 from projections.store.loader import VersionMismatch
 from projections.store.tables import SCHEMA
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, NO_ROLE, no_role, server_settings
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
@@ -42,7 +43,7 @@ class Session:
             except asyncpg.UndefinedTableError as error:
                 self.drop()
                 raise VersionMismatch(f"there are no tables in the schema {self._schema}") from error
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except POSTGRES_ERRORS as error:
                 self.drop()
                 raise Retry(f"no Postgres: {type(error).__name__}") from error
         return self._connection

@@ -13,6 +13,7 @@ import asyncpg
 
 from runtime import logs, metrics
 from runtime.kafka.clients import Appender, Outgoing
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import borrowed
 from runtime.settings import Settings
 from runtime.version import code_version
@@ -143,7 +144,7 @@ async def run(pool: asyncpg.Pool, appender: Appender, settings: Settings) -> Non
                 wait_s = 0.0
             else:
                 await pool.execute(_CALM, settings.dead_letters_window_s)
-        except (Retry, *_AWAY) as error:
+        except (Retry, *POSTGRES_ERRORS) as error:
             metrics.RETRIES.labels("dead_letters", "publish").inc()
             _log.warning("dead letters are not published", reason=type(error).__name__)
             wait_s = RETRY_S
@@ -204,8 +205,6 @@ def _values(one: Letter) -> tuple[object, ...]:
         code_version(),
     )
 
-
-_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 _COLUMNS = "stage, topic, partition, source_offset, item_id, key, value, reason, attempts, code_version"
 

@@ -4,13 +4,14 @@ The ids are asked for once, at start, and kept in Postgres. So an outage of the 
 had them, a restarted one included; and what no registry ever named is not published under a guessed id.
 """
 
-import asyncio
 from collections.abc import Mapping
 
 import asyncpg
 
 from runtime import logs, metrics
 from runtime.kafka.registry_client import Registry
+from runtime.postgres.errors import POSTGRES_ERRORS
+from runtime.retry import Backoff
 from runtime.settings import Settings
 from schemas.contract import subjects
 from schemas.encoding import catalogue
@@ -19,7 +20,6 @@ from schemas.errors import Halt, Retry
 RETRY_S_MIN, RETRY_S_MAX = 0.5, 15.0
 """Between two questions while the ids are not known: events wait meanwhile, and a registry restarts within a minute."""
 
-_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
 _log = logs.logger(__name__)
 
 
@@ -41,7 +41,7 @@ class Wire:
 
     async def prefixes(self) -> Mapping[int, bytes]:
         """Catalogue number to the bytes before an event, as soon as all are known: waits for ever."""
-        wait_s = RETRY_S_MIN
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
         while True:
             try:
                 found = subjects.wire_prefixes(await self.ids())
@@ -50,8 +50,7 @@ class Wire:
                     _log.warning("schema ids are not known", reason=str(error))
                 self._trouble = str(error)
                 metrics.RETRIES.labels("projections", "schema_ids").inc()
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_S_MAX)
+                await backoff.wait()
             else:
                 self._trouble = None
                 return found
@@ -82,7 +81,7 @@ class Wire:
         names = [version.subject for version in subjects.versions(self._settings.topic_prefix)]
         try:
             rows = await self._pool.fetch(_KEPT, self._settings.schema_registry_url, names)
-        except _AWAY as error:
+        except POSTGRES_ERRORS as error:
             raise Retry(f"no schema ids from Postgres: {type(error).__name__}") from error
         known = subjects.own_ids()
         return {row["schema"]: row["id"] for row in rows if row["schema"] in known}
@@ -92,7 +91,7 @@ class Wire:
         columns = [one.subject for one in known], [one.schema for one in known], [found[one.schema] for one in known]
         try:
             await self._pool.execute(_KEEP, self._settings.schema_registry_url, *columns)
-        except _AWAY as error:
+        except POSTGRES_ERRORS as error:
             raise Retry(f"schema ids not stored: {type(error).__name__}") from error
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from runtime import logs
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, server_settings
 from runtime.settings import Settings
 from schemas.errors import Halt
@@ -19,7 +20,6 @@ LOOK_EVERY_S = 5.0
 """How soon a lost connection, and with it the lock, is noticed."""
 
 _log = logs.logger(__name__)
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 @asynccontextmanager
@@ -44,7 +44,7 @@ async def _keep(connection: asyncpg.Connection, settings: Settings, stage: str) 
             await asyncio.sleep(LOOK_EVERY_S)
             try:
                 await connection.execute("SELECT 1")
-            except _AWAY as error:
+            except POSTGRES_ERRORS as error:
                 _log.warning("instance lock lost", reason=type(error).__name__)
                 connection.terminate()
                 connection = await _taken(settings, stage)
@@ -67,7 +67,7 @@ async def _taken(settings: Settings, stage: str) -> asyncpg.Connection:
             )
             if await connection.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", name):
                 return connection
-        except _AWAY as error:
+        except POSTGRES_ERRORS as error:
             problem = f"Postgres: {type(error).__name__}"
         if connection is not None:
             connection.terminate()

@@ -6,6 +6,7 @@ from typing import cast
 
 import asyncpg
 
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 
@@ -106,7 +107,7 @@ async def _roll_back(connection: asyncpg.Connection) -> None:
         return
     try:
         await connection.execute("ROLLBACK")
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
+    except POSTGRES_ERRORS:
         connection.terminate()
     except BaseException:
         connection.terminate()  # stopped once more

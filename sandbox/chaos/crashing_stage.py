@@ -11,6 +11,7 @@ import psutil
 
 from runtime import crash_points
 from runtime.crash_points import VARIABLE, CrashPoint
+from runtime.retry import Backoff
 from sandbox.chaos.schedule import Death
 from sandbox.infra.stages import RESTART_S, StageProcess
 
@@ -104,7 +105,7 @@ class CrashingStage(StageProcess):
         super()._launch()
 
     async def _supervise(self) -> None:
-        wait_s = RESTART_S
+        backoff = Backoff(RESTART_S, RESTART_S_MAX)
         while True:
             assert self._child is not None
             while self._child.running():
@@ -112,8 +113,9 @@ class CrashingStage(StageProcess):
             failed = not self._killed and not self._died_as_planned(self._child.code)
             self.changed.set()
             # As orchestrators do: what fails at each start, say because Kafka is away, must not take all the time.
-            wait_s = min(2 * wait_s, RESTART_S_MAX) if failed else RESTART_S
-            await asyncio.sleep(wait_s)
+            if not failed:
+                backoff.reset()
+            await backoff.wait()
             self.restarts += 1
             self._launch()
 

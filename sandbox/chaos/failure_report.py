@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 
 from projections.store.tables import NEXT, OLD, SCHEMA
 from projections.verify import digests
+from runtime.postgres.errors import POSTGRES_ERRORS
 from sandbox.infra.stack import Stack
 from sandbox.observe.published_events import whole
 from schemas.errors import TartanError
@@ -50,7 +51,7 @@ async def keep(world: Stack, run: Mapping[str, Any], problems: Sequence[str], jo
         try:
             async with asyncio.timeout(KEEP_S_MAX):
                 await work
-        except (TartanError, KafkaError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (TartanError, KafkaError, *POSTGRES_ERRORS) as error:
             with (folder / "problems.txt").open("a") as file:
                 file.write(f"not kept: {type(error).__name__}: {error}\n")
     return folder

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import aiohttp
-import asyncpg
 from rich.console import Console
 
+from runtime.postgres.errors import POSTGRES_ERRORS
 from sandbox.chaos.failure_report import keep
 from sandbox.chaos.injection import Injector, living
 from sandbox.chaos.proxied_stack import ProxiedStack
@@ -172,7 +172,7 @@ class _Command:
             return [f"{what} did not end within {RUN_S_MAX:g} s"]
         except ExceptionGroup as group:
             return [f"{what}: {type(error).__name__}: {error}" for error in group.exceptions]
-        except (TartanError, OSError, aiohttp.ClientError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (TartanError, aiohttp.ClientError, *POSTGRES_ERRORS) as error:
             return [f"{what}: {type(error).__name__}: {error}"]
 
 

@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 
 from projections.store.tables import SCHEMA
 from projections.verify import digests
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import borrowed
 from sandbox.chaos.proxied_stack import ProxiedStack
 from sandbox.infra.clients import Application, Bank, truth_digest
@@ -24,7 +25,7 @@ SETTLE_S_MAX = 120.0
 LOOK_S = 0.2
 SHOWN_MAX = 3
 
-_AWAY = (Retry, KafkaError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AWAY = (Retry, KafkaError, *POSTGRES_ERRORS)
 
 
 class Verifier:

@@ -8,6 +8,7 @@ import asyncpg
 from prometheus_client import Counter
 
 from runtime import logs
+from runtime.retry import Backoff
 from runtime.scheduler import breakers, quotas
 from runtime.settings import Settings
 from schemas.errors import Retry
@@ -57,7 +58,7 @@ class PostgresLimits:
         if endpoint not in self._limits:
             return
         now = asyncio.get_running_loop().time
-        began, look_s = now(), WAIT_S_MIN
+        began, backoff = now(), Backoff(WAIT_S_MIN, LOOK_S_MAX)
         while True:
             async with session(self._pool) as connection:
                 wait_s = await self._take(connection, endpoint, item_id)
@@ -68,8 +69,7 @@ class PostgresLimits:
             if waited_s + wait_s > WAIT_S_MAX:
                 raise Retry(f"the quota of {endpoint} has nothing for {wait_s:.0f} s", wait_s=wait_s)
             # Stretched at random, so that those who wait for one token do not all come back for it at once.
-            await asyncio.sleep(wait_s + look_s * self._jitter())
-            look_s = min(look_s * 2, LOOK_S_MAX)
+            await asyncio.sleep(wait_s + backoff.next_s() * self._jitter())
 
     async def _take(self, connection: asyncpg.Connection, endpoint: str, item_id: str) -> float:
         if endpoint == quotas.SYNC:  # what a claim pays for is not asked for here

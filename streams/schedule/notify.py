@@ -6,6 +6,7 @@ from collections.abc import Callable
 import asyncpg
 
 from runtime import logs
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, server_settings
 from runtime.scheduler.enqueue import CHANNEL
 from runtime.settings import Settings
@@ -13,7 +14,6 @@ from runtime.settings import Settings
 LOOK_EVERY_S = 5.0
 """How soon a lost connection is noticed; until then the claimer's poll finds what is due."""
 
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _log = logs.logger(__name__)
 
 
@@ -22,7 +22,7 @@ async def listen(settings: Settings, *, on_due: Callable[[], None]) -> None:
     while True:
         try:
             await _listen(settings, on_due)
-        except _AWAY as error:
+        except POSTGRES_ERRORS as error:
             _log.warning("not listening", reason=type(error).__name__)
             await asyncio.sleep(LOOK_EVERY_S)
 

@@ -6,22 +6,8 @@ from typing import cast
 
 import asyncpg
 
+from runtime.postgres.errors import AWAY
 from schemas.errors import Retry
-
-_LATE = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a statement between Postgres' last word to a session that it ended and its end
-    asyncpg.PostgresConnectionError,
-    asyncpg.exceptions.OperatorInterventionError,
-    asyncpg.exceptions.TransactionRollbackError,
-    asyncpg.exceptions.InsufficientResourcesError,
-    asyncpg.exceptions.ObjectInUseError,
-    asyncpg.exceptions.LockNotAvailableError,
-    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
-)
-"""What Postgres says when it is away, restarting, or others hold a lock."""
 
 
 @asynccontextmanager
@@ -30,5 +16,5 @@ async def session(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     try:
         async with pool.acquire() as connection:
             yield cast("asyncpg.Connection", connection)
-    except _LATE as error:
+    except AWAY as error:
         raise Retry(f"Postgres: {type(error).__name__}") from error

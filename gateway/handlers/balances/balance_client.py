@@ -17,10 +17,11 @@ from gateway import metrics
 from gateway.handlers import item_control
 from gateway.handlers.item_control import Owned
 from gateway.http.database import connected
-from gateway.http.problems import UNAVAILABLE, Fault, Problem, invalid, plaid_said
+from gateway.http.problems import Fault, Problem, invalid, plaid_said
 from runtime import logs
 from runtime.plaid.client import OLDEST_BALANCE, Plaid, PlaidRefused
 from runtime.plaid.models import OUTAGE_CODES, AccountsAnswer
+from runtime.postgres.errors import AWAY
 from runtime.scheduler import breakers, enqueue, quotas
 from runtime.scheduler.stop_reasons import GONE, LOGIN_REQUIRED, REVOKED, UNLINKED, remedy
 from runtime.settings import Settings
@@ -140,7 +141,7 @@ class Banks:
                     await breakers.failed(connection, item.institution_id, refusal.error_code, self._failures_max)
                 elif _is_about_item(refusal):
                     await enqueue.mark_manual(connection, item.item_id, by=by)
-        except UNAVAILABLE as error:
+        except AWAY as error:
             _log.warning("a refusal is not told", item_id=item.item_id, reason=type(error).__name__)
 
     def _problem(self, refusal: PlaidRefused) -> Problem | PlaidRefused:

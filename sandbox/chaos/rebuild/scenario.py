@@ -14,6 +14,7 @@ import asyncpg
 from aiokafka.errors import KafkaError
 from rich.console import Console
 
+from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.settings import Settings
 from sandbox.chaos.failure_report import keep
 from sandbox.chaos.rebuild import proof
@@ -101,15 +102,7 @@ async def _done(rebuilt: "_Rebuilt") -> list[str]:
     """Do it; an error of it is a problem like any other."""
     try:
         return await rebuilt.run()
-    except (
-        TartanError,
-        KafkaError,
-        OSError,
-        TimeoutError,
-        aiohttp.ClientError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-    ) as error:
+    except (TartanError, KafkaError, aiohttp.ClientError, *POSTGRES_ERRORS) as error:
         return [f"{type(error).__name__}: {error}"]
 
 
