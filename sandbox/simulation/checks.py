@@ -7,10 +7,10 @@ from projections.publish.kafka_records import build_records, changesets_with_eve
 from runtime.kafka.reader import Received
 from runtime.scheduler.leases import FOLLOWER
 from sandbox.simulation.engine.installation import PARTITIONS, Installation
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from sandbox.simulation.memory.tables import Tables
-from sandbox.simulation.operating import is_open
-from sandbox.simulation.story import Story
+from sandbox.simulation.operator_actions import is_open
+from sandbox.simulation.scenario import Story
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.bank.truth import truth_of
 from schemas.encoding import codec
@@ -29,7 +29,7 @@ def unfinished(installation: Installation, tables: Tables) -> list[str]:
     """What is still under way; empty where all is quiet."""
     broker, projection = installation.broker, installation.projection
     found = []
-    if not installation.plaid_world.courier.quiet or installation.plaid_world.agenda.next_due_at() is not None:
+    if not installation.plaid_world.deliveries.quiet or installation.plaid_world.tasks.next_due_at() is not None:
         found.append("Plaid has something to say")
     if broker.pending:
         found.append("records are still to land")
@@ -86,7 +86,7 @@ def _against_truth(installation: Installation, tables: Tables, story: Story) -> 
             yield f"state of {item.item_id}: missing {missing[:3]}, too many {extra[:3]}, accounts {accounts[:4]}"
 
 
-def _state(memory: Memory, item: Item) -> State:
+def _state(memory: MemoryProjections, item: Item) -> State:
     transactions: list[TransactionState] = []
     for row in memory.rows.values():
         if row.item_id != item.item_id or row.removed_at is not None:
@@ -146,9 +146,9 @@ def _truth(item: Item) -> State:
     return transactions, accounts
 
 
-def _replayed(installation: Installation, rng: random.Random) -> Memory:
+def _replayed(installation: Installation, rng: random.Random) -> MemoryProjections:
     """The whole log folded once more, cut into other batches and with the partitions mixed otherwise."""
-    memory = Memory(installation.owners, quarantined=installation.projection.memory.quarantined)
+    memory = MemoryProjections(installation.owners, quarantined=installation.projection.memory.quarantined)
     left = [list(records) for records in installation.broker.topic("changesets").records]
     while any(left):
         batch: list[Received] = []
@@ -163,7 +163,7 @@ def _replayed(installation: Installation, rng: random.Random) -> Memory:
     return memory
 
 
-def _against_replay(installation: Installation, replayed: Memory) -> Iterator[str]:
+def _against_replay(installation: Installation, replayed: MemoryProjections) -> Iterator[str]:
     """The full digest: live is any replay of the same log."""
     live, again = installation.projection.memory.full(), replayed.full()
     if digest.full_digest(**live) == digest.full_digest(**again):
@@ -195,7 +195,7 @@ def _chained(installation: Installation) -> Iterator[str]:
                 yield f"{head.item_id}: record {place}, of type {head.type}, was skipped without a fault"
 
 
-def _published(installation: Installation, replayed: Memory) -> Iterator[str]:
+def _published(installation: Installation, replayed: MemoryProjections) -> Iterator[str]:
     """Under the reader's rule each net event comes once and in order, in each topic."""
     ordered = sorted(replayed.folded, key=lambda one: (one.place.partition, one.place.offset))
     wanted = build_records(changesets_with_events(ordered))

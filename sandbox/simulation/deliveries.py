@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from runtime.kafka.clients import Outgoing, partition_of
 from sandbox.simulation.engine.installation import PARTITIONS, Installation
-from sandbox.simulator.inprocess import UNANSWERED, Sent
+from sandbox.simulator.inprocess import UNANSWERED, WebhookAttempt
 from schemas.encoding import codec
 from schemas.log.records import Webhook
 from schemas.times import to_micros
@@ -21,20 +21,20 @@ INSTANT_S = 0.001
 async def deliver(installation: Installation, answers: Callable[[], bool], rng: random.Random) -> None:
     """Let Plaid live, and write what it sends into the log, for ever. `answers`: whether ingest does now."""
     plaid, woken = installation.plaid, asyncio.Event()
-    plaid.world.on_wake = woken.set
+    plaid.plaid.on_wake = woken.set
     while True:
         for sent in plaid.webhooks(installation.now()):
             if not answers():
-                plaid.answered(sent, status=rng.choice((UNANSWERED, 429)))
+                plaid.record_answer(sent, status=rng.choice((UNANSWERED, 429)))
                 continue
             _write(installation, sent)
             if rng.random() < 0.02:
                 # In the log, but Plaid did not hear of it: it comes again.
                 installation.hazards.counts["webhook_answer_lost"] += 1
-                plaid.answered(sent, status=UNANSWERED)
+                plaid.record_answer(sent, status=UNANSWERED)
             else:
-                plaid.answered(sent, status=200)
-        due_at = plaid.next_at()
+                plaid.record_answer(sent, status=200)
+        due_at = plaid.next_due_at()
         wait_s = IDLE_S if due_at is None else (due_at - installation.now()).total_seconds()
         woken.clear()
         try:
@@ -44,7 +44,7 @@ async def deliver(installation: Installation, answers: Callable[[], bool], rng: 
             continue
 
 
-def _write(installation: Installation, sent: Sent) -> None:
+def _write(installation: Installation, sent: WebhookAttempt) -> None:
     record = Webhook(
         to_micros(installation.now()), sent.body, hashlib.sha256(sent.body).digest(), sent.jwt, sent.jwk.decode()
     )

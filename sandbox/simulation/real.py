@@ -19,7 +19,7 @@ from runtime.users.keys import Keyring
 from runtime.users.vault import Vault
 from sandbox.simulation.engine.lease_monitor import LeaseMonitor
 from sandbox.simulation.engine.loop import VirtualLoop
-from sandbox.simulation.engine.wire import Wire
+from sandbox.simulation.engine.network import Connection
 from sandbox.simulation.memory.limits import MemoryLimits
 from sandbox.simulation.memory.store import Database, MemoryStore, Transaction
 from schemas.log.changesets import UserKeys
@@ -55,7 +55,7 @@ class Parts(NamedTuple):
 
     real: Real
     database: Database
-    wire: Wire
+    wire: Connection
     monitor: LeaseMonitor
     settings: Settings
 

@@ -13,7 +13,7 @@ from sandbox.simulation.deliveries import deliver
 from sandbox.simulation.engine import loop
 from sandbox.simulation.engine.installation import START, Installation
 from sandbox.simulation.engine.worker import SCHEDULE_S, TICK_S
-from sandbox.simulation.story import Story
+from sandbox.simulation.scenario import Story
 from sandbox.simulation.trace import Trace
 from sandbox.simulator.control.faults import MUTATION, WIRE
 from sandbox.simulator.options import Options, WebhookRates
@@ -140,7 +140,7 @@ def _faults(installation: Installation) -> Counter[str]:
     for (_, code), count in installation.plaid_world.requests.items():
         if code != "OK":
             faults[_kind(code)] += count
-    courier = installation.plaid_world.courier
+    courier = installation.plaid_world.deliveries
     faults.update({f"webhook_{kind}": courier.counts[kind] for kind in ("lost", "failed") if courier.counts[kind]})
     return faults
 

@@ -1,13 +1,13 @@
 """A simulated Plaid inside the process, in virtual time: no server, no thread, no real clock.
 
-    world = World(Options(seed=7, rate_limits="production", validate_requests=False), ManualClock(start))
-    bank = Bank(world, sleep=loop.sleep)            # what a pass over an Item asks: streams.ports.Bank
+    world = SimulatedPlaid(Options(seed=7, rate_limits="production", validate_requests=False), ManualClock(start))
+    bank = InProcessPlaid(world, sleep=loop.sleep)            # what a pass over an Item asks: streams.ports.InProcessPlaid
     item = world.create_item("ada", webhook_url="http://tartan.example/webhooks")
     page = await bank.sync_page(item.access_token, None)
     world.faults.declare(Fault(code="TIMEOUT", item_id=item.item_id))
     world.step(item.item_id)                        # something happens at the bank
     for sent in bank.webhooks(until):               # moves the world's clock to `until`
-        bank.answered(sent, status=200)             # anything else is tried again, as Plaid does
+        bank.record_answer(sent, status=200)             # anything else is tried again, as Plaid does
 
 A request reaches the bank after half of its latency and its answer comes back after the other half, so the bank may
 change in between. What breaks the way to Plaid over HTTP is the same Retry here, with the same words, and what Plaid
@@ -30,7 +30,7 @@ from sandbox.simulator.api.dispatcher import Answer, answer
 from sandbox.simulator.api.signing import key_id
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.clock import ManualClock
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from sandbox.simulator.webhooks.delivery import Delivery
 from schemas.errors import Quarantine, Retry
 
@@ -68,7 +68,7 @@ class _Key(Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class WebhookAttempt:
     """One attempt of a webhook. `at`: when it goes out; `jwk`: the key that verifies it, as JSON."""
 
     at: dt.datetime
@@ -79,7 +79,7 @@ class Sent:
     delivery: Delivery
 
 
-class Bank:
+class InProcessPlaid:
     """Plaid, as a pass over an Item sees it; each request raises PlaidRefused, Retry or Quarantine.
 
     `latency`: seconds that a request takes. `sleep`: lets virtual time pass; not called for nothing.
@@ -87,14 +87,14 @@ class Bank:
 
     def __init__(
         self,
-        world: World,
+        world: SimulatedPlaid,
         *,
         sleep: Sleep,
         latency: Latency = lambda _path: 0.0,
         timeout_s: float = PATIENCE_S,
         days_requested: int = DAYS_REQUESTED,
     ) -> None:
-        self.world = world
+        self.plaid = world
         self._sleep = sleep
         self._latency = latency
         self._timeout_s = timeout_s
@@ -143,64 +143,64 @@ class Bank:
         answered = self._answer(path, body)
         return (UNANSWERED, b"") if answered.breaks else (answered.status, answered.body)
 
-    def next_at(self) -> dt.datetime | None:
+    def next_due_at(self) -> dt.datetime | None:
         """Say when the world next does something by itself, or sends a webhook; None: not before it is asked."""
-        times = [at for at in (self.world.agenda.next_due_at(), self.world.courier.next_due_at()) if at is not None]
+        times = [at for at in (self.plaid.tasks.next_due_at(), self.plaid.deliveries.next_due_at()) if at is not None]
         return min(times, default=None)
 
-    def webhooks(self, until: dt.datetime) -> list[Sent]:
+    def webhooks(self, until: dt.datetime) -> list[WebhookAttempt]:
         """Let the world live until a time and give what it sends, in order of sending.
 
         A ManualClock is moved there; another clock has to stand there already. Each is to be `answered`.
         """
-        sent: list[Sent] = []
-        while (at := self.next_at()) is not None and at <= until:
+        sent: list[WebhookAttempt] = []
+        while (at := self.next_due_at()) is not None and at <= until:
             self._move(at)
-            self.world.agenda.run_due()
-            sent += [self._sent(delivery, max(at, delivery.due_at)) for delivery in self.world.courier.due(at)]
+            self.plaid.tasks.run_due()
+            sent += [self._sent(delivery, max(at, delivery.due_at)) for delivery in self.plaid.deliveries.due(at)]
         self._move(until)
         return sent
 
-    def deliver(self, until: dt.datetime, post: Callable[[Sent], int]) -> int:
+    def deliver(self, until: dt.datetime, post: Callable[[WebhookAttempt], int]) -> int:
         """Let the world live until a time; `post` takes each webhook when it is sent and gives the status."""
         sent = 0
-        while (at := self.next_at()) is not None and at <= until:
+        while (at := self.next_due_at()) is not None and at <= until:
             for one in self.webhooks(at):
-                self.answered(one, status=post(one))
+                self.record_answer(one, status=post(one))
                 sent += 1
         self._move(until)
         return sent
 
-    def answered(self, sent: Sent, *, status: int, retry_after: str | None = None) -> None:
+    def record_answer(self, sent: WebhookAttempt, *, status: int, retry_after: str | None = None) -> None:
         """Say what became of a webhook; anything but 200 makes Plaid try again. `UNANSWERED`: nobody took it."""
-        now = self.world.clock.now()
-        self.world.courier.answered(sent.delivery, status=status, retry_after=retry_after, now=now)
+        now = self.plaid.clock.now()
+        self.plaid.deliveries.record_answer(sent.delivery, status=status, retry_after=retry_after, now=now)
 
     def by_token(self, token: str) -> Item | None:
         """Find the Item that a token opens."""
-        return self.world.bank.by_access_token(token)
+        return self.plaid.bank.by_access_token(token)
 
-    def _sent(self, delivery: Delivery, at: dt.datetime) -> Sent:
-        jwt = self.world.announcer.signature(delivery, at)
-        key = self.world.keyring.keys[key_id(jwt)]
+    def _sent(self, delivery: Delivery, at: dt.datetime) -> WebhookAttempt:
+        jwt = self.plaid.notifier.signature(delivery, at)
+        key = self.plaid.keyring.keys[key_id(jwt)]
         webhook = delivery.webhook
-        return Sent(at, webhook.url, webhook.body, jwt, msgspec.json.encode(key.jwk()), delivery)
+        return WebhookAttempt(at, webhook.url, webhook.body, jwt, msgspec.json.encode(key.jwk()), delivery)
 
     def _move(self, at: dt.datetime) -> None:
-        clock = self.world.clock
+        clock = self.plaid.clock
         behind_s = (at - clock.now()).total_seconds()
         if behind_s > 0:
             assert isinstance(clock, ManualClock), "a clock that is not the world's own has to stand there already"
             clock.advance(behind_s)
 
     def _answer(self, path: str, body: dict[str, Any]) -> Answer:
-        return answer(self.world, path, self._keys, msgspec.json.encode(body))
+        return answer(self.plaid, path, self._keys, msgspec.json.encode(body))
 
     async def _ask(self, path: str, body: dict[str, Any], read: Callable[[bytes], Read]) -> Read:
         half_s = self._latency(path) / 2
         await self._pass(half_s)
         answered = self._answer(path, body)
-        late_s = half_s + self.world.options.latency_s + answered.delay_s
+        late_s = half_s + self.plaid.options.latency_s + answered.delay_s
         if answered.wire == "TIMEOUT" or late_s >= self._timeout_s:
             await self._pass(self._timeout_s)
             raise Retry(f"no answer from Plaid: {_TIMED_OUT}")

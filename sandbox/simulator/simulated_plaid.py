@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sandbox.simulator.agenda import Agenda
-from sandbox.simulator.api.limits import TABLES, Buckets
+from sandbox.simulator.api.limits import TABLES, RateLimiter
 from sandbox.simulator.api.plaid_errors import ITEM_STATES, OUTAGES, PlaidFailure, item_error
 from sandbox.simulator.api.rendering import Kept, Variant
 from sandbox.simulator.api.signing import Keyring
 from sandbox.simulator.bank import relinked_ids, scenarios
 from sandbox.simulator.bank.bank import Bank, Item, open_account
-from sandbox.simulator.bank.generators import Drawing, Surroundings, history
+from sandbox.simulator.bank.generators import GeneratorSettings, TransactionGenerator, history
 from sandbox.simulator.bank.institutions import INSTITUTIONS, ROTATION
 from sandbox.simulator.bank.merchants import catalogue
 from sandbox.simulator.bank.randomness import derive, plaid_id, token
@@ -25,8 +24,9 @@ from sandbox.simulator.clock import Clock, RealClock
 from sandbox.simulator.control import scripted_data
 from sandbox.simulator.control.faults import Faults
 from sandbox.simulator.options import Options
-from sandbox.simulator.webhooks.announcements import Announcer
-from sandbox.simulator.webhooks.delivery import Courier
+from sandbox.simulator.task_queue import Agenda
+from sandbox.simulator.webhooks.delivery import DeliveryQueue
+from sandbox.simulator.webhooks.notifications import Notifier
 
 DAYS_REQUESTED_DEFAULT = 90
 """Source: Plaid API, /transactions/sync, days_requested."""
@@ -57,7 +57,7 @@ class Outcome:
     at: dt.datetime
 
 
-class World:
+class SimulatedPlaid:
     """One simulated Plaid.
 
     `on_wake` is called when something new waits in the agenda or in the courier.
@@ -70,27 +70,27 @@ class World:
         self.kept = Kept()
         self.keyring = Keyring(options.seed, self.clock.now())
         self.faults = Faults(options.seed, options.faults)
-        self.buckets = Buckets(TABLES[options.rate_limits])
+        self.buckets = RateLimiter(TABLES[options.rate_limits])
         self.pager = Pager(
             seed=options.seed, unfolded_share=options.unfolded_share, page_split_share=options.page_split_share
         )
-        self.courier = Courier(
+        self.deliveries = DeliveryQueue(
             seed=options.seed,
             rates=options.webhooks,
             time_scale=options.time_scale,
             in_flight_max=options.deliveries_in_flight_max,
         )
-        self.around = Surroundings(catalogue(options.seed), options.novelty)
+        self.around = GeneratorSettings(catalogue(options.seed), options.novelty)
         self.institutions_down: set[str] = set()
         self._outage_codes: dict[str, str] = {}
         self.link_sessions: dict[str, LinkSession] = {}
         self.requests: Counter[tuple[str, str]] = Counter()
         self.on_wake: Callable[[], None] = lambda: None
-        self.agenda = Agenda(self.clock, time_scale=options.time_scale, on_wake=self._wake)
-        self.announcer = Announcer(
+        self.tasks = Agenda(self.clock, time_scale=options.time_scale, on_wake=self._wake)
+        self.notifier = Notifier(
             self.clock,
             self.keyring,
-            self.courier,
+            self.deliveries,
             rotate_key_every=options.rotate_key_every,
             resign_retries=options.resign_retries,
             on_wake=self._wake,
@@ -131,7 +131,7 @@ class World:
             webhook_url=webhook_url or self.options.webhook_url,
             products=products,
         )
-        drawing = Drawing(derive(self.options.seed, "history", ordinal), item, self.around, now)
+        drawing = TransactionGenerator(derive(self.options.seed, "history", ordinal), item, self.around, now)
         if custom is not None:
             past = scripted_data.custom_history(drawing, custom)
         else:
@@ -145,8 +145,8 @@ class World:
             first_day = now.date() - dt.timedelta(INITIAL_DAYS)
             item.recent_history = [c for c in past if c.transaction.date > first_day]
             item.older_history = [c for c in past if c.transaction.date <= first_day]
-            self.agenda.add(self.options.initial_update_delay_s, lambda: self._finish_initial(item))
-            self.agenda.add(self.options.historical_update_delay_s, lambda: self._finish_historical(item))
+            self.tasks.add(self.options.initial_update_delay_s, lambda: self._finish_initial(item))
+            self.tasks.add(self.options.historical_update_delay_s, lambda: self._finish_historical(item))
         return item
 
     def relink(self, old: Item) -> Item:
@@ -208,9 +208,9 @@ class World:
             else:
                 self._update(item, scenarios.refreshed)
 
-        self.agenda.add(self.options.refresh_delay_s, arrive)
+        self.tasks.add(self.options.refresh_delay_s, arrive)
 
-    def dictate(self, item: Item, draw: Callable[[Drawing], list[Change]]) -> Outcome:
+    def apply_update(self, item: Item, draw: Callable[[TransactionGenerator], list[Change]]) -> Outcome:
         """Let exactly this update happen. Raises: ValueError, where Plaid cannot reach the bank to see it."""
         if not self.reachable(item):
             raise ValueError(f"Item {item.item_id} cannot be reached: an update would not be seen")
@@ -225,7 +225,7 @@ class World:
 
     def reachable(self, item: Item) -> bool:
         """Whether Plaid can read the Item's bank now."""
-        has_rows = bool(item.account_of_transactions)
+        has_rows = bool(item.transaction_accounts)
         up = item.error_code is None and self.outage_code(item) is None
         return up and item.phase != "NOT_READY" and has_rows
 
@@ -256,13 +256,13 @@ class World:
             return
         error = item_error(code, reason=reason)
         told_as = "USER_PERMISSION_REVOKED" if code == "USER_PERMISSION_REVOKED" else "ERROR"
-        self.announcer.notify(item, "ITEM", told_as, {"error": error}, late_s=late_s)
+        self.notifier.notify(item, "ITEM", told_as, {"error": error}, late_s=late_s)
 
     def repair_item(self, item: Item, *, silent: bool = False, late_s: float = 0.0) -> None:
         """Bring an Item back; what the bank did meanwhile arrives in one update."""
         item.error_code = item.error_reason = None
         if not silent:
-            self.announcer.notify(item, "ITEM", "LOGIN_REPAIRED", {}, late_s=late_s)
+            self.notifier.notify(item, "ITEM", "LOGIN_REPAIRED", {}, late_s=late_s)
         self._catch_up(item)
 
     def institution_down(self, institution_id: str, *, code: str = "INSTITUTION_DOWN") -> None:
@@ -345,16 +345,16 @@ class World:
     def _wake(self) -> None:
         self.on_wake()
 
-    def _update(self, item: Item, draw: Callable[[Drawing], list[Change]]) -> Outcome:
+    def _update(self, item: Item, draw: Callable[[TransactionGenerator], list[Change]]) -> Outcome:
         now = self.clock.now()
         rng = derive(self.options.seed, "step", item.ordinal, item.updates)
-        changes = draw(Drawing(rng, item, self.around, now))
+        changes = draw(TransactionGenerator(rng, item, self.around, now))
         item.apply(changes)
         item.last_successful_update = now
         if item.synced_once:
-            self.announcer.tell_updates(item)
+            self.notifier.notify_updates(item)
         if self.options.legacy_webhooks:
-            self.announcer.tell_legacy(item, changes)
+            self.notifier.notify_legacy_update(item, changes)
         return Outcome(item, changes, now)
 
     def _finish_initial(self, item: Item) -> None:
@@ -375,9 +375,9 @@ class World:
         item.apply_history(changes)
         item.last_successful_update = self.clock.now()
         if item.synced_once:
-            self.announcer.tell_updates(item)
+            self.notifier.notify_updates(item)
         if self.options.legacy_webhooks:
-            self.announcer.tell_legacy_history(item, legacy_code, len(changes))
+            self.notifier.notify_legacy_history(item, legacy_code, len(changes))
         self._catch_up(item)
 
     def _catch_up(self, item: Item) -> None:

@@ -33,7 +33,7 @@ async def simulator() -> AsyncIterator[Running]:
 
 @pytest.fixture
 async def plaid(simulator: Running) -> AsyncIterator[Plaid]:
-    options = simulator.world.options
+    options = simulator.plaid.options
     made = Plaid(
         Settings(
             plaid_url=simulator.url,
@@ -47,7 +47,7 @@ async def plaid(simulator: Running) -> AsyncIterator[Plaid]:
 
 
 def item_of(simulator: Running, **given: Any) -> Item:
-    return simulator.world.create_item("user", transactions=5, **given)
+    return simulator.plaid.create_item("user", transactions=5, **given)
 
 
 async def test_balances_are_exact_and_those_that_plaids_own_models_read(

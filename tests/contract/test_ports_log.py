@@ -9,23 +9,23 @@ import pytest
 from runtime.kafka import topics
 from runtime.kafka.clients import Appender, InDoubt, LogEnds
 from runtime.settings import Settings
-from sandbox.simulation.engine.kafka import Broker, Client
+from sandbox.simulation.engine.kafka import Broker, BrokerClient
 from sandbox.simulation.engine.loop import Process, run
-from sandbox.simulation.engine.wire import Hazards, Wire
+from sandbox.simulation.engine.network import Connection, ProcessFaults
 from schemas.errors import Retry
 from schemas.topics import CHANGESETS, full_name
 from streams.app import ChangesetLog
 from streams.ports import Log
 
 
-def in_memory(broker: Broker, hazards: Hazards) -> Client:
-    return Client(broker, Wire(Process("w1"), random.Random(1), hazards))
+def in_memory(broker: Broker, hazards: ProcessFaults) -> BrokerClient:
+    return BrokerClient(broker, Connection(Process("w1"), random.Random(1), hazards))
 
 
 @pytest.fixture(params=["memory", "kafka"])
 async def log(request: pytest.FixtureRequest, kafka_address: str, topic_prefix: str) -> AsyncIterator[Log]:
     if request.param == "memory":
-        hazards = Hazards()
+        hazards = ProcessFaults()
         yield in_memory(Broker(random.Random(1), hazards, partitions=3), hazards)
         return
     settings = Settings(kafka_address=kafka_address, topic_prefix=topic_prefix, partitions=3)
@@ -61,7 +61,7 @@ def test_an_append_without_an_answer_is_in_doubt_whether_or_not_it_landed() -> N
 
 
 async def _in_doubt() -> None:
-    hazards = Hazards()
+    hazards = ProcessFaults()
     broker = Broker(random.Random(4), hazards, partitions=1)
     broker.doubt_share = 1.0
     log = in_memory(broker, hazards)
@@ -79,7 +79,7 @@ async def _in_doubt() -> None:
 
 
 async def test_a_log_that_is_away_takes_nothing() -> None:
-    hazards = Hazards()
+    hazards = ProcessFaults()
     broker = Broker(random.Random(4), hazards, partitions=1)
     broker.away_until = asyncio.get_running_loop().time() + 60
 

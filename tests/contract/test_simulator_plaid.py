@@ -92,7 +92,7 @@ def client(simulator: Running) -> Client:
 
 
 def make(simulator: Running, **options: Any) -> Item:
-    return simulator.world.create_item("ada", **{"transactions": 30, **options})
+    return simulator.plaid.create_item("ada", **{"transactions": 30, **options})
 
 
 async def pull(client: Client, item: Item, *, cursor: str = "", count: int = 500) -> tuple[dict[str, Any], str]:
@@ -123,7 +123,7 @@ async def test_every_row_of_every_bank_is_a_transaction_to_plaid_python(
 ) -> None:
     item = make(simulator, institution_id=institution_id, transactions=60)
     for _ in range(40):
-        simulator.world.step(item.item_id, changes=3)
+        simulator.plaid.step(item.item_id, changes=3)
 
     rows, _ = await pull(client, item, count=100)
 
@@ -140,7 +140,7 @@ async def test_an_update_after_the_first_has_all_three_arrays(simulator: Running
     item = make(simulator, transactions=200)
     _, cursor = await pull(client, item)
     for _ in range(30):
-        simulator.world.step(item.item_id, changes=5)
+        simulator.plaid.step(item.item_id, changes=5)
 
     page = await client.ask(
         "transactions_sync", TransactionsSyncRequest(access_token=item.access_token, cursor=cursor, count=500)
@@ -167,8 +167,8 @@ async def test_the_way_from_a_link_token_to_transactions(
             webhook="http://tartan.example/webhooks",
         ),
     )
-    item = simulator.world.complete_link(link.link_token, institution_id="ins_109508")
-    token = simulator.world.public_token(item)
+    item = simulator.plaid.complete_link(link.link_token, institution_id="ins_109508")
+    token = simulator.plaid.public_token(item)
 
     exchanged = await client.ask("item_public_token_exchange", ItemPublicTokenExchangeRequest(public_token=token))
     assert (exchanged.item_id, exchanged.access_token) == (item.item_id, item.access_token)
@@ -179,9 +179,9 @@ async def test_the_way_from_a_link_token_to_transactions(
     assert empty.transactions_update_status.value == "NOT_READY"
 
     clock.advance(60)
-    simulator.world.agenda.run_due()
+    simulator.plaid.tasks.run_due()
     rows, _ = await pull(client, item)
-    assert len(rows) == simulator.world.options.history_transactions
+    assert len(rows) == simulator.plaid.options.history_transactions
 
 
 async def test_a_public_token_works_once_and_for_half_an_hour(
@@ -194,7 +194,7 @@ async def test_a_public_token_works_once_and_for_half_an_hour(
     await client.ask("item_public_token_exchange", exchange)
 
     again = await client.refused("item_public_token_exchange", exchange)
-    late = simulator.world.public_token(item)
+    late = simulator.plaid.public_token(item)
     clock.advance(30 * 60)
     expired = await client.refused("item_public_token_exchange", ItemPublicTokenExchangeRequest(public_token=late))
 
@@ -216,7 +216,7 @@ async def test_the_sandbox_makes_a_public_token(simulator: Running, client: Clie
     exchanged = await client.ask(
         "item_public_token_exchange", ItemPublicTokenExchangeRequest(public_token=made.public_token)
     )
-    item = simulator.world.item(exchanged.item_id)
+    item = simulator.plaid.item(exchanged.item_id)
 
     assert item.user == "user_transactions_dynamic"
     assert item.webhook_url == "http://tartan.example/w"
@@ -260,8 +260,8 @@ async def test_a_custom_user_has_the_accounts_and_rows_that_were_written(simulat
     exchanged = await client.ask(
         "item_public_token_exchange", ItemPublicTokenExchangeRequest(public_token=made.public_token)
     )
-    item = simulator.world.item(exchanged.item_id)
-    simulator.world.become_ready(item)
+    item = simulator.plaid.item(exchanged.item_id)
+    simulator.plaid.become_ready(item)
 
     rows, _ = await pull(client, item)
     accounts = (await client.ask("accounts_get", AccountsGetRequest(access_token=item.access_token))).accounts
@@ -329,7 +329,7 @@ async def test_an_item_tells_its_error_and_its_last_webhook(simulator: Running, 
         (400, "ITEM_ERROR", "ITEM_LOGIN_REQUIRED")
     ] * 2
 
-    simulator.world.repair_item(item)
+    simulator.plaid.repair_item(item)
     shown = await client.ask("item_get", ItemGetRequest(access_token=item.access_token))
     assert shown.item.error is None
     assert shown.status.last_webhook.code_sent == "LOGIN_REPAIRED"
@@ -377,8 +377,8 @@ async def test_a_refresh_posts_what_waits_and_adds_a_dollar(
     rows, cursor = await pull(client, item)
 
     await client.ask("transactions_refresh", TransactionsRefreshRequest(access_token=item.access_token))
-    clock.advance(simulator.world.options.refresh_delay_s)
-    simulator.world.agenda.run_due()
+    clock.advance(simulator.plaid.options.refresh_delay_s)
+    simulator.plaid.tasks.run_due()
     page = await client.ask(
         "transactions_sync", TransactionsSyncRequest(access_token=item.access_token, cursor=cursor, count=500)
     )
@@ -434,7 +434,7 @@ async def test_webhooks_can_be_fired(simulator: Running, client: Client, code: s
 
 
 async def test_a_webhook_key_is_answered_by_its_id(simulator: Running, client: Client) -> None:
-    key_id = simulator.world.keyring.current.kid
+    key_id = simulator.plaid.keyring.current.kid
 
     answer = await client.ask("webhook_verification_key_get", WebhookVerificationKeyGetRequest(key_id=key_id))
     unknown = await client.refused("webhook_verification_key_get", WebhookVerificationKeyGetRequest(key_id="nobody"))
@@ -446,7 +446,7 @@ async def test_a_webhook_key_is_answered_by_its_id(simulator: Running, client: C
 @pytest.mark.parametrize("code", sorted(KINDS))
 async def test_every_error_is_an_error_to_plaid_python(simulator: Running, client: Client, code: str) -> None:
     item = make(simulator)
-    simulator.world.faults.declare(Fault(code=code, item_id=item.item_id))
+    simulator.plaid.faults.declare(Fault(code=code, item_id=item.item_id))
 
     status, body = await client.refused("transactions_sync", TransactionsSyncRequest(access_token=item.access_token))
 

@@ -331,7 +331,7 @@ async def test_states_of_items_and_banks_change_on_demand(inbox: Inbox) -> None:
 async def test_every_trouble_can_be_declared_by_name(inbox: Inbox) -> None:
     async with simulated(inbox, page_split_share=0.0) as (simulator, caller):
         item = await synced(caller)
-        held = simulator.world.item(item["item_id"])
+        held = simulator.plaid.item(item["item_id"])
 
         async def sync(**wish: Any) -> dict[str, Any]:
             await caller.post("/faults", **({"item_id": item["item_id"]} | wish))
@@ -420,10 +420,10 @@ async def test_the_bank_lives_until_it_is_told_to_stop(inbox: Inbox) -> None:
         await caller.post("/activity", rate_per_s=0)
         await caller.get(f"/quiet?wait_s={WAIT_S}")
 
-        before = len(next(iter(simulator.world.bank.items.values())).log)
+        before = len(next(iter(simulator.plaid.bank.items.values())).log)
         await asyncio.sleep(0.05)
 
-        assert len(next(iter(simulator.world.bank.items.values())).log) == before
+        assert len(next(iter(simulator.plaid.bank.items.values())).log) == before
 
 
 async def test_an_update_can_be_dictated_word_by_word(inbox: Inbox) -> None:

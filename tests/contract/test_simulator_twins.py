@@ -22,9 +22,9 @@ from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.clock import ManualClock
 from sandbox.simulator.control import failure_modes
 from sandbox.simulator.control.faults import SLOW, WIRE, Fault
-from sandbox.simulator.inprocess import Bank
+from sandbox.simulator.inprocess import InProcessPlaid
 from sandbox.simulator.options import Options
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from schemas.errors import Retry
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
@@ -33,7 +33,7 @@ PATIENCE_S = 0.3
 
 WAIT_S = 20.0
 
-Twin = Plaid | Bank
+Twin = Plaid | InProcessPlaid
 Ask = Callable[[Twin, Item], Awaitable[object]]
 
 ASKS: dict[str, Ask] = {
@@ -50,7 +50,7 @@ class Side:
     """One of two worlds of the same seed, and the client that asks it."""
 
     plaid: Twin
-    world: World
+    world: SimulatedPlaid
     clock: ManualClock
     item: Item
 
@@ -64,16 +64,16 @@ async def twins(**options: Any) -> AsyncIterator[tuple[Side, Side]]:
         plaid_client_id=chosen.client_id, plaid_secret=SecretStr(chosen.secret), plaid_timeout_s=PATIENCE_S
     )
     async with running(chosen, clocks[0]) as server:
-        world = World(chosen, clocks[1])
+        world = SimulatedPlaid(chosen, clocks[1])
         over_http = Plaid(settings.model_copy(update={"plaid_url": server.url}))
 
         async def sleep(seconds: float) -> None:
             del seconds  # the twin's clock stands still, too
 
-        inside = Bank(world, sleep=sleep, timeout_s=PATIENCE_S, days_requested=settings.days_requested)
+        inside = InProcessPlaid(world, sleep=sleep, timeout_s=PATIENCE_S, days_requested=settings.days_requested)
         try:
             yield (
-                Side(over_http, server.world, clocks[0], server.world.create_item("ada")),
+                Side(over_http, server.plaid, clocks[0], server.plaid.create_item("ada")),
                 Side(inside, world, clocks[1], world.create_item("ada")),
             )
         finally:
@@ -206,7 +206,7 @@ async def test_the_same_bytes_are_asked(monkeypatch: pytest.MonkeyPatch) -> None
     asked: list[tuple[str, Any]] = []
     answer = dispatcher.answer
 
-    def noting(world: World, path: str, headers: Any, raw: bytes) -> dispatcher.Answer:
+    def noting(world: SimulatedPlaid, path: str, headers: Any, raw: bytes) -> dispatcher.Answer:
         asked.append((path, json.loads(raw)))
         return answer(world, path, headers, raw)
 
@@ -254,7 +254,7 @@ async def test_the_same_webhooks_go_out_with_the_same_signatures() -> None:
             async with asyncio.timeout(WAIT_S):
                 posted = {await got.get(), await got.get()}
             inside = sides[1].plaid
-            assert isinstance(inside, Bank)
+            assert isinstance(inside, InProcessPlaid)
             sent = {(one.body, one.jwt) for one in inside.webhooks(START)}
 
             assert posted == sent

@@ -7,7 +7,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from runtime.kafka.reader import Received
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
 from schemas.encoding import catalogue, codec
 from schemas.ids import own_id
@@ -69,7 +69,7 @@ class Bank:
         self.tellers: list[Teller] = []
         self._changed_ids: dict[int, int] = {}
         self._made = 0
-        self._memory = Memory(owners)
+        self._memory = MemoryProjections(owners)
         self._read = 0
         self._link()
         for act, which, variant in steps:
@@ -77,7 +77,7 @@ class Bank:
         for teller in self.tellers:
             self._tell(teller)
 
-    def known(self) -> Memory:
+    def known(self) -> MemoryProjections:
         """All that was said so far, folded record by record."""
         for record in self.log.records[self._read :]:
             self._memory.project([record])

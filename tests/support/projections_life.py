@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from runtime.kafka.reader import Received
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.ids import own_id
 from tests.support.projections_bank import AMOUNTS, BankHistory, Step, histories
 from tests.support.projections_log import Log, owners
@@ -26,7 +26,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 """By field, what a user says. The last field is one that this version does not know."""
 
 
-class Wish(NamedTuple):
+class ScriptedChange(NamedTuple):
     """What a user is to say: of which row, which field, which value, by its first or its present id, and when."""
 
     row: int
@@ -38,7 +38,7 @@ class Wish(NamedTuple):
 
 wishes = st.lists(
     st.builds(
-        Wish,
+        ScriptedChange,
         st.integers(0, 20),
         st.sampled_from(sorted(VALUES)),
         st.integers(0, 20),
@@ -65,11 +65,11 @@ class Life:
     One field of one row is spoken of at most once, so the order of what is said says nothing.
     """
 
-    def __init__(self, steps: list[Step], said: list[Wish]) -> None:
+    def __init__(self, steps: list[Step], said: list[ScriptedChange]) -> None:
         self.bank = BankHistory(steps)
         self.logs = (self._log(said, 0), self._log(said, 1))
 
-    def _log(self, said: list[Wish], which: int) -> list[Received]:
+    def _log(self, said: list[ScriptedChange], which: int) -> list[Received]:
         bank = self.bank.log.records
         first, present = _names(bank)
         placed: list[tuple[int, int, bytes]] = []
@@ -97,7 +97,7 @@ class Life:
 
 def _names(bank: list[Received]) -> tuple[list[_Known], list[_Known]]:
     """Names of rows: by the first id of the chain, which holds from the start, and by the present one, since it is."""
-    memory, seen = Memory(owners), set()
+    memory, seen = MemoryProjections(owners), set()
     first: dict[bytes, _Known] = {}
     present: list[_Known] = []
     for number, record in enumerate(bank, 1):
@@ -113,9 +113,9 @@ def _names(bank: list[Received]) -> tuple[list[_Known], list[_Known]]:
     return list(first.values()), present
 
 
-def folded(records: list[Received], cuts: list[int] | None = None) -> Memory:
+def folded(records: list[Received], cuts: list[int] | None = None) -> MemoryProjections:
     """The tables of a log that was cut into batches at these places; one by one unless told otherwise."""
-    memory = Memory(owners)
+    memory = MemoryProjections(owners)
     ends = range(len(records) + 1) if cuts is None else sorted({cut % (len(records) + 1) for cut in cuts})
     begin = 0
     for end in [*ends, len(records)]:
@@ -125,7 +125,7 @@ def folded(records: list[Received], cuts: list[int] | None = None) -> Memory:
     return memory
 
 
-def said_of(memory: Memory) -> dict[bytes, Any]:
+def said_of(memory: MemoryProjections) -> dict[bytes, Any]:
     """What the user said of each row, without the offsets that said it."""
     return {
         row.own_id: {name: word["value"] for name, word in json.loads(row.user_fields or "{}").items()}

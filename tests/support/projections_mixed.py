@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from projections.fold.opening_balances import COMPLETE
 from projections.gate.quarantine import Quarantined
 from runtime.kafka.reader import Received
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
 from schemas.encoding import catalogue, codec
 from schemas.log import gate
@@ -93,7 +93,7 @@ class Story:
         self._tellers: list[Teller] = []
         self._purchases: dict[int, Purchase] = {}
         self._made = 0
-        self._memory = Memory(owners)
+        self._memory = MemoryProjections(owners)
         self._read = 0
         self._link(0)
         for act, which, variant in steps:
@@ -105,11 +105,11 @@ class Story:
         """The log."""
         return self.log.records
 
-    def memory(self) -> Memory:
+    def memory(self) -> MemoryProjections:
         """An empty memory in which the story's quarantines are stored."""
-        return Memory(owners, quarantined=self.quarantined)
+        return MemoryProjections(owners, quarantined=self.quarantined)
 
-    def _known(self) -> Memory:
+    def _known(self) -> MemoryProjections:
         for record in self.log.records[self._read :]:
             self._memory.project([record])
         self._read = len(self.log.records)

@@ -8,14 +8,14 @@ from decimal import Decimal
 import msgspec
 
 from projections.model.unit_of_work import Row
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.bank.transactions import Transaction
 from sandbox.simulator.clock import ManualClock
-from sandbox.simulator.control.scripted_data import Wish, update
-from sandbox.simulator.inprocess import Bank
+from sandbox.simulator.control.scripted_data import ScriptedChange, scripted_changes
+from sandbox.simulator.inprocess import InProcessPlaid
 from sandbox.simulator.options import Options
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from schemas import events
 from schemas.log.records import Item as ItemWords
 from streams.sync import changeset, pages
@@ -32,8 +32,8 @@ class Login:
     """One user's login at one bank, and the log of what Plaid says of its Items."""
 
     def __init__(self, seed: int, *, transactions: int, lasting_ids: bool = True) -> None:
-        self.world = World(Options(seed=seed, rate_limits="off", validate_requests=False), ManualClock(START))
-        self.bank = Bank(self.world, sleep=_never)
+        self.world = SimulatedPlaid(Options(seed=seed, rate_limits="off", validate_requests=False), ManualClock(START))
+        self.bank = InProcessPlaid(self.world, sleep=_never)
         self.rng = random.Random(seed)
         self.log = Log()
         self.lasting_ids = lasting_ids
@@ -43,7 +43,7 @@ class Login:
 
     def link(self, item: Item) -> None:
         """Append the Item's root."""
-        said = ItemWords(item.item_id, "active", institution_id=BANK, institution_name="Bank")
+        said = ItemWords(item.item_id, "active", institution_id=BANK, institution_name="InProcessPlaid")
         self.log.append(item.item_id, about_item(events.ITEM_LINKED, said), type="link")
 
     def pull(self, item: Item) -> None:
@@ -59,14 +59,14 @@ class Login:
 
     def unlink(self, item: Item) -> None:
         """Append the Item's end."""
-        said = ItemWords(item.item_id, "unlinked", institution_id=BANK, institution_name="Bank")
+        said = ItemWords(item.item_id, "unlinked", institution_id=BANK, institution_name="InProcessPlaid")
         self.log.append(item.item_id, about_item(events.ITEM_UNLINKED, said), type="unlink")
 
     def add_twins(self, item: Item, *, pairs: int) -> None:
         """Let purchases happen that nobody can tell apart, two and two."""
         account = next(one.account_id for one in item.accounts.values() if one.plan.type == "depository")
         wishes = [
-            Wish(
+            ScriptedChange(
                 account_id=account,
                 amount=f"{7 + number}.25",
                 date=START.date() - dt.timedelta(4 + 9 * number),
@@ -76,7 +76,7 @@ class Login:
             for number in range(pairs)
             for _ in range(2)
         ]
-        self.world.dictate(item, lambda drawing: update(drawing, wishes))
+        self.world.apply_update(item, lambda drawing: scripted_changes(drawing, wishes))
 
     def relink(self, old: Item, *, share_changed: float = 0.0) -> tuple[Item, dict[str, str]]:
         """Link the login again. Gives the Item, and its ids of transactions with those that they had.
@@ -125,7 +125,7 @@ class Login:
         return pages.fold(found, fresh=fresh)
 
 
-def shown(memory: Memory) -> list[Row]:
+def shown(memory: MemoryProjections) -> list[Row]:
     """What readers have."""
     return [row for row in memory.rows.values() if row.is_shown]
 

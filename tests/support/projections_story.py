@@ -5,7 +5,7 @@ from typing import Any
 from projections.events import public_events
 from projections.events.public_events import TransactionSaid
 from projections.model.unit_of_work import Row
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.ids import own_id
 from tests.support.projections_log import Event, Log, owners
 
@@ -18,7 +18,7 @@ class Story:
 
     def __init__(self) -> None:
         self.log = Log()
-        self.memory = Memory(owners)
+        self.memory = MemoryProjections(owners)
         self.memory.project([self.log.link("A")])
 
     def say(self, *said: Event) -> list[str]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import asyncpg
 
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.times import to_micros
 
 Tables = dict[str, list[tuple[Any, ...]]]
 
 
-def of_memory(memory: Memory) -> Tables:
+def of_memory(memory: MemoryProjections) -> Tables:
     """The memory's tables."""
     return _sorted(
         {

@@ -12,7 +12,7 @@ from projections.model.unit_of_work import AccountRow
 from projections.reconcile.diagnosis import named
 from projections.reconcile.tie_out import Details, Facts, Layers, Line, Report, Twin, Verdict, compared
 from runtime.kafka.reader import Received
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.encoding import codec
 from schemas.ids import ledger_account_id, opening_id
 from schemas.log.records import Account, Item, Transaction
@@ -150,14 +150,16 @@ class Story:
         return [codec.decode_event(codec.Event(kind, schema, data, 0, len(data))) for kind, schema, data in said]
 
 
-def checked(memory: Memory, item_id: str, *, tied_at: int | None = None, account_id: str | None = None) -> Verdict:
+def checked(
+    memory: MemoryProjections, item_id: str, *, tied_at: int | None = None, account_id: str | None = None
+) -> Verdict:
     """Check an account as the shell does, on the tables in memory."""
     facts = facts_of(memory, item_id, account_id or f"account-of-{item_id}", tied_at=tied_at)
     verdict = compared(facts)
     return named(facts, details_of(memory, facts, verdict), verdict)
 
 
-def facts_of(memory: Memory, item_id: str, account_id: str, *, tied_at: int | None = None) -> Facts:
+def facts_of(memory: MemoryProjections, item_id: str, account_id: str, *, tied_at: int | None = None) -> Facts:
     """What the tables in memory say of an account: the oracle of reconcile_facts.load."""
     row, item = memory.accounts[item_id, account_id], memory.items[item_id]
     ledger: dict[str, Layers] = {}
@@ -191,7 +193,7 @@ def facts_of(memory: Memory, item_id: str, account_id: str, *, tied_at: int | No
     )
 
 
-def details_of(memory: Memory, facts: Facts, verdict: Verdict) -> Details:
+def details_of(memory: MemoryProjections, facts: Facts, verdict: Verdict) -> Details:
     """What may explain a gap: the oracle of reconcile_facts.load_details."""
     assert verdict.currency is not None
     row = memory.accounts[facts.item_id, facts.account_id]
@@ -209,7 +211,7 @@ def details_of(memory: Memory, facts: Facts, verdict: Verdict) -> Details:
     )
 
 
-def _twins(memory: Memory, row: AccountRow, since: int) -> tuple[Twin, ...]:
+def _twins(memory: MemoryProjections, row: AccountRow, since: int) -> tuple[Twin, ...]:
     found = []
     for other in memory.accounts.values():
         item = memory.items[other.item_id]
@@ -226,12 +228,12 @@ def _twins(memory: Memory, row: AccountRow, since: int) -> tuple[Twin, ...]:
     return tuple(found)
 
 
-def _bank(memory: Memory, row: AccountRow) -> str | None:
+def _bank(memory: MemoryProjections, row: AccountRow) -> str | None:
     words = memory.items[row.item_id].payload
     return None if words is None else codec.decode(Item, words).institution_id
 
 
-def _lines(memory: Memory, item_id: str, account_id: str) -> list[Line]:
+def _lines(memory: MemoryProjections, item_id: str, account_id: str) -> list[Line]:
     found = []
     for row in memory.rows.values():
         said = codec.decode(Transaction, row.payload)
@@ -252,7 +254,7 @@ def _lines(memory: Memory, item_id: str, account_id: str) -> list[Line]:
     return found
 
 
-def _moved(memory: Memory, row: AccountRow, currency: str, layer: str, since: int) -> Decimal:
+def _moved(memory: MemoryProjections, row: AccountRow, currency: str, layer: str, since: int) -> Decimal:
     bank, opening = ledger_account_id(row.user, BANK, row.account_id, currency), _own(row)
     found = Decimal(0)
     for one in memory.transfers:
@@ -266,7 +268,7 @@ def _moved(memory: Memory, row: AccountRow, currency: str, layer: str, since: in
     return found
 
 
-def _openings(memory: Memory, row: AccountRow) -> dict[str, Decimal]:
+def _openings(memory: MemoryProjections, row: AccountRow) -> dict[str, Decimal]:
     found: dict[str, Decimal] = {}
     for one in memory.transfers:
         bank = ledger_account_id(row.user, BANK, row.account_id, one.currency)
@@ -280,7 +282,7 @@ def _own(row: AccountRow) -> bytes:
     return opening_id(row.user, row.item_id, row.account_id)
 
 
-def _reports(memory: Memory, row: AccountRow) -> list[Report]:
+def _reports(memory: MemoryProjections, row: AccountRow) -> list[Report]:
     found = []
     for source, words, at in (
         ("cached", row.cached_payload, row.cached_at),

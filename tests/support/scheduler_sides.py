@@ -19,8 +19,8 @@ from runtime.users.vault import Vault
 from sandbox.simulation.engine.installation import keys_of
 from sandbox.simulation.engine.lease_monitor import LeaseMonitor
 from sandbox.simulation.engine.loop import Process
+from sandbox.simulation.engine.network import Connection, ProcessFaults
 from sandbox.simulation.engine.postgres import TimedPool
-from sandbox.simulation.engine.wire import Hazards, Wire
 from sandbox.simulation.memory.limits import MemoryLimits, Quotas
 from sandbox.simulation.memory.rows import Credential
 from sandbox.simulation.memory.store import Database, MemoryStore
@@ -73,9 +73,9 @@ def memory(*, metered: bool) -> Side:
     """The ports in memory."""
     clock = Clock()
     tables = Tables(clock.now, random.Random(1))
-    hazards = Hazards()
+    hazards = ProcessFaults()
     database = Database(tables, random.Random(2), hazards)
-    wire = Wire(Process("w1"), random.Random(3), hazards)
+    wire = Connection(Process("w1"), random.Random(3), hazards)
     monitor = LeaseMonitor(clock.now, [], Trace(shown=False))
     limits = {"transactions/sync": SYNC_LIMIT} if metered else {}
     quotas = Quotas(tables, limits, failures_max=3)

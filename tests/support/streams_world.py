@@ -67,7 +67,7 @@ class World:
 
     def __init__(self, settings: Settings, simulator: Simulator, pool: asyncpg.Pool, appender: Appender) -> None:
         self.settings = settings
-        self.bank = simulator.world
+        self.bank = simulator.plaid
         self.pool = pool
         self.vault = Vault(settings.master_key())
         self.keyring = Keyring(self.vault)
@@ -276,8 +276,8 @@ async def world(
             partitions=3,
             postgres_dsn=SecretStr(database),
             plaid_url=simulator.url,
-            plaid_client_id=simulator.world.options.client_id,
-            plaid_secret=SecretStr(simulator.world.options.secret),
+            plaid_client_id=simulator.plaid.options.client_id,
+            plaid_secret=SecretStr(simulator.plaid.options.secret),
             fetch_concurrency=4,
             key_encryption_key=SecretStr(base64.b64encode(os.urandom(32)).decode()),
             **given,

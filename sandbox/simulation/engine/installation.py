@@ -21,22 +21,22 @@ from sandbox.simulation.engine import postgres
 from sandbox.simulation.engine.kafka import Broker, Group
 from sandbox.simulation.engine.lease_monitor import LeaseMonitor
 from sandbox.simulation.engine.loop import Process, VirtualLoop
-from sandbox.simulation.engine.wire import Hazards, Wire, serve
+from sandbox.simulation.engine.network import Connection, ProcessFaults, serve
 from sandbox.simulation.memory.limits import MemoryLimits, Quotas
-from sandbox.simulation.memory.projection import READER as PROJECTIONS
-from sandbox.simulation.memory.projection import Projection
+from sandbox.simulation.memory.projector import READER as PROJECTIONS
+from sandbox.simulation.memory.projector import Projection
 from sandbox.simulation.memory.rows import Credential, ItemQuarantine
 from sandbox.simulation.memory.store import Database, MemoryStore
 from sandbox.simulation.memory.tables import Tables
 from sandbox.simulation.real import Parts, Real, RealLimits, RealStore, ask_for, settings_of
 from sandbox.simulation.trace import Trace
-from sandbox.simulator.api.limits import Buckets
 from sandbox.simulator.api.limits import Limit as PlaidLimit
+from sandbox.simulator.api.limits import RateLimiter
 from sandbox.simulator.api.plaid_errors import PlaidFailure
 from sandbox.simulator.bank.bank import Item
-from sandbox.simulator.inprocess import Bank
+from sandbox.simulator.inprocess import InProcessPlaid
 from sandbox.simulator.options import Options
-from sandbox.simulator.simulated_plaid import World as Plaid
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from schemas.log.changesets import RECORD_BYTES_MAX, UserKeys, user_keys
 from schemas.log.records import Cause
 from schemas.topics import user_key
@@ -59,7 +59,7 @@ LATE: ContextVar[bool] = ContextVar("late", default=False)
 """Whether a request was held up between its token and its way to Plaid, because its process stood still."""
 
 
-class Counting(Buckets):
+class Counting(RateLimiter):
     """Plaid's own counters, and beside them the same without the requests that were held up.
 
     `refused`: requests in time that are too many even so. A late one may be too many, and make another one too many.
@@ -67,7 +67,7 @@ class Counting(Buckets):
 
     def __init__(self, limits: dict[str, PlaidLimit]) -> None:
         super().__init__(limits)
-        self._in_time = Buckets(limits)
+        self._in_time = RateLimiter(limits)
         self.refused: list[str] = []
 
     def count(self, endpoint: str, item_id: str | None, now: datetime) -> None:
@@ -86,7 +86,7 @@ class Installation:
     def __init__(self, rng: random.Random, options: Options, trace: Trace, limits: Mapping[str, Limit]) -> None:
         self.trace = trace
         self.clock = VirtualClock()
-        self.hazards = Hazards()
+        self.hazards = ProcessFaults()
         self.failures: list[str] = []
         self.is_scheduling = True
         # In some runs records are so small that an update becomes parts.
@@ -96,13 +96,15 @@ class Installation:
         self.database = Database(self.tables, random.Random(rng.random()), self.hazards)
         self.quotas = Quotas(self.tables, limits, failures_max=FAILURES_MAX)
         self.tables.is_failing = self.quotas.is_failing
-        self.plaid_world = Plaid(options, self.clock)
+        self.plaid_world = SimulatedPlaid(options, self.clock)
         self.counting = self.plaid_world.buckets = Counting(
             {f"/{path}": PlaidLimit(*limit, "RATE_LIMIT") for path, limit in limits.items()}
         )
         slow_s = rng.choice((0.02, 1.0, 4.0))
         latency = random.Random(rng.random())
-        self.plaid = Bank(self.plaid_world, sleep=asyncio.sleep, latency=lambda path: latency.random() * slow_s)
+        self.plaid = InProcessPlaid(
+            self.plaid_world, sleep=asyncio.sleep, latency=lambda path: latency.random() * slow_s
+        )
         self.monitor = LeaseMonitor(self.now, self.failures, trace)
         self._names: dict[int, tuple[str, str]] = {}
         self.unreadable: set[int] = set()
@@ -127,7 +129,7 @@ class Installation:
         if self._real is not None:
             self._pool.terminate()
 
-    def ports(self, wire: Wire, *, lease_s: float) -> tuple[MemoryStore, MemoryLimits]:
+    def ports(self, wire: Connection, *, lease_s: float) -> tuple[MemoryStore, MemoryLimits]:
         """One process's way to the scheduler and to the quotas."""
         name, limits = wire.process.name, self.quotas.limits
         if self._real is not None:

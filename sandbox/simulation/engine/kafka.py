@@ -8,7 +8,7 @@ from typing import NamedTuple
 from runtime.kafka.clients import Appended, InDoubt, Outgoing
 from runtime.kafka.reader import GatheringReader, Received
 from sandbox.simulation.engine.loop import Process
-from sandbox.simulation.engine.wire import Hazards, Wire
+from sandbox.simulation.engine.network import Connection, ProcessFaults
 from schemas.errors import Retry
 
 APPEND_S_MAX = 30.0
@@ -78,7 +78,7 @@ class Fate(NamedTuple):
 class Broker:
     """All topics, and how they fail."""
 
-    def __init__(self, rng: random.Random, hazards: Hazards, *, partitions: int) -> None:
+    def __init__(self, rng: random.Random, hazards: ProcessFaults, *, partitions: int) -> None:
         self._rng = rng
         self._hazards = hazards
         self._partitions = partitions
@@ -109,11 +109,11 @@ class Broker:
         return Fate(0.0 if kind.endswith("now") else waits_s + self._rng.random() * LATE_S_MAX, waits_s)
 
 
-class Client:
+class BrokerClient:
     """One process's appends and looks at the ends: the port Log, and what a Publisher needs of an Appender."""
 
     def __init__(
-        self, broker: Broker, wire: Wire, *, topic: str = "changesets", on_put: OnPut = lambda *_: None
+        self, broker: Broker, wire: Connection, *, topic: str = "changesets", on_put: OnPut = lambda *_: None
     ) -> None:
         self._on_put = on_put
         self._broker = broker

@@ -14,10 +14,10 @@ from runtime.retry import insist
 from runtime.scheduler.leases import FOLLOWER
 from runtime.scheduler.types import Claimed
 from sandbox.simulation.engine.installation import LATE, Installation
-from sandbox.simulation.engine.kafka import Client, feed
+from sandbox.simulation.engine.kafka import BrokerClient, feed
 from sandbox.simulation.engine.loop import Process
-from sandbox.simulation.engine.wire import Wire
-from sandbox.simulation.memory.projection import MemoryOutbox, Projector
+from sandbox.simulation.engine.network import Connection
+from sandbox.simulation.memory.projector import MemoryOutbox, Projector
 from schemas.errors import Retry
 from schemas.log import changesets, gate
 from schemas.log.changesets import NONCE_BYTES
@@ -45,7 +45,7 @@ Answer = TypeVar("Answer")
 class PlaidClient:
     """One process's way to Plaid; what it asks is noted by lease, so that a zombie's requests can be counted."""
 
-    def __init__(self, installation: Installation, wire: Wire) -> None:
+    def __init__(self, installation: Installation, wire: Connection) -> None:
         self._installation = installation
         self._wire = wire
         self._late = (0.0, 0)
@@ -95,7 +95,7 @@ class Worker:
         self.installation = installation
         self.process = Process(name)
         self._rng = rng
-        self._wire = Wire(self.process, rng, installation.hazards)
+        self._wire = Connection(self.process, rng, installation.hazards)
         self.store, self._limits = installation.ports(self._wire, lease_s=LEASE_S)
         self._due: asyncio.Queue[Claimed] = asyncio.Queue()
         self.lag_s = 0.0
@@ -111,7 +111,7 @@ class Worker:
             heads, self.store.following, on_commit=self.dispatcher.wake_for_new_heads, on_erased=lambda user: None
         )
         self._readers = (webhooks, heads, projected)
-        broker = Client(installation.broker, self._wire)
+        broker = BrokerClient(installation.broker, self._wire)
         outbox = MemoryOutbox(installation.projection, installation.database, self._wire)
         self._publisher = Publisher(cast(Appender, broker), cast(Outbox, outbox), topic_prefix="")
         self._projector = Projector(installation.projection, installation.database, self._wire, self._publisher, rng)
@@ -120,7 +120,7 @@ class Worker:
         installation, rng = self.installation, self._rng
         parts: dict[str, Any] = {
             "bank": PlaidClient(installation, self._wire),
-            "log": Client(installation.broker, self._wire, on_put=self._put),
+            "log": BrokerClient(installation.broker, self._wire, on_put=self._put),
             "store": self.store,
             "clock": installation.now,
             "sleep": asyncio.sleep,

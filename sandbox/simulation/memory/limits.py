@@ -19,7 +19,7 @@ from runtime.scheduler.quotas import (
     pages_pace,
     spent,
 )
-from sandbox.simulation.engine.wire import Wire
+from sandbox.simulation.engine.network import Connection
 from sandbox.simulation.memory.rows import Row
 from sandbox.simulation.memory.store import Database
 from sandbox.simulation.memory.tables import Tables
@@ -162,7 +162,7 @@ def _untried_first(row: Row) -> tuple[bool, datetime, str]:
 class MemoryLimits:
     """The port Limits: one process's way to the quotas."""
 
-    def __init__(self, quotas: Quotas, database: Database, wire: Wire) -> None:
+    def __init__(self, quotas: Quotas, database: Database, wire: Connection) -> None:
         self._quotas = quotas
         self._database = database
         self._wire = wire

@@ -12,7 +12,7 @@ from runtime.scheduler.quotas import Limit
 from runtime.scheduler.types import Claimed, Claims, Hint, Mark, Released
 from sandbox.simulation.engine.kafka import Bell
 from sandbox.simulation.engine.lease_monitor import LeaseMonitor
-from sandbox.simulation.engine.wire import Hazards, Wire
+from sandbox.simulation.engine.network import Connection, ProcessFaults
 from sandbox.simulation.memory import claiming
 from sandbox.simulation.memory.tables import Tables
 from schemas.errors import Quarantine, Retry
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 class Database:
     """A server of tables: whether it answers, who holds which lock."""
 
-    def __init__(self, tables: Tables, rng: random.Random, hazards: Hazards) -> None:
+    def __init__(self, tables: Tables, rng: random.Random, hazards: ProcessFaults) -> None:
         self.tables = tables
         self.away_until = 0.0
         self.lost_answers_share = 0.0
@@ -88,7 +88,7 @@ class MemoryStore:
     def __init__(
         self,
         database: Database,
-        wire: Wire,
+        wire: Connection,
         monitor: LeaseMonitor,
         *,
         lease_s: float,
@@ -232,7 +232,7 @@ class MemoryStore:
 class Transaction:
     """One transaction of mark_due or follow_heads. What it writes is there at its commit, at once."""
 
-    def __init__(self, database: Database, wire: Wire, reader: str, partitions: Collection[int]) -> None:
+    def __init__(self, database: Database, wire: Connection, reader: str, partitions: Collection[int]) -> None:
         self._database = database
         self._tables = database.tables
         self._wire = wire

@@ -14,7 +14,7 @@ from runtime.kafka.reader import Position
 from runtime.scheduler.enqueue import STALE_PASS_S
 from runtime.scheduler.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, QUARANTINED_BY, REMARKED_WAIT_S_MAX
 from runtime.scheduler.types import Claimed, Hint, KnownHint, Lane, Mark, Released
-from sandbox.simulation.memory.ready import Ready
+from sandbox.simulation.memory.ready_queue import Ready
 from sandbox.simulation.memory.rows import Credential, FinishedRun, ItemQuarantine, Row
 from schemas.errors import Quarantine
 from schemas.log.changesets import UserKeys

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from sandbox.simulator.api.plaid_errors import PlaidFailure
 from sandbox.simulator.bank.bank import Item
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 
 
 class Call(NamedTuple):
     """A request that passed every check. `item` is absent where the endpoint has no access token."""
 
-    world: World
+    world: SimulatedPlaid
     body: dict[str, Any]
     item: Item | None
 

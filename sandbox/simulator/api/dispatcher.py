@@ -18,7 +18,7 @@ from sandbox.simulator.api.plaid_errors import PlaidFailure, error_body
 from sandbox.simulator.bank import sync
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.control.faults import BREAKS, MUTATION, SLOW, UNHEARD, WIRE, Wire
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 
 ENDPOINTS = {**transactions_endpoints.ENDPOINTS, **item_endpoints.ENDPOINTS, **sandbox_endpoints.ENDPOINTS}
 
@@ -49,7 +49,7 @@ class Strike(NamedTuple):
     delay_s: float = 0.0
 
 
-def answer(world: World, path: str, headers: Mapping[str, str], raw: bytes) -> Answer:
+def answer(world: SimulatedPlaid, path: str, headers: Mapping[str, str], raw: bytes) -> Answer:
     """Answer one request, in Plaid's words."""
     try:
         result = _answer(world, path, headers, raw)
@@ -61,7 +61,7 @@ def answer(world: World, path: str, headers: Mapping[str, str], raw: bytes) -> A
     return result
 
 
-def _answer(world: World, path: str, headers: Mapping[str, str], raw: bytes) -> Answer:
+def _answer(world: SimulatedPlaid, path: str, headers: Mapping[str, str], raw: bytes) -> Answer:
     endpoint = ENDPOINTS.get(path)
     if endpoint is None:
         raise PlaidFailure("NOT_FOUND", f"the endpoint {path} does not exist")
@@ -96,7 +96,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _check_keys(world: World, headers: Mapping[str, str], body: dict[str, Any]) -> None:
+def _check_keys(world: SimulatedPlaid, headers: Mapping[str, str], body: dict[str, Any]) -> None:
     client_id = headers.get("PLAID-CLIENT-ID") or body.get("client_id")
     secret = headers.get("PLAID-SECRET") or body.get("secret")
     if not client_id or not secret:
@@ -106,7 +106,7 @@ def _check_keys(world: World, headers: Mapping[str, str], body: dict[str, Any]) 
         raise PlaidFailure("INVALID_API_KEYS")
 
 
-def _item(world: World, body: dict[str, Any]) -> Item:
+def _item(world: SimulatedPlaid, body: dict[str, Any]) -> Item:
     access_token = body.get("access_token")
     if access_token is None:
         raise PlaidFailure("MISSING_FIELDS", "the following required fields are missing: access_token")
@@ -118,13 +118,13 @@ def _item(world: World, body: dict[str, Any]) -> Item:
     return item
 
 
-def _strike(world: World, path: str, body: dict[str, Any], item: Item | None) -> Strike:
+def _strike(world: SimulatedPlaid, path: str, body: dict[str, Any], item: Item | None) -> Strike:
     """Let faults strike: a code is raised, a mutation is made, the rest is returned."""
     page = None
     if path == "/transactions/sync" and item is not None:
         page = _page_number(body)
         item.cursor_requests += 1
-    fault = world.faults.strike(
+    fault = world.faults.take_match(
         path,
         item_id=item.item_id if item else None,
         institution_id=item.institution.institution_id if item else None,
@@ -144,13 +144,13 @@ def _strike(world: World, path: str, body: dict[str, Any], item: Item | None) ->
     raise PlaidFailure(code)
 
 
-def _chance(world: World, item: Item | None, page: int | None) -> str | None:
+def _chance(world: SimulatedPlaid, item: Item | None, page: int | None) -> str | None:
     if item is None:
         return None
     if page is not None:
-        return world.faults.chance(ordinal=item.ordinal, request=item.cursor_requests, page=page)
+        return world.faults.draw_sync_fault(ordinal=item.ordinal, request=item.cursor_requests, page=page)
     item.other_requests += 1
-    return world.faults.other_chance(ordinal=item.ordinal, request=item.other_requests)
+    return world.faults.draw_other_fault(ordinal=item.ordinal, request=item.other_requests)
 
 
 def _page_number(body: dict[str, Any]) -> int:

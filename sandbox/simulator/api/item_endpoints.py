@@ -27,7 +27,7 @@ def _item_remove(call: Call) -> dict[str, Any]:
 def _item_webhook_update(call: Call) -> dict[str, Any]:
     item = call.linked
     item.webhook_url = call.body.get("webhook") or None
-    call.world.announcer.notify(
+    call.world.notifier.notify(
         item, "ITEM", "WEBHOOK_UPDATE_ACKNOWLEDGED", {"new_webhook_url": item.webhook_url, "error": None}
     )
     return {"item": rendering.item(item, consent=False)}

@@ -43,7 +43,7 @@ _SANDBOX = {
 TABLES: dict[RateLimits, dict[str, Limit]] = {"off": {}, "sandbox": _SANDBOX, "production": _PRODUCTION}
 
 
-class Buckets:
+class RateLimiter:
     """Counts requests by endpoint and Item, and by endpoint for the client.
 
     Shape: a refused request is not counted, so waiting always helps. A bucket holds at most its limit's times.

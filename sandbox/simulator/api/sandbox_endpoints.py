@@ -8,7 +8,7 @@ import msgspec
 
 from sandbox.simulator.api.calls import Call, endpoint, healthy
 from sandbox.simulator.api.plaid_errors import PlaidFailure
-from sandbox.simulator.bank.generators import Drawing
+from sandbox.simulator.bank.generators import TransactionGenerator
 from sandbox.simulator.bank.transactions import Change, Transaction
 from sandbox.simulator.control import scripted_data
 from sandbox.simulator.simulated_plaid import DAYS_REQUESTED_DEFAULT
@@ -45,9 +45,9 @@ def _sandbox_item_fire_webhook(call: Call) -> dict[str, Any]:
     if item.webhook_url is None:
         raise PlaidFailure("SANDBOX_WEBHOOK_INVALID", "webhook was not configured for this item")
     if code == "SYNC_UPDATES_AVAILABLE":
-        fired = call.world.announcer.tell_updates(item)
+        fired = call.world.notifier.notify_updates(item)
     else:
-        fired = call.world.announcer.notify(item, kind, code, _extra(call, code))
+        fired = call.world.notifier.notify(item, kind, code, _extra(call, code))
     return {"webhook_fired": fired}
 
 
@@ -59,7 +59,7 @@ def _extra(call: Call, code: str) -> dict[str, object]:
     if code == "PENDING_DISCONNECT":
         return {"reason": "INSTITUTION_MIGRATION"}
     if code == "RECURRING_TRANSACTIONS_UPDATE":
-        return {"account_ids": [held.account_id for held in item.account_of_transactions]}
+        return {"account_ids": [held.account_id for held in item.transaction_accounts]}
     if code == "DEFAULT_UPDATE":
         new = (call.body.get("options") or {}).get("new_transactions", 1)
         return {"new_transactions": new, "error": None}
@@ -77,11 +77,11 @@ def _sandbox_transactions_create(call: Call) -> dict[str, Any]:
     asked = call.body["transactions"]
     if not 1 <= len(asked) <= CREATED_AT_ONCE_MAX:
         raise PlaidFailure("INVALID_FIELD", "transactions must hold between 1 and 10 transactions")
-    world.dictate(item, lambda drawing: [Change("added", _dictated(drawing, wish)) for wish in asked])
+    world.apply_update(item, lambda drawing: [Change("added", _dictated(drawing, wish)) for wish in asked])
     return {}
 
 
-def _dictated(drawing: Drawing, wish: dict[str, Any]) -> Transaction:
+def _dictated(drawing: TransactionGenerator, wish: dict[str, Any]) -> Transaction:
     today = drawing.now.date()
     transacted, posted = (dt.date.fromisoformat(wish[name]) for name in ("date_transacted", "date_posted"))
     if any(abs((day - today).days) > CREATED_DAYS_MAX for day in (transacted, posted)):
@@ -95,7 +95,7 @@ def _dictated(drawing: Drawing, wish: dict[str, Any]) -> Transaction:
     if wish.get("iso_currency_code") not in (None, currency.iso_code):
         raise PlaidFailure("INVALID_FIELD", f"iso_currency_code must be that of the account, {currency.iso_code}")
     pending = posted > today
-    row = scripted_data.dictated(
+    row = scripted_data.scripted_transaction(
         drawing,
         accounts[0],
         amount=Decimal(wish["amount"]),

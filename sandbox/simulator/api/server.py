@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import web
 
+from sandbox.simulator.activity import Pulse
 from sandbox.simulator.api.dispatcher import Answer, answer
 from sandbox.simulator.clock import Clock
-from sandbox.simulator.control.control import Control, refusals
+from sandbox.simulator.control.control_api import Control, refusals
 from sandbox.simulator.options import Options
-from sandbox.simulator.pulse import Pulse
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from sandbox.simulator.webhooks.sender import HttpTransport, Sender
 
 HANG_S = 120.0
@@ -30,12 +30,12 @@ class Running:
     """A server that runs: where it is, the world behind it, and its tasks, which end only by a mistake."""
 
     url: str
-    world: World
+    plaid: SimulatedPlaid
     pulse: Pulse
     tasks: tuple[asyncio.Task[None], ...]
 
 
-def build(world: World, pulse: Pulse) -> web.Application:
+def build(world: SimulatedPlaid, pulse: Pulse) -> web.Application:
     """Build the application: Plaid's endpoints and the control API over one world."""
 
     async def plaid(request: web.Request) -> web.StreamResponse:
@@ -57,7 +57,7 @@ def build(world: World, pulse: Pulse) -> web.Application:
 @asynccontextmanager
 async def running(options: Options, clock: Clock | None = None) -> AsyncIterator[Running]:
     """Run a simulated Plaid in this event loop for the length of a block."""
-    world = World(options, clock)
+    world = SimulatedPlaid(options, clock)
     wakes = (asyncio.Event(), asyncio.Event())
 
     def wake_all() -> None:

@@ -170,7 +170,7 @@ class Item:
     last_webhook_code: str | None = None
 
     @property
-    def account_of_transactions(self) -> list[Account]:
+    def transaction_accounts(self) -> list[Account]:
         """The accounts whose transactions the institution reports."""
         return [a for a in self.accounts.values() if a.plan.reports_transactions and a.told]
 

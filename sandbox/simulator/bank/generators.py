@@ -22,22 +22,22 @@ _CONFIDENCE_SHARES = (0.58, 0.80, 0.89, 0.95, 0.985)
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class GeneratorSettings:
     """What every scenario is drawn from."""
 
     merchants: tuple[Merchant, ...]
     novelty: float = 0.0
 
 
-class Drawing:
+class TransactionGenerator:
     """One drawing of transactions for one Item: its random stream, its accounts and the time."""
 
-    def __init__(self, rng: random.Random, item: Item, around: Surroundings, now: dt.datetime) -> None:
+    def __init__(self, rng: random.Random, item: Item, around: GeneratorSettings, now: dt.datetime) -> None:
         self.rng = rng
         self.item = item
         self.around = around
         self.now = now
-        self.accounts = item.account_of_transactions
+        self.accounts = item.transaction_accounts
         self._weights = list(accumulate(_ACCOUNT_WEIGHTS.get(a.plan.subtype, 3) for a in self.accounts))
         self._speaks_codes = item.institution.country != "US"
 
@@ -94,7 +94,7 @@ class Drawing:
         return f"{day.isoformat()}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}Z"
 
 
-def history(drawing: Drawing, *, transactions: int, days: int) -> list[Change]:
+def history(drawing: TransactionGenerator, *, transactions: int, days: int) -> list[Change]:
     """Draw an Item's past, oldest first; the youngest rows may still be pending.
 
     Shape: `transactions` changes of kind `added` over `days` days that end today.

@@ -17,7 +17,7 @@ from itertools import accumulate
 import msgspec
 
 from sandbox.simulator.bank.bank import Item
-from sandbox.simulator.bank.generators import CONFIDENCES, Drawing
+from sandbox.simulator.bank.generators import CONFIDENCES, TransactionGenerator
 from sandbox.simulator.bank.patterns import Sketch, money, refund, wages
 from sandbox.simulator.bank.randomness import plaid_id
 from sandbox.simulator.bank.transactions import Change, Transaction
@@ -33,7 +33,7 @@ DRAWS_MAX = 8
 class Step:
     """One update in the making: its changes and the ids that it has touched."""
 
-    drawing: Drawing
+    drawing: TransactionGenerator
     changes: list[Change] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
 
@@ -66,7 +66,7 @@ class Step:
         return None
 
 
-def step(drawing: Drawing, *, changes: int) -> list[Change]:
+def step(drawing: TransactionGenerator, *, changes: int) -> list[Change]:
     """Draw one update of at least `changes` changes, in shuffled order."""
     update = Step(drawing)
     while len(update.changes) < changes:
@@ -81,7 +81,7 @@ def step(drawing: Drawing, *, changes: int) -> list[Change]:
     return update.changes
 
 
-def refreshed(drawing: Drawing) -> list[Change]:
+def refreshed(drawing: TransactionGenerator) -> list[Change]:
     """Draw what a refresh brings for the sandbox's dynamic user.
 
     Source: Plaid documentation, Sandbox test credentials, user_transactions_dynamic: new pendings, all old pendings

@@ -73,7 +73,7 @@ class Rotate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     expire_old: bool = True
 
 
-class MakeFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DeclareFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /simulator/faults`: a fault of requests (`fail`), or of an Item or an institution.
 
     Units: `for_s` (an outage ends then), `late_s` (of the webhook that tells it), `initial_s` and `complete_s` (when
@@ -120,7 +120,7 @@ class MakeFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     complete_s: Seconds = 20.0
 
 
-class MakeFate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DeclareWebhookFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /simulator/fates`: what becomes of the next `times` webhooks of an Item and a code, or of any."""
 
     fate: Literal["lost", "repeated", "late"]

@@ -11,9 +11,9 @@ import msgspec
 from sandbox.simulator.api.plaid_errors import PlaidFailure
 from sandbox.simulator.bank import relinked_ids
 from sandbox.simulator.bank.bank import Account, Item
-from sandbox.simulator.bank.generators import Drawing
+from sandbox.simulator.bank.generators import TransactionGenerator
 from sandbox.simulator.bank.transactions import Change
-from sandbox.simulator.simulated_plaid import Outcome, World
+from sandbox.simulator.simulated_plaid import Outcome, SimulatedPlaid
 
 CursorRefusal = Literal["INVALID_FIELD", "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"]
 
@@ -28,7 +28,7 @@ def refuse_cursors(item: Item, *, code: CursorRefusal = "INVALID_FIELD") -> None
     item.refused_cursor_code = code
 
 
-def unready_history(world: World, item: Item, *, initial_s: float, complete_s: float) -> None:
+def unready_history(world: SimulatedPlaid, item: Item, *, initial_s: float, complete_s: float) -> None:
     """Let a history that is read again from no cursor be not ready, then its last 30 days, then all of it.
 
     Units: seconds from now, scaled like all Plaid's waits. Good cursors go on meanwhile.
@@ -40,51 +40,53 @@ def unready_history(world: World, item: Item, *, initial_s: float, complete_s: f
         item.reread = "INITIAL_UPDATE_COMPLETE" if before == "NOT_READY" else None
         item.arrangement += 1
         if item.synced_once:
-            world.announcer.tell_updates(item)
+            world.notifier.notify_updates(item)
 
     item.reread = "NOT_READY"
     item.arrangement += 1
-    world.agenda.add(initial_s, lambda: reach("NOT_READY"))
-    world.agenda.add(max(initial_s, complete_s), lambda: reach("INITIAL_UPDATE_COMPLETE"))
+    world.tasks.add(initial_s, lambda: reach("NOT_READY"))
+    world.tasks.add(max(initial_s, complete_s), lambda: reach("INITIAL_UPDATE_COMPLETE"))
 
 
-def institution_down_for(world: World, institution_id: str, seconds: float, *, code: str = "INSTITUTION_DOWN") -> None:
-    """Let a bank be down for a time. Raises: as `World.institution_down`."""
+def institution_down_for(
+    world: SimulatedPlaid, institution_id: str, seconds: float, *, code: str = "INSTITUTION_DOWN"
+) -> None:
+    """Let a bank be down for a time. Raises: as `SimulatedPlaid.institution_down`."""
     world.institution_down(institution_id, code=code)
-    world.agenda.add(seconds, lambda: world.institution_up(institution_id))
+    world.tasks.add(seconds, lambda: world.institution_up(institution_id))
 
 
-def act_unseen(item: Item, *, changes: int) -> None:
+def add_unseen_changes(item: Item, *, changes: int) -> None:
     """Let something happen at the bank that Plaid has not seen; a poll or a refresh brings it."""
     item.withheld_changes += changes
 
 
-def remove_some(world: World, item: Item, count: int) -> Outcome:
+def remove_some(world: SimulatedPlaid, item: Item, count: int) -> Outcome:
     """Let the bank take away so many rows that the seed chooses, or all where it has fewer.
 
     Raises: ValueError, where Plaid cannot reach the bank to see it.
     """
 
-    def removals(drawing: Drawing) -> list[Change]:
+    def removals(drawing: TransactionGenerator) -> list[Change]:
         rows = [row for row in item.live.values() if item.accounts[row.account_id].told]
         return [Change("removed", row) for row in drawing.rng.sample(rows, min(count, len(rows)))]
 
-    return world.dictate(item, removals)
+    return world.apply_update(item, removals)
 
 
-def return_some(world: World, item: Item, count: int) -> Outcome:
+def return_some(world: SimulatedPlaid, item: Item, count: int) -> Outcome:
     """Let rows come back that were removed, under their own ids: so many that the seed chooses, or all there are.
 
     Raises: ValueError, where Plaid cannot reach the bank to see it.
     """
 
-    def returns(drawing: Drawing) -> list[Change]:
+    def returns(drawing: TransactionGenerator) -> list[Change]:
         gone = {row.transaction_id: row for row in item.gone if item.accounts[row.account_id].told}
         rows = [row for row in gone.values() if row.transaction_id not in item.live]
         chosen = drawing.rng.sample(rows, min(count, len(rows)))
         return [Change("added", msgspec.structs.replace(row, version=row.version + 1)) for row in chosen]
 
-    return world.dictate(item, returns)
+    return world.apply_update(item, returns)
 
 
 def hide_account(item: Item, account_id: str) -> None:
@@ -96,7 +98,7 @@ def hide_account(item: Item, account_id: str) -> None:
     item.arrangement += 1
 
 
-def show_account(world: World, item: Item, account_id: str) -> None:
+def show_account(world: SimulatedPlaid, item: Item, account_id: str) -> None:
     """Bring a hidden account back. Its rows are told again, and what of it is gone, as nobody was told meanwhile.
 
     Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
@@ -118,20 +120,20 @@ def show_account(world: World, item: Item, account_id: str) -> None:
     )
     item.last_successful_update = world.clock.now()
     if item.synced_once:
-        world.announcer.tell_updates(item)
+        world.notifier.notify_updates(item)
 
 
-def revoke_account(world: World, item: Item, account_id: str) -> None:
+def revoke_account(world: SimulatedPlaid, item: Item, account_id: str) -> None:
     """Let a user withdraw one account of an Item.
 
     Raises: PlaidFailure (INVALID_ACCOUNT_ID), where the Item has no such account.
     """
     _account(item, account_id).revoked = True
     item.arrangement += 1
-    world.announcer.notify(item, "ITEM", "USER_ACCOUNT_REVOKED", {"account_id": account_id})
+    world.notifier.notify(item, "ITEM", "USER_ACCOUNT_REVOKED", {"account_id": account_id})
 
 
-def reissue_account(world: World, item: Item, account_id: str) -> Outcome:
+def reissue_account(world: SimulatedPlaid, item: Item, account_id: str) -> Outcome:
     """Let an account come back under another id, all its rows with it, in one update.
 
     Source: Plaid API, account_id: it changes where Plaid cannot reconcile the account with the bank's data.
@@ -139,15 +141,15 @@ def reissue_account(world: World, item: Item, account_id: str) -> Outcome:
     reach the bank to see it.
     """
     account = _account(item, account_id)
-    outcome = world.dictate(item, lambda drawing: relinked_ids.reissued(drawing.rng, item, account))
+    outcome = world.apply_update(item, lambda drawing: relinked_ids.reissued(drawing.rng, item, account))
     account.closed = True
     return outcome
 
 
-def offer_account(world: World, item: Item) -> None:
+def offer_account(world: SimulatedPlaid, item: Item) -> None:
     """Tell of a new account; it is shown after the user was in update mode."""
     item.offered_accounts += 1
-    world.announcer.notify(item, "ITEM", "NEW_ACCOUNTS_AVAILABLE", {"error": None})
+    world.notifier.notify(item, "ITEM", "NEW_ACCOUNTS_AVAILABLE", {"error": None})
 
 
 def drift(item: Item, account_id: str, amount: Decimal) -> None:

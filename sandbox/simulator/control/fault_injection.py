@@ -5,13 +5,13 @@ from decimal import Decimal
 
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.control import failure_modes
-from sandbox.simulator.control.control_requests import MakeFate, MakeFault
+from sandbox.simulator.control.control_requests import DeclareFault, DeclareWebhookFault
 from sandbox.simulator.control.faults import Fault
-from sandbox.simulator.simulated_plaid import World
-from sandbox.simulator.webhooks.delivery import Fate
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
+from sandbox.simulator.webhooks.delivery import WebhookFault
 
 
-def declare(world: World, wish: MakeFault) -> dict[str, object]:
+def declare(world: SimulatedPlaid, wish: DeclareFault) -> dict[str, object]:
     """Declare a fault of requests, or put an Item or a bank into a state.
 
     Raises: ValueError, PlaidFailure, where the wish names what there is not.
@@ -34,14 +34,14 @@ def declare(world: World, wish: MakeFault) -> dict[str, object]:
     return {"done": True}
 
 
-def decide(world: World, wish: MakeFate) -> None:
+def decide(world: SimulatedPlaid, wish: DeclareWebhookFault) -> None:
     """Declare what becomes of webhooks to come. Raises: ValueError, where too much is declared already."""
-    world.courier.declare(
-        Fate(fate=wish.fate, item_id=wish.item_id, code=wish.code, times=wish.times, delay_s=wish.delay_s)
+    world.deliveries.declare(
+        WebhookFault(kind=wish.fate, item_id=wish.item_id, code=wish.code, times=wish.times, delay_s=wish.delay_s)
     )
 
 
-def _institution(world: World, wish: MakeFault) -> None:
+def _institution(world: SimulatedPlaid, wish: DeclareFault) -> None:
     institution_id = wish.institution_id or world.item(_given(wish.item_id)).institution.institution_id
     if wish.kind == "institution_up":
         world.institution_up(institution_id)
@@ -54,22 +54,22 @@ def _institution(world: World, wish: MakeFault) -> None:
         failure_modes.institution_down_for(world, institution_id, wish.for_s, code=code)
 
 
-def _hide(world: World, item: Item, wish: MakeFault) -> None:
+def _hide(world: SimulatedPlaid, item: Item, wish: DeclareFault) -> None:
     del world
-    failure_modes.hide_account(item, wish.account_id or item.account_of_transactions[0].account_id)
+    failure_modes.hide_account(item, wish.account_id or item.transaction_accounts[0].account_id)
 
 
-def _show(world: World, item: Item, wish: MakeFault) -> None:
+def _show(world: SimulatedPlaid, item: Item, wish: DeclareFault) -> None:
     hidden = [account.account_id for account in item.accounts.values() if account.hidden]
     for account_id in [wish.account_id] if wish.account_id else hidden:
         failure_modes.show_account(world, item, account_id)
 
 
-def _first_account(item: Item, wish: MakeFault) -> str:
+def _first_account(item: Item, wish: DeclareFault) -> str:
     return wish.account_id or next(iter(item.accounts))
 
 
-_OF_ITEM: dict[str, Callable[[World, Item, MakeFault], object]] = {
+_OF_ITEM: dict[str, Callable[[SimulatedPlaid, Item, DeclareFault], object]] = {
     "item_error": lambda world, item, wish: world.break_item(
         item, wish.code, reason=wish.reason, silent=wish.silent, late_s=wish.late_s
     ),
@@ -79,7 +79,7 @@ _OF_ITEM: dict[str, Callable[[World, Item, MakeFault], object]] = {
     "repair": lambda world, item, wish: world.repair_item(item, silent=wish.silent, late_s=wish.late_s),
     "account_revoked": lambda world, item, wish: failure_modes.revoke_account(world, item, _first_account(item, wish)),
     "account_reissued": lambda world, item, wish: failure_modes.reissue_account(
-        world, item, wish.account_id or item.account_of_transactions[0].account_id
+        world, item, wish.account_id or item.transaction_accounts[0].account_id
     ),
     "account_offered": lambda world, item, _wish: failure_modes.offer_account(world, item),
     "account_hidden": _hide,
@@ -96,7 +96,7 @@ _OF_ITEM: dict[str, Callable[[World, Item, MakeFault], object]] = {
     ),
     "rows_removed": lambda world, item, wish: failure_modes.remove_some(world, item, wish.count),
     "rows_returned": lambda world, item, wish: failure_modes.return_some(world, item, wish.count),
-    "unseen": lambda _world, item, wish: failure_modes.act_unseen(item, changes=wish.count),
+    "unseen": lambda _world, item, wish: failure_modes.add_unseen_changes(item, changes=wish.count),
     "polled": lambda world, item, _wish: world.poll(item),
     "ready": lambda world, item, _wish: world.become_ready(item),
 }

@@ -70,7 +70,7 @@ class Faults:
         """Give what is declared and not yet used up."""
         return list(self._declared)
 
-    def strike(
+    def take_match(
         self, endpoint: str, *, item_id: str | None, institution_id: str | None, page: int | None
     ) -> Fault | None:
         """Take the first declared fault that matches a request, or None."""
@@ -83,14 +83,14 @@ class Faults:
                 return fault
         return None
 
-    def other_chance(self, *, ordinal: int, request: int) -> str | None:
+    def draw_other_fault(self, *, ordinal: int, request: int) -> str | None:
         """Let the seed decide about the n-th request of an Item to another endpoint; give a code, or None."""
         if not self.rates.other_failure:
             return None
         rng = derive(self._seed, "other fault", ordinal, request)
         return rng.choice(self.rates.failures) if rng.random() < self.rates.other_failure else None
 
-    def chance(self, *, ordinal: int, request: int, page: int) -> str | None:
+    def draw_sync_fault(self, *, ordinal: int, request: int, page: int) -> str | None:
         """Let the seed decide about the n-th sync request of an Item; give a code, or None."""
         if not (self.rates.mutation or self.rates.failure):
             return None

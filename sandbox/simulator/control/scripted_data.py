@@ -10,7 +10,7 @@ import msgspec
 
 from sandbox.simulator.api.plaid_errors import PlaidFailure
 from sandbox.simulator.bank.bank import Account
-from sandbox.simulator.bank.generators import Drawing
+from sandbox.simulator.bank.generators import TransactionGenerator
 from sandbox.simulator.bank.institutions import CURRENCIES, AccountPlan, Institution
 from sandbox.simulator.bank.merchants import category
 from sandbox.simulator.bank.patterns import NO_META, Sketch
@@ -23,7 +23,7 @@ OVERRIDES_MAX = 10
 """Source: Plaid documentation, Custom Sandbox users: at most ten accounts."""
 
 
-class Wish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ScriptedChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One change: `added` wants an amount, the others the id of a live row; what is absent stays as it is.
 
     Units: `amount` as decimal text, positive where money leaves the account.
@@ -49,11 +49,11 @@ class Update(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /simulator/changes`: one update of one Item, exactly these changes in this order."""
 
     item_id: str
-    changes: Annotated[list[Wish], msgspec.Meta(min_length=1, max_length=CHANGES_MAX)]
+    changes: Annotated[list[ScriptedChange], msgspec.Meta(min_length=1, max_length=CHANGES_MAX)]
 
 
-def dictated(
-    drawing: Drawing, account: Account, *, amount: Decimal, description: str, day: dt.date, pending: bool
+def scripted_transaction(
+    drawing: TransactionGenerator, account: Account, *, amount: Decimal, description: str, day: dt.date, pending: bool
 ) -> Transaction:
     """Make a transaction of which only this much is known."""
     sketch = Sketch(
@@ -71,7 +71,7 @@ def dictated(
     )
 
 
-def update(drawing: Drawing, wishes: Sequence[Wish]) -> list[Change]:
+def scripted_changes(drawing: TransactionGenerator, wishes: Sequence[ScriptedChange]) -> list[Change]:
     """Make the changes of an update. Raises: ValueError, where a wish names what there is not."""
     live = dict(drawing.item.live)
     changes = []
@@ -109,7 +109,7 @@ def custom_user(text: str, institution: Institution) -> Institution:
     return institution._replace(plans=tuple(plans))
 
 
-def custom_history(drawing: Drawing, text: str) -> list[Change]:
+def custom_history(drawing: TransactionGenerator, text: str) -> list[Change]:
     """Set a custom user's balances and make the transactions of its accounts, oldest first.
 
     A transaction whose date of posting lies in the future is pending.
@@ -121,7 +121,7 @@ def custom_history(drawing: Drawing, text: str) -> list[Change]:
         for wish in told.get("transactions") or []:
             transacted, posted = (dt.date.fromisoformat(wish[name]) for name in ("date_transacted", "date_posted"))
             pending = posted > today
-            row = dictated(
+            row = scripted_transaction(
                 drawing,
                 account,
                 amount=Decimal(wish["amount"]),
@@ -133,7 +133,7 @@ def custom_history(drawing: Drawing, text: str) -> list[Change]:
     return [Change("added", row) for row in sorted(rows, key=lambda row: row.date)]
 
 
-def _change(drawing: Drawing, wish: Wish, live: dict[str, Transaction]) -> Change:
+def _change(drawing: TransactionGenerator, wish: ScriptedChange, live: dict[str, Transaction]) -> Change:
     if wish.kind == "added":
         return Change("added", _worded(drawing, wish, _new(drawing, wish)))
     row = live.get(wish.transaction_id or "")
@@ -146,14 +146,14 @@ def _change(drawing: Drawing, wish: Wish, live: dict[str, Transaction]) -> Chang
     return Change("modified", msgspec.structs.replace(_worded(drawing, wish, row), version=row.version + 1))
 
 
-def _new(drawing: Drawing, wish: Wish) -> Transaction:
+def _new(drawing: TransactionGenerator, wish: ScriptedChange) -> Transaction:
     if wish.amount is None:
         raise ValueError("an added transaction needs an amount")
     accounts = {account.account_id: account for account in drawing.accounts}
     account = accounts.get(wish.account_id) if wish.account_id else drawing.accounts[0]
     if account is None:
         raise ValueError(f"the Item has no account {wish.account_id!r} with transactions")
-    row = dictated(
+    row = scripted_transaction(
         drawing,
         account,
         amount=_amount(wish.amount),
@@ -164,7 +164,7 @@ def _new(drawing: Drawing, wish: Wish) -> Transaction:
     return msgspec.structs.replace(row, transaction_id=wish.transaction_id or row.transaction_id)
 
 
-def _worded(drawing: Drawing, wish: Wish, row: Transaction) -> Transaction:
+def _worded(drawing: TransactionGenerator, wish: ScriptedChange, row: Transaction) -> Transaction:
     said: dict[str, Callable[[Any], dict[str, Any]]] = {
         "amount": lambda told: {"amount": _amount(told)},
         "merchant": lambda told: _of(_merchant(drawing, told)),
@@ -196,7 +196,7 @@ def _of(merchant: Merchant) -> dict[str, Any]:
     }
 
 
-def _merchant(drawing: Drawing, name: str) -> Merchant:
+def _merchant(drawing: TransactionGenerator, name: str) -> Merchant:
     for merchant in drawing.around.merchants:
         if merchant.name == name:
             return merchant

@@ -49,14 +49,14 @@ class Webhook(msgspec.Struct, frozen=True, gc=False):
     made_at: dt.datetime
 
 
-class Fate(msgspec.Struct, kw_only=True):
+class WebhookFault(msgspec.Struct, kw_only=True):
     """What is declared to become of webhooks of an Item (None: any) and a code (None: any), `times` of them.
 
     `lost`: no attempt ever arrives. `repeated`: a second copy follows after `delay_s`. `late`: the only copy goes out
     so much later.
     """
 
-    fate: Literal["lost", "repeated", "late"]
+    kind: Literal["lost", "repeated", "late"]
     item_id: str | None = None
     code: str | None = None
     times: int = 1
@@ -88,7 +88,7 @@ class Delivery:
     record: Record | None = field(default=None, compare=False)
 
 
-class Courier:
+class DeliveryQueue:
     """Decides when each copy of each webhook is tried, and when no more."""
 
     def __init__(self, *, seed: int, rates: WebhookRates, time_scale: float, in_flight_max: int) -> None:
@@ -98,7 +98,7 @@ class Courier:
         self._in_flight_max = in_flight_max
         self._heap: list[Delivery] = []
         self._order = 0
-        self._fates: list[Fate] = []
+        self._fates: list[WebhookFault] = []
         self._answers: dict[str, deque[tuple[dt.datetime, bool]]] = {}
         self.in_flight = 0
         self.counts: Counter[str] = Counter()
@@ -114,7 +114,7 @@ class Courier:
         """Deliveries that wait for their time."""
         return len(self._heap)
 
-    def declare(self, fate: Fate) -> None:
+    def declare(self, fate: WebhookFault) -> None:
         """Decide about webhooks to come. Raises: ValueError, where too much is decided already."""
         if len(self._fates) >= FATES_MAX:
             raise ValueError(f"more than {FATES_MAX} fates declared")
@@ -130,7 +130,7 @@ class Courier:
         """Take a webhook: a declared fate, else the seed, may lose it, repeat it or hold it back."""
         self.counts["made"] += 1
         declared = self._strike(webhook)
-        drawn = fates(self._seed, webhook.number, self.rates) if declared is None else _copies(declared)
+        drawn = copy_delays(self._seed, webhook.number, self.rates) if declared is None else _copies(declared)
         delays = [late_s + delay_s for delay_s in drawn]
         if not delays:
             self.counts["lost"] += 1
@@ -166,7 +166,7 @@ class Courier:
             return None
         return self._heap[0].due_at
 
-    def answered(self, delivery: Delivery, *, status: int, retry_after: str | None, now: dt.datetime) -> None:
+    def record_answer(self, delivery: Delivery, *, status: int, retry_after: str | None, now: dt.datetime) -> None:
         """Note an answer (`status` 0: none came) and plan what follows."""
         self.in_flight -= 1
         webhook = delivery.webhook
@@ -191,7 +191,7 @@ class Courier:
         else:
             self._push(webhook, due_at, attempt=delivery.attempt + 1, signature=delivery.signature)
 
-    def _strike(self, webhook: Webhook) -> Fate | None:
+    def _strike(self, webhook: Webhook) -> WebhookFault | None:
         for fate in self._fates:
             if fate.item_id in (None, webhook.item_id) and fate.code in (None, webhook.code):
                 fate.times -= 1
@@ -214,13 +214,13 @@ class Courier:
         return dt.timedelta(seconds=seconds * self._time_scale)
 
 
-def _copies(fate: Fate) -> tuple[float, ...]:
-    if fate.fate == "lost":
+def _copies(fate: WebhookFault) -> tuple[float, ...]:
+    if fate.kind == "lost":
         return ()
-    return (fate.delay_s,) if fate.fate == "late" else (0.0, fate.delay_s)
+    return (fate.delay_s,) if fate.kind == "late" else (0.0, fate.delay_s)
 
 
-def fates(seed: int, number: int, rates: WebhookRates) -> tuple[float, ...]:
+def copy_delays(seed: int, number: int, rates: WebhookRates) -> tuple[float, ...]:
     """Give the delay of each copy of a webhook in seconds: none where it is lost, two where it is repeated."""
     if not (rates.lost or rates.repeated or rates.delayed):
         return (0.0,)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import aiohttp
 
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from sandbox.simulator.webhooks.delivery import Delivery
 
 IDLE_S = 1.0
@@ -43,7 +43,7 @@ class HttpTransport:
 class Sender:
     """Sends what the courier has, until it is cancelled."""
 
-    def __init__(self, world: World, transport: Transport, wake: asyncio.Event) -> None:
+    def __init__(self, world: SimulatedPlaid, transport: Transport, wake: asyncio.Event) -> None:
         self._world = world
         self._transport = transport
         self._wake = wake
@@ -51,7 +51,7 @@ class Sender:
 
     async def run(self) -> None:
         """Post due webhooks, many at once, and sleep until the next one."""
-        courier, clock = self._world.courier, self._world.clock
+        courier, clock = self._world.deliveries, self._world.clock
         try:
             while True:
                 for delivery in courier.due(clock.now()):
@@ -67,17 +67,17 @@ class Sender:
 
     async def _post(self, delivery: Delivery) -> None:
         world = self._world
-        signature = world.announcer.signature(delivery, world.clock.now())
+        signature = world.notifier.signature(delivery, world.clock.now())
         headers = {"Content-Type": "application/json", "Plaid-Verification": signature}
         status, retry_after = 0, None
         try:
             status, retry_after = await self._transport.post(delivery.webhook.url, delivery.webhook.body, headers)
         finally:
-            world.courier.answered(delivery, status=status, retry_after=retry_after, now=world.clock.now())
+            world.deliveries.record_answer(delivery, status=status, retry_after=retry_after, now=world.clock.now())
             self._wake.set()
 
 
-async def sleep_until(due_at: dt.datetime | None, world: World, wake: asyncio.Event) -> None:
+async def sleep_until(due_at: dt.datetime | None, world: SimulatedPlaid, wake: asyncio.Event) -> None:
     """Sleep until a time or a wake-up, never longer than a bound."""
     wait_s = IDLE_S
     if due_at is not None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from projections.store import rows
 from projections.verify import digests
 from sandbox.infra.postgres import Postgres
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.ids import own_id
 from tests.conftest import TEMPLATE, finish
 from tests.support.projections_database import Database, fresh
@@ -76,7 +76,7 @@ async def _same(postgres: Postgres, life: Life, cuts: Sequence[int]) -> None:
         assert await digests.ledger_problems(await database.connection()) == []
 
 
-async def _assert_same(database: Database, memory: Memory) -> None:
+async def _assert_same(database: Database, memory: MemoryProjections) -> None:
     connection = await database.connection()
     found = await connection.fetch(
         "SELECT own_id, version, active_transfers, user_fields FROM reads.transactions ORDER BY own_id"

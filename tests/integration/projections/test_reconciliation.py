@@ -17,7 +17,7 @@ from runtime.operators import reconciliations
 from runtime.operators.reconciliations import Key
 from runtime.postgres.pool import open_pool
 from sandbox.infra.postgres import Postgres
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from tests.support.projections_database import Database, fresh
 from tests.support.projections_log import Log, added, owners
 from tests.support.reconciliation_bank import Story, details_of, facts_of
@@ -86,7 +86,7 @@ async def world(postgres: Postgres, template_dsn: str) -> AsyncIterator[World]:
 
 
 async def test_what_is_loaded_is_what_the_fold_has(postgres: Postgres, template_dsn: str) -> None:
-    log, memory = Log(), Memory(owners)
+    log, memory = Log(), MemoryProjections(owners)
     stories = [Story(seed, item_id=f"item{seed}", log=log) for seed in range(6)]
     for _ in range(5):
         for story in stories:

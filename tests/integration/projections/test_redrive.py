@@ -17,7 +17,7 @@ from projections.read import queries
 from projections.verify import digests
 from runtime.version import code_version
 from sandbox.infra.postgres import Postgres
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
 from schemas.errors import Halt
 from schemas.log import gate
@@ -116,7 +116,7 @@ async def _same(postgres: Postgres, trouble: Trouble, cuts: list[int]) -> None:
 
 async def _is_the_memorys(database: Database, trouble: Trouble) -> None:
     """Two stores, one fold: what Postgres has is what the oracle in memory has."""
-    memory = Memory(owners, quarantined=trouble.quarantined)
+    memory = MemoryProjections(owners, quarantined=trouble.quarantined)
     memory.project(trouble.log.records)
     connection = await database.connection()
     assert await quarantines(database) == memory.full()["quarantined"]

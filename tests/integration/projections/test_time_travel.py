@@ -14,7 +14,7 @@ from projections.model import pg_copy
 from projections.read import as_of, queries
 from projections.read.queries import Row
 from sandbox.infra.postgres import Postgres
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.encoding import codec
 from schemas.log.records import Account, Transaction
 from schemas.times import from_micros
@@ -87,7 +87,7 @@ async def _assert_replays(database: Database, log: Log, rng: random.Random) -> N
 class Cut:
     """What a memory had known when it had been fed a number of records."""
 
-    def __init__(self, memory: Memory, records: int) -> None:
+    def __init__(self, memory: MemoryProjections, records: int) -> None:
         self.records = records
         self.rows = {
             row.own_id.hex(): (codec.decode(Transaction, row.payload), _row(row))
@@ -118,14 +118,14 @@ class Cut:
 
 def _cuts(log: Log) -> list[tuple[int, Cut]]:
     """The time of each record, and what is known behind it."""
-    memory, cuts = Memory(owners), []
+    memory, cuts = MemoryProjections(owners), []
     for record in log.records:
         memory.project([record])
         cuts.append((memory.known_at[0], Cut(memory, len(cuts) + 1)))
     return cuts
 
 
-NOTHING = Cut(Memory(owners), 0)
+NOTHING = Cut(MemoryProjections(owners), 0)
 
 
 async def _as_of(

@@ -10,9 +10,9 @@ import pytest
 
 from runtime.kafka.clients import InDoubt
 from sandbox.simulator.bank.bank import Item
-from sandbox.simulator.bank.generators import Drawing
+from sandbox.simulator.bank.generators import TransactionGenerator
 from sandbox.simulator.bank.transactions import Change
-from sandbox.simulator.control.scripted_data import dictated
+from sandbox.simulator.control.scripted_data import scripted_transaction
 from schemas.encoding import codec
 from schemas.log import changesets, gate
 from schemas.log.gate import Verdict
@@ -125,7 +125,7 @@ async def test_an_event_too_large_for_a_record_quarantines_its_item_until_its_re
         user = await made.register(large)
         await made.register(small)
         await made.settled(large, small)
-        made.bank.dictate(large, _wordy)
+        made.bank.apply_update(large, _wordy)
         await made.webhook(large)
         await made.settled(large)
         [quarantined] = await made.pool.fetch("SELECT * FROM tartan.quarantines")
@@ -152,16 +152,16 @@ async def test_an_event_too_large_for_a_record_quarantines_its_item_until_its_re
 def _remove_a_pending(made: World, item: Item) -> None:
     """Let a pending transaction vanish, as a hold does."""
 
-    def removal(drawing: Drawing) -> list[Change]:
+    def removal(drawing: TransactionGenerator) -> list[Change]:
         return [Change("removed", item.live[drawing.item.pending.draw(drawing.rng)])]
 
-    made.bank.dictate(item, removal)
+    made.bank.apply_update(item, removal)
 
 
-def _wordy(drawing: Drawing) -> list[Change]:
+def _wordy(drawing: TransactionGenerator) -> list[Change]:
     """A transaction whose description fills more than two small records, and does not compress."""
     words = "".join(random.Random(1).choices(HEX, k=6 * SMALL))
-    row = dictated(
+    row = scripted_transaction(
         drawing, drawing.account(), amount=Decimal(5), description=words, day=datetime.now(UTC).date(), pending=False
     )
     return [Change("added", row)]

@@ -87,7 +87,7 @@ async def test_nothing_is_appended_before_plaid_has_read_the_history_again(made:
 
 async def test_of_a_history_without_a_known_account_no_removal_may_be_concluded(made: World) -> None:
     item = made.bank.create_item("user", transactions=200)
-    hidden = item.account_of_transactions[0].account_id
+    hidden = item.transaction_accounts[0].account_id
 
     async with streams(made):
         await made.register(item)
@@ -139,7 +139,7 @@ async def test_a_bank_that_was_asked_is_read_though_its_webhook_is_lost(
     async with streams(made):
         await made.register(item)
         await made.settled(item)
-        failure_modes.act_unseen(item, changes=5)
+        failure_modes.add_unseen_changes(item, changes=5)
         await made.pool.execute("UPDATE tartan.sync_state SET refresh_wanted = true")
         async with made.pool.acquire() as connection:
             await enqueue.mark_manual(connection, item.item_id)

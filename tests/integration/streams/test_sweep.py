@@ -121,7 +121,7 @@ async def test_of_webhooks_that_are_lost_each_is_found_and_healed_and_their_shar
                 await sweep_until(made, sweeps, *items, after=sent_at + timedelta(seconds=TIMING.grace_s + 0.1))
                 await made.settled(*items, timeout_s=60)
 
-        lost = made.bank.courier.counts["lost"]
+        lost = made.bank.deliveries.counts["lost"]
         assert lost >= 3  # of 160, by this seed
         loss = await loss_of(made.pool)
         assert (loss["sent"], loss["missed"]) == (ITEMS * ROUNDS, lost)
@@ -155,7 +155,7 @@ async def test_webhooks_that_nobody_has_read_are_seen_in_the_log(
 
 
 async def _quiet(made: World) -> bool:
-    return made.bank.courier.quiet
+    return made.bank.deliveries.quiet
 
 
 async def past(made: World, moment: datetime) -> None:

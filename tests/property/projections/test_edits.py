@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from projections.ledger import override_rules
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events, money
 from schemas.encoding import catalogue, codec
 from schemas.log.records import Transaction
@@ -95,7 +95,7 @@ def test_a_reader_of_the_events_alone_has_what_the_user_says_and_is_told_exactly
             assert seen[row.own_id.hex()] == override_rules.values(row.user_fields)
 
 
-def _by_meaning(memory: Memory) -> dict[tuple[object, ...], int]:
+def _by_meaning(memory: MemoryProjections) -> dict[tuple[object, ...], int]:
     """Debits less credits of each ledger account and layer, where they are not zero."""
     found: dict[tuple[object, ...], int] = defaultdict(int)
     for (ledger_account, layer), (debits, credits_) in memory.balances.items():

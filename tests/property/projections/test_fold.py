@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from projections.events import public_events
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
 from schemas.encoding import catalogue, codec
 from schemas.log.records import Transaction
@@ -14,8 +14,8 @@ from tests.support.projections_bank import BankHistory, Step, histories
 from tests.support.projections_log import owners
 
 
-def folded(history: BankHistory, cuts: list[int] | None = None) -> Memory:
-    memory = Memory(owners)
+def folded(history: BankHistory, cuts: list[int] | None = None) -> MemoryProjections:
+    memory = MemoryProjections(owners)
     records = history.log.records
     begin = 0
     for end in [*sorted({cut % (len(records) + 1) for cut in cuts or []}), len(records)]:

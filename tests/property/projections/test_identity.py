@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from projections.model.unit_of_work import Row
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.encoding import codec
 from schemas.log.records import Transaction
 from tests.support.projections_kin import TWINS, Bank, Step, stories
@@ -15,8 +15,8 @@ from tests.support.projections_log import owners
 from tests.support.projections_relink import Login, shown
 
 
-def folded(bank: Bank, cuts: list[int] | None = None) -> Memory:
-    memory = Memory(owners)
+def folded(bank: Bank, cuts: list[int] | None = None) -> MemoryProjections:
+    memory = MemoryProjections(owners)
     begin = 0
     for end in [*sorted({cut % (len(bank.records) + 1) for cut in cuts or []}), len(bank.records)]:
         if end > begin:
@@ -89,7 +89,7 @@ def test_a_login_that_is_linked_again_goes_on_without_one_shared_id(seed: int, l
     login = Login(seed, transactions=660, lasting_ids=lasting_ids)
     login.add_twins(login.first, pairs=20)
     login.pull(login.first)
-    memory = Memory(owners)
+    memory = MemoryProjections(owners)
     memory.project(login.log.records)
     known = {row.own_id: row.transaction_id for row in shown(memory)}
 

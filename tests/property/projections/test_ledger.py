@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from projections.ledger.ledger import PENDING, POSTED
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import money
 from schemas.encoding import codec
 from schemas.log.records import Transaction
@@ -95,7 +95,7 @@ class Bank:
 @given(STEPS, st.integers(0, 10))
 @settings(deadline=None, max_examples=examples(400))
 def test_after_every_changeset_the_ledger_sums_to_zero_and_says_what_the_bank_says(steps: Any, complete: int) -> None:
-    bank, memory = Bank(), Memory(owners)
+    bank, memory = Bank(), MemoryProjections(owners)
 
     for number, acts in enumerate(steps):
         bank.step(acts, complete=number >= complete)
@@ -106,14 +106,14 @@ def test_after_every_changeset_the_ledger_sums_to_zero_and_says_what_the_bank_sa
         assert spent(memory) == told(bank)
 
 
-def sums_to_zero(memory: Memory) -> None:
+def sums_to_zero(memory: MemoryProjections) -> None:
     by_currency: dict[object, int] = defaultdict(int)
     for (ledger_account, _), (debits, credits_) in memory.balances.items():
         by_currency[memory.meanings[ledger_account][3]] += debits - credits_
     assert not any(by_currency.values())
 
 
-def summed(memory: Memory) -> dict[tuple[bytes, str], tuple[int, int]]:
+def summed(memory: MemoryProjections) -> dict[tuple[bytes, str], tuple[int, int]]:
     """The balances that the transfers add up to."""
     sums: dict[tuple[bytes, str], list[int]] = defaultdict(lambda: [0, 0])
     for one in memory.transfers:
@@ -125,7 +125,7 @@ def summed(memory: Memory) -> dict[tuple[bytes, str], tuple[int, int]]:
 Spent = dict[tuple[object, object, str], int]
 
 
-def spent(memory: Memory) -> Spent:
+def spent(memory: MemoryProjections) -> Spent:
     """What the ledger's categories hold, by category, currency and layer: openings have none."""
     found = {
         (*memory.meanings[ledger_account][2:4], layer): debits - credits_
@@ -145,7 +145,7 @@ def told(bank: Bank) -> Spent:
 
 
 def test_a_tip_is_three_transfers_and_48_dollars() -> None:
-    log, memory = Log(), Memory(owners)
+    log, memory = Log(), MemoryProjections(owners)
     log.link("item")
     log.sync("item", *added(transaction("pending", "40", pending=True)))
     log.sync("item", *removed("pending"), *added(transaction("posted", "48", pending_transaction_id="pending")))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from projections.fold import full_resync
 from runtime.kafka.reader import Received
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from tests.support.projections_mixed import Step, Story, cut, stories
 
 OF_AN_ACCOUNT_WITHOUT_ROWS: list[Step] = [("tell", 0, 9), ("change_account", 0, 0)]
@@ -34,7 +34,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_resync, "REMOVALS_ALWAYS_MAX", 1)
 
 
-def folded(story: Story, batches: Sequence[Sequence[Received]]) -> Memory:
+def folded(story: Story, batches: Sequence[Sequence[Received]]) -> MemoryProjections:
     memory = story.memory()
     for batch in batches:
         memory.project(batch)

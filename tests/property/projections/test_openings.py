@@ -3,14 +3,14 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.ids import ledger_account_id
 from tests.support.projections_complete import told
 from tests.support.projections_kin import Step, stories
 from tests.support.projections_log import owners
 
 
-def posted(memory: Memory, account_id: str) -> int:
+def posted(memory: MemoryProjections, account_id: str) -> int:
     debits, credits_ = memory.balances.get((ledger_account_id(1, "bank", account_id, "USD"), "posted"), (0, 0))
     return debits - credits_
 
@@ -19,7 +19,7 @@ def posted(memory: Memory, account_id: str) -> int:
 @settings(deadline=None)
 def test_any_cut_into_batches_opens_and_passes_on_the_same(steps: list[Step], cuts: list[int]) -> None:
     records = told(steps).records
-    whole, one_by_one, some = Memory(owners), Memory(owners), Memory(owners)
+    whole, one_by_one, some = MemoryProjections(owners), MemoryProjections(owners), MemoryProjections(owners)
 
     whole.project(records)
     for record in records:
@@ -36,7 +36,7 @@ def test_any_cut_into_batches_opens_and_passes_on_the_same(steps: list[Step], cu
 @given(stories)
 @settings(deadline=None)
 def test_an_account_that_a_younger_one_went_on_from_keeps_no_money(steps: list[Step]) -> None:
-    memory = Memory(owners)
+    memory = MemoryProjections(owners)
 
     for record in told(steps).records:
         memory.project([record])

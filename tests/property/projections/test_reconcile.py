@@ -19,7 +19,7 @@ from projections.reconcile.tie_out import (
     TIED_OUT,
     UNKNOWN,
 )
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
 from schemas.encoding import catalogue, codec
 from schemas.log.records import History
@@ -34,7 +34,7 @@ RIGHT_AT_LEAST = 0.95
 def test_no_alarm_in_ten_thousand_updates_of_a_clean_bank() -> None:
     found: dict[str, int] = {}
     for seed in range(STORIES):
-        story, memory, tied_at = Story(seed), Memory(owners), None
+        story, memory, tied_at = Story(seed), MemoryProjections(owners), None
         memory.project(story.log.records)
         for _ in range(UPDATES):
             memory.project([story.step()])
@@ -49,7 +49,7 @@ def _drift(rng: random.Random) -> Decimal:
     return Decimal(rng.randrange(100, 50_000)) / 100 * rng.choice((1, -1))
 
 
-def pending_all(story: Story, memory: Memory) -> None:
+def pending_all(story: Story, memory: MemoryProjections) -> None:
     """The balance holds all pending rows already."""
     rows = story.pending_of(story.rng.randrange(1, 4))
     held = sum(Decimal(one.amount) for one in story.live.values() if one.pending)
@@ -57,7 +57,7 @@ def pending_all(story: Story, memory: Memory) -> None:
     memory.project([story.tell(added(*rows), current=current)])
 
 
-def pending_some(story: Story, memory: Memory) -> None:
+def pending_some(story: Story, memory: MemoryProjections) -> None:
     """The balance holds some of the pending rows, or not yet all of the new ones."""
     rows = [story.new(pending=number < 2) for number in range(5)]
     some = story.rng.sample(rows, story.rng.randrange(1, 3))
@@ -66,7 +66,7 @@ def pending_some(story: Story, memory: Memory) -> None:
     memory.project([story.tell(added(*rows), current=current)])
 
 
-def stale(story: Story, memory: Memory) -> None:
+def stale(story: Story, memory: MemoryProjections) -> None:
     """Rows come, and the balance stays that of before."""
     before = story.current
     for _ in range(story.rng.randrange(1, 3)):
@@ -75,13 +75,13 @@ def stale(story: Story, memory: Memory) -> None:
         memory.project([story.tell(added(story.new()), current=before)])
 
 
-def incomplete_status(story: Story, memory: Memory) -> None:
+def incomplete_status(story: Story, memory: MemoryProjections) -> None:
     """Plaid says that it has not read all of the history."""
     story.drift = _drift(story.rng)
     memory.project([story.tell(story.changes(), history_status="INITIAL_UPDATE_COMPLETE")])
 
 
-def incomplete_removals(story: Story, memory: Memory) -> None:
+def incomplete_removals(story: Story, memory: MemoryProjections) -> None:
     """Removals of a history that was read again wait for a person; the bank has them not any more."""
     rows = [story.new() for _ in range(16)]
     memory.project([story.tell(added(*rows))])
@@ -96,12 +96,12 @@ def incomplete_removals(story: Story, memory: Memory) -> None:
     memory.project([story.log.restate("item", *told, history_status="HISTORICAL_UPDATE_COMPLETE")])
 
 
-def sign_of_balance(story: Story, memory: Memory) -> None:
+def sign_of_balance(story: Story, memory: MemoryProjections) -> None:
     """The bank reports what is owed as negative, or what is held as owed."""
     memory.project([story.tell(story.changes(), current=-story.current)])
 
 
-def sign_of_row(story: Story, memory: Memory) -> None:
+def sign_of_row(story: Story, memory: MemoryProjections) -> None:
     """A row is told the other way round than the balance counts it."""
     rows = [story.new() for _ in range(3)]
     wrong = story.rng.choice(rows)
@@ -109,13 +109,13 @@ def sign_of_row(story: Story, memory: Memory) -> None:
     memory.project([story.tell(added(*told))])
 
 
-def other_currency_of_balance(story: Story, memory: Memory) -> None:
+def other_currency_of_balance(story: Story, memory: MemoryProjections) -> None:
     """The balance is told in another currency."""
     said = story.reported(story.current * 7, iso_currency_code="CHF")
     memory.project([story.log.sync("item", *added(story.new()), *balance(said), history_status="X")])
 
 
-def other_currency_of_row(story: Story, memory: Memory) -> None:
+def other_currency_of_row(story: Story, memory: MemoryProjections) -> None:
     """A row is told in the currency of the purchase, the balance counts it in the account's."""
     foreign = story.new(iso_currency_code="CHF")
     rows = [story.new() for _ in range(story.rng.randrange(3))]
@@ -124,7 +124,7 @@ def other_currency_of_row(story: Story, memory: Memory) -> None:
     memory.project([story.tell(added(foreign, *rows), current=current)])
 
 
-def duplicate(story: Story, memory: Memory) -> None:
+def duplicate(story: Story, memory: MemoryProjections) -> None:
     """The same bank was linked twice, and what the other Item tells is counted here too."""
     other = Story(story.rng.randrange(10**6), item_id="other", log=story.log, twin_of=story)
     other.tell(added(*[other.new() for _ in range(2)]))
@@ -140,13 +140,13 @@ def duplicate(story: Story, memory: Memory) -> None:
     memory.project(story.log.records)
 
 
-def missing(story: Story, memory: Memory) -> None:
+def missing(story: Story, memory: MemoryProjections) -> None:
     """Money moves without a row."""
     story.drift = _drift(story.rng)
     memory.project([story.tell(story.changes())])
 
 
-def unknown(story: Story, memory: Memory) -> None:
+def unknown(story: Story, memory: MemoryProjections) -> None:
     """The ledger has what none of its rows says."""
     [place] = [
         key
@@ -174,10 +174,10 @@ def unknown(story: Story, memory: Memory) -> None:
         (unknown, UNKNOWN),
     ],
 )
-def test_each_cause_of_a_gap_is_named(inject: Callable[[Story, Memory], None], cause: str) -> None:
+def test_each_cause_of_a_gap_is_named(inject: Callable[[Story, MemoryProjections], None], cause: str) -> None:
     named: list[str | None] = []
     for seed in range(INJECTED):
-        story, memory = Story(seed), Memory(owners)
+        story, memory = Story(seed), MemoryProjections(owners)
         memory.project(story.log.records)
         tied_at = None
         for _ in range(story.rng.randrange(6)):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from projections.events import public_events
 from projections.fold import full_resync
 from projections.model.unit_of_work import NetEvent
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.encoding import codec
 from schemas.ids import event_id
 from schemas.log.records import Transaction
@@ -24,9 +24,9 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_resync, "REMOVALS_ALWAYS_MAX", FEW)
 
 
-def folded(trouble: Trouble, cuts: list[int], *, first: Memory | None = None) -> Memory:
+def folded(trouble: Trouble, cuts: list[int], *, first: MemoryProjections | None = None) -> MemoryProjections:
     """The whole log in batches; a rebuild begins with the quarantines of the memory that it repeats."""
-    memory = Memory(owners, quarantined=first.quarantined if first else trouble.quarantined)
+    memory = MemoryProjections(owners, quarantined=first.quarantined if first else trouble.quarantined)
     records = trouble.log.records
     begin = 0
     for end in [*sorted({cut % (len(records) + 1) for cut in cuts}), len(records)]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from projections.events import public_events
 from projections.events.public_events import BalanceSaid
 from projections.model.unit_of_work import AccountRow
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.encoding import codec
 from schemas.events import BALANCE_UPDATED
 from schemas.log import gate
@@ -26,7 +26,7 @@ class Reports:
 
     def __init__(self) -> None:
         self.log = Log()
-        self.memory = Memory(owners)
+        self.memory = MemoryProjections(owners)
         self.memory.project([self.log.link("A")])
 
     def cached(self, current: str, **payload: str) -> list[BalanceSaid]:
@@ -172,7 +172,7 @@ def test_any_cut_into_batches_gives_the_same_and_events_lead_a_reader_to_what_is
         seen = told[-1].account.current if told else before
         assert reports.shown.current == seen
 
-    again = Memory(owners)
+    again = MemoryProjections(owners)
     for batch in _batches(reports.log.records, cuts):
         again.project(batch)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from projections.model.unit_of_work import Review, Row
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
 from schemas.encoding import catalogue, codec
 from schemas.log import gate
@@ -34,7 +34,7 @@ class Story:
 
     def __init__(self) -> None:
         self.log = Log()
-        self.memory = Memory(owners)
+        self.memory = MemoryProjections(owners)
 
     def link(self, item_id: str, **fields: Any) -> None:
         said = ItemWords(item_id, "active", institution_id="ins_1", institution_name="Bank")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from projections.model import pg_copy
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import money
 from schemas.encoding import codec
 from schemas.ids import ledger_account_id, opening_id
@@ -20,19 +20,19 @@ from tests.support.projections_log import Event, Log, account, added, balance, m
 COMPLETE = "HISTORICAL_UPDATE_COMPLETE"
 
 
-def folded(log: Log) -> Memory:
-    memory = Memory(owners)
+def folded(log: Log) -> MemoryProjections:
+    memory = MemoryProjections(owners)
     memory.project(log.records)
     return memory
 
 
-def posted(memory: Memory, account_id: str, currency: str = "USD", kind: str = "bank") -> str:
+def posted(memory: MemoryProjections, account_id: str, currency: str = "USD", kind: str = "bank") -> str:
     debits, credits_ = memory.balances.get((ledger_account_id(1, kind, account_id, currency), "posted"), (0, 0))
     held = debits - credits_
     return money.decimal_text(Decimal(held).scaleb(-money.ledger_scale(currency)))
 
 
-def openings(memory: Memory, account_id: str, item_id: str = "item") -> list[tuple[int, int, datetime.date]]:
+def openings(memory: MemoryProjections, account_id: str, item_id: str = "item") -> list[tuple[int, int, datetime.date]]:
     own = opening_id(1, item_id, account_id)
     return [(one.number, one.amount, pg_copy.read_date(one.effective)) for one in memory.transfers if one.own_id == own]
 
@@ -121,7 +121,7 @@ def test_the_opening_is_in_the_reported_accounts_currency() -> None:
     assert posted(folded(log), "a", "USD") == "0"
 
 
-def continued(older_balance: str, *, older_current: str) -> Memory:
+def continued(older_balance: str, *, older_current: str) -> MemoryProjections:
     """An old account whose row moved away save for one, and a younger one that goes on from it."""
     log = Log()
     log.link("old")
@@ -131,7 +131,7 @@ def continued(older_balance: str, *, older_current: str) -> Memory:
         *balance(account("checking", older_current)),
         history_status=COMPLETE,
     )
-    memory = Memory(owners)
+    memory = MemoryProjections(owners)
     memory.project(log.records)
     count = len(log.records)
     log.link("young", 1, *balance(account("again", "500")))
@@ -220,7 +220,12 @@ def bank(steps: Any) -> Log:
 @settings(deadline=None)
 def test_any_cut_into_batches_opens_the_same(steps: Any, cuts: list[int]) -> None:
     log = bank(steps)
-    records, whole, one_by_one, some = log.records, Memory(owners), Memory(owners), Memory(owners)
+    records, whole, one_by_one, some = (
+        log.records,
+        MemoryProjections(owners),
+        MemoryProjections(owners),
+        MemoryProjections(owners),
+    )
 
     whole.project(records)
     for number in range(len(records)):
@@ -235,7 +240,7 @@ def test_any_cut_into_batches_opens_the_same(steps: Any, cuts: list[int]) -> Non
 @given(STEPS)
 @settings(deadline=None)
 def test_after_the_opening_the_ledger_has_what_the_bank_reported(steps: Any) -> None:
-    log, memory = bank(steps), Memory(owners)
+    log, memory = bank(steps), MemoryProjections(owners)
     opened: set[str] = set()
 
     for record in log.records:

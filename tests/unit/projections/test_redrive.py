@@ -12,7 +12,7 @@ from projections.gate.check import Owners
 from projections.gate.quarantine import Quarantined
 from projections.model.unit_of_work import Folded, ItemRow, UnitOfWork
 from projections.publish import kafka_records
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
 from schemas.ids import event_id
 from schemas.log import gate
@@ -33,20 +33,20 @@ class Desk:
         return Owners(keys, found.names)
 
 
-def folded(log: Log, quarantined: dict[str, list[Quarantined]] | None = None) -> Memory:
+def folded(log: Log, quarantined: dict[str, list[Quarantined]] | None = None) -> MemoryProjections:
     """One batch a record, after quarantines that an older code left."""
-    memory = Memory(owners, quarantined=quarantined)
+    memory = MemoryProjections(owners, quarantined=quarantined)
     for record in log.records:
         memory.project([record])
     return memory
 
 
-def at(memory: Memory, offset: int) -> Folded:
+def at(memory: MemoryProjections, offset: int) -> Folded:
     [found] = [one for one in memory.folded if one.place.offset == offset]
     return found
 
 
-def live(memory: Memory) -> set[str]:
+def live(memory: MemoryProjections) -> set[str]:
     return {row.transaction_id for row in memory.rows.values() if row.removed_at is None}
 
 
@@ -130,7 +130,7 @@ def test_the_rows_are_those_of_the_redrive() -> None:
 @pytest.mark.parametrize("cuts", [(6,), (1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (2, 4, 5, 6)])
 def test_any_cut_around_a_redrive_gives_the_same(cuts: tuple[int, ...]) -> None:
     log = story()
-    memory = Memory(owners, quarantined=QUARANTINED_AT_2)
+    memory = MemoryProjections(owners, quarantined=QUARANTINED_AT_2)
     begin = 0
     for end in cuts:
         memory.project(log.records[begin:end])
@@ -181,7 +181,7 @@ def test_what_failed_once_can_be_redriven_later_with_what_came_since() -> None:
     log.sync("A", *added(transaction("T")), user=500)
     log.redrive("A", 500)
     log.sync("A", *added(transaction("U")), user=500)
-    memory = Memory(desk)
+    memory = MemoryProjections(desk)
     memory.project(log.records)
     assert memory.quarantined == {"A": [Quarantined(0, 2), Quarantined(2, None)]}
     assert memory.withheld == [("A", 0), ("A", 1), ("A", 3)]
@@ -192,7 +192,7 @@ def test_what_failed_once_can_be_redriven_later_with_what_came_since() -> None:
     assert memory.quarantined == {"A": [Quarantined(0, 2), Quarantined(2, 4)]}
     assert live(memory) == {"T", "U"}
     assert memory.withheld == []
-    replayed = Memory(desk, quarantined=memory.quarantined)
+    replayed = MemoryProjections(desk, quarantined=memory.quarantined)
     replayed.project(log.records)
     assert replayed.full() == memory.full()
 
@@ -201,7 +201,7 @@ def test_two_quarantines_of_an_item_in_one_batch() -> None:
     log = story()
     log.sync("A", keys=Log.stranger())
     log.sync("A", *added(transaction("V")))
-    whole = Memory(owners, quarantined=QUARANTINED_AT_2)
+    whole = MemoryProjections(owners, quarantined=QUARANTINED_AT_2)
 
     whole.project(log.records)
 
@@ -324,7 +324,7 @@ def test_other_items_go_on_beside_a_quarantined_one() -> None:
     log.sync("B", *added(transaction("T")))
     log.redrive("A")
     log.sync("B", *added(transaction("U")))
-    memory = Memory(owners)
+    memory = MemoryProjections(owners)
 
     memory.project(log.records)
 
@@ -343,7 +343,7 @@ def test_a_fold_that_fails_at_the_redrive_names_its_record(monkeypatch: pytest.M
         return fold(working, item, head, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(redrive, "fold", failing)
-    one_by_one, whole = folded(log), Memory(owners)
+    one_by_one, whole = folded(log), MemoryProjections(owners)
     whole.project(log.records)
 
     assert whole.quarantined == {"A": [Quarantined(3, 5), Quarantined(5, None)]}

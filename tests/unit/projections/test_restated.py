@@ -6,7 +6,7 @@ from projections.events import public_events
 from projections.fold.full_resync import REMOVALS_ALWAYS_MAX
 from projections.gate.check import Owners
 from projections.model.unit_of_work import ItemRow, Row
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
 from schemas.encoding import catalogue, codec
 from schemas.log import gate
@@ -32,7 +32,7 @@ class Story:
 
     def __init__(self) -> None:
         self.log = Log()
-        self.memory = Memory(owners)
+        self.memory = MemoryProjections(owners)
         self.project(self.log.link("A"))
 
     def project(self, *records: object) -> list[str]:

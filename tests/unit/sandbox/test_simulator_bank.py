@@ -18,20 +18,20 @@ from sandbox.simulator.bank.transactions import Change, Transaction, amount_text
 from sandbox.simulator.bank.truth import truth_of
 from sandbox.simulator.clock import ManualClock
 from sandbox.simulator.control import failure_modes
-from sandbox.simulator.control.scripted_data import Wish, update
+from sandbox.simulator.control.scripted_data import ScriptedChange, scripted_changes
 from sandbox.simulator.options import Options
-from sandbox.simulator.simulated_plaid import LinkSession, World
+from sandbox.simulator.simulated_plaid import LinkSession, SimulatedPlaid
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 KEYS = {"PLAID-CLIENT-ID": "simulated-client", "PLAID-SECRET": "simulated-secret"}
 
 
-def make_world(**options: Any) -> World:
+def make_world(**options: Any) -> SimulatedPlaid:
     chosen: dict[str, Any] = {"rate_limits": "off", "validate_requests": False, **options}
-    return World(Options(**chosen), ManualClock(START))
+    return SimulatedPlaid(Options(**chosen), ManualClock(START))
 
 
-def lived(item: Item, world: World, *, steps: int, changes: int = 4) -> list[list[Change]]:
+def lived(item: Item, world: SimulatedPlaid, *, steps: int, changes: int = 4) -> list[list[Change]]:
     outcomes = (world.step(item.item_id, changes=changes) for _ in range(steps))
     return [list(outcome.changes) for outcome in outcomes if outcome is not None]
 
@@ -189,7 +189,7 @@ def test_the_same_seed_and_calls_give_the_same_bytes() -> None:
 
 def _life(seed: int) -> str:
     clock = ManualClock(START)
-    world = World(Options(seed=seed, rate_limits="off", webhook_url="http://tartan.example/w"), clock)
+    world = SimulatedPlaid(Options(seed=seed, rate_limits="off", webhook_url="http://tartan.example/w"), clock)
     told = hashlib.sha256()
 
     def ask(path: str, **body: Any) -> dict[str, Any]:
@@ -203,13 +203,13 @@ def _life(seed: int) -> str:
     for _ in range(5):
         ask("/transactions/sync", access_token=token)
         clock.advance(30)
-        world.agenda.run_due()
+        world.tasks.run_due()
         world.step(changes=5)
         ask("/accounts/get", access_token=token)
-        for delivery in world.courier.due(clock.now()):
+        for delivery in world.deliveries.due(clock.now()):
             told.update(delivery.webhook.body)
             told.update(world.keyring.sign(delivery.webhook.body, clock.now()).encode())
-            world.courier.answered(delivery, status=200, retry_after=None, now=clock.now())
+            world.deliveries.record_answer(delivery, status=200, retry_after=None, now=clock.now())
     return told.hexdigest()
 
 
@@ -318,18 +318,18 @@ def test_an_update_can_be_dictated() -> None:
     world = make_world()
     item = world.create_item("ada", institution_id="ins_109511", transactions=0)
 
-    def dictate(*wishes: Wish) -> list[Transaction]:
-        outcome = world.dictate(item, lambda drawing: update(drawing, wishes))
+    def dictate(*wishes: ScriptedChange) -> list[Transaction]:
+        outcome = world.apply_update(item, lambda drawing: scripted_changes(drawing, wishes))
         return [change.transaction for change in outcome.changes]
 
-    (waiting,) = dictate(Wish(amount="4.50", merchant="Starbucks", pending=True, date=START.date()))
+    (waiting,) = dictate(ScriptedChange(amount="4.50", merchant="Starbucks", pending=True, date=START.date()))
     dictate(
-        Wish(kind="removed", transaction_id=waiting.transaction_id),
-        Wish(
+        ScriptedChange(kind="removed", transaction_id=waiting.transaction_id),
+        ScriptedChange(
             amount="5.25", merchant="Starbucks", transaction_id="own-id", pending_transaction_id=waiting.transaction_id
         ),
     )
-    (amended,) = dictate(Wish(kind="modified", transaction_id="own-id", amount="5.2500001", name="STARBUCKS"))
+    (amended,) = dictate(ScriptedChange(kind="modified", transaction_id="own-id", amount="5.2500001", name="STARBUCKS"))
 
     assert set(item.live) == {"own-id"}
     assert (amended.amount, amended.name, amended.pending) == (Decimal("5.2500001"), "STARBUCKS", False)
@@ -341,21 +341,21 @@ def test_an_update_can_be_dictated() -> None:
 @pytest.mark.parametrize(
     "wish",
     [
-        Wish(),
-        Wish(amount="much"),
-        Wish(amount="NaN"),
-        Wish(amount="1", account_id="no"),
-        Wish(amount="1", merchant="Nobody & Sons"),
-        Wish(kind="removed", transaction_id="no"),
-        Wish(kind="modified", amount="1"),
+        ScriptedChange(),
+        ScriptedChange(amount="much"),
+        ScriptedChange(amount="NaN"),
+        ScriptedChange(amount="1", account_id="no"),
+        ScriptedChange(amount="1", merchant="Nobody & Sons"),
+        ScriptedChange(kind="removed", transaction_id="no"),
+        ScriptedChange(kind="modified", amount="1"),
     ],
 )
-def test_what_cannot_be_dictated_changes_nothing(wish: Wish) -> None:
+def test_what_cannot_be_dictated_changes_nothing(wish: ScriptedChange) -> None:
     world = make_world()
     item = world.create_item("ada", transactions=5)
 
     with pytest.raises(ValueError):
-        world.dictate(item, lambda drawing: update(drawing, [wish]))
+        world.apply_update(item, lambda drawing: scripted_changes(drawing, [wish]))
 
     assert len(item.log) == 5
 
@@ -380,7 +380,7 @@ def test_amounts_are_written_exactly(amount: str, text: str) -> None:
 
 
 def test_an_update_larger_than_what_waits_to_post_is_drawn_and_ends() -> None:
-    world = World(Options(seed=1), ManualClock(START))
+    world = SimulatedPlaid(Options(seed=1), ManualClock(START))
     item = world.create_item("user", transactions=120, ready=True)
 
     for changes in (600, 600):

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from sandbox.simulator.api.limits import TABLES, Buckets
+from sandbox.simulator.api.limits import TABLES, RateLimiter
 from sandbox.simulator.api.plaid_errors import PlaidFailure
 from sandbox.simulator.api.signing import Keyring
 from sandbox.simulator.control.faults import Fault, Faults
 from sandbox.simulator.options import FaultRates, WebhookRates
-from sandbox.simulator.webhooks.delivery import Courier, Webhook, fates, retry_after_s
+from sandbox.simulator.webhooks.delivery import DeliveryQueue, Webhook, copy_delays, retry_after_s
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 URL = "http://tartan.example/webhooks"
@@ -25,18 +25,18 @@ def webhook(number: int = 1) -> Webhook:
     return Webhook(number, f"item-{number}", URL, "SYNC_UPDATES_AVAILABLE", b"{}", START)
 
 
-def courier(rates: WebhookRates | None = None, **options: Any) -> Courier:
+def courier(rates: WebhookRates | None = None, **options: Any) -> DeliveryQueue:
     chosen: dict[str, Any] = {"seed": 1, "time_scale": 1.0, "in_flight_max": 100, **options}
-    return Courier(rates=rates or WebhookRates(), **chosen)
+    return DeliveryQueue(rates=rates or WebhookRates(), **chosen)
 
 
-def attempts(sender: Courier, answer: Callable[[int], int], *, until_s: float) -> list[float]:
+def attempts(sender: DeliveryQueue, answer: Callable[[int], int], *, until_s: float) -> list[float]:
     """Run a courier to its end in virtual time; give the seconds at which it tried."""
     tried = []
     while (due_at := sender.next_due_at()) is not None and due_at <= after(until_s):
         for delivery in sender.due(due_at):
             tried.append((due_at - START).total_seconds())
-            sender.answered(delivery, status=answer(delivery.attempt), retry_after=None, now=due_at)
+            sender.record_answer(delivery, status=answer(delivery.attempt), retry_after=None, now=due_at)
     return tried
 
 
@@ -90,7 +90,7 @@ def test_retry_after_is_honoured_up_to_four_hours(header: str, wait_s: float) ->
     sender.submit(webhook())
     (delivery,) = sender.due(START)
 
-    sender.answered(delivery, status=429, retry_after=header, now=START)
+    sender.record_answer(delivery, status=429, retry_after=header, now=START)
 
     assert sender.next_due_at() == after(wait_s)
 
@@ -113,7 +113,7 @@ def test_an_endpoint_that_accepts_every_fifth_keeps_its_retries() -> None:
 
     for delivery in sender.due(START):
         accepted = delivery.webhook.number % 5 == 0
-        sender.answered(delivery, status=200 if accepted else 500, retry_after=None, now=START)
+        sender.record_answer(delivery, status=200 if accepted else 500, retry_after=None, now=START)
 
     assert sender.waiting == 80
     assert sender.counts["abandoned"] == 0
@@ -129,20 +129,20 @@ def test_at_most_so_many_are_on_their_way() -> None:
     assert len(taken) == 3
     assert sender.due(START) == []
     assert sender.next_due_at() is None
-    sender.answered(taken[0], status=200, retry_after=None, now=START)
+    sender.record_answer(taken[0], status=200, retry_after=None, now=START)
     assert len(sender.due(START)) == 1
 
 
 def test_the_seed_loses_repeats_and_delays() -> None:
     rates = WebhookRates(lost=0.2, repeated=0.3, delayed=0.3, delay_max_s=60)
 
-    drawn = [fates(1, number, rates) for number in range(2000)]
+    drawn = [copy_delays(1, number, rates) for number in range(2000)]
 
-    assert drawn == [fates(1, number, rates) for number in range(2000)]
+    assert drawn == [copy_delays(1, number, rates) for number in range(2000)]
     assert 300 < sum(not delays for delays in drawn) < 500
     assert 350 < sum(len(delays) == 2 for delays in drawn) < 600
     assert all(0 <= delay_s <= 120 for delays in drawn for delay_s in delays)
-    assert fates(1, 1, WebhookRates()) == (0.0,)
+    assert copy_delays(1, 1, WebhookRates()) == (0.0,)
 
 
 def test_a_time_scale_shrinks_a_day() -> None:
@@ -178,7 +178,7 @@ def test_a_rotated_key_expires_or_overlaps() -> None:
 
 
 def test_a_limit_refuses_what_is_beyond_it_within_a_minute() -> None:
-    buckets = Buckets(TABLES["production"])
+    buckets = RateLimiter(TABLES["production"])
     for _ in range(50):
         buckets.count("/transactions/sync", "one", START)
 
@@ -192,7 +192,7 @@ def test_a_limit_refuses_what_is_beyond_it_within_a_minute() -> None:
 
 
 def test_a_limit_of_the_client_counts_all_items() -> None:
-    buckets = Buckets(TABLES["sandbox"])
+    buckets = RateLimiter(TABLES["sandbox"])
     for number in range(100):
         buckets.count("/transactions/refresh", f"item-{number}", START)
 
@@ -201,7 +201,7 @@ def test_a_limit_of_the_client_counts_all_items() -> None:
 
 
 def test_limits_can_be_off() -> None:
-    buckets = Buckets(TABLES["off"])
+    buckets = RateLimiter(TABLES["off"])
 
     for _ in range(10_000):
         buckets.count("/transactions/sync", "one", START)
@@ -212,7 +212,7 @@ def test_a_fault_strikes_what_it_names_as_often_as_it_says() -> None:
     faults.declare(Fault(code="INTERNAL_SERVER_ERROR", item_id="one", page=2, times=2))
 
     struck = [
-        faults.strike(endpoint, item_id=item_id, institution_id=None, page=page)
+        faults.take_match(endpoint, item_id=item_id, institution_id=None, page=page)
         for endpoint, item_id, page in [
             ("/transactions/sync", "one", 1),
             ("/transactions/sync", "other", 2),
@@ -241,8 +241,8 @@ def test_an_unknown_fault_is_refused() -> None:
 def test_seeded_faults_are_the_same_every_time() -> None:
     rates = FaultRates(mutation=0.1, failure=0.1)
 
-    drawn = [Faults(5, rates).chance(ordinal=3, request=n, page=2) for n in range(500)]
+    drawn = [Faults(5, rates).draw_sync_fault(ordinal=3, request=n, page=2) for n in range(500)]
 
-    assert drawn == [Faults(5, rates).chance(ordinal=3, request=n, page=2) for n in range(500)]
+    assert drawn == [Faults(5, rates).draw_sync_fault(ordinal=3, request=n, page=2) for n in range(500)]
     assert 50 < sum(code is not None for code in drawn) < 150
     assert {"MUTATION", "RATE_LIMIT"} < set(drawn)

@@ -14,10 +14,10 @@ from sandbox.simulator.api.signing import key_id
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.clock import ManualClock
 from sandbox.simulator.control.faults import Fault
-from sandbox.simulator.control.scripted_data import Wish, update
-from sandbox.simulator.inprocess import Bank, Sent
+from sandbox.simulator.control.scripted_data import ScriptedChange, scripted_changes
+from sandbox.simulator.inprocess import InProcessPlaid, WebhookAttempt
 from sandbox.simulator.options import Options
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from schemas.errors import Retry
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
@@ -30,10 +30,10 @@ class Virtual:
     def __init__(self, *, latency_s: float = 0.0, timeout_s: float = 60.0, **options: Any) -> None:
         chosen: dict[str, Any] = {"rate_limits": "off", "validate_requests": False, "webhook_url": URL, **options}
         self.clock = ManualClock(START)
-        self.world = World(Options(**chosen), self.clock)
+        self.world = SimulatedPlaid(Options(**chosen), self.clock)
         self.slept: list[float] = []
         self.on_sleep: Callable[[], object] = lambda: None
-        self.bank = Bank(self.world, sleep=self._sleep, latency=lambda _path: latency_s, timeout_s=timeout_s)
+        self.bank = InProcessPlaid(self.world, sleep=self._sleep, latency=lambda _path: latency_s, timeout_s=timeout_s)
 
     async def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -51,7 +51,7 @@ def after(seconds: float) -> dt.datetime:
     return START + dt.timedelta(seconds=seconds)
 
 
-def seconds_of(sent: list[Sent]) -> list[float]:
+def seconds_of(sent: list[WebhookAttempt]) -> list[float]:
     return [(one.at - START).total_seconds() for one in sent]
 
 
@@ -67,8 +67,15 @@ async def test_a_request_without_latency_takes_no_time() -> None:
 async def test_a_bank_may_change_on_the_way_there_and_on_the_way_back() -> None:
     virtual = Virtual(latency_s=2.0)
     item = virtual.world.create_item("ada", transactions=10)
-    wishes = iter([Wish(amount="1", transaction_id="on the way there"), Wish(amount="2", transaction_id="and back")])
-    virtual.on_sleep = lambda: virtual.world.dictate(item, lambda drawing: update(drawing, [next(wishes)]))
+    wishes = iter(
+        [
+            ScriptedChange(amount="1", transaction_id="on the way there"),
+            ScriptedChange(amount="2", transaction_id="and back"),
+        ]
+    )
+    virtual.on_sleep = lambda: virtual.world.apply_update(
+        item, lambda drawing: scripted_changes(drawing, [next(wishes)])
+    )
 
     page = await virtual.bank.sync_page(item.access_token, None)
 
@@ -100,7 +107,9 @@ async def test_a_request_can_be_cancelled_while_it_waits() -> None:
         del seconds
         await asyncio.Event().wait()
 
-    asking = asyncio.create_task(Bank(virtual.world, sleep=forever, latency=lambda _: 1.0).remove(item.access_token))
+    asking = asyncio.create_task(
+        InProcessPlaid(virtual.world, sleep=forever, latency=lambda _: 1.0).remove(item.access_token)
+    )
     await asyncio.sleep(0)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -135,22 +144,22 @@ def test_what_happens_later_and_its_webhooks_come_as_time_passes() -> None:
     item = virtual.world.create_item("ada", transactions=10, ready=False)
     virtual.bank.answer("/transactions/sync", {"access_token": item.access_token})
 
-    first = virtual.bank.next_at()
+    first = virtual.bank.next_due_at()
     sent = virtual.bank.webhooks(after(60))
 
     assert first == after(3)
     assert seconds_of(sent) == [3, 20]
     assert item.phase == "HISTORICAL_UPDATE_COMPLETE"
-    assert virtual.bank.next_at() is None
+    assert virtual.bank.next_due_at() is None
 
 
 @pytest.mark.parametrize("resign", [True, False])
 def test_a_refused_webhook_is_tried_for_a_day_and_signed_anew_or_as_of_its_making(resign: bool) -> None:
     virtual = Virtual(resign_retries=resign)
     item = virtual.synced()
-    sent: list[Sent] = []
+    sent: list[WebhookAttempt] = []
 
-    def refuse(one: Sent) -> int:
+    def refuse(one: WebhookAttempt) -> int:
         sent.append(one)
         return 500
 
@@ -169,9 +178,9 @@ def test_a_receiver_that_asks_for_time_gets_it() -> None:
     virtual.world.step(item.item_id)
     (first,) = virtual.bank.webhooks(START)
 
-    virtual.bank.answered(first, status=429, retry_after="120")
+    virtual.bank.record_answer(first, status=429, retry_after="120")
 
-    assert virtual.bank.next_at() == after(120)
+    assert virtual.bank.next_due_at() == after(120)
     assert seconds_of(virtual.bank.webhooks(after(120))) == [120]
 
 
@@ -180,7 +189,7 @@ def test_an_attempt_carries_the_key_that_signed_it_though_another_signs_now() ->
     item = virtual.synced()
     virtual.world.step(item.item_id)
     (first,) = virtual.bank.webhooks(START)
-    virtual.bank.answered(first, status=500)
+    virtual.bank.record_answer(first, status=500)
     virtual.world.keyring.rotate(START, expire_old=True)
 
     (second,) = virtual.bank.webhooks(after(30))
@@ -193,9 +202,9 @@ def test_an_attempt_carries_the_key_that_signed_it_though_another_signs_now() ->
 def test_a_whole_day_of_a_busy_bank_passes_without_a_real_second_being_waited_for() -> None:
     virtual = Virtual()
     items = [virtual.synced() for _ in range(20)]
-    taken: list[Sent] = []
+    taken: list[WebhookAttempt] = []
 
-    def take(one: Sent) -> int:
+    def take(one: WebhookAttempt) -> int:
         taken.append(one)
         return 200 if len(taken) % 5 else 503
 
@@ -207,9 +216,9 @@ def test_a_whole_day_of_a_busy_bank_passes_without_a_real_second_being_waited_fo
     assert virtual.slept == []
     assert virtual.clock.now() == after(86_400)
     assert seconds_of(taken) == sorted(seconds_of(taken))
-    assert virtual.world.courier.counts["acked"] == 24 * 20 < len(taken)
+    assert virtual.world.deliveries.counts["acked"] == 24 * 20 < len(taken)
 
 
-def _iat(sent: Sent) -> float:
+def _iat(sent: WebhookAttempt) -> float:
     claims = json.loads(jws.extract_compact(sent.jwt.encode()).payload)
     return float(claims["iat"] - START.timestamp())

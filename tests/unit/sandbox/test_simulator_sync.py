@@ -17,18 +17,18 @@ from sandbox.simulator.clock import ManualClock
 from sandbox.simulator.control.faults import Fault
 from sandbox.simulator.options import Options
 from sandbox.simulator.reader import Ask, Reader, Refused
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 KEYS = {"PLAID-CLIENT-ID": "simulated-client", "PLAID-SECRET": "simulated-secret"}
 
 
-def make_world(**options: Any) -> World:
+def make_world(**options: Any) -> SimulatedPlaid:
     chosen: dict[str, Any] = {"rate_limits": "off", "validate_requests": False, **options}
-    return World(Options(**chosen), ManualClock(START))
+    return SimulatedPlaid(Options(**chosen), ManualClock(START))
 
 
-def asker(world: World) -> Ask:
+def asker(world: SimulatedPlaid) -> Ask:
     def ask(path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         answered = answer(world, path, KEYS, json.dumps(body).encode())
         return answered.status, answered.body
@@ -36,7 +36,7 @@ def asker(world: World) -> Ask:
     return ask
 
 
-def reader_of(world: World, item: Item, **fields: Any) -> Reader:
+def reader_of(world: SimulatedPlaid, item: Item, **fields: Any) -> Reader:
     return Reader(asker(world), item.access_token, **fields)
 
 
@@ -157,7 +157,7 @@ def test_a_mutation_can_be_had_on_demand_at_a_page() -> None:
 
 def test_an_item_that_is_not_ready_looks_like_a_quiet_account() -> None:
     clock = ManualClock(START)
-    world = World(Options(rate_limits="off", validate_requests=False), clock)
+    world = SimulatedPlaid(Options(rate_limits="off", validate_requests=False), clock)
     item = world.create_item("ada", transactions=80, days=90, ready=False)
     reader = reader_of(world, item)
 
@@ -168,13 +168,13 @@ def test_an_item_that_is_not_ready_looks_like_a_quiet_account() -> None:
     assert (page["has_more"], page["next_cursor"], page["transactions_update_status"]) == (False, "", "NOT_READY")
 
     clock.advance(world.options.initial_update_delay_s)
-    world.agenda.run_due()
+    world.tasks.run_due()
     reader.pull()
     assert reader.status == "INITIAL_UPDATE_COMPLETE"
     assert all(row["date"] > "2026-04-01" for row in reader.rows.values())
 
     clock.advance(world.options.historical_update_delay_s)
-    world.agenda.run_due()
+    world.tasks.run_due()
     reader.pull()
     assert reader.status == "HISTORICAL_UPDATE_COMPLETE"
     assert len(reader.rows) == 80

@@ -11,7 +11,7 @@ from projections.ledger.ledger import BANK
 from projections.model import pg_copy
 from projections.store import rows
 from runtime.plaid import models
-from sandbox.simulation.memory.projections import Memory
+from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import money
 from schemas.encoding import codec
 from schemas.ids import ledger_account_id
@@ -178,7 +178,7 @@ def test_an_amount_is_the_same_number_from_plaids_bytes_to_ledger_row_and_event(
     log = Log()
     log.link("item")
     log.sync("item", *added(change.record), *balance(update.accounts["a"]), history_status="HISTORICAL_UPDATE_COMPLETE")
-    memory = Memory(owners)
+    memory = MemoryProjections(owners)
     memory.project(log.records)
 
     [row] = memory.rows.values()

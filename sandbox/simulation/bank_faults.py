@@ -8,7 +8,7 @@ from sandbox.simulation.engine.installation import Installation
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.control import failure_modes
 from sandbox.simulator.control.failure_modes import CursorRefusal
-from sandbox.simulator.webhooks.delivery import Fate
+from sandbox.simulator.webhooks.delivery import WebhookFault
 
 REMOVED_MIN, REMOVED_SHARE = 11, 0.4
 """Of an Item's rows: more than ten and more than a fifth, so that a person has to be asked."""
@@ -84,19 +84,19 @@ class Banking:
     def refresh(self, item: Item) -> None:
         """Something happened that Plaid has not seen, and a user asks for a refresh."""
         self._count("refresh_asked", item)
-        failure_modes.act_unseen(item, changes=self._rng.randint(1, 4))
+        failure_modes.add_unseen_changes(item, changes=self._rng.randint(1, 4))
         self._installation.ask(item.item_id, Lane.MANUAL, refresh=True)
 
     def be_late(self, item: Item) -> None:
         """The next webhook of an Item comes late, by up to a day."""
         self._count("webhook_late", item)
         delay_s = self._rng.choice(self._late_s)
-        self._plaid.courier.declare(Fate(fate="late", item_id=item.item_id, delay_s=delay_s))
+        self._plaid.deliveries.declare(WebhookFault(kind="late", item_id=item.item_id, delay_s=delay_s))
         self._plaid.step(item.item_id)
 
     def heal(self) -> None:
         """End all of it: what is hidden is shown, and webhooks come in time."""
-        self._plaid.courier.withdraw()
+        self._plaid.deliveries.withdraw()
         for item, account_id in self._hidden:
             self._show(item, account_id)
 

@@ -8,10 +8,10 @@ from sandbox.simulator.api.signing import Keyring
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.bank.transactions import Change
 from sandbox.simulator.clock import Clock
-from sandbox.simulator.webhooks.delivery import Courier, Delivery, Webhook
+from sandbox.simulator.webhooks.delivery import Delivery, DeliveryQueue, Webhook
 
 
-class Announcer:
+class Notifier:
     """Makes webhooks of Items and hands them to the courier.
 
     `rotate_key_every` changes the signing key after so many webhooks; `resign_retries` signs each attempt anew.
@@ -22,7 +22,7 @@ class Announcer:
         self,
         clock: Clock,
         keyring: Keyring,
-        courier: Courier,
+        courier: DeliveryQueue,
         *,
         rotate_key_every: int | None,
         resign_retries: bool,
@@ -73,7 +73,7 @@ class Announcer:
             delivery.signature = self._keyring.sign(delivery.webhook.body, delivery.webhook.made_at)
         return delivery.signature
 
-    def tell_updates(self, item: Item) -> bool:
+    def notify_updates(self, item: Item) -> bool:
         """Send SYNC_UPDATES_AVAILABLE as it stands now, whether or not there is anything new."""
         phase = item.reread or item.phase
         flags = {
@@ -82,7 +82,7 @@ class Announcer:
         }
         return self.notify(item, "TRANSACTIONS", "SYNC_UPDATES_AVAILABLE", flags)
 
-    def tell_legacy(self, item: Item, changes: Sequence[Change]) -> None:
+    def notify_legacy_update(self, item: Item, changes: Sequence[Change]) -> None:
         """Send what clients of `/transactions/get` are told about an update."""
         added = sum(change.kind == "added" for change in changes)
         removed = [c.transaction.transaction_id for c in changes if c.kind == "removed"]
@@ -92,6 +92,6 @@ class Announcer:
             extra = {"removed_transactions": removed, "error": None}
             self.notify(item, "TRANSACTIONS", "TRANSACTIONS_REMOVED", extra)
 
-    def tell_legacy_history(self, item: Item, code: str, transactions: int) -> None:
+    def notify_legacy_history(self, item: Item, code: str, transactions: int) -> None:
         """Send INITIAL_UPDATE or HISTORICAL_UPDATE."""
         self.notify(item, "TRANSACTIONS", code, {"new_transactions": transactions, "error": None})

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from runtime.scheduler.types import Lane
-from sandbox.simulation.banking import Banking
+from sandbox.simulation.bank_faults import Banking
 from sandbox.simulation.engine.installation import Installation, user_number
 from sandbox.simulation.engine.loop import Process
-from sandbox.simulation.engine.wire import Armed, Blow
+from sandbox.simulation.engine.network import Armed, Blow
 from sandbox.simulation.engine.worker import Worker
-from sandbox.simulation.operating import Operator
+from sandbox.simulation.operator_actions import Operator
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.control.faults import MUTATION, Fault
 
@@ -260,7 +260,7 @@ class Story:
             # The word of the break arrives after that of the repair.
             self._count("repaired_before_told")
             error = {"error_code": "ITEM_LOGIN_REQUIRED", "error_type": "ITEM_ERROR"}
-            self._plaid.announcer.notify(item, "ITEM", "ERROR", {"error": error})
+            self._plaid.notifier.notify(item, "ITEM", "ERROR", {"error": error})
 
     def _revoke(self) -> None:
         item = self._some()

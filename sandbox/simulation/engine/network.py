@@ -30,7 +30,7 @@ class Armed(NamedTuple):
     answered: bool
 
 
-class Hazards:
+class ProcessFaults:
     """Blows by process name, and what of all faults really happened."""
 
     def __init__(self) -> None:
@@ -60,10 +60,10 @@ class Hazards:
         self.on_blow(process, armed.blow)
 
 
-class Wire:
+class Connection:
     """One process's way to the servers."""
 
-    def __init__(self, process: Process, rng: random.Random, hazards: Hazards) -> None:
+    def __init__(self, process: Process, rng: random.Random, hazards: ProcessFaults) -> None:
         self.process = process
         self._rng = rng
         self._hazards = hazards

@@ -37,7 +37,7 @@ OwnersOf = Callable[[Collection[int]], Owners]
 """Keys and names of users; one that nobody knows is in neither."""
 
 
-class Memory:
+class MemoryProjections:
     """Tables in memory, and a projector that folds batches into them.
 
     `quarantined`, `reasons` are primary, as in Postgres: a rebuild begins with those of the memory that it repeats.

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from sandbox.simulator.activity import Pulse
 from sandbox.simulator.api.limits import TABLES, Limit
 from sandbox.simulator.api.plaid_errors import PlaidFailure
 from sandbox.simulator.bank.bank import Item
@@ -17,11 +18,11 @@ from sandbox.simulator.bank.transactions import Change, amount_text
 from sandbox.simulator.bank.truth import digest, truth_of, verbatim
 from sandbox.simulator.control import fault_injection
 from sandbox.simulator.control.control_requests import (
+    DeclareFault,
+    DeclareWebhookFault,
     Fire,
     Link,
     Live,
-    MakeFate,
-    MakeFault,
     MakeItems,
     MakeSteps,
     Rotate,
@@ -29,9 +30,8 @@ from sandbox.simulator.control.control_requests import (
     SetRates,
 )
 from sandbox.simulator.control.faults import check_code
-from sandbox.simulator.control.scripted_data import Update, update
-from sandbox.simulator.pulse import Pulse
-from sandbox.simulator.simulated_plaid import Outcome, World
+from sandbox.simulator.control.scripted_data import Update, scripted_changes
+from sandbox.simulator.simulated_plaid import Outcome, SimulatedPlaid
 
 QUIET_WAIT_MAX_S = 60.0
 QUIET_POLL_S = 0.02
@@ -40,7 +40,7 @@ QUIET_POLL_S = 0.02
 class Control:
     """Handlers of the control API over one world."""
 
-    def __init__(self, world: World, pulse: Pulse) -> None:
+    def __init__(self, world: SimulatedPlaid, pulse: Pulse) -> None:
         self._world = world
         self._pulse = pulse
 
@@ -118,7 +118,7 @@ class Control:
         """Let exactly one dictated update happen at an Item."""
         wish = msgspec.json.decode(await request.read(), type=Update)
         item = self._world.item(wish.item_id)
-        outcome = self._world.dictate(item, lambda drawing: update(drawing, wish.changes))
+        outcome = self._world.apply_update(item, lambda drawing: scripted_changes(drawing, wish.changes))
         return _json(_outcome(outcome))
 
     async def activity(self, request: web.Request) -> web.Response:
@@ -140,9 +140,9 @@ class Control:
         for item in items:
             for _ in range(wish.times):
                 if wish.code == "SYNC_UPDATES_AVAILABLE":
-                    fired += world.announcer.tell_updates(item)
+                    fired += world.notifier.notify_updates(item)
                 else:
-                    fired += world.announcer.notify(item, wish.type, wish.code, wish.extra)
+                    fired += world.notifier.notify(item, wish.type, wish.code, wish.extra)
         return _json({"fired": fired})
 
     def _fire_body(self, wish: Fire, body: dict[str, Any]) -> int:
@@ -150,7 +150,7 @@ class Control:
         if url is None:
             raise ValueError("url is missing, and the simulator has no default one")
         for _ in range(wish.times):
-            self._world.announcer.send(url, body)
+            self._world.notifier.send(url, body)
         return wish.times
 
     async def rotate(self, request: web.Request) -> web.Response:
@@ -161,12 +161,12 @@ class Control:
 
     async def declare(self, request: web.Request) -> web.Response:
         """Declare a fault, or put an Item or an institution into a state."""
-        wish = msgspec.json.decode(await request.read(), type=MakeFault)
+        wish = msgspec.json.decode(await request.read(), type=DeclareFault)
         return _json(fault_injection.declare(self._world, wish))
 
     async def decide(self, request: web.Request) -> web.Response:
         """Declare what becomes of webhooks to come."""
-        fault_injection.decide(self._world, msgspec.json.decode(await request.read(), type=MakeFate))
+        fault_injection.decide(self._world, msgspec.json.decode(await request.read(), type=DeclareWebhookFault))
         return _json({"done": True})
 
     async def declared(self, _request: web.Request) -> web.Response:
@@ -175,7 +175,7 @@ class Control:
 
     async def withdraw(self, _request: web.Request) -> web.Response:
         """Forget the declared faults and fates."""
-        return _json({"withdrawn": self._world.faults.withdraw() + self._world.courier.withdraw()})
+        return _json({"withdrawn": self._world.faults.withdraw() + self._world.deliveries.withdraw()})
 
     async def rates(self, request: web.Request) -> web.Response:
         """Change how often the seed lets things go wrong."""
@@ -193,9 +193,9 @@ class Control:
         }
         if wish.sync_failures is not None:
             faults["failures"] = tuple(check_code(code) for code in wish.sync_failures)
-        world.courier.rates = dataclasses.replace(world.courier.rates, **webhooks)
+        world.deliveries.rates = dataclasses.replace(world.deliveries.rates, **webhooks)
         world.faults.rates = dataclasses.replace(world.faults.rates, **faults)
-        return _json({"webhooks": world.courier.rates, "sync": world.faults.rates})
+        return _json({"webhooks": world.deliveries.rates, "sync": world.faults.rates})
 
     async def limits(self, request: web.Request) -> web.Response:
         """Choose a table of rate limits and change single ones."""
@@ -232,7 +232,7 @@ class Control:
         endpoints: dict[str, dict[str, int]] = {}
         for (path, outcome), count in world.requests.items():
             endpoints.setdefault(path, {})[outcome] = count
-        courier = world.courier
+        courier = world.deliveries
         shown: dict[str, Any] = {
             "requests": endpoints,
             "webhooks": {**courier.counts, "waiting": courier.waiting, "in_flight": courier.in_flight},
@@ -250,14 +250,14 @@ class Control:
         wait_s = min(float(request.query.get("wait_s", "0")), QUIET_WAIT_MAX_S)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
-        while not world.courier.quiet and loop.time() < deadline:
+        while not world.deliveries.quiet and loop.time() < deadline:
             await asyncio.sleep(QUIET_POLL_S)
-        next_due_at = world.agenda.next_due_at()
+        next_due_at = world.tasks.next_due_at()
         return _json(
             {
-                "quiet": world.courier.quiet,
-                "waiting": world.courier.waiting,
-                "in_flight": world.courier.in_flight,
+                "quiet": world.deliveries.quiet,
+                "waiting": world.deliveries.waiting,
+                "in_flight": world.deliveries.in_flight,
                 "agenda": next_due_at.isoformat() if next_due_at else None,
             }
         )

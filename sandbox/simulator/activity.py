@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sandbox.simulator.simulated_plaid import World
+from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from sandbox.simulator.webhooks.sender import sleep_until
 
 TICK_S = 0.02
@@ -15,7 +15,7 @@ RATE_MAX = 5_000.0
 class Pulse:
     """The agenda's clockwork and the living bank's rate."""
 
-    def __init__(self, world: World, wake: asyncio.Event) -> None:
+    def __init__(self, world: SimulatedPlaid, wake: asyncio.Event) -> None:
         self._world = world
         self._wake = wake
         self._changed = asyncio.Event()
@@ -32,9 +32,9 @@ class Pulse:
     async def run_agenda(self) -> None:
         """Run what is due, and sleep until the next task."""
         while True:
-            self._world.agenda.run_due()
+            self._world.tasks.run_due()
             self._wake.clear()
-            await sleep_until(self._world.agenda.next_due_at(), self._world, self._wake)
+            await sleep_until(self._world.tasks.next_due_at(), self._world, self._wake)
 
     async def run_activity(self) -> None:
         """Step at the rate that was asked for; steps that a tick owes are made together."""

@@ -9,8 +9,8 @@ from projections.publish.outbox import ROWS_MAX
 from projections.publish.publisher import Committed, Publisher
 from runtime.kafka.reader import GatheringReader, Received, unread
 from runtime.retry import insist
-from sandbox.simulation.engine.wire import Wire
-from sandbox.simulation.memory.projections import Memory, OwnersOf
+from sandbox.simulation.engine.network import Connection
+from sandbox.simulation.memory.projection_tables import MemoryProjections, OwnersOf
 from sandbox.simulation.memory.store import Database
 
 READER = "projections"
@@ -24,7 +24,7 @@ class Projection:
     def __init__(
         self, owners: OwnersOf, *, on_quarantined: Callable[[str, Quarantined, str], None] = lambda *_: None
     ) -> None:
-        self.memory = Memory(owners)
+        self.memory = MemoryProjections(owners)
         self._on_quarantined = on_quarantined
         self._told: set[tuple[str, Quarantined]] = set()
         self.positions: dict[int, int] = {}
@@ -73,7 +73,7 @@ class Projection:
 class MemoryOutbox:
     """The publisher's side of the tables."""
 
-    def __init__(self, projection: Projection, database: Database, wire: Wire) -> None:
+    def __init__(self, projection: Projection, database: Database, wire: Connection) -> None:
         self._projection = projection
         self._database = database
         self._wire = wire
@@ -99,7 +99,7 @@ class Projector:
     """Takes what waits, folds it in one transaction, hands the events over."""
 
     def __init__(
-        self, projection: Projection, database: Database, wire: Wire, publisher: Publisher, rng: random.Random
+        self, projection: Projection, database: Database, wire: Connection, publisher: Publisher, rng: random.Random
     ) -> None:
         self._projection = projection
         self._database = database
