@@ -39,7 +39,7 @@ CARRIERS = frozenset(
         "projections/fold/fold.py",
         "projections/ledger/ledger.py",
         "projections/store/loader.py",
-        "sandbox/simulation/memory/projections.py",
+        "sandbox/simulation/memory/projection_tables.py",
         "projections/events/public_events.py",
         "projections/publish/browser_messages.py",
         "projections/read/queries.py",
