@@ -20,11 +20,11 @@ from runtime.kafka.clients import Appender
 from runtime.operators import operator_commands
 from runtime.operators.operator_commands import Operator, Outcome
 from runtime.scheduler import item_status, queue, runs
-from runtime.scheduler.item_status import Standing
+from runtime.scheduler.item_status import ItemStatus
 from runtime.scheduler.queue_status import QueueStatus
 from runtime.scheduler.stop_reasons import QUARANTINED
 from runtime.settings import Settings
-from runtime.users.commands import FreeRecords, Said
+from runtime.users.commands import Command, CommandWriter
 from runtime.users.vault import Vault
 from schemas.errors import Quarantine
 
@@ -85,7 +85,7 @@ def list_items(
         raise typer.BadParameter(f"--only is one of {', '.join(item_status.ONLY)}")
 
     async def work(connection: asyncpg.Connection) -> None:
-        found = await item_status.standings(connection, projection=SCHEMA, only=only, tenant=tenant, limit=limit)
+        found = await item_status.list_items(connection, projection=SCHEMA, only=only, tenant=tenant, limit=limit)
         say(console_of_lines(), {"items": found} if as_json else tables.items(found))
 
     with_postgres(work)
@@ -178,7 +178,7 @@ def show_letter(
     """Show a dead letter."""
 
     async def work(connection: asyncpg.Connection) -> None:
-        found = await dead_letters.letter(connection, number)
+        found = await dead_letters.find(connection, number)
         if found is None:
             raise Quarantine(f"there is no dead letter {number}")
         kept, key, value = found
@@ -244,7 +244,7 @@ async def _items_of(connection: asyncpg.Connection, numbers: Sequence[int]) -> l
         return list(dict.fromkeys(one.item_id for one in reversed(found) if one.item_id and one.is_quarantined))
     items: dict[str, None] = {}
     for number in numbers:
-        letter = await dead_letters.letter(connection, number)
+        letter = await dead_letters.find(connection, number)
         if letter is None:
             raise Quarantine(f"there is no dead letter {number}")
         if letter[0].item_id is None:
@@ -270,7 +270,7 @@ def _redrive(items: Sequence[str], *, by: str, dry_run: bool, as_json: bool) -> 
     _exit_for(outcomes)
 
 
-def _quarantined_told(item: Standing) -> dict[str, Any]:
+def _quarantined_told(item: ItemStatus) -> dict[str, Any]:
     since = min((quarantined.quarantined_at for quarantined in item.quarantines), default=None)
     reasons = [quarantined.reason for quarantined in item.quarantines]
     outcome = "would_be_redriven" if item.stopped == QUARANTINED else "nothing_to_redrive"
@@ -331,7 +331,9 @@ def _decided_text(told: dict[str, Any], verb: str) -> str:
     return _unread_text(told)
 
 
-async def _append(connection: asyncpg.Connection, operator: Operator, item: Standing, said: Said) -> dict[str, Any]:
+async def _append(
+    connection: asyncpg.Connection, operator: Operator, item: ItemStatus, said: Command
+) -> dict[str, Any]:
     """Append, and wait for what comes of it."""
     at = await operator.append(connection, item, said)
     place = {"partition": at.partition, "offset": at.offset}
@@ -367,7 +369,7 @@ async def _operator(by: str) -> AsyncIterator[Operator]:
     loaded = settings.load()
     appender = Appender(loaded, client="operator")
     try:
-        yield Operator(FreeRecords(loaded, appender, Vault(loaded.master_key())), by=decided_by(by))
+        yield Operator(CommandWriter(loaded, appender, Vault(loaded.master_key())), by=decided_by(by))
     finally:
         await appender.stop()
 
@@ -380,8 +382,8 @@ def decided_by(given: str) -> str:
         return "operator"
 
 
-async def _item(connection: asyncpg.Connection, item_id: str) -> Standing:
-    found = await item_status.standing(connection, item_id, projection=SCHEMA)
+async def _item(connection: asyncpg.Connection, item_id: str) -> ItemStatus:
+    found = await item_status.find(connection, item_id, projection=SCHEMA)
     if found is None:
         raise Quarantine(f"there is no item {item_id}, or its user was erased")
     return found

@@ -16,7 +16,7 @@ from runtime.operators import operator_commands
 from runtime.operators.operator_commands import Outcome
 from runtime.postgres.pool import snapshot
 from runtime.users import keys
-from runtime.users.commands import FreeRecords, Said
+from runtime.users.commands import Command, CommandWriter
 from runtime.users.vault import Vault
 from schemas.errors import Quarantine
 from schemas.ids import OWN_ID_BYTES
@@ -90,12 +90,12 @@ def _decide(review: str, *, approve: bool, own_id: str | None, by: str, as_json:
     raise typer.Exit(0 if is_read else 1)
 
 
-async def _append(connection: asyncpg.Connection, found: ReviewTarget, said: Said, *, by: str) -> Appended:
+async def _append(connection: asyncpg.Connection, found: ReviewTarget, said: Command, *, by: str) -> Appended:
     loaded = settings.load()
     appender = Appender(loaded, client="operator")
     try:
-        records = FreeRecords(loaded, appender, Vault(loaded.master_key()))
-        ticket = await records.ticket(connection, found.about)
+        records = CommandWriter(loaded, appender, Vault(loaded.master_key()))
+        ticket = await records.prepare(connection, found.about)
         return await records.append(found.about, said, ticket, Cause(operator_commands.CAUSE, by=by))
     finally:
         await appender.stop()

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from runtime.incidents.dead_letters import Kept
-from runtime.scheduler.item_status import QuarantinedSince, Standing
+from runtime.incidents.dead_letters import StoredDeadLetter
+from runtime.scheduler.item_status import ItemStatus, QuarantinedSince
 from runtime.scheduler.queue_status import QueuedItem, QueueState, QueueStatus
 from runtime.scheduler.runs import FinishedRun
 
@@ -44,7 +44,7 @@ def queue(status: QueueStatus) -> RenderableType:
     return Group(*(each for part in parts for each in ((Text(""), part) if isinstance(part, Table) else (part,))))
 
 
-def items(found: Sequence[Standing]) -> RenderableType:
+def items(found: Sequence[ItemStatus]) -> RenderableType:
     """Items, one a line."""
     if not found:
         return Text("No Items.")
@@ -65,7 +65,7 @@ def items(found: Sequence[Standing]) -> RenderableType:
     return _table(names, rows)
 
 
-def item(one: Standing, passes: Sequence[FinishedRun]) -> RenderableType:
+def item(one: ItemStatus, passes: Sequence[FinishedRun]) -> RenderableType:
     """All about an Item."""
     table = Table(box=None, show_header=False, pad_edge=False)
     bank = f"{one.institution_name or ''} ({one.institution_id})"
@@ -117,7 +117,7 @@ def item(one: Standing, passes: Sequence[FinishedRun]) -> RenderableType:
     return Group(*parts)
 
 
-def letters(found: Sequence[Kept]) -> RenderableType:
+def letters(found: Sequence[StoredDeadLetter]) -> RenderableType:
     """Dead letters, one a line."""
     if not found:
         return Text("No dead letters.")
@@ -166,7 +166,7 @@ def moment(at: datetime | None) -> str | None:
     return _moment(at)
 
 
-def place(one: Kept) -> str:
+def place(one: StoredDeadLetter) -> str:
     """Where a letter's record stands: topic, partition and offset."""
     return f"{one.topic}/{one.partition}@{'-' if one.source_offset is None else one.source_offset}"
 
@@ -286,7 +286,7 @@ def _client(status: QueueStatus) -> Iterable[RenderableType]:
         yield Text(f"webhooks: {loss['missed']} of {loss['sent']} that were looked into did not come ({share:.1f} %)")
 
 
-def _removals(one: Standing) -> str | None:
+def _removals(one: ItemStatus) -> str | None:
     if not one.missing_rows:
         return None
     return f"{one.missing_rows}, by changeset {one.missing_changeset_id}; look at them: tartan items approve --dry-run"

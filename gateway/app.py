@@ -41,7 +41,7 @@ from runtime.plaid.client import THREADS_SPARE, Plaid
 from runtime.postgres.errors import AWAY
 from runtime.postgres.pool import open_pool
 from runtime.settings import Settings
-from runtime.users.commands import FreeRecords
+from runtime.users.commands import CommandWriter
 from runtime.users.vault import Vault
 from schemas.errors import Retry
 
@@ -66,7 +66,7 @@ class Gateway:
         self._hub = hub
         tokens = StreamTokens(settings)
         waiting, vault = Waiting(), Vault(settings.master_key())
-        self._sayings = Sayings(FreeRecords(settings, appender, vault), pool=pool, waiting=waiting)
+        self._sayings = Sayings(CommandWriter(settings, appender, vault), pool=pool, waiting=waiting)
         self._cron = CronSecret(settings)
         self._items = Items(settings, pool=pool, plaid=plaid, vault=vault, waiting=waiting)
         banks = Banks(settings, pool=pool, plaid=plaid, vault=vault)

@@ -22,7 +22,7 @@ from runtime.kafka import faust_app
 from runtime.kafka.clients import Appender, LogEnds
 from runtime.kafka.continuity import LogContinuity
 from runtime.kafka.faust_app import Positions
-from runtime.kafka.schema_ids import Wire
+from runtime.kafka.schema_ids import SchemaIds
 from runtime.lifecycle import Running
 from runtime.postgres.instance_lock import alone
 from runtime.postgres.pool import open_pool
@@ -54,7 +54,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         for client in (appender, log):
             await client.start()
             stack.push_async_callback(client.stop)
-        wire = Wire(settings, pool)
+        wire = SchemaIds(settings, pool)
         publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix, wire=wire.prefixes)
         ownership = Ownership(Keyring(Vault(settings.master_key())))
         feeder = Feeder(settings, pool=pool, publisher=publisher, ownership=ownership)
@@ -100,7 +100,7 @@ async def _at_work(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.
         engine = await stack.enter_async_context(faust_app.running(app))
         tasks = [publishing, projecting, engine, lock]
         for work in (
-            continuity.watch(lambda: faust_app.assigned(app, topic), held=reader.held),
+            continuity.watch(lambda: faust_app.assigned(app, topic), unacknowledged=reader.unacknowledged),
             dead_letters.run(pool, appender, settings),
             _while_it_acts(feeder, lambda: Expiry(pool).run_forever()),
             _while_it_acts(feeder, lambda: Reconciler(pool, settings).keep()),

@@ -229,7 +229,7 @@ async def _started(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[N
     }
     for topic, continuity in parts.witnesses.items():
         works[f"continuity of {topic}"] = continuity.watch(
-            partial(faust_app.assigned, parts.app, topic), held=parts.readers[topic].held
+            partial(faust_app.assigned, parts.app, topic), unacknowledged=parts.readers[topic].unacknowledged
         )
     tasks += [asyncio.create_task(work, name=name) for name, work in works.items()]
     return [engine, *tasks]

@@ -72,7 +72,7 @@ class FetchDeltas:
         metrics.EXPIRED.inc()
         try:
             end = await self._world.log.end(claimed.partition)
-            await self._world.store.let_go(claimed, wait_offset=end - 1)
+            await self._world.store.release_untouched(claimed, wait_offset=end - 1)
         except Retry as error:
             _log.warning("not let go", item_id=claimed.item_id, reason=str(error))  # this lease expires, too
 

@@ -82,7 +82,7 @@ class Store(Protocol):
     async def release(self, claimed: Claimed, result: Released) -> bool:
         """Give an Item back; False where the lease was lost."""
 
-    async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
+    async def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
         """Give an Item back untouched, to wait for the follower."""
 
     async def expire(self, claimed: Claimed) -> None:
@@ -100,7 +100,7 @@ class Store(Protocol):
     def token(self, claimed: Claimed) -> str | None:
         """The Item's access token; None where there is none. Raises: Halt, where it does not open."""
 
-    async def gone_lately(self) -> tuple[int, int]:
+    async def count_gone(self) -> tuple[int, int]:
         """How many Items Plaid called gone within the hour, of how many."""
 
 

@@ -9,7 +9,7 @@ from cli.output import connected, console_of_lines, finish, say
 from projections.publish.republish import Progress, Republisher
 from runtime import settings
 from runtime.kafka.clients import Appender, LogEnds
-from runtime.kafka.schema_ids import Wire
+from runtime.kafka.schema_ids import SchemaIds
 from schemas.contract import subjects
 from schemas.topics import PUBLIC, Topic
 
@@ -47,7 +47,7 @@ async def _republish(
     began = time.monotonic()
     appender, log = Appender(loaded, client="republish"), LogEnds(loaded)
     async with connected(loaded) as database:
-        wire = subjects.wire_prefixes(await Wire(loaded, database).ids())
+        wire = subjects.wire_prefixes(await SchemaIds(loaded, database).ids())
         republisher = Republisher(
             database, appender, log, loaded, topic, prefixes=wire, on_progress=_Teller(topic), skips_expired=kept
         )

@@ -85,7 +85,7 @@ def _planned(loaded: Settings) -> Plan:
     async def look() -> Plan:
         try:
             async with connected(loaded) as postgres:
-                read = await topics.read_so_far(postgres)
+                read = await topics.read_progress(postgres)
         except Retry as error:
             told = await topics.planned(loaded)
             return replace(told, warnings=[*told.warnings, f"not compared with what was read: {error}"])
@@ -104,7 +104,7 @@ def _tell(told: Plan, *, as_json: bool) -> None:
                 "change": told.of("change"),
                 "refused": told.of("refuse"),
                 "warnings": told.warnings,
-                "strangers": told.strangers,
+                "strangers": told.unknown_topics,
             },
         )
     else:
@@ -116,7 +116,7 @@ def _show(told: Plan) -> None:
         typer.secho(f"WARNING: {line}", fg="red", err=True)
     for step in told.steps:
         typer.echo(step.line)
-    for name in told.strangers:
+    for name in told.unknown_topics:
         typer.echo(f"  {name}: not in the table; it is left alone")
     if not told.steps:
         typer.echo(AS_IT_IS)

@@ -9,7 +9,7 @@ import asyncpg
 from gateway.http.database import connected
 from gateway.http.poll import Waiting
 from gateway.http.problems import Problem
-from runtime.users.commands import About, FreeRecords, Said, Ticket
+from runtime.users.commands import Command, CommandTarget, CommandWriter, PreparedCommand
 from schemas.errors import Quarantine
 from schemas.log.records import Cause
 
@@ -25,23 +25,23 @@ class Sayings:
     A process that ends between two of them leaves nothing half done: the same key gives the same record again.
     """
 
-    def __init__(self, records: FreeRecords, *, pool: asyncpg.Pool, waiting: Waiting) -> None:
+    def __init__(self, records: CommandWriter, *, pool: asyncpg.Pool, waiting: Waiting) -> None:
         self._records = records
         self._pool = pool
         self._waiting = waiting
 
-    async def ticket(self, about: About, *, key: str | None, body: bytes) -> Ticket:
+    async def prepare(self, about: CommandTarget, *, key: str | None, body: bytes) -> PreparedCommand:
         """The record that a request is to become. `key` is the client's; `body` says all that is asked, and of what.
 
         Raises: Problem 409, where the user's key is gone.
         """
         async with connected(self._pool) as connection:
             try:
-                return await self._records.ticket(connection, about, key=key, body=body)
+                return await self._records.prepare(connection, about, key=key, body=body)
             except Quarantine as error:
                 raise Problem(HTTPStatus.CONFLICT, "user_without_key", "nothing can be said of this user") from error
 
-    async def is_accepted(self, ticket: Ticket) -> bool:
+    async def is_accepted(self, ticket: PreparedCommand) -> bool:
         """Whether the record counts already and readers see what it caused.
 
         Raises: Problem 409, where a record with another body was accepted under its key.
@@ -52,7 +52,9 @@ class Sayings:
             raise Problem(HTTPStatus.CONFLICT, "idempotency_key_reused", "this key came with another request before")
         return row is not None
 
-    async def say(self, about: About, said: Said, ticket: Ticket, *, cause: Cause, wait_s: float | None) -> bool:
+    async def say(
+        self, about: CommandTarget, said: Command, ticket: PreparedCommand, *, cause: Cause, wait_s: float | None
+    ) -> bool:
         """Append, and wait until readers see it; False where they do not within `wait_s`, by default WAIT_S.
 
         Raises: Retry, where Kafka does not answer; Problem 409, as `is_accepted`.

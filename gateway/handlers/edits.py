@@ -15,7 +15,7 @@ from gateway.http.problems import Fault, invalid, not_found
 from gateway.http.requests import Call, ok
 from projections.read import queries
 from projections.read.queries import Row
-from runtime.users.commands import About, Said
+from runtime.users.commands import Command, CommandTarget
 from schemas.encoding import catalogue, codec
 from schemas.events import TRANSACTION_EDITED
 from schemas.log import gate
@@ -25,7 +25,7 @@ from schemas.log.records import Cause, Edit
 class Edited(NamedTuple):
     """A transaction that is edited: the Item that it lives in, and the row as readers see it."""
 
-    about: About
+    about: CommandTarget
     row: Row
 
 
@@ -42,11 +42,11 @@ class Edits:
         edited = await self._edited(call)
         own_id = edited.row["id"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        ticket = await self._sayings.ticket(edited.about, key=key, body=f"edit\0{own_id}\0{text}".encode())
+        ticket = await self._sayings.prepare(edited.about, key=key, body=f"edit\0{own_id}\0{text}".encode())
         if not await self._sayings.is_accepted(ticket):
             _check_splits(fields, edited.row)
             event = codec.encode(Edit(own_id, edited.row["transaction_id"], text))
-            said = Said(gate.EDIT, [(TRANSACTION_EDITED, catalogue.EDIT, event)])
+            said = Command(gate.EDIT, [(TRANSACTION_EDITED, catalogue.EDIT, event)])
             cause = Cause(USER, by=call.tenant)
             if not await self._sayings.say(edited.about, said, ticket, cause=cause, wait_s=call.values["wait"]):
                 told = {"id": own_id, "changeset": ticket.id.hex(), "status": "accepted"}
@@ -59,7 +59,7 @@ class Edits:
             where = await connection.fetchrow(_ABOUT, call.tenant, own_id)
             if where is None:
                 raise not_found("transaction")
-            about = About(*where.values())
+            about = CommandTarget(*where.values())
             row = await queries.transaction(connection, about.user, own_id)
         assert row is not None, "one snapshot shows the row twice"
         return Edited(about, row)

@@ -65,7 +65,7 @@ class Reviews:
         if found.state == OPEN:
             said = reviews.build_decision(found.id, approve=wanted == APPROVED, own_id=chosen, by=call.tenant)
             body = f"review\0{found.id.hex()}\0{wanted}\0{chosen}".encode()
-            ticket = await self._sayings.ticket(found.about, key=call.values["Idempotency-Key"], body=body)
+            ticket = await self._sayings.prepare(found.about, key=call.values["Idempotency-Key"], body=body)
             cause, wait_s = Cause(USER, by=call.tenant), call.values["wait"]
             if not await self._sayings.is_accepted(ticket) and not await self._sayings.say(
                 found.about, said, ticket, cause=cause, wait_s=wait_s

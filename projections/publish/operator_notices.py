@@ -11,7 +11,7 @@ from projections.model.unit_of_work import UnitOfWork
 from projections.store.loader import QUARANTINED_BY
 from runtime import logs
 from runtime.incidents import dead_letters, incidents
-from runtime.incidents.dead_letters import Letter
+from runtime.incidents.dead_letters import NewDeadLetter
 from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.scheduler import enqueue
 from schemas.errors import Halt
@@ -33,24 +33,24 @@ async def write_notices(
     """
     if admission.quarantines:
         await _check_rate(connection, admission, quarantines_max, window_s)
-        await dead_letters.put(connection, [_letter(item_quarantine) for item_quarantine in admission.quarantines])
+        await dead_letters.write(connection, [_letter(item_quarantine) for item_quarantine in admission.quarantines])
         for item_quarantine in admission.quarantines:
             if item_quarantine.redrive is None:
-                await incidents.seen(
+                await incidents.report(
                     connection, incidents.ITEM_QUARANTINED, item_quarantine.item_id, item_quarantine.reason
                 )
     redriven = _redriven(admission)
     if redriven:
-        await dead_letters.redriven(connection, QUARANTINED_BY, redriven)
+        await dead_letters.mark_redriven(connection, QUARANTINED_BY, redriven)
         # follow_heads may have made the Item due before its item_quarantine ended here, and a claim found it quarantined still.
         await enqueue.mark_again(connection, [], redriven=list(redriven))
         for item_id in redriven:
-            await incidents.over(connection, incidents.ITEM_QUARANTINED, item_id)
+            await incidents.close(connection, incidents.ITEM_QUARANTINED, item_id)
     for item_id, detail in working.withheld_removals.items():
         if detail is None:
-            await incidents.over(connection, incidents.REMOVALS_WITHHELD, item_id)
+            await incidents.close(connection, incidents.REMOVALS_WITHHELD, item_id)
         else:
-            await incidents.seen(connection, incidents.REMOVALS_WITHHELD, item_id, detail)
+            await incidents.report(connection, incidents.REMOVALS_WITHHELD, item_id, detail)
 
 
 async def _check_rate(
@@ -66,7 +66,7 @@ async def _check_rate(
     fresh = [one for one in admission.quarantines if (one.item_id, one.first_offset) not in redrives]
     if not fresh:
         return
-    quarantined = await dead_letters.rate(connection, QUARANTINED_BY, window_s)
+    quarantined = await dead_letters.count_quarantined(connection, QUARANTINED_BY, window_s)
     if quarantined > quarantines_max:
         raise TooManyQuarantined(
             f"{quarantined} Items quarantined within {window_s:g} s, at most {quarantines_max}: nothing of this batch is"
@@ -80,14 +80,14 @@ async def open_stop_incident(connection: asyncpg.Connection, error: TooManyQuara
     The stop itself must not fail because Postgres is away too.
     """
     try:
-        await incidents.seen(connection, incidents.DEAD_LETTERS, QUARANTINED_BY, str(error))
+        await incidents.report(connection, incidents.DEAD_LETTERS, QUARANTINED_BY, str(error))
     except POSTGRES_ERRORS as away:
         _log.warning("incident is not written", reason=type(away).__name__)
 
 
-def _letter(item_quarantine: ItemQuarantine) -> Letter:
+def _letter(item_quarantine: ItemQuarantine) -> NewDeadLetter:
     original = item_quarantine.original
-    return Letter(
+    return NewDeadLetter(
         QUARANTINED_BY,
         CHANGESETS.name,
         original.partition,

@@ -8,7 +8,7 @@ import asyncpg
 
 from projections.read import queries
 from projections.read.queries import Row
-from runtime.users.commands import About, Said
+from runtime.users.commands import Command, CommandTarget
 from schemas.encoding import catalogue, codec
 from schemas.events import APPROVE_REVIEW, DECISION_MADE, REJECT_REVIEW
 from schemas.log import gate
@@ -33,7 +33,7 @@ class ReviewTarget(NamedTuple):
     `available`: those that it may still be.
     """
 
-    about: About
+    about: CommandTarget
     id: bytes
     state: str
     chosen: str | None
@@ -71,7 +71,7 @@ async def find(connection: asyncpg.Connection, review_id: bytes, *, tenant: str 
     row = await connection.fetchrow(_WHERE, review_id, tenant)
     if row is None:
         return None
-    about = About(row["item_id"], row["user_number"], row["partition"])
+    about = CommandTarget(row["item_id"], row["user_number"], row["partition"])
     told = await _told(connection, row)
     return ReviewTarget(
         about,
@@ -83,11 +83,11 @@ async def find(connection: asyncpg.Connection, review_id: bytes, *, tenant: str 
     )
 
 
-def build_decision(review_id: bytes, *, approve: bool, own_id: str | None = None, by: str | None = None) -> Said:
+def build_decision(review_id: bytes, *, approve: bool, own_id: str | None = None, by: str | None = None) -> Command:
     """That the held transaction is the candidate with this own id, or the only one there is; or that it is none."""
     detail = None if own_id is None else json.dumps({"own_id": own_id})
     made = Decision(review_id.hex(), APPROVE_REVIEW if approve else REJECT_REVIEW, by, detail)
-    return Said(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(made))])
+    return Command(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(made))])
 
 
 async def _told(connection: asyncpg.Connection, row: asyncpg.Record) -> Row:

@@ -40,7 +40,7 @@ async def require(connection: asyncpg.Connection, settings: Settings, *, restart
         )
     )
     topic, has_archive = full_name(CHANGESETS, settings.topic_prefix), store.configured(settings)
-    plan = await topics.planned(settings, await topics.read_so_far(connection))
+    plan = await topics.planned(settings, await topics.read_progress(connection))
     _refuse(list(of_topic(plan.steps, topic=topic, has_archive=has_archive)))
     async with opened_log(settings) as log:
         extents = await log.completeness(list(live))

@@ -32,7 +32,7 @@ LIST_MAX = 500
 _log = logs.logger(__name__)
 
 
-class Letter(NamedTuple):
+class NewDeadLetter(NamedTuple):
     """What is set aside. `source_offset` None: an update of which no record could be made.
 
     Only sealed bytes are in `value`, and `reason` says nothing that the bank said.
@@ -49,7 +49,7 @@ class Letter(NamedTuple):
     attempts: int = 1
 
 
-class Kept(NamedTuple):
+class StoredDeadLetter(NamedTuple):
     """A letter as operators see it; its original is only told by size."""
 
     number: int
@@ -68,7 +68,7 @@ class Kept(NamedTuple):
     is_quarantined: bool
 
 
-async def put(connection: asyncpg.Connection, letters: Sequence[Letter]) -> None:
+async def write(connection: asyncpg.Connection, letters: Sequence[NewDeadLetter]) -> None:
     """Write letters.
 
     Idempotence: a record has one letter, however often it is read; an Item has one open letter of a stage without a
@@ -83,13 +83,13 @@ async def put(connection: asyncpg.Connection, letters: Sequence[Letter]) -> None
             await connection.execute(_PUT_UNPLACED, *_values(one))
 
 
-async def redriven(connection: asyncpg.Connection, stage: str, offsets: Mapping[str, int]) -> None:
+async def mark_redriven(connection: asyncpg.Connection, stage: str, offsets: Mapping[str, int]) -> None:
     """Note that a stage's letters of Items were dealt with: those of records below each Item's redrive."""
     if offsets:
         await connection.execute(_REDRIVEN, stage, list(offsets), list(offsets.values()))
 
 
-async def rate(connection: asyncpg.Connection, reader: str, window_s: float) -> int:
+async def count_quarantined(connection: asyncpg.Connection, reader: str, window_s: float) -> int:
     """How many Items a reader set aside within the last so many seconds, those of this transaction too.
 
     A redrive that failed is not counted: its Item was set aside before.
@@ -105,19 +105,21 @@ async def list_letters(
     open_only: bool = False,
     before: int | None = None,
     limit: int = 100,
-) -> list[Kept]:
+) -> list[StoredDeadLetter]:
     """Letters, newest first; `before` a number, `open_only` those that no redrive dealt with."""
     rows = await connection.fetch(_LIST, item_id, stage, open_only, before, min(limit, LIST_MAX))
-    return [Kept(*row.values()) for row in rows]
+    return [StoredDeadLetter(*row.values()) for row in rows]
 
 
-async def letter(connection: asyncpg.Connection, number: int) -> tuple[Kept, bytes | None, bytes | None] | None:
+async def find(
+    connection: asyncpg.Connection, number: int
+) -> tuple[StoredDeadLetter, bytes | None, bytes | None] | None:
     """One letter with the key and value of its sealed original; None where there is none."""
     row = await connection.fetchrow(_LETTER, number)
     if row is None:
         return None
     *kept, key, value = row.values()
-    return Kept(*kept), key, value
+    return StoredDeadLetter(*kept), key, value
 
 
 async def purge(
@@ -191,7 +193,7 @@ def _record(row: asyncpg.Record, value: bytes | None) -> DeadLetter:
     )
 
 
-def _values(one: Letter) -> tuple[object, ...]:
+def _values(one: NewDeadLetter) -> tuple[object, ...]:
     return (
         one.stage,
         one.topic,

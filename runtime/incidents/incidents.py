@@ -115,12 +115,12 @@ _CLIENT = "client"
 _SUSPECTED = "too_many_gone"
 """Code of a pass whose Item Plaid called gone, and was not believed."""
 _OF_PASS = (SYNC_FAILING, ITEM_REFUSED, ITEM_GONE)
-"""What a pass ends. A item_quarantine is ended by its redrive alone: `settle` sees that."""
+"""What a pass ends. A item_quarantine is ended by its redrive alone: `close_ended` sees that."""
 _LIMITED = "RATE_LIMIT_EXCEEDED"
 
 
 class Incident(Struct, frozen=True):
-    """One incident. `told`: operators know that it began."""
+    """One incident. `alerted`: operators know that it began."""
 
     incident: int
     kind: str
@@ -130,45 +130,45 @@ class Incident(Struct, frozen=True):
     opened_at: datetime
     last_at: datetime
     closed_at: datetime | None
-    told: bool
+    alerted: bool
 
 
-def words_of(kind: str) -> Kind:
+def describe(kind: str) -> Kind:
     """What a kind is called, for those too that an older or newer version has written."""
     return KINDS.get(kind, _UNKNOWN)
 
 
-async def seen(connection: asyncpg.Connection, kind: str, subject: str, detail: str) -> None:
+async def report(connection: asyncpg.Connection, kind: str, subject: str, detail: str) -> None:
     """Open an incident, or count it once more while it is open."""
     await connection.execute(_SEEN, kind, subject, detail[:DETAIL_CHARACTERS_MAX])
 
 
-async def over(connection: asyncpg.Connection, kind: str, subject: str) -> None:
+async def close(connection: asyncpg.Connection, kind: str, subject: str) -> None:
     """Close an incident, if it is open."""
-    await over_all(connection, [kind], subject)
+    await close_all(connection, [kind], subject)
 
 
-async def over_all(connection: asyncpg.Connection, kinds: Collection[str], subject: str) -> None:
+async def close_all(connection: asyncpg.Connection, kinds: Collection[str], subject: str) -> None:
     """Close the incidents of these kinds that a subject has open."""
     await connection.execute(_OVER, list(kinds), subject)
 
 
-async def after_sync_run(connection: asyncpg.Connection, claimed: Claimed, result: Released) -> None:
+async def record_sync_run(connection: asyncpg.Connection, claimed: Claimed, result: Released) -> None:
     """Open or close what a pass over an Item says of it.
 
     Idempotence: every call with the same outcome is one sight more of the same incident.
     """
     if (result.error or {}).get("code") == _SUSPECTED:
-        await seen(connection, TOO_MANY_GONE, _CLIENT, _error_text(result))
+        await report(connection, TOO_MANY_GONE, _CLIENT, _error_text(result))
     now = _kind_of(claimed, result)
     if now is not None and now != ITEM_QUARANTINED:  # who quarantines an Item opens that, with the item_quarantine
-        await seen(connection, now, claimed.item_id, _error_text(result))
+        await report(connection, now, claimed.item_id, _error_text(result))
     if result.stopped is None and (result.outcome == "failed" or result.attempts):
         return  # nothing is over while attempts fail, or wait for a quota
-    await over_all(connection, [kind for kind in _OF_PASS if kind != now], claimed.item_id)
+    await close_all(connection, [kind for kind in _OF_PASS if kind != now], claimed.item_id)
 
 
-async def settle(connection: asyncpg.Connection) -> int:
+async def close_ended(connection: asyncpg.Connection) -> int:
     """Close what is over by what stands in the tables: no pass says so of each. Gives how many.
 
     Items that have gone on, are unlinked, redriven or erased since; a client none of whose Items is suspected to be
@@ -191,20 +191,20 @@ async def open_counts(connection: asyncpg.Connection) -> dict[str, int]:
     return {row["kind"]: row["open"] for row in await connection.fetch(_OPEN_COUNTS)}
 
 
-async def claim_telling(connection: asyncpg.Connection) -> bool:
+async def claim_alerting(connection: asyncpg.Connection) -> bool:
     """Become the one who tells, until the transaction ends; False where another one does."""
-    return bool(await connection.fetchval(_CLAIM_TELLING))
+    return bool(await connection.fetchval(_CLAIM_ALERTING))
 
 
-async def untold(connection: asyncpg.Connection, limit: int) -> list[Incident]:
+async def unalerted(connection: asyncpg.Connection, limit: int) -> list[Incident]:
     """Beginnings and ends that operators were not told of, in the order in which they happened."""
-    return [Incident(*row) for row in await connection.fetch(_UNTOLD, limit)]
+    return [Incident(*row) for row in await connection.fetch(_UNALERTED, limit)]
 
 
-async def mark_told(connection: asyncpg.Connection, told: Sequence[Incident]) -> None:
+async def mark_alerted(connection: asyncpg.Connection, told: Sequence[Incident]) -> None:
     """Note that operators were told of incidents as they were read; an end that came later is still to be told."""
     ended = [one.incident for one in told if one.closed_at is not None]
-    await connection.execute(_MARK_TOLD, [one.incident for one in told], ended)
+    await connection.execute(_MARK_ALERTED, [one.incident for one in told], ended)
 
 
 async def purge(connection: asyncpg.Connection) -> int:
@@ -268,7 +268,7 @@ _SETTLE_QUIET = """
     WHERE closed_at IS NULL AND kind = $1 AND last_at < tartan.clock() - make_interval(secs => $2)
     RETURNING incident"""
 
-_COLUMNS = "incident, kind, subject, detail, count, opened_at, last_at, closed_at, alerted_at IS NOT NULL AS told"
+_COLUMNS = "incident, kind, subject, detail, count, opened_at, last_at, closed_at, alerted_at IS NOT NULL AS alerted"
 
 # A tenant reads of a bank's outage where it reads of breakers.
 _OPEN = f"""
@@ -280,14 +280,14 @@ _OPEN = f"""
 _OPEN_COUNTS = "SELECT kind, count(*) AS open FROM tartan.incidents WHERE closed_at IS NULL GROUP BY kind"
 
 # One teller at a time keeps the order. It holds no row while a receiver is slow: passes go on counting what they see.
-_CLAIM_TELLING = "SELECT pg_try_advisory_xact_lock(hashtextextended('tartan.incidents.telling', 0))"
+_CLAIM_ALERTING = "SELECT pg_try_advisory_xact_lock(hashtextextended('tartan.incidents.telling', 0))"
 
-_UNTOLD = f"""
+_UNALERTED = f"""
     SELECT {_COLUMNS} FROM tartan.incidents
     WHERE alerted_at IS NULL OR (closed_at IS NOT NULL AND end_alerted_at IS NULL)
     ORDER BY CASE WHEN alerted_at IS NULL THEN opened_at ELSE closed_at END, incident LIMIT $1"""
 
-_MARK_TOLD = """
+_MARK_ALERTED = """
     UPDATE tartan.incidents
     SET alerted_at = coalesce(alerted_at, tartan.clock()),
         end_alerted_at = CASE WHEN incident = ANY($2::bigint[]) THEN tartan.clock() ELSE end_alerted_at END

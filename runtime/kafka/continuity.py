@@ -74,10 +74,12 @@ class LogContinuity:
         known, _ = await self._checked(partitions)
         return known
 
-    async def watch(self, assigned: Callable[[], Collection[int]], *, held: Callable[[], Collection[int]]) -> None:
+    async def watch(
+        self, assigned: Callable[[], Collection[int]], *, unacknowledged: Callable[[], Collection[int]]
+    ) -> None:
         """Check every minute what is assigned, for ever.
 
-        `held`: partitions of which the reader has records in hand. Where the log goes on, the reader stood still from
+        `unacknowledged`: partitions of which the reader has records in hand. Where the log goes on, the reader stood still from
         one look to the next and has nothing in hand, its source has ceased to deliver, which was seen after a broker
         and Postgres had died one after the other: it says nothing by itself, and a new start reads on.
         Raises: Halt.
@@ -94,7 +96,7 @@ class LogContinuity:
             stands = {number: known.get(number, Position(0)).next for number in ends}
             behind = {number: at for number, at in stands.items() if at < ends[number].end}
             still = sorted(number for number, at in behind.items() if before.get(number) == at)
-            silent = [number for number in still if number not in held()]
+            silent = [number for number in still if number not in unacknowledged()]
             if silent:
                 raise Halt(f"{self._reader} is not given what follows in {self._topic}, partitions {silent}")
             before = behind

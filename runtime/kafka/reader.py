@@ -98,7 +98,7 @@ class GatheringReader:
         self._room.set()
         return records
 
-    def held(self) -> set[int]:
+    def unacknowledged(self) -> set[int]:
         """Partitions of which records wait or are taken and not acknowledged."""
         return {record.partition for record, _ in self._waiting} | {partition for partition, _ in self._taken}
 

@@ -27,7 +27,7 @@ class NotRegistered(Retry):
     """The registry answers and lacks a schema."""
 
 
-class Wire:
+class SchemaIds:
     """What stands before each event of one installation."""
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool | asyncpg.Connection) -> None:

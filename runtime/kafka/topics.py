@@ -16,7 +16,7 @@ from aiokafka.errors import (
 )
 
 from runtime.kafka.clients import connection
-from runtime.kafka.topics_plan import Found, Plan, Read, Step, Wanted, plan
+from runtime.kafka.topics_plan import ExistingTopic, Plan, PlannedTopic, ReadProgress, Step, plan
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 from schemas.topics import CHANGESETS, TOPICS, WEBHOOKS, full_name
@@ -29,10 +29,10 @@ LOOK_EVERY_S = 0.05
 OWN = 1
 """Kafka's number for a setting that was made for the topic itself (DescribeConfigs, DYNAMIC_TOPIC_CONFIG)."""
 
-NOTHING_READ: Mapping[str, Read] = {}
+NOTHING_READ: Mapping[str, ReadProgress] = {}
 
 
-async def planned(settings: Settings, read: Mapping[str, Read] = NOTHING_READ) -> Plan:
+async def planned(settings: Settings, read: Mapping[str, ReadProgress] = NOTHING_READ) -> Plan:
     """Compare the cluster with the table and, where it was asked, with what Postgres has read.
 
     Raises: Retry, where Kafka does not answer.
@@ -123,21 +123,21 @@ async def change(settings: Settings, steps: Sequence[Step]) -> None:
         await _until(in_force, f"settings are not in force: {', '.join(changes)}")
 
 
-async def read_so_far(postgres: asyncpg.Connection) -> dict[str, Read]:
+async def read_progress(postgres: asyncpg.Connection) -> dict[str, ReadProgress]:
     """How far the readers of each topic have come, by the topic's short name."""
     rows = {row["reader"]: row for row in await postgres.fetch(_POSITIONS)}
     changesets = [row for reader, row in rows.items() if reader != "mark_due"]
     webhooks = [row for reader, row in rows.items() if reader == "mark_due"]
     known = rows["projections"]["partitions"]
     return {
-        CHANGESETS.name: Read(max(row["furthest"] for row in changesets), known or None),
-        WEBHOOKS.name: Read(max((row["furthest"] for row in webhooks), default=0), None),
+        CHANGESETS.name: ReadProgress(max(row["furthest"] for row in changesets), known or None),
+        WEBHOOKS.name: ReadProgress(max((row["furthest"] for row in webhooks), default=0), None),
     }
 
 
-def _wanted(settings: Settings) -> list[Wanted]:
+def _wanted(settings: Settings) -> list[PlannedTopic]:
     return [
-        Wanted(
+        PlannedTopic(
             topic,
             full_name(topic, settings.topic_prefix),
             settings.partitions,
@@ -158,7 +158,7 @@ def _wanted(settings: Settings) -> list[Wanted]:
     ]
 
 
-async def _found(admin: AIOKafkaAdminClient, settings: Settings) -> dict[str, Found]:
+async def _found(admin: AIOKafkaAdminClient, settings: Settings) -> dict[str, ExistingTopic]:
     """The topics of the table that are there, and all others that have our prefix."""
     names = {row.name for row in _wanted(settings)}
     there = [name for name in await admin.list_topics() if name in names or _is_ours(name, settings.topic_prefix)]
@@ -169,7 +169,7 @@ def _is_ours(name: str, prefix: str) -> bool:
     return bool(prefix) and name.startswith(prefix)
 
 
-async def _described(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, Found]:
+async def _described(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, ExistingTopic]:
     """Partitions and replicas of these topics, as yet without their settings; no partitions where one is missing."""
     found = {}
     for row in await admin.describe_topics(names):
@@ -179,11 +179,11 @@ async def _described(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, 
         partitions = row["partitions"]
         led = sum(partition["leader"] >= 0 for partition in partitions)  # a broker that is away leads nothing
         fewest = min((len(partition["replicas"]) for partition in partitions), default=0)
-        found[row["topic"]] = Found(len(partitions), led, fewest, {}, {})
+        found[row["topic"]] = ExistingTopic(len(partitions), led, fewest, {}, {})
     return found
 
 
-async def _configured(admin: AIOKafkaAdminClient, found: Mapping[str, Found]) -> dict[str, Found]:
+async def _configured(admin: AIOKafkaAdminClient, found: Mapping[str, ExistingTopic]) -> dict[str, ExistingTopic]:
     """The same topics with their settings, without those that are not there."""
     there = [name for name, one in found.items() if one.partitions]
     asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in there]

@@ -13,7 +13,7 @@ LOSING = {RETENTION: "-1", "retention.bytes": "-1", POLICY: "delete"}
 """Settings by which a topic loses records, with the value at which none is lost."""
 
 
-class Wanted(NamedTuple):
+class PlannedTopic(NamedTuple):
     """A topic as the table and the settings want it."""
 
     topic: Topic
@@ -23,7 +23,7 @@ class Wanted(NamedTuple):
     settings: Mapping[str, str]
 
 
-class Found(NamedTuple):
+class ExistingTopic(NamedTuple):
     """A topic as the cluster has it: its fewest replicas, how many partitions have a leader, its settings in force.
 
     `own` are the settings that were made for it; the others come from the cluster's defaults.
@@ -36,7 +36,7 @@ class Found(NamedTuple):
     own: Mapping[str, str]
 
 
-class Read(NamedTuple):
+class ReadProgress(NamedTuple):
     """What Postgres knows of a topic: how far its readers have come, and of how many partitions it keeps positions.
 
     `partitions` None: no reader keeps one of every partition.
@@ -73,12 +73,12 @@ class Step(Struct, frozen=True):
 class Plan(Struct, frozen=True):
     """All differences. `warnings`: truth that is being lost, and what was not compared.
 
-    `strangers`: topics of our prefix that the table does not name.
+    `unknown_topics`: topics of our prefix that the table does not name.
     """
 
     steps: list[Step] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
+    unknown_topics: list[str] = field(default_factory=list)
 
     def of(self, action: str) -> list[Step]:
         """The steps of one kind."""
@@ -86,7 +86,12 @@ class Plan(Struct, frozen=True):
 
 
 def plan(
-    wanted: Iterable[Wanted], found: Mapping[str, Found], read: Mapping[str, Read], *, prefix: str, address: str
+    wanted: Iterable[PlannedTopic],
+    found: Mapping[str, ExistingTopic],
+    read: Mapping[str, ReadProgress],
+    *,
+    prefix: str,
+    address: str,
 ) -> Plan:
     """Compare. `found` by full name, `read` by the topic's short name, as far as Postgres could be asked."""
     rows = list(wanted)
@@ -94,11 +99,13 @@ def plan(
     warnings = [line for row in rows if row.name in found for line in _losses(row, found[row.name])]
     # Without a prefix every topic of the cluster would be a stranger.
     ours = {row.name for row in rows}
-    strangers = sorted(name for name in found if prefix and name.startswith(prefix) and name not in ours)
-    return Plan(steps, warnings, strangers)
+    unknown_topics = sorted(name for name in found if prefix and name.startswith(prefix) and name not in ours)
+    return Plan(steps, warnings, unknown_topics)
 
 
-def _steps(wanted: Wanted, found: Found | None, read: Read | None, address: str) -> Iterator[Step]:
+def _steps(
+    wanted: PlannedTopic, found: ExistingTopic | None, read: ReadProgress | None, address: str
+) -> Iterator[Step]:
     numbered = f"{wanted.partitions} partitions"
     if read is not None and read.partitions is not None and read.partitions != wanted.partitions:
         yield Step(
@@ -126,7 +133,7 @@ def _steps(wanted: Wanted, found: Found | None, read: Read | None, address: str)
         yield from _differences(wanted, found, address)
 
 
-def _differences(wanted: Wanted, found: Found, address: str) -> Iterator[Step]:
+def _differences(wanted: PlannedTopic, found: ExistingTopic, address: str) -> Iterator[Step]:
     if found.partitions != wanted.partitions:
         yield Step(
             "refuse",
@@ -153,7 +160,7 @@ def _differences(wanted: Wanted, found: Found, address: str) -> Iterator[Step]:
             yield _change(wanted, found, setting, old, new)
 
 
-def _change(wanted: Wanted, found: Found, setting: str, old: str, new: str) -> Step:
+def _change(wanted: PlannedTopic, found: ExistingTopic, setting: str, old: str, new: str) -> Step:
     if setting == REPLICAS_IN_SYNC and int(new) > found.replicas:
         return Step(
             "refuse",
@@ -174,7 +181,7 @@ def _kept_ms(settings: Mapping[str, str]) -> int:
     return int(settings[RETENTION]) if "delete" in settings[POLICY] else FOR_EVER
 
 
-def _losses(wanted: Wanted, found: Found) -> Iterator[str]:
+def _losses(wanted: PlannedTopic, found: ExistingTopic) -> Iterator[str]:
     """In which settings a topic that nothing can make again loses records."""
     if wanted.topic.retention_ms is not None:
         return

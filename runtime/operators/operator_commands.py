@@ -11,9 +11,9 @@ from enum import StrEnum
 import asyncpg
 
 from runtime.kafka.clients import Appended
-from runtime.scheduler.item_status import Standing
+from runtime.scheduler.item_status import ItemStatus
 from runtime.scheduler.leases import FOLLOWER, QUARANTINE
-from runtime.users.commands import About, FreeRecords, Said
+from runtime.users.commands import Command, CommandTarget, CommandWriter
 from schemas.encoding import catalogue, codec
 from schemas.errors import Quarantine
 from schemas.events import APPROVE_REMOVALS, DECISION_MADE, REJECT_REMOVALS
@@ -35,12 +35,12 @@ class Outcome(StrEnum):
     APPENDED = "appended"
 
 
-def redrive() -> Said:
+def redrive() -> Command:
     """That what is withheld of an Item is to be tried again."""
-    return Said(gate.REDRIVE, [])
+    return Command(gate.REDRIVE, [])
 
 
-def decision(item: Standing, *, approve: bool, by: str) -> Said:
+def decision(item: ItemStatus, *, approve: bool, by: str) -> Command:
     """That removals which a restated history implies are right, or wrong.
 
     Raises: Quarantine, where none wait.
@@ -48,24 +48,24 @@ def decision(item: Standing, *, approve: bool, by: str) -> Said:
     if not item.missing_rows or item.missing_changeset_id is None:
         raise Quarantine(f"item {item.item_id} has no removals that wait for a decision")
     made = Decision(item.missing_changeset_id, APPROVE_REMOVALS if approve else REJECT_REMOVALS, by)
-    return Said(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(made))])
+    return Command(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(made))])
 
 
 class Operator:
     """Appends in an operator's name. Readers answer for what came of it."""
 
-    def __init__(self, records: FreeRecords, *, by: str) -> None:
+    def __init__(self, records: CommandWriter, *, by: str) -> None:
         self._records = records
         self._cause = Cause(CAUSE, by=by)
 
-    async def append(self, connection: asyncpg.Connection, item: Standing, said: Said) -> Appended:
+    async def append(self, connection: asyncpg.Connection, item: ItemStatus, said: Command) -> Appended:
         """Append a free record about an Item.
 
         Idempotence: each call makes a new record, which changes nothing that an earlier one has changed.
         Raises: Quarantine, where the user was erased; InDoubt, where no answer came; Retry.
         """
-        about = About(item.item_id, item.user, item.partition)
-        ticket = await self._records.ticket(connection, about)
+        about = CommandTarget(item.item_id, item.user, item.partition)
+        ticket = await self._records.prepare(connection, about)
         return await self._records.append(about, said, ticket, self._cause)
 
 
@@ -79,7 +79,7 @@ async def is_read(connection: asyncpg.Connection, at: Appended, *, within_s: flo
     return True
 
 
-async def quarantine(connection: asyncpg.Connection, item: Standing, *, reason: str) -> bool:
+async def quarantine(connection: asyncpg.Connection, item: ItemStatus, *, reason: str) -> bool:
     """Set an Item aside until it is redriven; False where it is quarantined already.
 
     A pass that is under way ends as it would have; nothing is claimed afterwards, but an unlink.

@@ -174,12 +174,12 @@ async def want_sync(connection: asyncpg.Connection, item_id: str, *, whole: bool
 
 async def tell(connection: asyncpg.Connection, key: Key, detail: str) -> None:
     """Open the incident of an account's gap, or count it once more."""
-    await incidents.seen(connection, incidents.BALANCE_GAP, _subject(key), detail)
+    await incidents.report(connection, incidents.BALANCE_GAP, _subject(key), detail)
 
 
 async def tell_over(connection: asyncpg.Connection, key: Key) -> None:
     """Close the incident of an account's gap, if it is open."""
-    await incidents.over(connection, incidents.BALANCE_GAP, _subject(key))
+    await incidents.close(connection, incidents.BALANCE_GAP, _subject(key))
 
 
 async def forget(connection: asyncpg.Connection, keys: Sequence[Key]) -> None:

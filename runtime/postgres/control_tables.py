@@ -246,7 +246,7 @@ sync_runs = Table(
     Column("changeset_offset", BigInteger, comment="of the last record appended, in the partition of the Item"),
     Index("sync_runs_item", "item_id", "run"),  # an Item's history
     Index("sync_runs_failed", "run", postgresql_where=text("outcome = 'failed'")),  # queue status: the last 50
-    # leases.gone_lately: removals that were believed without Plaid's word.
+    # leases.count_gone: removals that were believed without Plaid's word.
     Index("sync_runs_unlinked", "started_at", postgresql_where=text("outcome = 'unlinked'")),
 )
 

@@ -57,7 +57,7 @@ async def failed(connection: asyncpg.Connection, institution_id: str, code: str,
         opens = row["tries"] if row["open"] else row["failures"] >= failures_max
         if opens:
             await connection.execute(_OPEN, institution_id, wait_s(row["trips"] + 1))
-            await incidents.seen(connection, incidents.INSTITUTION_DOWN, institution_id, code)
+            await incidents.report(connection, incidents.INSTITUTION_DOWN, institution_id, code)
     if opens or row["open"]:
         await _hold(connection, institution_id)
     return bool(opens or row["open"])
@@ -96,7 +96,7 @@ async def forget(connection: asyncpg.Connection) -> int:
     async with connection.transaction():
         rows = await connection.fetch(_FORGET)
         for row in rows:
-            await incidents.over(connection, incidents.INSTITUTION_DOWN, row["institution_id"])
+            await incidents.close(connection, incidents.INSTITUTION_DOWN, row["institution_id"])
     return len(rows)
 
 
@@ -128,7 +128,7 @@ async def _close(connection: asyncpg.Connection, institution_id: str, changed_at
     async with connection.transaction():
         closed = await connection.fetchval(_CLOSE, institution_id, changed_at)
         if closed is not None:
-            await incidents.over(connection, incidents.INSTITUTION_DOWN, institution_id)
+            await incidents.close(connection, incidents.INSTITUTION_DOWN, institution_id)
     return closed is not None
 
 

@@ -24,7 +24,7 @@ class QuarantinedSince(Struct):
     quarantined_at: datetime
 
 
-class Standing(Struct):
+class ItemStatus(Struct):
     """An Item as the tables have it. `withheld`: records that wait for its redrive.
 
     `missing_rows`: transactions whose removal waits for a decision about the changeset `missing_changeset_id` (hex).
@@ -55,24 +55,24 @@ class Standing(Struct):
     withheld: int
 
 
-async def standing(connection: asyncpg.Connection, item_id: str, *, projection: str) -> Standing | None:
+async def find(connection: asyncpg.Connection, item_id: str, *, projection: str) -> ItemStatus | None:
     """One Item; None where there is none of this id. `projection`: schema of the live tables."""
     [*found] = await connection.fetch(_ONE.format(projection=projection), item_id)
-    return _standing(found[0]) if found else None
+    return _item(found[0]) if found else None
 
 
-async def standings(
+async def list_items(
     connection: asyncpg.Connection, *, projection: str, only: str | None, tenant: str | None, limit: int
-) -> list[Standing]:
+) -> list[ItemStatus]:
     """Items, the latest linked first: all, or those of ONLY."""
     rows = await connection.fetch(_ALL.format(projection=projection), only, tenant, min(limit, ITEMS_MAX))
-    return [_standing(row) for row in rows]
+    return [_item(row) for row in rows]
 
 
-def _standing(row: asyncpg.Record) -> Standing:
+def _item(row: asyncpg.Record) -> ItemStatus:
     quarantines = msgspec.json.decode(row["quarantines"], type=list[QuarantinedSince])
     stopped = QUARANTINED if quarantines else row["stopped"]
-    return Standing(
+    return ItemStatus(
         **{
             **row,
             "quarantines": quarantines,
@@ -87,7 +87,7 @@ def _json(text: str | None) -> dict[str, Any] | None:
     return None if text is None else msgspec.json.decode(text, type=dict[str, Any])
 
 
-_STANDING = """
+_COLUMNS = """
     SELECT s.item_id, s.tenant, s.user_number AS user, s.partition, s.institution_id, c.institution_name,
         s.created_at AS linked_at, h.state, h.code, h.history_status, s.stopped, s.attempts, s.last_error, s.due_at,
         s.not_before, s.last_webhook_at, s.last_synced_at, s.bank_updated_at,
@@ -103,9 +103,9 @@ _STANDING = """
         FROM tartan.quarantines WHERE quarantines.item_id = s.item_id AND redrive_offset IS NULL) k
     CROSS JOIN LATERAL (SELECT count(*) AS withheld FROM {projection}.withheld WHERE withheld.item_id = s.item_id) w"""
 
-_ONE = f"{_STANDING} WHERE s.item_id = $1"
+_ONE = f"{_COLUMNS} WHERE s.item_id = $1"
 
-_ALL = f"""{_STANDING}
+_ALL = f"""{_COLUMNS}
     WHERE ($2::text IS NULL OR s.tenant = $2) AND CASE $1::text
         WHEN 'quarantined' THEN s.stopped = 'quarantined' OR k.quarantines <> '[]'
         WHEN 'stopped' THEN s.stopped IS NOT NULL

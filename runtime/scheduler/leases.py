@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from runtime.scheduler.quotas import CLIENT, SYNC, Limit, claim_pace, item_pace
-from runtime.scheduler.types import NOBODY_AHEAD, Claimed, Claims, KnownHead, KnownHint, Released, Standing
+from runtime.scheduler.types import NOBODY_AHEAD, Claimed, Claims, FairQueueState, KnownHead, KnownHint, Released
 from schemas.log.records import Cause
 
 FOLLOWER = "follow_heads"
@@ -44,7 +44,7 @@ async def claim(
     slots: int,
     lease_s: float,
     holder: str,
-    standing: Standing = NOBODY_AHEAD,
+    fair_queue: FairQueueState = NOBODY_AHEAD,
     limit: Limit | None = None,
 ) -> Claims:
     """Lease Items that are ready, at most `slots`, by lane, age and the tenants' turns.
@@ -52,7 +52,7 @@ async def claim(
     `holder`: an instance id. `limit`: of /transactions/sync, where there is one: each Item but one to be unlinked
     costs a token of its own and one of the client's, which pay for the pass's first page.
     """
-    given = [slots, lease_s, HINTS_MAX, holder, *(list(column) for column in standing)]
+    given = [slots, lease_s, HINTS_MAX, holder, *(list(column) for column in fair_queue)]
     if limit is None:
         rows = await connection.fetch(_CLAIM, *given)
         return Claims(_claims(rows), more_in_s=0.0 if rows[0]["held"] else None)
@@ -110,9 +110,9 @@ async def release(connection: asyncpg.Connection, claimed: Claimed, result: Rele
     return bool(held)
 
 
-async def let_go(connection: asyncpg.Connection, claimed: Claimed, *, wait_offset: int) -> bool:
+async def release_untouched(connection: asyncpg.Connection, claimed: Claimed, *, wait_offset: int) -> bool:
     """Give an Item back untouched, not to be claimed before follow_heads has read this offset."""
-    return bool(await connection.fetchval(_LET_GO, claimed.item_id, claimed.lease, wait_offset))
+    return bool(await connection.fetchval(_RELEASE_UNTOUCHED, claimed.item_id, claimed.lease, wait_offset))
 
 
 async def expire(connection: asyncpg.Connection, claimed: Claimed) -> None:
@@ -139,7 +139,7 @@ async def quarantine(connection: asyncpg.Connection, claimed: Claimed, *, reason
     return bool(await connection.fetchval(_QUARANTINE, claimed.item_id, reason, claimed.lease))
 
 
-async def gone_lately(connection: asyncpg.Connection) -> tuple[int, int]:
+async def count_gone(connection: asyncpg.Connection) -> tuple[int, int]:
     """How many Items Plaid called gone within the last hour, and how many Items there are."""
     [row] = await connection.fetch(_GONE)
     return row["gone"], row["items"]
@@ -377,7 +377,7 @@ _RELEASE = """
 
 _DROP_HINTS = "DELETE FROM tartan.hints WHERE item_id = $1"
 
-_LET_GO = """
+_RELEASE_UNTOUCHED = """
     UPDATE tartan.sync_state SET lease_token = NULL, lease_until = NULL, wait_offset = greatest(wait_offset, $3)
     WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock() RETURNING true"""
 

@@ -141,21 +141,21 @@ def client_share(limit: Limit, share: float, *, burst_s: float) -> Pace:
     return Pace((MINUTE_S + DELAY_S_MAX) / (limit.client * share), burst_s)
 
 
-class Spent(NamedTuple):
+class TokenResult(NamedTuple):
     """What a bucket answers: how long to wait (0: the token is taken), and when it would be full again afterwards."""
 
     wait_s: float
     tat_s: float
 
 
-def spent(tat_s: float, now_s: float, pace: Pace) -> Spent:
+def take_token(tat_s: float, now_s: float, pace: Pace) -> TokenResult:
     """Take a token from one bucket: the arithmetic of the statements below, for simulations and proofs.
 
     Units: seconds of one clock.
     """
     tat_s = max(tat_s, now_s)
     wait_s = tat_s - pace.burst_s - now_s
-    return Spent(wait_s, tat_s) if wait_s > 0 else Spent(0.0, tat_s + pace.interval_s)
+    return TokenResult(wait_s, tat_s) if wait_s > 0 else TokenResult(0.0, tat_s + pace.interval_s)
 
 
 async def take(connection: asyncpg.Connection, endpoint: str, item_id: str, limits: Mapping[str, Limit]) -> float:
@@ -203,7 +203,7 @@ async def take_some(connection: asyncpg.Connection, name: str, wanted: int, pace
     return found or 0
 
 
-async def exceeded(
+async def record_exceeded(
     connection: asyncpg.Connection, endpoint: str, item_id: str, error_code: str, limits: Mapping[str, Limit]
 ) -> None:
     """Plaid answered 429 although we had a token: empty the buckets that it may speak of, and tell operators.
@@ -220,7 +220,7 @@ async def exceeded(
                 ahead_s_max = MINUTE_S + client_pace(limit).burst_s
                 await connection.execute(_MOVE, endpoint, CLIENT_STEP_S, ahead_s_max)
             await connection.execute(_CLOSE, endpoint, item_id, MINUTE_S + item_pace(limit).burst_s)
-        await incidents.seen(connection, incidents.RATE_LIMITED, endpoint, error_code)
+        await incidents.report(connection, incidents.RATE_LIMITED, endpoint, error_code)
 
 
 async def purge(connection: asyncpg.Connection) -> int:

@@ -122,7 +122,7 @@ class Claims(tuple[Claimed, ...]):
         return self
 
 
-class Standing(NamedTuple):
+class FairQueueState(NamedTuple):
     """Whose turn it is, as one worker knows it: who was served ahead of the others, and who counts for how much.
 
     `tenants`, `lanes`, `ahead`: column by column; a tenant that is not named has weight 1 or is not ahead.
@@ -138,7 +138,7 @@ class Standing(NamedTuple):
     lane_weights: Sequence[float] = (1.0,) * len(Lane)
 
 
-NOBODY_AHEAD = Standing()
+NOBODY_AHEAD = FairQueueState()
 
 
 class Released(Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ RANDOM_KEY_BYTES = 16
 """Of a key that nobody sent: enough that no two are ever the same."""
 
 
-class About(NamedTuple):
+class CommandTarget(NamedTuple):
     """The Item that a record is about, its user and the partition of both."""
 
     item_id: str
@@ -37,14 +37,14 @@ class About(NamedTuple):
     partition: int
 
 
-class Said(NamedTuple):
+class Command(NamedTuple):
     """A free record before it is sealed: its type, and the events that it holds."""
 
     type: str
     events: list[tuple[str, int, bytes]]
 
 
-class Ticket(NamedTuple):
+class PreparedCommand(NamedTuple):
     """A record to be: its id, the fingerprint that finds out another body under this id, the keys that seal it."""
 
     id: ChangesetId
@@ -52,7 +52,7 @@ class Ticket(NamedTuple):
     keys: UserKeys
 
 
-class FreeRecords:
+class CommandWriter:
     """Appends free records. No key is kept: an erasure must find no copy in a process that hears nothing of it."""
 
     def __init__(self, settings: Settings, appender: Appender, vault: Vault) -> None:
@@ -60,9 +60,9 @@ class FreeRecords:
         self._appender = appender
         self._vault = vault
 
-    async def ticket(
-        self, connection: asyncpg.Connection, about: About, *, key: str | None = None, body: bytes | None = None
-    ) -> Ticket:
+    async def prepare(
+        self, connection: asyncpg.Connection, about: CommandTarget, *, key: str | None = None, body: bytes | None = None
+    ) -> PreparedCommand:
         """The id and fingerprint of a record, before anything is appended.
 
         `key` is the client's, and makes the id; without one each record has an id of its own. `body` are any bytes
@@ -75,21 +75,21 @@ class FreeRecords:
         if isinstance(keys, Destroyed):
             raise Quarantine(f"the user of item {about.item_id} was erased: nothing of them can be brought back")
         number = free_id(about.user, key or secrets.token_hex(RANDOM_KEY_BYTES))
-        return Ticket(number, None if body is None else fingerprint(keys, body), keys)
+        return PreparedCommand(number, None if body is None else fingerprint(keys, body), keys)
 
-    async def append(self, about: About, said: Said, ticket: Ticket, cause: Cause) -> Appended:
+    async def append(self, about: CommandTarget, said: Command, ticket: PreparedCommand, cause: Cause) -> Appended:
         """Append a free record about an Item.
 
         Idempotence: readers take an id once, so the same ticket again changes nothing.
         Raises: InDoubt, where no answer came; Retry.
         """
-        value = sealed(about, said, ticket, cause=cause, at=time.time_ns() // 1000)
+        value = seal_command(about, said, ticket, cause=cause, at=time.time_ns() // 1000)
         return await self._appender.append(
             self._topic, Outgoing(user_key(about.user), value), partition=about.partition
         )
 
 
-def sealed(about: About, said: Said, ticket: Ticket, *, cause: Cause, at: int) -> bytes:
+def seal_command(about: CommandTarget, said: Command, ticket: PreparedCommand, *, cause: Cause, at: int) -> bytes:
     """Write a free record. Units: `at` in microseconds since 1970, UTC."""
     counts: dict[str, int] = {}
     for kind, _, _ in said.events:

@@ -123,10 +123,10 @@ class RealStore(MemoryStore):
         how = f"released {result.outcome}, due in {result.due_in_s}, stopped {result.stopped}, {result.error}"
         return await self._given_back(claimed, how, lambda: self._store.release(claimed, result))
 
-    async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
+    async def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
         """Give an Item back untouched, to wait for the follower."""
         how = f"let go until {wait_offset}"
-        await self._given_back(claimed, how, lambda: self._store.let_go(claimed, wait_offset=wait_offset))
+        await self._given_back(claimed, how, lambda: self._store.release_untouched(claimed, wait_offset=wait_offset))
 
     async def expire(self, claimed: Claimed) -> None:
         """End a lease as if time had."""
@@ -148,9 +148,9 @@ class RealStore(MemoryStore):
         """The Item's access token; None where there is none."""
         return self._store.token(claimed)
 
-    async def gone_lately(self) -> tuple[int, int]:
+    async def count_gone(self) -> tuple[int, int]:
         """How many Items Plaid called gone within the hour, of how many."""
-        return await self._parts.ask(self._store.gone_lately)
+        return await self._parts.ask(self._store.count_gone)
 
     async def position(self, reader: str, partition: int) -> int:
         """Where a reader stands. Raises: Retry."""
@@ -281,7 +281,7 @@ class RealLimits(MemoryLimits):
 
     async def exceeded(self, endpoint: str, item_id: str, *, error_code: str) -> None:
         """Plaid counted otherwise and answered 429. Raises: Retry."""
-        await self._on(lambda found: quotas.exceeded(found, endpoint, item_id, error_code, self._limits))
+        await self._on(lambda found: quotas.record_exceeded(found, endpoint, item_id, error_code, self._limits))
 
     async def institution_failed(self, institution_id: str, *, error_code: str) -> None:
         """A bank answered with an outage. Raises: Retry."""

@@ -32,13 +32,13 @@ class Message(NamedTuple):
 
 def of_one(one: Incident) -> Message:
     """Tell of one incident: that it began, that it ended, or both where it ended before it was told."""
-    words = incidents.words_of(one.kind)
+    words = incidents.describe(one.kind)
     state = _state(one)
     seen = f", seen {one.count} times" if one.count > 1 else ""
     lasted = f" It lasted {_duration(one.closed_at - one.opened_at)}{seen}." if one.closed_at else ""
     about = one.subject if one.subject == words.subject else f"{words.subject} {one.subject}"
     lines = [f"{_OPENINGS[state]}{words.title} ({about}).{lasted}"]
-    if not one.told and one.detail:
+    if not one.alerted and one.detail:
         lines.append(f"Detail: {one.detail}")
     if state == "open":
         lines.append(f"What to do: {words.remedy}")
@@ -50,9 +50,9 @@ def of_many(many: Sequence[Incident]) -> Message:
     counts = Counter((_state(one), one.kind) for one in many)
     lines = [f"Tartan: {len(many)} incidents at once"]
     for (state, kind), count in sorted(counts.items()):
-        lines.append(f"- {count} x {_OPENINGS[state].removeprefix('Tartan: ')}{incidents.words_of(kind).title}")
+        lines.append(f"- {count} x {_OPENINGS[state].removeprefix('Tartan: ')}{incidents.describe(kind).title}")
     begun = [one for one in many if _state(one) == "open"]
-    lines += [f"What to do ({kind}): {incidents.words_of(kind).remedy}" for kind in sorted({one.kind for one in begun})]
+    lines += [f"What to do ({kind}): {incidents.describe(kind).remedy}" for kind in sorted({one.kind for one in begun})]
     named = (begun or list(many))[:NAMED_MAX]
     lines.append("First of them: " + ", ".join(f"{one.kind} {one.subject}" for one in named))
     fields = {
@@ -75,7 +75,7 @@ _OPENINGS = {"open": "Tartan: ", "closed": "Tartan: over: ", "open_and_closed": 
 def _state(one: Incident) -> str:
     if one.closed_at is None:
         return "open"
-    return "closed" if one.told else "open_and_closed"
+    return "closed" if one.alerted else "open_and_closed"
 
 
 def _fields(one: Incident) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _fields(one: Incident) -> dict[str, Any]:
         "opened_at": one.opened_at.isoformat(),
         "closed_at": _moment(one.closed_at),
         "detail": one.detail,
-        "remedy": incidents.words_of(one.kind).remedy,
+        "remedy": incidents.describe(one.kind).remedy,
     }
 
 

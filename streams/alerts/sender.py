@@ -125,15 +125,15 @@ class Teller:
         if not budget:
             return max(0.0, self._sent[0] + MINUTE_S - self._monotonic())
         async with session(self._pool) as connection, connection.transaction():
-            if not await incidents.claim_telling(connection):
+            if not await incidents.claim_alerting(connection):
                 return POLL_S
-            found = await incidents.untold(connection, TOLD_AT_ONCE_MAX)
+            found = await incidents.unalerted(connection, TOLD_AT_ONCE_MAX)
             if not found:
                 return POLL_S
             message = messages.of_many(found) if len(found) > budget else messages.of_one(found[0])
             outcome = await self._tell(message)
             if outcome in (Outcome.TOLD, Outcome.LOGGED):
-                await incidents.mark_told(connection, message.about)
+                await incidents.mark_alerted(connection, message.about)
         return self._wait(outcome)
 
     async def _tell(self, message: Message) -> Outcome:
@@ -174,7 +174,7 @@ async def run(pool: asyncpg.Pool, settings: Settings) -> None:
 async def settle(pool: asyncpg.Pool) -> None:
     """Close what is over and count what is open. Raises: Retry."""
     async with session(pool) as connection:
-        await incidents.settle(connection)
+        await incidents.close_ended(connection)
         counts = await incidents.open_counts(connection)
     for kind in incidents.KINDS:
         OPEN.labels(kind).set(counts.get(kind, 0))

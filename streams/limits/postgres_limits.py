@@ -81,7 +81,7 @@ class PostgresLimits:
         EXCEEDED.labels(endpoint).inc()
         _log.warning("quota exceeded", endpoint=endpoint, item_id=item_id, code=error_code)
         async with session(self._pool) as connection:
-            await quotas.exceeded(connection, endpoint, item_id, error_code, self._limits)
+            await quotas.record_exceeded(connection, endpoint, item_id, error_code, self._limits)
 
     async def institution_failed(self, institution_id: str, *, error_code: str) -> None:
         """A bank answered with an outage; as many in a row as are set make all its Items wait. Raises: Retry."""

@@ -9,7 +9,7 @@ Source: Goyal, Vin, Cheng, Start-time Fair Queuing (SIGCOMM 1996), section 2.
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
-from runtime.scheduler.types import Claimed, Lane, Standing
+from runtime.scheduler.types import Claimed, FairQueueState, Lane
 
 LANE_WEIGHTS: Mapping[Lane, float] = {Lane.WEBHOOK: 8.0, Lane.MANUAL: 4.0, Lane.SCHEDULE: 2.0, Lane.BACKFILL: 1.0}
 """Shares of lanes that have waited long enough to take turns: a flood of webhooks leaves 7 of 15 to the others, and
@@ -29,7 +29,7 @@ class FairQueue:
         self._lanes: _Flows[Lane] = _Flows()
         self._tenants: dict[Lane, _Flows[str]] = {lane: _Flows() for lane in Lane}
 
-    def standing(self) -> Standing:
+    def standing(self) -> FairQueueState:
         """What the next claim has to know."""
         rows = [
             (tenant, int(lane), turns)
@@ -37,7 +37,7 @@ class FairQueue:
             for tenant, turns in flows.ahead().items()
         ]
         lanes = self._lanes.ahead()
-        return Standing(
+        return FairQueueState(
             tenants=[tenant for tenant, _, _ in rows],
             lanes=[lane for _, lane, _ in rows],
             ahead=[turns for _, _, turns in rows],

@@ -122,7 +122,7 @@ class FollowingTransaction(_Positioned):
         """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
         if followed.redriven:
             await self._connection.execute(_REDRIVEN, list(followed.redriven), list(followed.redriven.values()))
-            await dead_letters.redriven(self._connection, QUARANTINED_BY, followed.redriven)
+            await dead_letters.mark_redriven(self._connection, QUARANTINED_BY, followed.redriven)
         if followed.again or followed.redriven:
             await enqueue.mark_again(self._connection, list(followed.again), redriven=list(followed.redriven))
         if followed.histories:

@@ -7,7 +7,7 @@ mistakes cause.
 import asyncpg
 
 from runtime.incidents import dead_letters, incidents
-from runtime.incidents.dead_letters import Letter
+from runtime.incidents.dead_letters import NewDeadLetter
 from runtime.scheduler import leases, quotas
 from runtime.scheduler.leases import QUARANTINED_BY
 from runtime.scheduler.types import Claimed, Claims, Released
@@ -47,7 +47,7 @@ class PostgresStore:
                 slots=slots,
                 lease_s=self._lease_s,
                 holder=self._holder,
-                standing=self._turns.standing(),
+                fair_queue=self._turns.standing(),
                 limit=self._limit,
             )
         self._turns.served(claims)
@@ -72,13 +72,13 @@ class PostgresStore:
             async with connection.transaction():
                 held = await leases.release(connection, claimed, result)
                 if held:  # who lost the lease knows nothing of the Item any more
-                    await incidents.after_sync_run(connection, claimed, result)
+                    await incidents.record_sync_run(connection, claimed, result)
             return held
 
-    async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
+    async def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
         """Give an Item back untouched, to wait for the follower."""
         async with session(self._pool) as connection:
-            await leases.let_go(connection, claimed, wait_offset=wait_offset)
+            await leases.release_untouched(connection, claimed, wait_offset=wait_offset)
 
     async def expire(self, claimed: Claimed) -> None:
         """End a lease as if time had."""
@@ -101,16 +101,16 @@ class PostgresStore:
                 async with connection.transaction():
                     await self._quarantine(connection, claimed, reason)
             except TooManyQuarantined as error:
-                await incidents.seen(connection, incidents.DEAD_LETTERS, QUARANTINED_BY, str(error))
+                await incidents.report(connection, incidents.DEAD_LETTERS, QUARANTINED_BY, str(error))
                 raise
 
     async def _quarantine(self, connection: asyncpg.Connection, claimed: Claimed, reason: str) -> None:
         if not await leases.quarantine(connection, claimed, reason=reason):
             return
-        letter = Letter(QUARANTINED_BY, CHANGESETS.name, claimed.partition, None, claimed.item_id, reason)
-        await dead_letters.put(connection, [letter])
-        await incidents.seen(connection, incidents.ITEM_QUARANTINED, claimed.item_id, reason)
-        quarantined = await dead_letters.rate(connection, QUARANTINED_BY, self._dead_letters_window_s)
+        letter = NewDeadLetter(QUARANTINED_BY, CHANGESETS.name, claimed.partition, None, claimed.item_id, reason)
+        await dead_letters.write(connection, [letter])
+        await incidents.report(connection, incidents.ITEM_QUARANTINED, claimed.item_id, reason)
+        quarantined = await dead_letters.count_quarantined(connection, QUARANTINED_BY, self._dead_letters_window_s)
         if quarantined > self._dead_letters_max:
             quarantined_too_many = (
                 f"{quarantined} Items would be quarantined within {self._dead_letters_window_s:.0f} s"
@@ -133,7 +133,7 @@ class PostgresStore:
             return None
         return self._vault.open_token(claimed.sealed_token, item_id=claimed.item_id)
 
-    async def gone_lately(self) -> tuple[int, int]:
+    async def count_gone(self) -> tuple[int, int]:
         """How many Items Plaid called gone within the hour, of how many."""
         async with session(self._pool) as connection:
-            return await leases.gone_lately(connection)
+            return await leases.count_gone(connection)

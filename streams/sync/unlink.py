@@ -31,7 +31,7 @@ async def check_share_gone(store: Store) -> None:
     hour, restart after restart.
     Raises: TooManyGone.
     """
-    gone, items = await store.gone_lately()
+    gone, items = await store.count_gone()
     if gone + 1 >= max(GONE_MIN, items * GONE_SHARE):
         raise TooManyGone(f"Plaid calls {gone + 1} of {items} Items gone within an hour: are its keys the right ones?")
 

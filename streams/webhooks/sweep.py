@@ -247,10 +247,10 @@ async def _count(connection: asyncpg.Connection, *, sent: int, lost: int) -> Los
     if loss != before:
         await connection.execute(_PUT_LOSS, FACT, msgspec.json.encode(loss).decode())
     if not missed.is_alarming(loss):
-        await incidents.over(connection, incidents.WEBHOOKS_MISSED, SUBJECT)
+        await incidents.close(connection, incidents.WEBHOOKS_MISSED, SUBJECT)
     elif lost:
         detail = f"{missed.share(loss):.1%} of the last hour's webhooks that Plaid names"
-        await incidents.seen(connection, incidents.WEBHOOKS_MISSED, SUBJECT, detail)
+        await incidents.report(connection, incidents.WEBHOOKS_MISSED, SUBJECT, detail)
     return loss
 
 

@@ -75,7 +75,7 @@ async def test_what_is_let_go_waits_and_what_expires_is_claimed_as_expired(side:
 
     await side.store.expire(claimed)
     [expired] = await side.store.claim(1)
-    await side.store.let_go(expired, wait_offset=2)
+    await side.store.release_untouched(expired, wait_offset=2)
 
     assert expired.expired
     assert list(await side.store.claim(1)) == []

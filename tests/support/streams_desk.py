@@ -67,7 +67,9 @@ class Desk:
     async def claim(self, slots: int = 10, *, limit: Limit | None = None, **options: Any) -> Claims:
         """Claim what is ready, in turns."""
         given = {"lease_s": 60.0, "holder": "1"} | options
-        claims = await leases.claim(self.connection, slots=slots, standing=self.turns.standing(), limit=limit, **given)
+        claims = await leases.claim(
+            self.connection, slots=slots, fair_queue=self.turns.standing(), limit=limit, **given
+        )
         self.turns.served(claims)
         return claims
 

@@ -126,8 +126,8 @@ class Memory:
         self.released.append(result)
         return True
 
-    async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
-        self.told.append(f"let_go {wait_offset}")
+    async def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
+        self.told.append(f"release_untouched {wait_offset}")
 
     async def expire(self, claimed: Claimed) -> None:
         self.told.append("expire")
@@ -145,7 +145,7 @@ class Memory:
     def token(self, claimed: Claimed) -> str | None:
         return self.access_token
 
-    async def gone_lately(self) -> tuple[int, int]:
+    async def count_gone(self) -> tuple[int, int]:
         return self.gone
 
     def events(self, number: int) -> list[tuple[str, Any]]:

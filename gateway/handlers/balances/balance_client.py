@@ -136,7 +136,9 @@ class Banks:
         try:
             async with connected(self._pool) as connection:
                 if refusal.error_type == "RATE_LIMIT_EXCEEDED":
-                    await quotas.exceeded(connection, quotas.BALANCE, item.item_id, refusal.error_code, self._limits)
+                    await quotas.record_exceeded(
+                        connection, quotas.BALANCE, item.item_id, refusal.error_code, self._limits
+                    )
                 elif refusal.error_code in OUTAGE_CODES and item.institution_id is not None:
                     await breakers.failed(connection, item.institution_id, refusal.error_code, self._failures_max)
                 elif _is_about_item(refusal):

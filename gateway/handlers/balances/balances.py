@@ -27,7 +27,7 @@ from runtime import logs
 from runtime.plaid.models import AccountsAnswer
 from runtime.scheduler.stop_reasons import UNLINKED
 from runtime.settings import Price, Settings
-from runtime.users.commands import About, Said, Ticket
+from runtime.users.commands import Command, CommandTarget, PreparedCommand
 from schemas.encoding import catalogue, codec
 from schemas.errors import Retry
 from schemas.events import BALANCE_REPORTED_REALTIME
@@ -126,7 +126,7 @@ class Balances:
         body = f"balances\0{item.item_id}\0{sorted(wish.account_ids)}\0{wish.oldest}".encode()
 
         async def act() -> Told:
-            ticket = await self._sayings.ticket(_about(item), key=key, body=body)
+            ticket = await self._sayings.prepare(_about(item), key=key, body=body)
             if key is not None and await self._sayings.is_accepted(ticket):
                 return await self._told_before(item, wish, ticket)
             _refuse(item)
@@ -134,7 +134,7 @@ class Balances:
 
         return await self._answers.once(tenant=call.tenant, key=key, body=body, act=act)
 
-    async def _told_before(self, item: Owned, wish: Wish, ticket: Ticket) -> Told:
+    async def _told_before(self, item: Owned, wish: Wish, ticket: PreparedCommand) -> Told:
         async with connected(self._pool) as connection:
             before = await connection.fetchrow(_BEFORE, ticket.id)
             rows = await connection.fetch(_REALTIME, item.item_id, list(wish.account_ids))
@@ -142,7 +142,7 @@ class Balances:
         accounts = [codec.decoder(row["realtime_schema"])(row["realtime_words"], 0)[0] for row in rows]
         return Told(ticket.id, accounts, before["produced_at"], before["request_id"])
 
-    async def _joined(self, item: Owned, wish: Wish, ticket: Ticket, *, by: str) -> Told:
+    async def _joined(self, item: Owned, wish: Wish, ticket: PreparedCommand, *, by: str) -> Told:
         """Ask the bank, or wait for one who asks it now."""
         under_way = self._under_way.setdefault(item.item_id, [])
         for one in under_way:
@@ -160,18 +160,18 @@ class Balances:
         if not under_way:
             del self._under_way[item_id]
 
-    async def _asked(self, item: Owned, wish: Wish, ticket: Ticket, *, by: str) -> Told:
+    async def _asked(self, item: Owned, wish: Wish, ticket: PreparedCommand, *, by: str) -> Told:
         asked_at = datetime.datetime.now(datetime.UTC)
         answer = await self._banks.balances(item, wish, by=by)
         await self._keep(item, answer, ticket, by=by)
         return Told(ticket.id, answer.accounts, asked_at, answer.request_id)
 
-    async def _keep(self, item: Owned, answer: AccountsAnswer, ticket: Ticket, *, by: str) -> None:
+    async def _keep(self, item: Owned, answer: AccountsAnswer, ticket: PreparedCommand, *, by: str) -> None:
         """Append what was told. The same ticket is taken once, so an append in doubt is made again.
 
         Raises: Problem 503, where the log takes nothing for a minute.
         """
-        said = Said(
+        said = Command(
             gate.BALANCE, [(BALANCE_REPORTED_REALTIME, catalogue.ACCOUNT, codec.encode(one)) for one in answer.accounts]
         )
         cause = Cause(CAUSE, request_ids=[answer.request_id] if answer.request_id else [], by=by)
@@ -210,8 +210,8 @@ def _refuse(item: Owned) -> None:
         raise Problem(HTTPStatus.CONFLICT, "item_linking", detail, headers={"Retry-After": "2"})
 
 
-def _about(item: Owned) -> About:
-    return About(item.item_id, item.user, item.partition)
+def _about(item: Owned) -> CommandTarget:
+    return CommandTarget(item.item_id, item.user, item.partition)
 
 
 def _told_nobody(asking: "asyncio.Task[Told]") -> None:

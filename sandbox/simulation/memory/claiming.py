@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from runtime.scheduler.leases import AGE_S, QUARANTINED_LOOK_S, SLACK
 from runtime.scheduler.quotas import CLIENT, SYNC, Limit, Pace, claim_pace, item_pace
-from runtime.scheduler.types import Claimed, Claims, Standing
+from runtime.scheduler.types import Claimed, Claims, FairQueueState
 from sandbox.simulation.memory.rows import Row
 from sandbox.simulation.memory.tables import Tables
 
@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
 
 def claim(
-    tables: Tables, *, slots: int, lease_s: float, holder: str, standing: Standing, limit: Limit | None = None
+    tables: Tables, *, slots: int, lease_s: float, holder: str, standing: FairQueueState, limit: Limit | None = None
 ) -> Claims:
     """Lease Items that are ready, at most `slots`, by lane, age and the tenants' turns, as the quota pays for them."""
     now = tables.clock()
@@ -52,7 +52,7 @@ def claim(
 
 
 def _looked(
-    tables: Tables, now: datetime, slots: int, standing: Standing, limit: Limit | None
+    tables: Tables, now: datetime, slots: int, standing: FairQueueState, limit: Limit | None
 ) -> tuple[list[Found], int, dict[int, datetime]]:
     """The first ready Items of each tenant and lane; how many were held back instead; how old each lane is."""
     ahead = {(tenant, lane): turns for tenant, lane, turns in zip(*standing[:3], strict=True)}
@@ -88,7 +88,9 @@ def _held_until(tables: Tables, row: Row, now: datetime, limit: Limit | None) ->
     return free_at if free_at > now else None
 
 
-def _placed(found: Sequence[Found], now: datetime, standing: Standing, oldest: Mapping[int, datetime]) -> list[Row]:
+def _placed(
+    found: Sequence[Found], now: datetime, standing: FairQueueState, oldest: Mapping[int, datetime]
+) -> list[Row]:
     """In the order of their turns: lanes that waited rise, then lanes take turns, and within them tenants."""
     by_lane: dict[int, list[Found]] = defaultdict(list)
     for one in found:

@@ -17,7 +17,7 @@ from runtime.scheduler.quotas import (
     client_pace,
     item_pace,
     pages_pace,
-    spent,
+    take_token,
 )
 from sandbox.simulation.engine.network import Connection
 from sandbox.simulation.memory.rows import Row
@@ -58,7 +58,9 @@ class Quotas:
         paces = {(endpoint, item_id): item_pace(limit), (endpoint, CLIENT): client_pace(limit)}
         if endpoint == SYNC:  # a page that no claim has paid for
             paces[PAGES, CLIENT] = pages_pace(limit)
-        taken = {name: spent((buckets.get(name, now) - now).total_seconds(), 0.0, pace) for name, pace in paces.items()}
+        taken = {
+            name: take_token((buckets.get(name, now) - now).total_seconds(), 0.0, pace) for name, pace in paces.items()
+        }
         if (PAGES, CLIENT) in taken and taken[PAGES, CLIENT].wait_s > 0:
             return pages_pace(limit).interval_s
         longest = max(one.wait_s for one in taken.values())

@@ -146,10 +146,12 @@ class MemoryStore:
         how = f"released {result.outcome}, due in {result.due_in_s}, stopped {result.stopped}, {result.error}"
         return await self._ended(claimed, how, lambda: self._tables.release(claimed, result))
 
-    async def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
+    async def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
         """Give an Item back untouched, to wait for the follower."""
         await self._ended(
-            claimed, f"let go until {wait_offset}", lambda: self._tables.let_go(claimed, wait_offset=wait_offset)
+            claimed,
+            f"let go until {wait_offset}",
+            lambda: self._tables.release_untouched(claimed, wait_offset=wait_offset),
         )
 
     async def expire(self, claimed: Claimed) -> None:
@@ -177,9 +179,9 @@ class MemoryStore:
         """The Item's access token; None where there is none."""
         return None if claimed.sealed_token is None else claimed.sealed_token.decode()
 
-    async def gone_lately(self) -> tuple[int, int]:
+    async def count_gone(self) -> tuple[int, int]:
         """How many Items Plaid called gone within the hour, of how many."""
-        return await self._do(self._tables.gone_lately)
+        return await self._do(self._tables.count_gone)
 
     async def position(self, reader: str, partition: int) -> int:
         """Where a reader stands. Raises: Retry."""

@@ -286,7 +286,7 @@ class Tables:
     def _is_due_by(row: Row, at: datetime) -> bool:
         return row.due_at is not None and row.due_at <= at
 
-    def let_go(self, claimed: Claimed, *, wait_offset: int) -> None:
+    def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
         """Give an Item back untouched, to wait for the follower."""
         row = self.held(claimed)
         if row is not None:
@@ -324,7 +324,7 @@ class Tables:
             return
         self.quarantines[claimed.item_id, NO_OFFSET] = ItemQuarantine(claimed.partition, reason, QUARANTINED_BY)
 
-    def gone_lately(self) -> tuple[int, int]:
+    def count_gone(self) -> tuple[int, int]:
         """How many Items Plaid called gone within the last hour, and how many Items there are."""
         hour_ago = self.clock() - timedelta(hours=1)
         live = [row for row in self.rows.values() if row.stopped != "unlinked"]

@@ -17,7 +17,7 @@ from gateway.live.kafka_feed import PushReader
 from projections import app as projections
 from runtime.kafka.clients import Appender, InDoubt
 from runtime.plaid.client import Plaid
-from runtime.users.commands import FreeRecords
+from runtime.users.commands import CommandWriter
 from sandbox.simulator.api.limits import Limit
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.control import failure_modes
@@ -361,15 +361,15 @@ async def _is(value: object) -> object:
 
 async def test_an_append_in_doubt_is_made_again_and_counts_once(bank: Banking, monkeypatch: pytest.MonkeyPatch) -> None:
     item = await bank.item()
-    append, answers = FreeRecords.append, iter([True, False])
+    append, answers = CommandWriter.append, iter([True, False])
 
-    async def doubtful(self: FreeRecords, *said: Any) -> Any:
+    async def doubtful(self: CommandWriter, *said: Any) -> Any:
         at = await append(self, *said)
         if next(answers):
             raise InDoubt("no answer")
         return at
 
-    monkeypatch.setattr(FreeRecords, "append", doubtful)
+    monkeypatch.setattr(CommandWriter, "append", doubtful)
     status, told = await bank.balances(item)
 
     records = [one for one in await bank.made.records() if one.head.type == gate.BALANCE]

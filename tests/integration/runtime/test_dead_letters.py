@@ -10,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from runtime.incidents import dead_letters, incidents
-from runtime.incidents.dead_letters import LETTERS_MAX, Letter
+from runtime.incidents.dead_letters import LETTERS_MAX, NewDeadLetter
 from runtime.kafka import topics as cluster
 from runtime.kafka.clients import Appender, Outgoing, connection
 from runtime.postgres import clock
@@ -26,7 +26,7 @@ PARTITIONS = 2
 WAIT_S_MAX = 30.0
 
 
-def letter(offset: int | None = 7, item: str = "A", **fields: object) -> Letter:
+def letter(offset: int | None = 7, item: str = "A", **fields: object) -> NewDeadLetter:
     usual: dict[str, object] = {
         "stage": "projections",
         "topic": "changesets",
@@ -35,7 +35,7 @@ def letter(offset: int | None = 7, item: str = "A", **fields: object) -> Letter:
         "key": b"1",
         "value": b"sealed",
     }
-    return Letter(**{**usual, **fields}, source_offset=offset, item_id=item)  # type: ignore[arg-type]
+    return NewDeadLetter(**{**usual, **fields}, source_offset=offset, item_id=item)  # type: ignore[arg-type]
 
 
 async def quarantine(tables: asyncpg.Connection, item: str, first: int = 7, redrive: int | None = None) -> None:
@@ -56,9 +56,9 @@ async def tables(database: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def test_a_record_has_one_letter_however_often_it_is_read(tables: asyncpg.Connection) -> None:
-    await dead_letters.put(tables, [letter(), letter(8)])
+    await dead_letters.write(tables, [letter(), letter(8)])
 
-    await dead_letters.put(tables, [letter(reason="another time")])
+    await dead_letters.write(tables, [letter(reason="another time")])
 
     found = await dead_letters.list_letters(tables)
     assert [(one.source_offset, one.reason) for one in found] == [(8, "does not open"), (7, "does not open")]
@@ -68,21 +68,21 @@ async def test_a_record_has_one_letter_however_often_it_is_read(tables: asyncpg.
 
 async def test_an_update_without_a_record_has_one_open_letter_that_counts(tables: asyncpg.Connection) -> None:
     failing = letter(None, stage="streams", key=None, value=None)
-    await dead_letters.put(tables, [failing])
+    await dead_letters.write(tables, [failing])
 
-    await dead_letters.put(tables, [failing._replace(reason="too large")])
+    await dead_letters.write(tables, [failing._replace(reason="too large")])
 
     [open_one] = await dead_letters.list_letters(tables)
     assert (open_one.attempts, open_one.reason) == (2, "too large")
-    await dead_letters.redriven(tables, "streams", {"A": 12})
-    await dead_letters.put(tables, [failing])
+    await dead_letters.mark_redriven(tables, "streams", {"A": 12})
+    await dead_letters.write(tables, [failing])
     assert [one.attempts for one in await dead_letters.list_letters(tables)] == [1, 2]
 
 
 async def test_a_redrive_ends_the_letters_of_its_stage_below_it(tables: asyncpg.Connection) -> None:
-    await dead_letters.put(tables, [letter(7), letter(9), letter(7, "B", partition=0), letter(None, stage="streams")])
+    await dead_letters.write(tables, [letter(7), letter(9), letter(7, "B", partition=0), letter(None, stage="streams")])
 
-    await dead_letters.redriven(tables, "projections", {"A": 9})
+    await dead_letters.mark_redriven(tables, "projections", {"A": 9})
 
     still = await dead_letters.list_letters(tables, open_only=True)
     assert [(one.stage, one.item_id, one.source_offset) for one in still] == [
@@ -93,7 +93,7 @@ async def test_a_redrive_ends_the_letters_of_its_stage_below_it(tables: asyncpg.
 
 
 async def test_letters_are_listed_newest_first_in_pages(tables: asyncpg.Connection) -> None:
-    await dead_letters.put(tables, [letter(offset) for offset in range(5)])
+    await dead_letters.write(tables, [letter(offset) for offset in range(5)])
 
     first = await dead_letters.list_letters(tables, limit=2)
     second = await dead_letters.list_letters(tables, limit=2, before=first[-1].number)
@@ -104,17 +104,17 @@ async def test_letters_are_listed_newest_first_in_pages(tables: asyncpg.Connecti
 
 
 async def test_one_letter_is_shown_with_its_original(tables: asyncpg.Connection) -> None:
-    await dead_letters.put(tables, [letter()])
+    await dead_letters.write(tables, [letter()])
     await quarantine(tables, "A")
     [kept] = await dead_letters.list_letters(tables)
 
-    assert await dead_letters.letter(tables, kept.number) == (kept, b"1", b"sealed")
+    assert await dead_letters.find(tables, kept.number) == (kept, b"1", b"sealed")
     assert kept.is_quarantined
-    assert await dead_letters.letter(tables, kept.number + 1) is None
+    assert await dead_letters.find(tables, kept.number + 1) is None
 
 
 async def test_a_purge_leaves_what_is_young_and_what_is_still_quarantined(tables: asyncpg.Connection) -> None:
-    await dead_letters.put(tables, [letter(1, "done"), letter(2, "quarantined"), letter(3, "young")])
+    await dead_letters.write(tables, [letter(1, "done"), letter(2, "quarantined"), letter(3, "young")])
     await tables.execute(
         "UPDATE tartan.dead_letters SET quarantined_at = quarantined_at - interval '2 days' WHERE item_id <> 'young'"
     )
@@ -132,7 +132,7 @@ async def test_a_purge_leaves_what_is_young_and_what_is_still_quarantined(tables
 
 
 async def test_a_purge_without_time_and_number_deletes_nothing(tables: asyncpg.Connection) -> None:
-    await dead_letters.put(tables, [letter()])
+    await dead_letters.write(tables, [letter()])
 
     assert await dead_letters.purge(tables, None) == []
 
@@ -150,10 +150,10 @@ async def test_the_rate_counts_a_readers_quarantines_within_the_window(tables: a
     await tables.execute("UPDATE tartan.quarantines SET quarantined_at = $1 WHERE item_id = 'I2'", now)
     await clock.set_clock(tables, now + timedelta(seconds=1))
 
-    assert await dead_letters.rate(tables, "projections", 30.0) == 1
-    assert await dead_letters.rate(tables, "projections", 62.0) == 2
+    assert await dead_letters.count_quarantined(tables, "projections", 30.0) == 1
+    assert await dead_letters.count_quarantined(tables, "projections", 62.0) == 2
     await clock.set_clock(tables, now + timedelta(seconds=120))
-    assert await dead_letters.rate(tables, "projections", 62.0) == 0
+    assert await dead_letters.count_quarantined(tables, "projections", 62.0) == 0
 
 
 class Refusing:
@@ -172,7 +172,7 @@ class Refusing:
 async def test_a_letter_that_no_topic_takes_is_told_without_its_original(
     tables: asyncpg.Connection, database: str
 ) -> None:
-    await dead_letters.put(tables, [letter()])
+    await dead_letters.write(tables, [letter()])
     appender = Refusing(Quarantine("exceeds 16777216 bytes"))
 
     async with asyncpg.create_pool(database, min_size=0, max_size=1) as pool:
@@ -184,7 +184,7 @@ async def test_a_letter_that_no_topic_takes_is_told_without_its_original(
 
 
 async def test_letters_stay_unpublished_where_kafka_is_away(tables: asyncpg.Connection, database: str) -> None:
-    await dead_letters.put(tables, [letter(1), letter(2)])
+    await dead_letters.write(tables, [letter(1), letter(2)])
 
     async with asyncpg.create_pool(database, min_size=0, max_size=1) as pool:
         for _ in range(2):
@@ -226,7 +226,7 @@ async def told(settings: Settings) -> list[tuple[bytes | None, DeadLetter]]:
 
 async def test_several_processes_publish_each_letter_once(world: Settings, tables: asyncpg.Connection) -> None:
     count = 3 * LETTERS_MAX + 1
-    await dead_letters.put(tables, [letter(offset, f"I{offset}") for offset in range(count)])
+    await dead_letters.write(tables, [letter(offset, f"I{offset}") for offset in range(count)])
     pool, appender = await open_pool(world, stage="test", size=4), Appender(world, client="test")
     await appender.start()
     loops = [asyncio.create_task(dead_letters.run(pool, appender, world)) for _ in range(3)]
@@ -263,8 +263,8 @@ async def test_several_processes_publish_each_letter_once(world: Settings, table
 
 
 async def test_the_incident_of_a_stop_ends_after_a_quiet_window(world: Settings, tables: asyncpg.Connection) -> None:
-    await incidents.seen(tables, incidents.DEAD_LETTERS, "projections", "3 Items quarantined")
-    await incidents.seen(tables, incidents.DEAD_LETTERS, "streams", "still so")
+    await incidents.report(tables, incidents.DEAD_LETTERS, "projections", "3 Items quarantined")
+    await incidents.report(tables, incidents.DEAD_LETTERS, "streams", "still so")
     await tables.execute(
         "UPDATE tartan.incidents SET last_at = last_at - make_interval(secs => $1) WHERE subject = 'projections'",
         world.dead_letters_window_s + 1,

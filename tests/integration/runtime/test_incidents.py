@@ -51,7 +51,7 @@ async def put(connection: asyncpg.Connection, item_id: str = "item", **row: Any)
 
 async def after(connection: asyncpg.Connection, claimed: Claimed, **result: Any) -> None:
     given = {"outcome": "failed", "done": False} | result
-    await incidents.after_sync_run(connection, claimed, Released(**given))
+    await incidents.record_sync_run(connection, claimed, Released(**given))
 
 
 async def opened(connection: asyncpg.Connection) -> list[Incident]:
@@ -144,12 +144,12 @@ async def test_what_no_pass_ends_is_settled_from_the_items_state(
     connection: asyncpg.Connection, kind: str, while_it_lasts: dict[str, Any], over: dict[str, Any]
 ) -> None:
     await claimed_item(connection, **while_it_lasts)
-    await incidents.seen(connection, kind, "item", "")
+    await incidents.report(connection, kind, "item", "")
 
-    early = await incidents.settle(connection)
+    early = await incidents.close_ended(connection)
     await put(connection, **over)
-    late = await incidents.settle(connection)
-    again = await incidents.settle(connection)
+    late = await incidents.close_ended(connection)
+    again = await incidents.close_ended(connection)
 
     assert (early, late, again) == (0, 1, 0)
     assert await rows(connection) == [(kind, 1, True)]
@@ -158,20 +158,20 @@ async def test_what_no_pass_ends_is_settled_from_the_items_state(
 async def test_a_quarantine_lasts_until_its_redrive_is_read(connection: asyncpg.Connection) -> None:
     claimed = await claimed_item(connection)
     await leases.quarantine(connection, claimed, reason="torn")
-    await incidents.seen(connection, incidents.ITEM_QUARANTINED, "item", "torn")
+    await incidents.report(connection, incidents.ITEM_QUARANTINED, "item", "torn")
 
-    early = await incidents.settle(connection)
+    early = await incidents.close_ended(connection)
     await connection.execute("UPDATE tartan.quarantines SET redrive_offset = 9")
-    late = await incidents.settle(connection)
+    late = await incidents.close_ended(connection)
 
     assert (early, late) == (0, 1)
 
 
 async def test_an_erased_items_incidents_are_over_and_those_of_banks_are_not(connection: asyncpg.Connection) -> None:
-    await incidents.seen(connection, incidents.SYNC_FAILING, "nobody", "")
-    await incidents.seen(connection, incidents.INSTITUTION_DOWN, "ins_1", "")
+    await incidents.report(connection, incidents.SYNC_FAILING, "nobody", "")
+    await incidents.report(connection, incidents.INSTITUTION_DOWN, "ins_1", "")
 
-    settled = await incidents.settle(connection)
+    settled = await incidents.close_ended(connection)
 
     assert settled == 1
     assert await incidents.open_counts(connection) == {"institution_down": 1}
@@ -195,46 +195,46 @@ async def test_many_items_that_are_suspected_to_be_gone_are_one_incident_of_the_
         await put(connection, f"item-{number}", last_error=json.dumps(error))
         await after(connection, claimed, attempts=9, error=error)
 
-    lasting = (await rows(connection), await incidents.settle(connection))
+    lasting = (await rows(connection), await incidents.close_ended(connection))
     await connection.execute("UPDATE tartan.sync_state SET last_error = NULL")
-    over = await incidents.settle(connection)
+    over = await incidents.close_ended(connection)
 
     assert lasting == ([("too_many_gone", 3, False)], 0)
     assert over == 1
 
 
 async def test_a_reader_that_does_not_stop_again_is_well(connection: asyncpg.Connection) -> None:
-    await incidents.seen(connection, incidents.DEAD_LETTERS, "projections", "")
+    await incidents.report(connection, incidents.DEAD_LETTERS, "projections", "")
     now = await connection.fetchval("SELECT now()")
 
     settled = []
     for later_s in (incidents.QUIET_S - 5, incidents.QUIET_S + 5):
         await set_clock(connection, now + timedelta(seconds=later_s))
-        settled.append(await incidents.settle(connection))
+        settled.append(await incidents.close_ended(connection))
 
     assert settled == [0, 1]
 
 
 async def test_an_end_that_comes_after_the_reading_is_still_to_be_told(connection: asyncpg.Connection) -> None:
-    await incidents.seen(connection, incidents.DEAD_LETTERS, "projections", "")
-    read = await incidents.untold(connection, 10)
+    await incidents.report(connection, incidents.DEAD_LETTERS, "projections", "")
+    read = await incidents.unalerted(connection, 10)
 
-    await incidents.over_all(connection, [incidents.DEAD_LETTERS], "projections")
-    await incidents.mark_told(connection, read)
+    await incidents.close_all(connection, [incidents.DEAD_LETTERS], "projections")
+    await incidents.mark_alerted(connection, read)
 
-    [end] = await incidents.untold(connection, 10)
-    assert (end.told, end.closed_at is not None) == (True, True)
-    await incidents.mark_told(connection, [end])
-    assert await incidents.untold(connection, 10) == []
+    [end] = await incidents.unalerted(connection, 10)
+    assert (end.alerted, end.closed_at is not None) == (True, True)
+    await incidents.mark_alerted(connection, [end])
+    assert await incidents.unalerted(connection, 10) == []
 
 
 async def test_only_what_was_told_long_ago_is_purged(connection: asyncpg.Connection) -> None:
     for subject in ("told", "untold", "open"):
-        await incidents.seen(connection, incidents.DEAD_LETTERS, subject, "")
+        await incidents.report(connection, incidents.DEAD_LETTERS, subject, "")
     for subject in ("told", "untold"):
-        await incidents.over(connection, incidents.DEAD_LETTERS, subject)
-    await incidents.mark_told(
-        connection, [one for one in await incidents.untold(connection, 9) if one.subject == "told"]
+        await incidents.close(connection, incidents.DEAD_LETTERS, subject)
+    await incidents.mark_alerted(
+        connection, [one for one in await incidents.unalerted(connection, 9) if one.subject == "told"]
     )
     now = await connection.fetchval("SELECT now()")
 
@@ -252,4 +252,4 @@ def test_every_kind_says_what_it_is_and_what_to_do() -> None:
     for kind, words in incidents.KINDS.items():
         assert words.title, kind
         assert words.remedy.endswith("."), kind
-    assert incidents.words_of("of another version").title
+    assert incidents.describe("of another version").title

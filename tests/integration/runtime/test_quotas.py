@@ -67,7 +67,7 @@ async def test_postgres_counts_as_the_proven_arithmetic_does(connections: list[a
     for step in range(60):
         now_s = step * 7.0
         await move_clock([worker], now_s)
-        spent = [quotas.spent(full[0], now_s, pace), quotas.spent(full[1], now_s, of_client)]
+        spent = [quotas.take_token(full[0], now_s, pace), quotas.take_token(full[1], now_s, of_client)]
         wait_s = await quotas.take(worker, SYNC, "item", {SYNC: Limit(4, 1_000)})
         assert wait_s == pytest.approx(max(one.wait_s for one in spent), abs=1e-3)
         if not wait_s:
@@ -122,7 +122,7 @@ async def test_a_429_stops_the_item_for_a_minute_and_the_others_for_a_moment(
     [worker, *_] = connections
     limits = {SYNC: Limit(50, 2_500)}
 
-    await quotas.exceeded(worker, SYNC, "item", "TRANSACTIONS_SYNC_LIMIT", limits)
+    await quotas.record_exceeded(worker, SYNC, "item", "TRANSACTIONS_SYNC_LIMIT", limits)
 
     assert await quotas.take(worker, SYNC, "item", limits) == pytest.approx(60.0, abs=0.01)
     assert await quotas.take(worker, SYNC, "other", limits) < quotas.CLIENT_STEP_S
@@ -136,7 +136,7 @@ async def test_many_429s_stop_the_client_for_a_minute_and_no_longer(connections:
     limits = {SYNC: Limit(50, 2_500)}
 
     for place in range(30):
-        await quotas.exceeded(worker, SYNC, f"item-{place}", "RATE_LIMIT", limits)
+        await quotas.record_exceeded(worker, SYNC, f"item-{place}", "RATE_LIMIT", limits)
 
     assert await quotas.take(worker, SYNC, "other", limits) == pytest.approx(60.0, abs=0.01)
 
@@ -145,7 +145,7 @@ async def test_a_banks_own_limit_leaves_the_client_alone(connections: list[async
     [worker, *_] = connections
 
     for _ in range(30):
-        await quotas.exceeded(worker, SYNC, "item", "INSTITUTION_RATE_LIMIT", LIMITS)
+        await quotas.record_exceeded(worker, SYNC, "item", "INSTITUTION_RATE_LIMIT", LIMITS)
 
     assert await quotas.take(worker, SYNC, "other", LIMITS) == 0
 
@@ -155,7 +155,7 @@ async def test_a_429_is_an_incident_until_limits_have_held_for_a_while(connectio
     is_open = f"SELECT count FROM tartan.incidents WHERE kind = '{incidents.RATE_LIMITED}' AND closed_at IS NULL"
 
     for _ in range(3):
-        await quotas.exceeded(worker, ITEM, "item", "ITEM_GET_LIMIT", {})
+        await quotas.record_exceeded(worker, ITEM, "item", "ITEM_GET_LIMIT", {})
     await move_clock([worker], quotas.QUIET_S - 1)
     await quotas.purge(worker)
     seen = await worker.fetchval(is_open)

@@ -87,12 +87,12 @@ def teller(pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver, 
 async def see(pool: asyncpg.Pool, subject: str = "item", *, kind: str = incidents.SYNC_FAILING, times: int = 1) -> None:
     async with pool.acquire() as connection:
         for _ in range(times):
-            await incidents.seen(connection, kind, subject, "INTERNAL_SERVER_ERROR: API_ERROR")
+            await incidents.report(connection, kind, subject, "INTERNAL_SERVER_ERROR: API_ERROR")
 
 
 async def end(pool: asyncpg.Pool, subject: str = "item", *, kind: str = incidents.SYNC_FAILING) -> None:
     async with pool.acquire() as connection:
-        await incidents.over(connection, kind, subject)
+        await incidents.close(connection, kind, subject)
 
 
 def counted(outcome: str) -> float:
@@ -292,7 +292,7 @@ async def test_of_many_processes_each_incident_is_told_by_one(
     async def nothing_untold() -> bool:
         await asyncio.gather(*(one.turn() for one in tellers))
         async with pool.acquire() as connection:
-            return not await incidents.untold(connection, 1)
+            return not await incidents.unalerted(connection, 1)
 
     await until(nothing_untold)
 
@@ -343,7 +343,7 @@ async def test_text_of_others_calls_nobody_in_the_receivers_channel(
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
     async with pool.acquire() as connection:
-        await incidents.seen(connection, incidents.ITEM_REFUSED, "item", "<!channel> & all")
+        await incidents.report(connection, incidents.ITEM_REFUSED, "item", "<!channel> & all")
 
     await told_all(teller(pool, http, receiver))
 

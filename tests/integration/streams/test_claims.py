@@ -142,7 +142,7 @@ async def test_a_lost_lease_is_noticed_and_the_next_claim_says_that_it_expired(p
     async with pool.acquire() as connection:
         assert not await leases.renew(connection, lost, lease_s=60)
         assert await leases.renew(connection, found, lease_s=60)
-        assert not await leases.let_go(connection, lost, wait_offset=5)
+        assert not await leases.release_untouched(connection, lost, wait_offset=5)
     assert not await release(pool, lost)
     assert (await row(pool))["lease_token"] == found.lease
 
@@ -165,7 +165,7 @@ async def test_an_item_waits_until_the_follower_has_read_its_append(pool: asyncp
     await register(pool)
     [claimed] = await claim(pool)
     async with pool.acquire() as connection:
-        assert await leases.let_go(connection, claimed, wait_offset=7)
+        assert await leases.release_untouched(connection, claimed, wait_offset=7)
 
     waiting = await claim(pool)
     await follow(pool, 7)

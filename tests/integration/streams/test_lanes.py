@@ -12,7 +12,7 @@ import pytest
 from runtime.postgres.clock import set_clock
 from runtime.scheduler import enqueue, leases, quotas
 from runtime.scheduler.quotas import Limit
-from runtime.scheduler.types import Lane, Standing
+from runtime.scheduler.types import FairQueueState, Lane
 from tests.support.streams_desk import Desk, desk
 
 __all__ = ["desk"]
@@ -314,7 +314,7 @@ class Waiting(NamedTuple):
     age_s: float
 
 
-def chosen(waiting: list[Waiting], standing: Standing, slots: int) -> list[str]:
+def chosen(waiting: list[Waiting], standing: FairQueueState, slots: int) -> list[str]:
     """The rule of a claim, over the whole queue at once."""
     ahead = dict(zip(zip(standing.tenants, standing.lanes, strict=True), standing.ahead, strict=True))
     weights = dict(zip(standing.weighted, standing.weights, strict=True))

@@ -159,7 +159,7 @@ async def test_all_that_workers_do_at_once_ends_without_a_deadlock_and_leaves_no
             case 5:
                 await breakers.answered(connection, bank)
             case 6:
-                await quotas.exceeded(connection, SYNC, some[0], "RATE_LIMIT", limit)
+                await quotas.record_exceeded(connection, SYNC, some[0], "RATE_LIMIT", limit)
                 await quotas.purge(connection)
             case 7:
                 # One bank's: two rows locked in the order in which they lie would be this test's own deadlock.

@@ -93,14 +93,14 @@ async def test_cursors_that_are_refused_again_and_again_are_an_incident_and_a_re
     kinds = []
     for attempts in (incidents.FAILING_AFTER, incidents.FAILING_AFTER + 1):
         await desk.release(found, **given, attempts=attempts, due_in_s=3_600.0, not_before_s=3_600.0)
-        await incidents.after_sync_run(desk.connection, found, _released(given, attempts))
+        await incidents.record_sync_run(desk.connection, found, _released(given, attempts))
         kinds.append([kind for kind, _, _ in await open_kinds(desk.connection)])
 
     status = await queue.status(desk.connection, Settings())
 
     assert kinds == [[], ["sync_failing"]]
     assert [(one.state.value, one.why, one.code) for one in status.listed] == [("delayed", "retry", CURSOR_LOST)]
-    assert await incidents.settle(desk.connection) == 0
+    assert await incidents.close_ended(desk.connection) == 0
 
 
 def _released(given: dict[str, object], attempts: int) -> leases.Released:

@@ -27,10 +27,10 @@ def let_through(gaps_s: list[float], paces: list[Pace], *, patient: bool) -> lis
     now_s, tat_s, times = 0.0, [0.0] * len(paces), []
     for gap_s in gaps_s:
         now_s += gap_s
-        spent = [quotas.spent(full, now_s, pace) for full, pace in zip(tat_s, paces, strict=True)]
+        spent = [quotas.take_token(full, now_s, pace) for full, pace in zip(tat_s, paces, strict=True)]
         while patient and (wait_s := max(one.wait_s for one in spent)) > 0:
             now_s += wait_s
-            spent = [quotas.spent(full, now_s, pace) for full, pace in zip(tat_s, paces, strict=True)]
+            spent = [quotas.take_token(full, now_s, pace) for full, pace in zip(tat_s, paces, strict=True)]
         if max(one.wait_s for one in spent) <= 0:
             tat_s = [one.tat_s for one in spent]
             times.append(now_s)
@@ -78,10 +78,10 @@ def test_passes_under_way_find_tokens_however_many_claims_wait_for_one() -> None
 
     for tick in range(6_000):
         now_s = tick / 100
-        while (one := quotas.spent(tat_s, now_s, claims)).wait_s == 0:
+        while (one := quotas.take_token(tat_s, now_s, claims)).wait_s == 0:
             tat_s, claimed = one.tat_s, claimed + 1
         if tick % 200 == 0:
-            one = quotas.spent(tat_s, now_s, passes)
+            one = quotas.take_token(tat_s, now_s, passes)
             tat_s = one.tat_s
             found.append(one.wait_s == 0)
 

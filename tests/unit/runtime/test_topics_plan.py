@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from runtime.kafka.topics_plan import Found, Plan, Read, Wanted, plan
+from runtime.kafka.topics_plan import ExistingTopic, Plan, PlannedTopic, ReadProgress, plan
 from schemas.topics import CHANGESETS, TRANSACTIONS, Topic
 
 DAY_MS = 86_400_000
@@ -12,16 +12,20 @@ NO_LOSS = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": 
 A_MONTH = {**NO_LOSS, "retention.ms": str(30 * DAY_MS)}
 
 
-def wanted(topic: Topic) -> Wanted:
-    return Wanted(topic, f"t.{topic.name}", 12, 3, NO_LOSS if topic is CHANGESETS else A_MONTH)
+def wanted(topic: Topic) -> PlannedTopic:
+    return PlannedTopic(topic, f"t.{topic.name}", 12, 3, NO_LOSS if topic is CHANGESETS else A_MONTH)
 
 
-def found(topic: Topic, *, partitions: int = 12, replicas: int = 3, **settings: str) -> dict[str, Found]:
+def found(topic: Topic, *, partitions: int = 12, replicas: int = 3, **settings: str) -> dict[str, ExistingTopic]:
     changed = {name.replace("_", "."): value for name, value in settings.items()}
-    return {f"t.{topic.name}": Found(partitions, partitions, replicas, {**wanted(topic).settings, **changed}, {})}
+    return {
+        f"t.{topic.name}": ExistingTopic(partitions, partitions, replicas, {**wanted(topic).settings, **changed}, {})
+    }
 
 
-def planned(topic: Topic, there: dict[str, Found], read: dict[str, Read] | None = None, **more: Any) -> Plan:
+def planned(
+    topic: Topic, there: dict[str, ExistingTopic], read: dict[str, ReadProgress] | None = None, **more: Any
+) -> Plan:
     return plan([wanted(topic)], there, read or {}, **{"prefix": "t.", "address": "kafka:9092", **more})
 
 
@@ -31,7 +35,7 @@ def only(made: Plan) -> Any:
 
 
 def test_a_topic_as_the_table_says_needs_nothing() -> None:
-    assert planned(CHANGESETS, found(CHANGESETS), {"changesets": Read(100, 12)}) == Plan()
+    assert planned(CHANGESETS, found(CHANGESETS), {"changesets": ReadProgress(100, 12)}) == Plan()
 
 
 def test_a_missing_topic_is_created_with_all_its_settings() -> None:
@@ -51,17 +55,17 @@ def test_another_number_of_partitions_is_refused_whichever_way(there: int) -> No
 
 def test_another_number_of_partitions_than_postgres_keeps_positions_of_is_refused() -> None:
     for there in ({}, found(CHANGESETS)):
-        assert only(planned(CHANGESETS, there, {"changesets": Read(0, 6)})).line.startswith(
+        assert only(planned(CHANGESETS, there, {"changesets": ReadProgress(0, 6)})).line.startswith(
             "! t.changesets: partitions 6 -> 12 refused: Postgres keeps positions of 6 partitions"
         )
 
 
 def test_a_lost_topic_that_was_read_is_not_created_anew() -> None:
-    step = only(planned(CHANGESETS, {}, {"changesets": Read(100, 12)}))
+    step = only(planned(CHANGESETS, {}, {"changesets": ReadProgress(100, 12)}))
 
     assert step.action == "refuse"
     assert "Postgres has read it up to 100" in step.why
-    assert only(planned(CHANGESETS, {}, {"changesets": Read(0, 12)})).action == "create"
+    assert only(planned(CHANGESETS, {}, {"changesets": ReadProgress(0, 12)})).action == "create"
 
 
 def test_replicas_are_for_kafkas_own_tool_and_no_setting_asks_for_more_than_there_are() -> None:
@@ -107,7 +111,7 @@ def test_truth_that_is_being_lost_is_a_warning_and_keeping_it_deletes_nothing(se
 
 
 def test_topics_of_our_prefix_that_nobody_knows_are_listed_and_others_are_not() -> None:
-    there = {**found(CHANGESETS), "t.old": Found(1, 1, 1, {}, {}), "other": Found(1, 1, 1, {}, {})}
+    there = {**found(CHANGESETS), "t.old": ExistingTopic(1, 1, 1, {}, {}), "other": ExistingTopic(1, 1, 1, {}, {})}
 
-    assert planned(CHANGESETS, there) == Plan(strangers=["t.old"])
-    assert planned(CHANGESETS, there, prefix="").strangers == []
+    assert planned(CHANGESETS, there) == Plan(unknown_topics=["t.old"])
+    assert planned(CHANGESETS, there, prefix="").unknown_topics == []

@@ -25,7 +25,7 @@ def incident(kind: str = incidents.SYNC_FAILING, **fields: Any) -> Incident:
         "opened_at": START,
         "last_at": START,
         "closed_at": None,
-        "told": False,
+        "alerted": False,
     } | fields
     return Incident(kind=kind, **given_fields)
 
@@ -48,7 +48,7 @@ def test_every_kind_is_told_with_its_subject_detail_and_remedy(kind: str) -> Non
     [(-1, "0 s"), (59, "59 s"), (60, "1 min"), (7_500, "2 h 5 min"), (90_000, "1 d 1 h"), (900_000, "10 d 10 h")],
 )
 def test_an_end_says_how_long_it_was_and_asks_for_nothing(seconds: float, words: str) -> None:
-    message = of_one(incident(closed_at=START + timedelta(seconds=seconds), told=True, count=7))
+    message = of_one(incident(closed_at=START + timedelta(seconds=seconds), alerted=True, count=7))
 
     assert message.text == (f"Tartan: over: An Item's sync keeps failing (Item item). It lasted {words}, seen 7 times.")
     assert not message.begins
@@ -75,7 +75,7 @@ def test_a_kind_of_another_version_is_told_all_the_same() -> None:
 )
 def test_any_flood_is_one_readable_message_that_counts_all(flood: list[tuple[str, str, bool, bool]]) -> None:
     many = [
-        incident(kind, incident=number, subject=subject, closed_at=START if closed else None, told=told and closed)
+        incident(kind, incident=number, subject=subject, closed_at=START if closed else None, alerted=told and closed)
         for number, (kind, subject, closed, told) in enumerate(flood)
     ]
 
@@ -88,4 +88,4 @@ def test_any_flood_is_one_readable_message_that_counts_all(flood: list[tuple[str
     assert message.begins == bool(lasting)
     assert len(message.text) < SLACK_CHARACTERS_MAX
     assert message.about == tuple(many)
-    assert all(incidents.words_of(one.kind).remedy in message.text for one in lasting)
+    assert all(incidents.describe(one.kind).remedy in message.text for one in lasting)

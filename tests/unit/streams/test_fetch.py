@@ -29,7 +29,7 @@ async def test_an_expired_lease_only_waits_for_the_end_of_the_log() -> None:
 
     assert await fetched(memory, expired=True) is None
 
-    assert memory.told == ["let_go 41"]
+    assert memory.told == ["release_untouched 41"]
     assert memory.heads == []
 
 

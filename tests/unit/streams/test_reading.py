@@ -119,7 +119,9 @@ async def test_a_source_that_ceases_to_deliver_is_halt(monkeypatch: pytest.Monke
     log = Memory([b"0", b"1", b"2"])
 
     with pytest.raises(Halt, match=r"is not given what follows in changesets, partitions \[0\]"):
-        await asyncio.wait_for(witnessed(log, {0: Position(2, checksum(b"1"))}).watch(lambda: [0], held=set), 5)
+        await asyncio.wait_for(
+            witnessed(log, {0: Position(2, checksum(b"1"))}).watch(lambda: [0], unacknowledged=set), 5
+        )
 
 
 async def test_a_reader_with_records_in_hand_or_none_to_read_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,9 +130,9 @@ async def test_a_reader_with_records_in_hand_or_none_to_read_is_waited_for(monke
     busy, at_end = Position(2, checksum(b"1")), Position(3, checksum(b"2"))
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(witnessed(log, {0: busy}).watch(lambda: [0], held=lambda: {0}), 0.1)
+        await asyncio.wait_for(witnessed(log, {0: busy}).watch(lambda: [0], unacknowledged=lambda: {0}), 0.1)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(witnessed(log, {0: at_end}).watch(lambda: [0], held=set), 0.1)
+        await asyncio.wait_for(witnessed(log, {0: at_end}).watch(lambda: [0], unacknowledged=set), 0.1)
 
 
 async def test_what_a_reader_has_in_hand_is_told_until_it_is_acknowledged() -> None:
@@ -139,6 +141,6 @@ async def test_what_a_reader_has_in_hand_is_told_until_it_is_acknowledged() -> N
     await reader.offer(record(5, 0), lambda: None)
 
     taken = await reader.take()
-    assert reader.held() == {3, 5}
+    assert reader.unacknowledged() == {3, 5}
     reader.acknowledge(taken)
-    assert reader.held() == {5}
+    assert reader.unacknowledged() == {5}
