@@ -19,7 +19,7 @@ from runtime.users import keys
 from runtime.users.commands import Command, CommandWriter
 from runtime.users.vault import Vault
 from schemas.errors import Quarantine
-from schemas.ids import OWN_ID_BYTES
+from schemas.ids import ID_BYTES
 from schemas.log.records import Cause
 
 reviews_app = typer.Typer(
@@ -132,7 +132,7 @@ def _id(text: str) -> bytes:
         found = bytes.fromhex(text)
     except ValueError:
         found = b""
-    if len(found) != OWN_ID_BYTES:
+    if len(found) != ID_BYTES:
         raise typer.BadParameter("a review's id is 32 hex digits")
     return found
 

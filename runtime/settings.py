@@ -14,6 +14,7 @@ from runtime.scheduler import quotas
 from schemas import money
 from schemas.errors import Halt
 from schemas.log.changesets import RECORD_BYTES_MAX
+from schemas.topics import PARTITIONS_DEFAULT
 
 KEY_BYTES = 32
 ROLE = r"^[a-z_][a-z0-9_]{0,62}$"
@@ -45,7 +46,9 @@ class Settings(BaseSettings):
     kafka_password: SecretStr | None = Field(None, description="with SASL")
     kafka_ca_file: Path | None = Field(None, description="authority that signed the brokers' certificates")
     topic_prefix: str = Field("tartan.", pattern=r"^[a-zA-Z0-9._-]{0,100}$", description="before each topic's name")
-    partitions: int = Field(12, ge=1, le=1000, description="partitions of each topic; never changed afterwards")
+    partitions: int = Field(
+        PARTITIONS_DEFAULT, ge=1, le=1000, description="partitions of each topic; never changed afterwards"
+    )
     replication_factor: int = Field(1, ge=1, le=10, description="of topics; 3 in production")
 
     session_timeout_s: float = Field(

@@ -1,1 +1,1 @@
-"""The contract: events, changesets and the gate, topics, ids, money, codec and errors. Pure."""
+"""Contract of all stages: records and their encoding, the gate, topics, ids, money, times and errors. Pure."""

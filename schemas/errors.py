@@ -1,4 +1,4 @@
-"""Errors, three kinds, named by their remedy."""
+"""Errors, three kinds, named by their remedy. Pure."""
 
 
 class TartanError(Exception):
@@ -6,9 +6,9 @@ class TartanError(Exception):
 
 
 class Retry(TartanError):
-    """The world is late: the same work can succeed after a wait.
+    """A neighbour is late or away: the same work can succeed after a wait.
 
-    Units: `wait_s` in seconds; None where only the caller's own backoff can say.
+    Units: `wait_s` in seconds; None where the caller's own backoff decides.
     """
 
     def __init__(self, message: str, *, wait_s: float | None = None) -> None:
@@ -17,8 +17,8 @@ class Retry(TartanError):
 
 
 class Quarantine(TartanError):
-    """This one fact cannot be processed: it is set aside with its reason, and the others go on."""
+    """This one fact cannot be processed: it is withheld with its reason, and the others go on."""
 
 
 class Halt(TartanError):
-    """Going on would corrupt state: the process stops and says why."""
+    """Going on would corrupt state: the process stops with the reason."""

@@ -1,10 +1,10 @@
-"""Types of events: those that a changeset seals, and those that Tartan publishes."""
+"""Types of events (sealed in changesets, published to topics), kinds of decisions, and states of an Item. Pure."""
 
 TRANSACTION_ADDED = "transaction.added"
 TRANSACTION_MODIFIED = "transaction.modified"
 TRANSACTION_REMOVED = "transaction.removed"
 BALANCE_REPORTED = "balance.reported"
-"""Sealed: what a sync said of an account (a cached balance)."""
+"""Sealed: an account as a sync returned it (a cached balance)."""
 BALANCE_REPORTED_REALTIME = "balance.reported_realtime"
 BALANCE_UPDATED = "balance.updated"
 """Published: the reported balance differs from the one before it of the same source."""
@@ -16,10 +16,9 @@ TRANSACTION_EDITED = "transaction.edited"
 DECISION_MADE = "decision.made"
 
 APPROVE_REMOVALS, REJECT_REMOVALS = "removals.approved", "removals.rejected"
-"""Decisions about removals that a restated history implies. Their subject is the hex id of that changeset."""
-
+"""Decisions about removals that a full resync implies. Their subject is the hex id of that changeset."""
 APPROVE_REVIEW, REJECT_REVIEW = "review.approved", "review.rejected"
-"""Decisions about whether a transaction is one that was known before. Their subject is the hex id of the review."""
+"""Decisions about a possible duplicate of a known transaction. Their subject is the hex id of the review."""
 
 PUBLIC_SOURCE = "tartan"
 
@@ -30,7 +29,7 @@ PENDING_EXPIRATION = "pending_expiration"
 REVOKED = "revoked"
 GONE = "gone"
 REFUSED = "refused"
-"""Plaid will never serve the Item, or refuses our requests as wrong: an operator has to look."""
+"""Plaid will never serve the Item, or refuses our requests as wrong: an operator has to act."""
 UNLINKED = "unlinked"
 ITEM_STATES = (ACTIVE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REVOKED, GONE, REFUSED, UNLINKED)
 SYNCABLE_STATES = frozenset({ACTIVE, PENDING_DISCONNECT, PENDING_EXPIRATION})

@@ -1,8 +1,8 @@
-"""Exact money: decimal text in the log, value and scale in rows, one fixed ledger scale a currency.
+"""Exact money: decimal text in the log, value and scale in rows, one fixed ledger scale a currency. Pure.
 
-Messages never name an amount: they are logged and kept with what is set aside.
+Error messages never contain an amount: they are logged and stored with quarantined records.
 
-Sign convention, stated here and nowhere else: Plaid's. A positive amount leaves the account, a negative one
+Sign convention, defined here and nowhere else: Plaid's. A positive amount leaves the account, a negative one
 comes in, for every type of account (Source: Plaid API, Transaction, `amount`).
 """
 
@@ -14,11 +14,11 @@ from iso4217 import Currency
 from schemas.errors import Quarantine
 
 DIGITS_MAX = 1_000
-"""Longest decimal text that the log carries. Plaid's longest amounts have 17 digits; a text without a bound
-would let one exponent (1e999999) fill a record."""
+"""Longest decimal text in the log. Plaid's longest amounts have 17 digits; without a bound one exponent (1e999999)
+would fill a record."""
 
 BIGINT_MAX = 2**63 - 1
-"""Largest value that a row's `amount_value` (Postgres bigint) holds."""
+"""Largest value of a row's `amount_value` (Postgres bigint)."""
 
 ISO_LEDGER_SCALE = 8
 """Decimals of ledger amounts in ISO 4217 currencies: Plaid sends up to seven, and eight leaves one in hand."""
@@ -27,7 +27,6 @@ UNOFFICIAL_LEDGER_SCALE = 18
 """Decimals of ledger amounts in currencies without ISO code: 18 is the finest that is in use (wei)."""
 
 _EXPONENTS: dict[str, int | None] = {currency.code: currency.exponent for currency in Currency}
-
 _POWERS_OF_TEN: tuple[int, ...] = tuple(10**exponent for exponent in range(UNOFFICIAL_LEDGER_SCALE + 1))
 
 
@@ -40,7 +39,7 @@ class ScaledAmount:
 
 
 def decimal_text(amount: Decimal) -> str:
-    """Write an amount as plain decimal text without exponent and without trailing zeros: 12.50 is "12.5".
+    """Return an amount as plain decimal text without exponent and trailing zeros: 12.50 is "12.5".
 
     Equal amounts give equal text, so texts can be compared for change.
     Raises: Quarantine, where the amount is no finite number or longer than DIGITS_MAX.
@@ -54,7 +53,7 @@ def decimal_text(amount: Decimal) -> str:
 
 
 def parse_decimal(text: str) -> ScaledAmount:
-    """Read decimal text as value and scale.
+    """Parse decimal text into value and scale.
 
     Raises: Quarantine, where the value does not fit a bigint or has more decimals than any ledger keeps.
     """
@@ -68,12 +67,12 @@ def parse_decimal(text: str) -> ScaledAmount:
 
 
 def ledger_scale(currency: str) -> int:
-    """Decimals of ledger amounts in a currency code."""
+    """Return the number of decimals of ledger amounts in a currency."""
     return ISO_LEDGER_SCALE if is_iso(currency) else UNOFFICIAL_LEDGER_SCALE
 
 
 def ledger_amount(amount: ScaledAmount, currency: str) -> int:
-    """Bring an amount to its currency's ledger scale, as an integer; exact, never rounded.
+    """Convert an amount to an integer at its currency's ledger scale; exact, never rounded.
 
     Raises: Quarantine, where the amount has more decimals than the ledger keeps.
     """
@@ -84,7 +83,7 @@ def ledger_amount(amount: ScaledAmount, currency: str) -> int:
 
 
 def is_iso(currency: str) -> bool:
-    """Whether a code is an ISO 4217 currency.
+    """Return True for an ISO 4217 currency code.
 
     It decides a ledger's scale for good: a code that a later list lacks must stay (tests/golden/currencies.json).
     """
@@ -92,12 +91,12 @@ def is_iso(currency: str) -> bool:
 
 
 def exponent(currency: str) -> int | None:
-    """Decimals that a currency's amounts usually have, by ISO 4217: JPY 0, USD 2, KWD 3. None where it names none."""
+    """Return the decimals of a currency by ISO 4217: JPY 0, USD 2, KWD 3; None where the standard has none."""
     return _EXPONENTS.get(currency)
 
 
 def display_text(text: str, currency: str) -> str:
-    """Decimal text for people: with at least the decimals that its currency has, and with all that the amount has."""
+    """Return decimal text for people, with all decimals of the amount and at least those of its currency."""
     whole, _, fraction = text.partition(".")
     fraction = fraction.ljust(exponent(currency) or 0, "0")
     return f"{whole}.{fraction}" if fraction else whole

@@ -1,4 +1,4 @@
-"""The table of topics: what each holds, how it is keyed, how long it is kept, who writes it."""
+"""Table of topics: content, key, retention and writer of each. Pure."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,14 @@ from schemas.encoding import catalogue
 
 DAY_MS = 24 * 60 * 60 * 1000
 PARTITIONS_DEFAULT = 12
+"""Partitions of each topic, where `TARTAN_PARTITIONS` is not set."""
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
-"""`max.message.bytes` of `changesets`: four times what a record may fill, room for a later limit."""
+"""`max.message.bytes` of `changesets`: four times RECORD_BYTES_MAX, room for a later limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic. `retention_ms` None means kept for ever; `schemas` are catalogue numbers of its values."""
+    """One topic. `retention_ms` None: no deletion; `schemas`: catalogue numbers of its values."""
 
     name: str
     key: str
@@ -74,10 +75,10 @@ HEADER_POSITION = "tartan-position"
 
 
 def full_name(topic: Topic, prefix: str) -> str:
-    """The topic's name in the cluster, for example `tartan.changesets`."""
+    """Return the topic's name in the cluster, for example `tartan.changesets`."""
     return f"{prefix}{topic.name}"
 
 
 def user_key(user: int) -> bytes:
-    """A record's key for a user: the number in ASCII decimals, so that every client can read and partition it."""
+    """Return a record's key for a user: the number in ASCII decimals, so that every client can partition by it."""
     return str(user).encode()

@@ -11,7 +11,7 @@ from projections.decode.transaction import TransactionPayload
 from schemas import events, money
 from schemas.encoding import codec
 from schemas.errors import Quarantine
-from schemas.ids import OWN_ID_BYTES
+from schemas.ids import ID_BYTES
 from schemas.log.records import Account, Decision, Edit, History, Item, Removal
 
 CACHED, REALTIME = "cached", "realtime"
@@ -142,7 +142,7 @@ def _edited(edit: Edit) -> Edited:
         own, fields = bytes.fromhex(edit.own_id), json.loads(edit.fields_json, parse_float=Decimal)
     except (ValueError, RecursionError) as error:
         raise Quarantine("an edit names no own id, or its fields are no JSON") from error
-    if len(own) != OWN_ID_BYTES or not isinstance(fields, dict):
+    if len(own) != ID_BYTES or not isinstance(fields, dict):
         raise Quarantine("an edit names no own id, or its fields are no object")
     return Edited(own, edit.transaction_id, fields)
 

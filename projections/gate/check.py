@@ -243,7 +243,7 @@ class GateCheck:
         """
         head = opened.head
         admitted = None
-        if verdict is Verdict.ASIDE:
+        if verdict is Verdict.CHUNK:
             item.parts[head.id] = (opened.received.offset, opened.received.value)
         elif verdict is Verdict.ACCEPTED:
             try:

@@ -23,6 +23,7 @@ from sandbox.infra.machine import (
 )
 from sandbox.infra.processes import Child, Command, run, start
 from sandbox.infra.servers import Server
+from schemas.topics import PARTITIONS_DEFAULT
 
 # C1 alone and one thread for the collector: the JVM starts in 2 s and idles at 2 % of a core.
 # A benchmark wants the optimising compiler and passes flags of its own.
@@ -153,7 +154,7 @@ SETTINGS: Mapping[str, str] = {
     "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
     # Topics are made by `tartan topics apply`; one made by a typing error would hide the error.
     "auto.create.topics.enable": "false",
-    "num.partitions": "12",
+    "num.partitions": str(PARTITIONS_DEFAULT),
     "message.max.bytes": str(MESSAGE_BYTES_MAX),
     "replica.fetch.max.bytes": str(MESSAGE_BYTES_MAX),
     # One node holds the only copy.

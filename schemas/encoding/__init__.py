@@ -1,1 +1,1 @@
-"""TODO schemas/encoding."""
+"""Avro encoding: the catalogue of schemas, codecs, upcasters and the check of compatibility. Pure."""

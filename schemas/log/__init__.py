@@ -1,1 +1,1 @@
-"""TODO schemas/log."""
+"""Records of the log: structs, changesets, the gate, digests, and the archive's segments and manifests. Pure."""

@@ -1,8 +1,8 @@
-"""The gate: which records of `changesets` count. One pure rule, used by every reader.
+"""Gate: the optimistic concurrency check of the log, one pure rule by which every reader counts or skips a record.
 
-A chained record counts when its parent is the Item's head, a free one when its id is new; so a repeat, or the
-work of a worker that lost its lease, is skipped by all readers alike, whoever owned what. Nothing of an Item
-is chained after its unlink, and nothing of a user counts after the user's erasure.
+A chained record counts when its parent is the Item's head, a free one when its id is new. So all readers alike skip a
+repeat, or the record of a worker that lost its lease. Nothing of an Item is chained after its unlink, and nothing of a
+user counts after the user's erasure.
 """
 
 from dataclasses import dataclass, replace
@@ -16,10 +16,10 @@ EDIT, DECISION, BALANCE, REDRIVE, ERASURE = "edit", "decision", "balance", "redr
 
 
 class Verdict(Enum):
-    """What the gate says of a record; every skip is counted under its own name."""
+    """Decision of the gate about a record; every skip is counted under its own name."""
 
     ACCEPTED = "accepted"
-    ASIDE = "kept_aside"
+    CHUNK = "kept_aside"
     NOT_HEAD = "parent_is_not_head"
     UNLINKED = "item_is_unlinked"
     REPEATED = "free_id_is_known"
@@ -30,7 +30,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ItemGate:
-    """What the gate knows of an Item: its head, whose it is, whether it was unlinked, the parts kept aside."""
+    """State of the gate for an Item; `parts`: ids of chunks whose changeset has not come yet."""
 
     head: bytes | None = None
     user: int | None = None
@@ -39,10 +39,13 @@ class ItemGate:
 
 
 def decide(head: Head, item: ItemGate, *, erased: bool, known: bool) -> Verdict:
-    """Say whether a record counts.
+    """Decide whether a record counts.
 
-    `item` is the state before the record, `erased` whether its user is, `known` whether a free record of this id
-    was accepted before (of no meaning for chained ones).
+    Args:
+        head: of the record.
+        item: state before the record.
+        erased: the record's user is erased.
+        known: a free record of this id was accepted before (of no meaning for chained ones).
     """
     if erased:
         return Verdict.ERASED
@@ -54,7 +57,7 @@ def decide(head: Head, item: ItemGate, *, erased: bool, known: bool) -> Verdict:
         case "chained" | "part" if item.unlinked:
             return Verdict.UNLINKED
         case "part":
-            return Verdict.ASIDE
+            return Verdict.CHUNK
         case "chained":
             root = head.parent is None and item.head is None and head.type == LINK
             follows = head.parent is not None and head.parent == item.head and head.type != LINK
@@ -63,12 +66,12 @@ def decide(head: Head, item: ItemGate, *, erased: bool, known: bool) -> Verdict:
 
 
 def advance(head: Head, item: ItemGate, verdict: Verdict) -> ItemGate:
-    """The Item's state after a record with this verdict.
+    """Return the Item's state after a record with this verdict.
 
-    An accepted chained record ends all parts kept aside, named or not. A free one leaves them: an edit that lands
-    between a part and its changeset must not tear the update.
+    An accepted chained record ends all chunks, named or not. A free one leaves them: an edit between a chunk and its
+    changeset must not tear the update.
     """
-    if verdict is Verdict.ASIDE:
+    if verdict is Verdict.CHUNK:
         return replace(item, parts=(*item.parts, head.id))
     if verdict is Verdict.ACCEPTED and head.kind == CHAINED:
         return ItemGate(head=head.id, user=head.user, unlinked=head.type == UNLINK)

@@ -195,7 +195,7 @@ class World:
             state = gate.advance(record.head, state, verdict)
             held.verdicts.append(verdict)
             held.records.append(record)
-            if verdict is Verdict.ASIDE:
+            if verdict is Verdict.CHUNK:
                 aside[record.head.id] = record.events
             elif verdict is Verdict.ACCEPTED:
                 held.head = record.head

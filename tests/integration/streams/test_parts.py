@@ -81,7 +81,7 @@ async def test_an_update_killed_after_each_of_its_parts_while_the_bank_goes_on_b
 
     new = list(zip(held.records, held.verdicts, strict=True))[len(before.records) :]
     accepted = [record.head for record, verdict in new if verdict is Verdict.ACCEPTED]
-    aside = [record.head.id for record, verdict in new if verdict is Verdict.ASIDE]
+    aside = [record.head.id for record, verdict in new if verdict is Verdict.CHUNK]
     assert len(accepted) == 1
     assert len(accepted) + len(aside) == len(new)
     assert killed[0].deaths == len(accepted[0].parts) >= 5
@@ -113,7 +113,7 @@ async def test_parts_that_come_late_or_belong_to_nothing_have_no_effect(made: Wo
         await made.settled(item)
         held = await made.assert_true(item)
 
-    assert held.verdicts[len(first.verdicts) :] == [Verdict.ASIDE, Verdict.ACCEPTED]
+    assert held.verdicts[len(first.verdicts) :] == [Verdict.CHUNK, Verdict.ACCEPTED]
     assert held.head is not None
     assert held.head.parts == []
 

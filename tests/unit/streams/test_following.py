@@ -123,7 +123,7 @@ def test_a_redrive_is_told_with_its_offset_and_an_edit_changes_nothing() -> None
 
     assert result.redriven == {"item": 2}
     assert result.heads["item"].head.id == first.head.id
-    assert result.verdicts == {Verdict.ACCEPTED: 3, Verdict.ASIDE: 1}
+    assert result.verdicts == {Verdict.ACCEPTED: 3, Verdict.CHUNK: 1}
 
 
 def test_a_whole_history_that_does_not_name_a_known_account_is_told_until_one_that_does() -> None:

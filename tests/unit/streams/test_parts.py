@@ -106,7 +106,7 @@ def test_the_gate_takes_the_parts_of_the_record_that_it_accepts_and_no_others() 
         verdicts.append(gate.decide(head, state, erased=False, known=False))
         state = gate.advance(head, state, verdicts[-1])
 
-    assert verdicts == [Verdict.ASIDE] * (1 + len(made.parts)) + [Verdict.ACCEPTED]
+    assert verdicts == [Verdict.CHUNK] * (1 + len(made.parts)) + [Verdict.ACCEPTED]
     assert (state.head, state.parts) == (made.sealed.id, ())
 
 
