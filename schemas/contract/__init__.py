@@ -1,1 +1,1 @@
-"""TODO schemas/contract."""
+"""Contract of the public topics: subjects, examples, field descriptions, documentation and AsyncAPI. Pure."""

@@ -1,4 +1,4 @@
-"""The changeset: one record of the topic `changesets`, one atomic update. Its layout, sealing and reading.
+"""Changeset: one record of the topic `changesets`, one atomic update; its layout, sealing and reading. Pure.
 
 Layout of the value, in bytes: `T` | head's schema number (1) | head's length (4, big-endian) | head |
 nonce (12) | sealed events. The events are one Avro block, zstd-compressed, then AES-256-GCM under the user's
@@ -25,7 +25,7 @@ HEADS_READABLE = frozenset({catalogue.HEAD})
 """Head schemas that this code reads. A new one is added here one release before any code writes it."""
 
 RECORD_BYTES_MAX = 4 * 1024 * 1024
-"""A record fills at most this; what is larger goes as parts. At about 90 sealed bytes a transaction that is 45,000."""
+"""Largest record; a larger changeset is cut into chunks. At 90 sealed bytes a transaction that is 45,000."""
 
 EVENTS_BYTES_MAX = 256 * 1024 * 1024
 """Largest events block that is decompressed: zstd reaches 50:1 on bank data, so 4 MiB give at most 200 MiB."""
@@ -36,7 +36,7 @@ ZSTD_LEVEL = 1
 
 @dataclass(frozen=True, slots=True)
 class UserKeys:
-    """The keys derived from a user's data key. They are gone for ever when that key is destroyed."""
+    """Keys derived from a user's data key. They are lost for ever when that key is destroyed."""
 
     events: bytes
     ids: bytes
@@ -55,7 +55,7 @@ def user_keys(data_key: bytes, generation: int) -> UserKeys:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A record of `changesets` as read: clear head, and the rest still sealed."""
+    """A record of `changesets` with its head read and its events still sealed."""
 
     head: Head
     associated: bytes
@@ -72,7 +72,7 @@ def changeset_id(
     state: str | None,
     events: bytes,
 ) -> ChangesetId:
-    """The id of a chained changeset, from what it says and where in the chain it says it."""
+    """Derive the id of a chained changeset from its content and its position in the chain."""
     return chained_id(
         keys.ids,
         parent or b"",
@@ -84,7 +84,7 @@ def changeset_id(
 
 
 def seal(head: Head, events: bytes, keys: UserKeys, *, nonce: bytes, bytes_max: int | None = None) -> bytes:
-    """Write the record's value. `events` is the block of codec.encode_events, `nonce` 12 random bytes.
+    """Return the record's value. `events` is the block of codec.encode_events, `nonce` 12 random bytes.
 
     Raises: Quarantine, where the record would be larger than `bytes_max`, by default RECORD_BYTES_MAX.
     """
@@ -101,7 +101,7 @@ def seal(head: Head, events: bytes, keys: UserKeys, *, nonce: bytes, bytes_max: 
 def read(value: bytes) -> Envelope:
     """Read the clear part of a record.
 
-    Raises: Halt, where the head is none that this code reads: a head skipped would break its Item's chain.
+    Raises: Halt, where this code cannot read the head: to skip it would break its Item's chain.
     """
     if value[:1] != MAGIC or len(value) < _PREFIX_BYTES:
         raise Halt(f"a record of {len(value)} bytes in changesets does not begin with a head")
@@ -118,7 +118,7 @@ def read(value: bytes) -> Envelope:
 
 
 def unseal(envelope: Envelope, keys: UserKeys) -> bytes:
-    """Open a record's events: the block for codec.decode_events.
+    """Return a record's events, decrypted and decompressed: the block for codec.decode_events.
 
     Raises: Quarantine, where the bytes were not sealed under this user's key for this head.
     """

@@ -1,6 +1,6 @@
-"""The two digests that are the oracle.
+"""Digests that tests and operators compare: of the state and of all rows. Pure.
 
-*State*: the bank's final values by Plaid id and balances; a faulty run = a clean run = the bank's own truth.
+*State*: the bank's final values by Plaid id, and balances; a faulty run = a clean run = the bank's own truth.
 *Full*: rows, transfers, versions and net events with own ids; live = any replay of the same log.
 """
 
@@ -16,12 +16,12 @@ _NONE = "\x01"
 
 
 def state_digest(transactions: Iterable[TransactionState], accounts: Iterable[AccountState]) -> str:
-    """SHA-256 over the sorted final values, as 64 hex digits. Order of the arguments does not matter."""
+    """Return SHA-256 over the sorted final values, as 64 hex digits."""
     return _digest(("transaction", transactions), ("account", accounts))
 
 
 def full_digest(**tables: Iterable[tuple[object, ...]]) -> str:
-    """SHA-256 over the sorted rows of named tables, as 64 hex digits."""
+    """Return SHA-256 over the sorted rows of named tables, as 64 hex digits."""
     return _digest(*sorted(tables.items()))
 
 

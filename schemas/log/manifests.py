@@ -1,12 +1,12 @@
-"""The chain of an archived partition: one manifest a segment, each naming the SHA-256 of the one before it.
+"""Manifests: the chain of an archived partition, one manifest a segment, each with the SHA-256 of the one before. Pure.
 
 Names within the archive, so that they sort by offset:
 
     TOPIC/PARTITION/FIRST.json                        a manifest; put only where there is none, so no chain has a fork
-    TOPIC/PARTITION/FIRST-LAST-SHA256.segment         its segment, named by what it holds
+    TOPIC/PARTITION/FIRST-LAST-SHA256.segment         its segment
     TOPIC/PARTITION/head.json                         the last manifest that was put, or one of the last
 
-The head tells a chain whose end is missing from one that ends there. It is put after its manifest and may lag; a
+The head separates a chain whose end is missing from one that ends there. It is put after its manifest and may lag; a
 chain goes through it and on.
 """
 
@@ -25,10 +25,10 @@ _MANIFEST, _SEGMENT = ".json", ".segment"
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one segment holds, and what came before it.
+    """Description of one segment and its predecessor; all digests are SHA-256 as hex digits.
 
     `sha256` is of the segment's whole file, `previous` of the manifest before (None in the first of a partition),
-    `last_record` of the last record in the form of schemas.log.segments; all as hex digits. `bytes` is the file's size.
+    `last_record` of the last record in the form of schemas.log.segments. `bytes` is the file's size.
     """
 
     version: int
@@ -46,7 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The manifest that begins at `first` had this SHA-256 when it was put."""
+    """Pointer to the manifest that begins at `first`, with its SHA-256 when it was put."""
 
     first: int
     last: int
@@ -61,20 +61,20 @@ class Link(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What is wrong with a range of offsets, `first` to `last`, both included."""
+    """A problem of a range of offsets, `first` to `last`, both included."""
 
     topic: str
     partition: int
     first: int
     last: int
-    what: str
+    problem: str
 
     def __str__(self) -> str:
-        return f"{self.topic} {self.partition}, offsets {self.first}..{self.last}: {self.what}"
+        return f"{self.topic} {self.partition}, offsets {self.first}..{self.last}: {self.problem}"
 
 
 class Chain(NamedTuple):
-    """The links that could be read, in the order of their offsets, what is wrong with or between them, and the head."""
+    """The links that could be read, in the order of their offsets, the faults of or between them, and the head."""
 
     links: tuple[Link, ...]
     faults: tuple[Fault, ...]
@@ -82,22 +82,22 @@ class Chain(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The offset behind the last record."""
+        """Return the offset behind the last record."""
         return self.links[-1].manifest.last + 1 if self.links else 0
 
 
 def folder(topic: str, partition: int) -> str:
-    """Where a partition's files are, within the archive."""
+    """Return the folder of a partition within the archive."""
     return f"{topic}/{partition:05d}"
 
 
 def manifest_name(first: int) -> str:
-    """A manifest's name within its folder."""
+    """Return the file name of the manifest that begins at an offset, within its folder."""
     return f"{first:0{_DIGITS}d}{_MANIFEST}"
 
 
 def head_name() -> str:
-    """The head's name within its folder."""
+    """Return the file name of the head within its folder."""
     return f"head{_MANIFEST}"
 
 
@@ -107,13 +107,13 @@ def segment_name(manifest: Manifest) -> str:
 
 
 def parse_manifest_name(name: str) -> int | None:
-    """The first offset of a manifest by its name; None where the name is not a manifest's."""
+    """Return the first offset of a manifest by its name; None where the name is not a manifest's."""
     digits = name.removesuffix(_MANIFEST)
     return int(digits) if name.endswith(_MANIFEST) and len(digits) == _DIGITS and digits.isdecimal() else None
 
 
 def parse_segment_name(name: str) -> tuple[int, int] | None:
-    """First and last offset of a segment by its name; None where the name is not a segment's."""
+    """Return first and last offset of a segment by its name; None where the name is not a segment's."""
     first, _, rest = name.removesuffix(_SEGMENT).partition("-")
     last = rest.partition("-")[0]
     valid = name.endswith(_SEGMENT) and first.isdecimal() and last.isdecimal()
@@ -121,20 +121,14 @@ def parse_segment_name(name: str) -> tuple[int, int] | None:
 
 
 def make_manifest(content: bytes, header: segments.Header, *, last: segments.Record, previous: str | None) -> Manifest:
-    """The manifest of a segment."""
+    """Return the manifest of a segment, from its bytes, header and last record."""
     return Manifest(
-        VERSION,
-        header.topic,
-        header.partition,
-        header.first,
-        header.last,
-        header.count,
-        header.first_ms,
-        header.last_ms,
-        len(content),
-        segments.sha256_hex(content),
-        segments.sha256_hex(segments.encode_record(last)),
-        previous,
+        version=VERSION,
+        **msgspec.structs.asdict(header),
+        bytes=len(content),
+        sha256=segments.sha256_hex(content),
+        last_record=segments.sha256_hex(segments.encode_record(last)),
+        previous=previous,
     )
 
 
@@ -158,7 +152,7 @@ def decode_head(content: bytes) -> Head:
 
 
 def decode_segment(manifest: Manifest, content: bytes | None) -> Iterator[segments.Record]:
-    """The records of a manifest's segment, after every byte was checked. Raises: Damaged."""
+    """Check every byte of a manifest's segment and return its records. Raises: Damaged."""
     if content is None:
         raise Damaged("its segment is missing")
     if len(content) != manifest.bytes:
@@ -166,12 +160,7 @@ def decode_segment(manifest: Manifest, content: bytes | None) -> Iterator[segmen
     if segments.sha256_hex(content) != manifest.sha256:
         raise Damaged("its segment does not have the SHA-256 that its manifest says")
     header, records = segments.decode(content)
-    if (header.topic, header.partition, header.first, header.last) != (
-        manifest.topic,
-        manifest.partition,
-        manifest.first,
-        manifest.last,
-    ):
+    if any(getattr(header, name) != getattr(manifest, name) for name in ("topic", "partition", "first", "last")):
         raise Damaged(f"its segment holds {header.topic} {header.partition}, {header.first}..{header.last}")
     return records
 
@@ -179,16 +168,16 @@ def decode_segment(manifest: Manifest, content: bytes | None) -> Iterator[segmen
 def check_chain(
     topic: str,
     partition: int,
-    found: Sequence[tuple[int, Link | Damaged]],
+    entries: Sequence[tuple[int, Link | Damaged]],
     head: Head | Damaged | None,
     *,
     start: int = 0,
 ) -> Chain:
     """Check that manifests make one chain from an offset on.
 
-    Shape: `found` are the manifests by the first offsets that their names say, in that order. `start` is 0, or where
-    a manifest begins whose own predecessor is left unchecked.
-    A manifest is not what was put if the next one, or the head, names another SHA-256; the fault has its range.
+    Shape: `entries` are the manifests by the first offsets in their names, in that order. `start` is 0, or the first
+    offset of a manifest whose own predecessor is left unchecked.
+    A manifest is not the one that was put if the next one, or the head, has another SHA-256; the fault has its range.
     """
     links: list[Link] = []
     faults: list[Fault] = []
@@ -196,52 +185,40 @@ def check_chain(
     before: Link | None = None
     whole = start == 0  # the manifest before this one could be read and ends where this one begins
 
-    def fault(first: int, last: int, what: str) -> None:
-        faults.append(Fault(topic, partition, first, last, what))
+    def fault(first: int, last: int, problem: str) -> None:
+        faults.append(Fault(topic, partition, first, last, problem))
 
-    for place, (first, entry) in enumerate(found):
+    for index, (first, entry) in enumerate(entries):
         if first > expected:
             fault(expected, first - 1, "its manifest is missing")
             whole = False
-        if isinstance(entry, Damaged) or _misplaced(topic, partition, first, entry):
-            until = found[place + 1][0] - 1 if place + 1 < len(found) else _last_of(head, first)
-            fault(first, until, str(entry) if isinstance(entry, Damaged) else "its manifest is of another place")
-            expected, before, whole = until + 1, None, False
+        if isinstance(entry, Damaged) or _is_misplaced(topic, partition, first, entry.manifest):
+            if index + 1 < len(entries):
+                last = entries[index + 1][0] - 1
+            else:
+                last = head.last if isinstance(head, Head) and head.first == first else first
+            fault(first, last, str(entry) if isinstance(entry, Damaged) else "its manifest is of another place")
+            expected, before, whole = last + 1, None, False
             continue
         if first < expected:
             fault(first, min(expected - 1, entry.manifest.last), "two manifests hold it")
         elif whole and entry.manifest.previous != (before.sha256 if before else None):
-            names = before.manifest if before else entry.manifest
-            fault(names.first, names.last, "its manifest is not the one that the next names as the one before it")
+            changed = before.manifest if before else entry.manifest
+            fault(changed.first, changed.last, "its manifest is not the one that the next names as the one before it")
         links.append(entry)
         expected, before, whole = entry.manifest.last + 1, entry, True
     if isinstance(head, Damaged):
         fault(links[-1].manifest.first if links else start, max(start, expected - 1), str(head))
-    elif head is not None:
-        faults += _against_head(topic, partition, {link.manifest.first: link for link in links}, faults, head, expected)
-    return Chain(tuple(links), tuple(faults), head if isinstance(head, Head) else None)
+        return Chain(tuple(links), tuple(faults))
+    if head is not None:
+        target = next((link for link in reversed(links) if link.manifest.first == head.first), None)
+        if target is not None and target.sha256 != head.sha256:
+            fault(target.manifest.first, target.manifest.last, "its manifest is not the one that the head names")
+        elif target is None and not any(fault.first <= head.first <= fault.last for fault in faults):
+            fault(min(expected, head.first), head.last, "its manifest is missing, which the head names")
+    return Chain(tuple(links), tuple(faults), head)
 
 
-def _misplaced(topic: str, partition: int, first: int, link: Link) -> bool:
-    manifest = link.manifest
+def _is_misplaced(topic: str, partition: int, first: int, manifest: Manifest) -> bool:
     place = (manifest.topic, manifest.partition, manifest.first)
     return place != (topic, partition, first) or manifest.last - first + 1 != manifest.count or manifest.count < 1
-
-
-def _last_of(head: Head | Damaged | None, first: int) -> int:
-    return head.last if isinstance(head, Head) and head.first == first else first
-
-
-def _against_head(
-    topic: str, partition: int, links: dict[int, Link], faults: Sequence[Fault], head: Head, expected: int
-) -> list[Fault]:
-    named = links.get(head.first)
-    if named is not None:
-        if named.sha256 == head.sha256:
-            return []
-        what = "its manifest is not the one that the head names"
-        return [Fault(topic, partition, named.manifest.first, named.manifest.last, what)]
-    if any(fault.first <= head.first <= fault.last for fault in faults):
-        return []
-    what = "its manifest is missing, which the head names"
-    return [Fault(topic, partition, min(expected, head.first), head.last, what)]

@@ -1,10 +1,10 @@
-"""The records of the log as Python values: one struct a schema, fields in the schema's order."""
+"""Records of the log as structs: one for each schema in avro/, fields in the schema's order. Pure."""
 
 from msgspec import Struct, field
 
 
 class Transaction(Struct, frozen=True, gc=False):
-    """A transaction in the bank's words. Source: avro/transaction.v1.avsc.
+    """A transaction with the bank's values. Source: avro/transaction.v1.avsc.
 
     Units: `amount` is plain decimal text; positive leaves the account.
     """
@@ -44,12 +44,12 @@ class Transaction(Struct, frozen=True, gc=False):
 
     @property
     def currency(self) -> str:
-        """The currency's code, official or not; "XXX" (ISO 4217: no currency) where the bank named none."""
+        """Return the currency's code, official or not; "XXX" (ISO 4217: no currency) where the bank named none."""
         return self.iso_currency_code or self.unofficial_currency_code or "XXX"
 
 
 class Account(Struct, frozen=True, gc=False):
-    """An account and its balances in the bank's words. Source: avro/account.v1.avsc."""
+    """An account and its balances with the bank's values. Source: avro/account.v1.avsc."""
 
     account_id: str
     persistent_account_id: str | None
@@ -70,12 +70,12 @@ class Account(Struct, frozen=True, gc=False):
 
     @property
     def currency(self) -> str:
-        """The currency's code, official or not; "XXX" (ISO 4217: no currency) where the bank named none."""
+        """Return the currency's code, official or not; "XXX" (ISO 4217: no currency) where the bank named none."""
         return self.iso_currency_code or self.unofficial_currency_code or "XXX"
 
 
 class Removal(Struct, frozen=True, gc=False):
-    """A transaction that the bank took back. Source: avro/removal.v1.avsc."""
+    """A transaction that the bank removed. Source: avro/removal.v1.avsc."""
 
     transaction_id: str
     account_id: str | None = None
@@ -96,7 +96,7 @@ class Item(Struct, frozen=True, gc=False):
 
 
 class History(Struct, frozen=True):
-    """Which accounts and window a restated history covers. Source: avro/history.v2.avsc.
+    """Accounts and dates that a full resync covers. Source: avro/history.v2.avsc.
 
     Units: `since`, `until` are ISO dates, both within the window; None has no bound on that side.
     """
@@ -110,7 +110,7 @@ class History(Struct, frozen=True):
 
 
 class DeadLetter(Struct, frozen=True):
-    """What could not be processed, with its sealed original. Source: avro/dead_letter.v1.avsc.
+    """A record that could not be processed, with its sealed original. Source: avro/dead_letter.v1.avsc.
 
     Units: `at` in microseconds since 1970, UTC.
     """
@@ -129,7 +129,7 @@ class DeadLetter(Struct, frozen=True):
 
 
 class Edit(Struct, frozen=True, gc=False):
-    """What a user said about a transaction. Source: avro/edit.v1.avsc."""
+    """A user's edit of a transaction. Source: avro/edit.v1.avsc."""
 
     own_id: str
     transaction_id: str
@@ -137,7 +137,7 @@ class Edit(Struct, frozen=True, gc=False):
 
 
 class Decision(Struct, frozen=True, gc=False):
-    """What a person decided. Source: avro/decision.v1.avsc."""
+    """A person's decision. Source: avro/decision.v1.avsc."""
 
     subject: str
     decision: str
@@ -146,7 +146,7 @@ class Decision(Struct, frozen=True, gc=False):
 
 
 class Cause(Struct, frozen=True):
-    """Why a changeset was made, up to the webhook and Plaid's own request ids."""
+    """Cause of a changeset, up to the webhook and Plaid's own request ids."""
 
     kind: str
     webhook_partition: int | None = None
@@ -186,7 +186,7 @@ class Head(Struct, frozen=True):
 
 
 class Webhook(Struct, frozen=True):
-    """A webhook as it came in. Source: avro/webhook.v1.avsc.
+    """A webhook as it was received. Source: avro/webhook.v1.avsc.
 
     Units: `received_at` in microseconds since 1970, UTC.
     """

@@ -1,4 +1,4 @@
-"""A segment: a closed range of one partition's records as one immutable file, byte for byte as Kafka has them.
+"""Segment: a closed range of one partition's records as one immutable file, byte for byte as Kafka has them. Pure.
 
 Shape, integers big-endian:
 
@@ -11,8 +11,8 @@ Shape, integers big-endian:
                      value, u32 number of headers, for each i32 length and UTF-8 of its name, i32 length and bytes
                      of its value; a length of -1 is none
 
-Offsets have no holes. The same records give the same bytes, so a segment that a crash left behind is made again as it
-was. docs/operations.md describes the format for those who read it without this code.
+Offsets have no holes. The same records give the same bytes, so a segment that a crash left behind is written again
+without change. docs/operations.md describes the format for readers without this code.
 """
 
 import hashlib
@@ -26,10 +26,9 @@ import zstandard
 MAGIC = b"TARTSEG1"
 HASH_BYTES = 32
 BLOCK_BYTES = 1024 * 1024
-"""Of records in one frame, so that a reader holds no more than one of them unpacked; one record may be more."""
+"""Of records in one frame, so that a reader unpacks no more than this at once; a single record may be larger."""
 BLOCK_BYTES_MAX = 64 * 1024 * 1024
 """No frame is unpacked to more than this: a block before its last record, and a record of Kafka's largest size."""
-HEADER_BYTES_MAX = 64 * 1024
 LEVEL = 3
 """Sealed changesets do not shrink at any level; webhooks are JSON and do so at this one."""
 
@@ -40,11 +39,11 @@ _NONE = -1
 
 
 class Damaged(ValueError):
-    """The bytes are no segment, or not as they were sealed. The message says in what."""
+    """The bytes are no segment, or not as they were sealed; the message has the difference."""
 
 
 class Record(NamedTuple):
-    """One record of a partition. `headers` in Kafka's order; a name may be there twice, a value may be none."""
+    """One record of a partition; `headers` in Kafka's order, a name may occur twice."""
 
     offset: int
     timestamp_ms: int
@@ -54,7 +53,7 @@ class Record(NamedTuple):
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a segment holds. `first` and `last` are offsets, `first_ms` and `last_ms` these records' timestamps."""
+    """Range of a segment: `first` and `last` are offsets, `first_ms` and `last_ms` these records' timestamps."""
 
     topic: str
     partition: int
@@ -66,22 +65,18 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def encoded_size(record: Record) -> int:
-    """Bytes of a record in a block, within a few."""
-    return (
-        32
-        + len(record.key or b"")
-        + len(record.value or b"")
-        + sum(8 + len(name) + len(value or b"") for name, value in record.headers)
-    )
+    """Return the bytes of a record in a block, within a few."""
+    headers = sum(8 + len(name) + len(value or b"") for name, value in record.headers)
+    return 32 + len(record.key or b"") + len(record.value or b"") + headers
 
 
 def sha256_hex(content: bytes) -> str:
-    """SHA-256 of anything, as 64 hex digits."""
+    """Return SHA-256 as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def encode(topic: str, partition: int, records: Sequence[Record]) -> bytes:
-    """The segment of these records, at least one, in the order of their offsets.
+    """Return the segment of at least one record, in the order of their offsets.
 
     Raises: ValueError, where an offset is missing between them.
     """
@@ -90,8 +85,8 @@ def encode(topic: str, partition: int, records: Sequence[Record]) -> bytes:
     for expected, record in enumerate(records, start=first.offset):
         if record.offset != expected:
             raise ValueError(f"{topic} {partition}: offset {record.offset} follows {expected - 1}")
-    described = msgspec.json.encode(header)
-    parts = [MAGIC, _LENGTH.pack(len(described)), described]
+    encoded_header = msgspec.json.encode(header)
+    parts = [MAGIC, _LENGTH.pack(len(encoded_header)), encoded_header]
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False)
     for block in _blocks(records):
         frame = compressor.compress(block)
@@ -102,9 +97,9 @@ def encode(topic: str, partition: int, records: Sequence[Record]) -> bytes:
 
 
 def decode(content: bytes) -> tuple[Header, Iterator[Record]]:
-    """The header of a segment whose every byte was checked, and its records, unpacked block by block.
+    """Check every byte of a segment; return its header and its records, unpacked block by block.
 
-    Raises: Damaged, at once where a byte is not as it was sealed; while the records are taken where they are not
+    Raises: Damaged, at once where a byte is not as it was sealed; while the records are iterated where they are not
     those of the header, which only a wrong writer can cause.
     """
     if not content.startswith(MAGIC):
@@ -112,16 +107,16 @@ def decode(content: bytes) -> tuple[Header, Iterator[Record]]:
     if hashlib.sha256(memoryview(content)[:-HASH_BYTES]).digest() != content[-HASH_BYTES:]:
         raise Damaged("its bytes do not have the SHA-256 that it ends with")
     end = len(content) - HASH_BYTES
-    described, at = _sized(content, len(MAGIC), end)
+    encoded_header, position = _read_sized(content, len(MAGIC), end)
     try:
-        header = msgspec.json.decode(described, type=Header)
+        header = msgspec.json.decode(encoded_header, type=Header)
     except msgspec.MsgspecError as error:
         raise Damaged(f"its header cannot be read: {error}") from error
-    return header, _records(content, at, end, header)
+    return header, _records(content, position, end, header)
 
 
 def encode_record(record: Record) -> bytes:
-    """A record as in a block: what two records are compared by."""
+    """Return a record as in a block; two records are equal when these bytes are."""
     key = _NONE if record.key is None else len(record.key)
     parts = [_RECORD.pack(record.offset, record.timestamp_ms, key), record.key or b"", *_optional(record.value)]
     parts.append(_LENGTH.pack(len(record.headers)))
@@ -135,32 +130,28 @@ def _optional(value: bytes | None) -> tuple[bytes, bytes]:
 
 
 def _blocks(records: Sequence[Record]) -> Iterator[bytes]:
-    block: list[bytes] = []
-    filled = 0
+    block = bytearray()
     for record in records:
-        encoded = encode_record(record)
-        block.append(encoded)
-        filled += len(encoded)
-        if filled >= BLOCK_BYTES:
-            yield b"".join(block)
-            block, filled = [], 0
+        block += encode_record(record)
+        if len(block) >= BLOCK_BYTES:
+            yield bytes(block)
+            block.clear()
     if block:
-        yield b"".join(block)
+        yield bytes(block)
 
 
-def _sized(content: bytes, at: int, end: int) -> tuple[bytes, int]:
-    """The bytes whose length stands at a place, and the place behind them."""
-    start = at + _LENGTH.size
-    length = _LENGTH.unpack_from(content, at)[0] if start <= end else 0
+def _read_sized(content: bytes, position: int, end: int) -> tuple[bytes, int]:
+    start = position + _LENGTH.size
+    length = _LENGTH.unpack_from(content, position)[0] if start <= end else 0
     if start + length > end:
-        raise Damaged(f"it ends within what begins at byte {at}")
+        raise Damaged(f"it ends within what begins at byte {position}")
     return content[start : start + length], start + length
 
 
-def _records(content: bytes, at: int, end: int, header: Header) -> Iterator[Record]:
+def _records(content: bytes, position: int, end: int, header: Header) -> Iterator[Record]:
     expected = header.first
     while True:
-        frame, at = _sized(content, at, end)
+        frame, position = _read_sized(content, position, end)
         if not frame:
             break
         for record in _block_records(_unpacked(frame)):
@@ -168,7 +159,7 @@ def _records(content: bytes, at: int, end: int, header: Header) -> Iterator[Reco
                 raise Damaged(f"offset {record.offset} follows {expected - 1}")
             expected += 1
             yield record
-    if at != end or expected != header.last + 1 or header.count != expected - header.first:
+    if position != end or expected != header.last + 1 or header.count != expected - header.first:
         raise Damaged(f"its header says {header.first}..{header.last}, its records end at {expected - 1}")
 
 
@@ -183,28 +174,32 @@ def _unpacked(frame: bytes) -> bytes:
 
 
 def _block_records(block: bytes) -> Iterator[Record]:
-    at = 0
+    position = 0
     try:
-        while at < len(block):
-            offset, timestamp_ms, length = _RECORD.unpack_from(block, at)
-            key, at = _taken(block, at + _RECORD.size, length)
-            value, at = _taken(block, at + _SIZE.size, _SIZE.unpack_from(block, at)[0])
-            (count,) = _LENGTH.unpack_from(block, at)
-            at += _LENGTH.size
+        while position < len(block):
+            offset, timestamp_ms, length = _RECORD.unpack_from(block, position)
+            key, position = _read_bytes(block, position + _RECORD.size, length)
+            value, position = _read_optional(block, position)
+            (count,) = _LENGTH.unpack_from(block, position)
+            position += _LENGTH.size
             headers = []
             for _ in range(count):
-                name, at = _taken(block, at + _SIZE.size, _SIZE.unpack_from(block, at)[0])
-                content, at = _taken(block, at + _SIZE.size, _SIZE.unpack_from(block, at)[0])
+                name, position = _read_optional(block, position)
+                content, position = _read_optional(block, position)
                 headers.append(((name or b"").decode(), content))
             yield Record(offset, timestamp_ms, key, value, tuple(headers))
     except (struct.error, UnicodeDecodeError) as error:
         raise Damaged(f"a record cannot be read: {error}") from error
 
 
-def _taken(block: bytes, at: int, length: int) -> tuple[bytes | None, int]:
+def _read_optional(block: bytes, position: int) -> tuple[bytes | None, int]:
+    return _read_bytes(block, position + _SIZE.size, _SIZE.unpack_from(block, position)[0])
+
+
+def _read_bytes(block: bytes, position: int, length: int) -> tuple[bytes | None, int]:
     if length == _NONE:
-        return None, at
-    end = at + length
+        return None, position
+    end = position + length
     if length < 0 or end > len(block):
-        raise Damaged(f"a record cannot be read: {length} bytes where {len(block) - at} are left")
-    return block[at:end], end
+        raise Damaged(f"a record cannot be read: {length} bytes where {len(block) - position} are left")
+    return block[position:end], end
