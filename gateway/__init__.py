@@ -1,1 +1,1 @@
-"""REST, WebSocket and the page that shows them."""
+"""Gateway: serve the REST API, the live streams of browsers and the page that shows them."""

@@ -1,4 +1,17 @@
-"""The composition root of `tartan gateway`."""
+"""Gateway: serve REST, live streams, the schema registry and the page, and wire their parts.
+
+Steps of a REST request, in order:
+
+1. `http.problems.problems` turns every refusal and failure of the steps below into a problem document.
+2. The router finds the row of `routes.ROUTES`; `Gateway` bound it to the handler method named like its operation.
+3. `http.requests.guard` identifies the tenant (`http.auth`), takes a request of its rate limit (`http.rate_limit`) and
+   reads all parameters (`http.parameters`).
+4. The handler reads one snapshot of the tables, or appends a command to the log and polls until readers see it.
+5. `http.requests.guard` encodes the answer as JSON and counts it.
+
+Steps of a live message: `live.kafka_feed` reads it from the topic `push`, `live.hub` queues it for each subscriber of
+its user, `live.websocket` sends it.
+"""
 
 import asyncio
 import contextlib
@@ -10,30 +23,31 @@ import asyncpg
 from aiohttp import web
 
 from gateway.handlers import schema_registry
-from gateway.handlers.balances.balance_client import CALLS_MAX, Banks
+from gateway.handlers.balances.balance_client import CALLS_MAX, BalanceClient
 from gateway.handlers.balances.balances import Balances
-from gateway.handlers.command_log import Sayings
+from gateway.handlers.command_log import CommandLog
 from gateway.handlers.edits import Edits
 from gateway.handlers.history import History
 from gateway.handlers.items import Items
-from gateway.handlers.queue import Operating
+from gateway.handlers.queue import Queue
 from gateway.handlers.reads import Reads
-from gateway.handlers.reconciliations import Reconciling
+from gateway.handlers.reconciliations import Reconciliations
 from gateway.handlers.reviews import Reviews
 from gateway.handlers.statements import Statements
 from gateway.handlers.syncs.syncs import Syncs
 from gateway.http.auth import CronSecret, StreamTokens, Tenants
 from gateway.http.openapi import document
-from gateway.http.poll import Waiting
+from gateway.http.poll import Poller
 from gateway.http.problems import problems
-from gateway.http.rate_limit import Buckets
-from gateway.http.requests import guarded
+from gateway.http.rate_limit import RequestBuckets
+from gateway.http.requests import guard
+from gateway.http.route import Route
 from gateway.live import page
-from gateway.live.epoch import Epoch
-from gateway.live.hub import GOING_AWAY, Ending, Hub
-from gateway.live.kafka_feed import PushReader
-from gateway.live.websocket import Streams
-from gateway.routes import ROUTES, Route
+from gateway.live.epoch import EpochWatch
+from gateway.live.hub import GOING_AWAY, Hub, StreamEnd
+from gateway.live.kafka_feed import KafkaFeed
+from gateway.live.websocket import WebSocketStreams
+from gateway.routes import ROUTES
 from runtime import logs
 from runtime.kafka.clients import Appender
 from runtime.lifecycle import Running
@@ -46,10 +60,9 @@ from runtime.users.vault import Vault
 from schemas.errors import Retry
 
 BODY_BYTES_MAX = 128 * 1024
-"""The largest body here is an edit of all fields, about 75 KB where each character takes four bytes."""
+"""The largest body is an edit of all fields, about 75 KB where each character takes four bytes."""
 APPEND_S_MAX = 10.0
 """How long an answer waits for Kafka: a broker's restart takes 4 to 12 s, and the client's key makes a retry safe."""
-
 DRAIN_S = 10.0
 PROBE_S = 5.0
 
@@ -57,90 +70,91 @@ _log = logs.logger(__name__)
 
 
 class Gateway:
-    """Everything that answers, and the application that it answers through."""
+    """The handlers and the web application that routes to them."""
 
     def __init__(self, settings: Settings, *, pool: asyncpg.Pool, plaid: Plaid, hub: Hub, appender: Appender) -> None:
         self._settings = settings
         self._tenants = Tenants(settings.tenants())
-        self._buckets = Buckets()
-        self._hub = hub
-        tokens = StreamTokens(settings)
-        waiting, vault = Waiting(), Vault(settings.master_key())
-        self._sayings = Sayings(CommandWriter(settings, appender, vault), pool=pool, waiting=waiting)
         self._cron = CronSecret(settings)
-        self._items = Items(settings, pool=pool, plaid=plaid, vault=vault, waiting=waiting)
-        banks = Banks(settings, pool=pool, plaid=plaid, vault=vault)
-        self._balances = Balances(settings, pool=pool, banks=banks, sayings=self._sayings, waiting=waiting)
+        self._buckets = RequestBuckets()
+        self._hub = hub
+        tokens, poller, vault = StreamTokens(settings), Poller(), Vault(settings.master_key())
+        commands = CommandLog(CommandWriter(settings, appender, vault), pool=pool, poller=poller)
+        client = BalanceClient(settings, pool=pool, plaid=plaid, vault=vault)
+        self._items = Items(settings, pool=pool, plaid=plaid, vault=vault, poller=poller)
+        self._balances = Balances(settings, pool=pool, client=client, commands=commands, poller=poller)
         self._handlers = (
             self._items,
             self._balances,
-            Syncs(settings, pool=pool, waiting=waiting),
+            Syncs(settings, pool=pool, poller=poller),
             Reads(settings, pool=pool, tokens=tokens),
-            Operating(settings, pool=pool),
-            Reconciling(settings, pool=pool),
-            Edits(self._sayings, pool=pool),
-            Reviews(self._sayings, pool=pool),
+            Queue(settings, pool=pool),
+            Reconciliations(settings, pool=pool),
+            Edits(commands, pool=pool),
+            Reviews(commands, pool=pool),
             History(pool=pool),
             Statements(pool=pool),
         )
-        self._streams = Streams(pool=pool, hub=hub, tokens=tokens, partitions=settings.partitions)
+        self._streams = WebSocketStreams(pool=pool, hub=hub, tokens=tokens, partitions=settings.partitions)
 
     def app(self) -> web.Application:
-        """The application: one route for each row of the table, the page, and the schemas."""
+        """Build the application: one route for each row of the table, the page, and the schema registry."""
         app = web.Application(middlewares=[problems], client_max_size=BODY_BYTES_MAX)
         for route in ROUTES:
-            app.router.add_route(route.method, route.path, self._answering(route))
+            app.router.add_route(route.method, route.path, self._responder(route))
         app.add_routes(page.routes())
         app.add_routes(schema_registry.routes(self._settings))
-        app.on_shutdown.append(self._say_goodbye)
+        app.on_shutdown.append(self._end_streams)
         app.on_cleanup.append(self._finish_requests)
         return app
 
-    def _answering(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """The handler of a route: the method that is named like its operation, behind key, rate and values."""
+    def _responder(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         if route.operation == "stream":
             return self._streams.handle
         if route.operation == "openapi":
             return _openapi
-        [handle] = [
+        [handler] = [
             getattr(handlers, route.operation) for handlers in self._handlers if hasattr(handlers, route.operation)
         ]
-        identify = self._cron.check if route.guard == "cron" else self._tenants.of
-        return guarded(route, handle, identify=identify, buckets=self._buckets)
+        identify = self._cron.identify if route.guard == "cron" else self._tenants.identify
+        return guard(route, handler, identify=identify, buckets=self._buckets)
 
-    async def _say_goodbye(self, _: web.Application) -> None:
-        self._hub.close(Ending(GOING_AWAY, "the server stops: connect again"))
+    async def _end_streams(self, _: web.Application) -> None:
+        self._hub.close(StreamEnd(GOING_AWAY, "the server stops: connect again"))
 
     async def _finish_requests(self, _: web.Application) -> None:
-        """What was asked of Plaid is worth waiting for: a link's token and a paid balance come once."""
+        # A link's token and a paid balance come once: wait for both before the client of Plaid is closed.
         await asyncio.gather(self._items.close(), self._balances.close())
 
 
 @asynccontextmanager
 async def stage(settings: Settings) -> AsyncIterator[Running]:
-    """Serve REST, streams and the page."""
+    """Run the stage: serve REST, live streams and the page."""
     async with AsyncExitStack() as stack:
-        pool = await _pool(settings)
+        try:
+            pool = await open_pool(settings, stage="gateway")
+        except AWAY as error:
+            raise Retry(f"no Postgres: {type(error).__name__}") from error
         stack.push_async_callback(pool.close)
-        # A bank takes up to 30 s to say its balances: those who ask one leave the links' threads alone.
+        # A bank takes up to 30 s for its balances: these calls leave the links' threads alone.
         plaid = Plaid(settings, threads=settings.fetch_concurrency + THREADS_SPARE + CALLS_MAX)
         stack.push_async_callback(plaid.close)
-        # It connects when something is said: reads are served while Kafka is away, and push says in /readyz that it is.
+        # It connects with its first append: reads are served while Kafka is away, which the feed reports in /readyz.
         appender = Appender(settings, client="gateway", timeout_s=APPEND_S_MAX)
         stack.push_async_callback(appender.stop)
         hub = Hub()
-        push, database = PushReader(settings, hub), _Database(pool)
+        feed, probe = KafkaFeed(settings, hub), _DatabaseProbe(pool)
         gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub, appender=appender)
-        reading = await stack.enter_async_context(_background(push.run()))
-        await stack.enter_async_context(_background(database.watch()))
-        await stack.enter_async_context(_background(Epoch(pool, hub).watch()))
+        feeding = await stack.enter_async_context(_background(feed.run()))
+        await stack.enter_async_context(_background(probe.run()))
+        await stack.enter_async_context(_background(EpochWatch(pool, hub).run()))
         await stack.enter_async_context(serving(gateway, settings))
-        yield Running("gateway", lambda: database.not_ready() + push.not_ready(), reading)
+        yield Running("gateway", lambda: probe.not_ready() + feed.not_ready(), feeding)
 
 
 @asynccontextmanager
 async def serving(gateway: Gateway, settings: Settings) -> AsyncIterator[int]:
-    """Listen on the public port, and give the port; on the way out streams are closed and answers finished."""
+    """Listen on the public port and yield it; on exit end the streams and finish the answers under way."""
     runner = web.AppRunner(
         gateway.app(), access_log=None, handle_signals=False, auto_decompress=False, shutdown_timeout=DRAIN_S
     )
@@ -154,13 +168,6 @@ async def serving(gateway: Gateway, settings: Settings) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-async def _pool(settings: Settings) -> asyncpg.Pool:
-    try:
-        return await open_pool(settings, stage="gateway")
-    except AWAY as error:
-        raise Retry(f"no Postgres: {type(error).__name__}") from error
-
-
 @asynccontextmanager
 async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator["asyncio.Task[None]"]:
     task = asyncio.create_task(work)
@@ -172,19 +179,17 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator["asyncio
             await task
 
 
-class _Database:
-    """What /readyz says about Postgres."""
+class _DatabaseProbe:
+    """Readiness of Postgres for /readyz."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
         self._problem: str | None = "not asked yet"
 
     def not_ready(self) -> list[str]:
-        """Why reads fail."""
         return [f"Postgres: {self._problem}"] if self._problem else []
 
-    async def watch(self) -> None:
-        """Ask Postgres, again and again."""
+    async def run(self) -> None:
         while True:
             try:
                 await self._pool.fetchval("SELECT 1", timeout=PROBE_S)
@@ -195,4 +200,4 @@ class _Database:
 
 
 async def _openapi(_: web.Request) -> web.StreamResponse:
-    return web.json_response(document())
+    return web.json_response(document(ROUTES))

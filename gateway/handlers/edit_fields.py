@@ -1,4 +1,4 @@
-"""The fields of a transaction that its user owns, as they come in a request: read strictly, refused by name."""
+"""User fields of a transaction in a request: read them strictly and refuse wrong ones by name."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,15 +11,15 @@ from projections.read import user_fields
 from schemas import money
 
 TEXT_CHARS_MAX = 100
-"""Longest category, tag or name of a user's."""
+"""Longest category or tag of a user."""
 NAME_CHARS_MAX = 200
 NOTES_CHARS_MAX = 4_000
 TAGS_MAX = 20
 SPLITS_MAX = 20
-"""Parts of one transaction: each is a transfer, and an event carries them all twice."""
+"""Splits of one transaction: each is a transfer, and an event carries them all twice."""
 SPLIT_NOTE_CHARS_MAX = 500
 AMOUNT_DIGITS_MAX = 38
-"""Before and behind the point together: more than any currency needs, and no text of a megabyte."""
+"""Digits before and after the point together: more than any currency needs, and no text of a megabyte."""
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LINES = frozenset("\t\n\r")
@@ -27,7 +27,7 @@ _AMOUNT = r"^-?[0-9]{1,20}(\.[0-9]{1,18})?$"
 
 
 def text(characters_max: int, *, lines: bool = False, empty: bool = True) -> Callable[[str], str]:
-    """A reader of text without control characters; "" says that the user emptied the field."""
+    """Return a reader of text without control characters; "" is a field that the user emptied."""
 
     def check(value: str) -> str:
         if len(value) > characters_max or not (value or empty) or _has_controls(value, lines=lines):
@@ -39,7 +39,7 @@ def text(characters_max: int, *, lines: bool = False, empty: bool = True) -> Cal
 
 
 def tags(values: list[Any]) -> list[str]:
-    """Tags: each once."""
+    """Read tags, each at most once."""
     check = text(TEXT_CHARS_MAX, empty=False)
     if len(values) > TAGS_MAX or not all(isinstance(value, str) for value in values):
         raise ValueError(f"must be a list of at most {TAGS_MAX} texts")
@@ -49,14 +49,14 @@ def tags(values: list[Any]) -> list[str]:
 
 
 def splits(parts: list[Any]) -> list[dict[str, str]]:
-    """Parts of the amount, each in a category of its own."""
+    """Read the parts of an amount, each with its category."""
     if not 2 <= len(parts) <= SPLITS_MAX:
         raise ValueError(f"must be a list of 2 to {SPLITS_MAX} parts")
     return [_split(number, part) for number, part in enumerate(parts, 1)]
 
 
 def check_sum(fields: Mapping[str, Any], amount: str, currency: str) -> None:
-    """See that splits add up to the transaction's amount now. The bank may change it later: then they are stale.
+    """Check that splits add up to the transaction's amount now. The bank may change it later: then they are stale.
 
     Raises: ValueError.
     """
@@ -71,8 +71,8 @@ def _split(number: int, part: Any) -> dict[str, str]:
     unknown = part.keys() - _SPLIT.keys()
     missing = {"category", "amount"} - part.keys()
     if unknown or missing:
-        what = f"{min(unknown)!r} is not known" if unknown else f"{min(missing)} is missing"
-        raise ValueError(f"part {number}: {what}")
+        fault = f"{min(unknown)!r} is not known" if unknown else f"{min(missing)} is missing"
+        raise ValueError(f"part {number}: {fault}")
     try:
         return {name: _SPLIT[name](value) for name, value in part.items()}
     except ValueError as error:
@@ -88,13 +88,13 @@ def _amount(value: str) -> str:
 
 
 def _has_controls(value: str, *, lines: bool) -> bool:
-    """Whether the text has a control character (C0, DEL, C1).
+    """Return whether the text has a control character (C0, DEL, C1).
 
-    str.isprintable refuses more than that, which people type: no-break spaces, the joiners within emoji and Persian
-    words, and every emoji that is younger than Python's tables.
+    str.isprintable refuses more, which people type: no-break spaces, the joiners within emoji and Persian words, and
+    every emoji that is younger than Python's tables.
     """
-    found = set(_CONTROLS.findall(value))
-    return bool(found - _LINES if lines else found)
+    controls = set(_CONTROLS.findall(value))
+    return bool(controls - _LINES if lines else controls)
 
 
 _SPLIT: dict[str, Callable[[str], str]] = {
@@ -110,25 +110,27 @@ def _field(name: str, reader: Callable[[Any], Any], description: str, kind: type
 
 
 FIELDS = (
-    _field(user_fields.CATEGORY, text(TEXT_CHARS_MAX), "instead of the bank's", maxLength=TEXT_CHARS_MAX),
-    _field(user_fields.NOTES, text(NOTES_CHARS_MAX, lines=True), "beside the bank's", maxLength=NOTES_CHARS_MAX),
+    _field(user_fields.CATEGORY, text(TEXT_CHARS_MAX), "replaces the bank's category", maxLength=TEXT_CHARS_MAX),
+    _field(
+        user_fields.NOTES, text(NOTES_CHARS_MAX, lines=True), "shown with the bank's notes", maxLength=NOTES_CHARS_MAX
+    ),
     _field(
         user_fields.TAGS,
         tags,
-        "any, each once",
+        "any texts, each once",
         list,
         maxItems=TAGS_MAX,
         uniqueItems=True,
         items={"type": "string", "minLength": 1, "maxLength": TEXT_CHARS_MAX},
     ),
-    _field(user_fields.NAME, text(NAME_CHARS_MAX), "instead of the bank's", maxLength=NAME_CHARS_MAX),
+    _field(user_fields.NAME, text(NAME_CHARS_MAX), "replaces the bank's name", maxLength=NAME_CHARS_MAX),
     _field(
         user_fields.DISPLAY_DATE,
         lambda value: read.date(value).isoformat(),
-        "the bank's own stays `date`",
+        "date to show; the bank's own stays `date`",
         format="date",
     ),
-    _field(user_fields.HIDDEN, bool, "whether applications should leave it out", bool),
+    _field(user_fields.HIDDEN, bool, "true: applications should leave the transaction out", bool),
     _field(
         user_fields.SPLITS,
         splits,
@@ -148,4 +150,4 @@ FIELDS = (
         },
     ),
 )
-"""All are optional: what is left out stays, null clears, an empty text is a value."""
+"""All are optional: a missing field stays, null clears it, an empty text is a value."""

@@ -1,4 +1,4 @@
-"""Reconciliation for tenants: an account's last check, what did not tie out so far, and a check now."""
+"""Reconciliations: return an account's last check and its discrepancies, and check it now."""
 
 import asyncpg
 
@@ -14,20 +14,20 @@ from runtime.settings import Settings
 LIMIT_DEFAULT = 50
 
 
-class Reconciling:
-    """Handlers about accounts and their banks' balances."""
+class Reconciliations:
+    """Handlers that compare accounts with their banks' balances."""
 
     def __init__(self, settings: Settings, *, pool: asyncpg.Pool) -> None:
         self._pool = pool
         self._alert_after_s = settings.gap_alert_after_s
 
     async def list_reconciliations(self, call: Call) -> Answer:
-        """The last check of an account and its discrepancies, newest first."""
+        """Return the last check of an account and its discrepancies, newest first."""
         async with snapshot(self._pool) as connection:
             return await _answer(connection, await _account(connection, call), limit=call.values["limit"])
 
     async def reconcile_account(self, call: Call) -> Answer:
-        """Check an account now; a repair that fits begins."""
+        """Check an account now and start a repair that fits."""
         async with connected(self._pool) as connection:
             key = await _account(connection, call)
             await reconciliation.check(connection, [key], alert_after_s=self._alert_after_s)
@@ -35,17 +35,20 @@ class Reconciling:
 
 
 async def _account(connection: asyncpg.Connection, call: Call) -> Key:
-    """The tenant's account with this id. Raises: Problem 404; 400 where several Items have it and none is named."""
+    """Return the tenant's account with this id.
+
+    Raises: Problem 404; Problem 400, where several Items have it and the call names none.
+    """
     which = Which(tenant=call.tenant, item_id=call.values["item_id"], account_id=call.values["account_id"])
-    found = await reconciliations.chosen(connection, which, limit=2)
-    if not found:
+    accounts = await reconciliations.chosen(connection, which, limit=2)
+    if not accounts:
         raise not_found("account")
-    if len(found) > 1:
+    if len(accounts) > 1:
         raise invalid(Fault("item_id", "is missing: several Items have an account with this id"))
-    return found[0]
+    return accounts[0]
 
 
 async def _answer(connection: asyncpg.Connection, key: Key, *, limit: int | None) -> Answer:
     last = await reconciliations.last_check(connection, key)
-    found = await reconciliations.history(connection, key, limit=limit or LIMIT_DEFAULT)
-    return ok({**key._asdict(), "last": last, "discrepancies": found})
+    discrepancies = await reconciliations.history(connection, key, limit=limit or LIMIT_DEFAULT)
+    return ok({**key._asdict(), "last": last, "discrepancies": discrepancies})

@@ -1,19 +1,20 @@
-"""The read side of a schema registry, from the catalogue in the code: Confluent's API, paths, bodies and error codes.
+"""Schema registry: serve the read side of Confluent's API, with its paths, bodies and error codes, from the catalogue.
 
-Standard clients read the public topics with it where there is no registry. Schemas are no secrets, so it asks for no
-key, as the OpenAPI document. Nothing can be registered here: a new schema is a file in the code.
+Standard clients read the public topics with it where the installation has no registry. Schemas are no secrets, so it
+requires no key, like the OpenAPI document. Nothing can be registered here: a new schema is a file in the code.
 Source: Confluent Schema Registry, Schema Registry API reference.
 """
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from gateway import metrics
+from gateway.http.requests import HEADERS
 from runtime.kafka.registry_client import (
     CONTENT_TYPE,
     LEVEL_NOT_FOUND,
@@ -27,16 +28,15 @@ from schemas.contract.subjects import COMPATIBILITY, Version
 from schemas.encoding import catalogue
 from schemas.errors import Quarantine
 
-HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 LATEST = ("latest", "-1")
 SCHEMA_INVALID, VERSION_INVALID = 42201, 42202
 ROOTS = ("subjects", "schemas", "config", "mode", "compatibility", "contexts", "exporters")
-"""First parts of the paths of a registry: under them every answer has its form, that there is no such path, too."""
+"""First parts of a registry's paths: under them every answer has its form, a 404 too."""
 
-Handle = Callable[["Contract", web.Request], Awaitable[Any]]
+Handler = Callable[["RegistryCatalogue", web.Request], Awaitable[Any]]
 
 
-class Refused(Exception):
+class RegistryError(Exception):
     """A request that is answered with an error of the registry's form."""
 
     def __init__(self, status: HTTPStatus, code: int, message: str) -> None:
@@ -44,186 +44,170 @@ class Refused(Exception):
         self.status, self.code, self.message = status, code, message
 
 
-class Contract:
-    """The schemas of one installation, as a registry shows them."""
+class RegistryCatalogue:
+    """The schemas of one installation, in the terms of a registry."""
 
     def __init__(self, versions: tuple[Version, ...]) -> None:
         self._versions = versions
 
     def subjects(self) -> list[str]:
-        """All subjects, each once."""
-        return list(dict.fromkeys(one.subject for one in self._versions))
+        """Return all subjects, each once."""
+        return list(dict.fromkeys(version.subject for version in self._versions))
 
     def of_subject(self, subject: str) -> list[Version]:
-        """A subject's versions, oldest first. Raises: Refused."""
-        found = [one for one in self._versions if one.subject == subject]
-        if not found:
-            raise Refused(HTTPStatus.NOT_FOUND, SUBJECT_NOT_FOUND, f"Subject '{subject}' not found.")
-        return found
+        """Return a subject's versions, oldest first. Raises: RegistryError."""
+        versions = [version for version in self._versions if version.subject == subject]
+        if not versions:
+            raise RegistryError(HTTPStatus.NOT_FOUND, SUBJECT_NOT_FOUND, f"Subject '{subject}' not found.")
+        return versions
 
-    def of_version(self, subject: str, version: str) -> Version:
-        """A version by its number, or the latest. Raises: Refused."""
-        found = self.of_subject(subject)
-        if version in LATEST:
-            return found[-1]
-        if not (version.isascii() and version.isdigit() and 0 < int(version) < 2**31):
-            raise Refused(
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                VERSION_INVALID,
-                f"The specified version '{version}' is not a valid version id. Allowed values are between"
-                ' [1, 2^31-1] and the string "latest"',
+    def of_version(self, subject: str, number: str) -> Version:
+        """Return a version by its number, or the latest. Raises: RegistryError."""
+        versions = self.of_subject(subject)
+        if number in LATEST:
+            return versions[-1]
+        if not (number.isascii() and number.isdigit() and 0 < int(number) < 2**31):
+            message = (
+                f"The specified version '{number}' is not a valid version id. Allowed values are between"
+                ' [1, 2^31-1] and the string "latest"'
             )
-        for one in found:
-            if one.version == int(version):
-                return one
-        raise Refused(HTTPStatus.NOT_FOUND, VERSION_NOT_FOUND, f"Version {version} not found.")
+            raise RegistryError(HTTPStatus.UNPROCESSABLE_ENTITY, VERSION_INVALID, message)
+        for version in versions:
+            if version.version == int(number):
+                return version
+        raise RegistryError(HTTPStatus.NOT_FOUND, VERSION_NOT_FOUND, f"Version {number} not found.")
 
     def of_id(self, text: str) -> list[Version]:
-        """All versions that have this id, which is a number of the catalogue. Raises: Refused."""
-        found = [one for one in self._versions if str(one.schema) == text]
-        if not found:
-            raise Refused(HTTPStatus.NOT_FOUND, SCHEMA_NOT_FOUND, f"Schema {text} not found")
-        return found
+        """Return all versions with this id, which is a number of the catalogue. Raises: RegistryError."""
+        versions = [version for version in self._versions if str(version.schema) == text]
+        if not versions:
+            raise RegistryError(HTTPStatus.NOT_FOUND, SCHEMA_NOT_FOUND, f"Schema {text} not found")
+        return versions
 
-    def holding(self, subject: str, schema: Any) -> Version:
-        """The version of a subject that is this schema, however it is written. Raises: Refused, Quarantine."""
-        found = self.of_subject(subject)
-        wanted = catalogue.normalized(schema)
-        for one in found:
-            if catalogue.normalized(catalogue.full_schema(one.schema)) == wanted:
-                return one
-        raise Refused(HTTPStatus.NOT_FOUND, SCHEMA_NOT_FOUND, "Schema not found")
-
-
-class _Entry(NamedTuple):
-    method: str
-    path: str
-    handle: Handle
+    def of_schema(self, subject: str, schema: Any) -> Version:
+        """Return the version of a subject that equals this schema in normal form. Raises: RegistryError, Quarantine."""
+        versions = self.of_subject(subject)
+        normalized = catalogue.normalized(schema)
+        for version in versions:
+            if catalogue.normalized(catalogue.full_schema(version.schema)) == normalized:
+                return version
+        raise RegistryError(HTTPStatus.NOT_FOUND, SCHEMA_NOT_FOUND, "Schema not found")
 
 
 def routes(settings: Settings) -> list[web.RouteDef]:
-    """The registry's routes; none where the installation has a registry of its own: its ids would mean others here."""
+    """Return the registry's routes; none where the installation has its own registry, whose ids differ."""
     if settings.schema_registry_url:
         return []
-    contract = Contract(subjects.versions(settings.topic_prefix))
-    answered = [web.route(one.method, one.path, _answering(contract, one.handle)) for one in _ENTRIES]
-    others = _answering(contract, _no_such)
-    return [*answered, *(web.route("*", f"/{root}{{rest:(/.*)?}}", others) for root in ROOTS)]
+    schemas = RegistryCatalogue(subjects.versions(settings.topic_prefix))
+    known = [web.route(method, path, _responder(schemas, handler)) for method, path, handler in _ROUTES]
+    unknown = _responder(schemas, _refuse_unknown)
+    return [*known, *(web.route("*", f"/{root}{{rest:(/.*)?}}", unknown) for root in ROOTS)]
 
 
-def _answering(contract: Contract, handle: Handle) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def answer(request: web.Request) -> web.StreamResponse:
+def _responder(schemas: RegistryCatalogue, handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def respond(request: web.Request) -> web.StreamResponse:
         status, headers = HTTPStatus.OK, HEADERS
         try:
-            told = await handle(contract, request)
-        except Refused as refused:
-            status, told = refused.status, {"error_code": refused.code, "message": refused.message}
+            document = await handler(schemas, request)
+        except RegistryError as error:
+            status, document = error.status, {"error_code": error.code, "message": error.message}
             if status is HTTPStatus.METHOD_NOT_ALLOWED:
                 headers = {**HEADERS, "Allow": "GET, POST"}
         metrics.REQUESTS.labels("registry", str(status.value)).inc()
-        body = told.encode() if isinstance(told, str) else msgspec.json.encode(told)
+        body = document.encode() if isinstance(document, str) else msgspec.json.encode(document)
         return web.Response(body=body, status=status.value, content_type=CONTENT_TYPE, headers=headers)
 
-    return answer
+    return respond
 
 
-async def _subjects(contract: Contract, _: web.Request) -> list[str]:
-    return contract.subjects()
+async def _subjects(schemas: RegistryCatalogue, _: web.Request) -> list[str]:
+    return schemas.subjects()
 
 
-async def _subject_versions(contract: Contract, request: web.Request) -> list[int]:
-    return [one.version for one in contract.of_subject(request.match_info["subject"])]
+async def _subject_versions(schemas: RegistryCatalogue, request: web.Request) -> list[int]:
+    return [version.version for version in schemas.of_subject(request.match_info["subject"])]
 
 
-async def _subject_version(contract: Contract, request: web.Request) -> Mapping[str, Any]:
-    return _whole(contract.of_version(request.match_info["subject"], request.match_info["version"]))
+async def _subject_version(schemas: RegistryCatalogue, request: web.Request) -> Mapping[str, Any]:
+    return _document(schemas.of_version(request.match_info["subject"], request.match_info["version"]))
 
 
-async def _subject_schema(contract: Contract, request: web.Request) -> str:
-    return catalogue.schema_text(
-        contract.of_version(request.match_info["subject"], request.match_info["version"]).schema
-    )
+async def _subject_schema(schemas: RegistryCatalogue, request: web.Request) -> str:
+    version = schemas.of_version(request.match_info["subject"], request.match_info["version"])
+    return catalogue.schema_text(version.schema)
 
 
-async def _look_up(contract: Contract, request: web.Request) -> Mapping[str, Any]:
+async def _look_up(schemas: RegistryCatalogue, request: web.Request) -> Mapping[str, Any]:
     subject = request.match_info["subject"]
     try:
-        return _whole(contract.holding(subject, json.loads(json.loads(await request.read())["schema"])))
+        return _document(schemas.of_schema(subject, json.loads(json.loads(await request.read())["schema"])))
     except (Quarantine, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, SCHEMA_INVALID, "The body holds no Avro schema") from error
+        message = "The body holds no Avro schema"
+        raise RegistryError(HTTPStatus.UNPROCESSABLE_ENTITY, SCHEMA_INVALID, message) from error
 
 
-async def _schema(contract: Contract, request: web.Request) -> Mapping[str, Any]:
-    return {"schema": catalogue.schema_text(contract.of_id(request.match_info["id"])[0].schema)}
+async def _schema(schemas: RegistryCatalogue, request: web.Request) -> Mapping[str, Any]:
+    return {"schema": await _schema_text(schemas, request)}
 
 
-async def _schema_alone(contract: Contract, request: web.Request) -> str:
-    return catalogue.schema_text(contract.of_id(request.match_info["id"])[0].schema)
+async def _schema_text(schemas: RegistryCatalogue, request: web.Request) -> str:
+    return catalogue.schema_text(schemas.of_id(request.match_info["id"])[0].schema)
 
 
-async def _schema_versions(contract: Contract, request: web.Request) -> list[Mapping[str, Any]]:
-    return [{"subject": one.subject, "version": one.version} for one in contract.of_id(request.match_info["id"])]
+async def _schema_versions(schemas: RegistryCatalogue, request: web.Request) -> list[Mapping[str, Any]]:
+    versions = schemas.of_id(request.match_info["id"])
+    return [{"subject": version.subject, "version": version.version} for version in versions]
 
 
-async def _schema_subjects(contract: Contract, request: web.Request) -> list[str]:
-    return [one.subject for one in contract.of_id(request.match_info["id"])]
+async def _schema_subjects(schemas: RegistryCatalogue, request: web.Request) -> list[str]:
+    return [version.subject for version in schemas.of_id(request.match_info["id"])]
 
 
-async def _types(_: Contract, __: web.Request) -> list[str]:
+async def _types(_: RegistryCatalogue, __: web.Request) -> list[str]:
     return ["AVRO"]
 
 
-async def _level(_: Contract, __: web.Request) -> Mapping[str, str]:
+async def _level(_: RegistryCatalogue, __: web.Request) -> Mapping[str, str]:
     return {"compatibilityLevel": COMPATIBILITY}
 
 
-async def _subject_level(contract: Contract, request: web.Request) -> Mapping[str, str]:
+async def _subject_level(schemas: RegistryCatalogue, request: web.Request) -> Mapping[str, str]:
     subject = request.match_info["subject"]
-    if subject not in contract.subjects() and request.query.get("defaultToGlobal") != "true":
-        raise Refused(
-            HTTPStatus.NOT_FOUND,
-            LEVEL_NOT_FOUND,
-            f"Subject '{subject}' does not have subject-level compatibility configured",
-        )
+    if subject not in schemas.subjects() and request.query.get("defaultToGlobal") != "true":
+        message = f"Subject '{subject}' does not have subject-level compatibility configured"
+        raise RegistryError(HTTPStatus.NOT_FOUND, LEVEL_NOT_FOUND, message)
     return {"compatibilityLevel": COMPATIBILITY}
 
 
-async def _mode(_: Contract, __: web.Request) -> Mapping[str, str]:
+async def _mode(_: RegistryCatalogue, __: web.Request) -> Mapping[str, str]:
     return {"mode": "READONLY"}
 
 
-async def _no_such(_: Contract, request: web.Request) -> Any:
+async def _refuse_unknown(_: RegistryCatalogue, request: web.Request) -> Any:
     if request.method in ("GET", "HEAD"):
-        raise Refused(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND, "HTTP 404 Not Found")
-    raise Refused(
-        HTTPStatus.METHOD_NOT_ALLOWED,
-        HTTPStatus.METHOD_NOT_ALLOWED,
-        "HTTP 405 Method Not Allowed: schemas are part of the code and cannot be changed here",
-    )
+        raise RegistryError(HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND, "HTTP 404 Not Found")
+    message = "HTTP 405 Method Not Allowed: schemas are part of the code and cannot be changed here"
+    raise RegistryError(HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.METHOD_NOT_ALLOWED, message)
 
 
-def _whole(one: Version) -> Mapping[str, Any]:
-    return {
-        "subject": one.subject,
-        "version": one.version,
-        "id": one.schema,
-        "schema": catalogue.schema_text(one.schema),
-    }
+def _document(version: Version) -> Mapping[str, Any]:
+    text = catalogue.schema_text(version.schema)
+    return {"subject": version.subject, "version": version.version, "id": version.schema, "schema": text}
 
 
-_ENTRIES = (
-    _Entry("GET", "/subjects", _subjects),
-    _Entry("GET", "/subjects/{subject}/versions", _subject_versions),
-    _Entry("GET", "/subjects/{subject}/versions/{version}", _subject_version),
-    _Entry("GET", "/subjects/{subject}/versions/{version}/schema", _subject_schema),
-    _Entry("POST", "/subjects/{subject}", _look_up),
-    _Entry("GET", "/schemas/types", _types),
-    _Entry("GET", "/schemas/ids/{id}", _schema),
-    _Entry("GET", "/schemas/ids/{id}/schema", _schema_alone),
-    _Entry("GET", "/schemas/ids/{id}/versions", _schema_versions),
-    _Entry("GET", "/schemas/ids/{id}/subjects", _schema_subjects),
-    _Entry("GET", "/config", _level),
-    _Entry("GET", "/config/{subject}", _subject_level),
-    _Entry("GET", "/mode", _mode),
-    _Entry("GET", "/mode/{subject}", _mode),
+_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/subjects", _subjects),
+    ("GET", "/subjects/{subject}/versions", _subject_versions),
+    ("GET", "/subjects/{subject}/versions/{version}", _subject_version),
+    ("GET", "/subjects/{subject}/versions/{version}/schema", _subject_schema),
+    ("POST", "/subjects/{subject}", _look_up),
+    ("GET", "/schemas/types", _types),
+    ("GET", "/schemas/ids/{id}", _schema),
+    ("GET", "/schemas/ids/{id}/schema", _schema_text),
+    ("GET", "/schemas/ids/{id}/versions", _schema_versions),
+    ("GET", "/schemas/ids/{id}/subjects", _schema_subjects),
+    ("GET", "/config", _level),
+    ("GET", "/config/{subject}", _subject_level),
+    ("GET", "/mode", _mode),
+    ("GET", "/mode/{subject}", _mode),
 )

@@ -1,8 +1,8 @@
-"""Statements of a user's ledger: balances at a time, turnover by month."""
+"""Statements: return a user's ledger balances at a time and the turnover by month."""
 
 import asyncpg
 
-from gateway.handlers.reads import user_of
+from gateway.handlers.ownership import user_of
 from gateway.http.database import snapshot
 from gateway.http.idempotency import Answer
 from gateway.http.requests import Call, ok
@@ -10,13 +10,13 @@ from projections.read import ledger_reports
 
 
 class Statements:
-    """Handlers that add up."""
+    """Handlers of ledger reports."""
 
     def __init__(self, *, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
     async def ledger_balances(self, call: Call) -> Answer:
-        """The balance of each ledger account of a user."""
+        """Return the balance of each ledger account of a user."""
         values = call.values
         async with snapshot(self._pool) as connection:
             user = await user_of(connection, call)
@@ -26,7 +26,7 @@ class Statements:
         return ok({"balances": rows})
 
     async def ledger_turnover(self, call: Call) -> Answer:
-        """What a user spent and received, by month, currency and category."""
+        """Return a user's spending and income, by month, currency and category."""
         values = call.values
         async with snapshot(self._pool) as connection:
             user = await user_of(connection, call)

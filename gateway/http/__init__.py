@@ -1,1 +1,1 @@
-"""TODO gateway/http."""
+"""HTTP parts that all handlers share: authentication, parameters, problem documents, cursors and idempotency."""

@@ -1,96 +1,82 @@
-"""Cursors of pages: opaque to clients, bound to the filters or the Item that they were made with."""
+"""Page cursors: encode and check the position of a page, bound to the filters or the list of its first page."""
 
 import base64
 import binascii
 import datetime
 import hashlib
 from dataclasses import astuple
-from typing import NamedTuple, TypeVar
+from typing import Any
 
 import msgspec
 
 from gateway.http.problems import Fault, Problem, invalid
 from projections.read.queries import TransactionFilter
 
-Shape = TypeVar("Shape")
-
 CURSOR_CHARS_MAX = 200
 _VERSION = 1
-_FILTER_BYTES = 8
+_DIGEST_BYTES = 8
 
-After = tuple[datetime.date, bytes]
-"""Where a page begins: date and own id of the last row before it."""
-
-
-class _Written(NamedTuple):
-    version: int
-    date: str
-    own_id: bytes
-    digest: bytes
+RowPosition = tuple[datetime.date, bytes]
+"""Date and own id of the last row of a page."""
+Scope = TransactionFilter | str
+"""Filters, or the name of the list, that a cursor is valid for."""
 
 
-class _NumberWritten(NamedTuple):
-    version: int
-    number: int
-    digest: bytes
+def write(position: RowPosition, scope: Scope) -> str:
+    """Encode the last row of a page."""
+    return _encode(scope, position[0].isoformat(), position[1])
 
 
-def write(after: After, which: TransactionFilter | str) -> str:
-    """Write where the next page begins."""
-    return _encoded(_Written(_VERSION, after[0].isoformat(), after[1], _digest(which)))
+def read(cursor: str, scope: Scope) -> RowPosition:
+    """Decode a cursor of `write`.
 
-
-def read(cursor: str, which: TransactionFilter | str) -> After:
-    """Read a cursor that `write` gave for the same filters.
-
-    Raises: Problem 400. With other filters it would skip rows in silence.
+    Raises: Problem 400, where it belongs to another scope: with other filters it would skip rows in silence.
     """
-    written = _decoded(cursor, _Written)
-    _check(cursor, written, _digest(which))
+    date, own_id = _decode(cursor, scope, tuple[int, str, bytes, bytes])
     try:
-        return datetime.date.fromisoformat(written.date), written.own_id
+        return datetime.date.fromisoformat(date), own_id
     except ValueError as error:
-        raise _foreign(cursor) from error
+        raise _unknown(cursor) from error
 
 
 def write_number(number: int, scope: str) -> str:
-    """Write the number of the last row of a page of a list that is named by its scope."""
-    return _encoded(_NumberWritten(_VERSION, number, _digest(scope)))
+    """Encode the number of the last row of a page."""
+    return _encode(scope, number)
 
 
 def read_number(cursor: str, scope: str) -> int:
-    """Read a cursor that `write_number` gave for the same scope.
+    """Decode a cursor of `write_number`.
 
-    Raises: Problem 400.
+    Raises: Problem 400, where it belongs to another scope.
     """
-    written = _decoded(cursor, _NumberWritten)
-    _check(cursor, written, _digest(scope))
-    return written.number
+    [number] = _decode(cursor, scope, tuple[int, int, bytes])
+    return int(number)
 
 
-def _encoded(written: _Written | _NumberWritten) -> str:
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(written)).rstrip(b"=").decode()
+def _encode(scope: Scope, *position: str | bytes | int) -> str:
+    fields = (_VERSION, *position, _digest(scope))
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(fields)).rstrip(b"=").decode()
 
 
-def _decoded(cursor: str, shape: type[Shape]) -> Shape:
+def _decode(cursor: str, scope: Scope, shape: Any) -> list[Any]:
+    """Return the fields between version and digest, after a check of both."""
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)) if len(cursor) <= CURSOR_CHARS_MAX else b""
-        return msgspec.msgpack.decode(raw, type=shape)
+        fields: tuple[Any, ...] = msgspec.msgpack.decode(raw, type=shape)
     except (binascii.Error, ValueError, msgspec.DecodeError) as error:
-        raise _foreign(cursor) from error
-
-
-def _check(cursor: str, written: _Written | _NumberWritten, wanted: bytes) -> None:
-    if written.version != _VERSION:
+        raise _unknown(cursor) from error
+    version, *position, digest = fields
+    if version != _VERSION:
         raise invalid(Fault("cursor", "was given by another version: begin again without it", cursor))
-    if written.digest != wanted:
+    if digest != _digest(scope):
         raise invalid(Fault("cursor", "was given for other filters: begin again without it", cursor))
+    return position
 
 
-def _foreign(cursor: str) -> Problem:
+def _unknown(cursor: str) -> Problem:
     return invalid(Fault("cursor", "is none that was given here", cursor[:CURSOR_CHARS_MAX]))
 
 
-def _digest(of: TransactionFilter | str) -> bytes:
-    text = of if isinstance(of, str) else repr(astuple(of))
-    return hashlib.blake2b(text.encode(), digest_size=_FILTER_BYTES).digest()
+def _digest(scope: Scope) -> bytes:
+    text = scope if isinstance(scope, str) else repr(astuple(scope))
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()

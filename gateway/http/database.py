@@ -1,4 +1,4 @@
-"""Connections for one answer."""
+"""Database connections of one request."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,18 +9,18 @@ import asyncpg
 from runtime.postgres import pool as postgres
 
 ACQUIRE_S_MAX = 5.0
-"""How long an answer waits for a connection; then it is 503, which is better than a queue that only grows."""
+"""How long a request waits for a connection; then the answer is 503, which is better than a queue that only grows."""
 
 
 @asynccontextmanager
 async def connected(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the pool. Never take a second one while holding it: a full pool would wait for itself."""
+    """Take a connection of the pool. Never take a second one while holding it: a full pool would wait for itself."""
     async with pool.acquire(timeout=ACQUIRE_S_MAX) as connection:
         yield cast(asyncpg.Connection, connection)
 
 
 @asynccontextmanager
 async def snapshot(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """A connection on which all reads see one moment of one version."""
+    """Take a connection on which all reads see one moment of one version."""
     async with connected(pool) as connection, postgres.snapshot(connection):
         yield connection

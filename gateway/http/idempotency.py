@@ -1,7 +1,7 @@
-"""Answers kept by `Idempotency-Key`, so that a client that lost one can ask again.
+"""Idempotency: run a request once a key and repeat its answer to a client that lost it.
 
-Kept in this process, for a day: what must survive it (an Item's id is spent once, a mark is a mark) is safe by
-itself, and the key only gives a client back the answer that it missed.
+Answers are kept in this process, for a day. The effects are safe without them (an Item's public token is spent once, a
+mark is a mark); the key only returns the answer that the client missed.
 """
 
 import asyncio
@@ -14,68 +14,70 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from gateway.http.problems import Problem
 
-KEPT_S = 24 * 3600.0
-KEPT_MAX = 10_000
-"""About 500 bytes each; the oldest goes first."""
+TTL_S = 24 * 3600.0
+ANSWERS_MAX = 10_000
+"""About 500 bytes each; the oldest is dropped first."""
 
 
 class Answer(NamedTuple):
-    """What a handler answers."""
+    """Status and JSON document that a handler returns."""
 
     status: HTTPStatus
     document: Mapping[str, Any]
 
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
-class _Kept(NamedTuple):
+class _Entry(NamedTuple):
     body: bytes
-    until: float
-    answer: "asyncio.Task[Any]"
+    expires_at: float
+    task: "asyncio.Task[Any]"
 
 
-class Answers(Generic[Made]):
-    """Runs a request once a key. `clock` is monotonic, in seconds."""
+class IdempotentAnswers(Generic[Result]):
+    """Results by idempotency key. `clock` is monotonic, in seconds."""
 
     def __init__(
-        self, *, kept_s: float = KEPT_S, kept_max: int = KEPT_MAX, clock: Callable[[], float] = time.monotonic
+        self, *, ttl_s: float = TTL_S, answers_max: int = ANSWERS_MAX, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._kept_s = kept_s
-        self._kept_max = kept_max
+        self._ttl_s = ttl_s
+        self._answers_max = answers_max
         self._clock = clock
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
-    async def once(self, *, tenant: str, key: str | None, body: bytes, act: Callable[[], Awaitable[Made]]) -> Made:
-        """Give the answer to this key, made now or kept; one that failed is not kept.
+    async def once(
+        self, *, tenant: str, key: str | None, body: bytes, action: Callable[[], Awaitable[Result]]
+    ) -> Result:
+        """Return the result for this key: run the action, or return its earlier result. A failure is not kept.
 
         Raises: Problem 409, where the key came with another body before.
         """
         if key is None:
-            return await act()
+            return await action()
         name = hashlib.sha256(f"{tenant}\0{key}".encode()).digest()
         digest = hashlib.sha256(body).digest()
-        kept = self._kept.get(name)
-        if kept is not None and self._clock() >= kept.until:
-            kept = None
-        if kept is not None and kept.body != digest:
+        entry = self._entries.get(name)
+        if entry is not None and self._clock() >= entry.expires_at:
+            entry = None
+        if entry is not None and entry.body != digest:
             raise Problem(HTTPStatus.CONFLICT, "idempotency_key_reused", "this key came with another request before")
-        task: asyncio.Task[Made] = kept.answer if kept else self._begin(name, digest, act)
+        task: asyncio.Task[Result] = entry.task if entry else self._start(name, digest, action)
         # Shielded: a client that hangs up must not undo a link that another attempt of its own waits for.
         return await asyncio.shield(task)
 
-    def _begin(self, name: bytes, body: bytes, act: Callable[[], Awaitable[Made]]) -> "asyncio.Task[Made]":
-        task = asyncio.ensure_future(act())
+    def _start(self, name: bytes, body: bytes, action: Callable[[], Awaitable[Result]]) -> "asyncio.Task[Result]":
+        task = asyncio.ensure_future(action())
         assert isinstance(task, asyncio.Task)
-        self._kept[name] = _Kept(body, self._clock() + self._kept_s, task)
-        self._kept.move_to_end(name)
-        while len(self._kept) > self._kept_max:
-            self._kept.popitem(last=False)
-        task.add_done_callback(lambda done: self._forget_failed(name, done))
+        self._entries[name] = _Entry(body, self._clock() + self._ttl_s, task)
+        self._entries.move_to_end(name)
+        while len(self._entries) > self._answers_max:
+            self._entries.popitem(last=False)
+        task.add_done_callback(lambda done: self._drop_failed(name, done))
         return task
 
-    def _forget_failed(self, name: bytes, task: "asyncio.Task[Made]") -> None:
+    def _drop_failed(self, name: bytes, task: "asyncio.Task[Result]") -> None:
         if task.cancelled() or task.exception() is not None:
-            kept = self._kept.get(name)
-            if kept is not None and kept.answer is task:
-                del self._kept[name]
+            entry = self._entries.get(name)
+            if entry is not None and entry.task is task:
+                del self._entries[name]

@@ -1,4 +1,4 @@
-"""Values in requests: read strictly, and refused by name. The table of routes says which there are."""
+"""Request parameters: read values strictly and refuse wrong ones by name."""
 
 import datetime
 import re
@@ -14,7 +14,7 @@ TEXT_CHARS_MAX = 200
 """Longest id: Plaid's have 37 characters, applications' own are UUIDs or addresses."""
 
 SHOWN_CHARS_MAX = 100
-"""A wrong value is shown up to here."""
+"""Characters of a wrong value that its problem document repeats."""
 
 _OWN_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _MOMENT = re.compile(
@@ -35,9 +35,10 @@ _JSON_TYPES: Mapping[type, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One value. `read` turns it into what handlers want and raises ValueError with the reason.
+    """One value of a request.
 
-    `json`: the JSON type that it has in a body; everywhere else a value is text.
+    `read` converts it for handlers and raises ValueError with the reason. `json` is its JSON type in a body; elsewhere
+    a value is text.
     """
 
     name: str
@@ -51,14 +52,14 @@ class Parameter:
 
 
 def text(value: str) -> str:
-    """An id or name: not empty, printable, of bounded length."""
+    """Read an id or name: not empty, printable, of bounded length."""
     if not value or len(value) > TEXT_CHARS_MAX or not value.isprintable():
         raise ValueError(f"must be 1 to {TEXT_CHARS_MAX} printable characters")
     return value
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
-    """A reader of whole numbers between two bounds."""
+    """Return a reader of whole numbers between two bounds."""
 
     def read(value: str) -> int:
         # int() reads "1_0", " 1" and "１" too.
@@ -70,7 +71,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def seconds(high: float) -> Callable[[str], float]:
-    """A reader of durations up to a bound."""
+    """Return a reader of durations up to a bound."""
 
     def read(value: str) -> float:
         if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value, re.ASCII) or float(value) > high:
@@ -81,7 +82,7 @@ def seconds(high: float) -> Callable[[str], float]:
 
 
 def date(value: str) -> datetime.date:
-    """A calendar date."""
+    """Read a calendar date."""
     if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value, re.ASCII):
         try:
             return datetime.date.fromisoformat(value)
@@ -91,7 +92,7 @@ def date(value: str) -> datetime.date:
 
 
 def moment(value: str) -> datetime.datetime:
-    """A time with its offset from UTC."""
+    """Read a time with its offset from UTC."""
     if _MOMENT.fullmatch(value):
         try:
             return datetime.datetime.fromisoformat(value).astimezone(datetime.UTC)
@@ -101,14 +102,14 @@ def moment(value: str) -> datetime.datetime:
 
 
 def boolean(value: str) -> bool:
-    """true or false."""
+    """Read true or false."""
     if value not in ("true", "false"):
         raise ValueError("must be true or false")
     return value == "true"
 
 
 def texts(values_max: int) -> Callable[[list[Any]], list[str]]:
-    """A reader of lists of ids or names, at least one."""
+    """Return a reader of lists of ids or names, at least one."""
 
     def read(values: list[Any]) -> list[str]:
         if not 1 <= len(values) <= values_max or not all(isinstance(value, str) for value in values):
@@ -119,7 +120,7 @@ def texts(values_max: int) -> Callable[[list[Any]], list[str]]:
 
 
 def own_id(value: str) -> bytes:
-    """A transaction's own id."""
+    """Read an own id of 32 hexadecimal digits."""
     if not _OWN_ID.fullmatch(value):
         raise ValueError("must be 32 hexadecimal digits")
     return bytes.fromhex(value)
@@ -133,25 +134,28 @@ def read_all(
     headers: Mapping[str, str],
     body: bytes,
 ) -> dict[str, Any]:
-    """Read all values of a request; those that are optional and missing are None.
+    """Read all values of a request; optional ones that are missing are None.
 
-    Raises: Problem 400, naming every wrong, missing, repeated or unknown one at once.
+    Raises: Problem 400, naming every wrong, missing, repeated or unknown value at once.
     """
     faults: list[Fault] = []
+    fields = [parameter for parameter in parameters if parameter.place == "body"]
+    # A body may be left out where none of its fields is required.
+    has_body = bool(fields) and (bool(body) or any(field.required for field in fields))
     places: dict[Place, Mapping[str, Any]] = {
         "path": path,
         "query": _once(query, faults),
         "header": headers,
-        "body": _fields(parameters, body, faults),
+        "body": _object(body, faults) if has_body else {},
     }
-    has_object = not any(fault.field == "body" for fault in faults)
+    is_object = not any(fault.field == "body" for fault in faults)
     values = {
-        one.name: _value(one, places[one.place].get(one.name), faults)
-        for one in parameters
-        if one.place != "body" or has_object  # the fields of what is no object are not missing one by one
+        parameter.name: _value(parameter, places[parameter.place].get(parameter.name), faults)
+        for parameter in parameters
+        if parameter.place != "body" or is_object  # the fields of a body that is no object are not missing one by one
     }
     for place in ("query", "body"):
-        known = {one.name for one in parameters if one.place == place}
+        known = {parameter.name for parameter in parameters if parameter.place == place}
         faults += [Fault(name, "is not known here") for name in places[place] if name not in known]
     if faults:
         raise invalid(*faults)
@@ -181,14 +185,6 @@ def _once(pairs: Sequence[tuple[str, str]], faults: list[Fault]) -> dict[str, st
             faults.append(Fault(name, "is given more than once"))
         values[name] = value
     return values
-
-
-def _fields(parameters: Sequence[Parameter], body: bytes, faults: list[Fault]) -> Mapping[str, Any]:
-    """The fields of the body; it may be left out where none is required."""
-    wanted = [one for one in parameters if one.place == "body"]
-    if not wanted or not (body or any(one.required for one in wanted)):
-        return {}
-    return _object(body, faults)
 
 
 def _object(body: bytes, faults: list[Fault]) -> dict[str, Any]:

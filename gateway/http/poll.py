@@ -1,39 +1,34 @@
-"""Requests that wait for something in the tables: bounded in time and in number."""
+"""Polling: let requests wait for a condition in the tables, bounded in time and in number."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-FIRST_POLL_S, POLL_S_MAX = 0.02, 0.5
-"""Between two looks at the tables while a request waits; each wait is half as long again, up to the larger."""
-
+BASE_S, CAP_S = 0.02, 0.5
+"""Shortest and longest wait between two polls; each is half as long again as the one before."""
 WAITERS_MAX = 200
-"""Requests that wait at once. At two looks a second each that is 400 times some queries of 0.1 ms."""
+"""Requests that wait at once. At two polls a second each that is 400 times some queries of 0.1 ms."""
 
 
-class Waiting:
-    """Lets requests wait, each as long as its client wants to."""
+class Poller:
+    """Polls conditions for the requests of one process."""
 
     def __init__(self) -> None:
-        self._waiting = 0
+        self._waiters = 0
 
     async def until(self, condition: Callable[[], Awaitable[bool]], *, wait_s: float | None) -> bool:
-        """Look until it holds; False where it does not in time, or where too many wait already."""
-        if not wait_s or self._waiting >= WAITERS_MAX:
+        """Poll until the condition holds; False where it does not in time, or where too many requests wait already."""
+        if not wait_s or self._waiters >= WAITERS_MAX:
             return False
-        self._waiting += 1
+        self._waiters += 1
+        ends_at, backoff_s = time.monotonic() + wait_s, BASE_S
         try:
-            return await _poll(condition, until=time.monotonic() + wait_s)
+            while not await condition():
+                left_s = ends_at - time.monotonic()
+                if left_s <= 0:
+                    return False
+                await asyncio.sleep(min(backoff_s, left_s))
+                backoff_s = min(backoff_s * 1.5, CAP_S)
+            return True
         finally:
-            self._waiting -= 1
-
-
-async def _poll(condition: Callable[[], Awaitable[bool]], *, until: float) -> bool:
-    wait_s = FIRST_POLL_S
-    while not await condition():
-        left_s = until - time.monotonic()
-        if left_s <= 0:
-            return False
-        await asyncio.sleep(min(wait_s, left_s))
-        wait_s = min(wait_s * 1.5, POLL_S_MAX)
-    return True
+            self._waiters -= 1

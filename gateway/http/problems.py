@@ -1,6 +1,5 @@
-"""Answers that say no: problem documents that name the field and the value at fault, never a secret."""
+"""Problem documents: answer refusals and failures with the field and value at fault, never with a secret."""
 
-import asyncio
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -23,7 +22,7 @@ _log = logs.logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One wrong value. `value` None where it is missing or must not be repeated."""
+    """One wrong value; `value` is None where it is missing or must not be repeated."""
 
     field: str
     reason: str
@@ -42,7 +41,7 @@ class Problem(Exception):
     more: dict[str, Any] = field(default_factory=dict)
 
     def response(self) -> web.Response:
-        """The document."""
+        """Build the HTTP response."""
         document: dict[str, Any] = {
             "type": f"urn:tartan:problem:{self.kind}",
             "title": self.status.phrase,
@@ -61,18 +60,18 @@ class Problem(Exception):
 
 
 def invalid(*faults: Fault) -> Problem:
-    """The request has wrong values."""
+    """Return a Problem 400 that names the wrong values."""
     named = ", ".join(fault.field for fault in faults)
     return Problem(HTTPStatus.BAD_REQUEST, "invalid_request", f"wrong: {named}", faults)
 
 
-def not_found(what: str) -> Problem:
-    """There is no such thing, or it is another tenant's, which must look the same."""
-    return Problem(HTTPStatus.NOT_FOUND, "not_found", f"there is no such {what}")
+def not_found(noun: str) -> Problem:
+    """Return a Problem 404, also for a thing of another tenant, which must look the same."""
+    return Problem(HTTPStatus.NOT_FOUND, "not_found", f"there is no such {noun}")
 
 
 def unavailable(kind: str, *, wait_s: float = UNAVAILABLE_S) -> Problem:
-    """Something that this answer needs is away."""
+    """Return a Problem 503 for a dependency that does not answer, with the seconds to wait."""
     headers = {"Retry-After": str(max(1, round(wait_s)))}
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, kind, "try again later", headers=headers)
 
@@ -85,9 +84,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Problem as problem:
         return problem.response()
     except web.HTTPException as refusal:
-        return _of_http(refusal).response()
+        return _http_problem(refusal).response()
     except PlaidRefused as refused:
-        return _of_plaid(refused).response()
+        return _plaid_problem(refused).response()
     except Retry as error:
         _log.warning("not answered", path=_route(request), reason=str(error))
         return unavailable("try_again", wait_s=error.wait_s or UNAVAILABLE_S).response()
@@ -97,30 +96,28 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Quarantine as error:
         _log.error("answer of Plaid's not understood", path=_route(request), reason=str(error))
         return Problem(HTTPStatus.BAD_GATEWAY, "plaid_answer").response()
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the last place before the client: it gets a document, we get the trace
+    except Exception as error:  # noqa: BLE001 - the last handler before the client: the client gets a document, the log the trace
         _log.error("failed", path=_route(request), kind=type(error).__name__, exc_info=error)
         return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal").response()
 
 
-def _of_http(refusal: web.HTTPException) -> Problem:
+def _http_problem(refusal: web.HTTPException) -> Problem:
     status = HTTPStatus(refusal.status)
     if status < HTTPStatus.BAD_REQUEST:
         raise refusal
-    kept = {name: value for name, value in refusal.headers.items() if name == "Allow"}
-    return Problem(status, status.name.lower(), headers=kept)
+    headers = {name: value for name, value in refusal.headers.items() if name == "Allow"}
+    return Problem(status, status.name.lower(), headers=headers)
 
 
-def plaid_said(refused: PlaidRefused) -> dict[str, Any]:
-    """Plaid's own codes are safe for programs; its messages are not repeated. Source: PLAID.md 1.9."""
+def plaid_error(refused: PlaidRefused) -> dict[str, Any]:
+    """Return Plaid's codes for a problem document; its messages are not repeated. Source: PLAID.md 1.9."""
     return {
         "plaid": {"error_type": refused.error_type, "error_code": refused.error_code, "request_id": refused.request_id}
     }
 
 
-def _of_plaid(refused: PlaidRefused) -> Problem:
-    more = plaid_said(refused)
+def _plaid_problem(refused: PlaidRefused) -> Problem:
+    more = plaid_error(refused)
     if refused.error_type == "RATE_LIMIT_EXCEEDED":
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "plaid_busy", headers={"Retry-After": "60"}, more=more)
     if refused.error_code in ("INVALID_PUBLIC_TOKEN", "INVALID_LINK_TOKEN", "ITEM_NOT_FOUND"):
@@ -129,6 +126,6 @@ def _of_plaid(refused: PlaidRefused) -> Problem:
 
 
 def _route(request: web.Request) -> str:
-    """The route's pattern: a path itself holds ids."""
+    # The route's pattern: a path itself holds ids, which do not belong into logs.
     resource = request.match_info.route.resource
     return resource.canonical if resource else "none"

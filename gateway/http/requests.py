@@ -1,4 +1,4 @@
-"""One request on its way to its handler: who asks, with which values; and its answer as JSON."""
+"""Requests: authenticate, rate-limit and validate a request, call its handler, and encode the answer as JSON."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,16 +12,16 @@ from gateway import metrics
 from gateway.http.idempotency import Answer
 from gateway.http.parameters import read_all
 from gateway.http.problems import Problem
-from gateway.http.rate_limit import Buckets
-from gateway.routes import Route
+from gateway.http.rate_limit import RequestBuckets
+from gateway.http.route import Route
 
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class Call(NamedTuple):
-    """A request whose key and values were found right. Optional values that were not given are None.
+    """An authenticated request with validated values; an optional value that was not given is None.
 
-    `tenant`: whose key it had; of a cron's secret it is no tenant's.
+    `tenant`: owner of the API key, or auth.CRON.
     """
 
     tenant: str
@@ -29,21 +29,28 @@ class Call(NamedTuple):
     body: bytes
 
 
-Handle = Callable[[Call], Awaitable[Answer]]
+Handler = Callable[[Call], Awaitable[Answer]]
 
 
 def ok(document: Mapping[str, Any]) -> Answer:
-    """200 with a document."""
+    """Return an answer 200 with a document."""
     return Answer(HTTPStatus.OK, document)
 
 
-def guarded(
-    route: Route, handle: Handle, *, identify: Callable[[str | None], str], buckets: Buckets
+def guard(
+    route: Route, handler: Handler, *, identify: Callable[[str | None], str], buckets: RequestBuckets
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Put key, rate and values of a route before its handler. `identify`: who an `Authorization` header is."""
+    """Wrap a handler in authentication, rate limit, validation and metrics.
 
-    async def answer(request: web.Request) -> web.StreamResponse:
-        started = time.monotonic()
+    Args:
+        route: Parameters and operation of the handler.
+        handler: Called with validated values.
+        identify: Returns the caller of an `Authorization` header or raises Problem.
+        buckets: Rate limits by caller.
+    """
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        started_at = time.monotonic()
         status = HTTPStatus.INTERNAL_SERVER_ERROR
         try:
             tenant = identify(request.headers.get("Authorization"))
@@ -56,19 +63,14 @@ def guarded(
                 headers=request.headers,
                 body=body,
             )
-            answered = await handle(Call(tenant, values, body))
-            status = answered.status
+            status, document = await handler(Call(tenant, values, body))
         except Problem as problem:
             status = problem.status
             raise
         finally:
             metrics.REQUESTS.labels(route.operation, str(status.value)).inc()
-            metrics.REQUEST_SECONDS.labels(route.operation).observe(time.monotonic() - started)
-        return web.Response(
-            body=msgspec.json.encode(answered.document),
-            status=answered.status.value,
-            content_type="application/json",
-            headers=HEADERS,
-        )
+            metrics.REQUEST_SECONDS.labels(route.operation).observe(time.monotonic() - started_at)
+        encoded = msgspec.json.encode(document)
+        return web.Response(body=encoded, status=status.value, content_type="application/json", headers=HEADERS)
 
-    return answer
+    return respond

@@ -1,505 +1,404 @@
-"""JSON schemas of what the API answers, by name. Source: JSON Schema 2020-12, as OpenAPI 3.1 uses it."""
-
-from typing import Any
+"""JSON schemas of the API's answers, by name. Source: JSON Schema 2020-12, as OpenAPI 3.1 uses it."""
 
 import msgspec
 
+from gateway.http.json_schema import (
+    AMOUNT,
+    BOOLEAN,
+    COUNT,
+    DATE,
+    MAYBE_AMOUNT,
+    MAYBE_INTEGER,
+    MAYBE_TEXT,
+    MAYBE_TIME,
+    OBJECT,
+    TEXT,
+    TIME,
+    Properties,
+    Schema,
+    array,
+    described,
+    each,
+    nullable,
+    one_of,
+    page,
+    record,
+    reference,
+    without,
+)
 from projections.read.reconciliation import CAUSES
 from runtime.scheduler.queue_status import QueueStatus
 
-Schema = dict[str, Any]
-
-_TEXT: Schema = {"type": "string"}
-_MAYBE_TEXT: Schema = {"type": ["string", "null"]}
-_MOMENT: Schema = {"type": "string", "format": "date-time"}
-_MAYBE_MOMENT: Schema = {"type": ["string", "null"], "format": "date-time"}
-_AMOUNT: Schema = {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?$", "description": "exact decimal text"}
-_MAYBE_AMOUNT: Schema = {**_AMOUNT, "type": ["string", "null"]}
-_BOOLEAN: Schema = {"type": "boolean"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
-
-
-def _object(**properties: Schema) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def _list(name: str) -> Schema:
-    return {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}}
-
-
-_FRESHNESS: dict[str, Schema] = {
-    "state": {
-        **_MAYBE_TEXT,
-        "description": "as Plaid says: active, login_required, pending_disconnect, pending_expiration, revoked or gone",
-    },
-    "stopped": {
-        **_MAYBE_TEXT,
-        "description": "why Plaid is not asked: login_required, revoked, gone, refused, quarantined, "
-        "erased, unlinked; null where it is",
-    },
-    "remedy": {**_MAYBE_TEXT, "description": "what to do about that"},
-    "history_status": {**_MAYBE_TEXT, "description": "HISTORICAL_UPDATE_COMPLETE: all that was asked for is there"},
-    "last_webhook_at": {**_MAYBE_MOMENT, "description": "when Plaid last said that something may have changed"},
-    "last_synced_at": {**_MAYBE_MOMENT, "description": "when Plaid was last asked with success"},
-    "bank_updated_at": {**_MAYBE_MOMENT, "description": "when Plaid last read the bank with success, as far as known"},
-    "next_check_at": {**_MAYBE_MOMENT, "description": "when Plaid is asked next, unless a webhook comes first"},
+_FRESHNESS: Properties = {
+    "state": described(
+        MAYBE_TEXT, "Plaid's state: active, login_required, pending_disconnect, pending_expiration, revoked or gone"
+    ),
+    "stopped": described(
+        MAYBE_TEXT,
+        "why the Item is not synced: login_required, revoked, gone, refused, quarantined, erased, unlinked; null "
+        "where it is synced",
+    ),
+    "remedy": described(MAYBE_TEXT, "action that lets the Item continue"),
+    "history_status": described(
+        MAYBE_TEXT, "HISTORICAL_UPDATE_COMPLETE: the whole history that was requested is stored"
+    ),
+    "last_webhook_at": described(MAYBE_TIME, "time of Plaid's last webhook about a possible change"),
+    "last_synced_at": described(MAYBE_TIME, "time of the last successful request to Plaid"),
+    "bank_updated_at": described(MAYBE_TIME, "last known time at which Plaid read the bank successfully"),
+    "next_check_at": described(MAYBE_TIME, "time of the next sync run, unless a webhook comes first"),
 }
+_LAST_SYNC_AT = described(MAYBE_TIME, "time at which the last sync run with a change became visible")
 
-ITEM = _object(
-    item_id=_TEXT,
-    user_id=_TEXT,
-    status={
-        **_TEXT,
-        "description": "linking, active, login_required, pending_disconnect, pending_expiration, "
-        "revoked, gone, unlinking or unlinked",
+ITEM = record(
+    each(TEXT, "item_id", "user_id"),
+    {
+        "status": described(
+            TEXT,
+            "linking, active, login_required, pending_disconnect, pending_expiration, revoked, gone, unlinking or "
+            "unlinked",
+        ),
+        "code": described(MAYBE_TEXT, "Plaid's code behind the status"),
     },
-    code={**_MAYBE_TEXT, "description": "Plaid's code behind the status"},
-    reason=_MAYBE_TEXT,
-    effective_at=_MAYBE_TEXT,
-    institution_id=_MAYBE_TEXT,
-    institution_name=_MAYBE_TEXT,
-    transactions={**_COUNT, "description": "it told of, also those taken back or gone on under a newer Item"},
-    linked_at=_MOMENT,
-    unlinked_at=_MAYBE_MOMENT,
-    last_sync_at={**_MAYBE_MOMENT, "description": "when something new was last found and shown"},
-    missing_rows={**_COUNT, "description": "transactions whose removal waits for the operator's decision"},
-    **_FRESHNESS,
+    each(MAYBE_TEXT, "reason", "effective_at", "institution_id", "institution_name"),
+    _FRESHNESS,
+    transactions=described(
+        COUNT, "transactions of the Item, including removed ones and those that continue under a newer Item"
+    ),
+    linked_at=TIME,
+    unlinked_at=MAYBE_TIME,
+    last_sync_at=_LAST_SYNC_AT,
+    missing_rows=described(COUNT, "transactions whose removal waits for the operator's decision"),
 )
 
-_BANK_TIME: Schema = {**_MAYBE_TEXT, "description": "the bank's own time of its balance, where it tells one"}
+_BALANCE_AMOUNTS: Properties = {
+    **each(MAYBE_AMOUNT, "current", "available", "limit"),
+    "last_updated_datetime": described(MAYBE_TEXT, "the bank's own time of its balance, where it reports one"),
+}
+_ACCOUNT_KEY = record(each(TEXT, "item_id", "account_id"))
 
-
-def _account_key(description: str) -> Schema:
-    return {**_object(item_id=_TEXT, account_id=_TEXT), "type": ["object", "null"], "description": description}
-
-
-ACCOUNT = _object(
-    account_id=_TEXT,
-    item_id=_TEXT,
-    persistent_account_id=_MAYBE_TEXT,
-    name=_MAYBE_TEXT,
-    official_name=_MAYBE_TEXT,
-    mask=_MAYBE_TEXT,
-    type=_TEXT,
-    subtype=_MAYBE_TEXT,
-    currency=_TEXT,
-    current=_MAYBE_AMOUNT,
-    available=_MAYBE_AMOUNT,
-    limit=_MAYBE_AMOUNT,
-    last_updated_datetime=_BANK_TIME,
-    source={**_TEXT, "description": "what spoke last: cached (a sync) or realtime (the bank was asked)"},
-    cached_at={**_MAYBE_MOMENT, "description": "since when syncs report the same"},
-    realtime_at={**_MAYBE_MOMENT, "description": "when the bank was last asked"},
-    version=_COUNT,
-    known_at=_MOMENT,
-    continues=_account_key("the older account that this one goes on from"),
-    continued_by=_account_key("the younger account that goes on from this one"),
-    freshness={"$ref": "#/components/schemas/Freshness"},
+ACCOUNT = record(
+    each(TEXT, "account_id", "item_id"),
+    each(MAYBE_TEXT, "persistent_account_id", "name", "official_name", "mask"),
+    {"type": TEXT, "subtype": MAYBE_TEXT, "currency": TEXT},
+    _BALANCE_AMOUNTS,
+    source=described(TEXT, "source of the newest balance: cached (a sync) or realtime (a request to the bank)"),
+    cached_at=described(MAYBE_TIME, "time since which syncs report the same balance"),
+    realtime_at=described(MAYBE_TIME, "time of the last real-time request to the bank"),
+    version=COUNT,
+    known_at=TIME,
+    continues=nullable(_ACCOUNT_KEY, "the older account that this one continues"),
+    continued_by=nullable(_ACCOUNT_KEY, "the younger account that continues this one"),
+    freshness=reference("Freshness"),
+)
+BALANCE = record(
+    {"account_id": TEXT, "name": MAYBE_TEXT, "mask": MAYBE_TEXT},
+    {"type": TEXT, "subtype": MAYBE_TEXT, "currency": TEXT},
+    _BALANCE_AMOUNTS,
+)
+BALANCES = record(
+    item_id=TEXT,
+    status=one_of("asking", "accepted", "applied", description="applied: readers see it"),
+    accounts=array("Balance"),
+    asked_at=described(MAYBE_TIME, "time of the request to the bank"),
+    request_id=described(MAYBE_TEXT, "Plaid's id of the request"),
+    cost=nullable(
+        record(
+            requests=described(COUNT, "billed calls of this request; 0 where it shared another request's call"),
+            billed=BOOLEAN,
+            unit_price=MAYBE_AMOUNT,
+            currency=MAYBE_TEXT,
+        )
+    ),
 )
 
 _SPLIT: Schema = {
     "type": "object",
-    "properties": {"category": _TEXT, "amount": _AMOUNT, "note": _TEXT},
+    "properties": {"category": TEXT, "amount": AMOUNT, "note": TEXT},
     "required": ["category", "amount"],
 }
-_BANKS = _object(name=_MAYBE_TEXT, category=_MAYBE_TEXT, notes=_MAYBE_TEXT)
-SAID: dict[str, Schema] = {
-    "name": {**_MAYBE_TEXT, "description": "the user's, else the bank's"},
-    "category": {**_MAYBE_TEXT, "description": "the user's, else the bank's"},
-    "notes": {
-        **_MAYBE_TEXT,
-        "description": "of the bank and the user, joined by a line ---; empty: by the user's wish",
-    },
-    "tags": {"type": "array", "items": _TEXT},
-    "display_date": {**_TEXT, "format": "date", "description": "the user's, else the bank's"},
-    "hidden": _BOOLEAN,
-    "splits": {"type": "array", "items": _SPLIT},
-    "splits_stale": {**_BOOLEAN, "description": "the splits do not add up to the amount any more, and do not count"},
-    "user_fields": {"type": "object", "description": "what the user said, field to value"},
-    "bank": {**_BANKS, "description": "what the bank says of them"},
-    "status": {
-        **_TEXT,
-        "enum": ["shown", "removed", "in_review"],
-        "description": "removed: the bank took it back; in_review: not counted until somebody says whether it "
-        "is a purchase of its own",
-    },
+_USER_VALUES: Properties = {
+    "name": described(MAYBE_TEXT, "the user's, else the bank's"),
+    "category": described(MAYBE_TEXT, "the user's, else the bank's"),
+    "notes": described(MAYBE_TEXT, "of the bank and the user, joined by a line ---; empty where the user cleared them"),
+    "tags": array(TEXT),
+    "display_date": described(DATE, "the user's, else the bank's"),
+    "hidden": BOOLEAN,
+    "splits": array(_SPLIT),
+    "splits_stale": described(BOOLEAN, "the splits do not add up to the amount any more, and do not count"),
+    "user_fields": described(OBJECT, "values that the user set, by field"),
+    "bank": described(record(each(MAYBE_TEXT, "name", "category", "notes")), "the bank's values of these fields"),
+    "status": one_of(
+        *("shown", "removed", "in_review"),
+        description="removed: the bank removed it; in_review: not counted until somebody decides whether it is a "
+        "separate purchase",
+    ),
 }
-"""Fields of a transaction that users speak of, and whether it counts."""
+"""Fields of a transaction that users may set, and whether it counts."""
 
-BALANCE = _object(
-    account_id=_TEXT,
-    name=_MAYBE_TEXT,
-    mask=_MAYBE_TEXT,
-    type=_TEXT,
-    subtype=_MAYBE_TEXT,
-    currency=_TEXT,
-    current=_MAYBE_AMOUNT,
-    available=_MAYBE_AMOUNT,
-    limit=_MAYBE_AMOUNT,
-    last_updated_datetime=_BANK_TIME,
-)
-BALANCES = _object(
-    item_id=_TEXT,
-    status={**_TEXT, "enum": ["asking", "accepted", "applied"], "description": "applied: readers see it"},
-    accounts=_list("Balance"),
-    asked_at={**_MAYBE_MOMENT, "description": "when the bank was asked"},
-    request_id={**_MAYBE_TEXT, "description": "Plaid's"},
-    cost={
-        **_object(
-            requests={**_COUNT, "description": "of this request; none where it shared another one's"},
-            billed=_BOOLEAN,
-            unit_price=_MAYBE_AMOUNT,
-            currency=_MAYBE_TEXT,
-        ),
-        "type": ["object", "null"],
-    },
+TRANSACTION = record(
+    id=TEXT,
+    transaction_id=described(TEXT, "Plaid's present id"),
+    item_id=TEXT,
+    account_id=TEXT,
+    amount=described(AMOUNT, "exact decimal text; positive leaves the account"),
+    currency=TEXT,
+    pending=BOOLEAN,
+    date=DATE,
+    **each(MAYBE_TEXT, "datetime", "authorized_date", "merchant_name", "merchant_entity_id", "logo_url"),
+    **each(MAYBE_TEXT, "category_detailed", "category_confidence"),
+    enriched_at=MAYBE_TIME,
+    version=COUNT,
+    removed_at=MAYBE_TIME,
+    known_at=TIME,
+    **_USER_VALUES,
 )
 
-TRANSACTION = _object(
-    id=_TEXT,
-    transaction_id={**_TEXT, "description": "Plaid's present id"},
-    item_id=_TEXT,
-    account_id=_TEXT,
-    amount={**_AMOUNT, "description": "exact decimal text; positive leaves the account"},
-    currency=_TEXT,
-    pending=_BOOLEAN,
-    date={**_TEXT, "format": "date"},
-    datetime=_MAYBE_TEXT,
-    authorized_date=_MAYBE_TEXT,
-    merchant_name=_MAYBE_TEXT,
-    merchant_entity_id=_MAYBE_TEXT,
-    logo_url=_MAYBE_TEXT,
-    category_detailed=_MAYBE_TEXT,
-    category_confidence=_MAYBE_TEXT,
-    enriched_at=_MAYBE_MOMENT,
-    version=_COUNT,
-    removed_at=_MAYBE_MOMENT,
-    known_at=_MOMENT,
-    **SAID,
-)
-
-
-def _without(shape: Schema, *names: str) -> dict[str, Schema]:
-    return {name: each for name, each in shape["properties"].items() if name not in names}
-
-
-_PLACE: Schema = {**_TEXT, "pattern": "^[0-9]+:[0-9]+$", "description": "partition:offset in the log"}
+_POSITION: Schema = {**TEXT, "pattern": "^[0-9]+:[0-9]+$", "description": "partition:offset in the log"}
 ORIGIN: Schema = {
     "type": "object",
     "properties": {
-        "kind": {**_TEXT, "enum": ["webhook", "tick", "user", "operator", "unknown"]},
-        "cause": {**_TEXT, "description": "webhook, schedule, retry, sweep, link, manual, unlink, user or operator"},
-        "by": _MAYBE_TEXT,
-        "webhook": _object(partition=_COUNT, offset=_COUNT, received_at=_MAYBE_MOMENT),
+        "kind": one_of("webhook", "tick", "user", "operator", "unknown"),
+        "cause": described(TEXT, "webhook, schedule, retry, sweep, link, manual, unlink, user or operator"),
+        "by": MAYBE_TEXT,
+        "webhook": record(partition=COUNT, offset=COUNT, received_at=MAYBE_TIME),
     },
     "required": ["kind", "cause", "by"],
 }
-CHANGESET = _object(
-    place=_PLACE,
-    id=_TEXT,
-    partition=_COUNT,
-    offset=_COUNT,
-    kind=_TEXT,
-    type=_TEXT,
-    item_id=_MAYBE_TEXT,
-    said={"type": "object", "description": "events that it said, by type"},
-    net_events=_COUNT,
+CHANGESET = record(
+    {"place": _POSITION, "id": TEXT, "partition": COUNT, "offset": COUNT},
+    {"kind": TEXT, "type": TEXT, "item_id": MAYBE_TEXT},
+    said=described(OBJECT, "counts of the events that it holds, by type"),
+    net_events=COUNT,
     origin=ORIGIN,
-    request_ids={"type": "array", "items": _TEXT, "description": "Plaid's, of the calls that it came from"},
-    redriven_by={"type": ["integer", "null"], "description": "withheld and applied later, at this offset"},
-    produced_at=_MOMENT,
-    known_at=_MOMENT,
+    request_ids=described(array(TEXT), "Plaid's ids of the calls that produced it"),
+    redriven_by=described(MAYBE_INTEGER, "offset of the redrive that applied it after it was withheld"),
+    produced_at=TIME,
+    known_at=TIME,
 )
-TRANSACTION_AS_OF = _object(**_without(TRANSACTION, "enriched_at"))
-ACCOUNT_AS_OF = _object(
-    **{
-        **_without(ACCOUNT, "freshness", "continues", "continued_by"),
-        "realtime_at": {**_MAYBE_MOMENT, "description": "since when the bank reports the same"},
-    }
+TRANSACTION_AS_OF = record(without(TRANSACTION, "enriched_at"))
+ACCOUNT_AS_OF = record(
+    without(ACCOUNT, "freshness", "continues", "continued_by"),
+    realtime_at=described(MAYBE_TIME, "time since which the bank reports the same balance"),
 )
-CHANGED: Schema = {
+_CHANGED: Schema = {
     "type": ["array", "null"],
-    "items": _object(field={**_TEXT, "description": "the bank's, or user_fields. and the user's"}, before={}, after={}),
-    "description": "fields that differ from the version before; null where that one is not kept",
-}
-VERSION = _object(
-    **TRANSACTION_AS_OF["properties"],
-    event={**_MAYBE_TEXT, "description": "what readers were told: transaction.added, modified or removed"},
-    changed=CHANGED,
-    changeset={"$ref": "#/components/schemas/Changeset"},
-)
-EXPLANATION = _object(
-    kind={**_TEXT, "enum": ["transaction"]},
-    user={**_object(tenant=_TEXT, user_id=_TEXT), "type": ["object", "null"]},
-    item=_object(
-        item_id=_TEXT,
-        institution_id=_MAYBE_TEXT,
-        institution_name=_MAYBE_TEXT,
-        state=_MAYBE_TEXT,
-        user_number=_TEXT,
-        partition=_COUNT,
+    "items": record(
+        field=described(TEXT, "name of a bank's field, or user_fields. and the name of a user's"), before={}, after={}
     ),
-    versions={
-        "type": "array",
-        "items": _object(
-            version=_COUNT,
-            event=_MAYBE_TEXT,
-            changed=CHANGED,
-            status=_TEXT,
-            item_id=_TEXT,
-            transaction_id=_TEXT,
-            known_at=_MOMENT,
-            changeset=_PLACE,
-        ),
-    },
-    transfers={
-        "type": "array",
-        "items": _object(
-            own_id=_TEXT,
-            number=_COUNT,
-            amount=_AMOUNT,
-            currency=_TEXT,
-            layer=_TEXT,
-            reverses={"type": ["integer", "null"], "description": "number of the transfer that it takes back"},
-            effective={**_TEXT, "format": "date"},
-            known_at=_MOMENT,
-            partition=_COUNT,
-            changeset=_PLACE,
-            debit=_TEXT,
-            debit_kind=_TEXT,
-            debit_reference=_TEXT,
-            credit=_TEXT,
-            credit_kind=_TEXT,
-            credit_reference=_TEXT,
-        ),
-    },
-    user_fields={"type": "array", "items": _object(field=_TEXT, value={}, changeset=_PLACE)},
-    links={
-        "type": "array",
-        "items": _object(
-            item_id=_TEXT,
-            transaction_id=_TEXT,
-            rule=_TEXT,
-            score=_COUNT,
-            known_at=_MOMENT,
-            evidence={},
-            changeset=_PLACE,
-        ),
-    },
-    reviews={
-        "type": "array",
-        "items": _object(
-            id=_TEXT,
-            item_id=_TEXT,
-            own_id=_TEXT,
-            reason=_TEXT,
-            state=_TEXT,
-            chosen=_MAYBE_TEXT,
-            known_at=_MOMENT,
-            decided_at=_MAYBE_MOMENT,
-            candidates={},
-            changeset=_PLACE,
-            decided=_MAYBE_TEXT,
-        ),
-    },
-    changesets={"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Changeset"}},
-    **{"is": {"$ref": "#/components/schemas/Transaction"}},
+    "description": "fields that differ from the version before; null where that one is not available",
+}
+VERSION = record(
+    TRANSACTION_AS_OF["properties"],
+    event=described(MAYBE_TEXT, "type of the public event: transaction.added, modified or removed"),
+    changed=_CHANGED,
+    changeset=reference("Changeset"),
+)
+EXPLANATION = record(
+    kind=one_of("transaction"),
+    user=nullable(record(each(TEXT, "tenant", "user_id"))),
+    item=record(
+        {"item_id": TEXT, **each(MAYBE_TEXT, "institution_id", "institution_name", "state")},
+        user_number=TEXT,
+        partition=COUNT,
+    ),
+    versions=array(
+        record(
+            {"version": COUNT, "event": MAYBE_TEXT, "changed": _CHANGED},
+            each(TEXT, "status", "item_id", "transaction_id"),
+            known_at=TIME,
+            changeset=_POSITION,
+        )
+    ),
+    transfers=array(
+        record(
+            {"own_id": TEXT, "number": COUNT, "amount": AMOUNT, "currency": TEXT, "layer": TEXT},
+            reverses=described(MAYBE_INTEGER, "number of the transfer that it reverses"),
+            effective=DATE,
+            known_at=TIME,
+            partition=COUNT,
+            changeset=_POSITION,
+            **each(TEXT, "debit", "debit_kind", "debit_reference", "credit", "credit_kind", "credit_reference"),
+        )
+    ),
+    user_fields=array(record(field=TEXT, value={}, changeset=_POSITION)),
+    links=array(
+        record(
+            each(TEXT, "item_id", "transaction_id", "rule"),
+            {"score": COUNT, "known_at": TIME, "evidence": {}, "changeset": _POSITION},
+        )
+    ),
+    reviews=array(
+        record(
+            each(TEXT, "id", "item_id", "own_id", "reason", "state"),
+            {"chosen": MAYBE_TEXT, "known_at": TIME, "decided_at": MAYBE_TIME, "candidates": {}},
+            {"changeset": _POSITION, "decided": MAYBE_TEXT},
+        )
+    ),
+    changesets={"type": "object", "additionalProperties": reference("Changeset")},
+    **{"is": reference("Transaction")},
 )
 
-REVIEW = _object(
-    id=_TEXT,
-    item_id=_TEXT,
-    state={
-        **_TEXT,
-        "enum": ["open", "approved", "rejected", "settled"],
-        "description": "settled: the bank made it clear, or took one of the two back",
-    },
-    reason={
-        **_TEXT,
-        "enum": ["twins", "likely"],
-        "description": "twins: equal in all that the bank says, and a user spoke of one",
-    },
-    chosen={**_MAYBE_TEXT, "description": "own id of what it was found to be"},
-    known_at=_MOMENT,
-    decided_at=_MAYBE_MOMENT,
-    transaction={"$ref": "#/components/schemas/Transaction"},
-    candidates={
-        "type": "array",
-        "items": _object(
-            rule=_TEXT,
-            score=_COUNT,
-            evidence={"type": "object"},
-            transaction={"$ref": "#/components/schemas/Transaction"},
-        ),
-    },
+REVIEW = record(
+    id=TEXT,
+    item_id=TEXT,
+    state=one_of(
+        *("open", "approved", "rejected", "settled"),
+        description="settled: the bank's data decided it, or the bank removed one of the two",
+    ),
+    reason=one_of(
+        *("twins", "likely"), description="twins: equal in all bank's fields, and a user has edited one of them"
+    ),
+    chosen=described(MAYBE_TEXT, "own id of the known transaction that it duplicates"),
+    known_at=TIME,
+    decided_at=MAYBE_TIME,
+    transaction=reference("Transaction"),
+    candidates=array(record(rule=TEXT, score=COUNT, evidence=OBJECT, transaction=reference("Transaction"))),
 )
 
 FAULT: Schema = {
     "type": "object",
-    "properties": {"field": _TEXT, "reason": _TEXT, "value": _TEXT},
+    "properties": each(TEXT, "field", "reason", "value"),
     "required": ["field", "reason"],
 }
-
 PROBLEM: Schema = {
     "type": "object",
     "description": "RFC 9457",
     "properties": {
-        "type": _TEXT,
-        "title": _TEXT,
+        "type": TEXT,
+        "title": TEXT,
         "status": {"type": "integer"},
-        "detail": _TEXT,
-        "faults": _list("Fault"),
-        "plaid": {"type": "object"},
-        "stopped": {**_TEXT, "description": "why the Item does not go on"},
-        "remedy": _TEXT,
-        "review": {"$ref": "#/components/schemas/Review"},
+        "detail": TEXT,
+        "faults": array("Fault"),
+        "plaid": OBJECT,
+        "stopped": described(TEXT, "why the Item is not synced"),
+        "remedy": TEXT,
+        "review": reference("Review"),
     },
     "required": ["type", "title", "status"],
 }
 
-SYNC = _object(
-    request_id={**_TEXT, "description": "finds this request's outcome again, for 90 days"},
-    item_id=_TEXT,
-    status={
-        **_TEXT,
-        "enum": ["accepted", "applied", "not_ready", "stopped", "failed"],
-        "description": "applied: all that Plaid had when it was asked can be read now; stopped: the Item does not "
-        "go on by itself; failed: tried again unless `stopped`",
-    },
-    complete={
-        **_BOOLEAN,
-        "description": "whether all that was asked for is shown; with refresh: the bank's data of after the request",
-    },
-    changed={"type": ["boolean", "null"], "description": "whether something new was found; null where not known yet"},
-    added={"type": ["integer", "null"]},
-    modified={"type": ["integer", "null"]},
-    removed={"type": ["integer", "null"]},
-    no_op={"type": ["integer", "null"], "description": "changes that Plaid sent and that were none for readers"},
-    error={"type": ["object", "null"]},
-    stopped=_FRESHNESS["stopped"],
-    remedy=_FRESHNESS["remedy"],
-    last_synced_at=_FRESHNESS["last_synced_at"],
-    last_sync_at={**_MAYBE_MOMENT, "description": "when something new was last found and shown"},
-    bank_updated_at=_FRESHNESS["bank_updated_at"],
-    bank_asked={**_BOOLEAN, "description": "false: Plaid was asked, and Plaid asks the bank by its own schedule"},
-)
-
-_CHANGES = _object(added=_COUNT, modified=_COUNT, removed=_COUNT)
-PASS = _object(
-    started_at=_MOMENT,
-    duration_s={"type": "number", "minimum": 0},
-    cause={**_TEXT, "description": "link, webhook, manual, schedule, retry, sweep, operator or unlink"},
-    outcome={**_TEXT, "description": "appended, unchanged, not_ready, stopped, unlinked, failed"},
-    success=_BOOLEAN,
-    pages=_COUNT,
-    fetched=_CHANGES,
-    applied={**_CHANGES, "type": ["object", "null"]},
-    no_op={"type": ["integer", "null"]},
-    error={"type": ["object", "null"]},
-    changeset={
-        **_object(partition=_COUNT, offset=_COUNT),
-        "type": ["object", "null"],
-        "description": "where its record is in the log",
-    },
-)
-
-LEDGER_BALANCE = _object(
-    account={**_TEXT, "description": "the ledger account's id"},
-    **{"class": {**_TEXT, "enum": ["asset", "liability", "income", "expense", "equity"]}},
-    kind={**_TEXT, "enum": ["bank", "category", "equity"]},
-    reference={**_TEXT, "description": "of a bank: account_id; of a category: its name"},
-    currency=_TEXT,
-    posted=_AMOUNT,
-    pending=_AMOUNT,
-)
-LEDGER_MOVED = _object(
-    month={**_TEXT, "pattern": "^[0-9]{4}-[0-9]{2}$"},
-    currency=_TEXT,
-    category=_TEXT,
-    **{"class": {**_TEXT, "enum": ["income", "expense"]}},
-    layer={**_TEXT, "enum": ["pending", "posted"]},
-    spent=_AMOUNT,
-    received=_AMOUNT,
-    net=_AMOUNT,
-)
-
-LAST_CHECK: Schema = {
-    **_object(
-        checked_at=_MOMENT,
-        next_at=_MOMENT,
-        state={**_TEXT, "enum": ["tied_out", "gap", "not_comparable"]},
-        cause={**_MAYBE_TEXT, "enum": [*CAUSES, None]},
-        reason=_MAYBE_TEXT,
-        currency=_MAYBE_TEXT,
-        ledger=_MAYBE_AMOUNT,
-        bank=_MAYBE_AMOUNT,
-        gap=_AMOUNT,
-        source=_MAYBE_TEXT,
-        tied_out_at=_MAYBE_MOMENT,
+SYNC = record(
+    request_id=described(TEXT, "id that finds the result of this request again, for 90 days"),
+    item_id=TEXT,
+    status=one_of(
+        *("accepted", "applied", "not_ready", "stopped", "failed"),
+        description="applied: all data that Plaid had at the time of the request is readable now; stopped: the Item "
+        "does not continue by itself; failed: retried unless `stopped`",
     ),
-    "type": ["object", "null"],
-    "description": "null where it was not checked yet",
-}
-DISCREPANCY = _object(
-    cause={**_TEXT, "enum": list(CAUSES)},
-    against={**_TEXT, "enum": ["bank", "rows"]},
-    currency=_MAYBE_TEXT,
-    ledger=_MAYBE_AMOUNT,
-    bank=_MAYBE_AMOUNT,
-    gap=_AMOUNT,
-    evidence={"type": "object"},
-    opened_at=_MOMENT,
-    last_at=_MOMENT,
-    count=_COUNT,
-    repair={**_TEXT, "enum": ["wait", "sync", "compare", "ask"]},
-    repaired_at=_MAYBE_MOMENT,
-    outcome={**_MAYBE_TEXT, "enum": ["persists", "repaired", "resolved", "withdrawn", None]},
-    resolved_at=_MAYBE_MOMENT,
+    complete=described(
+        BOOLEAN, "true where all requested data is readable; with refresh: the bank's data of after the request"
+    ),
+    changed=described({"type": ["boolean", "null"]}, "true where the sync run found changes; null while unknown"),
+    **each(MAYBE_INTEGER, "added", "modified", "removed"),
+    no_op=described(MAYBE_INTEGER, "changes of Plaid's that changed nothing for readers"),
+    error=nullable(OBJECT),
+    **{name: _FRESHNESS[name] for name in ("stopped", "remedy", "last_synced_at")},
+    last_sync_at=_LAST_SYNC_AT,
+    bank_updated_at=_FRESHNESS["bank_updated_at"],
+    bank_asked=described(BOOLEAN, "true where Plaid polled the bank for this request; else it keeps its schedule"),
+)
+_CHANGES = record(each(COUNT, "added", "modified", "removed"))
+SYNC_RUN = record(
+    started_at=TIME,
+    duration_s={"type": "number", "minimum": 0},
+    cause=described(TEXT, "link, webhook, manual, schedule, retry, sweep, operator or unlink"),
+    outcome=described(TEXT, "appended, unchanged, not_ready, stopped, unlinked, failed"),
+    success=BOOLEAN,
+    pages=COUNT,
+    fetched=_CHANGES,
+    applied=nullable(_CHANGES),
+    no_op=MAYBE_INTEGER,
+    error=nullable(OBJECT),
+    changeset=nullable(record(partition=COUNT, offset=COUNT), "position of its record in the log"),
 )
 
-_, _STATUS = msgspec.json.schema_components([QueueStatus], ref_template="#/components/schemas/{name}")
+LEDGER_BALANCE = record(
+    account=described(TEXT, "the ledger account's id"),
+    **{"class": one_of("asset", "liability", "income", "expense", "equity")},
+    kind=one_of("bank", "category", "equity"),
+    reference=described(TEXT, "of a bank: account_id; of a category: its name"),
+    currency=TEXT,
+    **each(AMOUNT, "posted", "pending"),
+)
+LEDGER_TURNOVER = record(
+    month={**TEXT, "pattern": "^[0-9]{4}-[0-9]{2}$"},
+    currency=TEXT,
+    category=TEXT,
+    **{"class": one_of("income", "expense")},
+    layer=one_of("pending", "posted"),
+    **each(AMOUNT, "spent", "received", "net"),
+)
+
+LAST_CHECK = nullable(
+    record(
+        checked_at=TIME,
+        next_at=TIME,
+        state=one_of("tied_out", "gap", "not_comparable"),
+        cause={**MAYBE_TEXT, "enum": [*CAUSES, None]},
+        **each(MAYBE_TEXT, "reason", "currency"),
+        **each(MAYBE_AMOUNT, "ledger", "bank"),
+        gap=AMOUNT,
+        source=MAYBE_TEXT,
+        tied_out_at=MAYBE_TIME,
+    ),
+    "null where it was not checked yet",
+)
+DISCREPANCY = record(
+    cause=one_of(*CAUSES),
+    against=one_of("bank", "rows"),
+    currency=MAYBE_TEXT,
+    **each(MAYBE_AMOUNT, "ledger", "bank"),
+    gap=AMOUNT,
+    evidence=OBJECT,
+    opened_at=TIME,
+    last_at=TIME,
+    count=COUNT,
+    repair=one_of("wait", "sync", "compare", "ask"),
+    repaired_at=MAYBE_TIME,
+    outcome={**MAYBE_TEXT, "enum": ["persists", "repaired", "resolved", "withdrawn", None]},
+    resolved_at=MAYBE_TIME,
+)
+
+_, _QUEUE_STATUS = msgspec.json.schema_components([QueueStatus], ref_template="#/components/schemas/{name}")
 
 SCHEMAS: dict[str, Schema] = {
-    "LinkToken": _object(link_token=_TEXT, expiration=_MOMENT),
-    "Linked": _object(item_id=_TEXT, status=_TEXT),
-    "Unlinking": _object(item_id=_TEXT, status={**_TEXT, "enum": ["unlinking", "unlinked"]}),
+    "LinkToken": record(link_token=TEXT, expiration=TIME),
+    "Linked": record(item_id=TEXT, status=TEXT),
+    "Unlinking": record(item_id=TEXT, status=one_of("unlinking", "unlinked")),
     "Sync": SYNC,
-    "Pass": PASS,
-    "Passes": _object(syncs=_list("Pass"), next_cursor=_MAYBE_TEXT),
-    "Freshness": _object(**_FRESHNESS),
-    "Ticked": _object(
-        marked={**_COUNT, "description": "Items that this call made due"},
-        health={"$ref": "#/components/schemas/ScheduleHealth"},
-    ),
-    **_STATUS,
+    "SyncRun": SYNC_RUN,
+    "SyncRuns": page("syncs", "SyncRun"),
+    "Freshness": record(_FRESHNESS),
+    "Ticked": record(marked=described(COUNT, "Items that this call marked due"), health=reference("ScheduleHealth")),
+    **_QUEUE_STATUS,
     "Item": ITEM,
-    "Items": _object(items=_list("Item")),
+    "Items": record(items=array("Item")),
     "Account": ACCOUNT,
-    "Accounts": _object(accounts=_list("Account")),
+    "Accounts": record(accounts=array("Account")),
     "Balance": BALANCE,
     "Balances": BALANCES,
     "Transaction": TRANSACTION,
-    "Edited": _object(
-        id=_TEXT, changeset={**_TEXT, "description": "id of its record"}, status={**_TEXT, "enum": ["accepted"]}
+    "AcceptedCommand": record(
+        id=TEXT, changeset=described(TEXT, "id of the command's record"), status=one_of("accepted")
     ),
     "TransactionAsOf": TRANSACTION_AS_OF,
-    "TransactionsAsOf": _object(transactions=_list("TransactionAsOf"), next_cursor=_MAYBE_TEXT),
+    "TransactionsAsOf": page("transactions", "TransactionAsOf"),
     "AccountAsOf": ACCOUNT_AS_OF,
-    "AccountsAsOf": _object(accounts=_list("AccountAsOf")),
+    "AccountsAsOf": record(accounts=array("AccountAsOf")),
     "Changeset": CHANGESET,
     "Version": VERSION,
-    "Versions": _object(versions=_list("Version"), next_cursor=_MAYBE_TEXT),
+    "Versions": page("versions", "Version"),
     "Explanation": EXPLANATION,
-    "Transactions": _object(transactions=_list("Transaction"), next_cursor=_MAYBE_TEXT),
+    "Transactions": page("transactions", "Transaction"),
     "LedgerBalance": LEDGER_BALANCE,
-    "LedgerBalances": _object(balances=_list("LedgerBalance")),
-    "LedgerMoved": LEDGER_MOVED,
-    "LedgerTurnover": _object(turnover=_list("LedgerMoved")),
+    "LedgerBalances": record(balances=array("LedgerBalance")),
+    "LedgerMonth": LEDGER_TURNOVER,
+    "LedgerTurnover": record(turnover=array("LedgerMonth")),
     "Discrepancy": DISCREPANCY,
-    "Reconciliations": _object(item_id=_TEXT, account_id=_TEXT, last=LAST_CHECK, discrepancies=_list("Discrepancy")),
+    "Reconciliations": record(item_id=TEXT, account_id=TEXT, last=LAST_CHECK, discrepancies=array("Discrepancy")),
     "Review": REVIEW,
-    "Reviews": _object(reviews=_list("Review"), next_cursor=_MAYBE_TEXT),
-    "StreamToken": _object(token=_TEXT, expires_at=_MOMENT),
+    "Reviews": page("reviews", "Review"),
+    "StreamToken": record(token=TEXT, expires_at=TIME),
     "Fault": FAULT,
     "Problem": PROBLEM,
 }

@@ -1,4 +1,4 @@
-"""Sees that the epoch changes: after a swap to a version that says something else, browsers have to look anew."""
+"""Epoch watch: end all streams after a swap to a version of the tables with other content."""
 
 import asyncio
 import contextlib
@@ -6,33 +6,36 @@ import contextlib
 import asyncpg
 
 from gateway.http.database import connected
-from gateway.live.hub import RESTART, Ending, Hub
+from gateway.live.hub import RESTARTED, Hub
 from projections.read import queries
 from runtime.postgres.errors import AWAY
 
-LOOK_S = 2.0
-"""How long a browser may go on with what another version of the tables had shown it."""
+POLL_S = 2.0
+"""How long a browser may continue with rows of a version that was replaced."""
 
 
-class Epoch:
-    """Ends all streams when the epoch is another one than before."""
+class EpochWatch:
+    """Ends all streams when the epoch of the tables changes."""
 
     def __init__(self, pool: asyncpg.Pool, hub: Hub) -> None:
         self._pool = pool
         self._hub = hub
-        self._known: str | None = None
+        self._epoch: str | None = None
 
-    async def watch(self) -> None:
-        """Look again and again."""
+    async def run(self) -> None:
+        """Check the epoch every POLL_S, until cancelled."""
         while True:
-            with contextlib.suppress(*AWAY):  # /readyz says that Postgres is away; the epoch stays what it is
-                await self.look()
-            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(*AWAY):  # /readyz reports a missing Postgres; the epoch stays
+                await self.check()
+            await asyncio.sleep(POLL_S)
 
-    async def look(self) -> None:
-        """Look once. Raises: one of AWAY."""
+    async def check(self) -> None:
+        """Compare the epoch with the one before.
+
+        Raises: one of AWAY.
+        """
         async with connected(self._pool) as connection:
-            now = await queries.epoch(connection)
-        if self._known not in (None, now):
-            self._hub.end_all(Ending(RESTART, "the stream begins anew: connect again"))
-        self._known = now
+            epoch = await queries.epoch(connection)
+        if self._epoch not in (None, epoch):
+            self._hub.end_all(RESTARTED)
+        self._epoch = epoch

@@ -1,4 +1,4 @@
-"""The page that shows a user's stream: three files of ours, nothing from any other host."""
+"""Page: serve the page that shows a user's stream, three files of this package and nothing from another host."""
 
 from collections.abc import Awaitable, Callable
 from importlib import resources
@@ -18,7 +18,7 @@ HEADERS = {
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    # The token is in the fragment, which browsers never send; this keeps even the address to ourselves.
+    # The token is in the fragment, which browsers never send; this hides even the address from other hosts.
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
@@ -26,7 +26,7 @@ HEADERS = {
 
 
 def routes() -> list[web.RouteDef]:
-    """The page's routes. The files are read once."""
+    """Return the page's routes. The files are read once, at start."""
     return [web.get(path, _serve(name, content_type)) for path, (name, content_type) in FILES.items()]
 
 

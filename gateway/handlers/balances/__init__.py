@@ -1,1 +1,1 @@
-"""TODO gateway/handlers/balances."""
+"""Real-time balances: the paid request to a bank, its record in the log, and the cache of accounts."""

@@ -1,4 +1,4 @@
-"""Ids of manual syncs: opaque to clients, signed, and enough to find again what came of them in any process."""
+"""Sync request ids: opaque to clients, signed, and sufficient to find the result in any gateway process."""
 
 import base64
 import binascii
@@ -16,13 +16,13 @@ from schemas.times import from_micros, to_micros
 REQUEST_CHARS_MAX = 100
 _TAG_BYTES = 12
 
-_Written = tuple[int, int, bool, int]
+_Body = tuple[int, int, bool, int]
 
 
 class SyncRequest(NamedTuple):
-    """What was asked for.
+    """A requested sync.
 
-    `generation`: of the mark. `after`: the Item's last attempt before it. `asked_at`: by Postgres' clock.
+    `generation`: of the Item's mark. `after`: the Item's last run before it. `asked_at`: by Postgres' clock.
     """
 
     item_id: str
@@ -32,24 +32,23 @@ class SyncRequest(NamedTuple):
     asked_at: datetime.datetime
 
 
-class SyncRequests:
-    """Writes and reads the ids. All gateways have one secret, so each reads what another gave out."""
+class SyncRequestIds:
+    """Writes and reads the ids. All gateways share one secret, so each reads the ids of the others."""
 
     def __init__(self, settings: Settings) -> None:
         secret = settings.stream_secret.get_secret_value().encode()
         self._key = hmac.digest(secret, b"tartan/sync-request", hashlib.sha256)
 
     def write(self, request: SyncRequest) -> str:
-        """The id of a request."""
-        at = to_micros(request.asked_at)
-        written: _Written = (request.generation, request.after, request.refresh, at)
-        body = msgspec.msgpack.encode(written)
+        """Encode a request as its id."""
+        fields: _Body = (request.generation, request.after, request.refresh, to_micros(request.asked_at))
+        body = msgspec.msgpack.encode(fields)
         return base64.urlsafe_b64encode(self._tag(request.item_id, body) + body).rstrip(b"=").decode()
 
     def read(self, item_id: str, text: str) -> SyncRequest:
-        """The request of an Item with this id.
+        """Decode the id of a request for this Item.
 
-        Raises: Problem 404, where none was given out here for this Item.
+        Raises: Problem 404, where no gateway issued it for this Item.
         """
         try:
             raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) if len(text) <= REQUEST_CHARS_MAX else b""
@@ -58,8 +57,8 @@ class SyncRequests:
         tag, body = raw[:_TAG_BYTES], raw[_TAG_BYTES:]
         if not hmac.compare_digest(tag, self._tag(item_id, body)):
             raise not_found("sync request")
-        generation, after, refresh, at = msgspec.msgpack.decode(body, type=_Written)
-        return SyncRequest(item_id, generation, after, refresh, from_micros(at))
+        generation, after, refresh, asked_at_us = msgspec.msgpack.decode(body, type=_Body)
+        return SyncRequest(item_id, generation, after, refresh, from_micros(asked_at_us))
 
     def _tag(self, item_id: str, body: bytes) -> bytes:
         return hmac.digest(self._key, item_id.encode() + b"\0" + body, hashlib.sha256)[:_TAG_BYTES]

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from gateway import app
-from gateway.handlers import item_control, linking
+from gateway.handlers import linking, ownership
 from gateway.http.database import connected
 from runtime.plaid.client import Exchanged, Plaid
 from runtime.plaid.models import ItemAnswer
@@ -139,12 +139,12 @@ async def test_a_link_whose_commit_got_no_answer_is_201(
 
 async def test_a_look_for_an_item_waits_for_a_link_whose_commit_is_under_way(api: Api) -> None:
     async with connected(api.pool) as committing, committing.transaction():
-        await item_control.linked(committing, "item-1")
+        await ownership.lock_link(committing, "item-1")
 
         async with connected(api.pool) as looking, looking.transaction():
             await looking.execute("SET LOCAL lock_timeout = '50ms'")
             with pytest.raises(asyncpg.LockNotAvailableError):
-                await item_control.linked(looking, "item-1")
+                await ownership.lock_link(looking, "item-1")
 
 
 async def test_a_banks_name_is_kept_without_what_postgres_cannot_hold(

@@ -13,7 +13,7 @@ from aiohttp import ClientSession
 
 from gateway.app import Gateway, serving
 from gateway.live.hub import Hub
-from gateway.live.kafka_feed import PushReader
+from gateway.live.kafka_feed import KafkaFeed
 from projections import app as projections
 from runtime.kafka.clients import Appender, InDoubt
 from runtime.plaid.client import Plaid
@@ -328,8 +328,8 @@ async def test_what_is_pushed_is_what_the_next_read_shows(bank: Banking) -> None
     item = await bank.item()
     account_id = some_account(item)
     hub = Hub()
-    reading = asyncio.create_task(PushReader(bank.made.settings, hub).run())
-    await bank.made.until(lambda: _is(hub.is_live), what="push is read")
+    reading = asyncio.create_task(KafkaFeed(bank.made.settings, hub).run())
+    await bank.made.until(lambda: _is(hub.is_open), what="push is read")
     listening = hub.join(await bank.made.pool.fetchval("SELECT user_number FROM tartan.users WHERE user_id = 'ada'"))
     listening.begin(0)
 
@@ -401,6 +401,6 @@ async def test_what_the_log_keeps_is_what_the_bank_said_to_the_digit(bank: Banki
     [said] = [one for one in told["accounts"] if one["account_id"] == account_id]
     assert Decimal(said["current"]) == item.accounts[account_id].current
     assert said["current"] == kept[account_id].current
-    row = await bank.made.pool.fetchrow("SELECT realtime_words FROM reads.accounts WHERE account_id = $1", account_id)
+    row = await bank.made.pool.fetchrow("SELECT realtime_payload FROM reads.accounts WHERE account_id = $1", account_id)
     assert row is not None
-    assert row["realtime_words"] == codec.encode(kept[account_id])
+    assert row["realtime_payload"] == codec.encode(kept[account_id])

@@ -4,7 +4,7 @@ import asyncio
 
 import asyncpg
 
-from gateway.live.epoch import Epoch
+from gateway.live.epoch import EpochWatch
 from gateway.live.hub import RESTART, Hub
 from projections.read import queries
 
@@ -14,18 +14,18 @@ async def test_browsers_begin_anew_when_the_epoch_changes_and_at_no_other_look(d
     hub.open()
     browser = hub.join(1)
     async with asyncpg.create_pool(database, min_size=1, max_size=1) as pool:
-        epoch = Epoch(pool, hub)
-        await epoch.look()
-        await epoch.look()
+        epoch = EpochWatch(pool, hub)
+        await epoch.check()
+        await epoch.check()
         ended = asyncio.create_task(browser.ended())
         await asyncio.sleep(0)
         assert not ended.done()
 
         await pool.execute("UPDATE tartan.facts SET value = to_jsonb('another'::text) WHERE name = 'epoch'")
-        await epoch.look()
+        await epoch.check()
 
         assert (await ended).code == RESTART
-        assert hub.is_live
+        assert hub.is_open
 
 
 async def test_what_was_read_before_the_epoch_changed_is_not_given_again(database: str) -> None:

@@ -57,7 +57,7 @@ async def run(world: World, crash_at: str | None, *, first: str = "", **more: st
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        f"import cli\n{first}\ncli.main()",
+        f"from cli import main as cli\n{first}\ncli.main()",
         "projections",
         env=environment,
         stdin=asyncio.subprocess.PIPE,

@@ -113,7 +113,11 @@ async def fill(world: World, *, empties: bool, appender: Appender | None = None)
 async def tartan(world: World, *payload: str, first: str = "") -> asyncio.subprocess.Process:
     """Start a command; `first` is what Python does before."""
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", f"import cli\n{first}\ncli.main()", *payload, env={**os.environ, **environment_of(world)}
+        sys.executable,
+        "-c",
+        f"from cli import main as cli\n{first}\ncli.main()",
+        *payload,
+        env={**os.environ, **environment_of(world)},
     )
 
 

@@ -343,7 +343,7 @@ async def command(beside: Beside, option: str) -> Any:
     running = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        "import cli\ncli.main()",
+        "from cli import main as cli\ncli.main()",
         "rebuild",
         option,
         "--json",

@@ -27,7 +27,7 @@ async def start(beside: Beside, variable: str, point: CrashPoint) -> asyncio.sub
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        "import cli\ncli.main()",
+        "from cli import main as cli\ncli.main()",
         "rebuild",
         "--back",
         env=environment,

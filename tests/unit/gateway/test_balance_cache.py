@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.handlers.balances.balance_cache import BalanceCache
+from gateway.handlers.balances.balance_cache import AccountsCache
 
 KEPT_S = 30.0
 
@@ -14,7 +14,7 @@ class Tables:
         self.now = 0.0
         self.position: int | None = 7
         self.reads = 0
-        self.cache = BalanceCache(kept_s=KEPT_S, accounts_max=accounts_max, clock=lambda: self.now)
+        self.cache = AccountsCache(ttl_s=KEPT_S, accounts_max=accounts_max, clock=lambda: self.now)
 
     async def _read(self) -> list[dict[str, Any]]:
         self.reads += 1

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.handlers.balances.balance_client import Wish
-from gateway.handlers.balances.balances import Told, UnderWay
+from gateway.handlers.balances.balance_client import BalanceQuery
+from gateway.handlers.balances.balances import ReportedBalances, SharedCall
 from gateway.http.parameters import read_all
 from gateway.http.problems import Problem
 from gateway.routes import ROUTES
@@ -55,21 +55,21 @@ def test_a_wrong_value_is_named(body: bytes, field: str) -> None:
 @pytest.mark.parametrize(
     ("mine", "theirs", "shared"),
     [
-        (Wish(), Wish(), True),
-        (Wish(), Wish(frozenset({"a"})), True),
-        (Wish(frozenset({"a", "b"})), Wish(frozenset({"b"})), True),
-        (Wish(frozenset({"a"})), Wish(), False),
-        (Wish(frozenset({"a"})), Wish(frozenset({"a", "b"})), False),
-        (Wish(), Wish(oldest=MORNING), False),
-        (Wish(oldest=MORNING), Wish(frozenset({"a"}), oldest=MORNING), True),
+        (BalanceQuery(), BalanceQuery(), True),
+        (BalanceQuery(), BalanceQuery(frozenset({"a"})), True),
+        (BalanceQuery(frozenset({"a", "b"})), BalanceQuery(frozenset({"b"})), True),
+        (BalanceQuery(frozenset({"a"})), BalanceQuery(), False),
+        (BalanceQuery(frozenset({"a"})), BalanceQuery(frozenset({"a", "b"})), False),
+        (BalanceQuery(), BalanceQuery(oldest=MORNING), False),
+        (BalanceQuery(oldest=MORNING), BalanceQuery(frozenset({"a"}), oldest=MORNING), True),
     ],
 )
 async def test_a_request_is_shared_by_those_who_want_no_more_than_it_brings(
-    mine: Wish, theirs: Wish, shared: bool
+    mine: BalanceQuery, theirs: BalanceQuery, shared: bool
 ) -> None:
-    told: asyncio.Future[Told] = asyncio.Future()
+    told: asyncio.Future[ReportedBalances] = asyncio.Future()
 
-    assert UnderWay(mine, told).answers(theirs) is shared  # type: ignore[arg-type]
+    assert SharedCall(mine, told).covers(theirs) is shared  # type: ignore[arg-type]
 
 
 def test_a_price_is_an_amount_and_a_currency() -> None:

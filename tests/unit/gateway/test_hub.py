@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.live import hub as hubs
-from gateway.live.hub import GOING_AWAY, POLICY, RESTART, TRY_LATER, Ending, Full, Hub, Position, Subscriber
+from gateway.live.hub import GOING_AWAY, POLICY, RESTART, TRY_LATER, Hub, Position, StreamEnd, StreamRefused, Subscriber
 
 VALUE = b'{"event":"transaction.added","data":{},"timestamp":"2026-01-01T00:00:00Z"}'
 
@@ -25,7 +25,7 @@ def send(hub: Hub, offset: int, event: int = 0, *, user: int = 1, partition: int
 
 def waiting(subscriber: Subscriber) -> list[str]:
     """Positions of what would be sent next."""
-    return [json.loads(text)["position"] for _, text in subscriber._waiting]
+    return [json.loads(text)["position"] for _, text in subscriber._queue]
 
 
 async def test_a_message_reaches_all_streams_of_its_user_and_nobody_elses() -> None:
@@ -120,10 +120,10 @@ async def test_a_slow_browser_is_cut_at_its_bound_and_the_others_go_on(monkeypat
         send(hub, offset)
         await quick.next()
 
-    assert slow.ending == Ending(TRY_LATER, "too slow: connect again for a new snapshot")
+    assert slow.ended_with == StreamEnd(TRY_LATER, "too slow: connect again for a new snapshot")
     assert (await slow.ended()).code == TRY_LATER
     assert waiting(slow) == []
-    assert quick.ending is None
+    assert quick.ended_with is None
 
 
 async def test_a_queue_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ async def test_a_queue_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) 
     for offset in range(3):
         send(hub, offset)
 
-    assert subscriber.ending is not None
+    assert subscriber.ended_with is not None
 
 
 async def test_streams_of_one_user_and_of_the_process_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,16 +145,16 @@ async def test_streams_of_one_user_and_of_the_process_are_bounded(monkeypatch: p
     first = hub.join(1)
     hub.join(1)
 
-    with pytest.raises(Full) as too_many:
+    with pytest.raises(StreamRefused) as too_many:
         hub.join(1)
     hub.join(2)
-    with pytest.raises(Full) as full:
+    with pytest.raises(StreamRefused) as full:
         hub.join(3)
     hub.leave(first)
     hub.leave(first)
     hub.join(3)
 
-    assert (too_many.value.ending.code, full.value.ending.code) == (POLICY, TRY_LATER)
+    assert (too_many.value.end.code, full.value.end.code) == (POLICY, TRY_LATER)
     assert hub._count == 3
 
 
@@ -164,8 +164,8 @@ async def test_when_the_hub_closes_all_are_told_and_nobody_joins_until_it_is_ope
     subscriber.begin(0)
     send(hub, 50)
 
-    hub.close(Ending(RESTART, "anew"))
-    with pytest.raises(Full) as full:
+    hub.close(StreamEnd(RESTART, "anew"))
+    with pytest.raises(StreamRefused) as full:
         hub.join(1)
     hub.leave(subscriber)
     hub.open()
@@ -174,17 +174,17 @@ async def test_when_the_hub_closes_all_are_told_and_nobody_joins_until_it_is_ope
     send(hub, 7)
 
     assert (await subscriber.ended()).code == RESTART
-    assert full.value.ending.code == RESTART
+    assert full.value.end.code == RESTART
     assert waiting(later) == ["0:7.0"]
 
 
 async def test_a_stream_that_ended_takes_nothing_and_keeps_its_first_reason() -> None:
     hub = opened()
     subscriber = hub.join(1)
-    hub.end_user(1, Ending(RESTART, "first"))
-    hub.close(Ending(GOING_AWAY, "second"))
+    hub.end_user(1, StreamEnd(RESTART, "first"))
+    hub.close(StreamEnd(GOING_AWAY, "second"))
 
     send(hub, 1)
 
-    assert subscriber.ending == Ending(RESTART, "first")
+    assert subscriber.ended_with == StreamEnd(RESTART, "first")
     assert waiting(subscriber) == []

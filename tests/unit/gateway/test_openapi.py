@@ -25,7 +25,11 @@ def served() -> set[tuple[str, str]]:
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
-    return [(method.upper(), path, what) for path, item in document()["paths"].items() for method, what in item.items()]
+    return [
+        (method.upper(), path, what)
+        for path, item in document(ROUTES)["paths"].items()
+        for method, what in item.items()
+    ]
 
 
 def references(value: Any) -> list[str]:
@@ -50,7 +54,7 @@ def test_each_operation_has_a_name_of_its_own_a_summary_and_its_path_parameters(
 
 
 def test_each_reference_leads_to_a_schema_and_each_schema_is_used() -> None:
-    names = {reference.rpartition("/")[2] for reference in references(document())}
+    names = {reference.rpartition("/")[2] for reference in references(document(ROUTES))}
 
     assert names == set(SCHEMAS)
 

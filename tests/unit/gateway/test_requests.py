@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from gateway.http import auth, cursors, idempotency, rate_limit
 from gateway.http.auth import SESSION_S_MAX, StreamTokens, Tenants, Viewer
-from gateway.http.idempotency import Answer, Answers
+from gateway.http.idempotency import Answer, IdempotentAnswers
 from gateway.http.parameters import Parameter, read_all
 from gateway.http.problems import Problem
-from gateway.http.rate_limit import BURST_MAX, REQUESTS_PER_S, Buckets
+from gateway.http.rate_limit import BURST_MAX, REQUESTS_PER_S, RequestBuckets
 from gateway.routes import ROUTES
 from projections.read.queries import TransactionFilter
 from runtime.settings import Settings
@@ -145,7 +145,7 @@ def test_a_cursor_of_other_filters_is_refused() -> None:
 )
 def test_without_a_right_key_it_is_401(header: str | None) -> None:
     with pytest.raises(Problem) as problem:
-        Tenants({"key-a": "a", "key-b": "b"}).of(header)
+        Tenants({"key-a": "a", "key-b": "b"}).identify(header)
 
     assert problem.value.status is HTTPStatus.UNAUTHORIZED
     assert problem.value.headers == {"WWW-Authenticate": "Bearer"}
@@ -154,8 +154,8 @@ def test_without_a_right_key_it_is_401(header: str | None) -> None:
 def test_each_key_is_its_tenants() -> None:
     tenants = Tenants({"key-a": "a", "key-b": "b", "key-b2": "b"})
 
-    assert [tenants.of(f"Bearer {key}") for key in ("key-a", "key-b", "key-b2")] == ["a", "b", "b"]
-    assert tenants.of("bearer key-a") == "a"
+    assert [tenants.identify(f"Bearer {key}") for key in ("key-a", "key-b", "key-b2")] == ["a", "b", "b"]
+    assert tenants.identify("bearer key-a") == "a"
 
 
 def test_a_gateway_without_keys_or_with_a_short_secret_does_not_start() -> None:
@@ -180,8 +180,8 @@ def test_a_stream_token_opens_its_users_stream_until_it_ends(monkeypatch: pytest
 def test_a_token_is_renewed_for_some_hours_and_no_longer() -> None:
     tokens, now = StreamTokens(Settings(stream_secret=SECRET)), int(time.time())
 
-    young = tokens.renewed(Viewer("tenant", 1, now - SESSION_S_MAX + 10))
-    old = tokens.renewed(Viewer("tenant", 1, now - SESSION_S_MAX))
+    young = tokens.renew(Viewer("tenant", 1, now - SESSION_S_MAX + 10))
+    old = tokens.renew(Viewer("tenant", 1, now - SESSION_S_MAX))
 
     assert young is not None
     assert tokens.read(young[0]) == Viewer("tenant", 1, now - SESSION_S_MAX + 10)
@@ -212,7 +212,7 @@ def test_a_token_that_is_not_ours_or_was_changed_opens_nothing() -> None:
 
 def test_a_bucket_gives_its_burst_and_then_its_rate_to_each_tenant_alone() -> None:
     now = 0.0
-    buckets = Buckets(clock=lambda: now)
+    buckets = RequestBuckets(clock=lambda: now)
     for _ in range(BURST_MAX):
         buckets.take("a")
 
@@ -229,7 +229,7 @@ def test_a_bucket_gives_its_burst_and_then_its_rate_to_each_tenant_alone() -> No
 
 
 async def test_the_same_key_is_answered_again_and_done_once() -> None:
-    answers, done = Answers(), 0
+    answers, done = IdempotentAnswers(), 0
 
     async def act() -> Answer:
         nonlocal done
@@ -238,23 +238,23 @@ async def test_the_same_key_is_answered_again_and_done_once() -> None:
         return Answer(HTTPStatus.CREATED, {"number": done})
 
     both = await asyncio.gather(
-        *(answers.once(tenant="t", key="k", body=b"1", act=act) for _ in range(5)),
-        answers.once(tenant="other", key="k", body=b"1", act=act),
+        *(answers.once(tenant="t", key="k", body=b"1", action=act) for _ in range(5)),
+        answers.once(tenant="other", key="k", body=b"1", action=act),
     )
-    again = await answers.once(tenant="t", key="k", body=b"1", act=act)
+    again = await answers.once(tenant="t", key="k", body=b"1", action=act)
 
     assert {answer.document["number"] for answer in both[:5]} == {again.document["number"]}
     assert done == 2
-    await answers.once(tenant="t", key=None, body=b"1", act=act)
+    await answers.once(tenant="t", key=None, body=b"1", action=act)
     assert done == 3
     with pytest.raises(Problem) as problem:
-        await answers.once(tenant="t", key="k", body=b"2", act=act)
+        await answers.once(tenant="t", key="k", body=b"2", action=act)
     assert problem.value.status is HTTPStatus.CONFLICT
 
 
 async def test_an_answer_that_failed_is_not_kept_nor_one_that_is_over_or_too_many() -> None:
     now, failing = 0.0, True
-    answers = Answers(clock=lambda: now)
+    answers = IdempotentAnswers(clock=lambda: now)
 
     async def act() -> Answer:
         if failing:
@@ -262,11 +262,11 @@ async def test_an_answer_that_failed_is_not_kept_nor_one_that_is_over_or_too_man
         return Answer(HTTPStatus.CREATED, {"at": now})
 
     with pytest.raises(Problem):
-        await answers.once(tenant="t", key="k", body=b"1", act=act)
+        await answers.once(tenant="t", key="k", body=b"1", action=act)
     failing = False
-    assert (await answers.once(tenant="t", key="k", body=b"1", act=act)).document == {"at": 0.0}
-    now = idempotency.KEPT_S
-    assert (await answers.once(tenant="t", key="k", body=b"1", act=act)).document == {"at": now}
-    for number in range(idempotency.KEPT_MAX + 1):
-        await answers.once(tenant="t", key=f"k{number}", body=b"1", act=act)
-    assert len(answers._kept) == idempotency.KEPT_MAX
+    assert (await answers.once(tenant="t", key="k", body=b"1", action=act)).document == {"at": 0.0}
+    now = idempotency.TTL_S
+    assert (await answers.once(tenant="t", key="k", body=b"1", action=act)).document == {"at": now}
+    for number in range(idempotency.ANSWERS_MAX + 1):
+        await answers.once(tenant="t", key=f"k{number}", body=b"1", action=act)
+    assert len(answers._entries) == idempotency.ANSWERS_MAX

@@ -1,13 +1,17 @@
-"""What the gateway asks of the control tables: whose an Item is, and where its sync stands."""
+"""Ownership: read from the control tables which tenant and user an Item, a user or a transaction belongs to."""
 
 from datetime import datetime
 from typing import NamedTuple
 
 import asyncpg
 
+from gateway.http.problems import not_found
+from gateway.http.requests import Call
+from runtime.users import keys
 
-class Owned(NamedTuple):
-    """An Item of a tenant, as credentials and schedule know it, before any table shows it."""
+
+class OwnedItem(NamedTuple):
+    """An Item of a tenant from credentials and schedule; it exists before any table shows it."""
 
     item_id: str
     user: int
@@ -30,51 +34,62 @@ class Owned(NamedTuple):
     head_offset: int | None
 
 
-class Linked(NamedTuple):
-    """Whose an Item's row is, and its sealed token; None once it is unlinked."""
+class Link(NamedTuple):
+    """Owner of an Item's credentials, and its sealed token; None once it is unlinked."""
 
     tenant: str
     user_id: str | None
     sealed_token: bytes | None
 
 
-async def item(connection: asyncpg.Connection, tenant: str, item_id: str) -> Owned | None:
-    """One Item of a tenant; None too where it is another tenant's."""
-    row = await connection.fetchrow(_ITEM, tenant, item_id)
-    return Owned(*row.values()) if row else None
+async def item_of(connection: asyncpg.Connection, call: Call) -> OwnedItem:
+    """Return the Item that a call names.
+
+    Raises: Problem 404, also where it is another tenant's.
+    """
+    row = await connection.fetchrow(_ITEM, call.tenant, call.values["item_id"])
+    if row is None:
+        raise not_found("item")
+    return OwnedItem(*row.values())
 
 
-async def items(connection: asyncpg.Connection, tenant: str, user: int) -> list[Owned]:
-    """All Items of a user."""
-    return [Owned(*row.values()) for row in await connection.fetch(_ITEMS, tenant, user)]
+async def items(connection: asyncpg.Connection, tenant: str, user: int) -> list[OwnedItem]:
+    """Return all Items of a user."""
+    return [OwnedItem(*row.values()) for row in await connection.fetch(_ITEMS, tenant, user)]
 
 
-async def linked(connection: asyncpg.Connection, item_id: str) -> Linked | None:
-    """Who linked this Item, if anybody did. Call it in a transaction: until its end nobody else links the Item.
+async def user_of(connection: asyncpg.Connection, call: Call) -> int:
+    """Return the number of the user that a call names.
 
-    The lock is for a COMMIT that got no answer and is still under way, waiting for a standby: without it a look at
+    Raises: Problem 404.
+    """
+    user = await keys.find(connection, tenant=call.tenant, user_id=call.values["user_id"])
+    if user is None:
+        raise not_found("user")
+    return user.number
+
+
+async def transaction_owner(connection: asyncpg.Connection, call: Call) -> int | None:
+    """Return the user of the transaction that a call names; None too where it is another tenant's."""
+    user: int | None = await connection.fetchval(_OWNER, call.tenant, call.values["transaction_id"])
+    return user
+
+
+async def lock_link(connection: asyncpg.Connection, item_id: str) -> Link | None:
+    """Return the owner of an Item, if it is linked, and lock its link until the end of the transaction.
+
+    The lock covers a COMMIT without an answer that is still under way, waiting for a standby: without it a read at
     that moment finds no row, and the Item is given back to Plaid and registered a moment later.
     """
     await connection.execute(_LOCK, item_id)
-    row = await connection.fetchrow(_LINKED, item_id)
-    return Linked(*row.values()) if row else None
+    row = await connection.fetchrow(_LINK, item_id)
+    return Link(*row.values()) if row else None
 
 
 async def sealed_token(connection: asyncpg.Connection, item_id: str) -> bytes | None:
-    """An Item's token as it is kept; None once it is unlinked."""
+    """Return an Item's sealed access token; None once it is unlinked."""
     sealed: bytes | None = await connection.fetchval(_SEALED, item_id)
     return sealed
-
-
-async def is_user(connection: asyncpg.Connection, tenant: str, user: int) -> bool:
-    """Whether a user with this number is there still."""
-    return bool(await connection.fetchval(_USER, tenant, user))
-
-
-async def owner_of(connection: asyncpg.Connection, tenant: str, own_id: bytes) -> int | None:
-    """The user whose transaction this is; None too where it is another tenant's."""
-    user: int | None = await connection.fetchval(_OWNER, tenant, own_id)
-    return user
 
 
 _COLUMNS = """
@@ -92,13 +107,11 @@ _ITEMS = f"{_COLUMNS} WHERE c.tenant = $1 AND c.user_number = $2 ORDER BY c.item
 
 # A statement of its own: the next one's snapshot is then taken after the wait. Taken before any row lock.
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tartan link ' || $1, 0))"
-_LINKED = """
+_LINK = """
     SELECT c.tenant, u.user_id, c.sealed_token FROM tartan.credentials c LEFT JOIN tartan.users u USING (user_number)
     WHERE c.item_id = $1"""
 
 _SEALED = "SELECT sealed_token FROM tartan.credentials WHERE item_id = $1"
-
-_USER = "SELECT true FROM tartan.users WHERE tenant = $1 AND user_number = $2"
 
 _OWNER = """
     SELECT t.user_number FROM reads.transactions t JOIN tartan.users u USING (user_number)
