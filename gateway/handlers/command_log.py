@@ -53,7 +53,9 @@ class CommandLog:
             raise Problem(HTTPStatus.CONFLICT, "idempotency_key_reused", "this key came with another request before")
         return row is not None
 
-    async def append(self, target: CommandTarget, command: Command, prepared: PreparedCommand, *, cause: Cause, wait_s: float | None) -> bool:
+    async def append(
+        self, target: CommandTarget, command: Command, prepared: PreparedCommand, *, cause: Cause, wait_s: float | None
+    ) -> bool:
         """Append and wait for readers; False where they do not see it within `wait_s`, by default WAIT_S.
 
         Raises: Retry, where Kafka does not answer; Problem 409, as `is_accepted`.

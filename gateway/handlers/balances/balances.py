@@ -143,7 +143,9 @@ class Balances:
         accounts = [codec.decoder(row["realtime_payload_schema"])(row["realtime_payload"], 0)[0] for row in rows]
         return ReportedBalances(prepared.id, accounts, changeset["produced_at"], changeset["request_id"])
 
-    async def _share(self, item: OwnedItem, query: BalanceQuery, prepared: PreparedCommand, *, by: str) -> ReportedBalances:
+    async def _share(
+        self, item: OwnedItem, query: BalanceQuery, prepared: PreparedCommand, *, by: str
+    ) -> ReportedBalances:
         """Call the bank, or wait for a call under way that covers the query and costs nothing then."""
         calls = self._calls.setdefault(item.item_id, [])
         for call in calls:
