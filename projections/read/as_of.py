@@ -1,14 +1,13 @@
-"""What was known at a time: what readers would have been given then, and what a replay of the log cut there gives.
+"""Return data as readers saw it at an earlier time; equal to a replay of the log that is cut there.
 
-`known_at` is inclusive. Several records of a partition may share one: the last of them counts, as it is behind the
-others in the log. `effective_at` leaves out what is dated later.
+`known_at` is inclusive. Several records of a partition may share one: the last of them counts. `effective_at` leaves
+out transactions and transfers with a later date.
 
 Shape: as in projections.read.queries.
 """
 
 import datetime
 import heapq
-from collections.abc import AsyncIterator
 
 import asyncpg
 
@@ -30,10 +29,10 @@ from schemas.encoding import codec
 from schemas.log.records import Account, Transaction
 
 After = tuple[datetime.date, bytes]
-"""Where a page begins: date and own id of the last row before it."""
+"""Date and own id of the last row before a page."""
 
 FETCHED = 500
-"""Rows that one round trip brings: about 300 kB."""
+"""Rows of one round trip: about 300 kB."""
 
 
 async def transactions(
@@ -46,57 +45,57 @@ async def transactions(
     limit: int = 100,
     after: After | None = None,
 ) -> Page:
-    """A page of a user's transactions as they were known at a time, newest first.
+    """Return a page of a user's transactions as they were known at a time, newest first.
 
-    What is the same since then comes from an index in order; what became another one since then has its date in its
-    payload only, so all of it is looked at, a piece at a time, and only a page is kept.
+    Rows that are unchanged since then come from an index in order. Rows that changed since then have their old date
+    only in the payload, so all of them are read through a cursor, and only the newest are kept in memory.
     """
     limit = min(limit, PAGE_MAX)
     until = min((date for date in (which.until, effective_at) if date is not None), default=None)
-    bounds = _Bounds(which, until, after)
+    filters = (which.item_id, which.removed, which.in_review)
     async with snapshot(connection):
-        found = [
-            (row["date"], row["own_id"], row)
-            for row in await connection.fetch(
-                _SAME_SINCE,
-                user,
-                known_at,
-                which.item_id,
-                which.removed,
-                which.in_review,
-                which.account_id,
-                which.pending,
-                which.since,
-                until,
-                *(after or (None, None)),
-                limit + 1,
-            )
-        ]
-        async for row in _changed_since(connection, user, known_at, which):
-            payload = _words(row)
+        unchanged = await connection.fetch(
+            _UNCHANGED_SINCE,
+            user,
+            known_at,
+            *filters,
+            which.account_id,
+            which.pending,
+            which.since,
+            until,
+            *(after or (None, None)),
+            limit + 1,
+        )
+        rows = [(row["date"], row["own_id"], row) for row in unchanged]
+        async for row in connection.cursor(_CHANGED_SINCE, user, known_at, *filters, prefetch=FETCHED):
+            payload = _payload(row)
             date = datetime.date.fromisoformat(payload.date)
-            if bounds.hold(date, row["own_id"], payload):
-                found.append((date, row["own_id"], row))
-            if len(found) > 2 * PAGE_MAX:
-                found = _newest(found, limit + 1)
-    found = _newest(found, limit + 1)
-    more = len(found) > limit
-    page = found[:limit]
-    return Page([transaction(row) for *_, row in page], (page[-1][0], page[-1][1]) if more else None)
+            if (
+                (which.since or datetime.date.min) <= date <= (until or datetime.date.max)
+                and (after is None or (date, row["own_id"]) < after)
+                and which.account_id in (None, payload.account_id)
+                and which.pending in (None, payload.pending)
+            ):
+                rows.append((date, row["own_id"], row))
+            if len(rows) > 2 * PAGE_MAX:
+                rows = _newest(rows, limit + 1)
+    rows = _newest(rows, limit + 1)
+    page = rows[:limit]
+    return Page([transaction(row) for *_, row in page], page[-1][:2] if len(rows) > limit else None)
 
 
 async def accounts(connection: asyncpg.Connection, user: int, known_at: datetime.datetime) -> list[Row]:
-    """The accounts of a user with what had been reported of them at a time, by Item and account."""
-    shown: dict[tuple[str, str], list[asyncpg.Record]] = {}
+    """Return the accounts of a user with the reports that were known at a time, by Item and account."""
+    reports: dict[tuple[str, str], list[asyncpg.Record]] = {}
     for row in await connection.fetch(_REPORTED, user, known_at):
-        shown.setdefault((row["item_id"], row["account_id"]), []).append(row)
-    return [_account(reports) for reports in shown.values()]
+        reports.setdefault((row["item_id"], row["account_id"]), []).append(row)
+    return [_account(of_account) for of_account in reports.values()]
 
 
 async def ledger_balances(
     connection: asyncpg.Connection, user: int, known_at: datetime.datetime, effective_at: datetime.date | None = None
 ) -> list[Row]:
-    """Debits, credits and balance of each ledger account and layer, from the transfers known at a time.
+    """Return debits, credits and balance of each ledger account and layer, from the transfers known at a time.
 
     Accounts and layers without a transfer until then are left out.
     """
@@ -105,112 +104,90 @@ async def ledger_balances(
 
 
 def transaction(row: StoredRow) -> Row:
-    """A version of a transaction for readers: the bank's payload, what the user said, and when it was known."""
-    payload = _words(row)
+    """Return a version of a transaction for readers: the bank's payload with the user's fields over it."""
+    payload = _payload(row)
     return {
         "id": row["own_id"].hex(),
-        "amount": payload.amount,
         "item_id": row["item_id"],
-        "account_id": payload.account_id,
         "transaction_id": row["transaction_id"],
-        "currency": payload.currency,
-        "pending": payload.pending,
-        "date": payload.date,
-        "datetime": payload.datetime,
-        "authorized_date": payload.authorized_date,
-        "merchant_name": payload.merchant_name,
-        "merchant_entity_id": payload.merchant_entity_id,
-        "logo_url": payload.logo_url,
-        "category_detailed": payload.category_detailed,
-        "category_confidence": payload.category_confidence,
         "version": row["version"],
+        **{name: getattr(payload, name) for name in _TRANSACTION_FIELDS},
         **override_rules.effective(payload, override_rules.values(row["user_fields"])),
         "status": status(row),
         **to_json({name: row[name] for name in ("removed_at", "known_at")}),
     }
 
 
-class _Bounds:
-    """The part of a filter that only the payload of a version can tell."""
-
-    def __init__(self, which: TransactionFilter, until: datetime.date | None, after: After | None) -> None:
-        self._which = which
-        self._since = which.since or datetime.date.min
-        self._until = until or datetime.date.max
-        self._after = after
-
-    def hold(self, date: datetime.date, own_id: bytes, payload: Transaction) -> bool:
-        which = self._which
-        return (
-            self._since <= date <= self._until
-            and (self._after is None or (date, own_id) < self._after)
-            and which.account_id in (None, payload.account_id)
-            and which.pending in (None, payload.pending)
-        )
+def _newest(
+    rows: list[tuple[datetime.date, bytes, asyncpg.Record]], count: int
+) -> list[tuple[datetime.date, bytes, asyncpg.Record]]:
+    return heapq.nlargest(count, rows, key=lambda row: row[:2])
 
 
-_Dated = list[tuple[datetime.date, bytes, asyncpg.Record]]
-
-
-def _newest(found: _Dated, count: int) -> _Dated:
-    return heapq.nlargest(count, found, key=lambda one: one[:2])
-
-
-async def _changed_since(
-    connection: asyncpg.Connection, user: int, known_at: datetime.datetime, which: TransactionFilter
-) -> AsyncIterator[asyncpg.Record]:
-    arguments = (user, known_at, which.item_id, which.removed, which.in_review)
-    async for row in connection.cursor(_CHANGED_SINCE, *arguments, prefetch=FETCHED):
-        yield row
-
-
-def _words(row: StoredRow) -> Transaction:
+def _payload(row: StoredRow) -> Transaction:
     payload: Transaction = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
     return payload
 
 
 def _account(reports: list[asyncpg.Record]) -> Row:
-    """An account from its last report of each source: like the row, it shows the source that spoke last."""
+    """Return an account from its last report of each source: the later of them gives the fields, as in `accounts`."""
     last = max(reports, key=lambda report: report["version"])
-    at = {f"{report['source']}_at": report["known_at"] for report in reports}
     payload: Account = codec.decoder(last["payload_schema"])(last["payload"], 0)[0]
+    times = {"cached_at": None, "realtime_at": None, "known_at": last["known_at"]}
+    times |= {f"{report['source']}_at": report["known_at"] for report in reports}
     return {
-        "item_id": last["item_id"],
-        "account_id": last["account_id"],
-        "persistent_account_id": payload.persistent_account_id,
-        "name": payload.name,
-        "official_name": payload.official_name,
-        "mask": payload.mask,
-        "type": payload.type,
-        "subtype": payload.subtype,
-        "currency": payload.currency,
-        "current": payload.current,
-        "available": payload.available,
-        "limit": payload.limit,
-        "last_updated_datetime": payload.last_updated_datetime,
-        "source": last["source"],
-        "version": last["version"],
-        **to_json({"cached_at": None, "realtime_at": None, **at, "known_at": last["known_at"]}),
+        **{name: last[name] for name in ("item_id", "account_id", "source", "version")},
+        **{name: getattr(payload, name) for name in _ACCOUNT_FIELDS},
+        **to_json(times),
     }
 
 
-_COLUMNS = (
+_TRANSACTION_FIELDS = (
+    "amount",
+    "account_id",
+    "currency",
+    "pending",
+    "date",
+    "datetime",
+    "authorized_date",
+    "merchant_name",
+    "merchant_entity_id",
+    "logo_url",
+    "category_detailed",
+    "category_confidence",
+)
+
+_ACCOUNT_FIELDS = (
+    "persistent_account_id",
+    "name",
+    "official_name",
+    "mask",
+    "type",
+    "subtype",
+    "currency",
+    "current",
+    "available",
+    "limit",
+    "last_updated_datetime",
+)
+
+VERSION_COLUMNS = (
     "own_id, item_id, transaction_id, version, payload, payload_schema, user_fields, removed_at, review, known_at"
 )
 
-_WHO = """user_number = $1 AND known_at <= $2 AND ($3::text IS NULL OR item_id = $3)
+_FILTER = """user_number = $1 AND known_at <= $2 AND ($3::text IS NULL OR item_id = $3)
    AND ($4::boolean IS NULL OR (removed_at IS NOT NULL) = $4) AND ($5::boolean IS NULL OR (review IS NOT NULL) = $5)"""
 
 # coalesce keeps the bounds usable by the index transactions_user_date in a generic plan.
-_SAME_SINCE = f"""
-SELECT {_COLUMNS}, date FROM reads.transactions
- WHERE {_WHO} AND ($6::text IS NULL OR account_id = $6) AND ($7::boolean IS NULL OR pending = $7)
+_UNCHANGED_SINCE = f"""
+SELECT {VERSION_COLUMNS}, date FROM reads.transactions
+ WHERE {_FILTER} AND ($6::text IS NULL OR account_id = $6) AND ($7::boolean IS NULL OR pending = $7)
    AND date >= coalesce($8::date, '-infinity') AND date <= coalesce($9::date, 'infinity')
    AND date <= coalesce($10::date, 'infinity') AND ($10::date IS NULL OR date < $10 OR own_id < $11::bytea)
  ORDER BY date DESC, own_id DESC LIMIT $12"""
 
-# By the index on user and end: what ended before is not looked at.
-_CHANGED_SINCE = f"SELECT {_COLUMNS} FROM reads.transaction_versions WHERE until > $2 AND {_WHO}"
+# By the index transaction_versions_user: versions that ended before are not read.
+_CHANGED_SINCE = f"SELECT {VERSION_COLUMNS} FROM reads.transaction_versions WHERE until > $2 AND {_FILTER}"
 
 # The last report of each source: the primary key of versions, read from its end.
 _REPORTED = """
@@ -222,7 +199,7 @@ SELECT a.item_id, a.account_id, s.source, v.version, v.payload, v.payload_schema
         ORDER BY version DESC LIMIT 1) v
  WHERE a.user_number = $1 ORDER BY a.item_id, a.account_id"""
 
-# Summed by both sides first: a user has few accounts, and transfers without end.
+# Summed by both sides first: a user has few accounts and an unbounded number of transfers.
 _LEDGER = f"""
 WITH moved AS (
     SELECT t.debit, t.credit, t.layer, sum(t.amount) AS amount

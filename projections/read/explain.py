@@ -1,8 +1,7 @@
-"""Why something is as it is: from a transaction, a ledger row, a balance or an event back to the changesets that made
-it, with Plaid's request ids and the webhook, tick or person behind each.
+"""Explain why a record is as it is: trace it to its changesets, Plaid's request ids and the webhook, tick or person.
 
-Shape: one document. `kind` says what it explains, `is` what that is now. Whatever a changeset made carries that one's
-place (`changeset`, `partition:offset`), and `changesets` has each place that the document names.
+Shape: one document. `kind` names the type of the explained record, `is` has its present values. Each part carries the
+offset of the changeset that made it (`changeset`, `partition:offset`), and `changesets` has each of those offsets.
 """
 
 import json
@@ -18,20 +17,20 @@ from projections.read.queries import Row, to_json
 from projections.store.rows import decompress
 
 VERSIONS_MAX = 100
-"""Versions and reports that are listed, the newest; `history` has the others."""
+"""Newest versions and reports that are listed; `history` has the others."""
 TRANSFERS_MAX = 200
-"""Transfers that are listed, the newest: a transaction has two or three, a ledger account has them without end."""
+"""Newest transfers that are listed: a transaction has two or three, a ledger account has no limit."""
 EVENTS_MAX = 100
 """Events of a changeset that are listed; the link of an Item has thousands."""
 CHANGESETS_MAX = 20
-"""Changesets of an Item that are listed, the newest; its history of syncs has the others."""
+"""Newest changesets of an Item that are listed; its sync history has the others."""
 
-_OF_TRANSACTIONS = "transaction."
-"""Types of events about transactions begin with it."""
+_TRANSACTION_PREFIX = "transaction."
+"""Prefix of the types of events about transactions."""
 
 
 async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) -> Row | None:
-    """All that led to a transaction as it is; None where the user has no such one."""
+    """Explain a transaction by its versions, transfers, user fields, matches and reviews; None where there is none."""
     shown = await queries.transaction(connection, user, own_id)
     versions = await history.versions(connection, user, own_id, limit=VERSIONS_MAX)
     if shown is None or versions is None:
@@ -39,211 +38,198 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
     item = await connection.fetchrow(_ITEM, shown["item_id"])
     assert item is not None, "a transaction belongs to an Item"
     partition = item["partition"]
-    told = [
-        {name: one[name] for name in ("version", "event", "changed", "status", "item_id", "transaction_id", "known_at")}
-        | {"changeset": one["changeset"]["place"]}
-        for one in versions.rows
-    ]
-    said = json.loads(await connection.fetchval(_USER_FIELDS, own_id) or "{}")
-    return await _told(
+    names = ("version", "event", "changed", "status", "item_id", "transaction_id", "known_at")
+    user_fields = json.loads(await connection.fetchval(_USER_FIELDS, own_id) or "{}")
+    return await _document(
         connection,
         user,
         {
             "kind": "transaction",
             "is": shown,
-            "item": _shown(item),
-            "versions": told,
+            "item": _with_user(item),
+            "versions": [
+                {name: version[name] for name in names} | {"changeset": version["changeset"]["place"]}
+                for version in versions.rows
+            ],
             "transfers": await _transfers_of(connection, user, own_id),
             "user_fields": [
-                {"field": name, "value": word["value"], "changeset": str(LogOffset(partition, word["at"]))}
-                for name, word in sorted(said.items())
+                {"field": name, "value": entry["value"], "changeset": str(LogOffset(partition, entry["at"]))}
+                for name, entry in sorted(user_fields.items())
             ],
-            "links": [_link(row, partition) for row in await connection.fetch(_LINKS, user, own_id)],
+            "links": [_match(row, partition) for row in await connection.fetch(_MATCHES, user, own_id)],
             "reviews": [_review(row, partition) for row in await connection.fetch(_REVIEWS_ABOUT, user, own_id)],
         },
     )
 
 
 async def opening(connection: asyncpg.Connection, user: int, own_id: bytes) -> Row | None:
-    """The transfers of an account's opening balance."""
-    moved = await _transfers_of(connection, user, own_id)
-    if not moved:
+    """Explain an account's opening balance by its transfers."""
+    transfers = await _transfers_of(connection, user, own_id)
+    if not transfers:
         return None
-    return await _told(connection, user, {"kind": "opening", "is": {"id": own_id.hex()}, "transfers": moved})
+    document: Row = {"kind": "opening", "is": {"id": own_id.hex()}, "transfers": transfers}
+    return await _document(connection, user, document)
 
 
 async def ledger_row(connection: asyncpg.Connection, user: int, own_id: bytes, number: int) -> Row | None:
-    """One transfer, those that it takes back or that take it back, and the transaction or opening that it is of."""
-    moved = await _transfers_of(connection, user, own_id)
-    one = next((row for row in moved if row["number"] == number), None)
-    if one is None:
+    """Explain one transfer by the transfers that it reverses or that reverse it, and its transaction or opening."""
+    transfers = await _transfers_of(connection, user, own_id)
+    transfer = next((row for row in transfers if row["number"] == number), None)
+    if transfer is None:
         return None
-    undoes = [row for row in moved if row["number"] == one["reverses"] or row["reverses"] == number]
-    about = await transaction(connection, user, own_id) or await opening(connection, user, own_id)
-    return await _told(
-        connection,
-        user,
-        {"kind": "ledger_row", "is": one, "transfers": undoes, "changeset": one["changeset"], "about": about},
-    )
+    reversals = [row for row in transfers if row["number"] == transfer["reverses"] or row["reverses"] == number]
+    document = {
+        "kind": "ledger_row",
+        "is": transfer,
+        "transfers": reversals,
+        "changeset": transfer["changeset"],
+        "about": await transaction(connection, user, own_id) or await opening(connection, user, own_id),
+    }
+    return await _document(connection, user, document)
 
 
-async def ledger_account(connection: asyncpg.Connection, account: bytes) -> Row | None:
-    """A ledger account, its balances, and the last transfers of which they are the sum."""
-    row = await connection.fetchrow(_LEDGER_ACCOUNT, account)
+async def ledger_account(connection: asyncpg.Connection, account_id: bytes) -> Row | None:
+    """Explain a ledger account's balances by the last transfers of which they are the sum."""
+    row = await connection.fetchrow(_LEDGER_ACCOUNT, account_id)
     if row is None:
         return None
-    balances = await connection.fetch(_BALANCES, account)
     user = row["user_number"]
     own_ids = await queries.opening_ids(connection, user)
-    moved = _transfers(await connection.fetch(_TRANSFERS_BY, user, own_ids, account, TRANSFERS_MAX))
-    return await _told(
-        connection,
-        user,
-        {
-            "kind": "ledger_account",
-            "is": _shown(row),
-            "balances": [to_json(one) for one in balances],
-            "transfers": moved,
-        },
-    )
+    document = {
+        "kind": "ledger_account",
+        "is": _with_user(row),
+        "balances": [to_json(balance) for balance in await connection.fetch(_BALANCES, account_id)],
+        "transfers": _transfers(await connection.fetch(_TRANSFERS_BY, user, own_ids, account_id, TRANSFERS_MAX)),
+    }
+    return await _document(connection, user, document)
 
 
 async def account(connection: asyncpg.Connection, user: int, item_id: str, account_id: str) -> Row | None:
-    """A bank's account, what was reported of it, and its balances in the ledger."""
-    shown = [
-        row for row in await queries.accounts(connection, user, item_id=item_id) if row["account_id"] == account_id
-    ]
+    """Explain a bank account by its reports and its balances in the ledger."""
+    accounts = await queries.accounts(connection, user, item_id=item_id)
+    shown = next((row for row in accounts if row["account_id"] == account_id), None)
     item = await connection.fetchrow(_ITEM, item_id)
-    if not shown or item is None:
+    if shown is None or item is None:
         return None
-    reports = [
-        {"changeset": str(LogOffset(item["partition"], row["changeset"])), **history.report(row)}
-        for row in await connection.fetch(_REPORTS, item_id, account_id, VERSIONS_MAX)
-    ]
-    balances = await connection.fetch(_BALANCES_OF, user, account_id)
-    return await _told(
-        connection,
-        user,
-        {
-            "kind": "account",
-            "is": shown[0],
-            "item": _shown(item),
-            "reports": reports,
-            "balances": [to_json(one) for one in balances],
-        },
-    )
+    document = {
+        "kind": "account",
+        "is": shown,
+        "item": _with_user(item),
+        "reports": [
+            {"changeset": str(LogOffset(item["partition"], row["changeset"])), **history.report(row)}
+            for row in await connection.fetch(_REPORTS, item_id, account_id, VERSIONS_MAX)
+        ],
+        "balances": [to_json(balance) for balance in await connection.fetch(_BALANCES_OF, user, account_id)],
+    }
+    return await _document(connection, user, document)
 
 
 async def item(connection: asyncpg.Connection, item_id: str) -> Row | None:
-    """An Item and the last changesets about it."""
+    """Explain an Item by its last changesets."""
     row = await connection.fetchrow(_ITEM, item_id)
     if row is None:
         return None
     user = row["user_number"]
-    found = await queries.changesets(connection, user, item_id, limit=CHANGESETS_MAX)
-    listed = [{"changeset": str(LogOffset(one["partition"], one["source_offset"]))} for one in found]
-    return await _told(connection, user, {"kind": "item", "is": _shown(row), "listed": listed})
+    changesets = await queries.changesets(connection, user, item_id, limit=CHANGESETS_MAX)
+    listed = [{"changeset": str(LogOffset(each["partition"], each["source_offset"]))} for each in changesets]
+    return await _document(connection, user, {"kind": "item", "is": _with_user(row), "listed": listed})
 
 
-async def changeset(connection: asyncpg.Connection, place: LogOffset) -> Row | None:
-    """A changeset and what it told readers."""
-    row = await connection.fetchrow(_CHANGESET, *place)
+async def changeset(connection: asyncpg.Connection, log_offset: LogOffset) -> Row | None:
+    """Explain a changeset by its events."""
+    row = await connection.fetchrow(_CHANGESET, *log_offset)
     if row is None:
         return None
-    return await _told(
-        connection,
-        row["user_number"],
-        {
-            "kind": "changeset",
-            "is": {"place": str(place), "id": row["id"].hex()},
-            "changeset": str(place),
-            "events": _events(row["events"], range(EVENTS_MAX)),
-            "events_expired": row["events"] is None and row["redriven_by"] is None,
-        },
-    )
+    document = {
+        "kind": "changeset",
+        "is": {"place": str(log_offset), "id": row["id"].hex()},
+        "changeset": str(log_offset),
+        "events": _events(row["events"], range(EVENTS_MAX)),
+        "events_expired": row["events"] is None and row["redriven_by"] is None,
+    }
+    return await _document(connection, row["user_number"], document)
 
 
-async def event(connection: asyncpg.Connection, place: LogOffset, number: int) -> Row | None:
-    """An event at its position, and the transaction that it told of."""
-    row = await connection.fetchrow(_CHANGESET, *place)
-    if row is None:
+async def event(connection: asyncpg.Connection, log_offset: LogOffset, number: int) -> Row | None:
+    """Explain the event at an event position by its transaction."""
+    row = await connection.fetchrow(_CHANGESET, *log_offset)
+    events = [] if row is None else _events(row["events"], range(number, number + 1))
+    if row is None or not events:
         return None
-    told = _events(row["events"], range(number, number + 1))
-    if not told:
-        return None
-    [one], user = told, row["user_number"]
+    [shown], user = events, row["user_number"]
     about = None
-    if one["type"].startswith(_OF_TRANSACTIONS):
-        about = await transaction(connection, user, bytes.fromhex(one["about"]))
-    return await _told(connection, user, {"kind": "event", "is": one, "changeset": str(place), "about": about})
+    if shown["type"].startswith(_TRANSACTION_PREFIX):
+        about = await transaction(connection, user, bytes.fromhex(shown["about"]))
+    document: Row = {"kind": "event", "is": shown, "changeset": str(log_offset), "about": about}
+    return await _document(connection, user, document)
 
 
-async def review(connection: asyncpg.Connection, number: bytes) -> Row | None:
-    """A review, and the transaction that it holds."""
-    row = await connection.fetchrow(_REVIEW, number)
+async def review(connection: asyncpg.Connection, review_id: bytes) -> Row | None:
+    """Explain a review by the transaction that it withholds."""
+    row = await connection.fetchrow(_REVIEW, review_id)
     if row is None:
         return None
     user = row["user_number"]
     about = await transaction(connection, user, row["own_id"])
-    found = _review(row, row["partition"])
-    return await _told(connection, user, {"kind": "review", "is": found, "reviews": [found], "about": about})
+    shown = _review(row, row["partition"])
+    return await _document(connection, user, {"kind": "review", "is": shown, "reviews": [shown], "about": about})
 
 
-async def _told(connection: asyncpg.Connection, user: int, told: Row) -> Row:
-    """A document with whose it is and with the changesets that it names."""
-    places = {LogOffset(*map(int, name.split(":"))) for name in _named(told)}
+async def _document(connection: asyncpg.Connection, user: int, document: Row) -> Row:
+    """Return a document with its user and with the changesets that it names."""
+    offsets = {LogOffset(*map(int, name.split(":"))) for name in _named_offsets(document)}
     owner = await connection.fetchrow(_OWNER, user)
     return {
-        **told,
+        **document,
         "user": None if owner is None else dict(owner),
-        "changesets": await lineage.changesets(connection, places),
+        "changesets": await lineage.changesets(connection, offsets),
     }
 
 
-def _named(told: Any) -> Iterable[str]:
-    """The places that a document names, save those inside of a document about something else, which has its own."""
-    match told:
+def _named_offsets(value: Any) -> Iterable[str]:
+    """Yield the offsets that a document names; the document in `about` has its own."""
+    match value:
         case dict():
-            for name, value in told.items():
-                if name in ("changeset", "decided") and isinstance(value, str):
-                    yield value
+            for name, field in value.items():
+                if name in ("changeset", "decided") and isinstance(field, str):
+                    yield field
                 elif name != "about":
-                    yield from _named(value)
+                    yield from _named_offsets(field)
         case list():
-            for one in told:
-                yield from _named(one)
+            for entry in value:
+                yield from _named_offsets(entry)
 
 
 async def _transfers_of(connection: asyncpg.Connection, user: int, own_id: bytes) -> list[Row]:
     return _transfers(await connection.fetch(_TRANSFERS_OF, user, own_id, TRANSFERS_MAX))
 
 
-def _transfers(found: Iterable[asyncpg.Record]) -> list[Row]:
-    return [{**to_json(row), "changeset": str(LogOffset(row["partition"], row["changeset"]))} for row in found]
+def _transfers(rows: Iterable[asyncpg.Record]) -> list[Row]:
+    return [{**to_json(row), "changeset": str(LogOffset(row["partition"], row["changeset"]))} for row in rows]
 
 
 def _events(stored: bytes | None, numbers: range) -> list[Row]:
-    """The events of a block that have these numbers."""
+    """Return the events of a stored block that have these numbers."""
     if stored is None:
         return []
-    found = decoded(decompress(stored))
+    events = decoded(decompress(stored))
     return [
         {
             "number": number,
-            "type": one.type,
-            "about": key_of(one),
-            "changed": read_transaction(one.data).changed if one.type.startswith(_OF_TRANSACTIONS) else [],
+            "type": event.type,
+            "about": key_of(event),
+            "changed": read_transaction(event.data).changed if event.type.startswith(_TRANSACTION_PREFIX) else [],
         }
-        for number, one in zip(numbers, found[numbers.start : numbers.stop], strict=False)
+        for number, event in zip(numbers, events[numbers.start : numbers.stop], strict=False)
     ]
 
 
-def _shown(row: asyncpg.Record) -> Row:
-    """A row with its user. The number is text: it has 63 bits, and many readers of JSON keep 53 of a number."""
+def _with_user(row: asyncpg.Record) -> Row:
+    # The number is text: it has 63 bits, and many readers of JSON keep 53 of a number.
     return to_json(row) | {"user_number": str(row["user_number"])}
 
 
-def _link(row: asyncpg.Record, partition: int) -> Row:
+def _match(row: asyncpg.Record, partition: int) -> Row:
     return {
         **to_json({name: row[name] for name in ("item_id", "transaction_id", "rule", "score", "known_at")}),
         "evidence": json.loads(row["evidence"]),
@@ -285,7 +271,7 @@ _TRANSFERS_BY = f"""{_TRANSFER}
  WHERE t.debit = $3 OR t.credit = $3
  ORDER BY t.known_at DESC, t.changeset DESC, t.own_id, t.number DESC LIMIT $4"""
 
-_LINKS = (
+_MATCHES = (
     "SELECT * FROM reads.transaction_matches WHERE own_id = $2 AND user_number = $1 ORDER BY changeset, transaction_id"
 )
 
@@ -296,11 +282,11 @@ _REVIEW = "SELECT r.*, i.partition FROM reads.reviews r JOIN reads.items i USING
 
 _LEDGER_ACCOUNT = "SELECT id, user_number, kind, reference, currency FROM reads.ledger_accounts WHERE id = $1"
 
-_BALANCE = "SELECT account, kind, reference, currency, layer, debits, credits, balance FROM reads.ledger_balances"
+_BALANCES = f"{queries.LEDGER_BALANCE} WHERE account = $1 ORDER BY layer"
 
-_BALANCES = f"{_BALANCE} WHERE account = $1 ORDER BY layer"
-
-_BALANCES_OF = f"{_BALANCE} WHERE user_number = $1 AND kind = 'bank' AND reference = $2 ORDER BY currency, layer"
+_BALANCES_OF = (
+    f"{queries.LEDGER_BALANCE} WHERE user_number = $1 AND kind = 'bank' AND reference = $2 ORDER BY currency, layer"
+)
 
 _REPORTS = """
 SELECT version, source, payload, payload_schema, changeset, known_at FROM reads.account_versions

@@ -1,7 +1,7 @@
-"""Statements: what a user's ledger accounts hold at a date, as known at a time, and what moved in a month.
+"""Ledger reports of a user: the accounts' balances at a date, as known at a time, and the turnover of each month.
 
-Shape: amounts are exact decimal text in major units. Balances are debits less credits: what an asset holds is positive,
-what a liability owes is negative. Layers stand apart, so pending is never part of posted.
+Shape: amounts are exact decimal text in major units. Balances are debits less credits: assets are positive,
+liabilities negative. Layers are separate, so pending is never part of posted.
 """
 
 import datetime
@@ -15,7 +15,7 @@ from projections.read.queries import OF_USER, Row, ledger_balances, opening_ids
 from schemas.money import decimal_text
 
 FOREVER = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
-"""Later than every record's time that counts: what is known now."""
+"""Later than each record's time: all that is known now."""
 
 
 async def balances(
@@ -25,10 +25,10 @@ async def balances(
     effective_at: datetime.date | None = None,
     known_at: datetime.datetime | None = None,
 ) -> list[Row]:
-    """Each ledger account of a user with its class and the balances of both layers.
+    """Return each ledger account of a user with its class and the balances of both layers.
 
-    `effective_at` leaves out what is effective later, `known_at` what was known later; without both the balances are those that
-    are kept, which cost nothing to read.
+    `effective_at` leaves out transfers with a later date, `known_at` those recorded later; without both the stored
+    balances are read, which is cheap.
     """
     if effective_at is None and known_at is None:
         rows = await ledger_balances(connection, user)
@@ -40,11 +40,8 @@ async def balances(
         account = accounts.setdefault(
             row["account"],
             {
-                "account": row["account"],
+                **{name: row[name] for name in ("account", "kind", "reference", "currency")},
                 "class": classes[bytes.fromhex(row["account"])],
-                "kind": row["kind"],
-                "reference": row["reference"],
-                "currency": row["currency"],
                 POSTED: "0",
                 PENDING: "0",
             },
@@ -56,28 +53,25 @@ async def balances(
 async def turnover(
     connection: asyncpg.Connection, user: int, *, since: datetime.date | None = None, until: datetime.date | None = None
 ) -> list[Row]:
-    """What moved, by month, currency and category, both dates inclusive: what was spent, received, and spent less that.
+    """Return spent, received and net (spent less received) by month, currency and category; both dates are inclusive.
 
     A correction counts as if the wrong transfer had never been: it is no turnover.
     """
-    found = await connection.fetch(_TURNOVER, user, await opening_ids(connection, user), since, until)
+    rows = await connection.fetch(_TURNOVER, user, await opening_ids(connection, user), since, until)
     return [
         {
             "month": row["month"].isoformat()[:7],
-            "currency": row["currency"],
-            "category": row["category"],
-            "class": row["class"],
-            "layer": row["layer"],
+            **{name: row[name] for name in ("currency", "category", "class", "layer")},
             **{name: decimal_text(row[name]) for name in ("spent", "received", "net")},
         }
-        for row in found
+        for row in rows
     ]
 
 
 _CLASSES = "SELECT id, class FROM reads.ledger_accounts WHERE user_number = $1"
 
-# A reverse stands on the other side than what it takes back: there it is deducted instead of added here. What comes
-# from an opening has no category. Summed by both sides before the accounts are looked at: those are few.
+# A reversal is on the other side than its transfer: it is deducted there instead of added here. Openings have no
+# category. Summed by both sides before the join with the accounts, which are few.
 _TURNOVER = f"""
 WITH moved AS (
     SELECT date_trunc('month', t.effective)::date AS month, t.layer, t.debit, t.credit, t.reverses IS NULL AS counts,

@@ -1,5 +1,4 @@
-"""From a place in the log back to what caused it: the changeset there, Plaid's request ids, and the webhook, the tick
-or the person behind it.
+"""Trace an offset of the log to its cause: the changeset, Plaid's request ids, and the webhook, tick or person.
 
 Shape: as in projections.read.queries; a changeset's `place` is `partition:offset`, as in a stream's positions.
 """
@@ -14,9 +13,9 @@ from projections.read.queries import Row, StoredRow, to_json
 from schemas.times import rfc3339
 
 PLACES_MAX = 1_000
-"""Places that one statement looks up."""
+"""Offsets that one statement looks up."""
 REDRIVEN_MAX = 100
-"""Records that a redrive freed and that are listed with it: they came one after another while the Item was quarantined."""
+"""Most redriven records that are listed with their redrive."""
 
 WEBHOOK, TICK, USER, OPERATOR = "webhook", "tick", "user", "operator"
 _ORIGINS = {
@@ -30,11 +29,11 @@ _ORIGINS = {
     "unlink": USER,
     "user": USER,
 }
-"""What a cause comes from: Plaid's word, our clock, or a person, who asked the application or is its operator."""
+"""Origin of a cause: Plaid's webhook, our clock, or a person, who uses the application or operates it."""
 
 
 class LogOffset(NamedTuple):
-    """Where a changeset is in the log."""
+    """Partition and offset of a record in `changesets`; as text `partition:offset`."""
 
     partition: int
     offset: int
@@ -43,29 +42,30 @@ class LogOffset(NamedTuple):
         return f"{self.partition}:{self.offset}"
 
 
-async def changesets(connection: asyncpg.Connection, places: Collection[LogOffset]) -> dict[str, Row]:
-    """The changesets at places, at most PLACES_MAX of them, by `partition:offset`; those of no place are left out."""
-    wanted = sorted(set(places))[:PLACES_MAX]
-    partitions, offsets = [one.partition for one in wanted], [one.offset for one in wanted]
-    found = {str(_place(row)): changeset(row) for row in await connection.fetch(_AT, partitions, offsets)}
-    redrives = [one for one in found.values() if one["type"] == "redrive"]
-    for one in redrives:
-        freed = await connection.fetch(_FREED, one["item_id"], one["partition"], one["offset"], REDRIVEN_MAX)
-        one["redrives"] = [changeset(row) for row in freed]
-    return found
+async def changesets(connection: asyncpg.Connection, offsets: Collection[LogOffset]) -> dict[str, Row]:
+    """Return the changesets at these offsets, at most PLACES_MAX, by `partition:offset`; unknown ones are absent."""
+    asked = sorted(set(offsets))[:PLACES_MAX]
+    rows = await connection.fetch(_AT, [log.partition for log in asked], [log.offset for log in asked])
+    by_offset = {str(_log_offset(row)): changeset(row) for row in rows}
+    for redrive in [shown for shown in by_offset.values() if shown["type"] == "redrive"]:
+        freed = await connection.fetch(
+            _FREED, redrive["item_id"], redrive["partition"], redrive["offset"], REDRIVEN_MAX
+        )
+        redrive["redrives"] = [changeset(row) for row in freed]
+    return by_offset
 
 
-async def by_id(connection: asyncpg.Connection, number: bytes) -> LogOffset | None:
-    """The place of the accepted record with this id."""
-    row = await connection.fetchrow(_PLACE_OF, number)
-    return None if row is None else _place(row)
+async def by_id(connection: asyncpg.Connection, changeset_id: bytes) -> LogOffset | None:
+    """Return the offset of the accepted record with this id."""
+    row = await connection.fetchrow(_BY_ID, changeset_id)
+    return None if row is None else _log_offset(row)
 
 
 def changeset(row: StoredRow) -> Row:
-    """A changeset for readers."""
+    """Return a changeset for readers."""
     cause = json.loads(row["cause"])
     return {
-        "place": str(_place(row)),
+        "place": str(_log_offset(row)),
         "id": row["id"].hex(),
         "partition": row["partition"],
         "offset": row["source_offset"],
@@ -82,7 +82,7 @@ def changeset(row: StoredRow) -> Row:
 
 
 def _origin(cause: dict[str, Any]) -> Row:
-    """What started it. `kind` is unknown where the cause is of a later version; it is named all the same."""
+    # A cause of a later version has a name too, and its kind is unknown here.
     origin: Row = {"kind": _ORIGINS.get(cause["kind"], "unknown"), "cause": cause["kind"], "by": cause.get("by")}
     if cause.get("webhook_offset") is not None:
         received_at = cause.get("webhook_received_at")
@@ -94,7 +94,7 @@ def _origin(cause: dict[str, Any]) -> Row:
     return origin
 
 
-def _place(row: StoredRow) -> LogOffset:
+def _log_offset(row: StoredRow) -> LogOffset:
     return LogOffset(row["partition"], row["source_offset"])
 
 
@@ -109,4 +109,4 @@ _FREED = f"""
 SELECT {_COLUMNS} FROM reads.changesets c
  WHERE c.item_id = $1 AND c.partition = $2 AND c.redriven_by = $3 ORDER BY c.source_offset LIMIT $4"""
 
-_PLACE_OF = "SELECT partition, source_offset FROM reads.changesets WHERE id = $1"
+_BY_ID = "SELECT partition, source_offset FROM reads.changesets WHERE id = $1"

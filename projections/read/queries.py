@@ -1,7 +1,7 @@
-"""What readers ask: plain queries over the views of `reads`, answered with values that are ready for JSON.
+"""Queries over the views of schema `reads`, with values that are ready for JSON.
 
 Shape: ids are hex text, dates and times ISO 8601 text (times in UTC), amounts plain decimal text in major units;
-positive leaves the account.
+positive leaves the account. A page has at most `PAGE_MAX` rows.
 """
 
 import datetime
@@ -25,16 +25,14 @@ PAGE_MAX = 500
 SHOWN, REMOVED, IN_REVIEW = "shown", "removed", "in_review"
 
 Row = dict[str, Any]
+"""A row for readers."""
 StoredRow = asyncpg.Record | Mapping[str, Any]
-"""A row as the database gave it."""
+"""A row as the database returned it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransactionFilter:
-    """Which transactions to give. None means any; `since` and `until` are inclusive.
-
-    `in_review`: held until somebody says whether they are a purchase of their own; shown to who asks for them.
-    """
+    """Choose transactions. None matches any; `since` and `until` are inclusive; `in_review`: a review withholds it."""
 
     item_id: str | None = None
     account_id: str | None = None
@@ -47,7 +45,7 @@ class TransactionFilter:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows, newest first, and where the next page begins: None after the last one."""
+    """Rows, newest first, and the `after` of the next page: None after the last one."""
 
     rows: list[Row]
     next: tuple[datetime.date, bytes] | None
@@ -55,9 +53,9 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that one answer shows, read at one moment.
+    """Items, accounts and a page of transactions, read at one moment.
 
-    `position` is the first offset of the user's partition whose events the snapshot does not show.
+    `position` is the first offset of the user's partition whose events the snapshot does not contain.
     """
 
     partition: int
@@ -70,7 +68,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """How far an Item's chain is visible to readers."""
+    """The head of an Item's chain that readers see."""
 
     head: str | None
     head_offset: int | None
@@ -79,7 +77,7 @@ class Applied:
 
 
 class Newest(NamedTuple):
-    """The offset of a user's last record, in what readers are shown since the last change of the epoch."""
+    """The offset of a user's last visible record, and the epoch of the tables."""
 
     epoch: str | None
     offset: int
@@ -89,18 +87,18 @@ ANY_TRANSACTION = TransactionFilter()
 
 
 async def items(connection: asyncpg.Connection, user: int) -> list[Row]:
-    """All Items of a user, unlinked ones too, in the order of their ids."""
+    """Return all Items of a user, unlinked ones too, in the order of their ids."""
     return [to_json(row) for row in await connection.fetch(_ITEMS, user)]
 
 
 async def item(connection: asyncpg.Connection, user: int, item_id: str) -> Row | None:
-    """One Item of a user."""
+    """Return one Item of a user."""
     row = await connection.fetchrow(_ITEM, user, item_id)
     return to_json(row) if row else None
 
 
 async def accounts(connection: asyncpg.Connection, user: int, *, item_id: str | None = None) -> list[Row]:
-    """The accounts of a user, or of one Item of theirs, with their balances."""
+    """Return the accounts of a user, or of one Item of the user, with their balances."""
     return [_account(row) for row in await connection.fetch(_ACCOUNTS, user, item_id)]
 
 
@@ -112,9 +110,8 @@ async def transactions(
     limit: int = 100,
     after: tuple[datetime.date, bytes] | None = None,
 ) -> Page:
-    """A page of a user's transactions, newest first; `after` is the `next` of the page before."""
+    """Return a page of a user's transactions, newest first; `after` is the `next` of the page before."""
     limit = min(limit, PAGE_MAX)
-    date, own_id = after or (None, None)
     rows = await connection.fetch(
         _TRANSACTIONS,
         user,
@@ -124,83 +121,72 @@ async def transactions(
         which.until,
         which.pending,
         which.removed,
-        date,
-        own_id,
+        *(after or (None, None)),
         limit + 1,
         which.in_review,
     )
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return Page([_transaction(row) for row in rows], (rows[-1]["date"], rows[-1]["own_id"]) if more else None)
+    page = rows[:limit]
+    following = (page[-1]["date"], page[-1]["own_id"]) if len(rows) > limit else None
+    return Page([_transaction(row) for row in page], following)
 
 
 async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) -> Row | None:
-    """One transaction of a user, whatever its status: shown, removed or in review."""
+    """Return one transaction of a user, whatever its status: shown, removed or in review."""
     row = await connection.fetchrow(_TRANSACTION, user, own_id)
     return _transaction(row) if row else None
 
 
-async def transfers(connection: asyncpg.Connection, user: int, own_id: bytes) -> list[Row]:
-    """The ledger transfers of one transaction, in the order of their numbers."""
-    return [to_json(row) for row in await connection.fetch(_TRANSFERS, user, own_id)]
-
-
 async def ledger_balances(connection: asyncpg.Connection, user: int) -> list[Row]:
-    """Debits, credits and balance of each ledger account and layer of a user."""
+    """Return debits, credits and balance of each ledger account and layer of a user."""
     return [to_json(row) for row in await connection.fetch(_LEDGER_BALANCES, user)]
 
 
 async def opening_ids(connection: asyncpg.Connection, user: int) -> list[bytes]:
-    """The own ids under which opening balances of a user's accounts stand: the second parameter of OF_USER."""
-    found = await connection.fetch(_ACCOUNT_KEYS, user)
-    return [opening_id(user, row["item_id"], row["account_id"]) for row in found]
+    """Return the own ids of the opening balances of a user's accounts: the second parameter of OF_USER."""
+    accounts = await connection.fetch(_ACCOUNT_KEYS, user)
+    return [opening_id(user, account["item_id"], account["account_id"]) for account in accounts]
 
 
 async def changesets(
     connection: asyncpg.Connection, user: int, item_id: str, *, limit: int = 50, before: int | None = None
 ) -> list[Row]:
-    """The accepted records of an Item, newest first, `before` an offset: its history of syncs."""
+    """Return the accepted records of an Item below the offset `before`, newest first: its sync history."""
     rows = await connection.fetch(_CHANGESETS, user, item_id, before, min(limit, PAGE_MAX))
     return [{**to_json(row), "cause": json.loads(row["cause"]), "counts": json.loads(row["counts"])} for row in rows]
 
 
 async def applied(connection: asyncpg.Connection, item_id: str) -> Applied | None:
-    """How far an Item's chain is visible to readers; None where no link of it is."""
+    """Return how much of an Item's chain readers see; None where nothing is visible yet."""
     row = await connection.fetchrow(_APPLIED, item_id)
     if row is None:
         return None
-    return Applied(_text(row["head"]), row["head_offset"], row["unlinked"], _text(row["last_sync_at"]))
+    return Applied(_value(row["head"]), row["head_offset"], row["unlinked"], _value(row["last_sync_at"]))
 
 
 async def is_applied(connection: asyncpg.Connection, changeset: bytes) -> bool:
-    """Whether the record with this id was accepted and readers see what it caused."""
+    """Check that the record with this id was accepted and that readers see its outcome."""
     return bool(await connection.fetchval(_IS_APPLIED, changeset))
 
 
 async def position(connection: asyncpg.Connection, partition: int) -> int:
-    """The first offset of a partition that readers do not see yet."""
+    """Return the first offset of a partition that readers do not see yet."""
     return int(await connection.fetchval(_POSITION, partition) or 0)
 
 
 async def newest(connection: asyncpg.Connection, user: int) -> Newest | None:
-    """A user's last record that readers see: while it is the same, so is what they see of the user."""
+    """Return a user's last visible record: while it is the same, all that readers see of the user is the same."""
     row = await connection.fetchrow(_NEWEST, user)
     return None if row is None or row["source_offset"] is None else Newest(row["epoch"], row["source_offset"])
 
 
 async def epoch(connection: asyncpg.Connection) -> str | None:
-    """What changes when readers are shown another version of the tables, which says something else than the last."""
-    found: str | None = await connection.fetchval(_EPOCH)
-    return found
-
-
-async def quarantined(connection: asyncpg.Connection, *, item_id: str | None = None) -> list[Row]:
-    """The Items that are set aside now, the longest first: by which reader, where, why, and how much is withheld."""
-    return [to_json(row) for row in await connection.fetch(_QUARANTINED, item_id)]
+    """Return the epoch, which changes when readers get another version of the tables with other content."""
+    value: str | None = await connection.fetchval(_EPOCH)
+    return value
 
 
 async def missing(connection: asyncpg.Connection, item_id: str, *, limit: int = PAGE_MAX) -> list[Row]:
-    """The transactions of an Item whose removal waits for a decision, newest first."""
+    """Return the transactions of an Item whose removal waits for a decision, newest first."""
     rows = await connection.fetch(_MISSING, item_id, min(limit, PAGE_MAX))
     return [_transaction(row) for row in rows]
 
@@ -213,13 +199,13 @@ async def snapshot(
     limit: int = 100,
     which: TransactionFilter = ANY_TRANSACTION,
 ) -> Snapshot:
-    """All that a browser shows first, read at one moment, with the position that its stream goes on from."""
+    """Return the first content of a browser, read at one moment, with the position where its stream continues."""
     async with pool.snapshot(connection):
-        where = await connection.fetchrow(_WHERE, partition)
+        row = await connection.fetchrow(_POSITION, partition)
         return Snapshot(
             partition=partition,
-            position=where["position"] if where else 0,
-            known_at=_text(where["known_at"]) if where else None,
+            position=row["position"] if row else 0,
+            known_at=_value(row["known_at"]) if row else None,
             items=await items(connection, user),
             accounts=await accounts(connection, user),
             transactions=await transactions(connection, user, which, limit=limit),
@@ -227,7 +213,7 @@ async def snapshot(
 
 
 def decimal_text(value: int | None, scale: int | None) -> str | None:
-    """Write value and scale as plain decimal text, as the bank's payload had it."""
+    """Write value and scale as plain decimal text, as in the bank's payload."""
     if value is None or scale is None:
         return None
     if not scale:
@@ -237,41 +223,39 @@ def decimal_text(value: int | None, scale: int | None) -> str | None:
 
 
 def status(row: StoredRow) -> str:
-    """Whether a transaction counts: `shown`, `removed` by the bank, or `in_review` until a person's decision."""
+    """Return a transaction's status: `shown`, `removed` by the bank, or `in_review` until a person's decision."""
     if row["removed_at"] is not None:
         return REMOVED
     return SHOWN if row["review"] is None else IN_REVIEW
 
 
 def to_json(row: StoredRow) -> Row:
-    """A row's values as JSON has them."""
-    return {name: _text(value) for name, value in row.items()}
-
-
-def effective_fields(row: StoredRow) -> Row:
-    """A row's payload as readers see them: the user's fields over the bank's (ledger.override_rules.effective)."""
-    payload: Transaction = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
-    return override_rules.effective(payload, override_rules.values(row["user_fields"]))
+    """Return a row with its values as JSON has them."""
+    return {name: _value(value) for name, value in row.items()}
 
 
 def _account(row: asyncpg.Record) -> Row:
     shown = to_json(row)
-    payload, schema = row["payload"], row["payload_schema"]
-    said: Account | None = None if payload is None else codec.decoder(schema)(payload, 0)[0]
     del shown["payload"], shown["payload_schema"]
     for name in ("continues", "continued_by"):
         item_id, account_id = shown.pop(f"{name}_item"), shown.pop(f"{name}_account")
         shown[name] = None if item_id is None else {"item_id": item_id, "account_id": account_id}
-    return {**shown, "last_updated_datetime": said and said.last_updated_datetime}
+    updated = None
+    if row["payload"] is not None:
+        account: Account = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
+        updated = account.last_updated_datetime
+    return {**shown, "last_updated_datetime": updated}
 
 
 def _transaction(row: asyncpg.Record) -> Row:
-    shown = {name: _text(value) for name, value in row.items() if name not in _INSIDE}
+    shown = {name: _value(value) for name, value in row.items() if name not in _NOT_SHOWN}
     amount = decimal_text(shown.pop("amount_value"), shown.pop("amount_scale"))
-    return {"id": shown.pop("own_id"), "amount": amount, **shown, **effective_fields(row), "status": status(row)}
+    payload: Transaction = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
+    effective = override_rules.effective(payload, override_rules.values(row["user_fields"]))
+    return {"id": shown.pop("own_id"), "amount": amount, **shown, **effective, "status": status(row)}
 
 
-def _text(value: Any) -> Any:
+def _value(value: Any) -> Any:
     match value:
         case bytes():
             return value.hex()
@@ -305,8 +289,8 @@ _TRANSACTION_COLUMNS = """own_id, item_id, account_id, transaction_id, amount_va
     category_primary AS category, category_detailed, category_confidence, enriched_at, version, removed_at, known_at,
     payload, payload_schema, user_fields, review"""
 
-_INSIDE = frozenset({"payload", "payload_schema", "user_fields", "review"})
-"""Columns that are read here and not given as they are."""
+_NOT_SHOWN = frozenset({"payload", "payload_schema", "user_fields", "review"})
+"""Columns from which other fields are computed."""
 
 # coalesce keeps the bounds usable by the index transactions_user_date in a generic plan.
 _TRANSACTIONS = f"""
@@ -321,25 +305,21 @@ SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
 
 _TRANSACTION = f"SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions WHERE user_number = $1 AND own_id = $2"
 
-# By the small index of the rows that wait.
+# By the partial index transactions_missing.
 _MISSING = f"""
 SELECT {_TRANSACTION_COLUMNS} FROM reads.transactions
  WHERE item_id = $1 AND missing_since_offset IS NOT NULL ORDER BY date DESC, own_id DESC LIMIT $2"""
 
-_TRANSFERS = """
-SELECT number, debit, credit, amount, currency, layer, reverses, effective, partition, changeset, known_at
-  FROM reads.ledger_transfers WHERE user_number = $1 AND own_id = $2 ORDER BY number"""
-
-# All own ids of a user that have transfers. Transfers are found by them, by their primary key: an index by user would
-# cost each insert into the largest table there is.
+# All own ids of a user that have transfers, for look-ups by the primary key of transfers: an index by user would cost
+# each insert into the largest table.
 OF_USER = """(
        SELECT own_id FROM reads.transactions WHERE user_number = $1 UNION ALL SELECT unnest($2::bytea[])) AS of_user"""
 
 _ACCOUNT_KEYS = "SELECT item_id, account_id FROM reads.accounts WHERE user_number = $1"
 
-_LEDGER_BALANCES = """
-SELECT account, kind, reference, currency, layer, debits, credits, balance
-  FROM reads.ledger_balances WHERE user_number = $1 ORDER BY kind, reference, currency, layer"""
+LEDGER_BALANCE = "SELECT account, kind, reference, currency, layer, debits, credits, balance FROM reads.ledger_balances"
+
+_LEDGER_BALANCES = f"{LEDGER_BALANCE} WHERE user_number = $1 ORDER BY kind, reference, currency, layer"
 
 _CHANGESETS = """
 SELECT id, type, cause, counts, net_events, partition, source_offset, redriven_by, produced_at, known_at
@@ -351,20 +331,10 @@ _APPLIED = "SELECT head, head_offset, unlinked, last_sync_at FROM reads.items WH
 
 _IS_APPLIED = "SELECT EXISTS (SELECT FROM reads.changesets WHERE id = $1)"
 
-# An Item that streams set aside has first_offset -1 and nothing withheld by it.
-_QUARANTINED = """
-SELECT k.item_id, k.reader, k.first_offset, k.partition, k.reason, k.quarantined_at,
-       (SELECT count(*) FROM reads.withheld w WHERE w.item_id = k.item_id) AS withheld
-  FROM tartan.quarantines k
- WHERE k.redrive_offset IS NULL AND ($1::text IS NULL OR k.item_id = $1)
- ORDER BY k.quarantined_at, k.item_id"""
-
 _EPOCH = f"SELECT value::text FROM tartan.facts WHERE name = '{pool.EPOCH}'"
 
 # From the end of the index changesets_user.
 _NEWEST = f"""
 SELECT (SELECT max(source_offset) FROM reads.changesets WHERE user_number = $1) AS source_offset, ({_EPOCH}) AS epoch"""
 
-_POSITION = "SELECT position FROM reads.positions WHERE partition = $1"
-
-_WHERE = "SELECT position, known_at FROM reads.positions WHERE partition = $1"
+_POSITION = "SELECT position, known_at FROM reads.positions WHERE partition = $1"

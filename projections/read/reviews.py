@@ -1,8 +1,8 @@
-"""Reviews for those who decide: what waits, with the transactions it is about, and a decision as a free record."""
+"""Reviews for those who decide them: open reviews with their transactions, and a decision as a free record."""
 
 import datetime
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
 
@@ -21,16 +21,16 @@ OPEN, APPROVED, REJECTED = "open", "approved", "rejected"
 
 
 class Page(NamedTuple):
-    """Reviews and, where more follow, day and id of the last one."""
+    """Reviews and the `after` of the next page: day and id of the last one, None after the last page."""
 
     rows: list[Row]
     next: tuple[datetime.date, bytes] | None
 
 
 class ReviewTarget(NamedTuple):
-    """A review: the Item whose transaction it holds, its state and its candidates, by own id as text.
+    """A review with the Item of its withheld transaction, its state and the own ids of its candidates as text.
 
-    `available`: those that it may still be.
+    `available`: candidates that a decision can still name.
     """
 
     about: CommandTarget
@@ -48,78 +48,77 @@ async def list_open(
     limit: int = REVIEWS_MAX,
     after: tuple[datetime.date, bytes] | None = None,
 ) -> Page:
-    """A page of open reviews, of one user or of all, the latest days first; `after` is the `next` of the page before.
+    """Return a page of open reviews, of one user or of all, the latest days first.
 
-    The connection must be in a snapshot.
+    `after` is the `next` of the page before. The connection must be in a snapshot.
     """
     limit = min(limit, REVIEWS_MAX)
-    day, last = after or (None, None)
-    rows = await connection.fetch(_OPEN, user, day, last, limit + 1)
-    more = len(rows) > limit
-    shown = [await _told(connection, row) for row in rows[:limit]]
-    return Page(shown, (rows[limit - 1]["day"], rows[limit - 1]["id"]) if more else None)
+    rows = await connection.fetch(_OPEN, user, *(after or (None, None)), limit + 1)
+    page = rows[:limit]
+    shown = [await _review(connection, row) for row in page]
+    return Page(shown, (page[-1]["day"], page[-1]["id"]) if len(rows) > limit else None)
 
 
 async def review(connection: asyncpg.Connection, review_id: bytes) -> Row | None:
-    """One review, whatever its state."""
+    """Return one review, whatever its state."""
     row = await connection.fetchrow(_ONE, review_id)
-    return None if row is None else await _told(connection, row)
+    return None if row is None else await _review(connection, row)
 
 
 async def find(connection: asyncpg.Connection, review_id: bytes, *, tenant: str | None = None) -> ReviewTarget | None:
-    """What a decision has to know of a review; of this tenant only, where one is named."""
-    row = await connection.fetchrow(_WHERE, review_id, tenant)
+    """Return the facts that a decision about a review needs; only of this tenant, where one is named."""
+    row = await connection.fetchrow(_WITH_PARTITION, review_id, tenant)
     if row is None:
         return None
-    about = CommandTarget(row["item_id"], row["user_number"], row["partition"])
-    told = await _told(connection, row)
+    shown = await _review(connection, row)
     return ReviewTarget(
-        about,
+        CommandTarget(row["item_id"], row["user_number"], row["partition"]),
         review_id,
-        told["state"],
-        told["chosen"],
-        frozenset(one["own_id"] for one in json.loads(row["candidates"])),
-        frozenset(one["transaction"]["id"] for one in told["candidates"]),
+        shown["state"],
+        shown["chosen"],
+        frozenset(candidate["own_id"] for candidate in json.loads(row["candidates"])),
+        frozenset(candidate["transaction"]["id"] for candidate in shown["candidates"]),
     )
 
 
 def build_decision(review_id: bytes, *, approve: bool, own_id: str | None = None, by: str | None = None) -> Command:
-    """That the held transaction is the candidate with this own id, or the only one there is; or that it is none."""
+    """Build a decision about a review.
+
+    Approval: the withheld transaction is the candidate `own_id`, or the only one there is. Rejection: it is none.
+    """
     detail = None if own_id is None else json.dumps({"own_id": own_id})
-    made = Decision(review_id.hex(), APPROVE_REVIEW if approve else REJECT_REVIEW, by, detail)
-    return Command(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(made))])
+    decision = Decision(review_id.hex(), APPROVE_REVIEW if approve else REJECT_REVIEW, by, detail)
+    return Command(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(decision))])
 
 
-async def _told(connection: asyncpg.Connection, row: asyncpg.Record) -> Row:
-    """A review with its transactions; while it is open, with those candidates only that the held one may still be."""
+async def _review(connection: asyncpg.Connection, row: asyncpg.Record) -> Row:
+    """Return a review with its transactions; while it is open, only with the candidates that are still possible."""
     user, is_open = row["user_number"], row["state"] == OPEN
-    held = await queries.transaction(connection, user, row["own_id"])
-    assert held is not None, "a review holds a transaction as long as it is there"
-    candidates: list[dict[str, Any]] = [
+    withheld = await queries.transaction(connection, user, row["own_id"])
+    assert withheld is not None, "the transaction of a review exists as long as the review"
+    candidates = [
         {
-            "rule": one["rule"],
-            "score": one["score"],
-            "evidence": one["evidence"],
-            "transaction": await queries.transaction(connection, user, bytes.fromhex(one["own_id"])),
+            **{name: candidate[name] for name in ("rule", "score", "evidence")},
+            "transaction": await queries.transaction(connection, user, bytes.fromhex(candidate["own_id"])),
         }
-        for one in json.loads(row["candidates"])
+        for candidate in json.loads(row["candidates"])
     ]
     shown = queries.to_json(row)
     return {
         **{name: shown[name] for name in ("id", "item_id", "state", "reason", "chosen", "known_at", "decided_at")},
-        "transaction": held,
-        "candidates": [one for one in candidates if not is_open or _may_be(held, one)],
+        "transaction": withheld,
+        "candidates": [candidate for candidate in candidates if not is_open or _is_possible(withheld, candidate)],
     }
 
 
-def _may_be(held: Row, candidate: Row) -> bool:
-    """Whether a decision can still name this candidate, as far as readers see (matching.transactions decides it)."""
+def _is_possible(withheld: Row, candidate: Row) -> bool:
+    """Check that a decision can still name this candidate, as far as readers see (matching.transactions decides)."""
     known: Row | None = candidate["transaction"]
     if known is None or known["status"] == queries.IN_REVIEW:
         return False
     is_gone, was_gone = known["status"] == queries.REMOVED, candidate["evidence"]["old_was_removed"]
-    lives_apart = (known["item_id"], known["account_id"]) != (held["item_id"], held["account_id"])
-    return is_gone if was_gone else not is_gone and lives_apart
+    is_elsewhere = (known["item_id"], known["account_id"]) != (withheld["item_id"], withheld["account_id"])
+    return is_gone if was_gone else not is_gone and is_elsewhere
 
 
 _COLUMNS = """id, user_number, item_id, own_id, candidates, reason, state, chosen, known_at, decided_at,
@@ -133,7 +132,7 @@ SELECT {_COLUMNS} FROM reads.reviews
 
 _ONE = f"SELECT {_COLUMNS} FROM reads.reviews WHERE id = $1"
 
-_WHERE = """
+_WITH_PARTITION = """
 SELECT r.*, i.partition
   FROM reads.reviews r JOIN reads.items i USING (item_id) JOIN tartan.users u ON u.user_number = r.user_number
  WHERE r.id = $1 AND ($2::text IS NULL OR u.tenant = $2)"""

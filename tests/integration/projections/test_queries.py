@@ -12,6 +12,7 @@ from sandbox.infra.postgres import Postgres
 from schemas import money
 from tests.integration.projections.test_store import Database, fresh, template  # noqa: F401
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
+from tests.support.projections_reads import transfers
 
 
 def story() -> Log:
@@ -103,7 +104,7 @@ async def test_a_transaction_with_its_transfers_and_an_items_history(postgres: P
         assert (row["amount"], row["version"]) == ("-0.07", 2)
         assert await queries.transaction(connection, 1, bytes.fromhex(row["id"])) == row
         assert await queries.transaction(connection, 2, bytes.fromhex(row["id"])) is None
-        moved = await queries.transfers(connection, 1, bytes.fromhex(row["id"]))
+        moved = await transfers(connection, 1, bytes.fromhex(row["id"]))
         assert [(one["number"], one["amount"], one["reverses"]) for one in moved] == [
             (1, "2.5", None),
             (2, "2.5", 1),
@@ -138,7 +139,7 @@ async def test_ledger_amounts_are_exact_to_the_eighteenth_decimal(postgres: Post
         amounts = await connection.fetch("SELECT amount::text FROM reads.transactions ORDER BY transaction_id")
         assert [row["amount"] for row in amounts] == list(coins)
         for row in page.rows:
-            [moved] = await queries.transfers(connection, 1, bytes.fromhex(row["id"]))
+            [moved] = await transfers(connection, 1, bytes.fromhex(row["id"]))
             assert moved["amount"] == row["amount"].removeprefix("-")
         [bank, category] = await queries.ledger_balances(connection, 1)
         assert (bank["balance"], category["balance"]) == ("-10.876543210987654322", "10.876543210987654322")

@@ -25,6 +25,7 @@ from tests.conftest import TEMPLATE, finish
 from tests.support.projections_database import Database, fresh
 from tests.support.projections_log import Log, added, modified, owners, removed, transaction
 from tests.support.projections_log import restated as history
+from tests.support.projections_reads import quarantined as quarantined_items
 from tests.support.projections_trouble import FEW, Trouble, troubles
 
 
@@ -279,7 +280,7 @@ async def test_what_operators_see_of_quarantined_items(database: Database) -> No
     log = poisoned()
     await database.project(log.records)
 
-    [quarantined] = await queries.quarantined(await database.connection())
+    [quarantined] = await quarantined_items(await database.connection())
 
     assert (quarantined["item_id"], quarantined["reader"], quarantined["first_offset"], quarantined["withheld"]) == (
         "A",
@@ -288,7 +289,7 @@ async def test_what_operators_see_of_quarantined_items(database: Database) -> No
         2,
     )
     log.redrive("A")
-    assert [row["first_offset"] for row in await queries.quarantined(await database.connection())] == [2]
+    assert [row["first_offset"] for row in await quarantined_items(await database.connection())] == [2]
 
 
 async def test_more_quarantines_than_a_sound_deploy_makes_stop_the_process(postgres: Postgres, template: str) -> None:
