@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections.consumer import Feeder
-from projections.decode.user_keys import Ownership
+from projections.consumer import Consumer
 from projections.projector import READER
 from projections.publish.outbox import Outbox
 from projections.publish.publisher import Committed, Publisher
@@ -17,6 +16,7 @@ from projections.publish.retention import Expiry
 from projections.reconcile.job import Reconciler
 from projections.store import writer
 from projections.store.tables import FOLD
+from projections.user_keys import OwnerCache
 from runtime.incidents import dead_letters
 from runtime.kafka import faust_app
 from runtime.kafka.clients import Appender, LogEnds
@@ -56,8 +56,8 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
             stack.push_async_callback(client.stop)
         wire = SchemaIds(settings, pool)
         publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix, wire=wire.prefixes)
-        ownership = Ownership(Keyring(Vault(settings.master_key())))
-        feeder = Feeder(settings, pool=pool, publisher=publisher, ownership=ownership)
+        ownership = OwnerCache(Keyring(Vault(settings.master_key())))
+        feeder = Consumer(settings, pool=pool, publisher=publisher, ownership=ownership)
         stack.callback(feeder.drop)
 
         def troubles() -> list[str]:
@@ -77,7 +77,7 @@ class _Parts(NamedTuple):
     appender: Appender
     log: LogEnds
     publisher: Publisher
-    feeder: Feeder
+    feeder: Consumer
 
 
 @asynccontextmanager
@@ -117,14 +117,14 @@ async def _at_work(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.
                 app.conf.stream_wait_empty = False
 
 
-async def _once_there(feeder: Feeder, at_work: AbstractAsyncContextManager["asyncio.Task[None]"]) -> None:
+async def _once_there(feeder: Consumer, at_work: AbstractAsyncContextManager["asyncio.Task[None]"]) -> None:
     """Begin to work when there is a version to feed."""
     await feeder.wait()
     async with at_work as ended:
         await ended
 
 
-async def _while_it_acts(feeder: Feeder, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _while_it_acts(feeder: Consumer, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Do work of the live version while this process feeds it, for ever. Raises what the work raises."""
     while True:
         await feeder.acts.wait()
@@ -138,7 +138,7 @@ async def _while_it_acts(feeder: Feeder, work: Callable[[], Coroutine[Any, Any, 
                 await _end(task)
 
 
-def _positions(continuity: LogContinuity, publisher: Publisher, feeder: Feeder) -> Positions:
+def _positions(continuity: LogContinuity, publisher: Publisher, feeder: Consumer) -> Positions:
     async def positions(assigned: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         """Where to begin, after a look at the log; what was committed there and not published is sent now."""
         numbers = [number for _, number in assigned]

@@ -9,9 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import asyncpg
 
-from projections.decode.user_keys import Ownership
-from projections.gate import check
-from projections.gate.check import Opened
+from projections.decode.log_record import LogRecord, cut_batches, decode_record
 from projections.projector import EVENTS_MAX, RETRY_S_MAX, RETRY_S_MIN, Projector
 from projections.publish.publisher import Publisher
 from projections.rebuild import versions
@@ -19,6 +17,7 @@ from projections.rebuild.versions import Version
 from projections.store.connection import Session
 from projections.store.loader import VersionMismatch
 from projections.store.tables import FOLD, OLD, SCHEMA
+from projections.user_keys import OwnerCache
 from runtime import logs, metrics
 from runtime.kafka.reader import Position, Reader
 from runtime.postgres.errors import AWAY, POSTGRES_ERRORS, reason
@@ -39,10 +38,10 @@ LOOK_S = 1.0
 _log = logs.logger(__name__)
 
 
-class Feeder:
+class Consumer:
     """One process's projectors. `acts` is set while it feeds the live version, `yields` while it does not."""
 
-    def __init__(self, settings: Settings, *, pool: asyncpg.Pool, publisher: Publisher, ownership: Ownership) -> None:
+    def __init__(self, settings: Settings, *, pool: asyncpg.Pool, publisher: Publisher, ownership: OwnerCache) -> None:
         self._settings = settings
         self._pool = pool
         self._publisher = publisher
@@ -119,12 +118,12 @@ class Feeder:
         """Feed for ever. Raises: Halt, and whatever is an error of this code."""
         while True:
             taken = await reader.take()
-            for batch in check.batches([check.opened(record) for record in taken], EVENTS_MAX):
+            for batch in cut_batches([decode_record(record) for record in taken], EVENTS_MAX):
                 await self._publisher.wait_for_room()
                 await self.feed(batch)
                 reader.acknowledge([record.received for record in batch])
 
-    async def feed(self, batch: Sequence[Opened]) -> None:
+    async def feed(self, batch: Sequence[LogRecord]) -> None:
         """Bring a batch into each version that is fed. Idempotence: what a version has is passed over."""
         for left in reversed(range(LOOKS_MAX)):
             await self.wait()
@@ -142,7 +141,7 @@ class Feeder:
                 self._is_known = False
         raise AssertionError("unreachable")
 
-    async def _follow(self, batch: Sequence[Opened]) -> None:
+    async def _follow(self, batch: Sequence[LogRecord]) -> None:
         """Bring a batch into the old version. Whatever fails there never stops the live one."""
         if self._old is None:
             return
@@ -169,7 +168,7 @@ class Feeder:
                 self._is_known = False
                 return
 
-    async def _until_live_has(self, batch: Sequence[Opened]) -> None:
+    async def _until_live_has(self, batch: Sequence[LogRecord]) -> None:
         """Wait for the live version, which others feed: what it withholds, the old one withholds too.
 
         Raises: VersionMismatch.

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import asyncpg
 
-from projections.decode.user_keys import Ownership
-from projections.fold import redrive
-from projections.gate import check
-from projections.gate.check import Admission, Admitted, GateCheck, Opened
+from projections.decode.log_record import LogRecord, known_time
+from projections.fold.fold import fold
+from projections.fold.redrive import fold_redrive
+from projections.gate.check import AcceptedRecord, GateCheck, GateResult
 from projections.model.unit_of_work import UnitOfWork
 from projections.publish import operator_notices
 from projections.publish.kafka_records import changesets_with_events
@@ -19,6 +19,7 @@ from projections.store import loader, writer
 from projections.store.connection import Session
 from projections.store.loader import VersionMismatch
 from projections.store.writer import NewPosition
+from projections.user_keys import OwnerCache
 from runtime import crash_points, logs, metrics
 from runtime.crash_points import CrashPoint
 from runtime.kafka.continuity import checksum
@@ -45,7 +46,7 @@ _log = logs.logger(__name__)
 class _FoldFailed(TartanError):
     """The fold of one record raised."""
 
-    def __init__(self, record: Opened, cause: Exception) -> None:
+    def __init__(self, record: LogRecord, cause: Exception) -> None:
         super().__init__(reason(cause))
         self.record = record
 
@@ -65,7 +66,7 @@ class Diverged(Halt):
 class _Batch(NamedTuple):
     """What of a batch lies at the locked positions or behind, and how it moves them."""
 
-    opened: list[Opened]
+    opened: list[LogRecord]
     spans: dict[int, tuple[int, int]]
     advanced: list[NewPosition]
 
@@ -77,7 +78,7 @@ class Projector:
         self,
         session: Session,
         publisher: Publisher | None,
-        ownership: Ownership,
+        ownership: OwnerCache,
         settings: Settings,
         *,
         version: int | None = None,
@@ -105,7 +106,7 @@ class Projector:
         """Give up the connection, which another version makes stale; the next batch opens one."""
         self._session.drop()
 
-    async def project(self, records: Sequence[Opened], poisoned: Poisoned | None = None) -> None:
+    async def project(self, records: Sequence[LogRecord], poisoned: Poisoned | None = None) -> None:
         """Project records in one transaction or, where Postgres refuses one of them or it takes too long, in several.
 
         Idempotence: records below their partition's position are passed over.
@@ -133,12 +134,12 @@ class Projector:
         await self.project(records[middle:], poisoned)
         return None
 
-    def _poisoned(self, poisoned: Poisoned, record: Opened, error: Exception) -> Poisoned:
+    def _poisoned(self, poisoned: Poisoned, record: LogRecord, error: Exception) -> Poisoned:
         if self._publisher is None:
             raise Diverged(f"{_where(record)} was not quarantined, and cannot be replayed: {reason(error)}") from error
         return _with(poisoned, record, error)
 
-    async def patiently(self, records: Sequence[Opened]) -> None:
+    async def patiently(self, records: Sequence[LogRecord]) -> None:
         """Project records, however long the world is late.
 
         Raises: VersionMismatch, where the tables are not what they were; Halt; whatever is an error of this code.
@@ -157,7 +158,7 @@ class Projector:
                 self._trouble = None
                 return
 
-    async def _transact(self, records: Sequence[Opened], poisoned: Poisoned) -> None:
+    async def _transact(self, records: Sequence[LogRecord], poisoned: Poisoned) -> None:
         connection = await self._session.connection()
         checkpoints = {} if self._publisher is None else self._publisher.unstored_checkpoints()
         try:
@@ -191,8 +192,8 @@ class Projector:
             _count(batch, outcome)
 
     async def _fold(
-        self, connection: asyncpg.Connection, records: Sequence[Opened], poisoned: Poisoned
-    ) -> tuple[_Batch, UnitOfWork, Admission]:
+        self, connection: asyncpg.Connection, records: Sequence[LogRecord], poisoned: Poisoned
+    ) -> tuple[_Batch, UnitOfWork, GateResult]:
         heads = [record.head for record in records]
         redriven = {head.item_id for head in heads if head.type == gate.REDRIVE and head.item_id is not None}
         withheld = await loader.read_withheld(connection, redriven) if redriven else {}
@@ -204,7 +205,7 @@ class Projector:
             [head.id for head in heads if head.kind == gate.FREE],
         )
         batch = _placed(records, control.positions)
-        owners = await self._ownership.of(connection, {head.user for head in heads})
+        owners = await self._ownership.load(connection, {head.user for head in heads})
         working = UnitOfWork()
         working.items, working.reviews = control.items, control.reviews
         keeper = GateCheck(
@@ -215,16 +216,16 @@ class Projector:
             poisoned=poisoned,
             withheld=withheld,
         )
-        outcome = keeper.admit(batch.opened)
+        outcome = keeper.check(batch.opened)
         if self._publisher is None:
             _require_same_quarantines(outcome)
-        await loader.load_rows(connection, working, outcome.every())
-        for record in outcome.admitted:
+        await loader.load_rows(connection, working, outcome.all_accepted())
+        for record in outcome.accepted:
             _fold_one(working, record)
         return batch, working, outcome
 
 
-def _require_same_quarantines(outcome: Admission) -> None:
+def _require_same_quarantines(outcome: GateResult) -> None:
     """Which records are withheld is a fact: a replay makes no new item_quarantine, and ends none that was not ended.
 
     Raises: Diverged.
@@ -242,7 +243,7 @@ def _require_same_quarantines(outcome: Admission) -> None:
         )
 
 
-def _where(record: Opened) -> str:
+def _where(record: LogRecord) -> str:
     received = record.received
     return f"changesets {received.partition} at {received.offset}, Item {record.head.item_id}"
 
@@ -256,7 +257,7 @@ async def _is_ending(connection: asyncpg.Connection) -> bool:
     return False
 
 
-def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:
+def _with(poisoned: Poisoned, found: LogRecord, error: Exception) -> Poisoned:
     """What is poisoned, with one record more.
 
     Raises: the error, where item_quarantine the record did not help or cannot: then it is not for one record to answer for.
@@ -270,7 +271,7 @@ def _with(poisoned: Poisoned, found: Opened, error: Exception) -> Poisoned:
 async def _write(
     connection: asyncpg.Connection,
     working: UnitOfWork,
-    outcome: Admission,
+    outcome: GateResult,
     advanced: Sequence[NewPosition],
     checkpoints: Mapping[int, int],
     published: Mapping[int, int],
@@ -282,21 +283,21 @@ async def _write(
         raise _NotEncodable(reason(error)) from error
 
 
-def _fold_one(working: UnitOfWork, record: Admitted) -> None:
+def _fold_one(working: UnitOfWork, record: AcceptedRecord) -> None:
     try:
-        redrive.apply(working, record)
+        (fold_redrive if record.redriven else fold)(working, record)
     except Halt:
         raise
     except Exception as error:
-        raise _FoldFailed(record.opened, error) from error
+        raise _FoldFailed(record.log_record, error) from error
 
 
-def _placed(records: Sequence[Opened], locked: dict[int, loader.LockedPosition]) -> _Batch:
+def _placed(records: Sequence[LogRecord], locked: dict[int, loader.LockedPosition]) -> _Batch:
     """What of the records lies at the locked positions or behind; `locked` moves along.
 
     Raises: Halt, where a record lies above its partition's position: what is between them would be lost.
     """
-    opened: list[Opened] = []
+    opened: list[LogRecord] = []
     last: dict[int, NewPosition] = {}
     for record in records:
         received = record.received
@@ -307,7 +308,7 @@ def _placed(records: Sequence[Opened], locked: dict[int, loader.LockedPosition])
             continue
         if received.offset > at.position:
             raise Halt(f"partition {received.partition} goes on at {received.offset}, expected {at.position}: a gap")
-        moment = check.known_at(record, at.known_at)
+        moment = known_time(record, at.known_at)
         locked[received.partition] = loader.LockedPosition(received.offset + 1, moment)
         opened.append(record._replace(known_at=moment))
         last[received.partition] = NewPosition(
@@ -318,7 +319,7 @@ def _placed(records: Sequence[Opened], locked: dict[int, loader.LockedPosition])
     return _Batch(opened, spans, list(last.values()))
 
 
-def _count(batch: _Batch, outcome: Admission) -> None:
+def _count(batch: _Batch, outcome: GateResult) -> None:
     metrics.BATCHES.labels(READER).inc()
     metrics.RECORDS.labels(READER).inc(len(batch.opened))
     for verdict, count in outcome.verdicts.items():
@@ -333,11 +334,11 @@ def _count(batch: _Batch, outcome: Admission) -> None:
             offset=item_quarantine.first_offset,
             reason=item_quarantine.reason,
         )
-    for record in outcome.admitted:
+    for record in outcome.accepted:
         if record.redriven:
             _log.info(
                 "item redriven",
-                item=record.opened.head.item_id,
-                offset=record.place.offset,
+                item=record.log_record.head.item_id,
+                offset=record.context.offset,
                 records=len(record.redriven),
             )

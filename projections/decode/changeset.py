@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from projections.decode import transaction
-from projections.decode.transaction import TransactionPayload
+from projections.model.transaction_payload import TransactionPayload
 from schemas import events, money
 from schemas.encoding import codec
 from schemas.errors import Quarantine
@@ -16,7 +16,7 @@ from schemas.log.records import Account, Decision, Edit, History, Item, Removal
 
 CACHED, REALTIME = "cached", "realtime"
 
-WORDS_BYTES_MAX = 128 * 1024
+PAYLOAD_BYTES_MAX = 128 * 1024
 """Longest payload about one thing, 300 times the usual. An event carries them twice and a push as JSON, of up to six
 bytes a character; a record that no batch of the producer holds would stop its partition's events for good."""
 
@@ -26,7 +26,7 @@ _DECISIONS = frozenset({events.APPROVE_REMOVALS, events.REJECT_REMOVALS, events.
 _ABOUT_ITEM = frozenset({events.ITEM_LINKED, events.ITEM_STATE_CHANGED, events.ITEM_UNLINKED})
 
 
-class Reported(NamedTuple):
+class BalanceReport(NamedTuple):
     """A balance as reported: the account, its payload and their schema."""
 
     source: str
@@ -35,7 +35,7 @@ class Reported(NamedTuple):
     schema: int
 
 
-class Restated(NamedTuple):
+class FullResync(NamedTuple):
     """Says that the record's transactions are all that these accounts have within a window; None is no bound."""
 
     account_ids: frozenset[str]
@@ -45,40 +45,42 @@ class Restated(NamedTuple):
     removals_permille_max: int
 
 
-class Edited(NamedTuple):
+class TransactionEdit(NamedTuple):
     """What a user said about a transaction: its own id and the Plaid id that it had then, field to value.
 
     A value of None clears the field.
     """
 
-    own: bytes
+    own_id: bytes
     transaction_id: str
     fields: dict[str, Any]
 
 
-class Said(NamedTuple):
+class Changeset(NamedTuple):
     """What a record says, in its order. `counts` are all events by type, `not_effective` those of no effect yet."""
 
     transactions: list[TransactionPayload | Removal]
-    balances: list[Reported]
+    balances: list[BalanceReport]
     items: list[tuple[str, Item, bytes, int]]
     counts: dict[str, int]
     not_effective: dict[str, int]
-    histories: list[Restated]
+    full_resyncs: list[FullResync]
     decisions: list[Decision]
-    edits: list["Edited"]
+    edits: list["TransactionEdit"]
 
     @property
-    def speaks(self) -> bool:
+    def has_effect(self) -> bool:
         """Whether anything in it has an effect."""
-        return bool(self.transactions or self.balances or self.items or self.histories or self.decisions or self.edits)
+        return bool(
+            self.transactions or self.balances or self.items or self.full_resyncs or self.decisions or self.edits
+        )
 
     @property
-    def whole(self) -> Restated | None:
+    def full_resync(self) -> FullResync | None:
         """The history that the record's transactions are all of, where it claims to be one."""
-        return self.histories[0] if self.histories and self.histories[0].complete else None
+        return self.full_resyncs[0] if self.full_resyncs and self.full_resyncs[0].complete else None
 
-    def ids(self) -> Iterable[str]:
+    def transaction_ids(self) -> Iterable[str]:
         """The ids of all transactions that are named, pending ones of posted ones too."""
         for said in self.transactions:
             yield said.transaction_id
@@ -86,20 +88,20 @@ class Said(NamedTuple):
                 yield said.pending_transaction_id
 
 
-def read(blocks: Iterable[bytes]) -> Said:
+def read(blocks: Iterable[bytes]) -> Changeset:
     """Read the blocks of events of a record: those of its parts, in the order named, then its own.
 
-    Raises: Quarantine, where an event of a known type cannot be read, its amounts do not fit, or two histories are
+    Raises: Quarantine, where an event of a known type cannot be read, its amounts do not fit, or two full_resyncs are
     restated.
     """
-    said = Said([], [], [], {}, {}, [], [], [])
+    said = Changeset([], [], [], {}, {}, [], [], [])
     counts, transactions = said.counts, said.transactions
     readers: dict[int, transaction.Read] = {}
     for block in blocks:
         for kind, schema, start, end in codec.event_spans(block):
             counts[kind] = counts.get(kind, 0) + 1
-            if end - start > WORDS_BYTES_MAX:
-                raise Quarantine(f"{kind} takes {end - start} bytes, at most {WORDS_BYTES_MAX} can be published")
+            if end - start > PAYLOAD_BYTES_MAX:
+                raise Quarantine(f"{kind} takes {end - start} bytes, at most {PAYLOAD_BYTES_MAX} can be published")
             if kind in _SAY_WORDS:
                 read_words = readers.get(schema) or readers.setdefault(schema, transaction.reader(schema))
                 transactions.append(read_words(block, start, end))
@@ -108,12 +110,12 @@ def read(blocks: Iterable[bytes]) -> Said:
     return said
 
 
-def none_effective(counts: dict[str, int]) -> Said:
+def without_effect(counts: dict[str, int]) -> Changeset:
     """What a record says whose events have no effect yet."""
-    return Said([], [], [], dict(counts), dict(counts), [], [], [])
+    return Changeset([], [], [], dict(counts), dict(counts), [], [], [])
 
 
-def _read_other(event: codec.Event, said: Said) -> None:
+def _read_other(event: codec.Event, said: Changeset) -> None:
     kind = event.type
     if kind == events.TRANSACTION_REMOVED:
         said.transactions.append(codec.decode_event(event))
@@ -122,13 +124,13 @@ def _read_other(event: codec.Event, said: Said) -> None:
         for amount in (account.current, account.available, account.limit):
             if amount is not None:
                 money.parse_decimal(amount)
-        said.balances.append(Reported(_SOURCES[kind], account, event.data, event.schema))
+        said.balances.append(BalanceReport(_SOURCES[kind], account, event.data, event.schema))
     elif kind in _ABOUT_ITEM:
         said.items.append((kind, codec.decode_event(event), event.data, event.schema))
     elif kind == events.HISTORY_RESTATED:
-        if said.histories:
+        if said.full_resyncs:
             raise Quarantine("a record restates two histories")
-        said.histories.append(_restated(codec.decode_event(event)))
+        said.full_resyncs.append(_restated(codec.decode_event(event)))
     elif kind == events.DECISION_MADE and (decision := codec.decode_event(event)).decision in _DECISIONS:
         said.decisions.append(decision)
     elif kind == events.TRANSACTION_EDITED:
@@ -137,18 +139,18 @@ def _read_other(event: codec.Event, said: Said) -> None:
         said.not_effective[kind] = said.not_effective.get(kind, 0) + 1
 
 
-def _edited(edit: Edit) -> Edited:
+def _edited(edit: Edit) -> TransactionEdit:
     try:
         own, fields = bytes.fromhex(edit.own_id), json.loads(edit.fields_json, parse_float=Decimal)
     except (ValueError, RecursionError) as error:
         raise Quarantine("an edit names no own id, or its fields are no JSON") from error
     if len(own) != ID_BYTES or not isinstance(fields, dict):
         raise Quarantine("an edit names no own id, or its fields are no object")
-    return Edited(own, edit.transaction_id, fields)
+    return TransactionEdit(own, edit.transaction_id, fields)
 
 
-def _restated(history: History) -> Restated:
-    return Restated(
+def _restated(history: History) -> FullResync:
+    return FullResync(
         frozenset(history.account_ids),
         _date(history.since),
         _date(history.until),

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
-from msgspec import Struct
-
 from projections.model import pg_copy
+from projections.model.transaction_payload import Amount, TransactionPayload
 from schemas import money
 from schemas.encoding import catalogue, flat
 from schemas.errors import Quarantine
@@ -45,37 +44,6 @@ NO_CURRENCY = b"XXX"
 """ISO 4217: no currency."""
 REMEMBERED_MAX = 100_000
 """Amounts and dates kept in their encoded form, about 400 bytes each; bank data repeats them."""
-
-
-class Amount(Struct, frozen=True, gc=False):
-    """An amount in a currency: its row's columns with that of the currency behind them, and the ledger's integer as
-    number and as COPY has it.
-    """
-
-    columns: bytes
-    is_outflow: bool
-    ledger: int
-    ledger_field: bytes
-
-
-class TransactionPayload(Struct, frozen=True, gc=False):
-    """What the bank says of a transaction.
-
-    `data` are its Avro bytes under schema number `schema`; `columns` are the fields of COLUMNS for COPY.
-    """
-
-    transaction_id: str
-    pending_transaction_id: str | None
-    is_pending: bool
-    account: bytes
-    currency: bytes
-    amount: Amount
-    category: bytes
-    date: bytes
-    is_enriched: bool
-    columns: bytes
-    data: bytes
-    schema: int
 
 
 Read = Callable[[bytes, int, int], TransactionPayload]

@@ -33,7 +33,7 @@ _NOTHING_BEFORE = NONE * 3
 """No payload before, no user fields now or before."""
 
 
-class Envelope(NamedTuple):
+class CommonFields(NamedTuple):
     """The parts of an event's bytes that all events of a changeset have in common.
 
     `first` is all between own id and payload of a transaction that is added for the first time.
@@ -44,20 +44,22 @@ class Envelope(NamedTuple):
     said: bytes
     first: bytes
 
-    def about(self, item_id: str) -> "Envelope":
+    def about(self, item_id: str) -> "CommonFields":
         """The same for another Item of the user."""
         item = flat.text(item_id)
-        return Envelope(self.owner, item, self.said, _first(self.owner, item, self.said))
+        return CommonFields(self.owner, item, self.said, _first(self.owner, item, self.said))
 
 
-def envelope(*, tenant: str, user_id: str, item_id: str, known_at: int, changeset: bytes) -> Envelope:
+def common_fields(*, tenant: str, user_id: str, item_id: str, known_at: int, changeset: bytes) -> CommonFields:
     """Write what all events of a changeset have in common: whose, of which Item, known when, said where."""
     owner, item = flat.text(tenant) + flat.text(user_id), flat.text(item_id)
     said = flat.zigzag(known_at) + flat.text(changeset.hex())
-    return Envelope(owner, item, said, _first(owner, item, said))
+    return CommonFields(owner, item, said, _first(owner, item, said))
 
 
-def first_transaction_event(common: Envelope, own_id: bytes, payload: bytes, user_fields: str | None = None) -> bytes:
+def first_transaction_event(
+    common: CommonFields, own_id: bytes, payload: bytes, user_fields: str | None = None
+) -> bytes:
     """The event of a transaction that is added for the first time: what transaction_event gives, in half the time."""
     ending = _NOTHING_BEFORE if user_fields is None else NONE + _maybe(user_fields) + NONE
     return b"".join((_OWN_ID, hexlify(own_id), common.first, payload, ending))
@@ -75,7 +77,7 @@ def public_schema(number: int) -> int:
 
 
 def transaction_event(
-    common: Envelope,
+    common: CommonFields,
     own_id: bytes,
     version: int,
     payload: bytes,
@@ -106,24 +108,24 @@ def transaction_event(
     )
 
 
-def balance_event(common: Envelope, source: str, payload: bytes, previous: bytes | None) -> bytes:
+def balance_event(common: CommonFields, source: str, payload: bytes, previous: bytes | None) -> bytes:
     """A balance's event."""
     before = NONE if previous is None else SOME + previous
     return common.owner + common.item + common.said + flat.text(source) + payload + before
 
 
-def item_event(common: Envelope, payload: bytes, previous_state: str | None) -> bytes:
+def item_event(common: CommonFields, payload: bytes, previous_state: str | None) -> bytes:
     """An Item's event."""
     before = NONE if previous_state is None else SOME + flat.text(previous_state)
     return common.owner + common.said + payload + before
 
 
-def encoded(net: Sequence[NetEvent]) -> bytes:
+def encode_block(net: Sequence[NetEvent]) -> bytes:
     """The block of net events that the table `changesets` keeps: events.v1, in order."""
     return codec.encode_events([(event.type, event.schema, event.data) for event in net])
 
 
-def decoded(block: bytes) -> list[NetEvent]:
+def decode_block(block: bytes) -> list[NetEvent]:
     """The net events of a block."""
     return [
         NetEvent(kind, schema, _entity(schema, block[start:end]), block[start:end])
@@ -152,7 +154,7 @@ def _entity(schema: int, data: bytes) -> bytes:
     return read_item(data).item.item_id.encode()
 
 
-def said_by(event: NetEvent) -> bytes:
+def changeset_id_of(event: NetEvent) -> bytes:
     """The id of the changeset that said what an event tells."""
     data = event.data
     at = _text(data, 0)[1] if event.schema in TRANSACTION_EVENTS else 0
@@ -163,7 +165,7 @@ def said_by(event: NetEvent) -> bytes:
     return bytes.fromhex(_text(data, at)[0])
 
 
-class TransactionSaid(NamedTuple):
+class TransactionEvent(NamedTuple):
     """The fields of a transaction's event that a push shows. `user_fields`: field to value."""
 
     id: str
@@ -173,7 +175,7 @@ class TransactionSaid(NamedTuple):
     user_fields: dict[str, Any]
 
 
-class BalanceSaid(NamedTuple):
+class BalanceEvent(NamedTuple):
     """The fields of a balance's event that a push shows."""
 
     item_id: str
@@ -182,14 +184,14 @@ class BalanceSaid(NamedTuple):
     previous: Account | None
 
 
-class ItemSaid(NamedTuple):
+class ItemEvent(NamedTuple):
     """The fields of an Item's event that a push shows."""
 
     item: Item
     previous_state: str | None
 
 
-def read_transaction(data: bytes) -> TransactionSaid:
+def read_transaction(data: bytes) -> TransactionEvent:
     """Read a transaction's event, of any version."""
     own, at = _text(data, 0)
     at = _after_texts(data, at, 3)
@@ -210,10 +212,10 @@ def read_transaction(data: bytes) -> TransactionSaid:
     else:
         at += 1
     users = json.loads(_text(data, at + 1)[0]) if data[at : at + 1] == SOME else {}
-    return TransactionSaid(own, version, changed, payload, users)
+    return TransactionEvent(own, version, changed, payload, users)
 
 
-def read_balance(data: bytes) -> BalanceSaid:
+def read_balance(data: bytes) -> BalanceEvent:
     """Read a balance's event."""
     at = _after_texts(data, 0, 2)
     item_id, at = _text(data, at)
@@ -222,16 +224,16 @@ def read_balance(data: bytes) -> BalanceSaid:
     source, at = _text(data, at)
     read = codec.decoder(catalogue.ACCOUNT)
     account, at = read(data, at)
-    return BalanceSaid(item_id, source, account, read(data, at + 1)[0] if data[at : at + 1] == SOME else None)
+    return BalanceEvent(item_id, source, account, read(data, at + 1)[0] if data[at : at + 1] == SOME else None)
 
 
-def read_item(data: bytes) -> ItemSaid:
+def read_item(data: bytes) -> ItemEvent:
     """Read an Item's event."""
     at = _after_texts(data, 0, 2)
     _, at = flat.read_long(data, at)
     _, at = _text(data, at)
     item, at = codec.decoder(catalogue.ITEM)(data, at)
-    return ItemSaid(item, _text(data, at + 1)[0] if data[at : at + 1] == SOME else None)
+    return ItemEvent(item, _text(data, at + 1)[0] if data[at : at + 1] == SOME else None)
 
 
 def _maybe(text: str | None) -> bytes:

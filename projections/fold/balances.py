@@ -10,11 +10,12 @@ What is no news may still bring a newer time of the bank's: the payload are repl
 
 from collections.abc import Sequence
 
-from projections.decode.changeset import CACHED, REALTIME, Reported
+from projections.decode.changeset import CACHED, REALTIME, BalanceReport
 from projections.events import public_events
 from projections.events.field_diff import changed_fields
-from projections.events.public_events import Envelope, public_schema
-from projections.model.unit_of_work import AccountRow, AccountVersion, ItemRow, NetEvent, Place, UnitOfWork
+from projections.events.public_events import CommonFields, public_schema
+from projections.model.record_context import RecordContext
+from projections.model.unit_of_work import AccountRow, AccountVersion, ItemRow, NetEvent, UnitOfWork
 from schemas import events
 
 _BANK_TIME = "last_updated_datetime"
@@ -22,7 +23,12 @@ _BANK_TIME = "last_updated_datetime"
 
 
 def fold_balances(
-    working: UnitOfWork, item: ItemRow, place: Place, said: Sequence[Reported], common: Envelope, net: list[NetEvent]
+    working: UnitOfWork,
+    item: ItemRow,
+    place: RecordContext,
+    said: Sequence[BalanceReport],
+    common: CommonFields,
+    net: list[NetEvent],
 ) -> None:
     """Apply what a record reports; of several reports about one account and source the last one counts."""
     last = {(reported.account.account_id, reported.source): reported for reported in said}
@@ -48,21 +54,21 @@ def _words(account: AccountRow, source: str) -> tuple[bytes | None, int]:
     return account.realtime_payload, account.realtime_payload_schema
 
 
-def _is_news(account: AccountRow, reported: Reported) -> bool:
+def _is_news(account: AccountRow, reported: BalanceReport) -> bool:
     if _differs(account, reported.source, reported):
         return True
     takes_over = reported.source == REALTIME and account.source == CACHED
     return takes_over and _differs(account, CACHED, reported)
 
 
-def _differs(account: AccountRow, source: str, reported: Reported) -> bool:
+def _differs(account: AccountRow, source: str, reported: BalanceReport) -> bool:
     payload, schema = _words(account, source)
     if payload is None:
         return True
     return any(name != _BANK_TIME for name in changed_fields(payload, schema, reported.payload, reported.schema))
 
 
-def _keep(account: AccountRow, reported: Reported, place: Place, *, is_news: bool) -> None:
+def _keep(account: AccountRow, reported: BalanceReport, place: RecordContext, *, is_news: bool) -> None:
     if is_news:
         account.source = reported.source
     if reported.source == REALTIME:
@@ -74,7 +80,7 @@ def _keep(account: AccountRow, reported: Reported, place: Place, *, is_news: boo
         account.cached_at = place.known_at
 
 
-def _count(working: UnitOfWork, account: AccountRow, reported: Reported, place: Place) -> None:
+def _count(working: UnitOfWork, account: AccountRow, reported: BalanceReport, place: RecordContext) -> None:
     account.version += 1
     account.last_changeset, account.known_at = place.offset, place.known_at
     working.account_versions.append(

@@ -9,19 +9,22 @@ comes last.
 
 from collections.abc import Sequence
 
-from projections.decode.changeset import Restated, Said
-from projections.decode.transaction import ENRICHMENT, TransactionPayload
+from projections.decode.changeset import Changeset, FullResync
+from projections.decode.transaction import ENRICHMENT
 from projections.events import public_events
 from projections.events.field_diff import changed_fields
-from projections.events.public_events import Envelope, public_schema
+from projections.events.public_events import CommonFields, public_schema
 from projections.fold import apply_overrides, full_resync, opening_balances
 from projections.fold.balances import fold_balances
+from projections.gate.check import AcceptedRecord
 from projections.ledger import override_rules
-from projections.ledger.ledger import NOTHING, Where
 from projections.ledger.postings import posted
 from projections.matching import transactions
+from projections.model.book import NOTHING
 from projections.model.change_tracker import Before, Touched, remember
-from projections.model.unit_of_work import Folded, ItemRow, NetEvent, Place, Row, UnitOfWork, Version
+from projections.model.record_context import RecordContext
+from projections.model.transaction_payload import TransactionPayload
+from projections.model.unit_of_work import FoldedRecord, ItemRow, NetEvent, Row, TransactionVersion, UnitOfWork
 from schemas import events
 from schemas.encoding import codec
 from schemas.ids import own_id
@@ -35,24 +38,25 @@ _USER_FIELDS = "user_fields"
 """Before the name of a field that the user owns, where an event names what changed."""
 
 
-def fold(working: UnitOfWork, item: ItemRow | None, head: Head, place: Place, said: Said) -> Folded:
+def fold(working: UnitOfWork, record: AcceptedRecord) -> FoldedRecord:
     """Apply an accepted record to the working set, and give what it caused.
 
     `item` is None for a record that concerns no Item. The gate's own state is not touched here.
     Raises: Quarantine; the working set is of no use then.
     """
+    item, head, place, said = record.item, record.log_record.head, record.context, record.changeset
     net: list[NetEvent] = []
     not_effective = said.not_effective
-    if item is not None and (head.kind == gate.CHAINED or said.speaks):
-        common = public_events.envelope(
+    if item is not None and (head.kind == gate.CHAINED or said.has_effect):
+        common = public_events.common_fields(
             tenant=place.tenant,
             user_id=place.user_id,
             item_id=item.item_id,
             known_at=place.known_at,
-            changeset=place.changeset,
+            changeset=place.changeset_id,
         )
         _fold_item(working, item, head, place, said, common, net)
-        whole = said.whole
+        whole = said.full_resync
         known = [] if whole is None else full_resync.known_in(item, whole)
         touched: Touched = {}
         heard: Sequence[TransactionPayload | Removal] = said.transactions
@@ -71,7 +75,7 @@ def fold(working: UnitOfWork, item: ItemRow | None, head: Head, place: Place, sa
         _settle(working, item, touched, place, common, net)
         fold_balances(working, item, place, said.balances, common, net)
         opening_balances.post(working, item, place)
-    folded = Folded(
+    folded = FoldedRecord(
         place,
         head.item_id,
         head.kind,
@@ -81,7 +85,7 @@ def fold(working: UnitOfWork, item: ItemRow | None, head: Head, place: Place, sa
         said.counts,
         not_effective,
         net,
-        public_events.encoded(net),
+        public_events.encode_block(net),
         head.body_fingerprint,
     )
     working.folded.append(folded)
@@ -89,7 +93,13 @@ def fold(working: UnitOfWork, item: ItemRow | None, head: Head, place: Place, sa
 
 
 def _fold_item(
-    working: UnitOfWork, item: ItemRow, head: Head, place: Place, said: Said, common: Envelope, net: list[NetEvent]
+    working: UnitOfWork,
+    item: ItemRow,
+    head: Head,
+    place: RecordContext,
+    said: Changeset,
+    common: CommonFields,
+    net: list[NetEvent],
 ) -> None:
     if head.kind != gate.CHAINED and not said.items:
         return
@@ -119,7 +129,11 @@ def _fold_item(
 
 
 def _apply(
-    working: UnitOfWork, item: ItemRow, place: Place, said: Sequence[TransactionPayload | Removal], touched: Touched
+    working: UnitOfWork,
+    item: ItemRow,
+    place: RecordContext,
+    said: Sequence[TransactionPayload | Removal],
+    touched: Touched,
 ) -> None:
     """Apply all that is said of transactions, in order, save that a posted one waits for its pending one."""
     waiting: list[TransactionPayload] = []
@@ -149,14 +163,16 @@ def _apply(
             _inherit(working, item, row, payload, touched)
 
 
-def _insert(working: UnitOfWork, item: ItemRow, payload: TransactionPayload, touched: Touched, place: Place) -> None:
+def _insert(
+    working: UnitOfWork, item: ItemRow, payload: TransactionPayload, touched: Touched, place: RecordContext
+) -> None:
     transaction_id = payload.transaction_id
     salt = item.salt
     own = first = own_id(transaction_id, salt=salt)
     repeats = 0
     while own in item.own_ids:
         # The chain that began with this id lives on under another one; this is a second chain.
-        own = own_id(transaction_id, salt=salt + place.changeset + repeats.to_bytes(4, "big"))
+        own = own_id(transaction_id, salt=salt + place.changeset_id + repeats.to_bytes(4, "big"))
         repeats += 1
     row = Row(
         own,
@@ -204,7 +220,7 @@ def _inherit(working: UnitOfWork, item: ItemRow, row: Row, payload: TransactionP
     _change(working, item, row, payload, touched)
 
 
-def _remove(working: UnitOfWork, item: ItemRow, touched: Touched, transaction_id: str, place: Place) -> None:
+def _remove(working: UnitOfWork, item: ItemRow, touched: Touched, transaction_id: str, place: RecordContext) -> None:
     """Take a transaction back. An id that no row has is either unknown or superseded: nothing to do."""
     row = item.by_id.get(transaction_id)
     if row is not None and row.removed_at is None:
@@ -218,9 +234,9 @@ def _conclude(
     working: UnitOfWork,
     item: ItemRow,
     touched: Touched,
-    place: Place,
-    said: Said,
-    history: Restated,
+    place: RecordContext,
+    said: Changeset,
+    history: FullResync,
     known: Sequence[Row],
 ) -> None:
     """Remove what a whole history does not name, or let it wait for a person where that is too much."""
@@ -237,7 +253,7 @@ def _decide(
     working: UnitOfWork,
     item: ItemRow,
     touched: Touched,
-    place: Place,
+    place: RecordContext,
     decisions: Sequence[Decision],
     not_effective: dict[str, int],
 ) -> dict[str, int]:
@@ -264,14 +280,18 @@ def _counted(not_effective: dict[str, int], kind: str, count: int) -> dict[str, 
 
 
 def _settle(
-    working: UnitOfWork, item: ItemRow, touched: Touched, place: Place, common: Envelope, net: list[NetEvent]
+    working: UnitOfWork,
+    item: ItemRow,
+    touched: Touched,
+    place: RecordContext,
+    common: CommonFields,
+    net: list[NetEvent],
 ) -> None:
     post, new = working.book.post, working.new
-    where = Where(place.user, place.partition, place.offset, place.known_at)
     for own, (row, before) in touched.items():
         if before is not None:
             about = common if row.item_id == item.item_id else common.about(row.item_id)
-            _settle_known(working, row, before, where, about, net)
+            _settle_known(working, row, before, place, about, net)
         elif row.removed_at is not None:  # came and went within the record
             del item.by_id[row.transaction_id]
             item.own_ids.discard(own)
@@ -282,8 +302,8 @@ def _settle(
             if row.review is not None:  # nobody sees it, and it counts for nothing, until a person decided
                 continue
             row.version = 1
-            row.transfers = post(own, row.postings, where)
-            said = None if row.user_fields is None else override_rules.said(row.user_fields)
+            row.transfers = post(own, row.postings, place)
+            said = None if row.user_fields is None else override_rules.values_json(row.user_fields)
             event = public_events.first_transaction_event(common, own, row.payload, said)
             net.append(NetEvent(events.TRANSACTION_ADDED, public_schema(row.schema), own, event))
     if touched:
@@ -291,7 +311,7 @@ def _settle(
 
 
 def _settle_known(
-    working: UnitOfWork, row: Row, before: Before, where: Where, common: Envelope, net: list[NetEvent]
+    working: UnitOfWork, row: Row, before: Before, place: RecordContext, common: CommonFields, net: list[NetEvent]
 ) -> None:
     was_there, is_there = before.is_shown, row.is_shown
     if not was_there and not is_there:  # came back and went again within the record
@@ -299,26 +319,26 @@ def _settle_known(
             working.changed[row.own_id] = row
         return
     changed = changed_fields(before.payload, before.schema, row.payload, row.schema) if is_there else []
-    changed += [f"{_USER_FIELDS}.{name}" for name in override_rules.changed(before.user_fields, row.user_fields)]
+    changed += [f"{_USER_FIELDS}.{name}" for name in override_rules.changed_fields(before.user_fields, row.user_fields)]
     if was_there and is_there and not changed:  # other bytes, the same content
         row.payload, row.schema, row.postings = before.payload, before.schema, before.postings
         if row.user_fields != before.user_fields and not row.is_new:  # the same, said again later
             working.changed[row.own_id] = row
         return
     if row.version:
-        working.versions.append(_version(row, before, where))
+        working.versions.append(_version(row, before, place))
     row.version += 1
-    row.last_changeset, row.known_at = where.offset, where.known_at
+    row.last_changeset, row.known_at = place.offset, place.known_at
     if not ENRICHMENT.isdisjoint(changed):
-        row.enriched_at = where.known_at
-    row.transfers = working.book.settle(row.own_id, row.transfers, before.postings, row.postings, where)
+        row.enriched_at = place.known_at
+    row.transfers = working.book.settle(row.own_id, row.transfers, before.postings, row.postings, place)
     if not row.is_new:
         working.changed[row.own_id] = row
     net.append(_event_of(row, before, changed, common))
 
 
-def _version(row: Row, before: Before, where: Where) -> Version:
-    return Version(
+def _version(row: Row, before: Before, place: RecordContext) -> TransactionVersion:
+    return TransactionVersion(
         row.own_id,
         row.version,
         row.user,
@@ -331,14 +351,14 @@ def _version(row: Row, before: Before, where: Where) -> Version:
         before.review,
         before.changeset,
         before.known_at,
-        where.offset,
-        where.known_at,
+        place.offset,
+        place.known_at,
     )
 
 
-def _event_of(row: Row, before: Before, changed: list[str], common: Envelope) -> NetEvent:
+def _event_of(row: Row, before: Before, changed: list[str], common: CommonFields) -> NetEvent:
     """The one net event of a known transaction. One that comes back after a removal was added, to its readers."""
-    users, previous_users = override_rules.said(row.user_fields), None
+    users, previous_users = override_rules.values_json(row.user_fields), None
     if row.removed_at is not None:
         kind, changed, previous = events.TRANSACTION_REMOVED, [], None
     elif not before.is_shown:
@@ -347,7 +367,7 @@ def _event_of(row: Row, before: Before, changed: list[str], common: Envelope) ->
         kind, previous, previous_users = (
             events.TRANSACTION_MODIFIED,
             before.payload,
-            override_rules.said(before.user_fields),
+            override_rules.values_json(before.user_fields),
         )
     event = public_events.transaction_event(
         common,

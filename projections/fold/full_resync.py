@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from projections.decode import transaction
-from projections.decode.changeset import Restated
+from projections.decode.changeset import FullResync
 from projections.model import pg_copy
-from projections.model.unit_of_work import ItemRow, Place, Row, UnitOfWork
+from projections.model.record_context import RecordContext
+from projections.model.unit_of_work import ItemRow, Row, UnitOfWork
 
 REMOVALS_ALWAYS_MAX = 10
 """So many removals need no person, whatever their share: of a young Item's five transactions one is a fifth."""
@@ -23,12 +24,12 @@ class Conclusion(NamedTuple):
     needs_a_person: bool
 
 
-def known_in(item: ItemRow, history: Restated) -> list[Row]:
+def known_in(item: ItemRow, history: FullResync) -> list[Row]:
     """The unremoved rows of the history's accounts within its window, as they are before the record."""
     return [row for row in item.by_id.values() if row.removed_at is None and covers(history, row)]
 
 
-def covers(history: Restated, row: Row, account_id: str | None = None) -> bool:
+def covers(history: FullResync, row: Row, account_id: str | None = None) -> bool:
     """Whether the history would name a row; `account_id` is what its Item calls the row's account, where not as it."""
     said = transaction.reader(row.schema)(row.payload, 0, len(row.payload))
     if (account_id or said.account.decode()) not in history.account_ids:
@@ -37,7 +38,7 @@ def covers(history: Restated, row: Row, account_id: str | None = None) -> bool:
     return (history.since is None or history.since <= date) and (history.until is None or date <= history.until)
 
 
-def concluded(known: Collection[Row], named: Collection[str], history: Restated) -> Conclusion:
+def concluded(known: Collection[Row], named: Collection[str], history: FullResync) -> Conclusion:
     """What is missing of the known rows once the record's own payload are applied.
 
     `named` are the bank's ids that the record names: a pending transaction that a posted one inherited has its id now.
@@ -53,16 +54,16 @@ def marked(item: ItemRow) -> list[Row]:
     return sorted((row for row in item.by_id.values() if row.missing_since_offset is not None), key=_own_id)
 
 
-def mark(working: UnitOfWork, item: ItemRow, missing: Iterable[Row], place: Place, *, known: int) -> None:
+def mark(working: UnitOfWork, item: ItemRow, missing: Iterable[Row], place: RecordContext, *, known: int) -> None:
     """Let rows wait for a decision about this record. What waited for one about an earlier record joins them."""
     rows = {row.own_id: row for row in (*marked(item), *missing)}
     for row in rows.values():
         row.missing_since_offset = place.offset
         _changed(working, row)
-    item.missing_rows, item.missing_changeset_id = len(rows), place.changeset
+    item.missing_rows, item.missing_changeset_id = len(rows), place.changeset_id
     working.changed_items[item.item_id] = item
     working.withheld_removals[item.item_id] = (
-        f"{len(rows)} transactions of {known} are not in the restated history {place.changeset.hex()}"
+        f"{len(rows)} transactions of {known} are not in the restated history {place.changeset_id.hex()}"
     )
 
 

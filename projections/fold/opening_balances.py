@@ -6,13 +6,13 @@ account that goes on from an older one takes over what the ledger still has of t
 
 from collections.abc import Iterable
 
-from projections.decode.changeset import CACHED, Said
-from projections.gate.check import Admitted
-from projections.ledger import ledger
-from projections.ledger.ledger import LedgerAccount, Meaning, Posting, Where
+from projections.decode.changeset import CACHED, Changeset
+from projections.gate.check import AcceptedRecord
 from projections.matching import accounts, linked_items
-from projections.model import pg_copy
-from projections.model.unit_of_work import AccountRow, ItemRow, Place, UnitOfWork
+from projections.model import book, pg_copy
+from projections.model.book import AccountSpec, LedgerAccount, Posting
+from projections.model.record_context import RecordContext
+from projections.model.unit_of_work import AccountRow, ItemRow, UnitOfWork
 from schemas import money
 from schemas.encoding import codec
 from schemas.ids import ledger_account_id, opening_id
@@ -31,7 +31,7 @@ _LIABILITIES = frozenset({"credit", "loan"})
 """Types of accounts whose `current` is what the user owes. Source: PLAID.md 1.4."""
 
 
-def post(working: UnitOfWork, item: ItemRow, place: Place) -> None:
+def post(working: UnitOfWork, item: ItemRow, place: RecordContext) -> None:
     """Open the accounts of an Item that can be opened now and were not, and let none that is over keep money.
 
     Idempotence: `AccountRow.opened` says that an account has been; whatever the bank reports later is no opening.
@@ -47,7 +47,7 @@ def post(working: UnitOfWork, item: ItemRow, place: Place) -> None:
             _pass_on(working, account, place)
 
 
-def users(working: UnitOfWork, records: Iterable[Admitted]) -> set[int]:
+def users_to_load(working: UnitOfWork, records: Iterable[AcceptedRecord]) -> set[int]:
     """The users whose stored balances the openings of these records may need.
 
     What has no stored row has no stored balance: a new Item costs no look-up, unless it may go on from another one.
@@ -55,16 +55,16 @@ def users(working: UnitOfWork, records: Iterable[Admitted]) -> set[int]:
     complete, wanted = set[str](), dict[str, ItemRow]()
     joined: set[int] = set()
     for record in records:
-        item, said = record.item, record.said
+        item, said = record.item, record.changeset
         if item is None:
             continue
-        if linked_items.has_kin(item) or (
-            linked_items.tells_of_new_accounts(record) and _may_have_balances(working, item)
+        if linked_items.has_linked_accounts(item) or (
+            linked_items.has_new_accounts(record) and _may_have_balances(working, item)
         ):
             joined.add(item.user)
         statuses = (
             item.history_status,
-            record.opened.head.history_status,
+            record.log_record.head.history_status,
             *(one[1].history_status for one in said.items),
         )
         if COMPLETE in statuses:
@@ -81,7 +81,7 @@ def is_liability(kind: str) -> bool:
     return kind in _LIABILITIES
 
 
-def _wants_to_open(item: ItemRow, said: Said) -> bool:
+def _wants_to_open(item: ItemRow, said: Changeset) -> bool:
     told = {one.account.account_id: one.account for one in said.balances if one.source == CACHED}
     for account_id, account in item.accounts.items():
         if account.opened is not None or account.continued_by is not None:
@@ -120,15 +120,15 @@ def _target(reported: Account) -> int | None:
     return -held if is_liability(reported.type) else held
 
 
-def _open(working: UnitOfWork, account: AccountRow, place: Place, currency: str, target: int) -> None:
+def _open(working: UnitOfWork, account: AccountRow, place: RecordContext, currency: str, target: int) -> None:
     account.opened = place.offset
     _take_over(working, account, place)
-    bank = _ledger_account(working, place.user, ledger.BANK, account.account_id, currency)
-    equity = _ledger_account(working, place.user, ledger.EQUITY, EQUITY_REFERENCE, currency)
+    bank = _ledger_account(working, place.user, book.BANK, account.account_id, currency)
+    equity = _ledger_account(working, place.user, book.EQUITY, EQUITY_REFERENCE, currency)
     _transfer(working, account, place, _moved(equity, bank, target - bank.posted, currency))
 
 
-def _pass_on(working: UnitOfWork, account: AccountRow, place: Place) -> None:
+def _pass_on(working: UnitOfWork, account: AccountRow, place: RecordContext) -> None:
     """Let what came to an account after a younger one was opened go there too, as does all that was there before.
 
     A purchase that moves from the one to the other later, by a person's decision, would be deducted twice else. The
@@ -140,31 +140,30 @@ def _pass_on(working: UnitOfWork, account: AccountRow, place: Place) -> None:
         _take_over(working, working.items[item_id].accounts[account_id], place)
 
 
-def _take_over(working: UnitOfWork, account: AccountRow, place: Place) -> None:
+def _take_over(working: UnitOfWork, account: AccountRow, place: RecordContext) -> None:
     reported = _reported(account)
     if account.opened is None or account.continues is None or reported is None:
         return
     older_id, currency = account.continues[1], reported.currency
     if older_id == account.account_id:
         return  # another Item's, under the same id: it is one ledger account
-    older = working.book.known(ledger_account_id(place.user, ledger.BANK, older_id, currency))
+    older = working.book.account_by_id(ledger_account_id(place.user, book.BANK, older_id, currency))
     if older.posted:
-        bank = _ledger_account(working, place.user, ledger.BANK, account.account_id, currency)
+        bank = _ledger_account(working, place.user, book.BANK, account.account_id, currency)
         _transfer(working, account, place, _moved(older, bank, older.posted, currency))
 
 
-def _transfer(working: UnitOfWork, account: AccountRow, place: Place, posting: Posting) -> None:
+def _transfer(working: UnitOfWork, account: AccountRow, place: RecordContext, posting: Posting) -> None:
     own = opening_id(place.user, account.item_id, account.account_id)
-    where = Where(place.user, place.partition, place.offset, place.known_at)
-    account.opening_transfers = working.book.settle(own, account.opening_transfers, ledger.NOTHING, [posting], where)
+    account.opening_transfers = working.book.settle(own, account.opening_transfers, book.NOTHING, [posting], place)
     working.changed_accounts[account.item_id, account.account_id] = account
 
 
 def _ledger_account(working: UnitOfWork, user: int, kind: str, reference: str, currency: str) -> LedgerAccount:
-    return working.book.account(Meaning(user, kind, reference, currency, money.ledger_scale(currency)))
+    return working.book.account(AccountSpec(user, kind, reference, currency, money.ledger_scale(currency)))
 
 
 def _moved(source: LedgerAccount, bank: LedgerAccount, amount: int, currency: str) -> Posting:
     debit, credit = (bank, source) if amount >= 0 else (source, bank)
     size = abs(amount)
-    return Posting(debit, credit, size, pg_copy.numeric(size), currency, ledger.POSTED, EFFECTIVE)
+    return Posting(debit, credit, size, pg_copy.numeric(size), currency, book.POSTED, EFFECTIVE)

@@ -1,45 +1,40 @@
-"""Folds a record that counts, and with a redrive all that it frees: one step, its events at the redrive. Pure."""
+"""Redrive, the exception of the fold: a record folds all withheld records of its Item, and publishes their events."""
 
-import msgspec
+from msgspec.structs import replace
 
 from projections.events import public_events
 from projections.fold.fold import fold
-from projections.gate.check import Admitted
-from projections.model.unit_of_work import Folded, UnitOfWork
+from projections.gate.check import AcceptedRecord
+from projections.model.unit_of_work import FoldedRecord, UnitOfWork
 from runtime.postgres.errors import reason
 from schemas.errors import Halt, Quarantine
 
 
-def apply(working: UnitOfWork, record: Admitted) -> None:
-    """Apply an admitted record to the working set.
+def fold_redrive(work: UnitOfWork, record: AcceptedRecord) -> None:
+    """Fold the records that a redrive releases, then the redrive itself, which has all their net events.
 
-    Raises: whatever the fold raises; for a record that is redriven Quarantine, which names it. The working set is of
-    no use then.
+    Raises: Quarantine, which names the record that fails; the unit of work is of no use then.
     """
-    if not record.redriven:
-        fold(working, record.item, record.opened.head, record.place, record.said)
-        return
-    freed = [_freed(working, one) for one in record.redriven]
-    redrive = fold(working, record.item, record.opened.head, record.place, record.said)
-    net = [event for folded in freed for event in folded.net_events]
-    working.folded[-1] = redrive._replace(net_events=net, block=public_events.encoded(net))
-    working.folded += [
+    released = [_fold_released(work, accepted) for accepted in record.redriven]
+    redrive = fold(work, record)
+    net = [event for folded in released for event in folded.net_events]
+    work.folded[-1] = redrive._replace(net_events=net, block=public_events.encode_block(net))
+    work.folded += [
         folded._replace(
-            place=msgspec.structs.replace(folded.place, offset=one.opened.received.offset),
+            context=replace(folded.context, offset=accepted.log_record.received.offset),
             net_events=[],
-            block=public_events.encoded([]),
-            redriven_by=record.place.offset,
+            block=public_events.encode_block([]),
+            redriven_by=record.context.offset,
         )
-        for one, folded in zip(record.redriven, freed, strict=True)
+        for accepted, folded in zip(record.redriven, released, strict=True)
     ]
 
 
-def _freed(working: UnitOfWork, record: Admitted) -> Folded:
+def _fold_released(work: UnitOfWork, record: AcceptedRecord) -> FoldedRecord:
     try:
-        folded = fold(working, record.item, record.opened.head, record.place, record.said)
+        fold(work, record)
     except Halt:
         raise
     except Exception as error:
-        raise Quarantine(f"record {record.opened.received.offset}: {reason(error)}") from error
-    working.folded.pop()
-    return folded
+        raise Quarantine(f"record {record.log_record.received.offset}: {reason(error)}") from error
+    return work.folded.pop()

@@ -1,4 +1,4 @@
-"""Quarantined Items: where each was set aside, what of it is withheld, which redrive ends it. Pure.
+"""QuarantineSpan Items: where each was set aside, what of it is withheld, which redrive ends it. Pure.
 
 A item_quarantine is a stored fact: a replay withholds and folds the same records at the same places, whatever its code can do.
 """
@@ -11,7 +11,7 @@ from runtime.kafka.reader import Received
 Record = TypeVar("Record")
 
 
-class Quarantined(NamedTuple):
+class QuarantineSpan(NamedTuple):
     """A item_quarantine as stored: what lies from `first` up to the redrive is withheld."""
 
     first: int
@@ -45,7 +45,7 @@ class ItemQuarantine(NamedTuple):
         return self.original.offset
 
 
-class Ended(NamedTuple):
+class EndedQuarantine(NamedTuple):
     """A stored item_quarantine that a redrive of this batch ended."""
 
     item_id: str
@@ -53,16 +53,16 @@ class Ended(NamedTuple):
     redrive: int
 
 
-class Lot(Generic[Record]):
+class QuarantinedItems(Generic[Record]):
     """The quarantined Items of a batch, from its first record to its last.
 
     Shape: `withheld` has what is stored of the Items that the batch redrives, in the order of the log.
     """
 
     def __init__(
-        self, quarantined: Mapping[str, Sequence[Quarantined]], withheld: Mapping[str, Sequence[Record]]
+        self, quarantined: Mapping[str, Sequence[QuarantineSpan]], withheld: Mapping[str, Sequence[Record]]
     ) -> None:
-        self.ended: list[Ended] = []
+        self.ended: list[EndedQuarantine] = []
         self.freed: list[Record] = []
         self._quarantined = {item: list(quarantines) for item, quarantines in quarantined.items()}
         self._stored = {item: list(records) for item, records in withheld.items()}
@@ -87,7 +87,7 @@ class Lot(Generic[Record]):
 
     def quarantine(self, item_id: str, original: Received, reason: str) -> None:
         """Begin a item_quarantine at a record."""
-        self._quarantined.setdefault(item_id, []).append(Quarantined(original.offset, None))
+        self._quarantined.setdefault(item_id, []).append(QuarantineSpan(original.offset, None))
         self._quarantines[item_id, original.offset] = ItemQuarantine(item_id, original, reason)
 
     def end(self, item_id: str, offset: int) -> bool:
@@ -100,12 +100,12 @@ class Lot(Generic[Record]):
             found = True
             if quarantined.redrive is not None:
                 continue
-            quarantines[place] = Quarantined(quarantined.first, offset)
+            quarantines[place] = QuarantineSpan(quarantined.first, offset)
             new = self._quarantines.get((item_id, quarantined.first))
             if new is not None:
                 self._quarantines[item_id, quarantined.first] = new._replace(redrive=offset)
             else:
-                self.ended.append(Ended(item_id, quarantined.first, offset))
+                self.ended.append(EndedQuarantine(item_id, quarantined.first, offset))
         return found
 
     def begins(self, item_id: str, offset: int) -> bool:

@@ -52,7 +52,7 @@ class _PaymentMeta(msgspec.Struct):
     reason: str | None = None
 
 
-def applied(user_fields: str | None, fields: Mapping[str, Any], at: int) -> str | None:
+def apply_edit(user_fields: str | None, fields: Mapping[str, Any], at: int) -> str | None:
     """Lay what an edit says over what was said before; `at` is its offset. None as a value clears the field.
 
     Raises: Quarantine, where a value has a number that is not whole or a character that no text of Postgres holds, or
@@ -69,7 +69,7 @@ def applied(user_fields: str | None, fields: Mapping[str, Any], at: int) -> str 
     return text
 
 
-def merged(first: str | None, second: str | None) -> str | None:
+def merge(first: str | None, second: str | None) -> str | None:
     """The user fields of two rows that are one transaction: the later word of each field, and the notes of both.
 
     Notes that are too long together are the later ones; the earlier ones stay in the versions of their row.
@@ -94,12 +94,12 @@ def values(user_fields: str | None) -> dict[str, Any]:
     return {name: word[_VALUE] for name, word in _loaded(user_fields).items() if word[_VALUE] is not None}
 
 
-def said(user_fields: str | None) -> str | None:
+def values_json(user_fields: str | None) -> str | None:
     """What is said now, as events carry it: a JSON object of field to value, or None where nothing is."""
     return None if user_fields is None else _canonical(values(user_fields))
 
 
-def changed(before: str | None, after: str | None) -> list[str]:
+def changed_fields(before: str | None, after: str | None) -> list[str]:
     """The names of the fields of which something else is said, in the order of the alphabet."""
     if before == after:
         return []

@@ -3,10 +3,11 @@
 import msgspec
 
 from projections.decode import transaction
-from projections.decode.transaction import UNCATEGORISED, Amount, TransactionPayload
+from projections.decode.transaction import UNCATEGORISED
 from projections.ledger import override_rules
-from projections.ledger.ledger import NOTHING, Book, Posting
 from projections.model import pg_copy
+from projections.model.book import NOTHING, Book, Posting
+from projections.model.transaction_payload import Amount, TransactionPayload
 from projections.model.unit_of_work import Row
 from schemas import money
 from schemas.encoding import codec

@@ -6,7 +6,7 @@ Source: Plaid, Duplicate Items: match by institution, name and mask, or by persi
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from projections.decode.changeset import Reported
+from projections.decode.changeset import BalanceReport
 from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, UnitOfWork
 from schemas.encoding import codec
 from schemas.log.records import Account, Item
@@ -83,7 +83,7 @@ def pairs(
     return found
 
 
-def join(working: UnitOfWork, item: ItemRow, balances: Sequence[Reported]) -> None:
+def join(working: UnitOfWork, item: ItemRow, balances: Sequence[BalanceReport]) -> None:
     """Put the accounts that a record tells of for the first time among those that they are at the bank, by age: an
     account of an Item that was linked earlier is older, within an Item the one known earlier.
     """

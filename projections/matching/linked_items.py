@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from projections.decode import transaction
-from projections.decode.transaction import TransactionPayload
-from projections.gate.check import Admitted
+from projections.gate.check import AcceptedRecord
 from projections.matching import accounts
 from projections.matching.accounts import Portrait
 from projections.matching.rules import DAYS_MAX
 from projections.model import pg_copy
+from projections.model.transaction_payload import TransactionPayload
 from projections.model.unit_of_work import ItemRow, UnitOfWork
 
 
@@ -26,26 +26,26 @@ class Window(NamedTuple):
     until: datetime.date
 
 
-def users(records: Iterable[Admitted]) -> set[int]:
+def users_to_load(records: Iterable[AcceptedRecord]) -> set[int]:
     """The users all of whose Items have to be known: an account is told under several ids, or one is new."""
     found = set[int]()
     for record in records:
         item = record.item
-        if item is not None and (has_kin(item) or tells_of_new_accounts(record)):
+        if item is not None and (has_linked_accounts(item) or has_new_accounts(record)):
             found.add(item.user)
     return found
 
 
-def related(working: UnitOfWork, records: Sequence[Admitted], users_known: set[int]) -> set[int]:
+def related_users(working: UnitOfWork, records: Sequence[AcceptedRecord], users_known: set[int]) -> set[int]:
     """Those of these users that have accounts that are one, or look so much alike that the fold may find it."""
-    found = {item.user for item in working.items.values() if item.user in users_known and has_kin(item)}
+    found = {item.user for item in working.items.values() if item.user in users_known and has_linked_accounts(item)}
     alike: dict[int, set[Portrait]] = defaultdict(set)
     for item in working.items.values():
         if item.user in users_known - found:
             alike[item.user].update(_loose(one) for _, one in accounts.portraits(item))
     for record in records:
         if record.item is not None and record.item.user in users_known - found:
-            told = (accounts.portrait(record.item, reported.account) for reported in record.said.balances)
+            told = (accounts.portrait(record.item, reported.account) for reported in record.changeset.balances)
             alike[record.item.user].update(map(_loose, told))
     for user, portraits in alike.items():
         several = list(portraits)
@@ -58,13 +58,13 @@ def related(working: UnitOfWork, records: Sequence[Admitted], users_known: set[i
     return found
 
 
-def windows(working: UnitOfWork, records: Iterable[Admitted], of_users: set[int]) -> list[Window]:
+def date_windows(working: UnitOfWork, records: Iterable[AcceptedRecord], of_users: set[int]) -> list[Window]:
     """The windows of these users, around all dates that the records say, and of all users who have an open review."""
     dates: dict[int, set[bytes]] = defaultdict(set)
     for record in records:
         if record.item is not None and record.item.user in of_users:
             dates[record.item.user].update(
-                one.date for one in record.said.transactions if type(one) is TransactionPayload
+                one.date for one in record.changeset.transactions if type(one) is TransactionPayload
             )
     held = {review.own_id for review in working.reviews.values()}
     for item in working.items.values() if held else ():
@@ -79,15 +79,15 @@ def windows(working: UnitOfWork, records: Iterable[Admitted], of_users: set[int]
     return found
 
 
-def has_kin(item: ItemRow) -> bool:
+def has_linked_accounts(item: ItemRow) -> bool:
     """Whether an Item tells, or told, of an account that another id stands for too."""
     return item.has_linked_items or any(account.continues or account.continued_by for account in item.accounts.values())
 
 
-def tells_of_new_accounts(record: Admitted) -> bool:
+def has_new_accounts(record: AcceptedRecord) -> bool:
     """Whether a record tells of an account that its Item did not have."""
     item = record.item
-    return item is not None and any(one.account.account_id not in item.accounts for one in record.said.balances)
+    return item is not None and any(one.account.account_id not in item.accounts for one in record.changeset.balances)
 
 
 def _loose(one: Portrait) -> Portrait:

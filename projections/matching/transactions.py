@@ -8,18 +8,19 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from projections.decode.changeset import Restated, Said
-from projections.decode.transaction import TransactionPayload
+from projections.decode.changeset import Changeset, FullResync
 from projections.fold import full_resync
 from projections.ledger import override_rules
-from projections.ledger.ledger import NOTHING
 from projections.ledger.postings import posted
 from projections.matching import accounts as accounts_match
 from projections.matching import rules
 from projections.matching.accounts import walk
 from projections.matching.rules import Pair, Question, Sketch, words_of
+from projections.model.book import NOTHING
 from projections.model.change_tracker import Touched, remember
-from projections.model.unit_of_work import ENDED, AccountKey, ItemRow, Place, Review, Row, TransactionMatch, UnitOfWork
+from projections.model.record_context import RecordContext
+from projections.model.transaction_payload import TransactionPayload
+from projections.model.unit_of_work import MERGED_PREFIX, AccountKey, ItemRow, Review, Row, TransactionMatch, UnitOfWork
 from schemas import events
 from schemas.ids import review_id
 from schemas.log.records import Decision, Removal
@@ -49,7 +50,11 @@ class _Because(NamedTuple):
 
 
 def heard(
-    working: UnitOfWork, item: ItemRow, said: Sequence[TransactionPayload | Removal], touched: Touched, place: Place
+    working: UnitOfWork,
+    item: ItemRow,
+    said: Sequence[TransactionPayload | Removal],
+    touched: Touched,
+    place: RecordContext,
 ) -> list[TransactionPayload | Removal]:
     """What is not passed over, of what an Item says about transactions that live on elsewhere.
 
@@ -83,7 +88,7 @@ def heard(
     return kept
 
 
-def resolve(working: UnitOfWork, item: ItemRow, touched: Touched, place: Place, said: Said) -> int:
+def resolve(working: UnitOfWork, item: ItemRow, touched: Touched, place: RecordContext, said: Changeset) -> int:
     """Find what the record's new transactions are, and do what it decides about reviews.
 
     It comes behind all that the record says of transactions, and before the difference is settled. Gives the number of
@@ -92,8 +97,8 @@ def resolve(working: UnitOfWork, item: ItemRow, touched: Touched, place: Place, 
     idle = sum(not _decide(working, touched, place, one) for one in said.decisions if one.decision in DECISIONS)
     if said.balances:
         accounts_match.join(working, item, said.balances)
-    if said.whole is not None and item.moved:
-        _forget(working, item, said.whole, {one.transaction_id for one in said.transactions}, place)
+    if said.full_resync is not None and item.moved:
+        _forget(working, item, said.full_resync, {one.transaction_id for one in said.transactions}, place)
     # Before and after: what is released may be what arrives, and what arrives may be what another one was held for.
     _settle_reviews(working, touched, place)
     if said.transactions and _may_match(item, said):
@@ -102,7 +107,7 @@ def resolve(working: UnitOfWork, item: ItemRow, touched: Touched, place: Place, 
     return idle
 
 
-def _forget(working: UnitOfWork, item: ItemRow, whole: Restated, named: set[str], place: Place) -> None:
+def _forget(working: UnitOfWork, item: ItemRow, whole: FullResync, named: set[str], place: RecordContext) -> None:
     """Let what lives on elsewhere, and a whole history does not name, be as good as taken back by its Item.
 
     From now on another id of the Item may be that transaction.
@@ -118,27 +123,27 @@ def _forget(working: UnitOfWork, item: ItemRow, whole: Restated, named: set[str]
             _link(working, item, name, row.own_id, _Because(LEFT, 100, "{}"), place)
 
 
-def candidates(review: Review) -> list[bytes]:
+def candidate_ids(review: Review) -> list[bytes]:
     """The own ids that a review is about, beside the one that it holds."""
     return [bytes.fromhex(one["own_id"]) for one in json.loads(review.candidates)]
 
 
-def canonical(stored: str) -> str:
+def canonical_candidates(stored: str) -> str:
     """Candidates as the fold has them, from any JSON text of the same content: Postgres writes its own."""
     return _dumped(json.loads(stored))
 
 
-def _may_match(item: ItemRow, said: Said) -> bool:
+def _may_match(item: ItemRow, said: Changeset) -> bool:
     """Whether anything is there that a new transaction could be: nearly always nothing is, and costs nothing."""
     return (
         item.has_linked_items
-        or said.whole is not None
+        or said.full_resync is not None
         or events.TRANSACTION_REMOVED in said.counts
         or any(account.continues or account.continued_by for account in item.accounts.values())
     )
 
 
-def _match(working: UnitOfWork, item: ItemRow, touched: Touched, place: Place) -> None:
+def _match(working: UnitOfWork, item: ItemRow, touched: Touched, place: RecordContext) -> None:
     # A version of zero: nobody has seen it yet, so it may still be another one.
     arrived = [row for row, _ in touched.values() if not row.version and row.is_shown and row.item_id == item.item_id]
     if not arrived:
@@ -153,7 +158,12 @@ def _match(working: UnitOfWork, item: ItemRow, touched: Touched, place: Place) -
 
 
 def _find(
-    working: UnitOfWork, item: ItemRow, touched: Touched, place: Place, arrived: Sequence[Row], gone: Sequence[Sketch]
+    working: UnitOfWork,
+    item: ItemRow,
+    touched: Touched,
+    place: RecordContext,
+    arrived: Sequence[Row],
+    gone: Sequence[Sketch],
 ) -> None:
     """Let transactions of an Item that nobody has seen yet be what they are: known ones, questions, or their own."""
     families = _Families(working)
@@ -175,14 +185,14 @@ def _find(
 
 
 def _merge(
-    working: UnitOfWork, touched: Touched, place: Place, new: Row, old: Row, because: _Because, *, ahead: bool
+    working: UnitOfWork, touched: Touched, place: RecordContext, new: Row, old: Row, because: _Because, *, ahead: bool
 ) -> None:
     """Let the old row go on as what the new one is. `ahead`: a younger Item tells of it already, so its payload stay."""
     item, name = working.items[new.item_id], new.transaction_id
     remember(old, touched)
     if old.missing_since_offset is not None:
         full_resync.unmark(working, working.items[old.item_id], old)
-    old.user_fields = override_rules.merged(old.user_fields, new.user_fields)
+    old.user_fields = override_rules.merge(old.user_fields, new.user_fields)
     said = (new.payload, new.schema, new.columns)
     _end(item, touched, new, place)
     if ahead:
@@ -196,7 +206,7 @@ def _merge(
     old.postings = posted(working.book, old)
 
 
-def _end(item: ItemRow, touched: Touched, row: Row, place: Place) -> None:
+def _end(item: ItemRow, touched: Touched, row: Row, place: RecordContext) -> None:
     """Let a row end that turned out to be another one: without trace, or removed where it is stored already."""
     item.by_id.pop(row.transaction_id)
     entry = touched.get(row.own_id)
@@ -205,12 +215,12 @@ def _end(item: ItemRow, touched: Touched, row: Row, place: Place) -> None:
         item.own_ids.discard(row.own_id)
         return
     remember(row, touched)
-    row.transaction_id, row.own_id_inherited = ENDED + row.own_id.hex(), False
+    row.transaction_id, row.own_id_inherited = MERGED_PREFIX + row.own_id.hex(), False
     row.removed_at, row.review, row.postings = place.known_at, None, NOTHING
     item.add(row)
 
 
-def _move(working: UnitOfWork, row: Row, item: ItemRow, name: str, because: _Because, place: Place) -> None:
+def _move(working: UnitOfWork, row: Row, item: ItemRow, name: str, because: _Because, place: RecordContext) -> None:
     """Let a row live on in an Item under its name there. In the Item that it leaves, the id that it had leads to it."""
     holder = working.items[row.item_id]
     if holder.by_id.get(row.transaction_id) is row:
@@ -228,8 +238,8 @@ def _move(working: UnitOfWork, row: Row, item: ItemRow, name: str, because: _Bec
     _link(working, item, name, row.own_id, because, place)
 
 
-def _link(working: UnitOfWork, item: ItemRow, name: str, own: bytes, because: _Because, place: Place) -> None:
-    working.links.append(
+def _link(working: UnitOfWork, item: ItemRow, name: str, own: bytes, because: _Because, place: RecordContext) -> None:
+    working.matches.append(
         TransactionMatch(
             item.item_id,
             name,
@@ -244,7 +254,7 @@ def _link(working: UnitOfWork, item: ItemRow, name: str, own: bytes, because: _B
     )
 
 
-def _ask(working: UnitOfWork, question: Question, place: Place) -> None:
+def _ask(working: UnitOfWork, question: Question, place: RecordContext) -> None:
     held = question.new.row
     candidates = [
         {
@@ -256,7 +266,7 @@ def _ask(working: UnitOfWork, question: Question, place: Place) -> None:
         for pair in question.pairs
     ]
     review = Review(
-        review_id(place.changeset, held.own_id),
+        review_id(place.changeset_id, held.own_id),
         place.user,
         held.item_id,
         held.own_id,
@@ -269,7 +279,7 @@ def _ask(working: UnitOfWork, question: Question, place: Place) -> None:
     working.reviews[review.id] = working.changed_reviews[review.id] = review
 
 
-def _decide(working: UnitOfWork, touched: Touched, place: Place, decision: Decision) -> bool:
+def _decide(working: UnitOfWork, touched: Touched, place: RecordContext, decision: Decision) -> bool:
     """Do what a person decided about a review; False where it is not open, or the decision names no candidate of it."""
     review = next((one for one in _open(working, place.user) if one.id.hex() == decision.subject), None)
     if review is None:
@@ -292,7 +302,7 @@ def _decide(working: UnitOfWork, touched: Touched, place: Place, decision: Decis
     return True
 
 
-def _settle_reviews(working: UnitOfWork, touched: Touched, place: Place) -> None:
+def _settle_reviews(working: UnitOfWork, touched: Touched, place: RecordContext) -> None:
     """End the reviews that have become void: what is held is gone, or nothing is left that it could be.
 
     What is released may be something else that is known by now; that in turn may be what another one was held for.
@@ -323,7 +333,7 @@ def _release(working: UnitOfWork, touched: Touched, held: Row) -> None:
     held.postings = posted(working.book, held)
 
 
-def _close(working: UnitOfWork, review: Review, state: str, place: Place) -> None:
+def _close(working: UnitOfWork, review: Review, state: str, place: RecordContext) -> None:
     review.state, review.decided, review.decided_at = state, place.offset, place.known_at
     working.changed_reviews[review.id] = review
 
@@ -340,7 +350,7 @@ def _available(working: UnitOfWork, review: Review, rows: dict[bytes, Row]) -> d
     found = {}
     for one in json.loads(review.candidates):
         row = rows.get(bytes.fromhex(one["own_id"]))
-        if row is None or row.review is not None or row.is_ended:
+        if row is None or row.review is not None or row.is_merged:
             continue
         is_gone = row.removed_at is not None
         lives_apart = row.own_id not in spoken_of and _account(row) != _account(held)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from projections.ledger.ledger import Posting
+from projections.model.book import Posting
 from projections.model.unit_of_work import Row
 
 

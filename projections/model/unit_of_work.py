@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from projections.ledger.ledger import Book, Posting
+from projections.model.book import Book, Posting
+from projections.model.record_context import RecordContext
 from schemas.log.gate import ItemGate
 
-ENDED = "merged:"
+MERGED_PREFIX = "merged:"
 """Before the own id, in place of Plaid's id, of a row that turned out to be another one: an id that no bank gives."""
 
 
@@ -51,12 +52,12 @@ class Row(Struct, gc=False):
         return self.removed_at is None and self.review is None
 
     @property
-    def is_ended(self) -> bool:
+    def is_merged(self) -> bool:
         """Whether it turned out to be another one, which goes on in its place."""
-        return self.transaction_id.startswith(ENDED)
+        return self.transaction_id.startswith(MERGED_PREFIX)
 
 
-class Version(NamedTuple):
+class TransactionVersion(NamedTuple):
     """What a transaction was until a changeset made it something else. Units: times in microseconds since 1970, UTC."""
 
     own_id: bytes
@@ -186,8 +187,8 @@ class ItemRow(Struct):
     by_id: dict[str, Row] = field(default_factory=dict)
     own_ids: set[bytes] = field(default_factory=set)
     accounts: dict[str, AccountRow] = field(default_factory=dict)
-    parts: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
-    parts_stored: frozenset[bytes] = frozenset()
+    chunks: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
+    stored_chunks: frozenset[bytes] = frozenset()
 
     @property
     def salt(self) -> bytes:
@@ -200,18 +201,6 @@ class ItemRow(Struct):
         self.own_ids.add(row.own_id)
 
 
-class Place(Struct, frozen=True):
-    """Where and when a changeset is, and whose it is. Units: `known_at` in microseconds since 1970, UTC."""
-
-    partition: int
-    offset: int
-    changeset: bytes
-    known_at: int
-    user: int
-    tenant: str
-    user_id: str
-
-
 class NetEvent(NamedTuple):
     """A net event: `entity` is what it is about (own id, account and source, Item), `data` its Avro bytes."""
 
@@ -221,13 +210,13 @@ class NetEvent(NamedTuple):
     data: bytes
 
 
-class Folded(NamedTuple):
+class FoldedRecord(NamedTuple):
     """What an accepted record caused: a row of `changesets`. `block` holds its net events, encoded.
 
     `redriven_by` is the offset of the redrive that has the net events, where the record was withheld.
     """
 
-    place: Place
+    context: RecordContext
     item_id: str | None
     kind: str
     type: str
@@ -254,10 +243,10 @@ class UnitOfWork:
         self.changed: dict[bytes, Row] = {}
         self.changed_accounts: dict[tuple[str, str], AccountRow] = {}
         self.changed_items: dict[str, ItemRow] = {}
-        self.folded: list[Folded] = []
-        self.versions: list[Version] = []
+        self.folded: list[FoldedRecord] = []
+        self.versions: list[TransactionVersion] = []
         self.account_versions: list[AccountVersion] = []
-        self.links: list[TransactionMatch] = []
+        self.matches: list[TransactionMatch] = []
         self.reviews: dict[bytes, Review] = {}
         self.changed_reviews: dict[bytes, Review] = {}
         self.withheld_removals: dict[str, str | None] = {}

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from projections.events import public_events
-from projections.model.unit_of_work import Folded, NetEvent
+from projections.model.unit_of_work import FoldedRecord, NetEvent
 from projections.publish import browser_messages
 from runtime.kafka.clients import Outgoing
 from schemas import events, topics
@@ -50,16 +50,16 @@ class Destination(NamedTuple):
     partition: int
 
 
-def changesets_with_events(folded: Iterable[Folded]) -> list[ChangesetEvents]:
+def changesets_with_events(folded: Iterable[FoldedRecord]) -> list[ChangesetEvents]:
     """What is to be published of folded changesets."""
     return [
         ChangesetEvents(
-            one.place.partition,
-            one.place.offset,
-            one.place.changeset,
-            one.place.user,
+            one.context.partition,
+            one.context.offset,
+            one.context.changeset_id,
+            one.context.user,
             one.item_id,
-            one.place.known_at,
+            one.context.known_at,
             one.net_events,
             one.type == gate.REDRIVE,
         )
@@ -97,7 +97,7 @@ def build_public_records(
         for place, event in enumerate(changeset.net_events):
             kind, schema, entity, data = event
             if changeset.is_redrive:
-                number = public_events.said_by(event)
+                number = public_events.changeset_id_of(event)
             key = public_events.key_of(event).encode()
             headers = (
                 ("ce_id", event_id(number, kind, entity).encode()),

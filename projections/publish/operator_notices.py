@@ -5,7 +5,7 @@ The ordinary batch quarantines nothing and withholds nothing, and costs no state
 
 import asyncpg
 
-from projections.gate.check import Admission
+from projections.gate.check import GateResult
 from projections.gate.quarantine import ItemQuarantine
 from projections.model.unit_of_work import UnitOfWork
 from projections.store.loader import QUARANTINED_BY
@@ -25,7 +25,7 @@ class TooManyQuarantined(Halt):
 
 
 async def write_notices(
-    connection: asyncpg.Connection, working: UnitOfWork, admission: Admission, *, quarantines_max: int, window_s: float
+    connection: asyncpg.Connection, working: UnitOfWork, admission: GateResult, *, quarantines_max: int, window_s: float
 ) -> None:
     """Write what a batch leaves to operators, behind its own rows.
 
@@ -54,7 +54,7 @@ async def write_notices(
 
 
 async def _check_rate(
-    connection: asyncpg.Connection, admission: Admission, quarantines_max: int, window_s: float
+    connection: asyncpg.Connection, admission: GateResult, quarantines_max: int, window_s: float
 ) -> None:
     """Stop where this batch sets too many Items aside.
 
@@ -99,7 +99,7 @@ def _letter(item_quarantine: ItemQuarantine) -> NewDeadLetter:
     )
 
 
-def _redriven(admission: Admission) -> dict[str, int]:
+def _redriven(admission: GateResult) -> dict[str, int]:
     """Items that a redrive freed and nothing quarantined again behind it, each with the redrive's offset."""
     ended = {one.item_id: one.redrive for one in admission.ended}
     ended.update({one.item_id: one.redrive for one in admission.quarantines if one.redrive is not None})

@@ -67,7 +67,7 @@ def changeset_events(row: asyncpg.Record) -> ChangesetEvents:
         row["user_number"],
         row["item_id"],
         to_micros(row["known_at"]) or 0,
-        public_events.decoded(decompress(row["events"])),
+        public_events.decode_block(decompress(row["events"])),
         row["type"] == REDRIVE,
     )
 

@@ -28,6 +28,7 @@ def transaction_counts(stored: bytes, changeset: bytes | None) -> Counter[str]:
         for event in codec.decode_events(block)
         if event.type in TRANSACTION_TYPES
         and (
-            changeset is None or public_events.said_by(NetEvent(event.type, event.schema, b"", event.data)) == changeset
+            changeset is None
+            or public_events.changeset_id_of(NetEvent(event.type, event.schema, b"", event.data)) == changeset
         )
     )

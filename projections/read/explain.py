@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 
-from projections.events.public_events import decoded, key_of, read_transaction
+from projections.events.public_events import decode_block, key_of, read_transaction
 from projections.read import history, lineage, queries
 from projections.read.lineage import LogOffset
 from projections.read.queries import Row, to_json
@@ -212,7 +212,7 @@ def _events(stored: bytes | None, numbers: range) -> list[Row]:
     """Return the events of a stored block that have these numbers."""
     if stored is None:
         return []
-    events = decoded(decompress(stored))
+    events = decode_block(decompress(stored))
     return [
         {
             "number": number,

@@ -51,7 +51,7 @@ def differences(older: StoredRow, newer: StoredRow) -> list[Row]:
         *({"field": name, "before": getattr(old, name, None), "after": getattr(new, name, None)} for name in names),
         *(
             {"field": USER_FIELDS + name, "before": users_old.get(name), "after": users_new.get(name)}
-            for name in override_rules.changed(older["user_fields"], newer["user_fields"])
+            for name in override_rules.changed_fields(older["user_fields"], newer["user_fields"])
         ),
     ]
 

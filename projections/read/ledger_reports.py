@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import asyncpg
 
-from projections.ledger.ledger import PENDING, POSTED
+from projections.model.book import PENDING, POSTED
 from projections.read import as_of
 from projections.read.queries import OF_USER, Row, ledger_balances, opening_ids
 from schemas.money import decimal_text

@@ -7,12 +7,11 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
-from projections.decode.user_keys import Ownership
-from projections.gate import check
-from projections.gate.check import Opened
+from projections.decode.log_record import LogRecord, decode_record
 from projections.projector import EVENTS_MAX, Projector
 from projections.store.connection import Session
 from projections.store.tables import NEXT, SCHEMA
+from projections.user_keys import OwnerCache
 from runtime import logs
 from runtime.archive.log_reader import LogReader
 from runtime.kafka.clients import Ends
@@ -87,7 +86,7 @@ class Loader:
         self._projector = Projector(
             self._session,
             None,
-            Ownership(Keyring(Vault(settings.master_key()))),
+            OwnerCache(Keyring(Vault(settings.master_key()))),
             settings,
             version=version.number,
             published=version.published,
@@ -165,9 +164,9 @@ async def opened_log(settings: Settings) -> AsyncIterator[LogReader]:
         await log.stop()
 
 
-async def _batches(records: AsyncGenerator[Opened, None], bytes_max: int) -> AsyncGenerator[list[Opened], None]:
+async def _batches(records: AsyncGenerator[LogRecord, None], bytes_max: int) -> AsyncGenerator[list[LogRecord], None]:
     """The records in batches as large as memory allows."""
-    batch: list[Opened] = []
+    batch: list[LogRecord] = []
     said = size = 0
     async with aclosing(records):
         async for record in records:
@@ -183,7 +182,7 @@ async def _batches(records: AsyncGenerator[Opened, None], bytes_max: int) -> Asy
         yield batch
 
 
-async def _records(log: Log, spans: Mapping[int, Ends]) -> AsyncGenerator[Opened, None]:
+async def _records(log: Log, spans: Mapping[int, Ends]) -> AsyncGenerator[LogRecord, None]:
     """All records of the spans, one partition behind the other."""
     lists = [log.read(number, span.start, span.end) for number, span in spans.items()]
     is_little = sum(span.end - span.start for span in spans.values()) <= AT_ONCE_MAX
@@ -193,7 +192,7 @@ async def _records(log: Log, spans: Mapping[int, Ends]) -> AsyncGenerator[Opened
             records = await first[number] if number < len(first) else await _next(one)
             while records is not None:
                 for record in records:
-                    yield check.opened(record)
+                    yield decode_record(record)
                 records = await _next(one)
     finally:
         for task in first:
@@ -207,7 +206,7 @@ async def _next(lists: AsyncGenerator[list[Row], None]) -> list[Row] | None:
     return await anext(lists, None)
 
 
-async def _ahead(batches: AsyncGenerator[list[Opened], None]) -> AsyncGenerator[list[Opened], None]:
+async def _ahead(batches: AsyncGenerator[list[LogRecord], None]) -> AsyncGenerator[list[LogRecord], None]:
     """The same batches; the next one is read while one is worked on."""
     reading = asyncio.create_task(_next(batches))
     try:
@@ -220,7 +219,7 @@ async def _ahead(batches: AsyncGenerator[list[Opened], None]) -> AsyncGenerator[
         await batches.aclose()
 
 
-def _replayed(batch: list[Opened]) -> Replayed:
+def _replayed(batch: list[LogRecord]) -> Replayed:
     counts = [record.head.counts for record in batch]
     return Replayed(
         len(batch),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import asyncpg
 
-from projections.ledger.ledger import BANK, PENDING, POSTED
+from projections.model.book import BANK, PENDING, POSTED
 from projections.reconcile.tie_out import CACHED, EXACT, Details, Facts, Layers, Line, Report, Twin, Verdict
 from projections.store.tables import SCHEMA
 from runtime.operators.reconciliations import Key

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections.decode.changeset import Restated
+from projections.decode.changeset import FullResync
+from projections.decode.log_record import LogRecord, decode_record
 from projections.fold import opening_balances
-from projections.gate import check
-from projections.gate.check import Admitted, Opened
-from projections.gate.quarantine import Quarantined
+from projections.gate.check import AcceptedRecord
+from projections.gate.quarantine import QuarantineSpan
 from projections.ledger import override_rules
-from projections.ledger.ledger import BANK, POSTED, Posting
 from projections.matching import linked_items, transactions
 from projections.model import pg_copy
+from projections.model.book import BANK, POSTED, Posting
 from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, Review, Row, UnitOfWork
 from projections.store.tables import FOLD
 from runtime.kafka.reader import Position, Received
@@ -47,7 +47,7 @@ class GateState(NamedTuple):
 
     positions: dict[int, LockedPosition]
     items: dict[str, ItemRow]
-    quarantined: dict[str, list[Quarantined]]
+    quarantined: dict[str, list[QuarantineSpan]]
     known_ids: set[bytes]
     reviews: dict[bytes, Review]
 
@@ -95,7 +95,7 @@ async def read_gate_state(
     }
     quarantined = {
         row["wanted"]: [
-            Quarantined(start, redrive) for start, redrive in zip(row["first"], row["redrive"], strict=True)
+            QuarantineSpan(start, redrive) for start, redrive in zip(row["first"], row["redrive"], strict=True)
         ]
         for row in found
         if row["first"]
@@ -105,39 +105,39 @@ async def read_gate_state(
     return GateState(positions, known_items, quarantined, known_ids, reviews)
 
 
-async def read_withheld(connection: asyncpg.Connection, items: Collection[str]) -> dict[str, list[Opened]]:
+async def read_withheld(connection: asyncpg.Connection, items: Collection[str]) -> dict[str, list[LogRecord]]:
     """What is withheld of Items, in the order of the log."""
-    found: dict[str, list[Opened]] = {}
+    found: dict[str, list[LogRecord]] = {}
     for item_id, partition, offset, value in await connection.fetch(_WITHHELD, list(items)):
-        record = check.opened(Received(partition, offset, None, value, {}, 0))
+        record = decode_record(Received(partition, offset, None, value, {}, 0))
         key = user_key(record.head.user)
         found.setdefault(item_id, []).append(record._replace(received=record.received._replace(key=key)))
     return found
 
 
-async def load_rows(connection: asyncpg.Connection, working: UnitOfWork, admitted: Iterable[Admitted]) -> None:
+async def load_rows(connection: asyncpg.Connection, working: UnitOfWork, admitted: Iterable[AcceptedRecord]) -> None:
     """Fill the working set with all transactions that these records can touch."""
     wanted: dict[str, set[str]] = {}
     own_ids: set[bytes] = set()
     waiting: set[str] = set()
-    histories: list[tuple[ItemRow, Restated]] = []
+    histories: list[tuple[ItemRow, FullResync]] = []
     records = list(admitted)
-    if users := linked_items.users(records):
+    if users := linked_items.users_to_load(records):
         await _items(connection, working, users)
     for record in records:
-        item, said = record.item, record.said
+        item, changeset = record.item, record.changeset
         if item is None:
             continue
-        if said.edits:  # named by their own ids too: a transaction may live on under another Item by now
-            own_ids.update(edit.own for edit in said.edits)
-            wanted.setdefault(item.item_id, set()).update(edit.transaction_id for edit in said.edits)
+        if changeset.edits:  # named by their own ids too: a transaction may live on under another Item by now
+            own_ids.update(edit.own_id for edit in changeset.edits)
+            wanted.setdefault(item.item_id, set()).update(edit.transaction_id for edit in changeset.edits)
         if item.is_complete and not item.has_linked_items:
             continue
-        if said.transactions:
-            wanted.setdefault(item.item_id, set()).update(said.ids())
-        if said.whole is not None:
-            histories.append((item, said.whole))
-        if item.missing_rows and (said.whole is not None or said.decisions):
+        if changeset.transactions:
+            wanted.setdefault(item.item_id, set()).update(changeset.transaction_ids())
+        if changeset.full_resync is not None:
+            histories.append((item, changeset.full_resync))
+        if item.missing_rows and (changeset.full_resync is not None or changeset.decisions):
             waiting.add(item.item_id)
     if any(working.items[item_id].has_linked_items for item_id in wanted):
         own_ids |= await _moved(connection, working, _LINKS_BY_ID, *_listed(wanted))
@@ -157,10 +157,10 @@ async def load_rows(connection: asyncpg.Connection, working: UnitOfWork, admitte
             ),
         )
     if working.reviews or users:
-        await _candidates(connection, working, records, linked_items.related(working, records, users))
-    if opening := opening_balances.users(working, records):
+        await _candidates(connection, working, records, linked_items.related_users(working, records, users))
+    if opening := opening_balances.users_to_load(working, records):
         for row in await connection.fetch(_POSTED, list(opening)):
-            working.book.known(row["account"]).stored = int(row["posted"])
+            working.book.account_by_id(row["account"]).stored = int(row["posted"])
 
 
 async def _transactions(
@@ -196,14 +196,16 @@ async def _add_items(connection: asyncpg.Connection, working: UnitOfWork, item_i
 
 
 async def _candidates(
-    connection: asyncpg.Connection, working: UnitOfWork, records: Sequence[Admitted], users: set[int]
+    connection: asyncpg.Connection, working: UnitOfWork, records: Sequence[AcceptedRecord], users: set[int]
 ) -> None:
     """Add what new transactions may turn out to be, and what open reviews are about."""
-    reviewed = {own for review in working.reviews.values() for own in (review.own_id, *transactions.candidates(review))}
+    reviewed = {
+        own for review in working.reviews.values() for own in (review.own_id, *transactions.candidate_ids(review))
+    }
     if reviewed:
         await _add(connection, working, await connection.fetch(_TRANSACTIONS, list(reviewed), [], []))
     own_ids = set(reviewed)
-    if windows := linked_items.windows(working, records, users):
+    if windows := linked_items.date_windows(working, records, users):
         found = await connection.fetch(_IN_WINDOWS, *map(list, zip(*windows, strict=True)))
         await _add(connection, working, found)
         own_ids.update(row["own_id"] for row in found)
@@ -240,7 +242,7 @@ def _item(row: asyncpg.Record) -> ItemRow:
         zip(row["part_ids"] or (), zip(row["part_offsets"] or (), row["part_values"] or (), strict=True), strict=True)
     )
     item = ItemRow(row["wanted"], row["user_number"] or 0, row["partition"] or 0)
-    item.parts, item.parts_stored = parts, frozenset(parts)
+    item.chunks, item.stored_chunks = parts, frozenset(parts)
     item.gate = ItemGate(row["head"], row["user_number"], bool(row["unlinked"]), tuple(parts))
     item.is_complete = not row["transaction_rows"]
     item.accounts = {account["account_id"]: _account(account) for account in row["accounts"] or ()}
@@ -282,7 +284,7 @@ def _review(row: asyncpg.Record) -> Review:
         row["user_number"],
         row["item_id"],
         row["own_id"],
-        transactions.canonical(row["candidates"]),
+        transactions.canonical_candidates(row["candidates"]),
         row["reason"],
         row["changeset"],
         to_micros(row["known_at"]) or 0,
@@ -324,8 +326,8 @@ def _posting(row: asyncpg.Record, working: UnitOfWork) -> Posting:
     """What was posted, as it was posted, whatever today's code would make of the payload: so it is taken back."""
     amount = int(row["amount"])
     return Posting(
-        working.book.known(row["debit"]),
-        working.book.known(row["credit"]),
+        working.book.account_by_id(row["debit"]),
+        working.book.account_by_id(row["credit"]),
         amount,
         pg_copy.numeric(amount),
         row["currency"],

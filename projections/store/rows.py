@@ -14,19 +14,18 @@ from typing import Any
 import zstandard
 
 from projections.decode import transaction
-from projections.ledger import ledger
-from projections.ledger.ledger import LedgerAccount, Transfer
-from projections.model import pg_copy
+from projections.model import book, pg_copy
+from projections.model.book import LedgerAccount, Transfer
 from projections.model.unit_of_work import (
     AccountRow,
     AccountVersion,
-    Folded,
+    FoldedRecord,
     ItemRow,
     Review,
     Row,
     TransactionMatch,
+    TransactionVersion,
     UnitOfWork,
-    Version,
 )
 from schemas import money
 from schemas.encoding import codec
@@ -281,11 +280,11 @@ def copy_transfers(transfers: Iterable[Transfer]) -> Iterator[bytes]:
     """Rows of `ledger_transfers` for COPY."""
     join, number_and_user, int4, null = b"".join, _number_and_user, pg_copy.int4, pg_copy.NULL
     kinds: dict[tuple[str, str], bytes] = {}
-    where, tail = None, b""
+    context, tail = None, b""
     for one in transfers:
-        if one.where is not where:
-            where = one.where
-            tail = int4(where.partition) + pg_copy.int8(where.offset) + pg_copy.moment(where.known_at)
+        if one.context is not context:
+            context = one.context
+            tail = int4(context.partition) + pg_copy.int8(context.offset) + pg_copy.moment(context.known_at)
         kind = kinds.get((one.currency, one.layer))
         if kind is None:
             kind = kinds[one.currency, one.layer] = pg_copy.text(one.currency) + pg_copy.text(one.layer)
@@ -293,7 +292,7 @@ def copy_transfers(transfers: Iterable[Transfer]) -> Iterator[bytes]:
             (
                 _TRANSFER_START,
                 one.own_id,
-                number_and_user(4, one.number, 8, where.user),
+                number_and_user(4, one.number, 8, context.user),
                 _ID,
                 one.debit,
                 _ID,
@@ -350,7 +349,7 @@ def transaction_values(row: Row) -> Values:
 
 def transfer_values(transfer: Transfer) -> Values:
     """A row of `ledger_transfers`."""
-    where = transfer.where
+    where = transfer.context
     return (
         transfer.own_id,
         transfer.number,
@@ -370,8 +369,8 @@ def transfer_values(transfer: Transfer) -> Values:
 
 def ledger_account_values(account: LedgerAccount) -> Values:
     """A row of `ledger_accounts`."""
-    assert account.meaning is not None
-    return (account.id, *account.meaning)
+    assert account.spec is not None
+    return (account.id, *account.spec)
 
 
 def ledger_balance_values(working: UnitOfWork) -> list[Values]:
@@ -380,10 +379,10 @@ def ledger_balance_values(working: UnitOfWork) -> list[Values]:
     for account in sorted(working.book.accounts.values(), key=lambda account: account.id):
         if account.pending_debits or account.pending_credits:
             debits, credits_ = Decimal(account.pending_debits), Decimal(account.pending_credits)
-            added.append((account.id, ledger.PENDING, debits, credits_))
+            added.append((account.id, book.PENDING, debits, credits_))
         if account.posted_debits or account.posted_credits:
             debits, credits_ = Decimal(account.posted_debits), Decimal(account.posted_credits)
-            added.append((account.id, ledger.POSTED, debits, credits_))
+            added.append((account.id, book.POSTED, debits, credits_))
     return added
 
 
@@ -459,7 +458,7 @@ def item_values(row: ItemRow) -> Values:
     )
 
 
-def copy_versions(versions: Iterable[Version]) -> Iterator[bytes]:
+def copy_versions(versions: Iterable[TransactionVersion]) -> Iterator[bytes]:
     """Rows of `transaction_versions` for COPY."""
     raw, text, int8, moment_field = pg_copy.raw, pg_copy.text, pg_copy.int8, pg_copy.moment
     start = len(VERSION_COLUMNS).to_bytes(2, "big") + _ID
@@ -485,7 +484,7 @@ def copy_versions(versions: Iterable[Version]) -> Iterator[bytes]:
         )
 
 
-def version_values(one: Version) -> Values:
+def version_values(one: TransactionVersion) -> Values:
     """A row of `transaction_versions`."""
     return (
         one.own_id,
@@ -533,14 +532,14 @@ def review_values(one: Review) -> Values:
     )
 
 
-def changeset_values(folded: Folded, *, keeps_events: bool = True) -> Values:
+def changeset_values(folded: FoldedRecord, *, keeps_events: bool = True) -> Values:
     """A row of `changesets`. The redrive has the events of what it freed; there is nothing to keep for that itself."""
-    place = folded.place
+    place = folded.context
     kept = compress(folded.block) if keeps_events and folded.redriven_by is None else None
     return (
         place.partition,
         place.offset,
-        place.changeset,
+        place.changeset_id,
         folded.item_id,
         place.user,
         folded.kind,

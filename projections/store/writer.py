@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections.gate.check import Admission
+from projections.gate.check import GateResult
 from projections.model import pg_copy
 from projections.model.unit_of_work import TransactionMatch, UnitOfWork
 from projections.store import rows, upsert_sql
@@ -46,7 +46,7 @@ async def ensure_positions(connection: asyncpg.Connection | asyncpg.Pool, partit
 async def write(
     connection: asyncpg.Connection,
     working: UnitOfWork,
-    admission: Admission,
+    admission: GateResult,
     advanced: Sequence[NewPosition],
     checkpoints: Mapping[int, int],
     *,
@@ -63,7 +63,7 @@ async def write(
     else:
         small.append((upsert_sql.INSERT_TRANSACTIONS, map(rows.transaction_values, working.new)))
     changed = working.changed.values()
-    if ended := [row.own_id for row in changed if row.is_ended]:
+    if ended := [row.own_id for row in changed if row.is_merged]:
         # Each handed its id of Plaid's on, and the unique index may be shown the new holder first.
         await connection.execute(_HANDED_ON, ended)
     if len(changed) > ONE_STATEMENT_ROWS_MAX:
@@ -86,13 +86,13 @@ async def write(
 
 def _few(
     working: UnitOfWork,
-    admission: Admission,
+    admission: GateResult,
     advanced: Sequence[NewPosition],
     checkpoints: Mapping[int, int],
     published: Mapping[int, int],
 ) -> list[tuple[Target, Iterable[Values]]]:
     """The tables of which a batch touches few rows."""
-    described = [account for account in working.book.accounts.values() if account.meaning is not None]
+    described = [account for account in working.book.accounts.values() if account.spec is not None]
     new_parts, old_parts = _parts(working)
     return [
         (upsert_sql.LEDGER_ACCOUNTS, map(rows.ledger_account_values, described)),
@@ -103,13 +103,13 @@ def _few(
             upsert_sql.CHANGESETS,
             [
                 rows.changeset_values(
-                    folded, keeps_events=folded.place.offset >= published.get(folded.place.partition, 0)
+                    folded, keeps_events=folded.context.offset >= published.get(folded.context.partition, 0)
                 )
                 for folded in working.folded
             ],
         ),
         (upsert_sql.ACCOUNT_VERSIONS, map(rows.account_version_values, working.account_versions)),
-        (upsert_sql.LINKS, map(rows.link_values, _last(working.links))),
+        (upsert_sql.LINKS, map(rows.link_values, _last(working.matches))),
         (upsert_sql.REVIEWS, map(rows.review_values, working.changed_reviews.values())),
         (upsert_sql.NEW_CHUNKS, new_parts),
         (upsert_sql.OLD_CHUNKS, old_parts),
@@ -156,10 +156,10 @@ def _parts(working: UnitOfWork) -> tuple[list[Values], list[Values]]:
     new: list[Values] = []
     old: list[Values] = []
     for item in working.items.values():
-        for number, (offset, value) in item.parts.items():
-            if number not in item.parts_stored:
+        for number, (offset, value) in item.chunks.items():
+            if number not in item.stored_chunks:
                 new.append((item.item_id, number, offset, value))
-        old += [(item.item_id, number) for number in item.parts_stored if number not in item.parts]
+        old += [(item.item_id, number) for number in item.stored_chunks if number not in item.chunks]
     return new, old
 
 

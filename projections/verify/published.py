@@ -71,7 +71,7 @@ def equals_digest(found: Iterable[Received], digest: bytes, schemas: Mapping[int
             return None
         kind = record.headers.get("ce_type", b"").decode(errors="replace")
         block.append(NetEvent(kind, schema, b"", record.value[WIRE_BYTES:]))
-    return hashlib.sha256(public_events.encoded(block)).digest() == digest
+    return hashlib.sha256(public_events.encode_block(block)).digest() == digest
 
 
 def _position_of(wanted: Outgoing) -> Position:

@@ -13,9 +13,9 @@ from msgspec import Struct, field
 
 from projections.decode import transaction
 from projections.events import public_events
-from projections.ledger import ledger
-from projections.ledger.ledger import Book
 from projections.ledger.postings import posted
+from projections.model import book
+from projections.model.book import Book
 from projections.model.unit_of_work import Row
 from projections.store import rows
 from projections.verify.invariants import EXAMPLES_MAX, INVARIANTS
@@ -107,7 +107,7 @@ def _row(record: asyncpg.Record) -> Row:
         record["payload"],
         record["payload_schema"],
         None,
-        ledger.NOTHING,
+        book.NOTHING,
         0,
         0,
         0,
@@ -143,7 +143,7 @@ async def _events(connection: asyncpg.Connection) -> dict[str, Finding]:
         try:
             block = rows.decompress(row["events"])
             holds = hashlib.sha256(block).digest() == row["digest"]
-            holds = holds and len(public_events.decoded(block)) == row["net_events"]
+            holds = holds and len(public_events.decode_block(block)) == row["net_events"]
         except (zstandard.ZstdError, Quarantine, IndexError, ValueError):
             holds = False
         found.count(f"changeset {row['partition']}.{row['source_offset']}", holds=holds)
@@ -162,7 +162,7 @@ SELECT t.own_id, t.item_id, t.user_number, t.transaction_id, t.own_id_inherited,
 # Transfers of no transaction: those of openings.
 _UNNAMED = f"""
 SELECT l.own_id, count(*) AS found, min(l.changeset) AS changeset,
-       bool_and(l.effective = '-infinity' AND l.layer = '{ledger.POSTED}' AND l.reverses IS NULL) AS is_opening
+       bool_and(l.effective = '-infinity' AND l.layer = '{book.POSTED}' AND l.reverses IS NULL) AS is_opening
   FROM ledger_transfers l
  WHERE NOT EXISTS (SELECT FROM transactions t WHERE t.own_id = l.own_id) GROUP BY l.own_id"""
 

@@ -19,9 +19,9 @@ import msgspec
 from pydantic import SecretStr
 from rich.console import Console
 
-from projections.fold import redrive
-from projections.gate import check
-from projections.gate.check import GateCheck, Opened, Owners
+from projections.decode.log_record import LogRecord, cut_batches, decode_record, known_time
+from projections.fold.fold import fold
+from projections.gate.check import GateCheck, Owners
 from projections.model.unit_of_work import UnitOfWork
 from projections.projector import EVENTS_MAX
 from projections.store import loader, rows, writer
@@ -75,7 +75,7 @@ async def run_project(options: ProjectOptions) -> int:
             gc.freeze()
             gc.set_threshold(50_000)
             console.print("histories")
-            backfill = await _measured(connection, list(check.batches(history, EVENTS_MAX)))
+            backfill = await _measured(connection, list(cut_batches(history, EVENTS_MAX)))
             console.print("updates")
             trickle = await _measured(connection, [[record] for record in updates])
         finally:
@@ -88,7 +88,7 @@ async def run_project(options: ProjectOptions) -> int:
     return 0
 
 
-def _log(options: ProjectOptions) -> tuple[list[Opened], list[Opened]]:
+def _log(options: ProjectOptions) -> tuple[list[LogRecord], list[LogRecord]]:
     """Histories and updates, their heads read: that is done before a batch is cut."""
     log, each = GeneratedLog(), max(1, options.transactions // options.items)
     known_of = {user: transactions(each, user) for user in range(1, options.items + 1)}
@@ -101,7 +101,7 @@ def _log(options: ProjectOptions) -> tuple[list[Opened], list[Opened]]:
         fresh = transactions(UPDATE_ADDED, options.items + 1 + number)
         changed = [_changed(one, number) for one in known_of[user][number % each :][:UPDATE_MODIFIED]]
         log.update(user, fresh, changed, f"{number}.01")
-    opened = [check.opened(record) for record in log.records]
+    opened = [decode_record(record) for record in log.records]
     return opened[:count], opened[count:]
 
 
@@ -122,7 +122,7 @@ class _Clock:
         self.spent[name] += time.perf_counter() - began
 
 
-async def _measured(connection: asyncpg.Connection, batches: Sequence[Sequence[Opened]]) -> dict[str, Any]:
+async def _measured(connection: asyncpg.Connection, batches: Sequence[Sequence[LogRecord]]) -> dict[str, Any]:
     clock, count, records = _Clock(), 0, 0
     owned = owners({one.head.user for batch in batches for one in batch})
     for batch in batches:
@@ -141,7 +141,9 @@ async def _measured(connection: asyncpg.Connection, batches: Sequence[Sequence[O
     }
 
 
-async def _project(connection: asyncpg.Connection, batch: Sequence[Opened], owned: Owners, clock: _Clock) -> UnitOfWork:
+async def _project(
+    connection: asyncpg.Connection, batch: Sequence[LogRecord], owned: Owners, clock: _Clock
+) -> UnitOfWork:
     """What projections.projector does with a batch that nothing is wrong with, part by part."""
     last = batch[-1].received
     began = time.perf_counter()
@@ -153,17 +155,17 @@ async def _project(connection: asyncpg.Connection, batch: Sequence[Opened], owne
             moment = control.positions[0].known_at
             placed = []
             for one in batch:
-                moment = check.known_at(one, moment)
+                moment = known_time(one, moment)
                 placed.append(one._replace(known_at=moment))
             working = UnitOfWork()
             working.items, working.reviews = control.items, control.reviews
             keeper = GateCheck(items=working.items, quarantined={}, known_ids=set(), owners=owned, poisoned={})
-            outcome = keeper.admit(placed)
+            outcome = keeper.check(placed)
         with clock.part(READ):
-            await loader.load_rows(connection, working, outcome.every())
+            await loader.load_rows(connection, working, outcome.all_accepted())
         with clock.part(FOLD):
-            for record in outcome.admitted:
-                redrive.apply(working, record)
+            for record in outcome.accepted:
+                fold(working, record)
         encoding = _encoding_s(working)
         with clock.part(WRITE):
             advanced = NewPosition(0, last.offset + 1, checksum(last.value), moment)

@@ -103,7 +103,7 @@ async def due(connection: asyncpg.Connection, user: int) -> list[Position]:
     """The positions of all messages of a user, from tables that hold the net events of all changesets."""
     positions = []
     for row in await connection.fetch(_NET_EVENTS, user):
-        net = public_events.decoded(rows.decompress(row["events"]))
+        net = public_events.decode_block(rows.decompress(row["events"]))
         told = browser_messages.build_messages(net, item_id=row["item_id"], known_at=0)
         positions += [(row["source_offset"], message.event_index) for message in told]
     return positions

@@ -5,12 +5,12 @@ from contextlib import aclosing, asynccontextmanager
 
 import asyncpg
 
-from projections.decode.user_keys import Ownership
-from projections.gate import check
+from projections.decode.log_record import cut_batches, decode_record
 from projections.projector import EVENTS_MAX, Projector
 from projections.store import ddl, writer
 from projections.store.connection import Session
 from projections.store.grants import Roles
+from projections.user_keys import OwnerCache
 from projections.verify import digests
 from runtime.archive.log_reader import LogReader
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, server_settings
@@ -63,7 +63,7 @@ async def differing(settings: Settings, live: asyncpg.Connection) -> list[str]:
 
 
 async def _fold(settings: Settings, positions: Mapping[int, int]) -> None:
-    ownership = Ownership(Keyring(Vault(settings.master_key())))
+    ownership = OwnerCache(Keyring(Vault(settings.master_key())))
     session, log = Session(settings, schema=REPLAY, durable=False), LogReader(settings, CHANGESETS)
     projector = Projector(session, None, ownership, settings, version=NUMBER)
     await log.start()
@@ -71,9 +71,9 @@ async def _fold(settings: Settings, positions: Mapping[int, int]) -> None:
         for partition, end in positions.items():
             async with aclosing(log.read(partition, 0, end)) as lists:
                 async for records in lists:
-                    opened = [check.opened(record) for record in records]
+                    opened = [decode_record(record) for record in records]
                     for begin in range(0, len(opened), BATCH_RECORDS):
-                        for batch in check.batches(opened[begin : begin + BATCH_RECORDS], EVENTS_MAX):
+                        for batch in cut_batches(opened[begin : begin + BATCH_RECORDS], EVENTS_MAX):
                             await projector.project(batch)
     finally:
         await log.stop()

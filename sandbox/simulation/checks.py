@@ -179,7 +179,7 @@ def _chained(installation: Installation) -> Iterator[str]:
 
     A record is skipped rightly where it, or the one that stands before it, came without an answer or without a lease.
     """
-    counted = {(one.place.partition, one.place.offset) for one in installation.projection.memory.folded}
+    counted = {(one.context.partition, one.context.offset) for one in installation.projection.memory.folded}
     heads: dict[str, tuple[bytes, bool]] = {}
     for log in installation.broker.topic("changesets").records:
         for record in log:
@@ -197,7 +197,7 @@ def _chained(installation: Installation) -> Iterator[str]:
 
 def _published(installation: Installation, replayed: MemoryProjections) -> Iterator[str]:
     """Under the reader's rule each net event comes once and in order, in each topic."""
-    ordered = sorted(replayed.folded, key=lambda one: (one.place.partition, one.place.offset))
+    ordered = sorted(replayed.folded, key=lambda one: (one.context.partition, one.context.offset))
     wanted = build_records(changesets_with_events(ordered))
     for lane, outgoing in wanted.items():
         seen = _read(installation.broker.topic(lane.topic.name).records[lane.partition])

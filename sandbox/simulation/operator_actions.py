@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from projections.gate.quarantine import Quarantined
+from projections.gate.quarantine import QuarantineSpan
 from runtime.kafka.clients import Outgoing, partition_of
 from sandbox.simulation.engine.installation import PARTITIONS, Installation, keys_of, user_number
 from sandbox.simulator.bank.bank import Item
@@ -90,6 +90,6 @@ class Operator:
             self._installation.broker.topic("changesets").put(partition, Outgoing(user_key(user), value))
 
 
-def is_open(quarantines: Sequence[Quarantined]) -> bool:
+def is_open(quarantines: Sequence[QuarantineSpan]) -> bool:
     """Whether one of them is not redriven."""
     return any(quarantined.redrive is None for quarantined in quarantines)

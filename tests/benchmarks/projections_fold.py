@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from projections.decode import changeset
+from projections.decode.log_record import decode_record
 from projections.fold.fold import fold
-from projections.gate import check
-from projections.gate.check import GateCheck, Owners
+from projections.gate.check import AcceptedRecord, GateCheck, Owners
 from projections.model.unit_of_work import UnitOfWork
 from projections.publish import kafka_records
 from projections.publish.kafka_records import ChangesetEvents
@@ -35,20 +35,20 @@ class Bench:
         log.link("item")
         for begin in range(0, count, PER_CHANGESET):
             log.sync("item", *added(*self.said[begin : begin + PER_CHANGESET]))
-        self.opened = [check.opened(record) for record in log.records]
+        self.opened = [decode_record(record) for record in log.records]
         self.blocks = [changesets.unseal(record.envelope, keys_of(1)) for record in self.opened]
 
-    def admit(self) -> list[check.Admitted]:
+    def admit(self) -> list[AcceptedRecord]:
         """Gate, unseal, read."""
         owners = Owners({1: keys_of(1)}, {1: ("tenant", "user")})
         keeper = GateCheck(items={}, quarantined={}, known_ids=set(), owners=owners, poisoned={})
-        return keeper.admit(self.opened).admitted
+        return keeper.check(self.opened).accepted
 
     def folded(self) -> UnitOfWork:
         """Admit and fold."""
         working = UnitOfWork()
         for record in self.admit():
-            fold(working, record.item, record.opened.head, record.place, record.said)
+            fold(working, record)
         return working
 
 
@@ -57,7 +57,7 @@ def main(count: int, rounds: int = 10) -> None:
     bench = Bench(count)
     working = bench.folded()
     outbound = [
-        ChangesetEvents(0, folded.place.offset, folded.place.changeset, 1, "item", 0, folded.net_events)
+        ChangesetEvents(0, folded.context.offset, folded.context.changeset_id, 1, "item", 0, folded.net_events)
         for folded in working.folded
     ]
     gc.collect()
@@ -90,9 +90,9 @@ def _unchanged(bench: Bench, rounds: int) -> float:
     """What a modified transaction costs that says nothing new."""
     working = bench.folded()
     item = working.items.get("item") or next(row for row in working.changed_items.values())
-    said = changeset.read([codec.encode_events(modified(*bench.said))])
-    record = bench.admit()[-1]
-    return _best(lambda: fold(working, item, record.opened.head, record.place, said), rounds) / bench.count * 1e6
+    read = changeset.read([codec.encode_events(modified(*bench.said))])
+    record = bench.admit()[-1]._replace(item=item, changeset=read)
+    return _best(lambda: fold(working, record), rounds) / bench.count * 1e6
 
 
 def _best(work: Callable[[], Any], rounds: int) -> float:

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import asyncpg
 
-from projections.gate import check
-from projections.gate.check import Opened, Owners
+from projections.decode.log_record import LogRecord, decode_record
+from projections.gate.check import Owners
 from projections.projector import Projector
 from projections.publish.publisher import Committed
 from projections.store import writer
@@ -37,12 +37,12 @@ class Publisher:
         pass
 
 
-class Ownership:
+class OwnerCache:
     """Every user has a key and a name, save those above 1,000 (no key until restored) and 500 (a destroyed one)."""
 
     restored = False
 
-    async def of(self, _: object, users: Sequence[int]) -> Owners:
+    async def load(self, _: object, users: Sequence[int]) -> Owners:
         known_users = [user for user in users if self.restored or user < 1_000]
         return Owners(
             {user: keys_of(user) if user < 500 or user > 1_000 else None for user in known_users},
@@ -57,12 +57,12 @@ class Database:
         self.settings = Settings(postgres_dsn=dsn, **settings)  # type: ignore[arg-type]
         self.session = Session(self.settings)
         self.publisher = Publisher()
-        self.ownership = Ownership()
+        self.ownership = OwnerCache()
         self.projector = Projector(self.session, self.publisher, self.ownership, self.settings)  # type: ignore[arg-type]
         self.dsn = dsn
 
     async def project(self, records: Sequence[object], cuts: Sequence[int] = ()) -> None:
-        opened = [check.opened(record) for record in records]  # type: ignore[arg-type]
+        opened = [decode_record(record) for record in records]  # type: ignore[arg-type]
         for batch in cut(opened, cuts):
             await self.projector.project(batch)
 
@@ -81,7 +81,7 @@ class Database:
         return await digests.full_digest(await self.connection())
 
 
-def cut(opened: Sequence[Opened], cuts: Sequence[int]) -> Iterator[Sequence[Opened]]:
+def cut(opened: Sequence[LogRecord], cuts: Sequence[int]) -> Iterator[Sequence[LogRecord]]:
     begin = 0
     for end in [*sorted({at % (len(opened) + 1) for at in cuts}), len(opened)]:
         if end > begin:

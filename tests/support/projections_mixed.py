@@ -11,7 +11,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from projections.fold.opening_balances import COMPLETE
-from projections.gate.quarantine import Quarantined
+from projections.gate.quarantine import QuarantineSpan
 from runtime.kafka.reader import Received
 from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
@@ -89,7 +89,7 @@ class Story:
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.log = Log()
-        self.quarantined: dict[str, list[Quarantined]] = {}
+        self.quarantined: dict[str, list[QuarantineSpan]] = {}
         self._tellers: list[Teller] = []
         self._purchases: dict[int, Purchase] = {}
         self._made = 0
@@ -231,7 +231,7 @@ class Story:
         teller = self._teller(which)
         if any(one.redrive is None for one in self._known().quarantined.get(teller.item_id, ())):
             return
-        item_quarantine = Quarantined(len(self.log.records), None)
+        item_quarantine = QuarantineSpan(len(self.log.records), None)
         self.quarantined.setdefault(teller.item_id, []).append(item_quarantine)
         self._memory.quarantined.setdefault(teller.item_id, []).append(item_quarantine)
 

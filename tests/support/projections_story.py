@@ -3,7 +3,7 @@
 from typing import Any
 
 from projections.events import public_events
-from projections.events.public_events import TransactionSaid
+from projections.events.public_events import TransactionEvent
 from projections.model.unit_of_work import Row
 from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.ids import own_id
@@ -41,7 +41,7 @@ class Story:
         [row] = self.memory.rows.values()
         return row
 
-    def said(self) -> TransactionSaid:
+    def said(self) -> TransactionEvent:
         """The last net event."""
         return public_events.read_transaction(self.memory.folded[-1].net_events[-1].data)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from projections.gate.quarantine import Quarantined
+from projections.gate.quarantine import QuarantineSpan
 from schemas import events
 from schemas.log.records import Transaction
 from tests.support.projections_log import Log, account, added, balance, modified, removed, restated, transaction
@@ -50,7 +50,7 @@ class Trouble:
     """A log in which much goes wrong, and the quarantines that were stored before."""
 
     log: Log = field(default_factory=Log)
-    quarantined: dict[str, list[Quarantined]] = field(default_factory=dict)
+    quarantined: dict[str, list[QuarantineSpan]] = field(default_factory=dict)
     restated: dict[str, list[bytes]] = field(default_factory=dict)
 
     def act(self, act: str, number: int, variant: int) -> None:
@@ -114,7 +114,7 @@ def trouble(acts: list[Step], before: list[tuple[int, int]]) -> Trouble:
     for act in acts:
         made.act(*act)
     for number, offset in before:
-        made.quarantined[f"item{number}"] = [Quarantined(offset, None)]
+        made.quarantined[f"item{number}"] = [QuarantineSpan(offset, None)]
     return made
 
 

@@ -38,7 +38,7 @@ def of_memory(memory: MemoryProjections) -> Tables:
                 for row in memory.rows.values()
             ],
             "transfers": [
-                (one.own_id, one.number, one.debit, one.credit, one.amount, one.layer, one.reverses, one.where.offset)
+                (one.own_id, one.number, one.debit, one.credit, one.amount, one.layer, one.reverses, one.context.offset)
                 for one in memory.transfers
             ],
             "balances": [(*key, *value) for key, value in memory.balances.items()],
@@ -109,7 +109,7 @@ def of_memory(memory: MemoryProjections) -> Tables:
             ],
             "changesets": [
                 (
-                    one.place.offset,
+                    one.context.offset,
                     hashlib.sha256(one.block).digest(),
                     _plain(json.dumps(one.not_effective)),
                     one.redriven_by,

@@ -12,13 +12,13 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from projections.decode.user_keys import Ownership
-from projections.gate import check
+from projections.decode.log_record import decode_record
 from projections.projector import Projector
 from projections.rebuild.rebuild import Options, Result, rebuild
 from projections.store.connection import Session
 from projections.store.tables import NEXT, SCHEMA
 from projections.store.writer import ensure_positions
+from projections.user_keys import OwnerCache
 from projections.verify import digests
 from runtime.kafka import topics as cluster
 from runtime.kafka.clients import Appender, Outgoing
@@ -71,7 +71,7 @@ class World:
         self._projector = Projector(
             self._session,
             Publisher(),
-            Ownership(Keyring(Vault(KEY))),
+            OwnerCache(Keyring(Vault(KEY))),
             self.settings,  # type: ignore[arg-type]
         )
 
@@ -119,7 +119,7 @@ class World:
         """Append what is new, and fold it (or only these records) into the live version."""
         fresh = await self.append() if records is None else records
         for begin in range(0, len(fresh), BATCH):
-            await self._projector.project([check.opened(record) for record in fresh[begin : begin + BATCH]])
+            await self._projector.project([decode_record(record) for record in fresh[begin : begin + BATCH]])
 
     async def keep(self, *, retention_ms: str) -> None:
         """Give the topic a retention."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from projections.ledger.ledger import BANK, POSTED
+from projections.model.book import BANK, POSTED
 from projections.model.unit_of_work import AccountRow
 from projections.reconcile.diagnosis import named
 from projections.reconcile.tie_out import Details, Facts, Layers, Line, Report, Twin, Verdict, compared
@@ -261,7 +261,7 @@ def _moved(memory: MemoryProjections, row: AccountRow, currency: str, layer: str
         if (
             one.own_id != opening
             and one.layer == layer
-            and one.where.offset > since
+            and one.context.offset > since
             and bank in (one.debit, one.credit)
         ):
             found += _scaled(one.amount if one.debit == bank else -one.amount, memory.meanings[bank][4])

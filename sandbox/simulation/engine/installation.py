@@ -11,7 +11,7 @@ from typing import Any, cast
 import asyncpg
 
 from projections.gate.check import Owners
-from projections.gate.quarantine import Quarantined
+from projections.gate.quarantine import QuarantineSpan
 from runtime.kafka.clients import partition_of
 from runtime.scheduler import enqueue
 from runtime.scheduler.leases import FOLLOWER
@@ -219,7 +219,7 @@ class Installation:
         known = [user for user in sorted(users) if user in self._names and user not in self.unreadable]
         return Owners({user: keys_of(user) for user in known}, {user: self._names[user] for user in known})
 
-    def _quarantined(self, item_id: str, quarantined: Quarantined, reason: str) -> None:
+    def _quarantined(self, item_id: str, quarantined: QuarantineSpan, reason: str) -> None:
         """The projections set an Item aside or freed it: claims look at that."""
         is_open = quarantined.redrive is None
         self.hazards.counts["item_quarantined" if is_open else "item_redriven"] += 1

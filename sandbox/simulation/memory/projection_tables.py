@@ -8,23 +8,25 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import structs
 
-from projections.fold import opening_balances, redrive
-from projections.gate import check
-from projections.gate.check import Admission, Admitted, GateCheck, Opened, Owners
-from projections.gate.quarantine import Quarantined
-from projections.ledger.ledger import BANK, POSTED, Posting, Transfer
+from projections.decode.log_record import LogRecord, decode_record, known_time
+from projections.fold import opening_balances
+from projections.fold.fold import fold
+from projections.fold.redrive import fold_redrive
+from projections.gate.check import AcceptedRecord, GateCheck, GateResult, Owners
+from projections.gate.quarantine import QuarantineSpan
 from projections.matching import linked_items, transactions
 from projections.model import pg_copy
+from projections.model.book import BANK, POSTED, Posting, Transfer
 from projections.model.unit_of_work import (
     AccountRow,
     AccountVersion,
-    Folded,
+    FoldedRecord,
     ItemRow,
     Review,
     Row,
     TransactionMatch,
+    TransactionVersion,
     UnitOfWork,
-    Version,
 )
 from projections.store.rows import ledger_balance_values
 from runtime.kafka.reader import Received
@@ -43,7 +45,7 @@ class MemoryProjections:
     `quarantined`, `reasons` are primary, as in Postgres: a rebuild begins with those of the memory that it repeats.
     """
 
-    def __init__(self, owners: OwnersOf, *, quarantined: Mapping[str, Sequence[Quarantined]] | None = None) -> None:
+    def __init__(self, owners: OwnersOf, *, quarantined: Mapping[str, Sequence[QuarantineSpan]] | None = None) -> None:
         self._owners = owners
         self.items: dict[str, ItemRow] = {}
         self.rows: dict[bytes, Row] = {}
@@ -51,18 +53,18 @@ class MemoryProjections:
         self.transfers: list[Transfer] = []
         self.balances: dict[tuple[bytes, str], tuple[int, int]] = {}
         self.meanings: dict[bytes, tuple[object, ...]] = {}
-        self.versions: list[Version] = []
+        self.versions: list[TransactionVersion] = []
         self.account_versions: list[AccountVersion] = []
         self.links: dict[tuple[str, str], TransactionMatch] = {}
         self.reviews: dict[bytes, Review] = {}
-        self.folded: list[Folded] = []
+        self.folded: list[FoldedRecord] = []
         self.positions: dict[int, int] = {}
         self.known_at: dict[int, int] = {}
-        self.quarantined: dict[str, list[Quarantined]] = {
+        self.quarantined: dict[str, list[QuarantineSpan]] = {
             item: list(quarantines) for item, quarantines in (quarantined or {}).items()
         }
         self.reasons: dict[tuple[str, int], str] = {}
-        self.held: dict[str, list[Opened]] = {}
+        self.held: dict[str, list[LogRecord]] = {}
         self.verdicts: dict[str, int] = {}
 
     @property
@@ -93,7 +95,7 @@ class MemoryProjections:
         self._quarantine(outcome)
         self._write(working)
 
-    def _placed(self, records: Sequence[Received]) -> list[Opened]:
+    def _placed(self, records: Sequence[Received]) -> list[LogRecord]:
         positions, known_at, opened = dict(self.positions), dict(self.known_at), []
         for received in records:
             number, at = received.partition, positions.get(received.partition, 0)
@@ -101,15 +103,15 @@ class MemoryProjections:
                 continue
             if received.offset > at:
                 raise Halt(f"partition {number} goes on at {received.offset}, expected {at}: a gap")
-            record = check.opened(received)
+            record = decode_record(received)
             positions[number] = at + 1
-            known_at[number] = check.known_at(record, known_at.get(number, 0))
+            known_at[number] = known_time(record, known_at.get(number, 0))
             opened.append(record._replace(known_at=known_at[number]))
         return opened
 
     def _fold(
-        self, opened: Sequence[Opened], poisoned: Mapping[tuple[int, int], str]
-    ) -> tuple[UnitOfWork, Admission, tuple[tuple[int, int], str] | None]:
+        self, opened: Sequence[LogRecord], poisoned: Mapping[tuple[int, int], str]
+    ) -> tuple[UnitOfWork, GateResult, tuple[tuple[int, int], str] | None]:
         """Fold a batch; where one record's fold raises, say which and why instead."""
         heads = [record.head for record in opened]
         held = {
@@ -124,39 +126,39 @@ class MemoryProjections:
         keeper = GateCheck(
             items=working.items,
             quarantined=self.quarantined,
-            known_ids={folded.place.changeset for folded in self.folded} & free,
+            known_ids={folded.context.changeset_id for folded in self.folded} & free,
             owners=self._owners({head.user for head in heads}),
             poisoned=poisoned,
             withheld=held,
         )
-        outcome = keeper.admit(opened)
-        self._look_up_kin(working, list(outcome.every()))
-        self._look_up(working, outcome.every())
-        for user in opening_balances.users(working, outcome.every()):
+        outcome = keeper.check(opened)
+        self._look_up_kin(working, list(outcome.all_accepted()))
+        self._look_up(working, outcome.all_accepted())
+        for user in opening_balances.users_to_load(working, outcome.all_accepted()):
             for (account, layer), (debits, credits_) in self.balances.items():
                 if layer == POSTED and self.meanings[account][:2] == (user, BANK):
-                    working.book.known(account).stored = debits - credits_
-        for one in outcome.admitted:
+                    working.book.account_by_id(account).stored = debits - credits_
+        for one in outcome.accepted:
             try:
-                redrive.apply(working, one)
+                (fold_redrive if one.redriven else fold)(working, one)
             except Halt:
                 raise
             except Exception as error:
                 if one.item is None:
                     raise
-                received = one.opened.received
+                received = one.log_record.received
                 return working, outcome, ((received.partition, received.offset), reason(error))
         return working, outcome, None
 
-    def _quarantine(self, outcome: Admission) -> None:
+    def _quarantine(self, outcome: GateResult) -> None:
         for ended in outcome.ended:
             quarantines = self.quarantined[ended.item_id]
-            quarantines[quarantines.index(Quarantined(ended.first_offset, None))] = Quarantined(
+            quarantines[quarantines.index(QuarantineSpan(ended.first_offset, None))] = QuarantineSpan(
                 ended.first_offset, ended.redrive
             )
         for item_quarantine in outcome.quarantines:
             self.quarantined.setdefault(item_quarantine.item_id, []).append(
-                Quarantined(item_quarantine.first_offset, item_quarantine.redrive)
+                QuarantineSpan(item_quarantine.first_offset, item_quarantine.redrive)
             )
             self.reasons[item_quarantine.item_id, item_quarantine.first_offset] = item_quarantine.reason
         for freed in outcome.freed:
@@ -167,11 +169,11 @@ class MemoryProjections:
     def _item(self, item_id: str) -> ItemRow:
         item = copy.copy(self.items[item_id])
         item.by_id, item.own_ids, item.accounts, item.moved = {}, set(), {}, {}
-        item.parts = dict(item.parts)
+        item.chunks = dict(item.chunks)
         item.is_complete = not item.transaction_rows
         return item
 
-    def _look_up(self, working: UnitOfWork, admitted: Iterable[Admitted]) -> None:
+    def _look_up(self, working: UnitOfWork, admitted: Iterable[AcceptedRecord]) -> None:
         for one in admitted:
             item = one.item
             if item is None:
@@ -179,12 +181,12 @@ class MemoryProjections:
             for (item_id, account_id), account in self.accounts.items():
                 if item_id == item.item_id and account_id not in item.accounts:
                     item.accounts[account_id] = copy.copy(account)
-            if one.said.edits:
+            if one.changeset.edits:
                 self._look_up_edited(working, one)
             if item.is_complete:
                 continue
-            needs_all = bool(one.said.histories or one.said.decisions)
-            wanted = set(one.said.ids())
+            needs_all = bool(one.changeset.full_resyncs or one.changeset.decisions)
+            wanted = set(one.changeset.transaction_ids())
             own_ids = {own_id(name, salt=item.item_id.encode()) for name in wanted}
             for row in self.rows.values():
                 if row.item_id != item.item_id or row.own_id in item.own_ids:
@@ -192,9 +194,9 @@ class MemoryProjections:
                 if needs_all or row.own_id in own_ids or (row.own_id_inherited and row.transaction_id in wanted):
                     item.add(self._row(row, working))
 
-    def _look_up_kin(self, working: UnitOfWork, records: Sequence[Admitted]) -> None:
+    def _look_up_kin(self, working: UnitOfWork, records: Sequence[AcceptedRecord]) -> None:
         """All Items of users who may have kin, and all transactions of those who do or have an open review."""
-        users = linked_items.users(records)
+        users = linked_items.users_to_load(records)
         concerned = users | {record.item.user for record in records if record.item is not None}
         working.reviews = {
             one.id: copy.copy(one) for one in self.reviews.values() if one.user in concerned and one.state == "open"
@@ -206,7 +208,7 @@ class MemoryProjections:
         for (item_id, account_id), account in self.accounts.items():
             if item_id in working.items:
                 working.items[item_id].accounts[account_id] = copy.copy(account)
-        whole = reviewed | linked_items.related(working, records, users)
+        whole = reviewed | linked_items.related_users(working, records, users)
         for row in self.rows.values():
             if row.user in whole and row.item_id in working.items:
                 working.items[row.item_id].add(self._row(row, working))
@@ -223,11 +225,11 @@ class MemoryProjections:
                 working.items[link.item_id].moved[link.transaction_id] = link.own_id
             working.items[link.item_id].own_ids.add(link.own_id)
 
-    def _look_up_edited(self, working: UnitOfWork, one: Admitted) -> None:
-        own_ids = {edit.own for edit in one.said.edits}
-        names = {edit.transaction_id for edit in one.said.edits}
+    def _look_up_edited(self, working: UnitOfWork, one: AcceptedRecord) -> None:
+        own_ids = {edit.own_id for edit in one.changeset.edits}
+        names = {edit.transaction_id for edit in one.changeset.edits}
         for row in self.rows.values():
-            if row.own_id in own_ids or (row.item_id == one.opened.head.item_id and row.transaction_id in names):
+            if row.own_id in own_ids or (row.item_id == one.log_record.head.item_id and row.transaction_id in names):
                 if row.item_id not in working.items:
                     working.items[row.item_id] = self._item(row.item_id)
                 if row.own_id not in working.items[row.item_id].own_ids:
@@ -249,17 +251,17 @@ class MemoryProjections:
         self.transfers += working.book.transfers
         self.versions += working.versions
         self.account_versions += working.account_versions
-        self.links.update({(one.item_id, one.transaction_id): one for one in working.links})
+        self.links.update({(one.item_id, one.transaction_id): one for one in working.matches})
         self.reviews.update({one.id: copy.copy(one) for one in working.changed_reviews.values()})
         for account, layer, debits, credits_ in ledger_balance_values(working):
             before = self.balances.get((account, layer), (0, 0))
             self.balances[account, layer] = (before[0] + int(debits), before[1] + int(credits_))
         for ledger_account in working.book.accounts.values():
-            if ledger_account.meaning is not None:
-                assert self.meanings.setdefault(ledger_account.id, ledger_account.meaning) == ledger_account.meaning
+            if ledger_account.spec is not None:
+                assert self.meanings.setdefault(ledger_account.id, ledger_account.spec) == ledger_account.spec
         self.accounts.update({key: copy.copy(row) for key, row in working.changed_accounts.items()})
         for item_id, item in working.items.items():
-            if item_id in working.changed_items or item.parts or item_id in self.items:
+            if item_id in working.changed_items or item.chunks or item_id in self.items:
                 self.items[item_id] = item
         self.folded += working.folded
 
@@ -298,8 +300,8 @@ class MemoryProjections:
                     one.layer,
                     one.reverses,
                     one.effective,
-                    one.where.offset,
-                    one.where.known_at,
+                    one.context.offset,
+                    one.context.known_at,
                 )
                 for one in self.transfers
             ),
@@ -333,7 +335,7 @@ class MemoryProjections:
                     row.linked_at,
                     row.last_sync_at,
                     row.known_at,
-                    tuple(row.parts),
+                    tuple(row.chunks),
                     row.head_offset,
                     row.missing_rows,
                     row.missing_changeset_id,
@@ -348,9 +350,9 @@ class MemoryProjections:
             "reviews": sorted(structs.astuple(row) for row in self.reviews.values()),
             "events": sorted(
                 (
-                    one.place.partition,
-                    one.place.offset,
-                    one.place.known_at,
+                    one.context.partition,
+                    one.context.offset,
+                    one.context.known_at,
                     one.block,
                     tuple(one.counts.items()),
                     tuple(one.not_effective.items()),
@@ -367,8 +369,8 @@ class MemoryProjections:
 
 def _posting(one: Transfer, working: UnitOfWork) -> Posting:
     return Posting(
-        working.book.known(one.debit),
-        working.book.known(one.credit),
+        working.book.account_by_id(one.debit),
+        working.book.account_by_id(one.credit),
         one.amount,
         pg_copy.numeric(one.amount),
         one.currency,

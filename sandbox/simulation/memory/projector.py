@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from projections.gate.quarantine import Quarantined
+from projections.gate.quarantine import QuarantineSpan
 from projections.publish.kafka_records import ChangesetEvents, changesets_with_events
 from projections.publish.outbox import ROWS_MAX
 from projections.publish.publisher import Committed, Publisher
@@ -22,11 +22,11 @@ class Projection:
     """Tables of the projections with their positions and checkpoints; a commit is whole or not at all."""
 
     def __init__(
-        self, owners: OwnersOf, *, on_quarantined: Callable[[str, Quarantined, str], None] = lambda *_: None
+        self, owners: OwnersOf, *, on_quarantined: Callable[[str, QuarantineSpan, str], None] = lambda *_: None
     ) -> None:
         self.memory = MemoryProjections(owners)
         self._on_quarantined = on_quarantined
-        self._told: set[tuple[str, Quarantined]] = set()
+        self._told: set[tuple[str, QuarantineSpan]] = set()
         self.positions: dict[int, int] = {}
         self.checkpoints: dict[int, int] = {}
         self._placed: dict[int, list[ChangesetEvents]] = {}

@@ -314,7 +314,7 @@ async def test_what_a_redrive_freed_is_told_of_the_pass_that_fetched_it(api: Api
 
 def said_event(changeset: bytes) -> bytes:
     """A transaction's event that a changeset said."""
-    common = public_events.envelope(tenant="a", user_id="ada", item_id="i", known_at=0, changeset=changeset)
+    common = public_events.common_fields(tenant="a", user_id="ada", item_id="i", known_at=0, changeset=changeset)
     return public_events.first_transaction_event(common, b"o" * 16, b"")
 
 

@@ -79,7 +79,7 @@ async def expected(tables: asyncpg.Connection) -> dict[str, list[tuple[int, int,
     topic_of = {kind: topic.name for topic in PUBLIC for kind in topic.event_types}
     found: dict[str, list[tuple[int, int, int]]] = {topic.name: [] for topic in PUBLIC}
     for row in await tables.fetch("SELECT partition, source_offset, events FROM reads.changesets"):
-        for place, event in enumerate(public_events.decoded(rows.decompress(row["events"]))):
+        for place, event in enumerate(public_events.decode_block(rows.decompress(row["events"]))):
             found[topic_of[event.type]].append((row["partition"], row["source_offset"], place))
     found[PUSH.name] = sorted(place for places in found.values() for place in places)
     return {topic: sorted(places) for topic, places in found.items()}

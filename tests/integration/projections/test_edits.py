@@ -97,7 +97,7 @@ async def _assert_same(database: Database, memory: MemoryProjections) -> None:
     ]
     told = await connection.fetch("SELECT source_offset, events FROM reads.changesets ORDER BY source_offset")
     assert [(row["source_offset"], rows.decompress(row["events"])) for row in told] == [
-        (one.place.offset, one.block) for one in sorted(memory.folded, key=lambda one: one.place.offset)
+        (one.context.offset, one.block) for one in sorted(memory.folded, key=lambda one: one.context.offset)
     ]
 
 

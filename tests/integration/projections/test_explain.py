@@ -56,7 +56,7 @@ async def test_history_tells_what_the_events_told(
     connection = await database.connection()
     told: dict[bytes, dict[int, tuple[str, list[str], int]]] = {}
     for row in await connection.fetch("SELECT source_offset, events FROM reads.changesets ORDER BY source_offset"):
-        for event in public_events.decoded(decompress(row["events"])):
+        for event in public_events.decode_block(decompress(row["events"])):
             if event.type.startswith("transaction."):
                 said = public_events.read_transaction(event.data)
                 told.setdefault(event.entity, {})[said.version] = (event.type, said.changed, row["source_offset"])

@@ -90,7 +90,7 @@ async def test_a_tip_is_three_transfers_and_counts_once(api: Api) -> None:
 async def test_balances_are_what_the_bank_reported_and_what_came_since(api: Api) -> None:
     found = await balances(api)
 
-    # Opened at 1000.5 with the first sync; since then 48 posted, 7 came back, and 10.01 became 11.
+    # LogRecord at 1000.5 with the first sync; since then 48 posted, 7 came back, and 10.01 became 11.
     assert found["checking", "USD"] == ("asset", "958.51", "0")
     assert found["card", "USD"] == ("liability", "-12.34", "0")
     assert found["card", "JPY"] == ("liability", "-700", "0")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from projections.decode.log_record import LogRecord, decode_record
 from projections.fold import full_resync
-from projections.gate import check
 from projections.publish import kafka_records, retention
 from projections.publish.outbox import Outbox
 from projections.read import queries
@@ -136,7 +136,9 @@ async def _is_the_memorys(database: Database, trouble: Trouble) -> None:
         for row in await connection.fetch(
             "SELECT source_offset, id, net_events, redriven_by FROM projection.changesets ORDER BY 1"
         )
-    ] == sorted((one.place.offset, one.place.changeset, len(one.net_events), one.redriven_by) for one in memory.folded)
+    ] == sorted(
+        (one.context.offset, one.context.changeset_id, len(one.net_events), one.redriven_by) for one in memory.folded
+    )
     assert [
         tuple(row)
         for row in await connection.fetch(
@@ -457,7 +459,7 @@ async def test_two_projectors_redrive_once(postgres: Postgres, template: str) ->
         other = Database(one.dsn)
         await quarantine(one, "A", 1)
         try:
-            opened: Sequence[check.Opened] = [check.opened(record) for record in log.records]
+            opened: Sequence[LogRecord] = [decode_record(record) for record in log.records]
             await asyncio.gather(one.projector.project(opened), other.projector.project(opened))
         finally:
             await other.session.close()

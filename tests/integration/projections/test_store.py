@@ -9,9 +9,11 @@ from asyncpg.exceptions import InternalClientError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from projections import projector
+from projections.decode.log_record import decode_record
 from projections.events import public_events
-from projections.fold import redrive
 from projections.gate import check
+from projections.gate.check import AcceptedRecord
 from projections.model.unit_of_work import ItemRow, UnitOfWork
 from projections.publish import retention
 from projections.publish.retention import Expiry
@@ -158,14 +160,14 @@ async def test_whatever_the_fold_of_one_record_raises_quarantines_its_item(
     log = Log()
     for number in range(5):
         log.link(f"I{number}")
-    fold = redrive.fold
+    fold = projector.fold
 
-    def failing(working: UnitOfWork, item: ItemRow | None, *rest: object) -> object:
-        if item is not None and item.item_id in ("I1", "I3"):
+    def failing(work: UnitOfWork, record: AcceptedRecord) -> object:
+        if record.item is not None and record.item.item_id in ("I1", "I3"):
             raise ZeroDivisionError("with what the bank said in it")
-        return fold(working, item, *rest)  # type: ignore[arg-type]
+        return fold(work, record)
 
-    monkeypatch.setattr(redrive, "fold", failing)
+    monkeypatch.setattr(projector, "fold", failing)
     await database.project(log.records)
 
     connection = await database.connection()
@@ -247,7 +249,7 @@ async def test_a_row_that_cannot_be_encoded_quarantines_its_item(
 
 
 async def run(database: Database, records: Sequence[Received]) -> None:
-    await asyncio.wait_for(database.projector.patiently([check.opened(record) for record in records]), 60.0)
+    await asyncio.wait_for(database.projector.patiently([decode_record(record) for record in records]), 60.0)
 
 
 @pytest.mark.parametrize("table", ["items", "accounts", "transactions"])
@@ -429,7 +431,7 @@ async def test_two_projectors_on_one_partition_write_each_record_once(postgres: 
     async with fresh(postgres, "raced") as one, fresh(postgres, "alone") as alone:
         other = Database(one.dsn)
         try:
-            opened = [check.opened(record) for record in log.records]
+            opened = [decode_record(record) for record in log.records]
             for number in range(len(opened)):  # each has all records that the other may have written meanwhile
                 batch = opened[: number + 1]
                 await asyncio.gather(one.projector.project(batch), other.projector.project(batch))
@@ -461,6 +463,6 @@ async def test_the_block_of_events_is_kept_as_it_was_published(database: Databas
         "SELECT events, net_events FROM reads.changesets ORDER BY source_offset"
     )
     handed = database.publisher.committed[0].changesets
-    assert [public_events.decoded(rows.decompress(row["events"])) for row in stored] == [
+    assert [public_events.decode_block(rows.decompress(row["events"])) for row in stored] == [
         one.net_events for one in handed
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from projections.gate import check
+from projections.decode.log_record import decode_record
 from projections.projector import Projector
 from projections.rebuild import swap as versions_swap
 from projections.rebuild import versions
@@ -49,7 +49,7 @@ class Beside:
 
     async def replayed(self, records: Sequence[Received]) -> None:
         """Fold records into the other version."""
-        await self.replay.project([check.opened(record) for record in records])
+        await self.replay.project([decode_record(record) for record in records])
 
     async def swap(self, *, differs: bool = False, patience_s: float = 20.0) -> versions_swap.Swapped:
         """Swap with a version that is where the live one is."""

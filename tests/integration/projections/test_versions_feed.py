@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 import asyncpg
 import pytest
 
-from projections.consumer import Feeder
-from projections.gate import check
+from projections.consumer import Consumer
+from projections.decode.log_record import decode_record
 from projections.rebuild import versions
 from projections.rebuild.versions import NotSwapped
 from projections.store.tables import FOLD, OLD, SCHEMA
@@ -25,12 +25,12 @@ class Fed:
         self.database, self.log, self.pool = database, log, pool
         self.feeder = self.made()
 
-    def made(self) -> Feeder:
+    def made(self) -> Consumer:
         live = self.database.live
-        return Feeder(live.settings, pool=self.pool, publisher=live.publisher, ownership=live.ownership)  # type: ignore[arg-type]
+        return Consumer(live.settings, pool=self.pool, publisher=live.publisher, ownership=live.ownership)  # type: ignore[arg-type]
 
     async def feed(self, records: Sequence[Received]) -> None:
-        await asyncio.wait_for(self.feeder.feed([check.opened(record) for record in records]), 30)
+        await asyncio.wait_for(self.feeder.feed([decode_record(record) for record in records]), 30)
 
     def sync(self, number: int) -> Received:
         return self.log.sync("item", *added(transaction(f"more-{number}", "7")))

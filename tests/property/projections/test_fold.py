@@ -106,8 +106,8 @@ def test_a_reader_of_the_events_alone_ends_with_the_same_rows(steps: list[Step],
     versions: dict[str, int] = defaultdict(int)
     ids: set[str] = set()
     for one in memory.folded:
-        for event in public_events.decoded(one.block):
-            ids.add(f"{one.place.changeset.hex()}{event.type}{event.entity.hex()}")
+        for event in public_events.decode_block(one.block):
+            ids.add(f"{one.context.changeset_id.hex()}{event.type}{event.entity.hex()}")
             if event.schema != catalogue.TRANSACTION_EVENT:
                 continue
             said = public_events.read_transaction(event.data)

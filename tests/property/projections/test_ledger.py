@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projections.ledger.ledger import PENDING, POSTED
+from projections.model.book import PENDING, POSTED
 from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import money
 from schemas.encoding import codec

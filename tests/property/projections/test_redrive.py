@@ -61,7 +61,7 @@ def test_a_rebuild_with_the_stored_quarantines_gives_the_same(trouble: Trouble, 
 def test_each_record_is_folded_once_or_withheld(trouble: Trouble, cuts: list[int]) -> None:
     memory = folded(trouble, cuts)
 
-    places = Counter(one.place.offset for one in memory.folded)
+    places = Counter(one.context.offset for one in memory.folded)
     places.update(offset for _, offset in memory.withheld)
     assert not places or max(places.values()) == 1
     for item, offset in memory.withheld:
@@ -110,7 +110,7 @@ def test_the_ledger_says_what_the_rows_say(trouble: Trouble, cuts: list[int]) ->
 
 
 def _said_by(event: NetEvent) -> str:
-    return public_events.said_by(event).hex()
+    return public_events.changeset_id_of(event).hex()
 
 
 def _amount(payload: bytes) -> float:

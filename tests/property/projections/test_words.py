@@ -125,7 +125,9 @@ def test_an_event_cut_from_the_logs_bytes_is_what_fastavro_writes(
     said: Transaction, previous: Transaction | None, version: int, known_at: int
 ) -> None:
     own_id, changeset = b"o" * 16, b"c" * 16
-    common = public_events.envelope(tenant="té", user_id="u" * 70, item_id="A", known_at=known_at, changeset=changeset)
+    common = public_events.common_fields(
+        tenant="té", user_id="u" * 70, item_id="A", known_at=known_at, changeset=changeset
+    )
     changed = ["amount", "date"] if previous else []
     before = None if previous is None else codec.encode(previous)
 

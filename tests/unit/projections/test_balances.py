@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from projections.events import public_events
-from projections.events.public_events import BalanceSaid
+from projections.events.public_events import BalanceEvent
 from projections.model.unit_of_work import AccountRow
 from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.encoding import codec
@@ -29,17 +29,17 @@ class Reports:
         self.memory = MemoryProjections(owners)
         self.memory.project([self.log.link("A")])
 
-    def cached(self, current: str, **payload: str) -> list[BalanceSaid]:
+    def cached(self, current: str, **payload: str) -> list[BalanceEvent]:
         """A sync reports it. Gives what was told of it."""
         said = balance(account(current=current, **payload))
         return self._project(self.log.sync("A", *said))
 
-    def realtime(self, current: str, **payload: str) -> list[BalanceSaid]:
+    def realtime(self, current: str, **payload: str) -> list[BalanceEvent]:
         """The bank was asked."""
         said = balance(account(current=current, **payload), realtime=True)
         return self._project(self.log.free("A", said, type=gate.BALANCE))
 
-    def _project(self, record: object) -> list[BalanceSaid]:
+    def _project(self, record: object) -> list[BalanceEvent]:
         self.memory.project([record])  # type: ignore[list-item]
         net = self.memory.folded[-1].net_events
         assert {event.type for event in net} <= {BALANCE_UPDATED}

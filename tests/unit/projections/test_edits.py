@@ -13,20 +13,22 @@ NOTE = '{"reason":"rent May","payee":null}'
 
 
 def test_fields_are_kept_with_the_offset_that_said_them_in_one_canonical_form() -> None:
-    one = override_rules.applied(override_rules.applied(None, {"notes": "é", "category": "B"}, 3), {"category": "A"}, 5)
+    one = override_rules.apply_edit(
+        override_rules.apply_edit(None, {"notes": "é", "category": "B"}, 3), {"category": "A"}, 5
+    )
 
     assert one == '{"category":{"at":5,"value":"A"},"notes":{"at":3,"value":"é"}}'
     assert override_rules.canonical(json.dumps(json.loads(one), indent=1)) == one
 
 
 def test_null_clears_and_an_empty_text_is_a_value() -> None:
-    fields = override_rules.applied(
-        override_rules.applied(None, {"category": "A", "notes": "x"}, 1), {"category": None, "notes": ""}, 2
+    fields = override_rules.apply_edit(
+        override_rules.apply_edit(None, {"category": "A", "notes": "x"}, 1), {"category": None, "notes": ""}, 2
     )
 
     assert override_rules.values(fields) == {"notes": ""}
-    assert override_rules.said(fields) == '{"notes":""}'
-    assert override_rules.said(override_rules.applied(None, {"category": None}, 1)) is None
+    assert override_rules.values_json(fields) == '{"notes":""}'
+    assert override_rules.values_json(override_rules.apply_edit(None, {"category": None}, 1)) is None
 
 
 def test_the_longest_words_of_however_many_rows_that_are_one_leave_room_for_the_next() -> None:
@@ -41,17 +43,17 @@ def test_the_longest_words_of_however_many_rows_that_are_one_leave_room_for_the_
     fields: str | None = None
     for number in range(8):
         notes = f"{number}" + wide * (edit_fields.NOTES_CHARS_MAX - 1)
-        fields = override_rules.merged(fields, override_rules.applied(None, {**longest, "notes": notes}, number))
+        fields = override_rules.merge(fields, override_rules.apply_edit(None, {**longest, "notes": notes}, number))
 
-    said = override_rules.values(override_rules.applied(fields, {**longest, "category": "next"}, 9))
+    said = override_rules.values(override_rules.apply_edit(fields, {**longest, "category": "next"}, 9))
 
     assert said["category"] == "next"
 
 
 def test_fields_of_later_versions_are_kept() -> None:
-    later = override_rules.applied(None, {"mood": {"deep": ["kept", 1, True, None]}}, 1)
+    later = override_rules.apply_edit(None, {"mood": {"deep": ["kept", 1, True, None]}}, 1)
 
-    assert override_rules.values(override_rules.applied(later, {"name": "N"}, 2)) == {
+    assert override_rules.values(override_rules.apply_edit(later, {"name": "N"}, 2)) == {
         "mood": {"deep": ["kept", 1, True, None]},
         "name": "N",
     }
@@ -60,25 +62,27 @@ def test_fields_of_later_versions_are_kept() -> None:
 @pytest.mark.parametrize("value", [1.5, ["a\0"], {"\ud800": 1}])
 def test_what_no_row_could_hold_byte_for_byte_is_refused(value: object) -> None:
     with pytest.raises(Quarantine):
-        override_rules.applied(None, {"later": value}, 1)
+        override_rules.apply_edit(None, {"later": value}, 1)
 
 
 def test_changed_names_the_fields_whose_value_differs() -> None:
-    before = override_rules.applied(None, {"category": "A", "hidden": True, "tags": ["x"]}, 1)
-    after = override_rules.applied(before, {"category": "A", "hidden": 1, "tags": None, "notes": None, "name": "N"}, 2)
+    before = override_rules.apply_edit(None, {"category": "A", "hidden": True, "tags": ["x"]}, 1)
+    after = override_rules.apply_edit(
+        before, {"category": "A", "hidden": 1, "tags": None, "notes": None, "name": "N"}, 2
+    )
 
     assert before != after
-    assert override_rules.changed(before, after) == ["hidden", "name", "tags"]
-    assert override_rules.changed(None, override_rules.applied(None, {"name": None}, 1)) == []
+    assert override_rules.changed_fields(before, after) == ["hidden", "name", "tags"]
+    assert override_rules.changed_fields(None, override_rules.apply_edit(None, {"name": None}, 1)) == []
 
 
 def test_two_rows_that_are_one_keep_the_later_word_of_each_field_and_the_notes_of_both() -> None:
-    older = override_rules.applied(
-        override_rules.applied(None, {"category": "A", "notes": "first"}, 1), {"tags": ["old"]}, 9
+    older = override_rules.apply_edit(
+        override_rules.apply_edit(None, {"category": "A", "notes": "first"}, 1), {"tags": ["old"]}, 9
     )
-    younger = override_rules.applied(None, {"category": "B", "notes": "second", "tags": ["new"], "hidden": True}, 5)
+    younger = override_rules.apply_edit(None, {"category": "B", "notes": "second", "tags": ["new"], "hidden": True}, 5)
 
-    both = override_rules.merged(older, younger)
+    both = override_rules.merge(older, younger)
 
     assert override_rules.values(both) == {
         "category": "B",
@@ -88,18 +92,18 @@ def test_two_rows_that_are_one_keep_the_later_word_of_each_field_and_the_notes_o
     }
     assert (
         both
-        == override_rules.merged(younger, older)
-        == override_rules.merged(both, younger)
-        == override_rules.merged(older, both)
+        == override_rules.merge(younger, older)
+        == override_rules.merge(both, younger)
+        == override_rules.merge(older, both)
     )
-    assert override_rules.merged(None, older) == override_rules.merged(older, None) == older
+    assert override_rules.merge(None, older) == override_rules.merge(older, None) == older
 
 
 def test_a_later_clearing_is_the_later_word_of_two_rows_too() -> None:
-    older = override_rules.applied(None, {"category": "A"}, 1)
-    cleared = override_rules.applied(None, {"category": None}, 2)
+    older = override_rules.apply_edit(None, {"category": "A"}, 1)
+    cleared = override_rules.apply_edit(None, {"category": None}, 2)
 
-    assert override_rules.values(override_rules.merged(older, cleared)) == {}
+    assert override_rules.values(override_rules.merge(older, cleared)) == {}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from projections.events import public_events
-from projections.events.public_events import BalanceSaid, ItemSaid
+from projections.events.public_events import BalanceEvent, ItemEvent
 from schemas import events
 from schemas.events import ITEM_STATE_CHANGED, ITEM_UNLINKED
 from schemas.log import gate
@@ -240,7 +240,7 @@ def test_a_balance_is_updated_only_when_the_words_of_its_source_differ(story: St
     assert story.say(*balance(account(current="100"))) == []
     assert story.say(*balance(account(current="80"))) == [events.BALANCE_UPDATED]
 
-    said: BalanceSaid = public_events.read_balance(story.memory.folded[-1].net_events[0].data)
+    said: BalanceEvent = public_events.read_balance(story.memory.folded[-1].net_events[0].data)
     assert (said.account.current, said.previous and said.previous.current, said.source) == ("80", "100", "cached")
 
 
@@ -250,7 +250,7 @@ def test_an_items_state_is_news_once(story: Story) -> None:
     assert story.project(story.log.append("A", lost, type=gate.STATE)) == [ITEM_STATE_CHANGED]
     assert story.project(story.log.append("A", lost, type=gate.STATE)) == []
 
-    said: ItemSaid = public_events.read_item(story.memory.folded[1].net_events[0].data)
+    said: ItemEvent = public_events.read_item(story.memory.folded[1].net_events[0].data)
     assert (said.item.state, said.previous_state) == ("login_required", "active")
 
 
@@ -296,7 +296,7 @@ def test_parts_wait_for_the_record_that_names_them_and_get_its_offset(story: Sto
     assert story.project(named) == [events.TRANSACTION_ADDED] * 2
 
     assert {row.first_changeset for row in story.memory.rows.values()} == {named.offset}
-    assert story.memory.items["A"].parts == {}
+    assert story.memory.items["A"].chunks == {}
 
 
 def test_parts_that_the_next_record_does_not_name_are_dropped(story: Story) -> None:

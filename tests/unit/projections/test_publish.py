@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 
-from projections.events.public_events import envelope, transaction_event
+from projections.events.public_events import common_fields, transaction_event
 from projections.model.unit_of_work import NetEvent
 from projections.publish import browser_messages, publisher
 from projections.publish.kafka_records import ChangesetEvents
@@ -26,7 +26,7 @@ OWN = b"o" * 16
 def changeset(
     offset: int, *, partition: int = 0, count: int = 1, kind: str = events.TRANSACTION_ADDED
 ) -> ChangesetEvents:
-    common = envelope(tenant="t", user_id="u", item_id="A", known_at=START_US, changeset=b"c" * 16)
+    common = common_fields(tenant="t", user_id="u", item_id="A", known_at=START_US, changeset=b"c" * 16)
     net = []
     for number in range(count):
         payload = codec.encode(transaction(f"T{number}"))

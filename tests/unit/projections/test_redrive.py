@@ -5,18 +5,18 @@ from collections.abc import Collection
 
 import pytest
 
+from projections.decode.log_record import decode_record
 from projections.events import public_events
 from projections.fold import full_resync, redrive
-from projections.gate import check
-from projections.gate.check import Owners
-from projections.gate.quarantine import Quarantined
-from projections.model.unit_of_work import Folded, ItemRow, UnitOfWork
+from projections.gate.check import AcceptedRecord, Owners
+from projections.gate.quarantine import QuarantineSpan
+from projections.model.unit_of_work import FoldedRecord, UnitOfWork
 from projections.publish import kafka_records
+from sandbox.simulation.memory import projection_tables
 from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events
 from schemas.ids import event_id
 from schemas.log import gate
-from schemas.log.records import Head
 from schemas.topics import PUSH
 from tests.support.projections_log import Log, account, added, balance, modified, owners, removed, transaction
 from tests.support.projections_log import restated as history
@@ -33,7 +33,7 @@ class Desk:
         return Owners(keys, found.names)
 
 
-def folded(log: Log, quarantined: dict[str, list[Quarantined]] | None = None) -> MemoryProjections:
+def folded(log: Log, quarantined: dict[str, list[QuarantineSpan]] | None = None) -> MemoryProjections:
     """One batch a record, after quarantines that an older code left."""
     memory = MemoryProjections(owners, quarantined=quarantined)
     for record in log.records:
@@ -41,8 +41,8 @@ def folded(log: Log, quarantined: dict[str, list[Quarantined]] | None = None) ->
     return memory
 
 
-def at(memory: MemoryProjections, offset: int) -> Folded:
-    [found] = [one for one in memory.folded if one.place.offset == offset]
+def at(memory: MemoryProjections, offset: int) -> FoldedRecord:
+    [found] = [one for one in memory.folded if one.context.offset == offset]
     return found
 
 
@@ -50,7 +50,7 @@ def live(memory: MemoryProjections) -> set[str]:
     return {row.transaction_id for row in memory.rows.values() if row.removed_at is None}
 
 
-QUARANTINED_AT_2 = {"A": [Quarantined(2, None)]}
+QUARANTINED_AT_2 = {"A": [QuarantineSpan(2, None)]}
 
 
 def story(*, redriven: bool = True) -> Log:
@@ -71,7 +71,7 @@ def test_what_a_redrive_frees_is_what_was_withheld() -> None:
 
     assert live(memory) == {"T"}
     assert memory.withheld == []
-    assert memory.quarantined == {"A": [Quarantined(2, 5)]}
+    assert memory.quarantined == {"A": [QuarantineSpan(2, 5)]}
     assert memory.verdicts == {"accepted": 5, "withheld": 3, "redriven": 1}
     assert memory.items["A"].gate.head == story().heads["A"]
     assert memory.items["A"].head_offset == 3
@@ -89,7 +89,7 @@ def test_the_events_stand_at_the_redrive_each_with_its_own_changesets_id() -> No
         events.TRANSACTION_REMOVED,
         events.BALANCE_UPDATED,
     ]
-    changesets = [check.opened(record).head.id for record in log.records]
+    changesets = [decode_record(record).head.id for record in log.records]
     said = [changesets[2], changesets[2], changesets[3], changesets[3], changesets[4]]
     published = [
         dict(outgoing.headers)
@@ -112,9 +112,11 @@ def test_the_withheld_changesets_stand_at_their_own_places_without_events() -> N
         (5, [], gate.SYNC),
         (5, [], gate.BALANCE),
     ]
-    assert [one.place.changeset for one in freed] == [check.opened(record).head.id for record in story().records[2:5]]
+    assert [one.context.changeset_id for one in freed] == [
+        decode_record(record).head.id for record in story().records[2:5]
+    ]
     assert freed[0].counts == {events.TRANSACTION_MODIFIED: 1, events.TRANSACTION_ADDED: 1}
-    assert {one.place.known_at for one in freed} == {at(memory, 5).place.known_at}
+    assert {one.context.known_at for one in freed} == {at(memory, 5).context.known_at}
     assert at(memory, 5).redriven_by is None
 
 
@@ -122,9 +124,9 @@ def test_the_rows_are_those_of_the_redrive() -> None:
     memory = folded(story(), QUARANTINED_AT_2)
 
     [row] = [row for row in memory.rows.values() if row.transaction_id == "T"]
-    known_at = at(memory, 5).place.known_at
+    known_at = at(memory, 5).context.known_at
     assert (row.first_changeset, row.last_changeset, row.known_at, row.version) == (1, 5, known_at, 3)
-    assert {transfer.where.offset for transfer in memory.transfers} == {1, 5}
+    assert {transfer.context.offset for transfer in memory.transfers} == {1, 5}
 
 
 @pytest.mark.parametrize("cuts", [(6,), (1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (2, 4, 5, 6)])
@@ -149,11 +151,11 @@ def test_a_replay_with_the_stored_quarantines_gives_the_same() -> None:
 def test_a_link_that_was_withheld_is_the_root_when_it_is_redriven() -> None:
     log = story()
 
-    memory = folded(log, {"A": [Quarantined(0, None)]})
+    memory = folded(log, {"A": [QuarantineSpan(0, None)]})
 
     assert memory.items["A"].gate.head == log.heads["A"]
     assert live(memory) == {"T"}
-    assert memory.items["A"].linked_at == at(memory, 5).place.known_at
+    assert memory.items["A"].linked_at == at(memory, 5).context.known_at
 
 
 def test_a_poison_that_stays_one_quarantines_again_at_the_redrive_and_nothing_is_half_done() -> None:
@@ -166,7 +168,7 @@ def test_a_poison_that_stays_one_quarantines_again_at_the_redrive_and_nothing_is
 
     memory = folded(log, QUARANTINED_AT_2)
 
-    assert memory.quarantined == {"A": [Quarantined(2, 4), Quarantined(4, None)]}
+    assert memory.quarantined == {"A": [QuarantineSpan(2, 4), QuarantineSpan(4, None)]}
     assert memory.reasons["A", 4].startswith("record 3: changeset ")
     assert memory.withheld == [("A", 2), ("A", 3)]
     assert live(memory) == {"T"}
@@ -183,13 +185,13 @@ def test_what_failed_once_can_be_redriven_later_with_what_came_since() -> None:
     log.sync("A", *added(transaction("U")), user=500)
     memory = MemoryProjections(desk)
     memory.project(log.records)
-    assert memory.quarantined == {"A": [Quarantined(0, 2), Quarantined(2, None)]}
+    assert memory.quarantined == {"A": [QuarantineSpan(0, 2), QuarantineSpan(2, None)]}
     assert memory.withheld == [("A", 0), ("A", 1), ("A", 3)]
 
     desk.restored = True
     memory.project([log.redrive("A", 500)])
 
-    assert memory.quarantined == {"A": [Quarantined(0, 2), Quarantined(2, 4)]}
+    assert memory.quarantined == {"A": [QuarantineSpan(0, 2), QuarantineSpan(2, 4)]}
     assert live(memory) == {"T", "U"}
     assert memory.withheld == []
     replayed = MemoryProjections(desk, quarantined=memory.quarantined)
@@ -205,7 +207,7 @@ def test_two_quarantines_of_an_item_in_one_batch() -> None:
 
     whole.project(log.records)
 
-    assert whole.quarantined == {"A": [Quarantined(2, 5), Quarantined(6, None)]}
+    assert whole.quarantined == {"A": [QuarantineSpan(2, 5), QuarantineSpan(6, None)]}
     assert whole.withheld == [("A", 6), ("A", 7)]
     assert whole.full() == folded(log, QUARANTINED_AT_2).full()
 
@@ -237,7 +239,7 @@ def test_redriving_twice_is_redriving_once() -> None:
     assert twice.verdicts["free_id_is_known"] == 1
     assert twice.rows == once.rows
     assert twice.quarantined == once.quarantined
-    assert [one.net_events for one in twice.folded if one.place.offset > 5] == [[]]
+    assert [one.net_events for one in twice.folded if one.context.offset > 5] == [[]]
 
 
 def test_parts_that_were_withheld_belong_to_the_record_that_names_them() -> None:
@@ -248,11 +250,11 @@ def test_parts_that_were_withheld_belong_to_the_record_that_names_them() -> None
     log.sync("A", *added(transaction("rest")), parts=[b"p" * 16, b"q" * 16])
     log.redrive("A")
 
-    memory = folded(log, {"A": [Quarantined(part.offset, None)]})
+    memory = folded(log, {"A": [QuarantineSpan(part.offset, None)]})
 
     assert kept.offset < part.offset
     assert live(memory) == {"kept", "part", "rest"}
-    assert memory.items["A"].parts == {}
+    assert memory.items["A"].chunks == {}
 
 
 def test_parts_are_kept_aside_as_they_were_when_a_redrive_fails() -> None:
@@ -265,7 +267,7 @@ def test_parts_are_kept_aside_as_they_were_when_a_redrive_fails() -> None:
 
     memory = folded(log, QUARANTINED_AT_2)
 
-    assert list(memory.items["A"].parts) == [b"p" * 16]
+    assert list(memory.items["A"].chunks) == [b"p" * 16]
     assert live(memory) == set()
 
 
@@ -290,7 +292,7 @@ def test_a_withheld_record_that_is_not_the_heads_child_vanishes() -> None:
     log.link("A")
     log.sync("A", *added(transaction("T")))
     log.sync("A", *added(transaction("late")), parent=b"another")
-    log.heads["A"] = check.opened(log.records[1]).head.id
+    log.heads["A"] = decode_record(log.records[1]).head.id
     log.sync("A", *added(transaction("U")))
     log.redrive("A")
 
@@ -298,7 +300,7 @@ def test_a_withheld_record_that_is_not_the_heads_child_vanishes() -> None:
 
     assert live(memory) == {"T", "U"}
     assert memory.verdicts["parent_is_not_head"] == 1
-    assert [one.place.offset for one in memory.folded if one.redriven_by] == [3]
+    assert [one.context.offset for one in memory.folded if one.redriven_by] == [3]
 
 
 def test_a_decision_that_was_withheld_is_made_at_the_redrive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +331,7 @@ def test_other_items_go_on_beside_a_quarantined_one() -> None:
     memory.project(log.records)
 
     assert live(memory) == {"T", "U"}
-    assert memory.quarantined == {"A": [Quarantined(2, 4), Quarantined(4, None)]}
+    assert memory.quarantined == {"A": [QuarantineSpan(2, 4), QuarantineSpan(4, None)]}
     assert memory.full() == folded(log).full()
 
 
@@ -337,16 +339,17 @@ def test_a_fold_that_fails_at_the_redrive_names_its_record(monkeypatch: pytest.M
     log = story()
     fold = redrive.fold
 
-    def failing(working: UnitOfWork, item: ItemRow, head: Head, *rest: object) -> Folded:
-        if head.id == check.opened(log.records[3]).head.id:
+    def failing(work: UnitOfWork, record: AcceptedRecord) -> FoldedRecord:
+        if record.log_record.head.id == decode_record(log.records[3]).head.id:
             raise ZeroDivisionError("with what the bank said")
-        return fold(working, item, head, *rest)  # type: ignore[arg-type]
+        return fold(work, record)
 
     monkeypatch.setattr(redrive, "fold", failing)
+    monkeypatch.setattr(projection_tables, "fold", failing)
     one_by_one, whole = folded(log), MemoryProjections(owners)
     whole.project(log.records)
 
-    assert whole.quarantined == {"A": [Quarantined(3, 5), Quarantined(5, None)]}
+    assert whole.quarantined == {"A": [QuarantineSpan(3, 5), QuarantineSpan(5, None)]}
     assert whole.reasons == {("A", 3): "ZeroDivisionError", ("A", 5): "record 3: ZeroDivisionError"}
     assert (whole.full(), whole.reasons) == (one_by_one.full(), one_by_one.reasons)
 
@@ -355,7 +358,7 @@ def test_the_blocks_of_a_redrive_tell_the_same_ids_when_they_are_read_again() ->
     memory = folded(story(), QUARANTINED_AT_2)
 
     told = at(memory, 5)
-    again = told._replace(net_events=public_events.decoded(told.block))
+    again = told._replace(net_events=public_events.decode_block(told.block))
     assert kafka_records.build_records(kafka_records.changesets_with_events([again])) == kafka_records.build_records(
         kafka_records.changesets_with_events([told])
     )
@@ -368,7 +371,7 @@ def test_a_redrive_of_much_is_one_push_behind_which_a_browser_reads_again() -> N
         log.sync("A", *added(*(transaction(f"T{number}") for number in range(begin, begin + 60))))
     log.redrive("A")
 
-    memory = folded(log, {"A": [Quarantined(1, None)]})
+    memory = folded(log, {"A": [QuarantineSpan(1, None)]})
 
     [pushes] = [
         found

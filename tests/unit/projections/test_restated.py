@@ -191,7 +191,7 @@ def test_the_first_form_of_a_history_removes_whatever_the_share(story: Story) ->
 def test_a_restated_history_is_a_sync_and_all_of_it_has_effect(story: Story) -> None:
     story.restate(*restated(), *balance(account()))
 
-    assert story.item.last_sync_at == story.memory.folded[-1].place.known_at
+    assert story.item.last_sync_at == story.memory.folded[-1].context.known_at
     assert story.memory.folded[-1].not_effective == {}
     assert ("A", "checking") in story.memory.accounts
 

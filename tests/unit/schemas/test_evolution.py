@@ -8,7 +8,7 @@ import fastavro
 import pytest
 
 from projections.events import public_events
-from projections.events.public_events import TRANSACTION_EVENTS, envelope, transaction_event
+from projections.events.public_events import TRANSACTION_EVENTS, common_fields, transaction_event
 from projections.model.unit_of_work import NetEvent
 from projections.publish import browser_messages, kafka_records
 from projections.publish.kafka_records import ChangesetEvents
@@ -25,7 +25,7 @@ AFTER = transaction("T", "48.5", pending_transaction_id="P")
 
 
 def test_the_second_version_is_written_as_its_golden_bytes_say() -> None:
-    common = envelope(tenant="t", user_id="u", item_id="A", known_at=START_US, changeset=b"c" * 16)
+    common = common_fields(tenant="t", user_id="u", item_id="A", known_at=START_US, changeset=b"c" * 16)
 
     written = transaction_event(
         common,
@@ -55,14 +55,14 @@ def test_the_golden_bytes_of_each_version_are_read_and_published_for_ever(
     data = bytes.fromhex(EXPECTED[golden])
     block = codec.encode_events([(events.TRANSACTION_MODIFIED, number, data)])
 
-    [event] = public_events.decoded(block)
+    [event] = public_events.decode_block(block)
     said = public_events.read_transaction(event.data)
     [message] = browser_messages.build_messages([event], item_id="A", known_at=START_US)
     outbound = ChangesetEvents(0, 7, b"c" * 16, 1, "A", START_US, [event])
     published = {lane.topic.name: outgoing for lane, outgoing in kafka_records.build_records([outbound]).items()}
 
     assert (event.entity, said.version, said.transaction) == (OWN, 3, AFTER)
-    assert public_events.said_by(NetEvent(*event)) == b"c" * 16
+    assert public_events.changeset_id_of(NetEvent(*event)) == b"c" * 16
     assert json.loads(message.value)["data"]["category"] == category
     assert published["transactions"][0].value == b"\0" + number.to_bytes(4, "big") + data
 

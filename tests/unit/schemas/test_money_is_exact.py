@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from projections.ledger.ledger import BANK
 from projections.model import pg_copy
+from projections.model.book import BANK
 from projections.store import rows
 from runtime.plaid import models
 from sandbox.simulation.memory.projection_tables import MemoryProjections
@@ -37,7 +37,7 @@ CARRIERS = frozenset(
         "projections/events/field_diff.py",
         "projections/fold/apply_overrides.py",
         "projections/fold/fold.py",
-        "projections/ledger/ledger.py",
+        "projections/model/book.py",
         "projections/store/loader.py",
         "sandbox/simulation/memory/projection_tables.py",
         "projections/events/public_events.py",

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from projections.decode.transaction import TransactionPayload
+from projections.model.record_context import RecordContext
+from projections.model.transaction_payload import TransactionPayload
 from schemas import money
 from schemas.ids import ledger_account_id
 
@@ -16,7 +17,7 @@ BANK, CATEGORY, EQUITY = "bank", "category", "equity"
 PENDING, POSTED = "pending", "posted"
 
 
-class Meaning(NamedTuple):
+class AccountSpec(NamedTuple):
     """What a ledger account stands for. Units: `scale` decimals of all its amounts."""
 
     user: int
@@ -29,12 +30,12 @@ class Meaning(NamedTuple):
 class LedgerAccount(Struct, gc=False):
     """A ledger account and what a batch adds to its debits and credits, by layer.
 
-    `meaning` is None where only a known transfer names it: then its row exists already. `stored` is what the database
+    `spec` is None where only a known transfer names it: then its row exists already. `stored` is what the database
     has of its posted debits less credits, where the batch may open accounts (fold.opening_balances); else 0.
     """
 
     id: bytes
-    meaning: Meaning | None = None
+    spec: AccountSpec | None = None
     pending_debits: int = 0
     pending_credits: int = 0
     posted_debits: int = 0
@@ -73,15 +74,6 @@ NOTHING: tuple[Posting, ...] = ()
 """What the ledger says of a transaction that does not count."""
 
 
-class Where(Struct, frozen=True, gc=False):
-    """The changeset that a transfer comes from. Units: `known_at` in microseconds since 1970, UTC."""
-
-    user: int
-    partition: int
-    offset: int
-    known_at: int
-
-
 class Transfer(Struct, frozen=True, gc=False):
     """A row of `ledger_transfers`."""
 
@@ -95,7 +87,7 @@ class Transfer(Struct, frozen=True, gc=False):
     layer: str
     reverses: int | None
     effective: bytes
-    where: Where
+    context: RecordContext
 
 
 class Book:
@@ -106,17 +98,17 @@ class Book:
         self.transfers: list[Transfer] = []
         self._sides: dict[tuple[int, bytes, bytes, bytes], tuple[LedgerAccount, LedgerAccount, str]] = {}
 
-    def known(self, account: bytes) -> LedgerAccount:
+    def account_by_id(self, account: bytes) -> LedgerAccount:
         """The account with this id, which a known transfer names."""
         found = self.accounts.get(account)
         if found is None:
             found = self.accounts[account] = LedgerAccount(account)
         return found
 
-    def account(self, meaning: Meaning) -> LedgerAccount:
+    def account(self, spec: AccountSpec) -> LedgerAccount:
         """The account that stands for this."""
-        account = self.known(ledger_account_id(meaning.user, meaning.kind, meaning.reference, meaning.currency))
-        account.meaning = meaning
+        account = self.account_by_id(ledger_account_id(spec.user, spec.kind, spec.reference, spec.currency))
+        account.spec = spec
         return account
 
     def posting(self, user: int, payload: TransactionPayload) -> Posting:
@@ -128,15 +120,15 @@ class Book:
         layer = PENDING if payload.is_pending else POSTED
         return Posting(debit, credit, amount.ledger, amount.ledger_field, currency, layer, payload.date)
 
-    def post(self, own_id: bytes, postings: Sequence[Posting], where: Where, transfers: int = 0) -> int:
+    def post(self, own_id: bytes, postings: Sequence[Posting], context: RecordContext, transfers: int = 0) -> int:
         """Post behind the `transfers` that a transaction has, and give their number then."""
         for posting in postings:
             transfers += 1
-            self._post(own_id, transfers, posting.debit, posting.credit, posting, None, where)
+            self._post(own_id, transfers, posting.debit, posting.credit, posting, None, context)
         return transfers
 
     def settle(
-        self, own_id: bytes, transfers: int, before: Sequence[Posting], after: Sequence[Posting], where: Where
+        self, own_id: bytes, transfers: int, before: Sequence[Posting], after: Sequence[Posting], context: RecordContext
     ) -> int:
         """Post what leads from some postings to others, and give the number of transfers of the transaction then.
 
@@ -148,8 +140,8 @@ class Book:
         for number, posting in enumerate(before, first + 1):
             # The reverse has the effective date of what it takes back, so both vanish together as of any date.
             transfers += 1
-            self._post(own_id, transfers, posting.credit, posting.debit, posting, number, where)
-        return self.post(own_id, after, where, transfers)
+            self._post(own_id, transfers, posting.credit, posting.debit, posting, number, context)
+        return self.post(own_id, after, context, transfers)
 
     def _post(
         self,
@@ -159,7 +151,7 @@ class Book:
         credit: LedgerAccount,
         what: Posting,
         reverses: int | None,
-        where: Where,
+        context: RecordContext,
     ) -> None:
         amount = what.amount
         if what.layer == POSTED:
@@ -180,16 +172,16 @@ class Book:
                 what.layer,
                 reverses,
                 what.effective,
-                where,
+                context,
             )
         )
 
     def _found(self, key: tuple[int, bytes, bytes, bytes]) -> tuple[LedgerAccount, LedgerAccount, str]:
         user, account, category, currency = key[0], key[1].decode(), key[2].decode(), key[3].decode()
-        bank = self.account(Meaning(user, BANK, account, currency, money.ledger_scale(currency)))
+        bank = self.account(AccountSpec(user, BANK, account, currency, money.ledger_scale(currency)))
         sides = self._sides[key] = (
             bank,
-            self.account(Meaning(user, CATEGORY, category, currency, money.ledger_scale(currency))),
+            self.account(AccountSpec(user, CATEGORY, category, currency, money.ledger_scale(currency))),
             currency,
         )
         return sides

@@ -8,14 +8,14 @@ from projections.gate.check import Owners
 from runtime.users.keys import CACHED_USERS_MAX, Destroyed, Keyring
 
 
-class Ownership:
+class OwnerCache:
     """Keys and names, kept while the process lives: a user's number never becomes another one's."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
         self._names: dict[int, tuple[str, str]] = {}
 
-    async def of(self, connection: asyncpg.Connection, users: Collection[int]) -> Owners:
+    async def load(self, connection: asyncpg.Connection, users: Collection[int]) -> Owners:
         """Keys and names of users; one without a row is in neither.
 
         Raises: Halt, where a key does not unwrap.

@@ -1,0 +1,15 @@
+"""The position of a record in the log, its time and its user: what rows and events carry of it."""
+
+from msgspec import Struct
+
+
+class RecordContext(Struct, frozen=True):
+    """Position, id, time and user of a record. Units: `known_at` in microseconds since 1970, UTC."""
+
+    partition: int
+    offset: int
+    changeset_id: bytes
+    known_at: int
+    user: int
+    tenant: str
+    user_id: str
