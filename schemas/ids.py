@@ -18,7 +18,7 @@ _OWN, _LEDGER, _REVIEW, _EVENT, _FREE = (
 
 
 def own_id(first_plaid_id: str, *, salt: bytes = b"") -> bytes:
-    """Derive Tartan's id of a transaction, 16 bytes, from the first Plaid id of its chain: it outlives pending to posted.
+    """Derive Tartan's id of a transaction, 16 bytes, from the first Plaid id of its chain; it survives posting.
 
     `salt` separates a second chain that starts with an id that another chain already used.
     """

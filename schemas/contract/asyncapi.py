@@ -1,4 +1,4 @@
-"""The AsyncAPI 3 document of the public topics, made from the table of topics and the schemas. Pure.
+"""AsyncAPI 3 document of the public topics, built from the table of topics and the schemas. Pure.
 
 Source: AsyncAPI 3.0.0 specification; bindings kafka 0.5.0.
 """
@@ -25,8 +25,8 @@ _HEADERS = {
 
 
 def document(topic_prefix: str) -> dict[str, Any]:
-    """The whole document, for topics with this prefix."""
-    told = examples(topic_prefix)
+    """Return the whole document, for topics with this prefix."""
+    by_kind = examples(topic_prefix)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -40,7 +40,7 @@ def document(topic_prefix: str) -> dict[str, Any]:
         "channels": {topic.name: _channel(topic, topic_prefix) for topic in PUBLIC},
         "operations": {f"read.{topic.name}": _operation(topic) for topic in PUBLIC},
         "components": {
-            "messages": {kind: _message(kind, topic, told[kind]) for topic in PUBLIC for kind in topic.event_types},
+            "messages": {kind: _message(kind, topic, by_kind[kind]) for topic in PUBLIC for kind in topic.event_types},
             "messageTraits": {"event": _trait()},
             "schemas": {
                 catalogue.FILES[number]: {"schemaFormat": AVRO, "schema": catalogue.full_schema(number)}
@@ -107,5 +107,5 @@ def _message(kind: str, topic: Topic, example: Example) -> dict[str, Any]:
 
 
 def _trait() -> dict[str, Any]:
-    properties = {name: {"type": "string", "description": said} for name, said in _HEADERS.items()}
+    properties = {name: {"type": "string", "description": text} for name, text in _HEADERS.items()}
     return {"headers": {"type": "object", "required": list(_HEADERS), "properties": properties}}

@@ -1,6 +1,6 @@
-"""What each field of the public events means, for readers of docs/events.md and of the AsyncAPI document.
+"""Meaning of each field of the public events, for docs/events.md and the AsyncAPI document. Pure.
 
-It stands beside the schemas, as those never change: a better word here is no new version there.
+Separate from the schemas, which never change: a better description here needs no new version there.
 """
 
 from collections.abc import Mapping
@@ -137,4 +137,4 @@ EVENTS: Mapping[str, str] = {
     "item.state_changed": "The Item works again, or does not: see `item.state`. From login_required on, the user has "
     "to log in at the bank again.",
 }
-"""What each type of event says."""
+"""Meaning of each type of event."""

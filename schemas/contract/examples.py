@@ -1,4 +1,4 @@
-"""One example of each type of public event, with key and headers. Its golden bytes are in tests/golden/events.json."""
+"""Examples of each type of public event, with key and headers; golden bytes are in tests/golden/events.json. Pure."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ _ACCOUNT_ID = "BxBXxLj1m4HMXBm9WZZmCWVbPjX16EHwv99vp"
 
 
 class Example(NamedTuple):
-    """An event as it is published. `value`: plain values as an Avro library reads them, times in microseconds."""
+    """A published event. `value`: plain values as an Avro library reads them, times in microseconds."""
 
     topic: str
     schema: int
@@ -30,9 +30,9 @@ class Example(NamedTuple):
     value: Mapping[str, Any]
 
 
-def _words(**said: Any) -> dict[str, Any]:
-    fields = [entry["name"] for entry in catalogue.declared_schema(catalogue.TRANSACTION)["fields"]]
-    words = {
+def _payload(**fields: Any) -> dict[str, Any]:
+    names = [entry["name"] for entry in catalogue.declared_schema(catalogue.TRANSACTION)["fields"]]
+    values = {
         "account_id": _ACCOUNT_ID,
         "iso_currency_code": "USD",
         "date": "2026-03-10",
@@ -44,13 +44,13 @@ def _words(**said: Any) -> dict[str, Any]:
         "payment_channel": "in store",
         "location_json": '{"city":"Oakland","region":"CA"}',
         "extra_json": '{"a_field_of_tomorrow":"kept"}',
-        **said,
+        **fields,
     }
-    return {name: words.get(name) for name in fields}
+    return {name: values.get(name) for name in names}
 
 
-_PENDING = _words(transaction_id="lPNjeW1nR6CDn5okmGQ6hEpMo4lLNoSrzqDje", amount="4.5", pending=True)
-_POSTED = _words(
+_PENDING = _payload(transaction_id="lPNjeW1nR6CDn5okmGQ6hEpMo4lLNoSrzqDje", amount="4.5", pending=True)
+_POSTED = _payload(
     transaction_id="yhnUVvtcGGcCKU0bcz8PDQr5ZUxUXebUvbKC0",
     amount="5.4",
     pending=False,
@@ -59,7 +59,7 @@ _POSTED = _words(
 )
 
 
-def _transaction(changeset: str, version: int, words: Mapping[str, Any], **said: Any) -> dict[str, Any]:
+def _transaction(changeset: str, version: int, payload: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
     return {
         "id": OWN_ID,
         **_OWNER,
@@ -68,11 +68,11 @@ def _transaction(changeset: str, version: int, words: Mapping[str, Any], **said:
         "known_at": KNOWN_AT,
         "changeset": changeset,
         "changed": [],
-        "transaction": words,
+        "transaction": payload,
         "previous": None,
         "user_fields_json": None,
         "previous_user_fields_json": None,
-        **said,
+        **fields,
     }
 
 
@@ -152,8 +152,8 @@ _VALUES: Mapping[str, tuple[tuple[str, int, str], str, Mapping[str, Any]]] = {
 
 
 def examples(topic_prefix: str = "tartan.") -> dict[str, Example]:
-    """The example of each type of event, in the order in which a link's life brings them."""
-    return {kind: _example(kind, *told, topic_prefix) for kind, told in _VALUES.items()}
+    """Return the example of each type of event, in the order of an Item's life."""
+    return {kind: _example(kind, *parts, topic_prefix) for kind, parts in _VALUES.items()}
 
 
 def _example(

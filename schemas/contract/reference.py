@@ -1,6 +1,6 @@
-"""The parts of docs/events.md that are made from the table of topics and the schemas. Pure.
+"""Generated parts of docs/events.md, from the table of topics and the schemas. Pure.
 
-A part stands between two lines, `<!-- begin NAME, made by … -->` and `<!-- end NAME -->`; all else is written by hand.
+A part is between the lines `<!-- begin NAME, made by … -->` and `<!-- end NAME -->`; the rest is written by hand.
 """
 
 import json
@@ -15,18 +15,18 @@ from schemas.errors import Quarantine
 from schemas.topics import DAY_MS, PARTITIONS_DEFAULT, PUBLIC, Topic, full_name
 
 PREFIX = "tartan."
-"""Of topics' names in the document: the default."""
+"""Prefix of topic names in the document: the default."""
 _PART = re.compile(r"(<!-- begin (\w+), [^\n]* -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
 def fill_page(page: str) -> str:
-    """The page with its parts made anew.
+    """Return the page with its parts generated again.
 
-    Raises: Quarantine, where the page lacks a part or has one that is not known.
+    Raises: Quarantine, where the page lacks a part or has an unknown one.
     """
-    found = [match[1] for match in _PART.findall(page)]
-    if sorted(found) != sorted(_PARTS):
-        raise Quarantine(f"the page has the parts {', '.join(found) or 'none'}, not {', '.join(_PARTS)}")
+    names = [match[1] for match in _PART.findall(page)]
+    if sorted(names) != sorted(_PARTS):
+        raise Quarantine(f"the page has the parts {', '.join(names) or 'none'}, not {', '.join(_PARTS)}")
     return _PART.sub(lambda match: f"{match[1]}\n{_PARTS[match[2]]()}\n{match[3]}", page)
 
 
@@ -54,33 +54,19 @@ def _events() -> str:
 
 
 def _example(example: Example) -> Iterator[str]:
-    yield f"Key `{example.key}`, headers:"
-    yield ""
-    yield "```"
+    yield from (f"Key `{example.key}`, headers:", "", "```")
     yield from (f"{name}: {value}" for name, value in example.headers.items())
-    yield "```"
-    yield ""
-    yield "Value:"
-    yield ""
-    yield "```json"
-    yield json.dumps(_without_nulls(example.value), indent=2, ensure_ascii=False)
-    yield "```"
-
-
-def _without_nulls(value: Any) -> Any:
-    """The nested records without what is null: thirty fields of which most are absent hide the others."""
-    return {
-        name: {inner: said for inner, said in field.items() if said is not None} if isinstance(field, dict) else field
-        for name, field in value.items()
+    # Nested records have thirty fields, of which most are null and would hide the others.
+    value = {
+        name: {inner: item for inner, item in field.items() if item is not None} if isinstance(field, dict) else field
+        for name, field in example.value.items()
     }
+    yield from ("```", "", "Value:", "", "```json", json.dumps(value, indent=2, ensure_ascii=False), "```")
 
 
 def _fields(topic: Topic) -> Iterator[str]:
     for record in records_of(catalogue.full_schema(topic.schemas[-1])):
-        yield f"#### Fields of `{record['name']}`"
-        yield ""
-        yield "| field | type | meaning |"
-        yield "|---|---|---|"
+        yield from (f"#### Fields of `{record['name']}`", "", "| field | type | meaning |", "|---|---|---|")
         known: Mapping[str, str] = descriptions.RECORDS[record["name"]]
         for entry in record["fields"]:
             yield f"| `{entry['name']}` | {_type(entry['type'])} | {known[entry['name']].replace('|', chr(92) + '|')} |"
@@ -101,7 +87,7 @@ def _type(schema: Any) -> str:
 
 
 def records_of(schema: Any) -> Iterator[dict[str, Any]]:
-    """All records that a schema declares, each before those that it nests."""
+    """Iterate over all records that a schema declares, each before those that it nests."""
     match schema:
         case list():
             for branch in schema:

@@ -1,6 +1,6 @@
-"""The catalogue of schemas: a number for ever for each `.avsc` file.
+"""Catalogue of schemas: a number for ever for each `.avsc` file. Pure.
 
-Stored bytes carry these numbers, so truth never depends on a registry's numbering.
+Stored bytes have these numbers, so the log never depends on a registry's numbering.
 The table only grows: a changed schema is a new file with a new number.
 """
 
@@ -47,22 +47,22 @@ _PARTS_OF: dict[int, tuple[int, ...]] = {
 
 
 def families() -> dict[str, tuple[int, ...]]:
-    """The numbers of all versions of each schema, by its name without version, oldest first."""
-    found: dict[str, tuple[int, ...]] = {}
+    """Return the numbers of all versions of each schema, by its name without version, oldest first."""
+    numbers: dict[str, tuple[int, ...]] = {}
     for number, file in FILES.items():
         name = file.partition(".")[0]
-        found[name] = (*found.get(name, ()), number)
-    return found
+        numbers[name] = (*numbers.get(name, ()), number)
+    return numbers
 
 
 @cache
 def declared_schema(number: int) -> dict[str, Any]:
-    """The schema as its file declares it, names of other schemas unresolved.
+    """Return the schema of a file, with names of other schemas unresolved.
 
     Raises: Quarantine, where no schema has this number.
     """
     if number not in FILES:
-        raise Quarantine(f"no schema has the number {number}; this code knows 1 to {max(FILES)}")
+        raise Quarantine(f"no schema has the number {number}; this code has 1 to {max(FILES)}")
     text = resources.files("schemas").joinpath(f"avro/{FILES[number]}.avsc").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -70,7 +70,7 @@ def declared_schema(number: int) -> dict[str, Any]:
 
 @cache
 def full_schema(number: int) -> dict[str, Any]:
-    """The schema with the records that it nests written out, as a registry or a stranger needs it."""
+    """Return the schema with the records that it nests written out, as a registry needs it."""
     named = {f"tartan.{part['name']}": part for part in map(declared_schema, _PARTS_OF.get(number, ()))}
     whole: dict[str, Any] = _inlined(declared_schema(number), named, set())
     return whole
@@ -78,12 +78,12 @@ def full_schema(number: int) -> dict[str, Any]:
 
 @cache
 def schema_text(number: int) -> str:
-    """The complete schema as a registry keeps it: JSON without white space."""
+    """Return the full schema as a registry stores it: JSON without white space."""
     return json.dumps(full_schema(number), separators=(",", ":"), ensure_ascii=False)
 
 
 def normalized(schema: Any) -> Any:
-    """A schema with full names throughout: registries write the same one with and without namespaces.
+    """Return a schema with full names: registries write the same one with and without namespaces.
 
     Raises: Quarantine, where it is no Avro schema.
     """
@@ -95,12 +95,12 @@ def normalized(schema: Any) -> Any:
 
 @cache
 def parsed_schema(number: int) -> Any:
-    """The schema as fastavro wants it."""
+    """Return the full schema parsed by fastavro."""
     return fastavro.parse_schema(full_schema(number))
 
 
 def _inlined(schema: Any, named: dict[str, Any], seen: set[str]) -> Any:
-    """Replace the first use of each named record by its declaration; later uses stay names, as Avro asks."""
+    """Replace the first use of each named record by its declaration; later uses stay names, as Avro requires."""
     if isinstance(schema, str):
         if schema in named and schema not in seen:
             seen.add(schema)
@@ -109,13 +109,6 @@ def _inlined(schema: Any, named: dict[str, Any], seen: set[str]) -> Any:
     if isinstance(schema, list):
         return [_inlined(branch, named, seen) for branch in schema]
     if isinstance(schema, dict):
-        changed = {}
-        for key, value in schema.items():
-            if key in ("type", "items", "values"):
-                changed[key] = _inlined(value, named, seen)
-            elif key == "fields":
-                changed[key] = [_inlined(entry, named, seen) for entry in value]
-            else:
-                changed[key] = value
-        return changed
+        nesting = {key: value for key, value in schema.items() if key in ("type", "items", "values", "fields")}
+        return {**schema, **{key: _inlined(value, named, seen) for key, value in nesting.items()}}
     return schema

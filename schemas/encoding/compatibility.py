@@ -1,8 +1,8 @@
-"""Whether versions of a schema read each other, by Apache Avro's own checker. Pure."""
+"""Compatibility of schema versions, by Apache Avro's own checker. Pure."""
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from schemas.encoding import catalogue
 
 
 class Incompatible(NamedTuple):
-    """A reader that cannot read a writer, and why."""
+    """A reader's schema that cannot read a writer's, with the reasons."""
 
     reader: str
     writer: str
@@ -25,19 +25,20 @@ class Incompatible(NamedTuple):
 
 
 def incompatible_families() -> list[Incompatible]:
-    """All pairs of versions of one schema, in either direction, that do not read each other.
+    """Return all pairs of versions of one schema, in either direction, that do not read each other.
 
-    Schemas of the sealed log are held to the same as public ones: in a rolling deploy old and new processes read
-    the same log, and the log is read for ever.
+    The rule also holds for schemas of the sealed log: in a rolling deploy old and new processes read the same log, and
+    the log is read for ever.
     """
-    found: list[Incompatible] = []
-    for numbers in catalogue.families().values():
-        found += incompatible_pairs({catalogue.FILES[number]: catalogue.schema_text(number) for number in numbers})
-    return found
+    return [
+        pair
+        for numbers in catalogue.families().values()
+        for pair in incompatible_pairs({catalogue.FILES[number]: catalogue.schema_text(number) for number in numbers})
+    ]
 
 
 def incompatible_pairs(texts: Mapping[str, str]) -> list[Incompatible]:
-    """All pairs of these schemas, by name, that do not read each other.
+    """Return all pairs of these schemas, by name, that do not read each other.
 
     Raises: ValueError, where a text is no Avro schema.
     """
@@ -52,11 +53,7 @@ def _reasons(reader: str, writer: str) -> tuple[str, ...]:
     answer = ReaderWriterCompatibilityChecker().get_compatibility(_parsed(reader), _parsed(writer))
     if answer.compatibility is SchemaCompatibilityType.compatible:
         return ()
-    return tuple(sorted(_texts(answer.messages))) or ("Avro says no reason",)
-
-
-def _texts(messages: Sequence[Any] | set[Any]) -> set[str]:
-    return {str(message) for message in messages}
+    return tuple(sorted({str(message) for message in answer.messages})) or ("Avro gives no reason",)
 
 
 @cache
