@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cli import explain, ledger, operations, rebuild, reconcile, reviews, verify
+from cli import docs, explain, ledger, operations, rebuild, reconcile, reviews, verify
 from cli.kafka import archive, republish, schemas, tail, topics
 from runtime import lifecycle, logs, settings
 from schemas.errors import Retry, TartanError
@@ -39,6 +39,7 @@ app.command("reconcile", rich_help_panel=OPERATE)(reconcile.reconcile)
 app.add_typer(reviews.reviews_app, name="reviews", rich_help_panel=OPERATE)
 app.command("explain", rich_help_panel=OPERATE)(explain.explain)
 app.add_typer(verify.verify_app, name="verify", rich_help_panel=TRY)
+app.command("docs", rich_help_panel=SET_UP)(docs.docs)
 app.command("ledger", rich_help_panel=OPERATE)(ledger.ledger)
 app.command("tail", rich_help_panel=OPERATE)(tail.tail)
 app.command("rebuild", rich_help_panel=OPERATE)(rebuild.rebuild)

@@ -9,8 +9,10 @@ import pytest
 import typer
 from jsonschema import Draft7Validator
 
+from cli import docs
 from cli import main as cli
 from gateway.routes import ROUTES
+from runtime import settings
 from runtime.incidents.incidents import KINDS
 from schemas.contract import asyncapi
 from schemas.contract.reference import fill_page
@@ -84,18 +86,26 @@ def test_operations_says_of_each_kind_of_incident_what_the_alert_says() -> None:
     assert {kind: f"{words.title}. {words.remedy}" for kind, words in KINDS.items()}.items() <= rows.items()
 
 
-def test_operations_names_no_metric_that_no_process_has() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    code = "".join(
-        path.read_text("utf-8")
-        for stage in ("runtime", "ingest", "streams", "projections", "gateway")
-        for path in (ROOT / stage).rglob("*.py")
-    )
+@pytest.mark.parametrize("name", docs.pages())
+def test_a_generated_page_is_what_the_code_says(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text("utf-8") == docs.pages()[name], "run: tartan docs --write docs"
 
-    named = set(re.findall(r"`(tartan_\w+)`", page))
 
-    assert named
-    assert {name for name in named if f'"{name}"' not in code} == set()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_metrics_that_a_page_names_exist(page: Path) -> None:
+    known = {name for name, *_ in docs.collectors()}
+    named = set(re.findall(r"`(tartan_[a-z_]+?)(?:_total|_bucket|_count|_sum)?`", page.read_text("utf-8")))
+
+    assert named - known - {"tartan_projector", "tartan_eraser"} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_settings_that_a_page_names_exist(page: Path) -> None:
+    known = {variable for variable, *_ in settings.described()}
+    named = set(re.findall(r"\b(TARTAN_[A-Z_]+)\b", page.read_text("utf-8")))
+
+    # Read by `tartan link` and `tartan up`, which are no stages.
+    assert named - known - {"TARTAN_API_KEY", "TARTAN_GATEWAY_URL"} == set()
 
 
 def test_the_page_of_events_is_what_the_code_says() -> None:

@@ -11,7 +11,6 @@ from runtime import settings
 from runtime.plaid.client import Plaid
 from runtime.users.vault import Vault
 from schemas.errors import Halt
-from tests.support.paths import ROOT
 
 KEY = base64.b64encode(b"k" * 32).decode()
 
@@ -141,12 +140,3 @@ def test_a_data_key_does_not_unwrap_under_another_master_key() -> None:
     assert Vault(b"k" * 32).unwrap_data_key(wrapped, user=7, generation=1) == b"d" * 32
     with pytest.raises(Halt, match="TARTAN_KEY_ENCRYPTION_KEY"):
         Vault(b"x" * 32).unwrap_data_key(wrapped, user=7, generation=1)
-
-
-def test_every_setting_is_described_and_listed_in_the_operations_page() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
-
-    for variable, default, meaning in settings.described():
-        shown = f"`{default}`" if default else ""
-        assert meaning
-        assert f"| `{variable}` | {shown} | {meaning} |" in page
