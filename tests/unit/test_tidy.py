@@ -4,6 +4,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ def attribute_docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
         for body in (getattr(node, "body", None),):
             if not isinstance(body, list):
                 continue
-            for before, after in zip(body, body[1:], strict=False):
+            for before, after in pairwise(body):
                 if (
                     isinstance(before, ast.Assign | ast.AnnAssign)
                     and isinstance(after, ast.Expr)
