@@ -82,9 +82,10 @@ def collectors() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _api() -> str:
+    from gateway import routes
     from gateway.http import openapi
 
-    document = openapi.document()
+    document = openapi.document(routes.ROUTES)
     lines = [
         "The gateway serves this API on its public port; `GET /v1/openapi.json` returns it as an OpenAPI 3.1 document.",
         "Requests carry `Authorization: Bearer KEY`, one of `TARTAN_API_KEYS`; the key decides the tenant.",
