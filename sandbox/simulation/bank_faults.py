@@ -45,14 +45,14 @@ class Banking:
             return
         self._count("many_removed", item)
         failure_modes.refuse_cursors(item)
-        failure_modes.remove_some(self._plaid, item, count)
+        failure_modes.remove_rows(self._plaid, item, count)
         if self._rng.random() < 0.3:
             self._later(self._rng.uniform(5.0, 120.0), lambda: self._return(item))
 
     def _return(self, item: Item) -> None:
         if not item.removed and self._plaid.reachable(item):
             self._count("some_returned", item)
-            failure_modes.return_some(self._plaid, item, self._rng.randint(1, 8))
+            failure_modes.return_rows(self._plaid, item, self._rng.randint(1, 8))
 
     def forget_the_history(self, item: Item) -> None:
         """Plaid refuses the cursor, and has the history not ready for a while."""
@@ -65,7 +65,7 @@ class Banking:
 
     def hide(self, item: Item) -> None:
         """An account is missing from all answers for a while, in some cases from a whole history too."""
-        shown = [one for one in item.accounts.values() if one.shown and not one.hidden]
+        shown = [one for one in item.accounts.values() if one.is_listed]
         if len(shown) < 2:
             return
         account_id = self._rng.choice(shown).account_id

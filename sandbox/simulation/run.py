@@ -15,7 +15,7 @@ from sandbox.simulation.engine.installation import START, Installation
 from sandbox.simulation.engine.worker import SCHEDULE_S, TICK_S
 from sandbox.simulation.scenario import Story
 from sandbox.simulation.trace import Trace
-from sandbox.simulator.control.faults import MUTATION, WIRE
+from sandbox.simulator.control.faults import CONNECTION_FAULTS, MUTATION
 from sandbox.simulator.options import Options, WebhookRates
 
 HEALING_S = SCHEDULE_S + 10 * TICK_S
@@ -146,4 +146,4 @@ def _faults(installation: Installation) -> Counter[str]:
 
 
 def _kind(code: str) -> str:
-    return code.lower() if code in WIRE or code == MUTATION else f"plaid_{code.lower()}"
+    return code.lower() if code in CONNECTION_FAULTS or code == MUTATION else f"plaid_{code.lower()}"

@@ -1,4 +1,4 @@
-"""Everything that can be chosen about a simulated Plaid."""
+"""Define the options of a simulated Plaid."""
 
 import datetime as dt
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ RateLimits = Literal["off", "sandbox", "production"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookRates:
-    """Shares of webhooks with a fate, decided by the seed. Units: shares in [0, 1]; `delay_max_s` seconds."""
+    """Shares of webhooks that the seed loses, repeats or delays. Units: shares in [0, 1]."""
 
     lost: float = 0.0
     repeated: float = 0.0
@@ -21,10 +21,10 @@ class WebhookRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultRates:
-    """Shares of requests that go wrong by themselves, decided by the seed.
+    """Shares of requests that fail by the seed, with a code drawn from `failures`.
 
-    `mutation` counts requests of `/transactions/sync` in the middle of a pagination, `failure` any of them, and
-    `other_failure` those of all other endpoints of an Item; the code of a failure is drawn of `failures`.
+    `mutation`: of `/transactions/sync` requests within a pagination. `failure`: of all `/transactions/sync` requests.
+    `other_failure`: of requests to an Item's other endpoints.
     """
 
     mutation: float = 0.0
@@ -37,8 +37,8 @@ class FaultRates:
 class Options:
     """The options of a simulated Plaid.
 
-    Units: `_s` in seconds, shares in [0, 1]. `time_scale` multiplies every wait and window of Plaid's own (retries,
-    refreshes, readiness, the day of the 90 percent rule), so a test can shrink a day to a second.
+    `time_scale` multiplies all of Plaid's own waits and windows (retries, refreshes, readiness, the day of the
+    90 percent rule), so that a test can shrink a day to a second.
     """
 
     host: str = "127.0.0.1"

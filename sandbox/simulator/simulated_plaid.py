@@ -1,6 +1,6 @@
-"""A simulated Plaid as one object: the bank, the clock, the scenarios, the webhooks and what goes wrong.
+"""Compose a simulated Plaid: bank, clock, scenarios, webhooks and injected faults.
 
-Nothing here awaits. What Plaid does later (readiness, refreshes) waits in `agenda`; what it sends waits in `courier`.
+Nothing here awaits. Delayed work (readiness, refreshes) waits in `tasks`, webhooks wait in `deliveries`.
 """
 
 import datetime as dt
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sandbox.simulator.api.limits import TABLES, RateLimiter
 from sandbox.simulator.api.plaid_errors import ITEM_STATES, OUTAGES, PlaidFailure, item_error
-from sandbox.simulator.api.rendering import Kept, Variant
+from sandbox.simulator.api.rendering import RenderCache, Variant
 from sandbox.simulator.api.signing import Keyring
 from sandbox.simulator.bank import relinked_ids, scenarios
 from sandbox.simulator.bank.bank import Bank, Item, open_account
@@ -24,7 +24,7 @@ from sandbox.simulator.clock import Clock, RealClock
 from sandbox.simulator.control import scripted_data
 from sandbox.simulator.control.faults import Faults
 from sandbox.simulator.options import Options
-from sandbox.simulator.task_queue import Agenda
+from sandbox.simulator.task_queue import TaskQueue
 from sandbox.simulator.webhooks.delivery import DeliveryQueue
 from sandbox.simulator.webhooks.notifications import Notifier
 
@@ -32,14 +32,14 @@ DAYS_REQUESTED_DEFAULT = 90
 """Source: Plaid API, /transactions/sync, days_requested."""
 
 LINK_TOKENS_MAX = 10_000
-"""Link tokens remembered; the oldest is forgotten first, as Plaid's expire within hours."""
+"""Link tokens remembered; the oldest is dropped first, as Plaid's expire within hours."""
 
 REQUEST_ID_LENGTH = 15
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSession:
-    """What `/link/token/create` was told; the simulator's Link makes an Item of it."""
+    """The request of `/link/token/create`; the simulator's Link creates an Item from it."""
 
     user: str
     webhook_url: str | None
@@ -49,8 +49,8 @@ class LinkSession:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one step did: its update, or none because Plaid cannot reach the bank now."""
+class UpdateResult:
+    """The update of one step; without changes where Plaid cannot reach the bank."""
 
     item: Item
     changes: Sequence[Change]
@@ -58,19 +58,16 @@ class Outcome:
 
 
 class SimulatedPlaid:
-    """One simulated Plaid.
-
-    `on_wake` is called when something new waits in the agenda or in the courier.
-    """
+    """One simulated Plaid. `on_wake` is called when a task or a delivery was added."""
 
     def __init__(self, options: Options, clock: Clock | None = None) -> None:
         self.options = options
         self.clock = clock or RealClock(options.start_at)
         self.bank = Bank(INSTITUTIONS)
-        self.kept = Kept()
+        self.render_cache = RenderCache()
         self.keyring = Keyring(options.seed, self.clock.now())
         self.faults = Faults(options.seed, options.faults)
-        self.buckets = RateLimiter(TABLES[options.rate_limits])
+        self.rate_limiter = RateLimiter(TABLES[options.rate_limits])
         self.pager = Pager(
             seed=options.seed, unfolded_share=options.unfolded_share, page_split_share=options.page_split_share
         )
@@ -80,13 +77,13 @@ class SimulatedPlaid:
             time_scale=options.time_scale,
             in_flight_max=options.deliveries_in_flight_max,
         )
-        self.around = GeneratorSettings(catalogue(options.seed), options.novelty)
-        self.institutions_down: set[str] = set()
-        self._outage_codes: dict[str, str] = {}
+        self.generator_settings = GeneratorSettings(catalogue(options.seed), options.novelty)
+        self.institutions_down: dict[str, str] = {}
+        """Codes of outages by institution."""
         self.link_sessions: dict[str, LinkSession] = {}
         self.requests: Counter[tuple[str, str]] = Counter()
         self.on_wake: Callable[[], None] = lambda: None
-        self.tasks = Agenda(self.clock, time_scale=options.time_scale, on_wake=self._wake)
+        self.tasks = TaskQueue(self.clock, time_scale=options.time_scale, on_wake=self._wake)
         self.notifier = Notifier(
             self.clock,
             self.keyring,
@@ -111,10 +108,10 @@ class SimulatedPlaid:
         ready: bool = True,
         custom: str | None = None,
     ) -> Item:
-        """Make an Item with a history: there at once (`ready`), or by and by as Plaid fetches it.
+        """Create an Item with a history that is there at once (`ready`) or arrives in the two steps of Plaid.
 
-        `custom` is a custom user's configuration, which then says what accounts and rows there are.
-        Raises: PlaidFailure, where the institution is unknown or the configuration is none.
+        `custom` is a custom user's configuration, which then defines the accounts and rows.
+        Raises: PlaidFailure, where the institution is unknown or the configuration is invalid.
         """
         ordinal = len(self.bank.items)
         institution = self.bank.institutions.get(institution_id or ROTATION[ordinal % len(ROTATION)])
@@ -131,16 +128,15 @@ class SimulatedPlaid:
             webhook_url=webhook_url or self.options.webhook_url,
             products=products,
         )
-        drawing = TransactionGenerator(derive(self.options.seed, "history", ordinal), item, self.around, now)
+        rng = derive(self.options.seed, "history", ordinal)
+        generator = TransactionGenerator(rng, item, self.generator_settings, now)
         if custom is not None:
-            past = scripted_data.custom_history(drawing, custom)
+            past = scripted_data.custom_history(generator, custom)
         else:
             count = self.options.history_transactions if transactions is None else transactions
-            past = history(drawing, transactions=count, days=days or self.options.history_days)
+            past = history(generator, transactions=count, days=days or self.options.history_days)
         if ready:
-            item.apply_history(past)
-            item.phase = "HISTORICAL_UPDATE_COMPLETE"
-            item.last_successful_update = now
+            self._complete_history(item, past)
         else:
             first_day = now.date() - dt.timedelta(INITIAL_DAYS)
             item.recent_history = [c for c in past if c.transaction.date > first_day]
@@ -150,7 +146,7 @@ class SimulatedPlaid:
         return item
 
     def relink(self, old: Item) -> Item:
-        """Link the same login again: the same accounts and rows, and not one id in common.
+        """Link the same login again: the same accounts and rows under new ids.
 
         Source: measured re-links, 0 of 108 transaction ids shared; `persistent_account_id` and mask stay.
         """
@@ -163,19 +159,18 @@ class SimulatedPlaid:
             webhook_url=old.webhook_url,
             products=old.products,
         )
-        item.apply_history(relinked_ids.copied(derive(self.options.seed, "relink", ordinal), old, item))
-        item.phase = "HISTORICAL_UPDATE_COMPLETE"
-        item.last_successful_update = self.clock.now()
+        changes = relinked_ids.relinked_changes(derive(self.options.seed, "relink", ordinal), old, item)
+        self._complete_history(item, changes)
         return item
 
     def prerender(self, item: Item) -> None:
-        """Render an Item's rows before anyone asks, as the usual request will ask for them."""
+        """Render an Item's rows before the first request, in the variant of the usual request."""
         variant = Variant(original_description=True, category_version=self.options.category_version)
         for row in item.live.values():
-            self.kept.body(row, variant)
+            self.render_cache.body(row, variant)
 
-    def step(self, item_id: str | None = None, *, changes: int = 1) -> Outcome | None:
-        """Let something happen at an Item, or at one that the seed chooses; the webhook follows.
+    def step(self, item_id: str | None = None, *, changes: int = 1) -> UpdateResult | None:
+        """Create a random update of an Item, or of one that the seed chooses, and send its webhook.
 
         Returns None where there is no Item to choose. Raises: PlaidFailure, where the Item is unknown.
         """
@@ -189,16 +184,16 @@ class SimulatedPlaid:
             item = self.item(item_id)
         if not self.reachable(item):
             item.withheld_changes += changes
-            return Outcome(item, (), self.clock.now())
-        return self._update(item, lambda drawing: scenarios.step(drawing, changes=changes))
+            return UpdateResult(item, (), self.clock.now())
+        return self._update(item, lambda generator: scenarios.step(generator, changes=changes))
 
     def refresh(self, item: Item) -> None:
-        """Ask the bank for news: they come a little later, if Plaid can reach it then.
+        """Update an Item after a delay, if Plaid can reach its bank then.
 
-        What waited at the bank unseen is the news; where nothing did, they are those of the sandbox's dynamic user.
+        The update has the changes that waited unseen at the bank, else those of the sandbox's dynamic user.
         """
 
-        def arrive() -> None:
+        def update() -> None:
             if item.removed:
                 return
             if not self.reachable(item):
@@ -208,36 +203,32 @@ class SimulatedPlaid:
             else:
                 self._update(item, scenarios.refreshed)
 
-        self.tasks.add(self.options.refresh_delay_s, arrive)
+        self.tasks.add(self.options.refresh_delay_s, update)
 
-    def apply_update(self, item: Item, draw: Callable[[TransactionGenerator], list[Change]]) -> Outcome:
-        """Let exactly this update happen. Raises: ValueError, where Plaid cannot reach the bank to see it."""
+    def apply_update(self, item: Item, generate: Callable[[TransactionGenerator], list[Change]]) -> UpdateResult:
+        """Apply exactly this update. Raises: ValueError, where Plaid cannot reach the bank."""
         if not self.reachable(item):
             raise ValueError(f"Item {item.item_id} cannot be reached: an update would not be seen")
-        return self._update(item, draw)
+        return self._update(item, generate)
 
     def item(self, item_id: str) -> Item:
-        """Find an Item that is not removed. Raises: PlaidFailure (ITEM_NOT_FOUND)."""
+        """Return an Item that is not removed. Raises: PlaidFailure (ITEM_NOT_FOUND)."""
         item = self.bank.items.get(item_id)
         if item is None or item.removed:
             raise PlaidFailure("ITEM_NOT_FOUND")
         return item
 
     def reachable(self, item: Item) -> bool:
-        """Whether Plaid can read the Item's bank now."""
-        has_rows = bool(item.transaction_accounts)
-        up = item.error_code is None and self.outage_code(item) is None
-        return up and item.phase != "NOT_READY" and has_rows
+        """Return whether Plaid can read the Item's bank now."""
+        is_up = item.error_code is None and self.outage_code(item) is None
+        return is_up and item.phase != "NOT_READY" and bool(item.transaction_accounts)
 
     def outage_code(self, item: Item) -> str | None:
-        """Give the code of its bank's outage; None where the bank is up."""
-        institution_id = item.institution.institution_id
-        if institution_id not in self.institutions_down:
-            return None
-        return self._outage_codes.get(institution_id, "INSTITUTION_DOWN")
+        """Return the code of its bank's outage; None where the bank is up."""
+        return self.institutions_down.get(item.institution.institution_id)
 
     def poll(self, item: Item) -> None:
-        """Let Plaid ask the bank, as it does by itself a few times a day; news or none, it is an update."""
+        """Poll the bank, as Plaid does a few times a day; this counts as an update even without changes."""
         if self.reachable(item):
             item.last_successful_update = self.clock.now()
             self._catch_up(item)
@@ -247,41 +238,42 @@ class SimulatedPlaid:
     def break_item(
         self, item: Item, code: str, *, reason: str | None = None, silent: bool = False, late_s: float = 0.0
     ) -> None:
-        """Put an Item into an error state and tell it by webhook, unless `silent`; it arrives `late_s` late."""
+        """Put an Item into an error state and send the webhook, `late_s` late and unless `silent`."""
         if code not in ITEM_STATES:
             raise ValueError(f"{code!r} is not a state of an Item")
         item.error_code, item.error_reason = code, reason
         item.last_failed_update = self.clock.now()
-        if silent:
-            return
-        error = item_error(code, reason=reason)
-        told_as = "USER_PERMISSION_REVOKED" if code == "USER_PERMISSION_REVOKED" else "ERROR"
-        self.notifier.notify(item, "ITEM", told_as, {"error": error}, late_s=late_s)
+        if not silent:
+            webhook_code = "USER_PERMISSION_REVOKED" if code == "USER_PERMISSION_REVOKED" else "ERROR"
+            error = item_error(code, reason=reason)
+            self.notifier.notify(item, "ITEM", webhook_code, {"error": error}, late_s=late_s)
 
     def repair_item(self, item: Item, *, silent: bool = False, late_s: float = 0.0) -> None:
-        """Bring an Item back; what the bank did meanwhile arrives in one update."""
+        """Clear an Item's error; the bank's changes of the meantime arrive in one update."""
         item.error_code = item.error_reason = None
         if not silent:
             self.notifier.notify(item, "ITEM", "LOGIN_REPAIRED", {}, late_s=late_s)
         self._catch_up(item)
 
-    def institution_down(self, institution_id: str, *, code: str = "INSTITUTION_DOWN") -> None:
-        """Begin a bank's outage, with one of its codes: whatever asks the bank for an Item of it is refused.
+    def institution_down(
+        self, institution_id: str, *, code: str = "INSTITUTION_DOWN", for_s: float | None = None
+    ) -> None:
+        """Begin a bank's outage, for a time or until `institution_up`: refuse every request that needs the bank.
 
-        `/item/get` and `/item/remove` are Plaid's own to answer, and go on.
+        `/item/get` and `/item/remove` do not need the bank and go on.
         Raises: PlaidFailure, where there is no such bank; ValueError, where the code is not of banks.
         """
         if institution_id not in self.bank.institutions:
             raise PlaidFailure("INVALID_INSTITUTION")
         if code not in OUTAGES:
             raise ValueError(f"{code!r} is no outage of a bank")
-        self.institutions_down.add(institution_id)
-        self._outage_codes[institution_id] = code
+        self.institutions_down[institution_id] = code
+        if for_s is not None:
+            self.tasks.add(for_s, lambda: self.institution_up(institution_id))
 
     def institution_up(self, institution_id: str) -> None:
-        """End a bank's outage; what happened meanwhile arrives."""
-        self.institutions_down.discard(institution_id)
-        self._outage_codes.pop(institution_id, None)
+        """End a bank's outage; the changes of the meantime arrive."""
+        self.institutions_down.pop(institution_id, None)
         for item in self.bank.active_items():
             if item.institution.institution_id == institution_id:
                 self._catch_up(item)
@@ -292,7 +284,7 @@ class SimulatedPlaid:
         self._finish_historical(item)
 
     def public_token(self, item: Item) -> str:
-        """Make a public token."""
+        """Create a public token."""
         return self.bank.offer(item, self._tokens, self.clock.now())
 
     def new_access_token(self, item: Item) -> str:
@@ -300,7 +292,7 @@ class SimulatedPlaid:
         return self.bank.rotate(item, self._tokens)
 
     def link_token(self, session: LinkSession) -> str:
-        """Remember a Link session and name it."""
+        """Store a Link session and return its token."""
         link_token = token("link", self._tokens)
         while len(self.link_sessions) >= LINK_TOKENS_MAX:
             del self.link_sessions[next(iter(self.link_sessions))]
@@ -308,7 +300,7 @@ class SimulatedPlaid:
         return link_token
 
     def complete_link(self, link_token: str, *, institution_id: str | None) -> Item:
-        """Do what a user does in Link: a new Item, or in update mode the repair of the old one.
+        """Complete Link as a user does: create a new Item, or in update mode repair the old one.
 
         Raises: PlaidFailure (INVALID_LINK_TOKEN).
         """
@@ -319,7 +311,7 @@ class SimulatedPlaid:
             item = self.bank.by_access_token(session.access_token)
             if item is None:
                 raise PlaidFailure("INVALID_ACCESS_TOKEN")
-            self._show_offered(item)
+            self._add_offered_accounts(item)
             self.repair_item(item, silent=item.error_code is None)
             return item
         return self.create_item(
@@ -332,46 +324,50 @@ class SimulatedPlaid:
         )
 
     def request_id(self) -> str:
-        """Give the next request id."""
+        """Return the next request id."""
         return plaid_id(self._request_ids)[:REQUEST_ID_LENGTH]
 
-    def _show_offered(self, item: Item) -> None:
+    def _add_offered_accounts(self, item: Item) -> None:
         rng = derive(self.options.seed, "offered", item.ordinal, len(item.accounts))
         for _ in range(item.offered_accounts):
             plan = rng.choice(item.institution.plans)
-            item.add_account(open_account(rng, plan._replace(name=f"{plan.name} {len(item.accounts) + 1}")))
+            account = open_account(rng, plan._replace(name=f"{plan.name} {len(item.accounts) + 1}"))
+            item.accounts[account.account_id] = account
         item.offered_accounts = 0
 
     def _wake(self) -> None:
         self.on_wake()
 
-    def _update(self, item: Item, draw: Callable[[TransactionGenerator], list[Change]]) -> Outcome:
+    def _update(self, item: Item, generate: Callable[[TransactionGenerator], list[Change]]) -> UpdateResult:
         now = self.clock.now()
         rng = derive(self.options.seed, "step", item.ordinal, item.updates)
-        changes = draw(TransactionGenerator(rng, item, self.around, now))
+        changes = generate(TransactionGenerator(rng, item, self.generator_settings, now))
         item.apply(changes)
         item.last_successful_update = now
         if item.synced_once:
             self.notifier.notify_updates(item)
         if self.options.legacy_webhooks:
             self.notifier.notify_legacy_update(item, changes)
-        return Outcome(item, changes, now)
+        return UpdateResult(item, changes, now)
+
+    def _complete_history(self, item: Item, changes: Sequence[Change]) -> None:
+        item.apply_history(changes)
+        item.phase = "HISTORICAL_UPDATE_COMPLETE"
+        item.last_successful_update = self.clock.now()
 
     def _finish_initial(self, item: Item) -> None:
-        if item.phase != "NOT_READY" or item.removed:
-            return
-        item.phase = "INITIAL_UPDATE_COMPLETE"
-        self._arrive(item, item.recent_history, legacy_code="INITIAL_UPDATE")
-        item.recent_history = []
+        if item.phase == "NOT_READY" and not item.removed:
+            item.phase = "INITIAL_UPDATE_COMPLETE"
+            self._add_history(item, item.recent_history, legacy_code="INITIAL_UPDATE")
+            item.recent_history = []
 
     def _finish_historical(self, item: Item) -> None:
-        if item.phase != "INITIAL_UPDATE_COMPLETE" or item.removed:
-            return
-        item.phase = "HISTORICAL_UPDATE_COMPLETE"
-        self._arrive(item, item.older_history, legacy_code="HISTORICAL_UPDATE")
-        item.older_history = []
+        if item.phase == "INITIAL_UPDATE_COMPLETE" and not item.removed:
+            item.phase = "HISTORICAL_UPDATE_COMPLETE"
+            self._add_history(item, item.older_history, legacy_code="HISTORICAL_UPDATE")
+            item.older_history = []
 
-    def _arrive(self, item: Item, changes: Sequence[Change], *, legacy_code: str) -> None:
+    def _add_history(self, item: Item, changes: Sequence[Change], *, legacy_code: str) -> None:
         item.apply_history(changes)
         item.last_successful_update = self.clock.now()
         if item.synced_once:
@@ -383,4 +379,4 @@ class SimulatedPlaid:
     def _catch_up(self, item: Item) -> None:
         if item.withheld_changes and self.reachable(item):
             changes, item.withheld_changes = item.withheld_changes, 0
-            self._update(item, lambda drawing: scenarios.step(drawing, changes=changes))
+            self._update(item, lambda generator: scenarios.step(generator, changes=changes))

@@ -21,7 +21,7 @@ from sandbox.simulator.api.server import running
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.clock import ManualClock
 from sandbox.simulator.control import failure_modes
-from sandbox.simulator.control.faults import SLOW, WIRE, Fault
+from sandbox.simulator.control.faults import CONNECTION_FAULTS, SLOW, Fault
 from sandbox.simulator.inprocess import InProcessPlaid
 from sandbox.simulator.options import Options
 from sandbox.simulator.simulated_plaid import SimulatedPlaid
@@ -122,7 +122,7 @@ async def test_every_refusal_is_the_same_at_every_endpoint(path: str) -> None:
             assert said[:4] == ("refused", kind.type, code, kind.status)
 
 
-@pytest.mark.parametrize("code", WIRE)
+@pytest.mark.parametrize("code", CONNECTION_FAULTS)
 @pytest.mark.parametrize("path", ["/transactions/sync", "/item/remove"])
 async def test_every_way_in_which_a_connection_breaks_is_the_same(path: str, code: str) -> None:
     async with twins() as sides:

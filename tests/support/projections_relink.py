@@ -84,7 +84,7 @@ class Login:
         Of a share of them the bank now writes the description a little differently, or dates them a day later.
         """
         before = sorted(
-            (row for row in old.live.values() if old.accounts[row.account_id].shown),
+            (row for row in old.live.values() if old.accounts[row.account_id].is_open),
             key=lambda row: (row.date, row.transaction_id),
         )
         new = self.world.relink(old)

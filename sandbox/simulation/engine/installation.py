@@ -97,7 +97,7 @@ class Installation:
         self.quotas = Quotas(self.tables, limits, failures_max=FAILURES_MAX)
         self.tables.is_failing = self.quotas.is_failing
         self.plaid_world = SimulatedPlaid(options, self.clock)
-        self.counting = self.plaid_world.buckets = Counting(
+        self.counting = self.plaid_world.rate_limiter = Counting(
             {f"/{path}": PlaidLimit(*limit, "RATE_LIMIT") for path, limit in limits.items()}
         )
         slow_s = rng.choice((0.02, 1.0, 4.0))

@@ -1,1 +1,1 @@
-"""TODO sandbox/simulator/api."""
+"""Serve Plaid's HTTP API: dispatch, endpoints, errors, rate limits, JSON and webhook signatures."""

@@ -1,4 +1,4 @@
-"""Plaid's rate limits, counted over a sliding minute.
+"""Enforce Plaid's rate limits, counted over a sliding minute.
 
 Source: Plaid documentation, Rate limit exceeded errors, copy of 2026-03-07.
 """
@@ -14,7 +14,7 @@ WINDOW = dt.timedelta(minutes=1)
 
 
 class Limit(NamedTuple):
-    """Requests a minute for one Item (None: not counted) and for the whole client, and the code beyond them."""
+    """Requests a minute for one Item (None: not limited) and for the whole client, and the code beyond them."""
 
     item: int | None
     client: int
@@ -44,9 +44,9 @@ TABLES: dict[RateLimits, dict[str, Limit]] = {"off": {}, "sandbox": _SANDBOX, "p
 
 
 class RateLimiter:
-    """Counts requests by endpoint and Item, and by endpoint for the client.
+    """Count requests by endpoint and Item, and by endpoint for the client.
 
-    Shape: a refused request is not counted, so waiting always helps. A bucket holds at most its limit's times.
+    A refused request is not counted, so waiting always helps. A window holds at most its limit's times.
     """
 
     def __init__(self, limits: dict[str, Limit]) -> None:
@@ -54,19 +54,19 @@ class RateLimiter:
         self._times: dict[tuple[str, str], deque[dt.datetime]] = {}
 
     def count(self, endpoint: str, item_id: str | None, now: dt.datetime) -> None:
-        """Count a request. Raises: PlaidFailure of type RATE_LIMIT_EXCEEDED, where it is one too many."""
+        """Count a request. Raises: PlaidFailure of type RATE_LIMIT_EXCEEDED, where it is over a limit."""
         limit = self.limits.get(endpoint)
         if limit is None:
             return
-        buckets = [(self._bucket(endpoint, "", now), limit.client)]
+        windows = [(self._window(endpoint, "", now), limit.client)]
         if item_id is not None and limit.item is not None:
-            buckets.append((self._bucket(endpoint, item_id, now), limit.item))
-        if any(len(times) >= most for times, most in buckets):
+            windows.append((self._window(endpoint, item_id, now), limit.item))
+        if any(len(times) >= requests_max for times, requests_max in windows):
             raise PlaidFailure(limit.code)
-        for times, _ in buckets:
+        for times, _ in windows:
             times.append(now)
 
-    def _bucket(self, endpoint: str, item_id: str, now: dt.datetime) -> deque[dt.datetime]:
+    def _window(self, endpoint: str, item_id: str, now: dt.datetime) -> deque[dt.datetime]:
         times = self._times.setdefault((endpoint, item_id), deque())
         while times and now - times[0] >= WINDOW:
             times.popleft()

@@ -1,4 +1,4 @@
-"""Plaid's webhook keys and signatures: ES256 over `{iat, request_body_sha256}`.
+"""Sign webhooks as Plaid does: ES256 over `{iat, request_body_sha256}`.
 
 Keys come from the seed and signatures are deterministic (RFC 6979), so the same seed signs the same bytes.
 Source: Plaid documentation, Webhook verification.
@@ -22,7 +22,7 @@ _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 @dataclass(slots=True)
 class SigningKey:
-    """One key pair with its id and its life. Units: whole seconds since 1970, as in the JWK."""
+    """A key pair with its id and lifetime. Units: whole seconds since 1970, as in the JWK."""
 
     kid: str
     private: ec.EllipticCurvePrivateKey
@@ -30,7 +30,7 @@ class SigningKey:
     expired_at: int | None = None
 
     def jwk(self) -> dict[str, object]:
-        """Give the public half as `/webhook_verification_key/get` answers it."""
+        """Return the public key as `/webhook_verification_key/get` answers it."""
         point = self.private.public_key().public_numbers()
         return {
             "alg": "ES256",
@@ -46,30 +46,30 @@ class SigningKey:
 
 
 class Keyring:
-    """All keys ever used; the youngest one signs."""
+    """Hold all keys ever used; the newest one signs."""
 
     def __init__(self, seed: int, now: dt.datetime) -> None:
         self._seed = seed
         self.keys: dict[str, SigningKey] = {}
-        self.current = self._make(now)
+        self.current = self._create(now)
 
     def rotate(self, now: dt.datetime, *, expire_old: bool) -> SigningKey:
-        """Sign with a new key from now on; the old one expires now or stays valid."""
+        """Create a new signing key; the old one expires now or stays valid."""
         if expire_old:
             self.current.expired_at = int(now.timestamp())
-        self.current = self._make(now)
+        self.current = self._create(now)
         return self.current
 
-    def sign(self, body: bytes, at: dt.datetime) -> str:
-        """Sign a webhook's raw body: the value of the header `Plaid-Verification`."""
+    def sign(self, body: bytes, issued_at: dt.datetime) -> str:
+        """Sign a webhook's raw body; return the value of the header `Plaid-Verification`."""
         header = {"alg": "ES256", "kid": self.current.kid, "typ": "JWT"}
-        claims = {"iat": int(at.timestamp()), "request_body_sha256": hashlib.sha256(body).hexdigest()}
+        claims = {"iat": int(issued_at.timestamp()), "request_body_sha256": hashlib.sha256(body).hexdigest()}
         signed = f"{_base64(_compact(header))}.{_base64(_compact(claims))}"
         der = self.current.private.sign(signed.encode(), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
         r, s = decode_dss_signature(der)
         return f"{signed}.{_base64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
 
-    def _make(self, now: dt.datetime) -> SigningKey:
+    def _create(self, now: dt.datetime) -> SigningKey:
         rng = derive(self._seed, "webhook key", len(self.keys))
         key = SigningKey(
             kid=uuid4(rng),
@@ -81,10 +81,9 @@ class Keyring:
 
 
 def key_id(jwt: str) -> str:
-    """Read which key signed a webhook."""
+    """Return the id of the key that signed a webhook."""
     header = jwt.partition(".")[0]
-    named: str = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["kid"]
-    return named
+    return str(json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["kid"])
 
 
 def _compact(value: object) -> bytes:

@@ -1,8 +1,8 @@
-"""The bank: Items with their accounts, live transactions and the log of what changed.
+"""Hold Items with their accounts, live transactions and change logs.
 
-An Item's log is append-only, and one call of `apply` is one update: all of it or nothing is visible to
-`/transactions/sync`, because a pagination ends at the length that the log had when it began. Balances follow the
-rows: what is posted moves `current`, what is pending moves `available` only.
+An Item's log is append-only, and one call of `apply` is one update. An update is visible to `/transactions/sync` as a
+whole or not at all, because a pagination ends at the length that the log had when it began. Balances follow the rows:
+posted rows change `current`, pending rows change `available` only.
 """
 
 import datetime as dt
@@ -10,32 +10,32 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sandbox.simulator.bank.institutions import AccountPlan, Institution
 from sandbox.simulator.bank.randomness import plaid_id, token
-from sandbox.simulator.bank.transactions import Change, Currency, Transaction
+from sandbox.simulator.bank.transactions import Change, Transaction
 
 Phase = Literal["NOT_READY", "INITIAL_UPDATE_COMPLETE", "HISTORICAL_UPDATE_COMPLETE"]
 
-GONE_MAX = 200
-"""Removed rows that an Item remembers so that they may come back; older ones stay removed for ever."""
+REMOVED_ROWS_MAX = 200
+"""Removed rows of an Item that may return; older ones stay removed."""
 
 LOG_MAX = 2_000_000
 """Changes of one Item: a cursor stays valid for a year, so none is ever dropped; at 1 kB each this is 2 GB."""
 
 DRAWS_MAX = 32
-"""Tries to draw an Item at random; where nearly all are unfit, a look at each one is quicker than more tries."""
+"""Random tries to find an accepted Item; where nearly all are rejected, a scan of all is faster."""
 
 
 class Pool:
-    """A set of ids from which one can be drawn in constant time."""
+    """A set of ids with a random draw in constant time."""
 
-    __slots__ = ("_ids", "_places")
+    __slots__ = ("_ids", "_indexes")
 
     def __init__(self) -> None:
         self._ids: list[str] = []
-        self._places: dict[str, int] = {}
+        self._indexes: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -44,23 +44,23 @@ class Pool:
         return iter(self._ids)
 
     def add(self, member: str) -> None:
-        """Take an id in; it must not be there yet."""
-        assert member not in self._places
-        self._places[member] = len(self._ids)
+        """Add an id that is not in the pool."""
+        assert member not in self._indexes
+        self._indexes[member] = len(self._ids)
         self._ids.append(member)
 
     def discard(self, member: str) -> None:
-        """Let an id go, if it is there; the last one takes its place."""
-        place = self._places.pop(member, None)
-        if place is None:
+        """Remove an id, if it is in the pool; the last one moves to its index."""
+        index = self._indexes.pop(member, None)
+        if index is None:
             return
         last = self._ids.pop()
         if last != member:
-            self._ids[place] = last
-            self._places[last] = place
+            self._ids[index] = last
+            self._indexes[last] = index
 
     def draw(self, rng: random.Random) -> str:
-        """Draw any id of the pool, which must not be empty."""
+        """Draw an id of the pool, which must not be empty."""
         return self._ids[int(rng.random() * len(self._ids))]
 
 
@@ -68,7 +68,8 @@ class Pool:
 class Account:
     """An account with its balances.
 
-    Units: of its currency; `posted` and `held` are sums of amounts with Plaid's sign (positive leaves the account).
+    Units: of its currency; `posted_sum` and `pending_sum` have Plaid's sign (positive leaves the account).
+    `revoked`: by the user. `closed`: another id replaced it. `hidden`: missing from all answers for a while.
     """
 
     account_id: str
@@ -76,62 +77,59 @@ class Account:
     plan: AccountPlan
     mask: str
     opening: Decimal
-    posted: Decimal = Decimal(0)
-    held: Decimal = Decimal(0)
+    posted_sum: Decimal = Decimal(0)
+    pending_sum: Decimal = Decimal(0)
     revoked: bool = False
     closed: bool = False
     hidden: bool = False
     has_rows: bool = False
 
     @property
-    def shown(self) -> bool:
-        """Whether Plaid shows the account: the user did not withdraw it, and no other id replaced it."""
+    def is_open(self) -> bool:
+        """Neither revoked nor closed."""
         return not (self.revoked or self.closed)
 
     @property
-    def told(self) -> bool:
-        """Whether answers name the account now: one that is hidden is there, and missing from them for a while."""
-        return self.shown and not self.hidden
+    def is_listed(self) -> bool:
+        """In answers now."""
+        return self.is_open and not self.hidden
 
     @property
-    def currency(self) -> Currency:
-        """The one currency of all its transactions."""
-        return self.plan.currency
+    def is_debt(self) -> bool:
+        """Of a type whose balance is owed: credit or loan."""
+        return self.plan.type in ("credit", "loan")
 
     @property
     def current(self) -> Decimal:
-        """Money held (depository, investment) or owed (credit, loan)."""
-        if self.plan.type in ("credit", "loan"):
-            return self.opening + self.posted
-        return self.opening - self.posted
+        """Money on the account (depository, investment) or owed (credit, loan)."""
+        return self.opening + self.posted_sum if self.is_debt else self.opening - self.posted_sum
 
     @property
     def available(self) -> Decimal | None:
-        """What could be spent now, pending rows counted; None where the bank does not say."""
+        """Money to spend, pending rows included; None where the bank does not report it."""
         if not self.plan.reports_available:
             return None
         if self.plan.type == "credit":
-            return None if self.plan.limit is None else self.limit_amount - self.current - self.held
-        return self.current - self.held
+            return None if self.plan.limit is None else self.limit_amount - self.current - self.pending_sum
+        return self.current - self.pending_sum
 
     @property
     def limit_amount(self) -> Decimal:
-        """The credit limit in the account's currency; zero where there is none."""
+        """The credit limit in the account's currency; zero without one."""
         return Decimal((self.plan.limit or 0) * self.plan.unit)
 
-    def absorb(self, posted_before: Decimal) -> None:
-        """Move the opening balance instead of `current` by what was posted since: the past was already in it."""
-        moved = self.posted - posted_before
-        self.opening += -moved if self.plan.type in ("credit", "loan") else moved
+    def absorb(self, posted: Decimal) -> None:
+        """Change the opening balance so that these posted rows do not change `current`: it already contains them."""
+        self.opening += -posted if self.is_debt else posted
 
 
 @dataclass(slots=True)
 class Item:
-    """A login at an institution: accounts, live rows, the log, and what Plaid knows of its state.
+    """A login at an institution: accounts, live rows, the log, and Plaid's state of it.
 
-    `cursor_epoch` is raised when cursors given so far are refused, with `refused_cursor_code`. `arrangement` is raised
-    when the same log reads otherwise from now on (an account is hidden, a history is read again): a pagination does
-    not survive that. `reread` is how far a history that is read again from no cursor has come; None: as `phase` says.
+    `cursor_epoch` rises when all earlier cursors become invalid, with `refused_cursor_code`. `arrangement` rises when
+    the same log is paged otherwise (an account is hidden, a history is read again), which ends paginations. `reread`
+    is the phase of a history that is read again from an empty cursor; None: that of `phase`.
     """
 
     ordinal: int
@@ -148,7 +146,7 @@ class Item:
     live: dict[str, Transaction] = field(default_factory=dict)
     pending: Pool = field(default_factory=Pool)
     posted: Pool = field(default_factory=Pool)
-    gone: list[Transaction] = field(default_factory=list)
+    removed_rows: list[Transaction] = field(default_factory=list)
     recent_history: list[Change] = field(default_factory=list)
     older_history: list[Change] = field(default_factory=list)
     updates: int = 0
@@ -172,68 +170,65 @@ class Item:
     @property
     def transaction_accounts(self) -> list[Account]:
         """The accounts whose transactions the institution reports."""
-        return [a for a in self.accounts.values() if a.plan.reports_transactions and a.told]
+        return [a for a in self.accounts.values() if a.plan.reports_transactions and a.is_listed]
+
+    def is_listed(self, row: Transaction) -> bool:
+        """Return whether the row's account is in answers now."""
+        return self.accounts[row.account_id].is_listed
 
     def apply(self, changes: Sequence[Change]) -> None:
-        """Append one update to the log and let live rows and balances follow.
+        """Apply one update to live rows and balances, and append it to the log.
 
         Idempotence: none; an `added` id must not be live, a `modified` or `removed` one must be.
         """
-        assert len(self.log) + len(changes) <= LOG_MAX
         for change in changes:
-            self._take(change)
-        self.log.extend(changes)
-        self.updates += 1
+            self._apply_change(change)
+        self.append(changes)
 
-    def retell(self, changes: Sequence[Change]) -> None:
-        """Tell what is so already, once more: it stands in the log, and rows and balances stay as they are."""
+    def append(self, changes: Sequence[Change]) -> None:
+        """Append one update to the log only; rows and balances do not change."""
         assert len(self.log) + len(changes) <= LOG_MAX
         self.log.extend(changes)
         self.updates += 1
-
-    def add_account(self, account: Account) -> None:
-        """Show one more account."""
-        self.accounts[account.account_id] = account
 
     def apply_history(self, changes: Sequence[Change]) -> None:
-        """Append an update of past rows: they explain the balance that stands, they do not move it."""
-        before = {account.account_id: account.posted for account in self.accounts.values()}
+        """Apply an update of past rows: they explain the current balance and do not change it."""
+        before = {account.account_id: account.posted_sum for account in self.accounts.values()}
         self.apply(changes)
         for account in self.accounts.values():
-            account.absorb(before[account.account_id])
+            account.absorb(account.posted_sum - before[account.account_id])
 
-    def _take(self, change: Change) -> None:
+    def _apply_change(self, change: Change) -> None:
         row = change.transaction
         if change.kind == "added":
             assert row.transaction_id not in self.live
-            self._move(row, 1)
+            self._count(row, 1)
             self.live[row.transaction_id] = row
             (self.pending if row.pending else self.posted).add(row.transaction_id)
             return
-        # Taken out and put back at the end, so that `live` stays ordered by the time of the last change.
+        # Removed and inserted again at the end, so that `live` stays ordered by the time of the last change.
         before = self.live.pop(row.transaction_id)
-        self._move(before, -1)
+        self._count(before, -1)
         if change.kind == "modified":
             assert before.pending == row.pending
-            self._move(row, 1)
+            self._count(row, 1)
             self.live[row.transaction_id] = row
             return
         (self.pending if before.pending else self.posted).discard(row.transaction_id)
         if not before.pending:
-            self.gone.append(before)
-            del self.gone[:-GONE_MAX]
+            self.removed_rows.append(before)
+            del self.removed_rows[:-REMOVED_ROWS_MAX]
 
-    def _move(self, row: Transaction, direction: int) -> None:
+    def _count(self, row: Transaction, direction: int) -> None:
         account = self.accounts[row.account_id]
         account.has_rows = True
         if row.pending:
-            account.held += row.amount * direction
+            account.pending_sum += row.amount * direction
         else:
-            account.posted += row.amount * direction
+            account.posted_sum += row.amount * direction
 
 
-@dataclass(slots=True)
-class PublicToken:
+class PublicToken(NamedTuple):
     """A token that one exchange turns into the Item's access token.
 
     Source: Plaid API, /item/public_token/exchange: it expires after 30 minutes.
@@ -248,7 +243,7 @@ LINK_TOKEN_LIFE = dt.timedelta(hours=4)
 
 
 class Bank:
-    """Every Item, findable by its id and by its tokens."""
+    """Hold every Item, by its id and by its tokens."""
 
     def __init__(self, institutions: Iterable[Institution]) -> None:
         self.institutions = {institution.institution_id: institution for institution in institutions}
@@ -267,7 +262,7 @@ class Bank:
         webhook_url: str | None,
         products: tuple[str, ...],
     ) -> Item:
-        """Open an Item without history: its accounts stand at their usual balances."""
+        """Open an Item without history; its accounts have usual balances."""
         accounts = [open_account(rng, plan) for plan in institution.plans]
         item = Item(
             ordinal=len(self.items),
@@ -286,11 +281,11 @@ class Bank:
         return item
 
     def active_items(self) -> list[Item]:
-        """Items that were not removed, in the order of their making."""
+        """Return the Items that are not removed, in the order of creation."""
         return [item for item in self.items.values() if not item.removed]
 
     def draw(self, rng: random.Random, accepts: Callable[[Item], bool]) -> Item | None:
-        """Draw an active Item that is accepted; None where there is none."""
+        """Draw an active Item that `accepts`; None where there is none."""
         for _ in range(min(DRAWS_MAX, len(self._order))):
             item = self._order[int(rng.random() * len(self._order))]
             if not item.removed and accepts(item):
@@ -299,26 +294,26 @@ class Bank:
         return rng.choice(accepted) if accepted else None
 
     def by_access_token(self, access_token: str) -> Item | None:
-        """Find the Item of an access token that is still valid."""
+        """Return the Item of a valid access token."""
         return self._by_access_token.get(access_token)
 
     def offer(self, item: Item, rng: random.Random, now: dt.datetime) -> str:
-        """Make a public token for an Item."""
+        """Create a public token of an Item."""
         public_token = token("public", rng)
         self._public_tokens[public_token] = PublicToken(item.item_id, now + PUBLIC_TOKEN_LIFE)
         return public_token
 
     def redeem(self, public_token: str) -> PublicToken | None:
-        """Take a public token; it works once, so it is forgotten."""
+        """Return and delete a public token: it works once."""
         return self._public_tokens.pop(public_token, None)
 
     def remove(self, item: Item) -> None:
-        """Remove an Item: its access token is unknown from now on."""
+        """Remove an Item; its access token becomes unknown."""
         item.removed = True
         self._by_access_token.pop(item.access_token, None)
 
     def rotate(self, item: Item, rng: random.Random) -> str:
-        """Give the Item a new access token; the old one is unknown from now on."""
+        """Replace the Item's access token; the old one becomes unknown."""
         self._by_access_token.pop(item.access_token, None)
         item.access_token = token("access", rng)
         self._by_access_token[item.access_token] = item
@@ -326,8 +321,7 @@ class Bank:
 
 
 def open_account(rng: random.Random, plan: AccountPlan) -> Account:
-    """Open an account near its usual balance."""
-    # A usual balance is met within a factor of two, with cents where the currency has them.
+    """Open an account with 0.5 to 1.5 times its usual balance, with cents where the currency has them."""
     whole = int(plan.usual_balance * plan.unit * (0.5 + rng.random()))
     cents = Decimal(rng.randrange(100)).scaleb(-2) if plan.currency.decimals >= 2 else Decimal(0)
     return Account(

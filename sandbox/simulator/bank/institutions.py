@@ -1,6 +1,6 @@
-"""The imaginary institutions and what accounts one finds there.
+"""Define the imaginary institutions and their accounts.
 
-Their ids are those of Plaid's sandbox where it has a like one; `ins_9...` are of this simulator.
+Ids are those of Plaid's sandbox where it has a similar institution; `ins_9...` exist only here.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ CURRENCIES = {
 class AccountPlan(NamedTuple):
     """An account that an institution opens for a new Item.
 
-    Units: `usual_balance` in whole units of the currency; `unit` is how many of them a dollar is worth.
+    Units: `usual_balance` in dollars; `unit`: units of the currency in a dollar.
     """
 
     name: str
@@ -42,10 +42,11 @@ class AccountPlan(NamedTuple):
 
 
 class Institution(NamedTuple):
-    """A bank: how it names posted successors of pending rows, and whether it shows pending rows at all.
+    """A bank.
 
-    `dates_balances`: it says when balances were last updated, and asks for `min_last_updated_datetime` before it
-    gives a credit card's; it cannot be refreshed either. `in_rotation`: an Item that names no bank may get it.
+    `links_pendings`: share of posted rows that name their pending row. `dates_balances`: it reports the time of its
+    balances, requires `min_last_updated_datetime` for credit cards and cannot be refreshed. `in_rotation`: a default
+    bank for Items.
     """
 
     institution_id: str

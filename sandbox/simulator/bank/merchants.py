@@ -1,7 +1,7 @@
-"""The catalogue of merchants, their categories, logos and stores.
+"""Provide the catalogue of merchants with their categories, logos and stores.
 
-Names and websites are those of well-known companies, so that a demo reads like life; ids, stores and
-amounts are invented. Entity ids do not depend on the seed: they are Plaid's own, the same for every bank.
+Names and websites are those of well-known companies; ids, stores and amounts are invented. Entity ids do not depend
+on the seed: as at Plaid, they are the same for every bank.
 """
 
 import random
@@ -137,7 +137,7 @@ def party(name: str, kind: str, *, website: str | None = None) -> Counterparty:
 
 
 def catalogue(seed: int) -> tuple[Merchant, ...]:
-    """Give every merchant with the stores that this seed drew for it."""
+    """Return every merchant with stores drawn from the seed."""
     return tuple(_merchant(line, seed) for line in _CATALOGUE.splitlines())
 
 

@@ -1,6 +1,5 @@
-"""What a bank's statement is made of: purchases, wages, transfers, cash, fees, interest, refunds.
+"""Draw the movements of a bank statement: purchases, wages, transfers, cash, fees, interest, refunds.
 
-Each pattern sketches one movement; `scenarios` turns a sketch into a transaction with ids, dates and life.
 Numbers are drawn as `int(rng.random() * n)`: three times faster than `randrange`, and a history of 100,000
 transactions draws about a million of them.
 """
@@ -8,27 +7,25 @@ transactions draws about a million of them.
 import random
 from collections.abc import Callable
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sandbox.simulator.bank.bank import Account
 from sandbox.simulator.bank.institutions import AccountPlan
 from sandbox.simulator.bank.merchants import category, party
-from sandbox.simulator.bank.transactions import Category, Counterparty, Merchant, PaymentMeta, Place
+from sandbox.simulator.bank.transactions import NO_META, Category, Counterparty, Merchant, PaymentMeta, Place
 
 SUBCENT_SHARE = 0.012
 """Share of amounts with more decimals than the currency has; Plaid's sandbox was seen to send a third."""
 
 _POWERS: tuple[int, ...] = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
-NO_META = PaymentMeta()
 
-
-class Sketch(NamedTuple):
-    """One movement before it has ids and dates. Units: positive amounts leave the account."""
+class Movement(NamedTuple):
+    """A movement before it has ids and dates. Units: positive amounts leave the account."""
 
     amount: Decimal
     name: str
-    raw: str
+    description: str
     category: Category
     channel: str
     code: str | None
@@ -40,11 +37,11 @@ class Sketch(NamedTuple):
     settles_at_once: bool = False
 
 
-Pattern = Callable[[random.Random, Account, tuple[Merchant, ...]], Sketch]
+Pattern = Callable[[random.Random, Account, tuple[Merchant, ...]], Movement]
 
 
 def money(rng: random.Random, hundredths: int, plan: AccountPlan) -> Decimal:
-    """Express an amount of hundredths of a dollar in the account's currency, with its decimals or more."""
+    """Convert hundredths of a dollar to the account's currency, with its decimals or more."""
     decimals = plan.currency.decimals
     if decimals >= 2 and rng.random() < SUBCENT_SHARE:
         decimals = 3 + int(rng.random() * 5)
@@ -56,16 +53,16 @@ def money(rng: random.Random, hundredths: int, plan: AccountPlan) -> Decimal:
     return Decimal(minor).scaleb(-decimals)
 
 
-def purchase(rng: random.Random, account: Account, merchants: tuple[Merchant, ...]) -> Sketch:
-    """Something bought of a merchant; cheap things are more frequent than dear ones."""
+def purchase(rng: random.Random, account: Account, merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw a purchase; low amounts are more frequent than high ones."""
     merchant = merchants[int(rng.random() * len(merchants))]
     hundredths = int(merchant.lowest * (merchant.highest / merchant.lowest) ** (rng.random() * rng.random()))
     place = merchant.places[int(rng.random() * len(merchant.places))] if merchant.places else None
-    raw = _raw(rng, merchant, place)
-    return Sketch(
+    description = _description(rng, merchant, place)
+    return Movement(
         amount=money(rng, hundredths, account.plan),
-        name=merchant.name if rng.random() < 0.7 else raw,
-        raw=raw,
+        name=merchant.name if rng.random() < 0.7 else description,
+        description=description,
         category=merchant.category,
         channel=merchant.channel,
         code="purchase",
@@ -75,40 +72,39 @@ def purchase(rng: random.Random, account: Account, merchants: tuple[Merchant, ..
     )
 
 
-def refund(rng: random.Random, account: Account, merchants: tuple[Merchant, ...]) -> Sketch:
-    """Money that a merchant gives back."""
+def refund(rng: random.Random, account: Account, merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw a refund of a merchant."""
     bought = purchase(rng, account, merchants)
-    return bought._replace(amount=-bought.amount, raw=f"{bought.raw} REFUND", code="refund", settles_at_once=True)
+    description = f"{bought.description} REFUND"
+    return bought._replace(amount=-bought.amount, description=description, code="refund", settles_at_once=True)
 
 
-def wages(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Sketch:
-    """Wages, through the clearing house."""
+def wages(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw wages, paid through the clearing house."""
     employer = _EMPLOYERS[int(rng.random() * len(_EMPLOYERS))]
     reference = f"{int(rng.random() * 1e12):012}"
-    return Sketch(
+    return _settled(
         amount=-money(rng, 120_000 + int(rng.random() * 480_000), account.plan),
         name=f"{employer.name} Payroll",
-        raw=f"ACH Electronic Credit{employer.name.upper()} PAYROLL PPD ID: {reference[:10]}",
+        description=f"ACH Electronic Credit{employer.name.upper()} PAYROLL PPD ID: {reference[:10]}",
         category=_WAGES,
-        channel="other",
         code="direct debit",
         counterparties=(employer,),
         meta=PaymentMeta(reference_number=reference, ppd_id=reference[:10], payer=employer.name, payment_method="ACH"),
-        settles_at_once=True,
     )
 
 
-def transfer(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Sketch:
-    """Money to or from a person through a payment app."""
+def transfer(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw a transfer to or from a person through a payment app."""
     app = _APPS[int(rng.random() * len(_APPS))]
     person = _PEOPLE[int(rng.random() * len(_PEOPLE))]
     outgoing = rng.random() < 0.6
     reference = f"{int(rng.random() * 1e11):011}"
     amount = money(rng, 500 + int(rng.random() * 60_000), account.plan)
-    return Sketch(
+    return Movement(
         amount=amount if outgoing else -amount,
         name=f"{app.name} {'to' if outgoing else 'from'} {person}",
-        raw=f"{app.name.upper()} PAYMENT {reference} {person.upper()}",
+        description=f"{app.name.upper()} PAYMENT {reference} {person.upper()}",
         category=_TRANSFER_OUT if outgoing else _TRANSFER_IN,
         channel="other",
         code="transfer",
@@ -123,71 +119,59 @@ def transfer(rng: random.Random, account: Account, _merchants: tuple[Merchant, .
     )
 
 
-def cash(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Sketch:
-    """Notes from a machine: whole twenties."""
+def cash(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw a cash withdrawal of whole twenties."""
     number = int(rng.random() * 1e6)
-    return Sketch(
+    return _settled(
         amount=Decimal((1 + int(rng.random() * 20)) * 20 * account.plan.unit),
         name="ATM Withdrawal",
-        raw=f"NON-CHASE ATM WITHDRAW {number:06} {int(rng.random() * 9000) + 100} MARKET ST",
+        description=f"NON-CHASE ATM WITHDRAW {number:06} {int(rng.random() * 9000) + 100} MARKET ST",
         category=_WITHDRAWAL,
         channel="in store",
         code="atm",
-        settles_at_once=True,
     )
 
 
-def check(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Sketch:
-    """A written cheque."""
+def check(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw a cheque."""
     number = str(1000 + int(rng.random() * 9000))
-    return Sketch(
+    return _settled(
         amount=money(rng, 2_000 + int(rng.random() * 240_000), account.plan),
         name=f"CHECK {number}",
-        raw=f"CHECK # {number}",
+        description=f"CHECK # {number}",
         category=_OTHER_OUT,
-        channel="other",
         code="cheque",
         check_number=number,
-        settles_at_once=True,
     )
 
 
-def bank_fee(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Sketch:
-    """What the bank takes for itself."""
+def bank_fee(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw a fee of the bank."""
     name, code, kind = _FEES[int(rng.random() * len(_FEES))]
-    return Sketch(
-        amount=money(rng, 100 + int(rng.random() * 3_900), account.plan),
-        name=name,
-        raw=name.upper(),
-        category=kind,
-        channel="other",
-        code=code,
-        settles_at_once=True,
-    )
+    amount = money(rng, 100 + int(rng.random() * 3_900), account.plan)
+    return _settled(amount=amount, name=name, description=name.upper(), category=kind, code=code)
 
 
-def interest_earned(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Sketch:
-    """Interest that the bank pays."""
-    return _interest(rng, account, -1, _INTEREST_EARNED)
+def interest_earned(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw interest that the bank pays."""
+    return _interest(rng, account, -1, "Interest Payment", _INTEREST_EARNED)
 
 
-def interest_owed(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Sketch:
-    """Interest that the bank charges."""
-    return _interest(rng, account, 1, _INTEREST_CHARGE)
+def interest_owed(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw interest that the bank charges."""
+    return _interest(rng, account, 1, "INTEREST CHARGE ON PURCHASES", _INTEREST_CHARGE)
 
 
-def payment_received(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Sketch:
-    """A payment on a card or a loan: what is owed becomes less."""
+def payment_received(rng: random.Random, account: Account, _merchants: tuple[Merchant, ...]) -> Movement:
+    """Draw a payment of a card or a loan, which reduces the debt."""
     reference = f"{int(rng.random() * 1e10):010}"
-    return Sketch(
+    return _settled(
         amount=-money(rng, 4_000 + int(rng.random() * 140_000), account.plan),
         name="AUTOMATIC PAYMENT - THANK YOU",
-        raw=f"AUTOPAY {reference} THANK YOU",
+        description=f"AUTOPAY {reference} THANK YOU",
         category=_STUDENT_PAYMENT if account.plan.type == "loan" else _CARD_PAYMENT,
-        channel="other",
         code="payment",
         meta=PaymentMeta(reference_number=reference, payment_method="ACH"),
-        settles_at_once=True,
     )
 
 
@@ -199,30 +183,29 @@ PATTERNS: dict[str, tuple[tuple[Pattern, ...], tuple[int, ...]]] = {
     "credit": ((purchase, refund, payment_received, bank_fee, interest_owed), (86, 91, 96, 98, 100)),
     "loan": ((payment_received, interest_owed), (85, 100)),
 }
-"""Patterns of an account type with their weights added up to 100."""
+"""Patterns by account type, with cumulative weights up to 100."""
 
 
-def _raw(rng: random.Random, merchant: Merchant, place: Place | None) -> str:
-    raw = merchant.descriptor
-    if "{n}" in raw:
+def _description(rng: random.Random, merchant: Merchant, place: Place | None) -> str:
+    text = merchant.descriptor
+    if "{n}" in text:
         number = (place.store_number if place else None) or str(int(rng.random() * 99_999_999))
-        raw = raw.replace("{n}", number)
+        text = text.replace("{n}", number)
     if place is None or place.city is None:
-        return f"{raw} {int(rng.random() * 1e10):010}"
+        return f"{text} {int(rng.random() * 1e10):010}"
     city = place.city.upper()
-    return f"{raw.replace('{c}', city)} {city} {place.region or place.country} {int(rng.random() * 1e6):06}"
+    return f"{text.replace('{c}', city)} {city} {place.region or place.country} {int(rng.random() * 1e6):06}"
 
 
-def _interest(rng: random.Random, account: Account, sign: int, kind: Category) -> Sketch:
-    return Sketch(
-        amount=sign * money(rng, 1 + int(rng.random() * 4_200), account.plan),
-        name="Interest Payment" if sign < 0 else "INTEREST CHARGE ON PURCHASES",
-        raw=f"INTEREST {int(rng.random() * 1e8):08}",
-        category=kind,
-        channel="other",
-        code="interest",
-        settles_at_once=True,
-    )
+def _interest(rng: random.Random, account: Account, sign: int, name: str, kind: Category) -> Movement:
+    amount = sign * money(rng, 1 + int(rng.random() * 4_200), account.plan)
+    description = f"INTEREST {int(rng.random() * 1e8):08}"
+    return _settled(amount=amount, name=name, description=description, category=kind, code="interest")
+
+
+def _settled(*, channel: str = "other", **fields: Any) -> Movement:
+    """Return a movement that is never pending."""
+    return Movement(channel=channel, settles_at_once=True, **fields)
 
 
 _WAGES = category("INCOME_WAGES")

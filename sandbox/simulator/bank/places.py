@@ -1,4 +1,4 @@
-"""Cities and streets from which stores are drawn."""
+"""List cities and streets from which stores are drawn."""
 
 from decimal import Decimal
 from typing import NamedTuple

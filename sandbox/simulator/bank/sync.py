@@ -1,9 +1,8 @@
-"""`/transactions/sync`: a log behind cursors.
+"""Cut an Item's log into the pages of `/transactions/sync`.
 
-A pagination is fixed by where it starts and by the length that the log had at its first page, both written in its
-cursors. When the log has grown meanwhile, the next page is refused with a mutation error. What lies between is
-told folded (each id once, with its outcome) or unfolded (each change as it happened, an id possibly on several
-pages but never twice on one): Plaid promises neither.
+The cursors of a pagination contain its start and the length of the log at its first page. If the log has grown since,
+the next page is refused with a mutation error. The changes are folded (each id once, with its outcome) or unfolded
+(each change as it happened, an id possibly on several pages but never twice on one): Plaid promises neither.
 """
 
 import base64
@@ -24,7 +23,7 @@ COUNT_MAX = 500
 """Source: Plaid API, /transactions/sync, count."""
 
 VIEWS_MAX = 512
-"""Views kept for paginations in progress; one more is computed again on its next page."""
+"""Cached views of paginations in progress; others are computed again on their next page."""
 
 INITIAL_DAYS = 30
 """Source: Plaid documentation, Transactions webhooks: the initial update holds 30 days."""
@@ -33,11 +32,11 @@ NOT_ASSOCIATED = "cursor not associated with access_token"
 
 
 class Cursor(NamedTuple):
-    """A position: between updates (`until` is None) or in the middle of a pagination.
+    """A position between updates (`until` is None) or within a pagination.
 
-    `origin` is where a stream began with the cursor "now"; `account_id` names the one account of a filtered stream.
-    `seen` is one more than the length of the log at which a part of the history was read, the rest not being there
-    yet; 0 where nothing or all of it was. `arrangement` is the Item's when the pagination began.
+    `origin`: the start of a stream that began with the cursor "now". `account_id`: the account of a filtered stream.
+    `seen`: one more than the length of the log when only a part of the history was ready; 0 where nothing or all was
+    read. `arrangement`: that of the Item when the pagination began.
     """
 
     item_id: str
@@ -54,7 +53,7 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All changes of one pagination in the order in which its pages tell them."""
+    """All changes of one pagination, in the order of its pages."""
 
     changes: Sequence[Change]
     page_size_max: int
@@ -62,7 +61,7 @@ class View:
 
 @dataclass(slots=True)
 class Page:
-    """One answer. `number` counts from 1 within its pagination."""
+    """One page. `number` counts from 1 within its pagination."""
 
     number: int
     next_cursor: str
@@ -73,37 +72,28 @@ class Page:
 
 
 def encode(cursor: Cursor) -> str:
-    """Write a cursor as opaque base64, well below Plaid's 256 characters."""
+    """Encode a cursor as opaque base64, well below Plaid's 256 characters."""
     fields = ("" if part is None else str(part) for part in cursor)
     return base64.b64encode("|".join(fields).encode()).decode()
 
 
 def decode(text: str) -> Cursor:
-    """Read a cursor. Raises: PlaidFailure (INVALID_FIELD), where the text is none of ours."""
+    """Decode a cursor. Raises: PlaidFailure (INVALID_FIELD), where the text is no cursor."""
     try:
-        item_id, epoch, account_id, origin, start, until, offset, page, seen, arrangement = (
+        item_id, epoch, account_id, origin, start, until, *rest = (
             base64.b64decode(text, validate=True).decode().split("|")
         )
-        return Cursor(
-            item_id=item_id,
-            epoch=int(epoch),
-            account_id=account_id,
-            origin=int(origin),
-            start=int(start),
-            until=int(until) if until else None,
-            offset=int(offset),
-            page=int(page),
-            seen=int(seen),
-            arrangement=int(arrangement),
-        )
+        offset, page, seen, arrangement = map(int, rest)
+        end = int(until) if until else None
+        return Cursor(item_id, int(epoch), account_id, int(origin), int(start), end, offset, page, seen, arrangement)
     except (binascii.Error, UnicodeDecodeError, ValueError) as error:
         raise PlaidFailure("INVALID_FIELD", "cursor is not a valid cursor") from error
 
 
 def position(item: Item, text: str, *, account_id: str) -> Cursor:
-    """Find where a request stands.
+    """Return the position of a request.
 
-    Raises: PlaidFailure, where the cursor is not this stream's (INVALID_FIELD), or not any more (as the Item says).
+    Raises: PlaidFailure, where the cursor is of another stream (INVALID_FIELD) or an earlier epoch (the Item's code).
     """
     if text in ("", "now"):
         origin = len(item.log) if text == "now" else 0
@@ -118,13 +108,13 @@ def position(item: Item, text: str, *, account_id: str) -> Cursor:
 
 
 def phase_at(item: Item, cursor: Cursor) -> Phase:
-    """Say how much of the history there is for a request: a history that is read again may not be there yet."""
-    from_nothing = not cursor.start and not cursor.origin
-    return item.reread if from_nothing and item.reread is not None else item.phase
+    """Return the phase of the history for a request: a history that is read again may not be ready."""
+    from_start = not cursor.start and not cursor.origin
+    return item.reread if from_start and item.reread is not None else item.phase
 
 
 class Pager:
-    """Cuts logs into pages; keeps the views of paginations in progress.
+    """Cut logs into pages; cache the views of paginations in progress.
 
     Shape: a page has at most `count` changes, fewer where the seed splits an update or an unfolded id would repeat.
     Idempotence: the same cursor and log give the same page.
@@ -137,7 +127,7 @@ class Pager:
         self._views: OrderedDict[Cursor, View] = OrderedDict()
 
     def page(self, item: Item, cursor: Cursor, count: int) -> Page:
-        """Give the page at a cursor. Raises: PlaidFailure, where what is told changed during the pagination."""
+        """Return the page at a cursor. Raises: PlaidFailure, where the log changed during the pagination."""
         until = len(item.log)
         if cursor.until is None:
             cursor = cursor._replace(arrangement=item.arrangement)
@@ -175,11 +165,11 @@ class Pager:
         elif share(self._seed, "unfolded", *purpose) < self._unfolded_share:
             changes = item.log[key.start : key.until]
         else:
-            ghosts = share(self._seed, "ghosts", *purpose) < 0.5
-            changes = fold(item.log[key.start : key.until], tell_unseen_removals=ghosts)
-        withdrawn = {held.account_id for held in item.accounts.values() if held.revoked or held.hidden}
-        if withdrawn:
-            changes = [change for change in changes if change.transaction.account_id not in withdrawn]
+            unseen = share(self._seed, "ghosts", *purpose) < 0.5
+            changes = fold(item.log[key.start : key.until], removals_of_unseen=unseen)
+        hidden = {account.account_id for account in item.accounts.values() if account.revoked or account.hidden}
+        if hidden:
+            changes = [change for change in changes if change.transaction.account_id not in hidden]
         if key.account_id:
             changes = [change for change in changes if change.transaction.account_id == key.account_id]
         if key.origin:
@@ -194,31 +184,31 @@ class Pager:
 
 
 def _history(item: Item, key: Cursor) -> list[Change]:
-    """Give all that lives, or what of it is there yet; and what is gone of a part that was read before."""
+    """Return all live rows that are ready, and the removals of a part that was read before."""
     rows = list(item.live.values())
     if item.reread == "INITIAL_UPDATE_COMPLETE" and not key.origin:
         youngest = max((row.date for row in rows), default=dt.date.min)
         rows = [row for row in rows if (youngest - row.date).days < INITIAL_DAYS]
     changes = [Change("added", row) for row in rows]
     if key.seen:
-        later = fold(item.log[key.seen - 1 : key.until], tell_unseen_removals=True)
+        later = fold(item.log[key.seen - 1 : key.until], removals_of_unseen=True)
         changes += [change for change in later if change.kind == "removed"]
     return changes
 
 
-def fold(changes: Sequence[Change], *, tell_unseen_removals: bool) -> list[Change]:
-    """Tell each id once, with its outcome, ordered by its last change.
+def fold(changes: Sequence[Change], *, removals_of_unseen: bool) -> list[Change]:
+    """Return each id once, with its outcome, ordered by its last change.
 
-    What was added and removed meanwhile is left out, or told as a removal of an id that the reader never saw.
+    An id that was added and removed is left out, or with `removals_of_unseen` returned as a removal.
     """
     outcomes: dict[str, tuple[Change, Change]] = {}
     for change in changes:
-        seen = outcomes.pop(change.transaction.transaction_id, None)
-        outcomes[change.transaction.transaction_id] = (seen[0] if seen else change, change)
+        first, _ = outcomes.pop(change.transaction.transaction_id, (change, change))
+        outcomes[change.transaction.transaction_id] = (first, change)
     folded = []
     for first, last in outcomes.values():
         if last.kind == "removed" and first.kind == "added":
-            if tell_unseen_removals:
+            if removals_of_unseen:
                 folded.append(last)
         elif first.kind == "added" and last.kind == "modified":
             folded.append(Change("added", last.transaction))
@@ -233,19 +223,19 @@ def _cut(view: View, index: int, count: int) -> tuple[list[Change], int]:
     ids = [change.transaction.transaction_id for change in chosen]
     if len(set(ids)) == len(ids):
         return chosen, end
-    # Within a page the order of the arrays says nothing, so an id that occurs again begins the next page.
+    # The arrays of a page have no order between them, so an id that occurs again begins the next page.
     seen: set[str] = set()
-    for place, transaction_id in enumerate(ids):
+    for size, transaction_id in enumerate(ids):
         if transaction_id in seen:
-            return chosen[:place], index + place
+            return chosen[:size], index + size
         seen.add(transaction_id)
     raise AssertionError("a repeated id was counted and not found")
 
 
-def _since_origin(changes: Sequence[Change], told: Sequence[Change]) -> list[Change]:
-    # Source: Plaid documentation, Transactions Sync migration guide: with "now", what was made before and
-    # modified after arrives as added.
-    known = {change.transaction.transaction_id for change in told if change.kind != "removed"}
+def _since_origin(changes: Sequence[Change], earlier: Sequence[Change]) -> list[Change]:
+    # Source: Plaid documentation, Transactions Sync migration guide: with "now", a row that was created before
+    # and modified after arrives as added.
+    known = {change.transaction.transaction_id for change in earlier if change.kind != "removed"}
     return [
         Change("added", change.transaction)
         if change.kind == "modified" and change.transaction.transaction_id not in known

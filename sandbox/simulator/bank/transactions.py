@@ -1,7 +1,7 @@
-"""The nouns of the bank: currencies, merchants, places, transactions and changes of them.
+"""Define the bank's values: currencies, merchants, places, transactions and changes.
 
-All are immutable. Those compared by identity (`eq=False`) are made once and shared, so that what is
-rendered from them can be kept by identity.
+All are immutable. Values compared by identity (`eq=False`) are created once and shared, so that their rendering can
+be cached by identity.
 """
 
 import datetime as dt
@@ -16,9 +16,9 @@ CategoryVersion = Literal["v1", "v2"]
 
 
 class Currency(msgspec.Struct, frozen=True, gc=False):
-    """A currency as Plaid names it: exactly one of the two codes is set.
+    """A currency with exactly one of the two codes.
 
-    Units: `decimals` are those its amounts usually carry; a bank may send more.
+    Units: `decimals`: usual number in its amounts; a bank may send more.
     """
 
     iso_code: str | None
@@ -27,7 +27,7 @@ class Currency(msgspec.Struct, frozen=True, gc=False):
 
 
 class Place(msgspec.Struct, frozen=True, gc=False, eq=False):
-    """One store of a merchant, or where a bank saw a card used."""
+    """A store of a merchant, or the place of a card payment."""
 
     address: str | None
     city: str | None
@@ -47,6 +47,10 @@ class Category(msgspec.Struct, frozen=True, gc=False, eq=False):
     primary_v2: str
     detailed_v2: str
 
+    def names(self, version: CategoryVersion) -> tuple[str, str]:
+        """Return the primary and the detailed name."""
+        return (self.primary_v2, self.detailed_v2) if version == "v2" else (self.primary, self.detailed)
+
 
 class Counterparty(msgspec.Struct, frozen=True, gc=False, eq=False):
     """Another party of a transaction; `confidence` None takes that of the category."""
@@ -60,7 +64,7 @@ class Counterparty(msgspec.Struct, frozen=True, gc=False, eq=False):
 
 
 class Merchant(msgspec.Struct, frozen=True, eq=False):
-    """A merchant as Plaid knows it, and how its transactions look at a bank."""
+    """A merchant, and the form of its transactions at a bank."""
 
     name: str
     entity_id: str
@@ -94,8 +98,11 @@ class PaymentMeta(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
 
 
+NO_META = PaymentMeta()
+
+
 class Transaction(msgspec.Struct, frozen=True, gc=False):
-    """One transaction at one moment of its life; a change of it is a new object with a higher version.
+    """One version of a transaction; a change creates a new object with a higher version.
 
     Units: `amount` is positive where money leaves the account, as in Plaid.
     """
@@ -127,14 +134,14 @@ class Transaction(msgspec.Struct, frozen=True, gc=False):
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """One entry of an Item's log; a removal keeps the transaction it took away."""
+    """One entry of an Item's log; a removal has the removed transaction."""
 
     kind: ChangeKind
     transaction: Transaction
 
 
 def amount_text(amount: Decimal) -> str:
-    """Write an amount as a JSON number: exact, without exponent, without trailing zeros."""
+    """Format an amount as a JSON number: exact, without exponent or trailing zeros."""
     text = format(amount, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")

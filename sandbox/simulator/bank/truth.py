@@ -1,7 +1,7 @@
-"""The ground truth: what a perfect reader of the feed must hold in the end.
+"""Return the ground truth: the final state of a correct reader of the feed.
 
-An account that is hidden for a while, and its rows, are part of it: they are there, and told again in the end.
-Amounts and balances are decimal text without exponent and without trailing zeros; rows are sorted by id.
+Hidden accounts and their rows are included, because they return. Amounts and balances are decimal text without
+exponent and without trailing zeros; rows are sorted by id.
 """
 
 import hashlib
@@ -15,9 +15,8 @@ from sandbox.simulator.bank.transactions import CategoryVersion, Transaction, am
 
 
 def truth_of(item: Item, *, version: CategoryVersion) -> dict[str, Any]:
-    """Give one Item's final transactions and accounts as plain values."""
+    """Return an Item's final transactions and accounts as plain values."""
     accounts = sorted(item.accounts.values(), key=lambda account: account.account_id)
-    rows = _rows(item)
     return {
         "item_id": item.item_id,
         "user": item.user,
@@ -25,13 +24,13 @@ def truth_of(item: Item, *, version: CategoryVersion) -> dict[str, Any]:
         "status": item.phase,
         "error_code": item.error_code,
         "changes": len(item.log),
-        "accounts": [account_truth(account) for account in accounts if account.shown],
-        "transactions": [transaction_truth(row, version=version) for row in rows],
+        "accounts": [account_truth(account) for account in accounts if account.is_open],
+        "transactions": [transaction_truth(row, version=version) for row in _rows(item)],
     }
 
 
 def account_truth(account: Account) -> dict[str, Any]:
-    """Give one account as plain values; `opening` is what it held before the first row that is told."""
+    """Return an account as plain values; `opening` is its balance before the first listed row."""
     plan = account.plan
     return {
         "account_id": account.account_id,
@@ -51,9 +50,9 @@ def account_truth(account: Account) -> dict[str, Any]:
 
 
 def transaction_truth(row: Transaction, *, version: CategoryVersion) -> dict[str, Any]:
-    """Give one transaction as plain values, those that a table of transactions has columns for."""
-    kind = row.category
-    newer = version == "v2"
+    """Return the columns of a transaction as plain values."""
+    merchant = row.merchant
+    primary, detailed = row.category.names(version) if row.category else (None, None)
     return {
         "transaction_id": row.transaction_id,
         "account_id": row.account_id,
@@ -67,27 +66,27 @@ def transaction_truth(row: Transaction, *, version: CategoryVersion) -> dict[str
         "pending_transaction_id": row.pending_transaction_id,
         "name": row.name,
         "original_description": row.original_description,
-        "merchant_name": row.merchant.name if row.merchant else None,
-        "merchant_entity_id": row.merchant.entity_id if row.merchant else None,
-        "logo_url": row.merchant.logo_url if row.merchant else None,
-        "category_primary": (kind.primary_v2 if newer else kind.primary) if kind else None,
-        "category_detailed": (kind.detailed_v2 if newer else kind.detailed) if kind else None,
-        "category_confidence": row.confidence if kind else None,
+        "merchant_name": merchant and merchant.name,
+        "merchant_entity_id": merchant and merchant.entity_id,
+        "logo_url": merchant and merchant.logo_url,
+        "category_primary": primary,
+        "category_detailed": detailed,
+        "category_confidence": row.confidence if row.category else None,
     }
 
 
 def verbatim(item: Item, *, version: CategoryVersion) -> list[msgspec.Raw]:
-    """Give every live transaction exactly as Plaid would send it now, sorted by id."""
+    """Return every live transaction exactly as Plaid would send it now, sorted by id."""
     variant = rendering.Variant(original_description=True, category_version=version)
     return [msgspec.Raw(rendering.transaction(row, variant)) for row in _rows(item)]
 
 
 def digest(value: object) -> str:
-    """Give the SHA-256 of a value's JSON with sorted keys: one line to compare two truths by."""
+    """Return the SHA-256 of a value's JSON with sorted keys, to compare two truths."""
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
 def _rows(item: Item) -> list[Transaction]:
-    # A reader deletes what it has of a withdrawn account, so the truth has nothing of it either.
-    told = (row for row in item.live.values() if not item.accounts[row.account_id].revoked)
-    return sorted(told, key=lambda row: row.transaction_id)
+    # A reader deletes the rows of a revoked account.
+    rows = (row for row in item.live.values() if not item.accounts[row.account_id].revoked)
+    return sorted(rows, key=lambda row: row.transaction_id)

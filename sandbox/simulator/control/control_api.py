@@ -1,220 +1,196 @@
-"""The simulator's own API under `/simulator/`, for the demo, tests and benchmarks. Shell.
+"""Serve the simulator's own API under `/simulator/`, for the demo, tests and benchmarks.
 
-It is not Plaid's: it makes Items at once, lets things happen, declares faults, and tells the truth.
+It is not Plaid's: it creates Items at once, runs updates, declares faults and returns the ground truth.
 """
 
 import asyncio
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from sandbox.simulator.activity import Pulse
+from sandbox.simulator.activity import Activity
 from sandbox.simulator.api.limits import TABLES, Limit
 from sandbox.simulator.api.plaid_errors import PlaidFailure
 from sandbox.simulator.bank.bank import Item
-from sandbox.simulator.bank.transactions import Change, amount_text
+from sandbox.simulator.bank.transactions import amount_text
 from sandbox.simulator.bank.truth import digest, truth_of, verbatim
-from sandbox.simulator.control import fault_injection
-from sandbox.simulator.control.control_requests import (
-    DeclareFault,
-    DeclareWebhookFault,
-    Fire,
-    Link,
-    Live,
-    MakeItems,
-    MakeSteps,
-    Rotate,
-    SetLimits,
-    SetRates,
-)
+from sandbox.simulator.control import control_requests, fault_injection
 from sandbox.simulator.control.faults import check_code
-from sandbox.simulator.control.scripted_data import Update, scripted_changes
-from sandbox.simulator.simulated_plaid import Outcome, SimulatedPlaid
+from sandbox.simulator.control.scripted_data import ScriptedUpdate, scripted_changes
+from sandbox.simulator.simulated_plaid import SimulatedPlaid, UpdateResult
 
 QUIET_WAIT_MAX_S = 60.0
 QUIET_POLL_S = 0.02
 
+Body = TypeVar("Body", bound=msgspec.Struct)
 
-class Control:
-    """Handlers of the control API over one world."""
 
-    def __init__(self, world: SimulatedPlaid, pulse: Pulse) -> None:
-        self._world = world
-        self._pulse = pulse
+class ControlApi:
+    """Handle the control API of one simulated Plaid."""
+
+    def __init__(self, plaid: SimulatedPlaid, activity: Activity) -> None:
+        self._plaid = plaid
+        self._activity = activity
 
     def routes(self) -> list[web.RouteDef]:
-        """Give the routes of the control API."""
+        """Return the routes of the control API."""
         return [
             web.get("/health", self.health),
-            web.post("/items", self.make_items),
+            web.post("/items", self.create_items),
             web.get("/items", self.list_items),
-            web.post("/link", self.link),
-            web.post("/step", self.step),
-            web.post("/changes", self.dictate),
-            web.post("/activity", self.activity),
-            web.post("/webhooks", self.fire),
-            web.post("/keys/rotate", self.rotate),
-            web.post("/faults", self.declare),
-            web.get("/faults", self.declared),
-            web.delete("/faults", self.withdraw),
-            web.post("/fates", self.decide),
-            web.post("/rates", self.rates),
-            web.post("/limits", self.limits),
+            web.post("/link", self.complete_link),
+            web.post("/step", self.run_steps),
+            web.post("/changes", self.apply_update),
+            web.post("/activity", self.set_activity),
+            web.post("/webhooks", self.send_webhooks),
+            web.post("/keys/rotate", self.rotate_key),
+            web.post("/faults", self.declare_fault),
+            web.get("/faults", self.list_faults),
+            web.delete("/faults", self.withdraw_faults),
+            web.post("/fates", self.declare_webhook_fault),
+            web.post("/rates", self.set_rates),
+            web.post("/limits", self.set_limits),
             web.get("/truth", self.truth),
             web.get("/stats", self.stats),
             web.get("/quiet", self.quiet),
         ]
 
     async def health(self, _request: web.Request) -> web.Response:
-        """Say that the simulator is up, with its seed."""
-        return _json({"status": "up", "seed": self._world.options.seed})
+        """Report that the simulator is up, with its seed."""
+        return _json({"status": "up", "seed": self._plaid.options.seed})
 
-    async def make_items(self, request: web.Request) -> web.Response:
-        """Make Items with their history at once."""
-        wish = msgspec.json.decode(await request.read() or b"{}", type=MakeItems)
-        made = []
-        for number in range(wish.count):
-            item = self._make(wish, user=wish.user if wish.count == 1 else f"{wish.user}-{number + 1}")
-            if wish.prerender:
-                self._world.prerender(item)
-            made.append(self._shown(item, exchange=wish.exchange))
+    async def create_items(self, request: web.Request) -> web.Response:
+        """Create Items with their history."""
+        body = await _read(request, control_requests.CreateItems)
+        items = []
+        for number in range(body.count):
+            item = self._create_item(body, user=body.user if body.count == 1 else f"{body.user}-{number + 1}")
+            if body.prerender:
+                self._plaid.prerender(item)
+            items.append(self._linked_item(item) | ({"access_token": item.access_token} if body.exchange else {}))
             await asyncio.sleep(0)
-        return _json({"items": made, **made[0]})
+        return _json({"items": items, **items[0]})
 
-    def _make(self, wish: MakeItems, *, user: str) -> Item:
-        world = self._world
-        if wish.relink is not None:
-            return world.relink(world.item(wish.relink))
-        return world.create_item(
+    def _create_item(self, body: control_requests.CreateItems, *, user: str) -> Item:
+        plaid = self._plaid
+        if body.relink is not None:
+            return plaid.relink(plaid.item(body.relink))
+        return plaid.create_item(
             user,
-            institution_id=wish.institution_id,
-            transactions=wish.transactions,
-            days=wish.days,
-            webhook_url=wish.webhook,
-            ready=wish.ready,
-            custom=msgspec.json.encode(wish.custom).decode() if wish.custom is not None else None,
+            institution_id=body.institution_id,
+            transactions=body.transactions,
+            days=body.days,
+            webhook_url=body.webhook,
+            ready=body.ready,
+            custom=msgspec.json.encode(body.custom).decode() if body.custom is not None else None,
         )
 
     async def list_items(self, _request: web.Request) -> web.Response:
         """List the active Items."""
-        items = self._world.bank.active_items()
-        return _json({"items": [_summary(item) for item in items]})
+        return _json({"items": [_summary(item) for item in self._plaid.bank.active_items()]})
 
-    async def link(self, request: web.Request) -> web.Response:
+    async def complete_link(self, request: web.Request) -> web.Response:
         """Complete Link for a link token."""
-        wish = msgspec.json.decode(await request.read(), type=Link)
-        item = self._world.complete_link(wish.link_token, institution_id=wish.institution_id)
-        return _json(self._shown(item, exchange=False))
+        body = await _read(request, control_requests.CompleteLink)
+        item = self._plaid.complete_link(body.link_token, institution_id=body.institution_id)
+        return _json(self._linked_item(item))
 
-    async def step(self, request: web.Request) -> web.Response:
-        """Let updates happen."""
-        wish = msgspec.json.decode(await request.read() or b"{}", type=MakeSteps)
-        outcomes = [self._world.step(wish.item_id, changes=wish.changes) for _ in range(wish.count)]
-        return _json({"updates": [_outcome(outcome) for outcome in outcomes if outcome is not None]})
+    async def run_steps(self, request: web.Request) -> web.Response:
+        """Run random updates."""
+        body = await _read(request, control_requests.RunSteps)
+        results = [self._plaid.step(body.item_id, changes=body.changes) for _ in range(body.count)]
+        return _json({"updates": [_update(result) for result in results if result is not None]})
 
-    async def dictate(self, request: web.Request) -> web.Response:
-        """Let exactly one dictated update happen at an Item."""
-        wish = msgspec.json.decode(await request.read(), type=Update)
-        item = self._world.item(wish.item_id)
-        outcome = self._world.apply_update(item, lambda drawing: scripted_changes(drawing, wish.changes))
-        return _json(_outcome(outcome))
+    async def apply_update(self, request: web.Request) -> web.Response:
+        """Apply exactly one scripted update to an Item."""
+        body = await _read(request, ScriptedUpdate)
+        item = self._plaid.item(body.item_id)
+        result = self._plaid.apply_update(item, lambda generator: scripted_changes(generator, body.changes))
+        return _json(_update(result))
 
-    async def activity(self, request: web.Request) -> web.Response:
-        """Start, change or stop the living bank."""
-        wish = msgspec.json.decode(await request.read(), type=Live)
-        self._pulse.live(rate_per_s=wish.rate_per_s, changes=wish.changes)
-        return _json({"rate_per_s": wish.rate_per_s, "changes": wish.changes})
+    async def set_activity(self, request: web.Request) -> web.Response:
+        """Start, change or stop the random activity."""
+        body = await _read(request, control_requests.SetActivity)
+        self._activity.set_rate(rate_per_s=body.rate_per_s, changes=body.changes)
+        return _json({"rate_per_s": body.rate_per_s, "changes": body.changes})
 
-    async def fire(self, request: web.Request) -> web.Response:
-        """Send webhooks for some or all Items, whatever their state."""
-        wish = msgspec.json.decode(await request.read() or b"{}", type=Fire)
-        world = self._world
-        if wish.body is not None:
-            return _json({"fired": self._fire_body(wish, wish.body)})
-        items = (
-            world.bank.active_items() if wish.item_ids is None else [world.item(item_id) for item_id in wish.item_ids]
-        )
-        fired = 0
+    async def send_webhooks(self, request: web.Request) -> web.Response:
+        """Send webhooks for some or all Items, whatever their state, or any body to any address."""
+        body = await _read(request, control_requests.SendWebhooks)
+        plaid, notifier, fired = self._plaid, self._plaid.notifier, 0
+        if body.body is not None:
+            url = body.url or plaid.options.webhook_url
+            if url is None:
+                raise ValueError("url is missing, and the simulator has no default one")
+            for _ in range(body.times):
+                notifier.send(url, body.body)
+            return _json({"fired": body.times})
+        items = plaid.bank.active_items() if body.item_ids is None else [plaid.item(name) for name in body.item_ids]
         for item in items:
-            for _ in range(wish.times):
-                if wish.code == "SYNC_UPDATES_AVAILABLE":
-                    fired += world.notifier.notify_updates(item)
+            for _ in range(body.times):
+                if body.code == "SYNC_UPDATES_AVAILABLE":
+                    fired += notifier.notify_updates(item)
                 else:
-                    fired += world.notifier.notify(item, wish.type, wish.code, wish.extra)
+                    fired += notifier.notify(item, body.type, body.code, body.extra)
         return _json({"fired": fired})
 
-    def _fire_body(self, wish: Fire, body: dict[str, Any]) -> int:
-        url = wish.url or self._world.options.webhook_url
-        if url is None:
-            raise ValueError("url is missing, and the simulator has no default one")
-        for _ in range(wish.times):
-            self._world.notifier.send(url, body)
-        return wish.times
-
-    async def rotate(self, request: web.Request) -> web.Response:
-        """Sign with a new key from now on."""
-        wish = msgspec.json.decode(await request.read() or b"{}", type=Rotate)
-        key = self._world.keyring.rotate(self._world.clock.now(), expire_old=wish.expire_old)
+    async def rotate_key(self, request: web.Request) -> web.Response:
+        """Replace the signing key."""
+        body = await _read(request, control_requests.RotateKey)
+        key = self._plaid.keyring.rotate(self._plaid.clock.now(), expire_old=body.expire_old)
         return _json({"kid": key.kid})
 
-    async def declare(self, request: web.Request) -> web.Response:
+    async def declare_fault(self, request: web.Request) -> web.Response:
         """Declare a fault, or put an Item or an institution into a state."""
-        wish = msgspec.json.decode(await request.read(), type=DeclareFault)
-        return _json(fault_injection.declare(self._world, wish))
+        body = await _read(request, control_requests.DeclareFault)
+        return _json(fault_injection.declare_fault(self._plaid, body))
 
-    async def decide(self, request: web.Request) -> web.Response:
-        """Declare what becomes of webhooks to come."""
-        fault_injection.decide(self._world, msgspec.json.decode(await request.read(), type=DeclareWebhookFault))
+    async def declare_webhook_fault(self, request: web.Request) -> web.Response:
+        """Declare a fault of coming webhooks."""
+        body = await _read(request, control_requests.DeclareWebhookFault)
+        fault_injection.declare_webhook_fault(self._plaid, body)
         return _json({"done": True})
 
-    async def declared(self, _request: web.Request) -> web.Response:
-        """List the faults that have not struck yet."""
-        return _json({"faults": self._world.faults.declared()})
+    async def list_faults(self, _request: web.Request) -> web.Response:
+        """List the declared faults that are not used up."""
+        return _json({"faults": self._plaid.faults.declared})
 
-    async def withdraw(self, _request: web.Request) -> web.Response:
-        """Forget the declared faults and fates."""
-        return _json({"withdrawn": self._world.faults.withdraw() + self._world.deliveries.withdraw()})
+    async def withdraw_faults(self, _request: web.Request) -> web.Response:
+        """Delete the declared faults of requests and webhooks."""
+        return _json({"withdrawn": self._plaid.faults.withdraw() + self._plaid.deliveries.withdraw()})
 
-    async def rates(self, request: web.Request) -> web.Response:
-        """Change how often the seed lets things go wrong."""
-        wish = msgspec.json.decode(await request.read(), type=SetRates)
-        world = self._world
-        webhooks = {
-            name: share
-            for name in ("lost", "repeated", "delayed", "delay_max_s")
-            if (share := getattr(wish, f"webhooks_{name}")) is not None
+    async def set_rates(self, request: web.Request) -> web.Response:
+        """Change the shares of webhooks and requests that fail by the seed; an absent field keeps its value."""
+        body = await _read(request, control_requests.SetRates)
+        rates: dict[str, Any] = {
+            name: value for name, value in msgspec.structs.asdict(body).items() if value is not None
         }
-        faults: dict[str, Any] = {
-            name: share
-            for name in ("mutation", "failure", "other_failure")
-            if (share := getattr(wish, f"sync_{name}")) is not None
-        }
-        if wish.sync_failures is not None:
-            faults["failures"] = tuple(check_code(code) for code in wish.sync_failures)
-        world.deliveries.rates = dataclasses.replace(world.deliveries.rates, **webhooks)
-        world.faults.rates = dataclasses.replace(world.faults.rates, **faults)
-        return _json({"webhooks": world.deliveries.rates, "sync": world.faults.rates})
+        if body.sync_failures is not None:
+            rates["sync_failures"] = tuple(check_code(code) for code in body.sync_failures)
+        deliveries, faults = self._plaid.deliveries, self._plaid.faults
+        deliveries.rates = dataclasses.replace(deliveries.rates, **_with_prefix(rates, "webhooks_"))
+        faults.rates = dataclasses.replace(faults.rates, **_with_prefix(rates, "sync_"))
+        return _json({"webhooks": deliveries.rates, "sync": faults.rates})
 
-    async def limits(self, request: web.Request) -> web.Response:
-        """Choose a table of rate limits and change single ones."""
-        wish = msgspec.json.decode(await request.read(), type=SetLimits)
-        buckets = self._world.buckets
-        if wish.table is not None:
-            buckets.limits = dict(TABLES[wish.table])
-        for endpoint, (item, client) in wish.limits.items():
+    async def set_limits(self, request: web.Request) -> web.Response:
+        """Select a table of rate limits and change single ones."""
+        body = await _read(request, control_requests.SetLimits)
+        limiter = self._plaid.rate_limiter
+        if body.table is not None:
+            limiter.limits = dict(TABLES[body.table])
+        for endpoint, (item, client) in body.limits.items():
             code = TABLES["sandbox"][endpoint].code if endpoint in TABLES["sandbox"] else "RATE_LIMIT"
-            buckets.limits[endpoint] = Limit(item, client, code)
-        return _json({"limits": {path: [limit.item, limit.client] for path, limit in buckets.limits.items()}})
+            limiter.limits[endpoint] = Limit(item, client, code)
+        return _json({"limits": {path: [limit.item, limit.client] for path, limit in limiter.limits.items()}})
 
     async def truth(self, request: web.Request) -> web.Response:
-        """Tell the ground truth of all active Items, or of one; `verbatim` adds the rows as Plaid sends them."""
-        world = self._world
-        wanted = request.query.get("item_id")
-        items = [world.item(wanted)] if wanted else world.bank.active_items()
-        version = world.options.category_version
-        shown: list[dict[str, Any]] = []
+        """Return the ground truth of all active Items, or of one; `verbatim` adds the rows as Plaid sends them."""
+        item_id = request.query.get("item_id")
+        items = [self._plaid.item(item_id)] if item_id else self._plaid.bank.active_items()
+        version = self._plaid.options.category_version
+        truths: list[dict[str, Any]] = []
         for item in items:
             truth = truth_of(item, version=version)
             truth["digest"] = digest([truth["accounts"], truth["transactions"]])
@@ -222,63 +198,64 @@ class Control:
                 truth = {"item_id": item.item_id, "user": item.user, "digest": truth["digest"]}
             elif "verbatim" in request.query:
                 truth["verbatim"] = verbatim(item, version=version)
-            shown.append(truth)
+            truths.append(truth)
             await asyncio.sleep(0)
-        return _json({"items": shown})
+        return _json({"items": truths})
 
     async def stats(self, request: web.Request) -> web.Response:
-        """Count requests and webhooks; `records` adds each attempt with its times."""
-        world = self._world
+        """Count requests and webhooks; `records` adds each delivery attempt with its times."""
+        plaid, deliveries = self._plaid, self._plaid.deliveries
         endpoints: dict[str, dict[str, int]] = {}
-        for (path, outcome), count in world.requests.items():
+        for (path, outcome), count in plaid.requests.items():
             endpoints.setdefault(path, {})[outcome] = count
-        courier = world.deliveries
-        shown: dict[str, Any] = {
+        body: dict[str, Any] = {
             "requests": endpoints,
-            "webhooks": {**courier.counts, "waiting": courier.waiting, "in_flight": courier.in_flight},
-            "items": len(world.bank.active_items()),
-            "transactions": sum(len(item.live) for item in world.bank.active_items()),
-            "changes": sum(len(item.log) for item in world.bank.items.values()),
+            "webhooks": {**deliveries.counts, "waiting": deliveries.waiting, "in_flight": deliveries.in_flight},
+            "items": len(plaid.bank.active_items()),
+            "transactions": sum(len(item.live) for item in plaid.bank.active_items()),
+            "changes": sum(len(item.log) for item in plaid.bank.items.values()),
         }
         if "records" in request.query:
-            shown["records"] = list(courier.records)
-        return _json(shown)
+            body["records"] = list(deliveries.records)
+        return _json(body)
 
     async def quiet(self, request: web.Request) -> web.Response:
-        """Say whether no delivery is outstanding; `wait_s` waits for it, up to a minute."""
-        world = self._world
-        wait_s = min(float(request.query.get("wait_s", "0")), QUIET_WAIT_MAX_S)
+        """Return whether no delivery is outstanding; `wait_s` waits for it, up to a minute."""
+        deliveries = self._plaid.deliveries
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_s
-        while not world.deliveries.quiet and loop.time() < deadline:
+        deadline = loop.time() + min(float(request.query.get("wait_s", "0")), QUIET_WAIT_MAX_S)
+        while not deliveries.quiet and loop.time() < deadline:
             await asyncio.sleep(QUIET_POLL_S)
-        next_due_at = world.tasks.next_due_at()
+        next_due_at = self._plaid.tasks.next_due_at()
         return _json(
             {
-                "quiet": world.deliveries.quiet,
-                "waiting": world.deliveries.waiting,
-                "in_flight": world.deliveries.in_flight,
+                "quiet": deliveries.quiet,
+                "waiting": deliveries.waiting,
+                "in_flight": deliveries.in_flight,
                 "agenda": next_due_at.isoformat() if next_due_at else None,
             }
         )
 
-    def _shown(self, item: Item, *, exchange: bool) -> dict[str, Any]:
-        shown = {**_summary(item), "public_token": self._world.public_token(item)}
-        if exchange:
-            shown["access_token"] = item.access_token
-        return shown
+    def _linked_item(self, item: Item) -> dict[str, Any]:
+        return {**_summary(item), "public_token": self._plaid.public_token(item)}
 
 
 @web.middleware
 async def refusals(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Answer a refused control request with what was wrong."""
+    """Answer an invalid control request with 400 and its error."""
     try:
         response: web.StreamResponse = await handler(request)
-    except msgspec.ValidationError as error:
-        return _json({"error": str(error)}, status=400)
-    except (ValueError, PlaidFailure) as error:
+    except (msgspec.ValidationError, ValueError, PlaidFailure) as error:
         return _json({"error": str(error)}, status=400)
     return response
+
+
+async def _read(request: web.Request, model: type[Body]) -> Body:
+    return msgspec.json.decode(await request.read() or b"{}", type=model)
+
+
+def _with_prefix(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def _summary(item: Item) -> dict[str, Any]:
@@ -294,23 +271,18 @@ def _summary(item: Item) -> dict[str, Any]:
     }
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "item_id": outcome.item.item_id,
-        "at": outcome.at.timestamp(),
-        "changes": [_change(change) for change in outcome.changes],
-    }
-
-
-def _change(change: Change) -> dict[str, Any]:
-    row = change.transaction
-    return {
-        "kind": change.kind,
-        "transaction_id": row.transaction_id,
-        "account_id": row.account_id,
-        "amount": amount_text(row.amount),
-        "pending": row.pending,
-    }
+def _update(result: UpdateResult) -> dict[str, Any]:
+    changes = [
+        {
+            "kind": change.kind,
+            "transaction_id": change.transaction.transaction_id,
+            "account_id": change.transaction.account_id,
+            "amount": amount_text(change.transaction.amount),
+            "pending": change.transaction.pending,
+        }
+        for change in result.changes
+    ]
+    return {"item_id": result.item.item_id, "at": result.at.timestamp(), "changes": changes}
 
 
 def _json(value: object, *, status: int = 200) -> web.Response:

@@ -1,4 +1,4 @@
-"""What one may ask of the control API: its request bodies."""
+"""Define the request bodies of the control API."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,18 +6,22 @@ import msgspec
 
 ITEMS_AT_ONCE_MAX = 5_000
 TRANSACTIONS_MAX = 200_000
-"""History of one Item; at 2 kB a row this is 400 MB of memory."""
+"""Rows of one Item's history; at 2 kB a row this is 400 MB of memory."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=7 * 86_400)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-class MakeItems(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A request body without unknown fields."""
+
+
+class CreateItems(Request, kw_only=True, forbid_unknown_fields=True):
     """`POST /simulator/items`. With `count` above 1 the users are `user-1`, `user-2`, ...
 
-    `relink` names an Item that is linked again under new ids; `exchange` shows the access token at once;
-    `custom` is the configuration of one of Plaid's custom users, `{"override_accounts": [...]}`.
+    `relink`: an Item to link again under new ids. `exchange`: return the access token at once. `custom`: the
+    configuration of one of Plaid's custom users, `{"override_accounts": [...]}`.
     """
 
     user: str = "user"
@@ -33,7 +37,7 @@ class MakeItems(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     custom: dict[str, Any] | None = None
 
 
-class MakeSteps(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class RunSteps(Request, kw_only=True, forbid_unknown_fields=True):
     """`POST /simulator/step`."""
 
     item_id: str | None = None
@@ -41,15 +45,15 @@ class MakeSteps(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     count: Positive = 1
 
 
-class Live(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SetActivity(Request, kw_only=True, forbid_unknown_fields=True):
     """`POST /simulator/activity`."""
 
     rate_per_s: float
     changes: Positive = 1
 
 
-class Fire(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/webhooks`; without `item_ids`, every Item. `body` is sent as it is instead, to `url`."""
+class SendWebhooks(Request, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/webhooks`; without `item_ids`, for every Item. With `body`, this body to `url` instead."""
 
     item_ids: list[str] | None = None
     type: str = "TRANSACTIONS"
@@ -60,24 +64,24 @@ class Fire(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     url: str | None = None
 
 
-class Link(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/link`: what a user does in Link with a link token."""
+class CompleteLink(Request, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/link`: complete Link for a link token."""
 
     link_token: str
     institution_id: str | None = None
 
 
-class Rotate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class RotateKey(Request, kw_only=True, forbid_unknown_fields=True):
     """`POST /simulator/keys/rotate`."""
 
     expire_old: bool = True
 
 
-class DeclareFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/faults`: a fault of requests (`fail`), or of an Item or an institution.
+class DeclareFault(Request, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/faults`: a fault of requests (`fail`), of an Item or of an institution.
 
-    Units: `for_s` (an outage ends then), `late_s` (of the webhook that tells it), `initial_s` and `complete_s` (when
-    a history that is read again is there) in seconds, scaled like all Plaid's waits; `count` rows or changes.
+    Units: seconds, multiplied by `time_scale`: `for_s` (duration of an outage), `late_s` (delay of its webhook),
+    `initial_s` and `complete_s` (until the parts of a history that is read again are ready). `count`: rows or changes.
     """
 
     kind: Literal[
@@ -120,8 +124,8 @@ class DeclareFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     complete_s: Seconds = 20.0
 
 
-class DeclareWebhookFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/fates`: what becomes of the next `times` webhooks of an Item and a code, or of any."""
+class DeclareWebhookFault(Request, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/fates`: a fault of the next `times` webhooks, of any or of an Item and a code."""
 
     fate: Literal["lost", "repeated", "late"]
     item_id: str | None = None
@@ -130,8 +134,8 @@ class DeclareWebhookFault(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     delay_s: Seconds = 0.0
 
 
-class SetRates(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/rates`: shares of what goes wrong by the seed; absent ones stay as they are."""
+class SetRates(Request, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/rates`: shares that fail by the seed; an absent field keeps its value."""
 
     webhooks_lost: Share | None = None
     webhooks_repeated: Share | None = None
@@ -143,8 +147,8 @@ class SetRates(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sync_failures: list[str] | None = None
 
 
-class SetLimits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /simulator/limits`: a table of Plaid's, then single limits: endpoint -> [per Item or null, per client]."""
+class SetLimits(Request, kw_only=True, forbid_unknown_fields=True):
+    """`POST /simulator/limits`: a table, then single limits: endpoint -> [per Item or null, per client]."""
 
     table: Literal["off", "sandbox", "production"] | None = None
     limits: dict[str, tuple[Positive | None, Positive]] = {}

@@ -1,4 +1,4 @@
-"""What is declared by name over the control API: faults of requests, of Items and of banks, and fates of webhooks."""
+"""Declare faults by name over the control API: of requests, Items, banks and webhooks."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -11,99 +11,94 @@ from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from sandbox.simulator.webhooks.delivery import WebhookFault
 
 
-def declare(world: SimulatedPlaid, wish: DeclareFault) -> dict[str, object]:
+def declare_fault(plaid: SimulatedPlaid, body: DeclareFault) -> dict[str, object]:
     """Declare a fault of requests, or put an Item or a bank into a state.
 
-    Raises: ValueError, PlaidFailure, where the wish names what there is not.
+    Raises: ValueError, PlaidFailure, where the body names something that does not exist.
     """
-    if wish.kind == "fail":
+    if body.kind == "fail":
         fault = Fault(
-            code=wish.code,
-            endpoint=wish.endpoint,
-            item_id=wish.item_id,
-            institution_id=wish.institution_id,
-            page=wish.page,
-            times=wish.times,
-            delay_s=wish.delay_s,
+            code=body.code,
+            endpoint=body.endpoint,
+            item_id=body.item_id,
+            institution_id=body.institution_id,
+            page=body.page,
+            times=body.times,
+            delay_s=body.delay_s,
         )
-        return {"number": world.faults.declare(fault).number}
-    if wish.kind in ("institution_down", "institution_up"):
-        _institution(world, wish)
+        return {"number": plaid.faults.declare(fault).number}
+    if body.kind in ("institution_down", "institution_up"):
+        _set_institution(plaid, body)
     else:
-        _OF_ITEM[wish.kind](world, world.item(_given(wish.item_id)), wish)
+        _SET_ITEM[body.kind](plaid, _item(plaid, body), body)
     return {"done": True}
 
 
-def decide(world: SimulatedPlaid, wish: DeclareWebhookFault) -> None:
-    """Declare what becomes of webhooks to come. Raises: ValueError, where too much is declared already."""
-    world.deliveries.declare(
-        WebhookFault(kind=wish.fate, item_id=wish.item_id, code=wish.code, times=wish.times, delay_s=wish.delay_s)
-    )
+def declare_webhook_fault(plaid: SimulatedPlaid, body: DeclareWebhookFault) -> None:
+    """Declare a fault of coming webhooks. Raises: ValueError, where too many are declared."""
+    fault = WebhookFault(kind=body.fate, item_id=body.item_id, code=body.code, times=body.times, delay_s=body.delay_s)
+    plaid.deliveries.declare(fault)
 
 
-def _institution(world: SimulatedPlaid, wish: DeclareFault) -> None:
-    institution_id = wish.institution_id or world.item(_given(wish.item_id)).institution.institution_id
-    if wish.kind == "institution_up":
-        world.institution_up(institution_id)
+def _set_institution(plaid: SimulatedPlaid, body: DeclareFault) -> None:
+    institution_id = body.institution_id or _item(plaid, body).institution.institution_id
+    if body.kind == "institution_up":
+        plaid.institution_up(institution_id)
         return
-    # The default code of a wish is that of a request.
-    code = "INSTITUTION_DOWN" if wish.code == "INTERNAL_SERVER_ERROR" else wish.code
-    if wish.for_s is None:
-        world.institution_down(institution_id, code=code)
-    else:
-        failure_modes.institution_down_for(world, institution_id, wish.for_s, code=code)
+    # The default code of a body is that of a request.
+    code = "INSTITUTION_DOWN" if body.code == "INTERNAL_SERVER_ERROR" else body.code
+    plaid.institution_down(institution_id, code=code, for_s=body.for_s)
 
 
-def _hide(world: SimulatedPlaid, item: Item, wish: DeclareFault) -> None:
-    del world
-    failure_modes.hide_account(item, wish.account_id or item.transaction_accounts[0].account_id)
-
-
-def _show(world: SimulatedPlaid, item: Item, wish: DeclareFault) -> None:
+def _show_accounts(plaid: SimulatedPlaid, item: Item, body: DeclareFault) -> None:
     hidden = [account.account_id for account in item.accounts.values() if account.hidden]
-    for account_id in [wish.account_id] if wish.account_id else hidden:
-        failure_modes.show_account(world, item, account_id)
+    for account_id in [body.account_id] if body.account_id else hidden:
+        failure_modes.show_account(plaid, item, account_id)
 
 
-def _first_account(item: Item, wish: DeclareFault) -> str:
-    return wish.account_id or next(iter(item.accounts))
+def _account_id(item: Item, body: DeclareFault) -> str:
+    return body.account_id or next(iter(item.accounts))
 
 
-_OF_ITEM: dict[str, Callable[[SimulatedPlaid, Item, DeclareFault], object]] = {
-    "item_error": lambda world, item, wish: world.break_item(
-        item, wish.code, reason=wish.reason, silent=wish.silent, late_s=wish.late_s
+def _transaction_account_id(item: Item, body: DeclareFault) -> str:
+    return body.account_id or item.transaction_accounts[0].account_id
+
+
+_SET_ITEM: dict[str, Callable[[SimulatedPlaid, Item, DeclareFault], object]] = {
+    "item_error": lambda plaid, item, body: plaid.break_item(
+        item, body.code, reason=body.reason, silent=body.silent, late_s=body.late_s
     ),
-    "permission_revoked": lambda world, item, wish: world.break_item(
-        item, "USER_PERMISSION_REVOKED", silent=wish.silent, late_s=wish.late_s
+    "permission_revoked": lambda plaid, item, body: plaid.break_item(
+        item, "USER_PERMISSION_REVOKED", silent=body.silent, late_s=body.late_s
     ),
-    "repair": lambda world, item, wish: world.repair_item(item, silent=wish.silent, late_s=wish.late_s),
-    "account_revoked": lambda world, item, wish: failure_modes.revoke_account(world, item, _first_account(item, wish)),
-    "account_reissued": lambda world, item, wish: failure_modes.reissue_account(
-        world, item, wish.account_id or item.transaction_accounts[0].account_id
+    "repair": lambda plaid, item, body: plaid.repair_item(item, silent=body.silent, late_s=body.late_s),
+    "account_revoked": lambda plaid, item, body: failure_modes.revoke_account(plaid, item, _account_id(item, body)),
+    "account_reissued": lambda plaid, item, body: failure_modes.reissue_account(
+        plaid, item, _transaction_account_id(item, body)
     ),
-    "account_offered": lambda world, item, _wish: failure_modes.offer_account(world, item),
-    "account_hidden": _hide,
-    "account_shown": _show,
-    "balance_drift": lambda _world, item, wish: failure_modes.drift(
-        item, _first_account(item, wish), Decimal(wish.amount)
+    "account_offered": lambda plaid, item, _body: failure_modes.offer_account(plaid, item),
+    "account_hidden": lambda _plaid, item, body: failure_modes.hide_account(item, _transaction_account_id(item, body)),
+    "account_shown": _show_accounts,
+    "balance_drift": lambda _plaid, item, body: failure_modes.drift(
+        item, _account_id(item, body), Decimal(body.amount)
     ),
-    "cursors_refused": lambda _world, item, _wish: failure_modes.refuse_cursors(item),
-    "cursors_mutating": lambda _world, item, _wish: failure_modes.refuse_cursors(
+    "cursors_refused": lambda _plaid, item, _body: failure_modes.refuse_cursors(item),
+    "cursors_mutating": lambda _plaid, item, _body: failure_modes.refuse_cursors(
         item, code="TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"
     ),
-    "history_unready": lambda world, item, wish: failure_modes.unready_history(
-        world, item, initial_s=wish.initial_s, complete_s=wish.complete_s
+    "history_unready": lambda plaid, item, body: failure_modes.unready_history(
+        plaid, item, initial_s=body.initial_s, complete_s=body.complete_s
     ),
-    "rows_removed": lambda world, item, wish: failure_modes.remove_some(world, item, wish.count),
-    "rows_returned": lambda world, item, wish: failure_modes.return_some(world, item, wish.count),
-    "unseen": lambda _world, item, wish: failure_modes.add_unseen_changes(item, changes=wish.count),
-    "polled": lambda world, item, _wish: world.poll(item),
-    "ready": lambda world, item, _wish: world.become_ready(item),
+    "rows_removed": lambda plaid, item, body: failure_modes.remove_rows(plaid, item, body.count),
+    "rows_returned": lambda plaid, item, body: failure_modes.return_rows(plaid, item, body.count),
+    "unseen": lambda _plaid, item, body: failure_modes.add_unseen_changes(item, changes=body.count),
+    "polled": lambda plaid, item, _body: plaid.poll(item),
+    "ready": lambda plaid, item, _body: plaid.become_ready(item),
 }
-"""What puts an Item into a state, by the name of the wish."""
+"""State changes of an Item by the kind of the fault."""
 
 
-def _given(item_id: str | None) -> str:
-    if item_id is None:
+def _item(plaid: SimulatedPlaid, body: DeclareFault) -> Item:
+    if body.item_id is None:
         raise ValueError("item_id is missing")
-    return item_id
+    return plaid.item(body.item_id)

@@ -1,8 +1,8 @@
-"""Faults on demand and by the seed: which request goes wrong, and how.
+"""Inject faults into requests, on demand and by the seed.
 
-`/transactions/sync` pages are counted from 1 within a pagination. A fault hits the requests that match all that it
-names, as often as it says. What it does is one of Plaid's error codes, or one of `WIRE`, which break the
-connection instead, or `MUTATION`, which changes the bank's data just before the page is cut, or `SLOW`.
+A declared fault applies to the requests that match all its fields, `times` times. Its code is one of Plaid's error
+codes, or one of `CONNECTION_FAULTS`, which break the connection instead, or `MUTATION`, which changes the bank's data
+just before the page is cut, or `SLOW`. Pages of `/transactions/sync` are counted from 1 within a pagination.
 """
 
 from typing import Literal, get_args
@@ -13,13 +13,14 @@ from sandbox.simulator.api.plaid_errors import KINDS
 from sandbox.simulator.bank.randomness import derive
 from sandbox.simulator.options import FaultRates
 
-Wire = Literal["HTML", "BAD_GATEWAY", "TIMEOUT", "RESET", "TRUNCATED", "UNSENT"]
-"""A page of HTML with status 200 or 502; no answer in time; a connection that breaks before the answer, in the middle
-of it, or before the request was heard: only BAD_GATEWAY and UNSENT leave the world as it was."""
+ConnectionFault = Literal["HTML", "BAD_GATEWAY", "TIMEOUT", "RESET", "TRUNCATED", "UNSENT"]
+"""A page of HTML with status 200 or 502; no answer in time; a connection that breaks before the answer, within it, or
+before the request arrives."""
 
-WIRE = get_args(Wire)
-BREAKS = frozenset({"TIMEOUT", "RESET", "TRUNCATED", "UNSENT"})
-UNHEARD = frozenset({"BAD_GATEWAY", "UNSENT"})
+CONNECTION_FAULTS = get_args(ConnectionFault)
+WITHOUT_ANSWER = frozenset({"TIMEOUT", "RESET", "TRUNCATED", "UNSENT"})
+WITHOUT_EFFECT = frozenset({"BAD_GATEWAY", "UNSENT"})
+"""Faults after which the request has changed nothing."""
 MUTATION = "MUTATION"
 SLOW = "SLOW"
 """A proper answer, `delay_s` seconds late."""
@@ -29,7 +30,7 @@ FAULTS_MAX = 10_000
 
 
 class Fault(msgspec.Struct, kw_only=True):
-    """A declared fault: what it does (`code`), to which requests, how often (None: until it is withdrawn)."""
+    """A declared fault. `times` None: until it is withdrawn."""
 
     code: str
     endpoint: str = "/transactions/sync"
@@ -42,77 +43,67 @@ class Fault(msgspec.Struct, kw_only=True):
 
 
 class Faults:
-    """The declared faults, oldest first, and those of the seed."""
+    """Hold the declared faults, oldest first, and draw those of the seed."""
 
     def __init__(self, seed: int, rates: FaultRates) -> None:
         self._seed = seed
         self.rates = rates
-        self._declared: list[Fault] = []
-        self._numbers = 0
+        self.declared: list[Fault] = []
+        self._last_number = 0
 
     def declare(self, fault: Fault) -> Fault:
         """Add a fault. Raises: ValueError, where its code is unknown or there are too many."""
         check_code(fault.code)
-        if len(self._declared) >= FAULTS_MAX:
+        if len(self.declared) >= FAULTS_MAX:
             raise ValueError(f"more than {FAULTS_MAX} faults declared")
-        self._numbers += 1
-        fault.number = self._numbers
-        self._declared.append(fault)
+        self._last_number += 1
+        fault.number = self._last_number
+        self.declared.append(fault)
         return fault
 
     def withdraw(self) -> int:
-        """Forget every declared fault and say how many there were."""
-        count = len(self._declared)
-        self._declared.clear()
+        """Delete every declared fault and return their number."""
+        count = len(self.declared)
+        self.declared.clear()
         return count
-
-    def declared(self) -> list[Fault]:
-        """Give what is declared and not yet used up."""
-        return list(self._declared)
 
     def take_match(
         self, endpoint: str, *, item_id: str | None, institution_id: str | None, page: int | None
     ) -> Fault | None:
-        """Take the first declared fault that matches a request, or None."""
-        for fault in self._declared:
-            if _matches(fault, endpoint, item_id=item_id, institution_id=institution_id, page=page):
+        """Use the first declared fault that matches a request, or return None."""
+        for fault in self.declared:
+            if (
+                fault.endpoint in (endpoint, "*")
+                and fault.item_id in (None, item_id)
+                and fault.institution_id in (None, institution_id)
+                and fault.page in (None, page)
+            ):
                 if fault.times is not None:
                     fault.times -= 1
                     if fault.times <= 0:
-                        self._declared.remove(fault)
+                        self.declared.remove(fault)
                 return fault
         return None
 
     def draw_other_fault(self, *, ordinal: int, request: int) -> str | None:
-        """Let the seed decide about the n-th request of an Item to another endpoint; give a code, or None."""
+        """Draw the code of the n-th request of an Item to another endpoint, or None."""
         if not self.rates.other_failure:
             return None
         rng = derive(self._seed, "other fault", ordinal, request)
         return rng.choice(self.rates.failures) if rng.random() < self.rates.other_failure else None
 
     def draw_sync_fault(self, *, ordinal: int, request: int, page: int) -> str | None:
-        """Let the seed decide about the n-th sync request of an Item; give a code, or None."""
+        """Draw the code of the n-th sync request of an Item, or None."""
         if not (self.rates.mutation or self.rates.failure):
             return None
         rng = derive(self._seed, "fault", ordinal, request)
         if page > 1 and rng.random() < self.rates.mutation:
             return MUTATION
-        if rng.random() < self.rates.failure:
-            return rng.choice(self.rates.failures)
-        return None
+        return rng.choice(self.rates.failures) if rng.random() < self.rates.failure else None
 
 
 def check_code(code: str) -> str:
-    """Give a fault's code back. Raises: ValueError, where nothing is known by it."""
-    if code not in KINDS and code not in WIRE and code not in (MUTATION, SLOW):
+    """Return a fault's code. Raises: ValueError, where it is unknown."""
+    if code not in KINDS and code not in CONNECTION_FAULTS and code not in (MUTATION, SLOW):
         raise ValueError(f"unknown fault code {code!r}")
     return code
-
-
-def _matches(fault: Fault, endpoint: str, *, item_id: str | None, institution_id: str | None, page: int | None) -> bool:
-    return (
-        fault.endpoint in (endpoint, "*")
-        and fault.item_id in (None, item_id)
-        and fault.institution_id in (None, institution_id)
-        and fault.page in (None, page)
-    )

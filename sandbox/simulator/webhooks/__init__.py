@@ -1,1 +1,1 @@
-"""TODO sandbox/simulator/webhooks."""
+"""Create, sign, schedule and post the simulator's webhooks."""

@@ -1,4 +1,4 @@
-"""What becomes of a webhook: its copies, its retries, its end. Pure; `sender` posts what is due.
+"""Schedule webhooks: copies, retries and their end, without I/O; `sender` posts the due ones.
 
 Source: Plaid documentation, Webhooks: anything but 200 within ten seconds is a failure; retries for up to 24 hours,
 the first after 30 seconds, each wait four times the one before; 429 with Retry-After is honoured up to four hours;
@@ -23,23 +23,23 @@ LIFE_S = 24 * 3600.0
 RETRY_AFTER_MAX_S = 4 * 3600.0
 REJECTED_MAX = 0.9
 REJECTED_OF_MIN = 10
-"""Answers in 24 hours below which the 90 percent rule does not speak: one refusal of one would be all."""
+"""Answers in 24 hours below which the 90 percent rule does not apply: one refusal of one would be 100 percent."""
 
 WINDOW_MAX = 20_000
-"""Answers remembered for an endpoint; a day with more is judged by its youngest ones."""
+"""Answers remembered for an endpoint; a day with more is judged by its newest ones."""
 
 RECORDS_MAX = 100_000
-"""Attempts remembered for measurements; older ones are forgotten."""
+"""Attempts remembered for measurements; older ones are dropped."""
 
-FATES_MAX = 10_000
-"""Fates declared at once; a test that needs more declares a rate."""
+FAULTS_MAX = 10_000
+"""Faults declared at once; a test that needs more declares a rate."""
 
 WAITING_MAX = 500_000
-"""Deliveries waiting at once; beyond it a webhook is dropped and counted, as the memory is not for ever."""
+"""Deliveries waiting at once; beyond it a webhook is dropped and counted."""
 
 
 class Webhook(msgspec.Struct, frozen=True, gc=False):
-    """A webhook as it was made: its raw body is what is signed."""
+    """A webhook; its raw body is signed."""
 
     number: int
     item_id: str
@@ -50,10 +50,10 @@ class Webhook(msgspec.Struct, frozen=True, gc=False):
 
 
 class WebhookFault(msgspec.Struct, kw_only=True):
-    """What is declared to become of webhooks of an Item (None: any) and a code (None: any), `times` of them.
+    """A declared fault of the next `times` webhooks of an Item (None: any) and a code (None: any).
 
-    `lost`: no attempt ever arrives. `repeated`: a second copy follows after `delay_s`. `late`: the only copy goes out
-    so much later.
+    `lost`: no attempt is sent. `repeated`: a second copy follows after `delay_s`. `late`: the only copy is sent
+    `delay_s` later.
     """
 
     kind: Literal["lost", "repeated", "late"]
@@ -63,8 +63,8 @@ class WebhookFault(msgspec.Struct, kw_only=True):
     delay_s: float = 0.0
 
 
-class Record(msgspec.Struct):
-    """One attempt, for measurements. Units: seconds since 1970; `status` 0 where nobody answered."""
+class Attempt(msgspec.Struct):
+    """One attempt, for measurements. Units: seconds since 1970; `status` 0: no answer."""
 
     item_id: str
     code: str
@@ -78,18 +78,18 @@ class Record(msgspec.Struct):
 
 @dataclass(order=True, slots=True)
 class Delivery:
-    """One copy of a webhook on its way."""
+    """One copy of a webhook in delivery."""
 
     due_at: dt.datetime
     order: int
     webhook: Webhook = field(compare=False)
     attempt: int = field(default=1, compare=False)
     signature: str | None = field(default=None, compare=False)
-    record: Record | None = field(default=None, compare=False)
+    record: Attempt | None = field(default=None, compare=False)
 
 
 class DeliveryQueue:
-    """Decides when each copy of each webhook is tried, and when no more."""
+    """Schedule the attempts of each copy of each webhook."""
 
     def __init__(self, *, seed: int, rates: WebhookRates, time_scale: float, in_flight_max: int) -> None:
         self._seed = seed
@@ -98,39 +98,39 @@ class DeliveryQueue:
         self._in_flight_max = in_flight_max
         self._heap: list[Delivery] = []
         self._order = 0
-        self._fates: list[WebhookFault] = []
+        self._faults: list[WebhookFault] = []
         self._answers: dict[str, deque[tuple[dt.datetime, bool]]] = {}
         self.in_flight = 0
         self.counts: Counter[str] = Counter()
-        self.records: deque[Record] = deque(maxlen=RECORDS_MAX)
+        self.records: deque[Attempt] = deque(maxlen=RECORDS_MAX)
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing is on its way and nothing waits."""
+        """No delivery waits or is in flight."""
         return not self._heap and not self.in_flight
 
     @property
     def waiting(self) -> int:
-        """Deliveries that wait for their time."""
+        """Number of deliveries that wait for their time."""
         return len(self._heap)
 
-    def declare(self, fate: WebhookFault) -> None:
-        """Decide about webhooks to come. Raises: ValueError, where too much is decided already."""
-        if len(self._fates) >= FATES_MAX:
-            raise ValueError(f"more than {FATES_MAX} fates declared")
-        self._fates.append(fate)
+    def declare(self, fault: WebhookFault) -> None:
+        """Declare a fault of coming webhooks. Raises: ValueError, where too many are declared."""
+        if len(self._faults) >= FAULTS_MAX:
+            raise ValueError(f"more than {FAULTS_MAX} faults declared")
+        self._faults.append(fault)
 
     def withdraw(self) -> int:
-        """Forget the declared fates and say how many there were."""
-        count = len(self._fates)
-        self._fates.clear()
+        """Delete the declared faults and return their number."""
+        count = len(self._faults)
+        self._faults.clear()
         return count
 
     def submit(self, webhook: Webhook, *, late_s: float = 0.0) -> None:
-        """Take a webhook: a declared fate, else the seed, may lose it, repeat it or hold it back."""
+        """Add a webhook; a declared fault, else the seed, may lose, repeat or delay it."""
         self.counts["made"] += 1
-        declared = self._strike(webhook)
-        drawn = copy_delays(self._seed, webhook.number, self.rates) if declared is None else _copies(declared)
+        fault = self._take_match(webhook)
+        drawn = copy_delays(self._seed, webhook.number, self.rates) if fault is None else _faulty_delays(fault)
         delays = [late_s + delay_s for delay_s in drawn]
         if not delays:
             self.counts["lost"] += 1
@@ -141,12 +141,12 @@ class DeliveryQueue:
             self._push(webhook, webhook.made_at + self._scaled(delay_s), attempt=1)
 
     def due(self, now: dt.datetime) -> list[Delivery]:
-        """Take what is due now, as many as may be on their way at once."""
-        taken = []
+        """Return the due deliveries, as many as may be in flight at once."""
+        due = []
         while self._heap and self._heap[0].due_at <= now and self.in_flight < self._in_flight_max:
             delivery = heapq.heappop(self._heap)
             webhook = delivery.webhook
-            delivery.record = Record(
+            delivery.record = Attempt(
                 webhook.item_id,
                 webhook.code,
                 webhook.number,
@@ -157,17 +157,17 @@ class DeliveryQueue:
             self.records.append(delivery.record)
             self.in_flight += 1
             self.counts["sent"] += 1
-            taken.append(delivery)
-        return taken
+            due.append(delivery)
+        return due
 
     def next_due_at(self) -> dt.datetime | None:
-        """Say when the next delivery is due; None where nothing waits or no more may be on its way."""
+        """Return the time of the next delivery; None where none waits or no more may be in flight."""
         if not self._heap or self.in_flight >= self._in_flight_max:
             return None
         return self._heap[0].due_at
 
     def record_answer(self, delivery: Delivery, *, status: int, retry_after: str | None, now: dt.datetime) -> None:
-        """Note an answer (`status` 0: none came) and plan what follows."""
+        """Record an answer (`status` 0: none came) and schedule a retry, if there is one."""
         self.in_flight -= 1
         webhook = delivery.webhook
         if delivery.record is not None:
@@ -181,8 +181,8 @@ class DeliveryQueue:
         self.counts["failed"] += 1
         wait_s = RETRY_FIRST_S * RETRY_FACTOR ** (delivery.attempt - 1)
         if status == 429 and retry_after is not None:
-            asked_s = retry_after_s(retry_after, now)
-            wait_s = min(asked_s, RETRY_AFTER_MAX_S) if asked_s is not None else wait_s
+            requested_s = retry_after_s(retry_after, now)
+            wait_s = min(requested_s, RETRY_AFTER_MAX_S) if requested_s is not None else wait_s
         due_at = now + self._scaled(wait_s)
         if due_at > webhook.made_at + self._scaled(LIFE_S):
             self.counts["expired"] += 1
@@ -191,13 +191,13 @@ class DeliveryQueue:
         else:
             self._push(webhook, due_at, attempt=delivery.attempt + 1, signature=delivery.signature)
 
-    def _strike(self, webhook: Webhook) -> WebhookFault | None:
-        for fate in self._fates:
-            if fate.item_id in (None, webhook.item_id) and fate.code in (None, webhook.code):
-                fate.times -= 1
-                if fate.times <= 0:
-                    self._fates.remove(fate)
-                return fate
+    def _take_match(self, webhook: Webhook) -> WebhookFault | None:
+        for fault in self._faults:
+            if fault.item_id in (None, webhook.item_id) and fault.code in (None, webhook.code):
+                fault.times -= 1
+                if fault.times <= 0:
+                    self._faults.remove(fault)
+                return fault
         return None
 
     def _push(self, webhook: Webhook, due_at: dt.datetime, *, attempt: int, signature: str | None = None) -> None:
@@ -214,14 +214,14 @@ class DeliveryQueue:
         return dt.timedelta(seconds=seconds * self._time_scale)
 
 
-def _copies(fate: WebhookFault) -> tuple[float, ...]:
-    if fate.kind == "lost":
+def _faulty_delays(fault: WebhookFault) -> tuple[float, ...]:
+    if fault.kind == "lost":
         return ()
-    return (fate.delay_s,) if fate.kind == "late" else (0.0, fate.delay_s)
+    return (fault.delay_s,) if fault.kind == "late" else (0.0, fault.delay_s)
 
 
 def copy_delays(seed: int, number: int, rates: WebhookRates) -> tuple[float, ...]:
-    """Give the delay of each copy of a webhook in seconds: none where it is lost, two where it is repeated."""
+    """Draw the delay of each copy of a webhook in seconds: none where it is lost, two where it is repeated."""
     if not (rates.lost or rates.repeated or rates.delayed):
         return (0.0,)
     rng = derive(seed, "webhook fate", number)
@@ -234,14 +234,14 @@ def copy_delays(seed: int, number: int, rates: WebhookRates) -> tuple[float, ...
 
 
 def retry_after_s(text: str, now: dt.datetime) -> float | None:
-    """Read a Retry-After header: seconds, an HTTP date or ISO 8601; None where it is none of them."""
+    """Parse a Retry-After header: seconds, an HTTP date or ISO 8601; None where it is invalid."""
     if text.strip().isdigit():
         return float(text)
-    for read in (dt.datetime.fromisoformat, parsedate_to_datetime):
+    for parse in (dt.datetime.fromisoformat, parsedate_to_datetime):
         try:
-            at = read(text.strip())
+            retry_at = parse(text.strip())
         except ValueError:
             continue
-        at = at if at.tzinfo else at.replace(tzinfo=dt.UTC)
-        return max(0.0, (at - now).total_seconds())
+        retry_at = retry_at if retry_at.tzinfo else retry_at.replace(tzinfo=dt.UTC)
+        return max(0.0, (retry_at - now).total_seconds())
     return None

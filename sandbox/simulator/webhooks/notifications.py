@@ -1,4 +1,4 @@
-"""What Plaid tells by webhook, and in which words."""
+"""Create the webhooks that Plaid sends, and sign their attempts."""
 
 import datetime as dt
 import json
@@ -12,17 +12,17 @@ from sandbox.simulator.webhooks.delivery import Delivery, DeliveryQueue, Webhook
 
 
 class Notifier:
-    """Makes webhooks of Items and hands them to the courier.
+    """Create webhooks of Items and submit them to the delivery queue.
 
-    `rotate_key_every` changes the signing key after so many webhooks; `resign_retries` signs each attempt anew.
-    `on_wake` is called for each one made.
+    `rotate_key_every` replaces the signing key after so many webhooks; `resign_retries` signs each attempt anew.
+    `on_wake` is called after each webhook.
     """
 
     def __init__(
         self,
         clock: Clock,
         keyring: Keyring,
-        courier: DeliveryQueue,
+        deliveries: DeliveryQueue,
         *,
         rotate_key_every: int | None,
         resign_retries: bool,
@@ -30,18 +30,18 @@ class Notifier:
     ) -> None:
         self._clock = clock
         self._keyring = keyring
-        self._courier = courier
+        self._deliveries = deliveries
         self._rotate_key_every = rotate_key_every
         self._resign_retries = resign_retries
         self._on_wake = on_wake
-        self._made = 0
+        self._webhooks = 0
 
     def notify(
         self, item: Item, webhook_type: str, code: str, extra: Mapping[str, object], *, late_s: float = 0.0
     ) -> bool:
-        """Send a webhook to the Item's address, to arrive so late; False where it has none.
+        """Send a webhook to the Item's address, `late_s` late; return False where it has none.
 
-        `/item/get` says that it was sent now, whatever becomes of it on its way.
+        `/item/get` reports it as sent now, even if it is lost.
         """
         if item.webhook_url is None:
             return False
@@ -51,30 +51,30 @@ class Notifier:
         return True
 
     def send(self, url: str, body: Mapping[str, object], *, late_s: float = 0.0) -> None:
-        """Send any body, signed like every other; many of Plaid's webhooks are of no Item."""
+        """Send any signed body; many of Plaid's webhooks have no Item."""
         now = self._clock.now()
-        self._made += 1
-        if self._rotate_key_every and self._made % self._rotate_key_every == 0:
+        self._webhooks += 1
+        if self._rotate_key_every and self._webhooks % self._rotate_key_every == 0:
             self._keyring.rotate(now, expire_old=False)
-        # Plaid sends two spaces of indentation, and the signature is over these very bytes.
+        # Plaid indents by two spaces, and the signature covers these very bytes.
         raw = json.dumps(body, indent=2, ensure_ascii=False).encode()
         item_id, code = (str(body.get(name, "")) for name in ("item_id", "webhook_code"))
-        self._courier.submit(Webhook(self._made, item_id, url, code, raw, now), late_s=late_s)
+        self._deliveries.submit(Webhook(self._webhooks, item_id, url, code, raw, now), late_s=late_s)
         self._on_wake()
 
-    def signature(self, delivery: Delivery, at: dt.datetime) -> str:
-        """Sign an attempt that goes out at a time: the value of the header `Plaid-Verification`.
+    def signature(self, delivery: Delivery, sent_at: dt.datetime) -> str:
+        """Sign an attempt; return the value of the header `Plaid-Verification`.
 
-        Where retries are not signed anew, all attempts carry the time at which the webhook was made, late ones too.
+        Without `resign_retries` all attempts have the time at which the webhook was created.
         """
         if self._resign_retries:
-            return self._keyring.sign(delivery.webhook.body, at)
+            return self._keyring.sign(delivery.webhook.body, sent_at)
         if delivery.signature is None:
             delivery.signature = self._keyring.sign(delivery.webhook.body, delivery.webhook.made_at)
         return delivery.signature
 
     def notify_updates(self, item: Item) -> bool:
-        """Send SYNC_UPDATES_AVAILABLE as it stands now, whether or not there is anything new."""
+        """Send SYNC_UPDATES_AVAILABLE with the current phase, whether or not there are new changes."""
         phase = item.reread or item.phase
         flags = {
             "initial_update_complete": phase != "NOT_READY",
@@ -83,7 +83,7 @@ class Notifier:
         return self.notify(item, "TRANSACTIONS", "SYNC_UPDATES_AVAILABLE", flags)
 
     def notify_legacy_update(self, item: Item, changes: Sequence[Change]) -> None:
-        """Send what clients of `/transactions/get` are told about an update."""
+        """Send the webhooks of an update for clients of `/transactions/get`."""
         added = sum(change.kind == "added" for change in changes)
         removed = [c.transaction.transaction_id for c in changes if c.kind == "removed"]
         if added:

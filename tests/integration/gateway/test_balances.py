@@ -228,7 +228,7 @@ async def test_our_quota_ends_before_plaids(kafka_address: str, topic_prefix: st
         assert bank.asked() == 1
 
         other = await bank.item(user="bob")
-        bank.made.bank.buckets.limits[ENDPOINT] = Limit(0, 1200, "ACCOUNTS_BALANCE_GET_LIMIT")
+        bank.made.bank.rate_limiter.limits[ENDPOINT] = Limit(0, 1200, "ACCOUNTS_BALANCE_GET_LIMIT")
         refused = await bank.balances(other)
         closed = await bank.balances(other)
 

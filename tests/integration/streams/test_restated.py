@@ -32,7 +32,7 @@ async def test_a_restated_history_names_what_there_is_and_the_window_in_which_th
         await made.settled(item)
         before = await made.assert_true(item)
         failure_modes.refuse_cursors(item)
-        failure_modes.remove_some(made.bank, item, 7)
+        failure_modes.remove_rows(made.bank, item, 7)
         await made.webhook(item)
         await made.settled(item)
         held = await made.assert_true(item)
@@ -51,7 +51,7 @@ async def test_a_restated_history_names_what_there_is_and_the_window_in_which_th
     begins = datetime.now(UTC).date() - timedelta(days=730)
     assert covered.since in {begins.isoformat(), (begins - timedelta(days=1)).isoformat()}
     assert (covered.until, covered.complete, covered.removals_permille_max) == (None, True, 200)
-    assert covered.account_ids == sorted(account.account_id for account in item.accounts.values() if account.told)
+    assert covered.account_ids == sorted(account.account_id for account in item.accounts.values() if account.is_listed)
     assert [record.head.type for record in later.records[len(held.records) :]] == [gate.SYNC]
     # Right after the history the new cursor is tried.
     assert await made.attempts(item) == ["appended", "appended", "unchanged", "appended"]
@@ -66,7 +66,7 @@ async def test_nothing_is_appended_before_plaid_has_read_the_history_again(made:
         await made.settled(item)
         before = await made.held(item)
         failure_modes.refuse_cursors(item)
-        failure_modes.remove_some(made.bank, item, 3)
+        failure_modes.remove_rows(made.bank, item, 3)
         # Neither time comes by itself within a test.
         failure_modes.unready_history(made.bank, item, initial_s=3_600, complete_s=3_600)
         await made.webhook(item)
@@ -117,7 +117,7 @@ async def test_a_restated_history_larger_than_a_record_says_first_what_it_covers
         await made.register(item)
         await made.settled(item)
         failure_modes.refuse_cursors(item)
-        failure_modes.remove_some(made.bank, item, 7)
+        failure_modes.remove_rows(made.bank, item, 7)
         await made.webhook(item)
         await made.settled(item)
         held = await made.assert_true(item)

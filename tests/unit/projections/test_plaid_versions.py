@@ -67,9 +67,9 @@ def answer() -> Json:
     virtual = Virtual()
     item = virtual.world.create_item("ada", transactions=10)
     token = {"access_token": item.access_token, "options": {"personal_finance_category_version": "v2"}}
-    status, body = virtual.bank.answer("/transactions/sync", token)
-    assert status == 200
-    loaded: Json = json.loads(body)
+    answered = virtual.bank.answer("/transactions/sync", token)
+    assert answered.status == 200
+    loaded: Json = json.loads(answered.body)
     return loaded
 
 

@@ -19,6 +19,7 @@ from sandbox.simulator.inprocess import InProcessPlaid, WebhookAttempt
 from sandbox.simulator.options import Options
 from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from schemas.errors import Retry
+from tests.support.sync_reader import deliver
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 URL = "http://tartan.example/webhooks"
@@ -164,7 +165,7 @@ def test_a_refused_webhook_is_tried_for_a_day_and_signed_anew_or_as_of_its_makin
         return 500
 
     virtual.world.step(item.item_id)
-    virtual.bank.deliver(after(86_400), refuse)
+    deliver(virtual.bank, after(86_400), refuse)
 
     times = [0, 30, 150, 630, 2550, 10_230, 40_950]
     assert seconds_of(sent) == times
@@ -211,7 +212,7 @@ def test_a_whole_day_of_a_busy_bank_passes_without_a_real_second_being_waited_fo
     for hour in range(24):
         for item in items:
             virtual.world.step(item.item_id)
-        virtual.bank.deliver(after((hour + 1) * 3600), take)
+        deliver(virtual.bank, after((hour + 1) * 3600), take)
 
     assert virtual.slept == []
     assert virtual.clock.now() == after(86_400)

@@ -16,8 +16,8 @@ from sandbox.simulator.bank.truth import verbatim
 from sandbox.simulator.clock import ManualClock
 from sandbox.simulator.control.faults import Fault
 from sandbox.simulator.options import Options
-from sandbox.simulator.reader import Ask, Reader, Refused
 from sandbox.simulator.simulated_plaid import SimulatedPlaid
+from tests.support.sync_reader import Ask, Reader, Refused
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 KEYS = {"PLAID-CLIENT-ID": "simulated-client", "PLAID-SECRET": "simulated-secret"}
@@ -279,7 +279,7 @@ def test_a_fold_leaves_out_what_came_and_went() -> None:
     for _ in range(60):
         world.step(item.item_id, changes=4)
 
-    folded = fold(item.log[10:], tell_unseen_removals=False)
+    folded = fold(item.log[10:], removals_of_unseen=False)
 
     ids = [change.transaction.transaction_id for change in folded]
     assert len(set(ids)) == len(ids)

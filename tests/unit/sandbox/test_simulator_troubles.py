@@ -18,9 +18,9 @@ from sandbox.simulator.control import failure_modes
 from sandbox.simulator.control.faults import Fault
 from sandbox.simulator.inprocess import InProcessPlaid
 from sandbox.simulator.options import FaultRates, Options, WebhookRates
-from sandbox.simulator.reader import Reader, Refused
 from sandbox.simulator.simulated_plaid import SimulatedPlaid
 from sandbox.simulator.webhooks.delivery import WebhookFault
+from tests.support.sync_reader import Reader, Refused, deliver
 
 START = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
 URL = "http://tartan.example/webhooks"
@@ -38,8 +38,8 @@ def make_bank(**options: Any) -> InProcessPlaid:
 
 def reader_of(bank: InProcessPlaid, item: Item, **fields: Any) -> Reader:
     def ask(path: str, body: dict[str, Any]) -> tuple[int, bytes]:
-        status, raw = bank.answer(path, body)
-        return status, raw or b"{}"
+        answered = bank.answer(path, body)
+        return (0, b"{}") if answered.is_broken else (answered.status, answered.body)
 
     return Reader(ask, item.access_token, **fields)
 
@@ -57,12 +57,12 @@ def after(bank: InProcessPlaid, seconds: float) -> list[tuple[float, str]]:
         got.append(((sent.at - START).total_seconds(), sent.delivery.webhook.code))
         return 200
 
-    bank.deliver(bank.plaid.clock.now() + dt.timedelta(seconds=seconds), take)
+    deliver(bank, bank.plaid.clock.now() + dt.timedelta(seconds=seconds), take)
     return got
 
 
 def said(bank: InProcessPlaid, path: str, item: Item, **body: Any) -> dict[str, Any]:
-    answered: dict[str, Any] = json.loads(bank.answer(path, {"access_token": item.access_token, **body})[1])
+    answered: dict[str, Any] = json.loads(bank.answer(path, {"access_token": item.access_token, **body}).body)
     return answered
 
 
@@ -79,7 +79,7 @@ def test_lost_cursors_are_refused_for_ever_and_a_history_from_none_gives_good_on
     lost.pull()
 
     failure_modes.refuse_cursors(item, code=code)
-    failure_modes.remove_some(bank.plaid, item, 7)
+    failure_modes.remove_rows(bank.plaid, item, 7)
     for _ in range(3):
         with pytest.raises(Refused) as refusal:
             lost.pull()
@@ -144,7 +144,7 @@ def test_what_is_removed_between_the_recent_part_and_the_whole_is_told() -> None
     after(bank, 2)
     reader.pull()
 
-    failure_modes.remove_some(bank.plaid, item, 20)
+    failure_modes.remove_rows(bank.plaid, item, 20)
     after(bank, 100)
     reader.pull()
 
@@ -214,10 +214,10 @@ def test_removed_rows_come_back_under_their_own_ids() -> None:
     reader.pull()
     before = set(reader.rows)
 
-    removed = failure_modes.remove_some(bank.plaid, item, 10)
+    removed = failure_modes.remove_rows(bank.plaid, item, 10)
     reader.pull()
     without = set(reader.rows)
-    returned = failure_modes.return_some(bank.plaid, item, 100)
+    returned = failure_modes.return_rows(bank.plaid, item, 100)
     reader.pull()
 
     posted = {c.transaction.transaction_id for c in removed.changes if not c.transaction.pending}
@@ -287,7 +287,7 @@ def test_a_bank_that_is_down_refuses_for_all_its_items_until_its_time_is_over(co
     other = bank.plaid.create_item("eve", institution_id="ins_109511", transactions=5)
     asking = ["/transactions/sync", "/accounts/get", "/accounts/balance/get", "/transactions/refresh"]
 
-    failure_modes.institution_down_for(bank.plaid, "ins_109508", HOUR_S, code=code)
+    bank.plaid.institution_down("ins_109508", code=code, for_s=HOUR_S)
     down = {said(bank, path, item).get("error_code") for path in asking for item in (one, two)}
     bank.plaid.step(one.item_id, changes=4)
     unseen = len(one.log)
@@ -406,12 +406,14 @@ TROUBLES: tuple[Callable[[InProcessPlaid, Item], object], ...] = (
     lambda bank, item: failure_modes.refuse_cursors(item),
     lambda bank, item: failure_modes.refuse_cursors(item, code="TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"),
     lambda bank, item: failure_modes.unready_history(bank.plaid, item, initial_s=5, complete_s=50),
-    lambda bank, item: bank.plaid.reachable(item) and failure_modes.remove_some(bank.plaid, item, 5),
-    lambda bank, item: bank.plaid.reachable(item) and failure_modes.return_some(bank.plaid, item, 3),
+    lambda bank, item: bank.plaid.reachable(item) and failure_modes.remove_rows(bank.plaid, item, 5),
+    lambda bank, item: bank.plaid.reachable(item) and failure_modes.return_rows(bank.plaid, item, 3),
     lambda bank, item: failure_modes.add_unseen_changes(item, changes=4),
-    lambda bank, item: failure_modes.hide_account(item, next(a.account_id for a in item.accounts.values() if a.shown)),
+    lambda bank, item: failure_modes.hide_account(
+        item, next(a.account_id for a in item.accounts.values() if a.is_open)
+    ),
     lambda bank, item: [failure_modes.show_account(bank.plaid, item, account_id) for account_id in item.accounts],
-    lambda bank, item: failure_modes.institution_down_for(bank.plaid, item.institution.institution_id, 20),
+    lambda bank, item: bank.plaid.institution_down(item.institution.institution_id, for_s=20),
     lambda bank, item: bank.plaid.break_item(item, "ITEM_LOGIN_REQUIRED"),
     lambda bank, item: bank.plaid.repair_item(item),
     lambda bank, item: bank.plaid.faults.declare(Fault(code="MUTATION", page=2, times=2)),
@@ -475,7 +477,7 @@ def _life(seed: int) -> list[bytes]:
     for act in TROUBLES * 3:
         act(bank, item)
         paths = ("/transactions/sync", "/accounts/get", "/item/get")
-        told += [bank.answer(path, {"access_token": item.access_token})[1] for path in paths]
+        told += [bank.answer(path, {"access_token": item.access_token}).body for path in paths]
         for sent in bank.webhooks(bank.plaid.clock.now() + dt.timedelta(seconds=10)):
             told += [sent.body, sent.jwt.encode(), sent.jwk, sent.at.isoformat().encode()]
             bank.record_answer(sent, status=503)

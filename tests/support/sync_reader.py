@@ -1,20 +1,23 @@
-"""A perfect reader of `/transactions/sync`: what anyone else's result is compared with in tests.
+"""Read `/transactions/sync` correctly: the reference for all other readers; and deliver simulated webhooks.
 
-It is as plain as it can be: whole paginations only, arrays applied in the order added, modified, removed, any failure
-in the middle restarts from the first cursor.
+The reader is simple: whole paginations only, arrays applied in the order added, modified, removed; a failure within a
+pagination restarts it from its first cursor.
 """
 
+import datetime as dt
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from sandbox.simulator.inprocess import InProcessPlaid, WebhookAttempt
+
 RESTARTS_MAX = 50
 """Restarts of one pull; a bank that changes this often between two pages is a mistake of the test."""
 
 Ask = Callable[[str, dict[str, Any]], tuple[int, bytes]]
-"""Posts a body to a path and gives the status and the raw answer."""
+"""Post a body to a path; return the status and the raw answer."""
 
 
 class Refused(Exception):
@@ -29,7 +32,7 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Reader:
-    """Holds one Item's rows as the feed told them, by transaction id."""
+    """Hold one Item's rows as received, by transaction id."""
 
     ask: Ask
     access_token: str
@@ -42,7 +45,7 @@ class Reader:
     pages: list[dict[str, Any]] = field(default_factory=list)
 
     def pull(self) -> int:
-        """Read everything new and give the number of pages. Raises: Refused, where the first page is refused."""
+        """Read everything new and return the number of pages. Raises: Refused, where the first page is refused."""
         for _ in range(RESTARTS_MAX):
             pages = self._pages()
             if pages is not None:
@@ -85,3 +88,14 @@ class Reader:
             self.status = page["transactions_update_status"]
         self.pages = pages
         self.cursor = pages[-1]["next_cursor"]
+
+
+def deliver(plaid: InProcessPlaid, until: dt.datetime, post: Callable[[WebhookAttempt], int]) -> int:
+    """Run the simulator until a time and post each webhook when it is sent; `post` returns the status."""
+    posted = 0
+    while (due_at := plaid.next_due_at()) is not None and due_at <= until:
+        for attempt in plaid.webhooks(due_at):
+            plaid.record_answer(attempt, status=post(attempt))
+            posted += 1
+    assert plaid.webhooks(until) == []
+    return posted
