@@ -1,1 +1,1 @@
-"""TODO sandbox/bench."""
+"""Benchmarks: the whole installation, the projector alone, a rebuild, and the usual design beside them."""

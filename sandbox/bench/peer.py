@@ -1,6 +1,6 @@
-"""The competitor's benchmark beside ours: the usual design (a queue on Redis, workers, Postgres) on the same machine.
+"""Benchmark of the usual design (a queue on Redis, workers, Postgres) on the same machine.
 
-It comes as a folder of its own, installed with its own tools: `peer.js`, which prints one JSON line a run.
+It is a folder of its own, installed with its own tools: `peer.js`, which prints one JSON line a run.
 """
 
 import json
@@ -21,12 +21,11 @@ from sandbox.infra.processes import Command, run, start
 from schemas.errors import Halt
 
 REDIS_PORTS, FAKE_PORTS, INGRESS_PORTS = range(10_000, 10_600), range(10_600, 11_200), range(11_200, 11_800)
-"""Below the ephemeral ports, and apart from those of Kafka, Postgres and our stages; one range a role, so that no two
-choose the same one."""
+"""Below the ephemeral ports, apart from those of Kafka, Postgres and our stages, and one range a role."""
 REDIS_START_S_MAX = 15.0
 REDIS_STOP_S_MAX = 10.0
 RUN_S_MAX = 240.0
-"""It gives itself 150 s for the rows, and some for its processes."""
+"""The peer takes up to 150 s for the rows, and some for its processes."""
 PAGE_TRANSACTIONS_MAX = 500
 
 # Its best form (README of the peer): two workers, rows and ledger entries of a page in one statement over unnest.
@@ -37,7 +36,7 @@ _REDIS_READY = b"Ready to accept connections"
 
 
 class Load(NamedTuple):
-    """How much the peer has to do: `items` webhooks, each of which brings `pages` of `per_page` transactions."""
+    """Load of the peer: `items` webhooks, each with `pages` of `per_page` transactions."""
 
     items: int
     pages: int
@@ -45,12 +44,12 @@ class Load(NamedTuple):
 
     @property
     def transactions(self) -> int:
-        """Rows that must be there at the end."""
+        """Rows that the peer must have stored at the end."""
         return self.items * self.pages * self.per_page
 
 
 class PeerRun(NamedTuple):
-    """What one run of the peer measured."""
+    """Result of one run of the peer."""
 
     rows: int
     transactions_per_s: int
@@ -59,23 +58,23 @@ class PeerRun(NamedTuple):
 
 
 def backfill_load(*, items: int, transactions: int) -> Load:
-    """As many Items and transactions as ours, in pages of the same size as far as they divide."""
+    """Return a load of as many Items and transactions as ours, in pages of the same size as far as they divide."""
     each = max(1, transactions // items)
     pages = math.ceil(each / PAGE_TRANSACTIONS_MAX)
     return Load(items, pages, each // pages)
 
 
 def parse(output: str, load: Load) -> PeerRun:
-    """Read what a run printed.
+    """Read the result in the output of a run.
 
-    Raises: Halt, where it holds no result, or the peer did not store all it was given.
+    Raises: Halt, where there is none, or the peer did not store all its transactions.
     """
     for line in output.splitlines():
         if not line.startswith("{"):
             continue
         try:
-            said = json.loads(line)
-            measured = PeerRun(int(said["rows"]), int(said["txPerS"]), float(said["p50"]), float(said["p99"]))
+            row = json.loads(line)
+            measured = PeerRun(int(row["rows"]), int(row["txPerS"]), float(row["p50"]), float(row["p99"]))
         except (ValueError, KeyError, TypeError) as error:
             raise Halt(f"the peer's result cannot be read: {line[:500]}") from error
         if measured.rows != load.transactions:
@@ -92,16 +91,16 @@ class Round(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times the peer's speed ours is."""
+        """Our speed divided by the peer's."""
         return self.ours / self.theirs.transactions_per_s
 
 
-def compared(rounds: Sequence[Round], trickle: PeerRun) -> dict[str, Any]:
-    """What the benchmark reports of the peer: medians, since a busy machine slows single rounds."""
+def comparison(rounds: Sequence[Round], webhooks: PeerRun) -> dict[str, Any]:
+    """Return the figures of the peer: medians, since a busy machine slows single rounds."""
     return {
         "peer": {
             "transactions_per_s": round(median(each.theirs.transactions_per_s for each in rounds)),
-            "webhook_to_row_ms": {"p50": trickle.webhook_to_row_p50_ms, "p99": trickle.webhook_to_row_p99_ms},
+            "webhook_to_row_ms": {"p50": webhooks.webhook_to_row_p50_ms, "p99": webhooks.webhook_to_row_p99_ms},
         },
         "ratio_to_peer": round(median(each.ratio for each in rounds), 2),
         "ratios": [round(each.ratio, 2) for each in rounds],
@@ -110,22 +109,22 @@ def compared(rounds: Sequence[Round], trickle: PeerRun) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The peer in `folder`, on a Postgres with these options; each run has a server and a Redis of its own."""
+    """Peer in `folder`, on a Postgres with these options; each run has a Postgres and a Redis of its own."""
 
     folder: Path
     postgres: PostgresOptions
 
     async def backfill(self, load: Load) -> PeerRun:
-        """All webhooks at once, each with its history behind it."""
+        """Run all webhooks at once, each with a history."""
         return await self._run("backfill", load, {})
 
-    async def trickle(self, *, rate: float, seconds: float, changes: int) -> PeerRun:
-        """Webhooks at a steady rate, each with `changes` transactions."""
+    async def webhooks(self, *, rate: float, seconds: float, changes: int) -> PeerRun:
+        """Run webhooks at a steady rate, each with `changes` transactions."""
         load = Load(max(1, int(rate * seconds)), 1, changes)
         return await self._run("trickle", load, {"RATE": f"{rate:g}"})
 
     def parts(self) -> tuple[Path, str, str]:
-        """Its program, Node and Redis.
+        """Return the paths of its program, Node and Redis.
 
         Raises: Halt, naming what is missing.
         """
@@ -138,7 +137,7 @@ class Peer:
             raise Halt("the peer needs Node and redis-server on the PATH")
         return program.absolute(), node, redis
 
-    async def _run(self, scenario: Literal["backfill", "trickle"], load: Load, given: Mapping[str, str]) -> PeerRun:
+    async def _run(self, scenario: Literal["backfill", "trickle"], load: Load, settings: Mapping[str, str]) -> PeerRun:
         program, node, redis = self.parts()
         with tempfile.TemporaryDirectory(prefix="tartan-peer-") as name:
             scratch = Path(name)
@@ -157,18 +156,17 @@ class Peer:
                     "PAGES": str(load.pages),
                     "PER_PAGE": str(load.per_page),
                     **BEST,
-                    **given,
+                    **settings,
                 }
                 arguments = [node, str(program), "bench", PROFILE, scenario]
-                await run(
-                    Command(name="the peer", arguments=arguments, log=log, environment=environment), timeout_s=RUN_S_MAX
-                )
+                command = Command(name="the peer", arguments=arguments, log=log, environment=environment)
+                await run(command, timeout_s=RUN_S_MAX)
             return parse(log.read_text("utf-8", errors="replace"), load)
 
 
 @asynccontextmanager
 async def _redis(program: str, scratch: Path) -> AsyncIterator[int]:
-    """A Redis as the peer's README asks for, and its port: a log flushed every second, no snapshots."""
+    """Run a Redis as the peer's README requires, with a log flushed every second and no snapshots; give its port."""
     port, log = free_port(REDIS_PORTS), scratch / "redis.log"
     options = ["--bind", LOOPBACK, "--port", str(port), "--dir", str(scratch), "--daemonize", "no", "--save", ""]
     options += ["--appendonly", "yes", "--appendfsync", "everysec"]

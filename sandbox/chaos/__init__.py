@@ -1,1 +1,1 @@
-"""`tartan chaos`: real processes, killed, stopped and cut off under load, and afterwards compared with the truth."""
+"""`tartan chaos`: kill, stop and cut off real processes under load, then compare their data with the truth."""

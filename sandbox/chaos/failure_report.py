@@ -1,4 +1,4 @@
-"""What a person needs after a failure: each process's log, the log of changesets and webhooks, the tables, the run."""
+"""Save the state of a stack after a failure: logs of processes, records of topics, rows of tables, the run."""
 
 import asyncio
 import base64
@@ -16,13 +16,13 @@ from projections.store.tables import NEXT, OLD, SCHEMA
 from projections.verify import digests
 from runtime.postgres.errors import POSTGRES_ERRORS
 from sandbox.infra.stack import Stack
-from sandbox.observe.published_events import whole
+from sandbox.observe.published_events import read_topics
 from schemas.errors import TartanError
 from schemas.topics import CHANGESETS, PUBLIC, WEBHOOKS
 
 PREFIX = "tartan-chaos-failure-"
-KEEP_S_MAX = 60.0
-PRIMARY = (
+SAVE_S_MAX = 60.0
+CONTROL_TABLES = (
     "sync_state",
     "heads",
     "positions",
@@ -34,35 +34,35 @@ PRIMARY = (
 )
 
 
-async def keep(world: Stack, run: Mapping[str, Any], problems: Sequence[str], journal: Sequence[str]) -> Path:
-    """Copy it all into a new folder, which nobody clears away, and give its path; what cannot be had is left out."""
+async def save_failure(stack: Stack, run: Mapping[str, Any], problems: Sequence[str], journal: Sequence[str]) -> Path:
+    """Copy everything that can be read into a new folder, which is not removed, and return its path."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     (folder / "problems.txt").write_text("".join(f"{problem}\n" for problem in problems), "utf-8")
     (folder / "journal.txt").write_text("".join(f"{line}\n" for line in journal), "utf-8")
     (folder / "run.json").write_text(json.dumps(run, indent=2), "utf-8")
-    for log in world.folder.glob("*.log"):
+    for log in stack.folder.glob("*.log"):
         shutil.copy(log, folder)
-    for name, server in (("kafka", world.cluster.kafka), ("postgres", world.cluster.postgres)):
-        if server is not None and server.log.exists():
+    for name, server in stack.cluster.servers.items():
+        if server.log.exists():
             shutil.copy(server.log, folder / f"{name}.log")
     # With the keys of this sandbox, which protect nobody's data, the changesets can be opened again.
-    shutil.copy(world.folder / "secrets.json", folder)
-    for work in (_topics(world, folder), _tables(world, folder)):
+    shutil.copy(stack.folder / "secrets.json", folder)
+    for work in (_save_topics(stack, folder), _save_tables(stack, folder)):
         try:
-            async with asyncio.timeout(KEEP_S_MAX):
+            async with asyncio.timeout(SAVE_S_MAX):
                 await work
         except (TartanError, KafkaError, *POSTGRES_ERRORS) as error:
             with (folder / "problems.txt").open("a") as file:
-                file.write(f"not kept: {type(error).__name__}: {error}\n")
+                file.write(f"not saved: {type(error).__name__}: {error}\n")
     return folder
 
 
-async def _topics(world: Stack, folder: Path) -> None:
-    """One JSON object a record."""
+async def _save_topics(stack: Stack, folder: Path) -> None:
+    topics = await read_topics(stack.settings(), (CHANGESETS, WEBHOOKS, *PUBLIC))
     with (folder / "topics.jsonl").open("w") as file:
-        for (topic, partition), records in (await whole(world.settings(), (CHANGESETS, WEBHOOKS, *PUBLIC))).items():
+        for (topic, partition), records in topics.items():
             for record in records:
-                shown = {
+                line = {
                     "topic": topic,
                     "partition": partition,
                     "offset": record.offset,
@@ -71,12 +71,11 @@ async def _topics(world: Stack, folder: Path) -> None:
                     "headers": {name: value.decode(errors="replace") for name, value in record.headers},
                     "value": base64.b64encode(record.value or b"").decode(),
                 }
-                file.write(json.dumps(shown) + "\n")
+                file.write(json.dumps(line) + "\n")
 
 
-async def _tables(world: Stack, folder: Path) -> None:
-    """The derived tables of each version, and those that say what is due and quarantined."""
-    connection = await asyncpg.connect(world.postgres_dsn, timeout=KEEP_S_MAX)
+async def _save_tables(stack: Stack, folder: Path) -> None:
+    connection = await asyncpg.connect(stack.postgres_dsn, timeout=SAVE_S_MAX)
     try:
         tables: dict[str, list[str]] = {}
         for schema in (SCHEMA, NEXT, OLD):
@@ -84,7 +83,7 @@ async def _tables(world: Stack, folder: Path) -> None:
                 await connection.execute(f"SET search_path = {schema}")
                 derived = await digests.full_rows(connection)
                 tables |= {f"{schema}.{name}": [str(row) for row in rows] for name, rows in derived.items()}
-        for name in PRIMARY:
+        for name in CONTROL_TABLES:
             rows = await connection.fetch(f"SELECT * FROM tartan.{name}")
             tables[f"tartan.{name}"] = [str(dict(row)) for row in rows]
     finally:

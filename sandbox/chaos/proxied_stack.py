@@ -1,4 +1,4 @@
-"""The world that chaos happens in: two instances where there can be two, and a proxy before each neighbour."""
+"""The stack of `tartan chaos`: two instances of each stage that allows it, and a proxy before each neighbour."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -7,20 +7,19 @@ from urllib.parse import urlsplit, urlunsplit
 from runtime.settings import Settings
 from sandbox.chaos.crashing_stage import CrashingStage
 from sandbox.chaos.proxy import Proxy
-from sandbox.chaos.schedule import NEIGHBOURS
 from sandbox.infra.cluster import ClusterOptions
 from sandbox.infra.kafka import KafkaOptions
 from sandbox.infra.machine import LOOPBACK, free_port
-from sandbox.infra.stack import SIMULATOR, Stack, StackOptions
+from sandbox.infra.stack import SIMULATOR, Stack, StackOptions, settings_from
 from sandbox.infra.stages import STAGE_PORTS, StageProcess
 
 PARTITIONS = 4
 SHORT_S = 3
 """Leases, sessions, locks and transactions: a zombie that sleeps longer has lost them all."""
 SCHEDULE_S = 6
-"""An Item whose webhook was lost is asked about after so long."""
+"""Interval of scheduled sync runs, which find the changes of lost webhooks."""
 TIME_SCALE = 0.05
-"""Of Plaid's waits: a webhook is tried again after 1.5, 6, 24 s."""
+"""Factor of Plaid's waits: a webhook is retried after 1.5, 6, 24 s."""
 
 SHORT_TIMES: Mapping[str, str] = {
     "TARTAN_PARTITIONS": str(PARTITIONS),
@@ -32,20 +31,24 @@ SHORT_TIMES: Mapping[str, str] = {
     "TARTAN_APPEND_TIMEOUT_S": str(SHORT_S),
     "TARTAN_PLAID_TIMEOUT_S": str(SHORT_S),
     "TARTAN_SCHEDULE_INTERVAL_S": str(SCHEDULE_S),
-    # What is looked for is lost and doubled facts, not how a breaker holds an Item back for minutes.
+    # The check is for lost and duplicate records; an open breaker would only delay Items for minutes.
     "TARTAN_INSTITUTION_FAILURES_MAX": "1000",
 }
-
-
 PATIENT = {"lock_timeout_s": 30.0, "statement_timeout_s": 60.0, "transaction_timeout_s": 120.0}
-"""A proof reads every row in one transaction."""
+"""Timeouts of the verifier, which reads every row in one transaction."""
 
 
 class ProxiedStack(Stack):
-    """A world whose processes die by plan and reach their neighbours through proxies."""
+    """Run a stack whose processes crash by plan and reach their neighbours through proxies."""
 
     def __init__(self, *, seed: int, progress: Callable[[str], None] = lambda _: None) -> None:
-        self.proxies = {name: Proxy(self._target(name), port=free_port(STAGE_PORTS)) for name in NEIGHBOURS}
+        targets: dict[str, Callable[[], str]] = {
+            "kafka": lambda: self.cluster.kafka_address,
+            "postgres": lambda: f"{LOOPBACK}:{urlsplit(self.postgres_dsn).port}",
+            "plaid": lambda: self.simulator_url.removeprefix("http://"),
+            "webhooks": lambda: self._ingest_address,
+        }
+        self.proxies = {name: Proxy(target, port=free_port(STAGE_PORTS)) for name, target in targets.items()}
         kafka = KafkaOptions(
             advertised=self.proxies["kafka"].address, settings={"group.min.session.timeout.ms": "1000"}
         )
@@ -60,31 +63,33 @@ class ProxiedStack(Stack):
         self._ingest_address = self.ingest_url.removeprefix("http://")
         self.ingest_url = f"http://{self.proxies['webhooks'].address}"
 
-    def victim(self, name: str) -> CrashingStage:
-        """The process of this name."""
+    def crashing_stage(self, name: str) -> CrashingStage:
+        """Return the process of this name."""
         stage = self.stages[name]
         assert isinstance(stage, CrashingStage)
         return stage
 
     @property
-    def victims(self) -> list[CrashingStage]:
-        """All of them."""
+    def crashing_stages(self) -> list[CrashingStage]:
+        """All processes but the simulator."""
         return [stage for stage in self.stages.values() if isinstance(stage, CrashingStage)]
 
     def settings(self) -> Settings:
-        """The settings of tools that look at this world: they go past the proxies, and take their time."""
+        """Return the settings of tools that observe the stack: past the proxies, with long timeouts."""
         return self.stage_settings().model_copy(update=PATIENT)
 
     def stage_settings(self) -> Settings:
-        """The settings of the stages, by the direct way."""
-        return Settings.model_validate({name[7:].lower(): value for name, value in super().environment().items()})
+        """Return the settings of the stages, past the proxies."""
+        return settings_from(super().environment())
 
     def environment(self) -> dict[str, str]:
-        """The settings of the stages, which go through the proxies."""
+        """Return the settings of the stages, whose addresses are those of the proxies."""
+        dsn = urlsplit(self.postgres_dsn)
+        account, _, _ = dsn.netloc.rpartition("@")
         return {
             **super().environment(),
             "TARTAN_KAFKA_ADDRESS": self.proxies["kafka"].address,
-            "TARTAN_POSTGRES_DSN": _moved(self.postgres_dsn, self.proxies["postgres"].port),
+            "TARTAN_POSTGRES_DSN": urlunsplit(dsn._replace(netloc=f"{account}@{self.proxies['postgres'].address}")),
             "TARTAN_PLAID_URL": f"http://{self.proxies['plaid'].address}",
         }
 
@@ -92,51 +97,19 @@ class ProxiedStack(Stack):
         """Start one more instance of a stage."""
         name = f"{stage}-{number}"
         self._launch(name, [stage], self.environment() | {"TARTAN_INSTANCE_ID": str(number)})
-        return self.victim(name)
+        return self.crashing_stage(name)
 
     async def start(self) -> None:
-        """Start the proxies, and then the world behind them."""
+        """Start the proxies, then the stack behind them."""
         await asyncio.gather(*(proxy.start() for proxy in self.proxies.values()))
         await super().start()
 
     async def stop(self) -> None:
-        """End everything at once: what it was is known by now."""
-        for stage in self.victims:
+        """Kill all processes: nothing of them is read again."""
+        for stage in self.crashing_stages:
             stage.vanish()
         await super().stop()
         await asyncio.gather(*(proxy.stop() for proxy in self.proxies.values()))
 
-    def _process(
-        self, name: str, arguments: list[str], environment: dict[str, str], ready_url: str | None
-    ) -> StageProcess:
-        if name == SIMULATOR:
-            return super()._process(name, arguments, environment, ready_url)
-        victim = CrashingStage(
-            name, arguments=arguments, environment=environment, folder=self.folder, ready_url=ready_url
-        )
-        victim.prepare()
-        return victim
-
-    def _target(self, neighbour: str) -> Callable[[], str]:
-        return {
-            "kafka": lambda: self.cluster.kafka_address,
-            "postgres": lambda: f"{LOOPBACK}:{urlsplit(self.postgres_dsn).port}",
-            "plaid": lambda: self.simulator_url.removeprefix("http://"),
-            "webhooks": lambda: self._ingest_address,
-        }[neighbour]
-
-
-def sleep_of_a_zombie_s(settings: Settings) -> float:
-    """Longer than its leases, transactions and session."""
-    return max(settings.lease_s, settings.transaction_timeout_s, settings.session_timeout_s) + 1.5
-
-
-def append_timeout_s(settings: Settings) -> float:
-    """After which an append is in doubt."""
-    return settings.append_timeout_s
-
-
-def _moved(dsn: str, port: int) -> str:
-    parts = urlsplit(dsn)
-    account, _, _ = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{account}@{LOOPBACK}:{port}"))
+    def _process_type(self, name: str) -> type[StageProcess]:
+        return StageProcess if name == SIMULATOR else CrashingStage

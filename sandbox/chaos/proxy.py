@@ -1,4 +1,4 @@
-"""A TCP proxy between a process and its neighbour, which can cut, hold back and swallow what passes through it."""
+"""A TCP proxy between a process and its neighbour, which can cut connections, stall them and swallow answers."""
 
 import asyncio
 import random
@@ -9,16 +9,16 @@ from sandbox.infra.machine import LOOPBACK
 
 CHUNK_BYTES = 64 * 1024
 CONNECT_S_MAX = 5.0
-"""The neighbours are on the loopback: one that does not take a connection within this time is not there."""
+"""The neighbours are on the loopback: one that does not accept within this time is not running."""
 UNANSWERED_S = 0.1
-"""What was asked is done before its answer leaves: after the answer's first byte so long, and nothing is undone."""
+"""A request is done when its answer begins; this much longer, and no later step of it is cut off."""
 
 Matching = Callable[[bytes], bool]
-"""Whether a chunk that a client sends asks what is to stay without an answer."""
+"""Returns True for a chunk of a client whose answer is to be swallowed."""
 
 
 class Trap:
-    """Takes the answer away from the next client that asks something: done, and nobody is told."""
+    """Swallow the answer to the next matching request: it is done, and its client gets no answer."""
 
     def __init__(self, matching: Matching) -> None:
         self.matching = matching
@@ -26,7 +26,7 @@ class Trap:
 
 
 class Proxy:
-    """Passes connections on to `target`, which is asked for its address at each of them, as it may have moved."""
+    """Pass connections on to `target`, whose address is read at each connection, since a restart may change it."""
 
     def __init__(self, target: Callable[[], str], *, port: int) -> None:
         self._target = target
@@ -43,45 +43,45 @@ class Proxy:
         return f"{LOOPBACK}:{self.port}"
 
     async def start(self) -> None:
-        """Listen."""
+        """Start listening."""
         self._server = await asyncio.start_server(self._accept, LOOPBACK, self.port, limit=CHUNK_BYTES)
 
     async def stop(self) -> None:
-        """Stop listening and cut what is open."""
+        """Stop listening and cut all connections."""
         if self._server is not None:
             self._server.close()
         self.flowing.set()
         self.cut()
         await asyncio.gather(*(link.ended for link in self._links), return_exceptions=True)
 
-    def cut(self, *, chooses: random.Random | None = None) -> int:
-        """Reset every open connection, or about half of them. Gives how many."""
-        chosen = [link for link in self._links if chooses is None or chooses.random() < 0.5]
+    def cut(self, *, rng: random.Random | None = None) -> int:
+        """Reset every open connection, with `rng` about half of them, and return their number."""
+        chosen = [link for link in self._links if rng is None or rng.random() < 0.5]
         for link in chosen:
             link.abort()
         return len(chosen)
 
     def stall(self) -> None:
-        """Hold everything back, in both directions, until `resume`; connections stay open."""
+        """Pass no bytes on, in both directions, until `resume`; connections stay open."""
         self.flowing.clear()
 
     def resume(self) -> None:
-        """Let everything flow again."""
+        """Pass bytes on again."""
         self.flowing.set()
 
     def set_trap(self, matching: Matching) -> Trap:
-        """Take the answer from the next client that asks what matches."""
+        """Swallow the answer to the next request that matches."""
         trap = Trap(matching)
         self._traps.append(trap)
         return trap
 
     def withdraw(self, trap: Trap) -> None:
-        """Forget a trap that nobody stepped into."""
+        """Remove a trap, if no request has matched it."""
         with suppress(ValueError):
             self._traps.remove(trap)
 
     def caught(self, chunk: bytes) -> Trap | None:
-        """The trap that this chunk springs; it catches one client only."""
+        """Remove and return the trap that matches a chunk, if any."""
         for trap in self._traps:
             if trap.matching(chunk):
                 self._traps.remove(trap)
@@ -106,7 +106,7 @@ class Proxy:
 
 
 class _Link:
-    """One connection of a client and the one to its neighbour: when one ends, both do."""
+    """Connection of a client and the one to its neighbour: when one ends, both do."""
 
     def __init__(
         self,
@@ -117,25 +117,24 @@ class _Link:
         self._proxy = proxy
         self._client, self._server = client, server
         self._trap: Trap | None = None
-        self.ended = asyncio.create_task(self._pass())
+        self.ended = asyncio.create_task(self._run())
 
     def abort(self) -> None:
-        """Reset both connections; what is on its way is lost."""
+        """Reset both connections; bytes in flight are lost."""
         for _, writer in (self._client, self._server):
             writer.transport.abort()
 
-    async def _pass(self) -> None:
-        ways = {asyncio.create_task(self._ask()), asyncio.create_task(self._answer())}
+    async def _run(self) -> None:
+        directions = {asyncio.create_task(self._pass_requests()), asyncio.create_task(self._pass_answers())}
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
             self.abort()
 
-    async def _ask(self) -> None:
-        """From the client to its neighbour."""
+    async def _pass_requests(self) -> None:
         with suppress(OSError):
             while chunk := await self._client[0].read(CHUNK_BYTES):
                 await self._proxy.flowing.wait()
@@ -143,8 +142,7 @@ class _Link:
                 self._server[1].write(chunk)
                 await self._server[1].drain()
 
-    async def _answer(self) -> None:
-        """From the neighbour to the client."""
+    async def _pass_answers(self) -> None:
         with suppress(OSError):
             while chunk := await self._server[0].read(CHUNK_BYTES):
                 await self._proxy.flowing.wait()

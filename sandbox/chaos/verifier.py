@@ -1,9 +1,9 @@
-"""What must be true after each run, asked of a world that nobody helped to get there."""
+"""Compare a stack, once it has recovered by itself, with its bank, its log and its topics."""
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import asyncpg
 from aiokafka.errors import KafkaError
@@ -13,116 +13,113 @@ from projections.verify import digests
 from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import borrowed
 from sandbox.chaos.proxied_stack import ProxiedStack
-from sandbox.infra.clients import Application, Bank, truth_digest
-from sandbox.observe import log_replay, published_events
-from sandbox.observe.observer import Observer
+from sandbox.observe import published_events
+from sandbox.observe.log_replay import replay_differences
+from sandbox.observe.observer import Session
 from schemas.errors import Retry
 from schemas.topics import PUBLIC, WEBHOOKS
 
 SETTLE_S_MAX = 120.0
-"""From the last fault until all that the bank has is everywhere. The longest single wait in it is a fifth attempt after
-16 to 24 s; a session of 30 s, where none shorter can be set, may come before it."""
-LOOK_S = 0.2
+"""From the last fault until all of the bank's data is in every table. The longest single wait in it is a fifth attempt
+after 16 to 24 s; a session of 30 s, where none shorter can be set, may come before it."""
+POLL_S = 0.2
 SHOWN_MAX = 3
 
 _AWAY = (Retry, KafkaError, *POSTGRES_ERRORS)
 
 
 class Verifier:
-    """Compares a world with its bank, its log and its topics."""
+    """Find lost, duplicate and wrong data of a stack."""
 
-    def __init__(self, world: ProxiedStack, observer: Observer, bank: Bank, application: Application) -> None:
-        self._world, self._observer, self._bank, self._application = world, observer, bank, application
+    def __init__(self, stack: ProxiedStack, session: Session) -> None:
+        self._stack, self._session = stack, session
 
-    async def problems(self, say: Callable[[str], None]) -> list[str]:
-        """What is wrong, in words; empty where all is true. Waits, within a bound, until all is quiet.
+    async def problems(self, note: Callable[[str], None]) -> list[str]:
+        """Wait within a bound until all is quiet, and return all problems; empty where all data is correct.
 
         Raises: Halt, where a process does not get ready.
         """
-        await asyncio.gather(*(stage.ready() for stage in self._world.victims))
-        say("every process is ready")
-        waiting = await self._settled()
-        say("the tables equal the bank's truth" if not waiting else waiting[0])
-        async with borrowed(self._observer.pool) as connection:
-            found = waiting + await self._of_tables(connection)
-            found += await self._of_topics(connection)
-        return found + await self._of_gateway()
+        await asyncio.gather(*(stage.ready() for stage in self._stack.crashing_stages))
+        note("every process is ready")
+        unsettled = await self._settle()
+        note("the tables equal the bank's truth" if not unsettled else unsettled[0])
+        async with borrowed(self._session.observer.pool) as connection:
+            problems = unsettled + await digests.ledger_problems(connection)
+            for name, statement in _NONE_OF.items():
+                rows = await connection.fetch(statement)
+                problems += [f"{name}: {dict(row)}" for row in rows[:SHOWN_MAX]]
+            problems += await self._topic_problems(connection)
+            problems += await replay_differences(self._session.observer.settings, connection)
+        return problems + await self._gateway_problems()
 
-    async def _settled(self) -> list[str]:
-        """Wait until nothing is under way and the tables equal the bank's truth; else what is missing."""
+    async def _settle(self) -> list[str]:
+        """Wait until nothing is pending and the tables equal the bank's truth; return the reason at the bound."""
         deadline = time.monotonic() + SETTLE_S_MAX
         while True:
             try:
-                missing = await self._observer.waiting() or await self._differing()
+                reasons = await self._session.observer.pending() or await self._truth_differences()
             except _AWAY as error:
-                missing = [f"{type(error).__name__}: {error}"]
-            if not missing:
+                reasons = [f"{type(error).__name__}: {error}"]
+            if not reasons:
                 return []
             if time.monotonic() > deadline:
-                return [f"not quiet after {SETTLE_S_MAX:g} s: {'; '.join(missing)}"]
-            await asyncio.sleep(LOOK_S)
+                return [f"not quiet after {SETTLE_S_MAX:g} s: {'; '.join(reasons)}"]
+            await asyncio.sleep(POLL_S)
 
-    async def _differing(self) -> list[str]:
-        truth = await self._bank.truth()
-        async with borrowed(self._observer.pool) as connection:
-            if await digests.state_digest(connection) == truth_digest(truth):
-                return []
-            rows = await connection.fetch(_COUNTS)
-        counts = {row["item_id"]: row["count"] for row in rows}
-        wrong = [
+    async def _truth_differences(self) -> list[str]:
+        observer, bank = self._session.observer, self._session.bank
+        if await observer.equals_truth(bank):
+            return []
+        counts = {row["item_id"]: row["count"] for row in await observer.pool.fetch(_COUNTS)}
+        differences = [
             f"{item['item_id']} has {counts.get(item['item_id'], 0)} of {len(item['transactions'])} transactions"
-            for item in truth
+            for item in await bank.truth()
             if counts.get(item["item_id"], 0) != len(item["transactions"])
         ]
-        return ["the tables differ from the bank's truth", *wrong[:SHOWN_MAX]]
+        return ["the tables differ from the bank's truth", *differences[:SHOWN_MAX]]
 
-    async def _of_tables(self, connection: asyncpg.Connection) -> list[str]:
-        found = await digests.ledger_problems(connection)
-        for name, statement in _NONE_OF.items():
-            rows = await connection.fetch(statement)
-            found += [f"{name}: {dict(row)}" for row in rows[:SHOWN_MAX]]
-        return found
+    async def _topic_problems(self, connection: asyncpg.Connection) -> list[str]:
+        attempts = await self._session.bank.deliveries()
+        topics = await published_events.read_topics(self._session.observer.settings, (WEBHOOKS, *PUBLIC))
+        expected = await published_events.expected_events(connection)
+        problems, logged = [], []
+        for partition, records in topics.items():
+            if partition[0] == WEBHOOKS.name:
+                logged += records
+            else:
+                published = published_events.deduplicate(map(published_events.event_of, records))
+                problems += published_events.first_difference(partition, published, expected)
+        lost = published_events.lost_webhooks(published_events.accepted(attempts), logged)
+        return problems + [
+            f"a webhook was answered with 200 and is not in the log: {delivery}" for delivery in lost[:SHOWN_MAX]
+        ]
 
-    async def _of_topics(self, connection: asyncpg.Connection) -> list[str]:
-        deliveries = await self._bank.deliveries()
-        read = await published_events.whole(self._observer.settings, (WEBHOOKS, *PUBLIC))
-        wanted = await published_events.to_publish(connection)
-        found = []
-        for (topic, partition), records in read.items():
-            if topic != WEBHOOKS.name:
-                published = published_events.deduplicate(records)
-                found += published_events.unlike(f"{topic} {partition}", published, wanted.get((topic, partition), []))
-        logged = [one for (topic, _), records in read.items() if topic == WEBHOOKS.name for one in records]
-        lost = published_events.lost_webhooks(published_events.accepted(deliveries), logged)
-        found += [f"a webhook was answered with 200 and is not in the log: {one}" for one in lost[:SHOWN_MAX]]
-        return found + await log_replay.differing(self._observer.settings, connection)
+    async def _gateway_problems(self) -> list[str]:
+        """Compare the number of transactions of each user at the gateway with the bank's."""
+        problems = []
+        expected: Counter[str] = Counter()
+        for item in await self._session.bank.truth():
+            expected[item["user"]] += len(item["transactions"])
+        for user, count in expected.items():
+            # Transactions in a review are listed apart, and the bank has them too.
+            listed = await self._count_listed(user) + await self._count_listed(user, in_review="true")
+            if listed != count:
+                problems.append(f"the gateway lists {listed} of {count} transactions of {user}")
+        return problems
 
-    async def _of_gateway(self) -> list[str]:
-        """Whether the gateway shows each user as many transactions as the bank has."""
-        found = []
-        truth: dict[str, int] = {}
-        for item in await self._bank.truth():
-            truth[item["user"]] = truth.get(item["user"], 0) + len(item["transactions"])
-        for user, count in truth.items():
-            # What a review holds the bank has too; it is listed apart.
-            shown = await self._listed(user) + await self._listed(user, in_review="true")
-            if shown != count:
-                found.append(f"the gateway shows {shown} of {count} transactions of {user}")
-        return found
-
-    async def _listed(self, user: str, **which: str) -> int:
-        filters: dict[str, str] = {"limit": "200", **which}
-        shown = 0
+    async def _count_listed(self, user: str, **filters: str) -> int:
+        filters["limit"] = "200"
+        count = 0
         while True:
-            page: dict[str, Any] = await self._application.transactions(user, **filters)
-            shown += len(page["transactions"])
+            page = await self._session.application.transactions(user, **filters)
+            count += len(page["transactions"])
             if not page.get("next_cursor"):
-                return shown
+                return count
             filters["cursor"] = page["next_cursor"]
 
 
 _COUNTS = "SELECT item_id, count(*) FROM reads.transactions WHERE removed_at IS NULL GROUP BY item_id"
-# Whatever is here needs a person.
+# Each of these rows would need a person.
 _NONE_OF = {
     "quarantined": "SELECT item_id, first_offset, reason FROM tartan.quarantines WHERE redrive_offset IS NULL",
     "dead letter": "SELECT item_id, stage, reason FROM tartan.dead_letters",

@@ -1,4 +1,4 @@
-"""`tartan link`: a developer's first Item, in Plaid's Sandbox or at the simulator."""
+"""`tartan link`: link a developer's first Item, in Plaid's Sandbox or at the simulator."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ POLL_S = 1.0
 async def run_link(
     settings: Settings, gateway_url: str, api_key: str, user: str, institution: str, *, as_json: bool
 ) -> int:
-    """Make a public token as Link would, link it through the gateway, and wait for the first transactions."""
+    """Create a public token as Plaid Link does, link it through the gateway, and wait for the first transactions."""
     console = Console(stderr=True, soft_wrap=True, markup=False)
     if not (settings.plaid_client_id and settings.plaid_secret.get_secret_value()):
         raise Halt("set TARTAN_PLAID_CLIENT_ID and TARTAN_PLAID_SECRET (dashboard of Plaid, Keys, Sandbox)")

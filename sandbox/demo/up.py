@@ -6,76 +6,75 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sandbox.infra.clients import Application
 from sandbox.infra.stack import SIMULATOR, Stack, StackOptions
 
 COMMANDS = (
-    ("tartan link --user first-user", "a first Item, and what arrives"),
-    ("tartan queue --watch", "what waits, runs, is held back, stopped or quarantined, and why"),
-    ("tartan items list", "how each Item stands; `tartan items show ITEM` says why one is silent"),
-    ("tartan dead-letters list", "what could not be processed"),
-    ("tartan ledger first-user --tenant demo", "balances of the ledger; `tartan explain ID` says why they are so"),
-    ("tartan reconcile", "the ledger against the bank; `tartan verify` checks it against itself"),
-    ("curl -s $TARTAN_PLAID_URL/simulator/truth", "what the simulated bank knows; faults: docs/operations.md"),
+    ("tartan link --user first-user", "link a first Item and show its transactions"),
+    ("tartan queue --watch", "Items that are due, running, delayed, stopped or quarantined, and why"),
+    ("tartan items list", "state of each Item; `tartan items show ITEM` explains why one gets no data"),
+    ("tartan dead-letters list", "records that could not be processed"),
+    ("tartan ledger first-user --tenant demo", "balances of the ledger; `tartan explain ID` explains one"),
+    ("tartan reconcile", "compare the ledger with the bank; `tartan verify` checks it against itself"),
+    ("curl -s $TARTAN_PLAID_URL/simulator/truth", "data of the simulated bank; faults: docs/operations.md"),
 )
-"""What one does with a sandbox first."""
+"""First commands in a new sandbox."""
 
 
 async def run_up(folder: Path, seed: int) -> int:
     """Run every part with its data in `folder`, and print how to use it, until cancelled."""
     console = Console(stderr=True, soft_wrap=True)
-    start = count_start(folder)
+    earlier_starts = count_start(folder)
     with console.status("Starting …") as status:
-        world = Stack(
-            StackOptions(folder=folder.resolve(), simulator=("--seed", str(seed + start))),
-            progress=lambda what: status.update(f"Starting {what} …"),
+        stack = Stack(
+            StackOptions(folder=folder.resolve(), simulator=("--seed", str(seed + earlier_starts))),
+            progress=lambda step: status.update(f"Starting {step} …"),
         )
-        await world.start()
+        await stack.start()
     try:
-        await _tell(world, folder, console)
-        if start:
+        await _print_usage(stack, folder, console)
+        if earlier_starts:
             console.print(
-                "The simulated bank begins anew at each start: it does not know the Items of earlier ones, and they "
-                "are marked as gone once they are asked about."
+                "The simulated bank starts empty each time: it has no Items of earlier starts, and Tartan marks those "
+                "as gone at their next sync run."
             )
         await asyncio.Event().wait()
     finally:
         with console.status("Stopping …"):
-            await world.stop()
+            await stack.stop()
         console.print(f"Stopped; the data is in {folder}.")
     return 0
 
 
 def count_start(folder: Path) -> int:
-    """How many starts a folder has seen before this one.
+    """Count this start of a folder's sandbox, and return the number of earlier ones.
 
-    Each start has a seed of its own: the same one would give new Items the ids of those that Tartan knows already, and
-    refuses to link again.
+    Each start has a seed of its own: the same seed would give new Items the ids of Items that Tartan has already, and
+    linking them would be refused.
     """
-    counted = folder / "starts"
-    before = int(counted.read_text("ascii")) if counted.exists() else 0
+    file = folder / "starts"
+    earlier = int(file.read_text("ascii")) if file.exists() else 0
     folder.mkdir(parents=True, exist_ok=True)
-    counted.write_text(str(before + 1), "ascii")
-    return before
+    file.write_text(str(earlier + 1), "ascii")
+    return earlier
 
 
-async def _tell(world: Stack, folder: Path, console: Console) -> None:
+async def _print_usage(stack: Stack, folder: Path, console: Console) -> None:
     environment = folder / "environment"
     environment.touch(mode=0o600)
     environment.write_text(
-        "".join(f"export {name}={shlex.quote(value)}\n" for name, value in world.environment().items()), "utf-8"
+        "".join(f"export {name}={shlex.quote(value)}\n" for name, value in stack.environment().items()), "utf-8"
     )
-    console.print(f"gateway          {world.gateway_url}   (API key: {world.secrets.api_key})")
-    console.print(f"webhooks         {world.ingest_url}/webhooks/plaid")
-    console.print(f"simulated Plaid  {world.simulator_url}")
-    console.print(f"Kafka            {world.cluster.kafka_address}")
-    console.print(f"Postgres         {world.postgres_dsn}")
-    for stage in (stage for stage in world.stages.values() if stage.name != SIMULATOR):
+    console.print(f"gateway          {stack.gateway_url}   (API key: {stack.secrets.api_key})")
+    console.print(f"webhooks         {stack.ingest_url}/webhooks/plaid")
+    console.print(f"simulated Plaid  {stack.simulator_url}")
+    console.print(f"Kafka            {stack.cluster.kafka_address}")
+    console.print(f"Postgres         {stack.postgres_dsn}")
+    for stage in (stage for stage in stack.stages.values() if stage.name != SIMULATOR):
         console.print(f"metrics of {stage.name:16} {stage.metrics_url}")
-    async with Application(world.gateway_url, world.secrets.api_key) as application:
-        await application.link_token("first-user")  # the way to Plaid is open, or this says why not
+    async with stack.application() as application:
+        await application.link_token("first-user")  # raises where the gateway does not reach Plaid
     console.print(f"logs             {folder}/*.log; a stage that dies is started again")
     console.print(f"\nIn another terminal:  . {environment}")
-    for command, what in COMMANDS:
-        console.print(f"  {command:45} {what}")
+    for command, purpose in COMMANDS:
+        console.print(f"  {command:45} {purpose}")
     console.print("Ctrl-C stops it; the data stays.")

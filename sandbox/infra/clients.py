@@ -1,6 +1,5 @@
-"""Clients of the sandbox's own: the simulator's control API, and the gateway as an application's back end uses it."""
+"""HTTP clients of the simulator's control API and of the gateway's REST API."""
 
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -11,9 +10,11 @@ from schemas.log.digest import AccountState, TransactionState, state_digest
 TIMEOUT_S = 120.0
 """A benchmark's bank makes 100,000 transactions in one request."""
 
+Json = dict[str, Any]
 
-class _Json:
-    """A session that speaks JSON and raises Halt, with the answer, on what is no success."""
+
+class _JsonClient:
+    """Send JSON requests over one session; an answer of 400 or more raises Halt with its text."""
 
     def __init__(self, address: str, headers: dict[str, str] | None = None) -> None:
         self._address = address
@@ -24,125 +25,106 @@ class _Json:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def _ask(self, method: str, path: str, body: object = None, **query: str) -> Any:
-        async with self._session.request(method, self._address + path, json=body, params=query) as answer:
-            if answer.status >= 400:
-                raise Halt(f"{method} {path} answered {answer.status}: {(await answer.text())[:500]}")
-            return await answer.json()
+    async def _request(self, method: str, path: str, body: object = None, **query: str) -> Json:
+        async with self._session.request(method, self._address + path, json=body, params=query) as response:
+            if response.status >= 400:
+                raise Halt(f"{method} {path} answered {response.status}: {(await response.text())[:500]}")
+            answer: Json = await response.json()
+            return answer
 
 
-class Bank(_Json):
-    """The simulated bank's control API."""
+class Bank(_JsonClient):
+    """Control the simulated bank."""
 
-    async def make_items(self, user: str, *, count: int = 1, transactions: int | None = None) -> list[dict[str, Any]]:
-        """Make Items with history at once; each has a `public_token` and an `item_id`."""
-        wish = {"user": user, "count": count, "transactions": transactions, "ready": True}
-        answer = await self._ask("POST", "/simulator/items", wish)
-        items: list[dict[str, Any]] = answer["items"]
-        return items
+    async def make_items(self, user: str, *, count: int = 1, transactions: int | None = None) -> list[Json]:
+        """Make Items whose history is ready; each has a `public_token` and an `item_id`."""
+        body = {"user": user, "count": count, "transactions": transactions, "ready": True}
+        return list((await self._request("POST", "/simulator/items", body))["items"])
 
     async def step(self, item_id: str | None = None, *, changes: int = 1, count: int = 1) -> None:
-        """Let updates happen now; their webhooks go out."""
-        await self._ask("POST", "/simulator/step", {"item_id": item_id, "changes": changes, "count": count})
+        """Make updates now; their webhooks are sent."""
+        await self._request("POST", "/simulator/step", {"item_id": item_id, "changes": changes, "count": count})
 
     async def live(self, rate_per_s: float) -> None:
-        """Let the bank live by itself at this rate; 0 stops it."""
-        await self._ask("POST", "/simulator/activity", {"rate_per_s": rate_per_s})
+        """Make updates continuously at this rate; 0 stops them."""
+        await self._request("POST", "/simulator/activity", {"rate_per_s": rate_per_s})
 
     async def fault(self, **fault: object) -> None:
-        """Declare a fault."""
-        await self._ask("POST", "/simulator/faults", fault)
+        """Inject a fault."""
+        await self._request("POST", "/simulator/faults", fault)
 
-    async def rates(self, **rates: float) -> None:
+    async def rates(self, **rates: object) -> None:
         """Set the shares of webhooks that are lost, repeated or delayed, and of requests that fail."""
-        await self._ask("POST", "/simulator/rates", rates)
+        await self._request("POST", "/simulator/rates", rates)
 
     async def quiet(self) -> bool:
-        """Whether no webhook is on its way."""
-        answer = await self._ask("GET", "/simulator/quiet")
-        return bool(answer["quiet"])
+        """Return True if no webhook is being sent or waits to be sent."""
+        return bool((await self._request("GET", "/simulator/quiet"))["quiet"])
 
-    async def stats(self) -> dict[str, Any]:
-        """Counts of requests and webhooks."""
-        answer: dict[str, Any] = await self._ask("GET", "/simulator/stats")
-        return answer
+    async def stats(self) -> Json:
+        """Return counts of requests and webhooks."""
+        return await self._request("GET", "/simulator/stats")
 
-    async def deliveries(self) -> list[dict[str, Any]]:
-        """Each webhook attempt with its times."""
-        answer = await self._ask("GET", "/simulator/stats", None, records="1")
-        records: list[dict[str, Any]] = answer["records"]
-        return records
+    async def deliveries(self) -> list[Json]:
+        """Return each delivery attempt of a webhook with its times."""
+        return list((await self._request("GET", "/simulator/stats", None, records="1"))["records"])
 
-    async def truth(self) -> list[dict[str, Any]]:
-        """What a perfect reader must hold in the end."""
-        answer = await self._ask("GET", "/simulator/truth")
-        items: list[dict[str, Any]] = answer["items"]
-        return items
+    async def truth(self) -> list[Json]:
+        """Return each Item with the accounts and transactions that a correct copy has in the end."""
+        return list((await self._request("GET", "/simulator/truth"))["items"])
 
     async def digest(self) -> str:
-        """The state digest of the truth."""
+        """Return the state digest of the truth."""
         return truth_digest(await self.truth())
 
 
-class Application(_Json):
-    """A back end that uses Tartan's REST API."""
+class Application(_JsonClient):
+    """Call Tartan's REST API as an application's back end."""
 
     def __init__(self, gateway_url: str, api_key: str) -> None:
         super().__init__(gateway_url, {"Authorization": f"Bearer {api_key}"})
 
-    async def link(self, user_id: str, public_token: str) -> dict[str, Any]:
+    async def link(self, user_id: str, public_token: str) -> Json:
         """Link an Item."""
-        answer: dict[str, Any] = await self._ask(
-            "POST", "/v1/items", {"user_id": user_id, "public_token": public_token}
-        )
-        return answer
+        return await self._request("POST", "/v1/items", {"user_id": user_id, "public_token": public_token})
 
     async def link_token(self, user_id: str) -> str:
-        """A token with which a browser opens Plaid Link."""
-        answer = await self._ask("POST", "/v1/link/token", {"user_id": user_id})
-        return str(answer["link_token"])
+        """Return a token with which a browser opens Plaid Link."""
+        return str((await self._request("POST", "/v1/link/token", {"user_id": user_id}))["link_token"])
 
     async def stream_token(self, user_id: str) -> str:
-        """A short-lived token with which a browser opens the user's stream."""
-        answer = await self._ask("POST", f"/v1/users/{user_id}/stream-token")
-        return str(answer["token"])
+        """Return a short-lived token with which a browser opens the user's stream."""
+        return str((await self._request("POST", f"/v1/users/{user_id}/stream-token"))["token"])
 
-    async def item(self, item_id: str) -> dict[str, Any]:
-        """An Item and its state."""
-        answer: dict[str, Any] = await self._ask("GET", f"/v1/items/{item_id}")
-        return answer
+    async def item(self, item_id: str) -> Json:
+        """Return an Item and its state."""
+        return await self._request("GET", f"/v1/items/{item_id}")
 
-    async def sync(self, item_id: str, *, wait_s: float) -> dict[str, Any]:
-        """Ask Plaid now, and wait for what comes of it."""
-        answer: dict[str, Any] = await self._ask("POST", f"/v1/items/{item_id}/sync", None, wait=str(wait_s))
-        return answer
+    async def sync(self, item_id: str, *, wait_s: float) -> Json:
+        """Start a sync run of an Item and wait for its result."""
+        return await self._request("POST", f"/v1/items/{item_id}/sync", None, wait=str(wait_s))
 
-    async def unlink(self, item_id: str, *, wait_s: float) -> dict[str, Any]:
-        """End an Item, and wait until it is."""
-        answer: dict[str, Any] = await self._ask("DELETE", f"/v1/items/{item_id}", None, wait=str(wait_s))
-        return answer
+    async def unlink(self, item_id: str, *, wait_s: float) -> Json:
+        """Unlink an Item and wait until that is done."""
+        return await self._request("DELETE", f"/v1/items/{item_id}", None, wait=str(wait_s))
 
-    async def transactions(self, user_id: str, **filters: str) -> dict[str, Any]:
-        """A page of a user's transactions."""
-        answer: dict[str, Any] = await self._ask("GET", f"/v1/users/{user_id}/transactions", None, **filters)
-        return answer
+    async def transactions(self, user_id: str, **filters: str) -> Json:
+        """Return a page of a user's transactions."""
+        return await self._request("GET", f"/v1/users/{user_id}/transactions", None, **filters)
 
 
-def truth_digest(items: list[dict[str, Any]]) -> str:
-    """The state digest of the simulator's truth, comparable with that of the tables."""
+def truth_digest(items: list[Json]) -> str:
+    """Return the state digest of the simulator's truth, comparable with that of the tables."""
     return state_digest(
-        (transaction_state(item["item_id"], row) for item in items for row in item["transactions"]),
-        (account_state(item["item_id"], row) for item in items for row in item["accounts"]),
+        (_transaction_state(item["item_id"], row) for item in items for row in item["transactions"]),
+        (_account_state(item["item_id"], row) for item in items for row in item["accounts"]),
     )
 
 
-def transaction_state(item_id: str, row: dict[str, Any]) -> TransactionState:
-    """One transaction of the truth as the digest wants it."""
+def _transaction_state(item_id: str, row: Json) -> TransactionState:
     return (
         item_id,
         row["transaction_id"],
@@ -157,10 +139,9 @@ def transaction_state(item_id: str, row: dict[str, Any]) -> TransactionState:
     )
 
 
-def account_state(item_id: str, row: dict[str, Any]) -> AccountState:
-    """One account of the truth as the digest wants it."""
+def _account_state(item_id: str, row: Json) -> AccountState:
     return item_id, row["account_id"], row["current"], row["available"], row["limit"], _currency(row)
 
 
-def _currency(row: dict[str, Any]) -> str:
+def _currency(row: Json) -> str:
     return str(row["iso_currency_code"] or row["unofficial_currency_code"] or "XXX")

@@ -1,11 +1,10 @@
-"""Kafka and Postgres together: started at the same time, kept in a folder or thrown away."""
+"""Kafka and Postgres, started together, with their data in a given folder or in a temporary one."""
 
 import asyncio
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from types import TracebackType
 from typing import Self
 
 from sandbox.infra.folders import remove_abandoned
@@ -19,9 +18,9 @@ PREFIX = "tartan-sandbox-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterOptions:
-    """What to start, and what to use instead of starting it.
+    """Options of the two servers.
 
-    `folder` keeps the data; None throws it away at the end, and Postgres then flushes nothing to the disk.
+    `folder` keeps the data; None removes it at the end, and Postgres then flushes nothing to the disk.
     A `kafka_address` or `postgres_dsn` that is set is used, and that server is not started.
     """
 
@@ -35,7 +34,7 @@ class ClusterOptions:
 
 
 class Cluster:
-    """The two servers that Tartan needs. `kafka` and `postgres` are None where an address was given."""
+    """Run the two servers that Tartan needs; `kafka` and `postgres` are None where an address was given."""
 
     def __init__(self, options: ClusterOptions | None = None) -> None:
         self._options = options or ClusterOptions()
@@ -53,27 +52,33 @@ class Cluster:
 
     @property
     def postgres_dsn(self) -> str:
-        """The connection string of the database `tartan` of our server, or the given one."""
+        """Connection string of the database `tartan` of our server, or the given one."""
         if self._options.postgres_dsn is not None:
             return self._options.postgres_dsn
         assert self.postgres is not None, "the cluster was never started"
         return self.postgres.dsn(DATABASE)
 
+    @property
+    def servers(self) -> dict[str, Server]:
+        """Servers of our own, by name."""
+        servers = {"kafka": self.kafka, "postgres": self.postgres}
+        return {name: server for name, server in servers.items() if server is not None}
+
     async def start(self) -> None:
-        """Start both servers at once and make the database.
+        """Start both servers concurrently and create the database.
 
         Raises: Halt, where one does not start; the other is then stopped again.
         """
-        self._prepare(self._options.folder or self._make_temporary())
+        self._create_servers()
         try:
             async with asyncio.TaskGroup() as group:
-                for server in self._servers():
+                for server in self.servers.values():
                     group.create_task(server.start())
             if self.postgres is not None:
                 await self.postgres.ensure_database(DATABASE)
         except BaseExceptionGroup as problems:
             await self.stop()
-            # The first failure cancels the other start, so there is one to tell.
+            # The first failure cancels the other start, so the group holds exactly one error.
             raise problems.exceptions[0] from None
         except BaseException:
             await self.stop()
@@ -82,39 +87,32 @@ class Cluster:
     async def stop(self) -> None:
         """Stop both servers; with temporary data they are killed, since nothing of it is read again."""
         if self._temporary is None:
-            await asyncio.gather(*(server.stop() for server in self._servers()))
+            await asyncio.gather(*(server.stop() for server in self.servers.values()))
             return
         self.kill()
         rmtree(self._temporary, ignore_errors=True)
         self._temporary = None
 
     def kill(self) -> None:
-        """End both servers as a power cut would."""
-        for server in self._servers():
+        """Kill both servers, as a power cut would."""
+        for server in self.servers.values():
             server.kill()
 
     async def __aenter__(self) -> Self:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def _make_temporary(self) -> Path:
-        parent = Path(tempfile.gettempdir())
-        remove_abandoned(parent, prefix=PREFIX)
-        self._temporary = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        return self._temporary
-
-    def _prepare(self, folder: Path) -> None:
-        options = self._options
+    def _create_servers(self) -> None:
+        options, folder = self._options, self._options.folder
+        if folder is None:
+            parent = Path(tempfile.gettempdir())
+            remove_abandoned(parent, prefix=PREFIX)
+            folder = self._temporary = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         if options.kafka_address is None:
             self.kafka = Kafka(folder / "kafka", port=options.kafka_port, options=options.kafka)
         if options.postgres_dsn is None:
-            chosen = options.postgres or PostgresOptions(fast=self._temporary is not None)
-            self.postgres = Postgres(folder / "postgres", port=options.postgres_port, options=chosen)
-
-    def _servers(self) -> list[Server]:
-        return [server for server in (self.kafka, self.postgres) if server is not None]
+            postgres_options = options.postgres or PostgresOptions(fast=self._temporary is not None)
+            self.postgres = Postgres(folder / "postgres", port=options.postgres_port, options=postgres_options)

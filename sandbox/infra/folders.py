@@ -1,4 +1,4 @@
-"""The folder in which a server keeps its data, held by one sandbox at a time."""
+"""The data folder of a server, locked by one sandbox at a time."""
 
 import asyncio
 import contextlib
@@ -12,18 +12,17 @@ import psutil
 
 from schemas.errors import Halt
 
-# A server whose parent was killed ends within a second or two; after this it is stuck, and a person must look.
+# A server whose parent was killed ends within a second or two; after this it is stuck, and a person must act.
 ORPHAN_TIMEOUT_S = 15.0
 RETRY_INTERVAL_S = 0.05
 
-# A folder is this old before it counts as abandoned: a new one is not locked yet for a moment.
+# A new folder is not locked yet for a moment, so a younger one does not count as abandoned.
 ABANDONED_AGE_S = 60.0
-
 LOCK = "lock"
 
 
 class DataFolder:
-    """A folder with a lock and a few small facts that outlive a run.
+    """Folder with a lock and a few small values that outlive a run.
 
     The lock is an flock on the file `lock`. A child inherits the descriptor, so the folder stays locked until
     the last of its processes is gone, even where this process was killed.
@@ -35,15 +34,14 @@ class DataFolder:
 
     @property
     def lock(self) -> int:
-        """The descriptor that a child must inherit."""
-        assert self._lock is not None, "the folder is not held"
+        """Descriptor that a child must inherit."""
+        assert self._lock is not None, "the folder is not locked"
         return self._lock
 
     async def acquire(self) -> None:
-        """Make the folder where it is new, and hold it.
+        """Create the folder where it is new, and lock it, once the servers of a dead sandbox have ended.
 
-        Raises: Halt, where it cannot be written or another living sandbox holds it; the servers of a dead one
-        are waited for.
+        Raises: Halt, where it cannot be written or another running sandbox has locked it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -60,20 +58,20 @@ class DataFolder:
         self._lock = descriptor
 
     def release(self) -> None:
-        """Let go of the folder; its processes are gone by now."""
+        """Unlock the folder; its processes have ended by now."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def read(self, name: str) -> str | None:
-        """Return a fact kept from an earlier run, or None."""
+        """Return a value of an earlier run, or None."""
         try:
             return (self.path / name).read_text().strip()
         except FileNotFoundError:
             return None
 
     def keep(self, name: str, value: str) -> None:
-        """Keep a fact for later runs: there whole or not at all, and readable by its owner only."""
+        """Store a value for later runs, atomically, and readable by its owner only."""
         unfinished = self.path / f"{name}.new"
         with contextlib.suppress(FileNotFoundError):
             unfinished.unlink()
@@ -96,20 +94,17 @@ class DataFolder:
 
 
 def remove_abandoned(parent: Path, *, prefix: str) -> None:
-    """Remove temporary folders whose sandbox was killed before it could do so itself.
-
-    Only folders of this user that hold a server's folder, and only where no process holds its lock.
-    """
+    """Remove temporary folders of killed sandboxes: those of this user with data folders that nobody locks."""
     for folder in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             status = folder.lstat()
             old = time.time() - status.st_mtime > ABANDONED_AGE_S
             locks = list(folder.glob(f"*/{LOCK}"))
-            if status.st_uid == os.geteuid() and old and locks and not any(map(_is_held, locks)):
+            if status.st_uid == os.geteuid() and old and locks and not any(map(_is_locked, locks)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_held(lock: Path) -> bool:
+def _is_locked(lock: Path) -> bool:
     descriptor = os.open(lock, os.O_RDWR)
     try:
         return not _try_lock(descriptor)

@@ -1,7 +1,4 @@
-"""Kafka's jars, by Maven coordinates, each checked against the SHA-256 in the lock before it is used.
-
-They are fetched once into the user's cache; from then on a start needs no network.
-"""
+"""Kafka's jars, by Maven coordinates: fetched once into the user's cache, checked against the lock at each start."""
 
 import hashlib
 import os
@@ -18,14 +15,14 @@ from schemas.errors import Halt
 COORDINATES = "org.apache.kafka:kafka_2.13:4.3.1+org.slf4j:slf4j-simple:1.7.36"
 LOCK = Path(__file__).with_name("jgo.lock.toml")
 
-# The repository answers a jar in about 0.3 s; eight at once fetch all 46 in a few seconds and are polite still.
+# The repository answers a jar in about 0.3 s; eight at once fetch all 46 in a few seconds.
 FETCHES_MAX = 8
 FETCH_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Jar:
-    """One jar of the lock: its coordinates and the SHA-256 that its bytes must have."""
+    """Jar of the lock: its coordinates and the SHA-256 of its bytes."""
 
     group: str
     artifact: str
@@ -34,14 +31,14 @@ class Jar:
 
     @property
     def filename(self) -> str:
-        """The name under which it is cached."""
+        """Name in the cache."""
         return f"{self.artifact}-{self.version}.jar"
 
 
 def class_path(folder: Path | None = None, *, lock: Path = LOCK) -> tuple[Path, ...]:
-    """Return the jars of the lock, fetched where they are missing, each of them verified.
+    """Return the jars of the lock, fetched where missing and verified.
 
-    Raises: Halt, where a jar does not have its sum, cannot be fetched, or Kafka is there in two versions.
+    Raises: Halt, where a jar does not have its sum, cannot be fetched, or Kafka has two versions.
     """
     jars = read_lock(lock)
     folder = cache_folder() if folder is None else folder
@@ -55,7 +52,7 @@ def class_path(folder: Path | None = None, *, lock: Path = LOCK) -> tuple[Path, 
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of the user's cache in which the jars are kept."""
+    """Return the folder of the user's cache with the jars."""
     base = environment.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tartan" / "jars"
 
@@ -82,18 +79,19 @@ def verify(path: Path, jar: Jar) -> None:
     Raises: Halt, naming the file and both sums.
     """
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != jar.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != jar.sha256:
         raise Halt(
-            f"{path} is not the {jar.filename} of the lock: its SHA-256 is {found}, not {jar.sha256}. "
+            f"{path} is not the {jar.filename} of the lock: its SHA-256 is {digest}, not {jar.sha256}. "
             "Delete the file to have it fetched again; if that repeats, do not trust its source."
         )
 
 
 def renew_lock(lock: Path = LOCK) -> None:
-    """Resolve the coordinates anew and write the lock: `python -c "from sandbox.infra.jars import *; renew_lock()"`.
+    """Resolve the coordinates and write the lock.
 
-    The lock is jgo's own format without the parts that hold for one machine or one moment.
+    Run: `python -c "from sandbox.infra.jars import *; renew_lock()"`. The format is jgo's own, without the parts that
+    hold for one machine or one moment.
     """
     import jgo
 
@@ -108,10 +106,8 @@ def renew_lock(lock: Path = LOCK) -> None:
 
 
 def _fetch(jars: Sequence[Jar], folder: Path) -> None:
-    """Fetch jars beside the cache and move each in once it is whole and verified.
-
-    A fetch that is killed leaves a part of a file, and a cache that trusted names would use it for ever.
-    """
+    # A killed fetch leaves a part of a file, and a cache that trusted names would use it for ever: fetch into a
+    # scratch folder, verify, then move.
     with tempfile.TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(FETCHES_MAX) as pool:
         for jar, path in zip(jars, pool.map(_fetcher(Path(scratch)), jars), strict=True):
             verify(path, jar)
@@ -119,7 +115,7 @@ def _fetch(jars: Sequence[Jar], folder: Path) -> None:
 
 
 def _fetcher(scratch: Path) -> Callable[[Jar], Path]:
-    """Return a function that fetches one jar with jgo, from the user's configured repositories first."""
+    """Return a function that fetches a jar with jgo, from the user's configured repositories first."""
     from jgo.config import GlobalSettings
     from jgo.constants import MAVEN_CENTRAL_URL
     from jgo.maven import MavenContext

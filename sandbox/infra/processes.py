@@ -1,7 +1,7 @@
 """Child processes that never outlive the process that started them.
 
-Three ways to end are covered: `stop` and `kill` when all is well, `atexit` when this process ends by an
-exception or Ctrl-C, and the kernel's parent-death signal (elsewhere a watchdog) when it is killed outright.
+They end by `stop` or `kill`, by `atexit` when this process ends by an exception or Ctrl-C, and by the kernel's
+parent-death signal (elsewhere by a watchdog) when it is killed outright.
 """
 
 import asyncio
@@ -20,17 +20,16 @@ import psutil
 from sandbox.infra.privileges import before_exec, can_follow_parent
 from schemas.errors import Halt
 
-# Short enough that nobody notices, long enough that waiting costs nothing.
 POLL_INTERVAL_S = 0.01
-# What an error shows of a log: a Java stack trace fits, a screen is not flooded.
+# The part of a log in an error message: a Java stack trace fits, a screen is not flooded.
 TAIL_LINES_MAX = 30
 TAIL_BYTES_MAX = 8192
 # SIGKILL takes effect at once unless the kernel is busy for the process (a core dump, a stuck disk).
 KILL_TIMEOUT_S = 10.0
-# At exit nobody waits for us but a person: a clean stop takes 1-2 s, after this the data is crash-safe anyway.
+# A clean stop takes 1-2 s; after this bound children are killed, which their data survives.
 EXIT_TIMEOUT_S = 8.0
 
-# Reads one byte: a byte says "released", the end of the pipe says that the parent has died.
+# Reads one byte: a byte means "released", the end of the pipe means that the parent has died.
 _WATCHDOG = "import os,sys\nif not sys.stdin.buffer.read(1): os.kill(int(sys.argv[1]), int(sys.argv[2]))"
 
 _running: "set[Child]" = set()
@@ -38,10 +37,10 @@ _running: "set[Child]" = set()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A program to run as a child, and how it is to be ended.
+    """Program to run as a child, and the signals that end it.
 
-    `stop_signal` asks for a clean end; `orphan_signal` is what it gets when this process dies.
-    `keep_open` are descriptors it inherits, so that a folder's lock lives as long as the child.
+    `stop_signal` requests a clean end; `orphan_signal` is sent when this process dies.
+    `keep_open` are descriptors that it inherits, so that a folder's lock lives as long as the child.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Command:
 
 
 class Child:
-    """A running child process, in a session of its own so that Ctrl-C reaches only us."""
+    """Running child process, in a session of its own so that Ctrl-C reaches only its parent."""
 
     def __init__(self, command: Command, process: subprocess.Popen[bytes]) -> None:
         self._command = command
@@ -67,16 +66,16 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process id, also after its end."""
+        """Process id, also after its end."""
         return self._process.pid
 
     def running(self) -> bool:
-        """Say whether the process is still there."""
+        """Return True while the process exists."""
         return self._process.poll() is None
 
     @property
     def code(self) -> int:
-        """The code of the ended process; negative is the signal that killed it."""
+        """Exit code of the ended process; negative is the signal that killed it."""
         assert self._process.returncode is not None, "the process is running"
         return self._process.returncode
 
@@ -105,17 +104,17 @@ class Child:
         return self._process.returncode
 
     async def stop(self, *, timeout_s: float) -> None:
-        """Ask the process to end, then kill it and all it started once the bound is reached."""
-        self.ask_to_stop()
+        """Request a clean end; at the bound kill the process and all its descendants."""
+        self.request_stop()
         await self.ended(timeout_s=timeout_s)
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Send the signal for a clean end, without waiting."""
         if self.running():
             self._process.send_signal(self._command.stop_signal)
 
     def kill(self) -> None:
-        """Kill the process and everything it started, and wait until all are gone."""
+        """Kill the process and all its descendants, and wait until all have ended."""
         family = _family(self.pid) if self.running() else []
         for member in family:
             with suppress(psutil.NoSuchProcess):
@@ -124,29 +123,24 @@ class Child:
         deadline = time.monotonic() + KILL_TIMEOUT_S
         while any(_alive(member) for member in family) and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
-        self._released()
-
-    def _released(self) -> None:
         _running.discard(self)
         if self._watchdog is not None:
             self._watchdog.communicate(b".", KILL_TIMEOUT_S)
             self._watchdog = None
 
     def _require_progress(self, timeout_s: float, deadline: float) -> None:
-        name = self._command.name
-        if not self.running():
-            raise Halt(f"{name} ended with code {self._process.returncode} while starting. {self._log_tail()}")
-        if time.monotonic() > deadline:
-            raise Halt(f"{name} was not ready after {timeout_s:g} s. {self._log_tail()}")
-
-    def _log_tail(self) -> str:
-        return f"The end of {self._command.log}:\n{tail(self._command.log)}"
+        if self.running() and time.monotonic() <= deadline:
+            return
+        reason = (
+            f"was not ready after {timeout_s:g} s" if self.running() else f"ended with code {self.code} while starting"
+        )
+        raise Halt(f"{self._command.name} {reason}. The end of {self._command.log}:\n{tail(self._command.log)}")
 
 
 def start(command: Command) -> Child:
     """Start a child whose output goes to its log.
 
-    Call it from a thread that outlives the child: Linux sends the parent-death signal when the thread ends.
+    Call it from a thread that outlives the child: Linux sends the parent-death signal when that thread ends.
     Raises: Halt, where the program cannot be run.
     """
     prepare = before_exec(orphan_signal=command.orphan_signal, drop_root=command.drop_root)
@@ -198,7 +192,7 @@ def tail(log: Path) -> str:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """Return a process and its descendants; a database's workers sit in sessions of their own."""
+    """Return a process and its descendants; a database's workers are in sessions of their own."""
     try:
         head = psutil.Process(pid)
         return [head, *head.children(recursive=True)]
@@ -207,7 +201,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _alive(process: psutil.Process) -> bool:
-    """Say whether a process still holds anything; a zombie that nobody has reaped yet does not."""
+    """Return True if a process still holds resources; an unreaped zombie does not."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -215,10 +209,10 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def _end_all() -> None:
-    """End what is still running as this process ends: all are asked at once, then each is killed."""
+    """Stop all children as this process ends: signal all of them first, then kill each at the bound."""
     children = list(_running)
     for child in children:
-        child.ask_to_stop()
+        child.request_stop()
     deadline = time.monotonic() + EXIT_TIMEOUT_S
     while any(child.running() for child in children) and time.monotonic() < deadline:
         time.sleep(POLL_INTERVAL_S)

@@ -1,21 +1,23 @@
-"""What Kafka and Postgres have in common as servers of the sandbox."""
+"""Base class of Kafka and Postgres: a server in a child process with a locked data folder."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from sandbox.infra.folders import DataFolder
-from sandbox.infra.machine import LOOPBACK
+from sandbox.infra.machine import LOOPBACK, free_port, require_port
 from sandbox.infra.processes import Child
 
 
 class Server(ABC):
-    """A server in a child process, with its data in a folder that survives restarts and kill -9.
+    """Run a server as a child process, with its data in a folder that survives restarts and kill -9.
 
     Idempotence: `stop` and `kill` of a stopped server do nothing; `start` may follow either.
+    The port of the last run is used again where it is still free, so that clients survive a restart.
     """
 
+    name: str
+    ports: range
     stop_timeout_s: float
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
@@ -26,17 +28,17 @@ class Server(ABC):
 
     @property
     def folder(self) -> Path:
-        """Where the data, the settings and the log are."""
+        """Folder of the data, the settings and the log."""
         return self._folder.path
 
     @property
     def log(self) -> Path:
-        """The log of the current or last run; the one before it ends in `.before`."""
+        """Log of the current or last run; the log before it ends in `.before`."""
         return self.folder / "log"
 
     @property
     def port(self) -> int:
-        """The port on the loopback, known once the server was started."""
+        """Port on the loopback, chosen at the first start."""
         assert self._port is not None, "the server was never started"
         return self._port
 
@@ -47,19 +49,19 @@ class Server(ABC):
 
     @property
     def pid(self) -> int:
-        """The process id of the running server."""
+        """Process id of the running server."""
         assert self._child is not None, "the server is not running"
         return self._child.pid
 
     @property
     def running(self) -> bool:
-        """Say whether the server's process is there."""
+        """True while the server's process exists."""
         return self._child is not None and self._child.running()
 
     async def start(self) -> None:
         """Start the server and return once it answers.
 
-        Raises: Halt, where a port, memory, disk, Java or the data folder is not to be had, or the server fails.
+        Raises: Halt, where a port, memory, disk, Java or the data folder is missing, or the server fails.
         """
         assert not self.running, "the server is running already"
         await self._folder.acquire()
@@ -75,27 +77,32 @@ class Server(ABC):
         """Stop the server cleanly; at the bound it is killed."""
         if self._child is not None:
             await self._child.stop(timeout_s=self.stop_timeout_s)
-            self._gone()
+            self._release()
 
     def kill(self) -> None:
-        """End the server as a power cut would: no goodbye, nothing flushed."""
+        """Kill the server, as a power cut would: nothing is flushed."""
         if self._child is not None:
             self._child.kill()
-            self._gone()
+            self._release()
 
     async def __aenter__(self) -> Self:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     @abstractmethod
     async def _launch(self) -> Child:
-        """Start the process in the held folder and wait until it is ready."""
+        """Start the process in the locked folder and wait until it is ready."""
 
-    def _gone(self) -> None:
+    def _choose_port(self) -> None:
+        if self._fixed_port is None:
+            self._port = free_port(self.ports, remembered=self._folder.read("port"))
+        else:
+            self._port = require_port(self.name, self._fixed_port)
+        self._folder.keep("port", str(self._port))
+
+    def _release(self) -> None:
         self._child = None
         self._folder.release()

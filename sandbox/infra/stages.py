@@ -1,4 +1,4 @@
-"""The stages as child processes, as an orchestrator would run them: started, watched, restarted."""
+"""Stages as child processes, started, watched and restarted as an orchestrator does it."""
 
 import asyncio
 import os
@@ -21,11 +21,11 @@ STOP_S_MAX = 70.0
 """A stage gives itself 60 s to finish its transaction (runtime.lifecycle.STOP_S_MAX)."""
 RESTART_S = 0.2
 RESTARTS_MAX = 1_000
-"""Of one process; a sandbox in which something crashes more often than this shows a fault, not resilience."""
+"""Restarts of one process; more crashes than this are a defect of the stage, not a test of resilience."""
 
 
 class StageProcess:
-    """One process of `tartan`, restarted when it ends by itself or is killed, as systemd or Kubernetes would."""
+    """Run one process of `tartan` and restart it whenever it ends, as systemd or Kubernetes would."""
 
     def __init__(
         self,
@@ -37,70 +37,74 @@ class StageProcess:
         ready_url: str | None = None,
     ) -> None:
         self.name = name
-        self.internal_port = free_port(STAGE_PORTS)
-        self.metrics_url = f"http://{LOOPBACK}:{self.internal_port}/metrics"
-        self._ready_url = ready_url or f"http://{LOOPBACK}:{self.internal_port}/readyz"
+        port = free_port(STAGE_PORTS)
+        self.metrics_url = f"http://{LOOPBACK}:{port}/metrics"
+        self._ready_url = ready_url or f"http://{LOOPBACK}:{port}/readyz"
         self.restarts = 0
         self._arguments = arguments
-        self._environment = {**os.environ, **environment, "TARTAN_INTERNAL_PORT": str(self.internal_port)}
+        self._environment = {**os.environ, **environment, "TARTAN_INTERNAL_PORT": str(port)}
         self.log = folder / f"{name}.log"
         self._child: Child | None = None
-        self._once: dict[str, str] = {}
+        self._next_environment: dict[str, str] = {}
+        """Settings of the next run alone."""
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
-        """The process id of the present run."""
+        """Process id of the current run."""
         assert self._child is not None, "the stage was never started"
         return self._child.pid
 
     def start(self) -> None:
-        """Start the process and watch over it; `ready` waits until it serves."""
+        """Start the process and its supervisor; `ready` waits until it serves."""
         self._launch()
         self._supervisor = asyncio.create_task(self._supervise())
 
     async def ready(self, *, timeout_s: float = START_S_MAX) -> None:
-        """Wait until the process says that it is ready.
+        """Wait until the process reports that it is ready.
 
-        Raises: Halt, with what it said last and the end of its log, where it does not within the bound.
+        Raises: Halt, with its last reasons and the end of its log, where it is not ready within the bound.
         """
         deadline = time.monotonic() + timeout_s
-        said = "it does not answer"
+        reasons = "it does not answer"
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while time.monotonic() < deadline:
                 try:
-                    async with session.get(self._ready_url) as answer:
-                        if answer.status == 200:
+                    async with session.get(self._ready_url) as response:
+                        if response.status == 200:
                             return
-                        said = "; ".join((await answer.json())["reasons"])
+                        reasons = "; ".join((await response.json())["reasons"])
                 except (aiohttp.ClientError, TimeoutError):
                     pass
                 await asyncio.sleep(0.05)
-        raise Halt(f"{self.name} is not ready after {timeout_s:g} s: {said}. The end of its log:\n{tail(self.log)}")
+        raise Halt(f"{self.name} is not ready after {timeout_s:g} s: {reasons}. The end of its log:\n{tail(self.log)}")
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would; the supervisor starts it again."""
+        """Send SIGKILL, as a power cut would; the supervisor starts the process again."""
         assert self._child is not None, "the stage was never started"
         self._child.kill()
 
     async def die_at(self, point: CrashPoint, *, times: int = 1) -> None:
-        """Start the process again so that it kills itself when it comes by `point`; the run after that is whole."""
+        """Restart the process so that it kills itself at its `times`-th pass of `point`; later runs are whole."""
         await self.stop()
-        self._once = {VARIABLE: f"{point}:{times}"}
+        self._next_environment = {VARIABLE: f"{point}:{times}"}
         self.start()
         await self.ready()
 
     async def stop(self) -> None:
-        """SIGTERM, and wait for a graceful end."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            self._supervisor = None
+        """Send SIGTERM and wait for a graceful end."""
+        self._stop_supervisor()
         if self._child is not None:
             await self._child.stop(timeout_s=STOP_S_MAX)
 
+    def _stop_supervisor(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            self._supervisor = None
+
     def _launch(self) -> None:
         command = [sys.executable, "-m", "cli", *self._arguments]
-        environment, self._once = self._environment | self._once, {}
+        environment, self._next_environment = self._environment | self._next_environment, {}
         self._child = start(Command(name=self.name, arguments=command, log=self.log, environment=environment))
 
     async def _supervise(self) -> None:

@@ -1,1 +1,1 @@
-"""TODO sandbox/observe."""
+"""Observe a running stack from outside: its latency, its messages, its reads and its log."""

@@ -1,4 +1,4 @@
-"""The log folded again from its start, by the real projector, into a version of its own that nobody reads."""
+"""Fold the log again from its start, by the real projector, into tables that no process reads."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -19,52 +19,56 @@ from runtime.users.keys import Keyring
 from runtime.users.vault import Vault
 from schemas.topics import CHANGESETS
 
-REPLAY = "projection_replay"
+SCHEMA = "projection_replay"
 NUMBER = 0
-"""No rebuild has this one."""
+"""No rebuild has this version number."""
 BATCH_RECORDS = 200
-"""Another cut than the stage's, whose batches are what happened to be there."""
+"""Other batches than those of the stage, whose limits depend on arrival."""
 
 
 @asynccontextmanager
-async def replayed(settings: Settings, positions: Mapping[int, int]) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to the tables that the log gives from its beginning up to these positions, by partition.
+async def replayed_tables(settings: Settings, positions: Mapping[int, int]) -> AsyncIterator[asyncpg.Connection]:
+    """Give a connection to tables folded from the log's beginning up to these positions, by partition.
 
-    Quarantines are not the log's: what of it is withheld is what the database withholds.
+    Quarantines are not in the log: the records that the database withholds are withheld here too.
     Raises: Diverged, where a record cannot be replayed; Retry, where Kafka or Postgres do not answer.
     """
     connection = await asyncpg.connect(
         settings.postgres_dsn.get_secret_value(),
         timeout=CONNECT_TIMEOUT_S,
-        server_settings=server_settings(settings, "replay", search_path=REPLAY),
+        server_settings=server_settings(settings, "replay", search_path=SCHEMA),
     )
     try:
-        await connection.execute(f"DROP SCHEMA IF EXISTS {REPLAY} CASCADE")
+        await connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
         async with connection.transaction():
             roles = Roles(settings.projector_role, settings.eraser_role)
-            for statement in ddl.create(REPLAY, NUMBER, roles):
+            for statement in ddl.create(SCHEMA, NUMBER, roles):
                 await connection.execute(statement)
             await writer.ensure_positions(connection, settings.partitions)
         await _fold(settings, positions)
         yield connection
-        await connection.execute(f"DROP SCHEMA {REPLAY} CASCADE")
+        await connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
     finally:
         connection.terminate()
 
 
-async def differing(settings: Settings, live: asyncpg.Connection) -> list[str]:
-    """The tables in which the live version and a replay of its log differ; all rows are read into memory."""
+async def replay_differences(settings: Settings, live: asyncpg.Connection) -> list[str]:
+    """Return the tables in which the live version and a replay of its log differ; all rows are read into memory."""
     async with live.transaction(isolation="repeatable_read", readonly=True):
-        there = await digests.full_rows(live)
+        live_rows = await digests.full_rows(live)
         positions = {row["partition"]: row["position"] for row in await live.fetch(_POSITIONS)}
-    async with replayed(settings, positions) as connection:
-        again = await digests.full_rows(connection)
-    return [_told(name, there[name], again[name]) for name in there if there[name] != again[name]]
+    async with replayed_tables(settings, positions) as connection:
+        replayed_rows = await digests.full_rows(connection)
+    return [
+        _difference(table, rows, replayed_rows[table])
+        for table, rows in live_rows.items()
+        if rows != replayed_rows[table]
+    ]
 
 
 async def _fold(settings: Settings, positions: Mapping[int, int]) -> None:
     ownership = OwnerCache(Keyring(Vault(settings.master_key())))
-    session, log = Session(settings, schema=REPLAY, durable=False), LogReader(settings, CHANGESETS)
+    session, log = Session(settings, schema=SCHEMA, durable=False), LogReader(settings, CHANGESETS)
     projector = Projector(session, None, ownership, settings, version=NUMBER)
     await log.start()
     try:
@@ -80,11 +84,11 @@ async def _fold(settings: Settings, positions: Mapping[int, int]) -> None:
         await session.close()
 
 
-def _told(name: str, there: Sequence[object], again: Sequence[object]) -> str:
-    missing = [row for row in there if row not in again]
-    added = [row for row in again if row not in there]
-    first = f"; first {str(missing[0] if missing else added[0])[:300]}" if missing or added else "; their order"
-    return f"table {name}: {len(missing)} rows of the live one are not in the replay, {len(added)} the other way{first}"
+def _difference(table: str, live: Sequence[object], replayed: Sequence[object]) -> str:
+    missing = [row for row in live if row not in replayed]
+    added = [row for row in replayed if row not in live]
+    first = f"; first {str((missing or added)[0])[:300]}" if missing or added else "; their order"
+    return f"table {table}: {len(missing)} live rows are not in the replay, {len(added)} the other way{first}"
 
 
 _POSITIONS = "SELECT partition, position FROM positions"

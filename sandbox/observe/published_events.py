@@ -1,9 +1,8 @@
-"""Topics as any consumer sees them, and what the tables say should be there."""
+"""Topics as any consumer reads them, compared with the events that the tables give and the webhooks that were sent."""
 
 import base64
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -23,104 +22,98 @@ READ_S_MAX = 30.0
 POLL_MS = 500
 EVENTS_BYTES_MAX = 256 * 1024 * 1024
 CLOCK_S = 2
-"""The simulator signs within the second in which it sends, or a busy machine's next ones."""
+"""The simulator signs within the second in which it sends, or in one of the next two on a busy machine."""
 
-Place = tuple[str, int]
-"""A topic's short name and a partition."""
+Partition = tuple[str, int]
+"""Short name of a topic, and a partition of it."""
 Published = tuple[int, int, str]
 """Source offset, index within its changeset, type of the event."""
 
 
-class Sent(NamedTuple):
-    """A webhook that was answered with 200."""
+class Delivery(NamedTuple):
+    """Webhook that was answered with 200."""
 
     item_id: str
     code: str
-    at_s: int
+    sent_at_s: int
 
 
-@asynccontextmanager
-async def _reading(settings: Settings, places: Iterable[TopicPartition]) -> AsyncIterator[AIOKafkaConsumer]:
+async def read_topics(settings: Settings, topics: Sequence[Topic]) -> dict[Partition, list[ConsumerRecord]]:
+    """Return all records of topics, in order, up to their present ends.
+
+    Raises: Retry, where they cannot be read to their ends within READ_S_MAX.
+    """
+    names = {full_name(topic, settings.topic_prefix): topic.name for topic in topics}
+    partitions = [TopicPartition(name, number) for name in names for number in range(settings.partitions)]
+    read: dict[Partition, list[ConsumerRecord]] = {(names[name], number): [] for name, number in partitions}
     consumer = AIOKafkaConsumer(
         group_id=None, auto_offset_reset="none", enable_auto_commit=False, **connection(settings)
     )
     await consumer.start()
     try:
-        consumer.assign(list(places))
-        yield consumer
-    finally:
-        await consumer.stop()
-
-
-async def whole(settings: Settings, topics: Sequence[Topic]) -> dict[Place, list[ConsumerRecord]]:
-    """All records of topics, in order, up to the ends that they have now.
-
-    Raises: Retry, where they cannot be read to their ends within READ_S_MAX.
-    """
-    names = {full_name(topic, settings.topic_prefix): topic.name for topic in topics}
-    places = [TopicPartition(name, number) for name in names for number in range(settings.partitions)]
-    found: dict[Place, list[ConsumerRecord]] = {(names[place.topic], place.partition): [] for place in places}
-    async with _reading(settings, places) as consumer:
-        ends = await consumer.end_offsets(places)
-        for place in places:
-            consumer.seek(place, 0)
-        behind = {place for place in places if ends[place]}
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        for partition in partitions:
+            consumer.seek(partition, 0)
+        behind = {partition for partition in partitions if ends[partition]}
         for _ in range(int(READ_S_MAX * 1000 / POLL_MS)):
             if not behind:
-                return found
-            for place, records in (await consumer.getmany(*behind, timeout_ms=POLL_MS)).items():
-                found[names[place.topic], place.partition] += records
-                if records and records[-1].offset + 1 >= ends[place]:
-                    behind.discard(place)
+                return read
+            for partition, records in (await consumer.getmany(*behind, timeout_ms=POLL_MS)).items():
+                read[names[partition.topic], partition.partition] += records
+                if records and records[-1].offset + 1 >= ends[partition]:
+                    behind.discard(partition)
+    finally:
+        await consumer.stop()
     if behind:
         raise Retry(f"{len(behind)} partitions were not read to their ends within {READ_S_MAX:g} s")
-    return found
+    return read
 
 
-def deduplicate(records: Iterable[ConsumerRecord]) -> list[Published]:
-    """What a reader keeps that drops whatever is not above the last position it has seen (docs/architecture.md)."""
-    return kept(map(published, records))
-
-
-def published(record: ConsumerRecord | Received) -> Published:
-    """The event of a record of a public topic."""
+def event_of(record: ConsumerRecord | Received) -> Published:
+    """Return the position and type of the event in a record of a public topic."""
     headers = dict(record.headers)
     offset, _, index = headers[HEADER_POSITION].decode().partition(".")
     return int(offset), int(index), headers["ce_type"].decode()
 
 
-def kept(events: Iterable[Published]) -> list[Published]:
-    """The events of a partition that the reader's rule keeps."""
-    found: list[Published] = []
+def deduplicate(events: Iterable[Published]) -> list[Published]:
+    """Drop each event of a partition whose position is not above the last one (the rule in docs/architecture.md)."""
+    unique: list[Published] = []
     for event in events:
-        if not found or event[:2] > found[-1][:2]:
-            found.append(event)
-    return found
+        if not unique or event[:2] > unique[-1][:2]:
+            unique.append(event)
+    return unique
 
 
-async def to_publish(connected: asyncpg.Connection, partition: int | None = None) -> dict[Place, list[Published]]:
-    """What the fold says was to be published, of one partition or all, in the same form."""
+async def expected_events(
+    connection: asyncpg.Connection, partition: int | None = None
+) -> dict[Partition, list[Published]]:
+    """Return the events of the table `changesets`, of one partition or all."""
     topic_of = {kind: topic.name for topic in PUBLIC for kind in topic.event_types}
-    found: dict[Place, list[Published]] = defaultdict(list)
-    for row in await connected.fetch(_NET_EVENTS, partition):
+    expected: dict[Partition, list[Published]] = defaultdict(list)
+    for row in await connection.fetch(_NET_EVENTS, partition):
         block = zstandard.ZstdDecompressor().decompress(row["events"], max_output_size=EVENTS_BYTES_MAX)
         for index, event in enumerate(codec.decode_events(block)):
-            found[topic_of[event.type], row["partition"]].append((row["source_offset"], index, event.type))
-    return found
+            expected[topic_of[event.type], row["partition"]].append((row["source_offset"], index, event.type))
+    return expected
 
 
-def unlike(place: str, found: Sequence[Published], wanted: Sequence[Published]) -> list[str]:
-    """Where what a reader keeps of a partition is not what was to be published; empty where it is."""
-    if list(found) == list(wanted):
+def first_difference(
+    partition: Partition, published: Sequence[Published], expected: Mapping[Partition, Sequence[Published]]
+) -> list[str]:
+    """Return the first difference between a partition's deduplicated events and the expected ones, as a list of one."""
+    name, due = "{} {}".format(*partition), list(expected.get(partition, []))
+    if list(published) == due:
         return []
-    for number, (one, other) in enumerate(zip(found, wanted, strict=False)):
-        if one != other:
-            return [f"{place}: event {number} is {one}, expected {other}"]
-    return [f"{place}: {len(found)} events were published, expected {len(wanted)}"]
+    for number, (event, other) in enumerate(zip(published, due, strict=False)):
+        if event != other:
+            return [f"{name}: event {number} is {event}, expected {other}"]
+    return [f"{name}: {len(published)} events were published, expected {len(due)}"]
 
 
-def lost_webhooks(sent: Iterable[Sent], logged: Iterable[ConsumerRecord]) -> list[Sent]:
-    """The webhooks that were answered with 200 and for which the log has no record of their own."""
+def lost_webhooks(deliveries: Iterable[Delivery], logged: Iterable[ConsumerRecord]) -> list[Delivery]:
+    """Return the webhooks that were answered with 200 and have no record of their own in the log."""
     signed: dict[tuple[str, str], list[int]] = defaultdict(list)
     for record in logged:
         webhook = codec.decode(Webhook, record.value)
@@ -130,20 +123,24 @@ def lost_webhooks(sent: Iterable[Sent], logged: Iterable[ConsumerRecord]) -> lis
     for times in signed.values():
         times.sort(reverse=True)
     lost = []
-    for one in sorted(sent, key=lambda one: one.at_s):
-        times = signed[one.item_id, one.code]
-        while times and times[-1] < one.at_s:  # of an attempt that got no 200, and is in the log all the same
+    for delivery in sorted(deliveries, key=lambda delivery: delivery.sent_at_s):
+        times = signed[delivery.item_id, delivery.code]
+        while times and times[-1] < delivery.sent_at_s:  # of an attempt that got no 200 and was logged all the same
             times.pop()
-        if times and times[-1] <= one.at_s + CLOCK_S:
+        if times and times[-1] <= delivery.sent_at_s + CLOCK_S:
             times.pop()
         else:
-            lost.append(one)
+            lost.append(delivery)
     return lost
 
 
-def accepted(deliveries: Iterable[Mapping[str, Any]]) -> list[Sent]:
-    """The simulator's deliveries that were answered with 200."""
-    return [Sent(one["item_id"], one["code"], int(one["sent_at"])) for one in deliveries if one["status"] == 200]
+def accepted(attempts: Iterable[Mapping[str, Any]]) -> list[Delivery]:
+    """Return the simulator's delivery attempts that were answered with 200."""
+    return [
+        Delivery(attempt["item_id"], attempt["code"], int(attempt["sent_at"]))
+        for attempt in attempts
+        if attempt["status"] == 200
+    ]
 
 
 def _signed_at_s(jwt: str) -> int:

@@ -1,4 +1,4 @@
-"""Applications that read all the time: how often, what failed, and what was read that cannot have been."""
+"""Continuous API reads at a steady rate: failed answers, and answers that contradict earlier ones."""
 
 import asyncio
 import random
@@ -11,52 +11,52 @@ from typing import Any, NamedTuple, Self
 import aiohttp
 
 ANSWER_S_MAX = 30.0
-AT_ONCE = 16
-"""Requests under way at the same time. One that waits holds the others up by a sixteenth."""
+CONCURRENCY = 16
+"""Concurrent requests: one that waits delays the others by a sixteenth."""
 SHOWN_MAX = 20
-"""Failures and contradictions that are told; all are counted."""
+"""Failures and contradictions that are listed; all are counted."""
+TRANSACTIONS, ACCOUNTS = "transactions", "accounts"
 
 
 class Read(NamedTuple):
-    """A path of the gateway of `user`, and what of it is looked at."""
+    """Request of a user's rows at the gateway."""
 
     user: str
-    what: str
+    entity: str
     path: str
     query: Mapping[str, str] = {}
 
 
 Check = Callable[[Read, Any], Sequence[str]]
-"""What is wrong with an answer, in words."""
+"""Returns the contradictions in an answer."""
 
 
 class ReadLoad:
-    """Reads at a rate, as well as the gateway keeps up; `begun` gives the check of an answer as a read begins."""
+    """Send reads at a rate, as far as the gateway keeps up; `begin` returns the check of an answer as a read begins."""
 
     def __init__(
-        self,
-        gateway_url: str,
-        api_key: str,
-        *,
-        reads: Sequence[Read],
-        rate_per_s: float,
-        begun: Callable[[Read], Check],
+        self, gateway_url: str, api_key: str, *, users: Sequence[str], rate_per_s: float, begin: Callable[[Read], Check]
     ) -> None:
         self._url = gateway_url
         self._headers = {"Authorization": f"Bearer {api_key}"}
-        self._reads = reads
+        self._reads = [read for user in users for read in _reads_of(user)]
         self._rate_per_s = rate_per_s
-        self._begun = begun
+        self._begin = begin
         self._tasks: list[asyncio.Task[None]] = []
-        self._chosen = random.Random(0)
-        self._due = 0.0
-        self.answered = self.failed = self.wrong = 0
+        self._rng = random.Random(0)
+        self._next_at = 0.0
+        self.answered = self.failed = self.contradictory = 0
         self.failures: list[str] = []
         self.contradictions: list[str] = []
 
+    @property
+    def summary(self) -> dict[str, int]:
+        """Counts for the command's result."""
+        return {"reads": self.answered, "failed_reads": self.failed, "contradictory_reads": self.contradictory}
+
     async def __aenter__(self) -> Self:
-        self._due = time.monotonic()
-        self._tasks = [asyncio.create_task(self._read_all()) for _ in range(AT_ONCE)]
+        self._next_at = time.monotonic()
+        self._tasks = [asyncio.create_task(self._read_all()) for _ in range(CONCURRENCY)]
         return self
 
     async def __aexit__(
@@ -64,8 +64,7 @@ class ReadLoad:
     ) -> None:
         for task in self._tasks:
             task.cancel()
-        ended = await asyncio.gather(*self._tasks, return_exceptions=True)
-        for error in ended:
+        for error in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(error, Exception) and problem is None:
                 raise error
 
@@ -73,41 +72,34 @@ class ReadLoad:
         timeout = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
         async with aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session:
             while True:
-                await self._wait()
-                await self._read(session, self._chosen.choice(self._reads))
-
-    async def _wait(self) -> None:
-        now = time.monotonic()
-        # ReadLoad that were held up do not catch up: they read as users do, who have waited.
-        self._due = max(self._due, now - 1.0) + 1.0 / self._rate_per_s
-        await asyncio.sleep(self._due - now)
+                now = time.monotonic()
+                # Delayed reads are not made up for: users who have waited do not read faster afterwards.
+                self._next_at = max(self._next_at, now - 1.0) + 1.0 / self._rate_per_s
+                await asyncio.sleep(self._next_at - now)
+                await self._read(session, self._rng.choice(self._reads))
 
     async def _read(self, session: aiohttp.ClientSession, read: Read) -> None:
-        check = self._begun(read)
+        check = self._begin(read)
         try:
-            async with session.get(self._url + read.path, params=read.query) as answer:
-                if answer.status != HTTPStatus.OK:
-                    self._fail(f"{read.path} answered {answer.status}: {(await answer.text())[:200]}")
+            async with session.get(self._url + read.path, params=read.query) as response:
+                if response.status != HTTPStatus.OK:
+                    self._fail(f"{read.path} answered {response.status}: {(await response.text())[:200]}")
                     return
-                told = await answer.json()
+                answer = await response.json()
         except (aiohttp.ClientError, TimeoutError) as error:
             self._fail(f"{read.path}: {type(error).__name__}: {error}")
             return
         self.answered += 1
-        wrong = check(read, told)
-        self.wrong += len(wrong)
-        self.contradictions += wrong[: SHOWN_MAX - len(self.contradictions)]
+        contradictions = check(read, answer)
+        self.contradictory += len(contradictions)
+        self.contradictions += contradictions[: SHOWN_MAX - len(self.contradictions)]
 
-    def _fail(self, how: str) -> None:
+    def _fail(self, failure: str) -> None:
         self.failed += 1
-        self.failures += [how][: SHOWN_MAX - len(self.failures)]
+        self.failures += [failure][: SHOWN_MAX - len(self.failures)]
 
 
-TRANSACTIONS, ACCOUNTS = "transactions", "accounts"
-
-
-def of_user(user: str) -> list[Read]:
-    """What applications show of a user."""
+def _reads_of(user: str) -> list[Read]:
     return [
         Read(user, TRANSACTIONS, f"/v1/users/{user}/transactions", {"limit": "50"}),
         Read(user, ACCOUNTS, f"/v1/users/{user}/accounts"),
@@ -115,21 +107,21 @@ def of_user(user: str) -> list[Read]:
 
 
 class MonotonicReads:
-    """Checks that what was read once never reads older: versions of transactions and accounts only grow."""
+    """Check that no read returns an older version of a row than a read that ended before it began."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, ...], int] = {}
+        self._versions: dict[tuple[str, ...], int] = {}
 
-    def begun(self, _: Read) -> Check:
-        """The check of a read that begins now: what others read meanwhile may be newer."""
-        seen = dict(self._seen)
-        return lambda read, told: self._check(read, told, seen)
+    def begin(self, _: Read) -> Check:
+        """Return the check of a read that begins now; concurrent reads may return newer versions."""
+        before = dict(self._versions)
+        return lambda read, answer: self._check(read, answer, before)
 
-    def _check(self, read: Read, told: Any, seen: Mapping[tuple[str, ...], int]) -> list[str]:
-        wrong = []
-        for row in told[read.what]:
-            key = (row["id"],) if read.what == TRANSACTIONS else (row["item_id"], row["account_id"])
-            if row["version"] < seen.get(key, 0):
-                wrong.append(f"{read.path}: {'/'.join(key)} was version {seen[key]} and is {row['version']}")
-            self._seen[key] = max(row["version"], self._seen.get(key, 0))
-        return wrong
+    def _check(self, read: Read, answer: Any, before: Mapping[tuple[str, ...], int]) -> list[str]:
+        contradictions = []
+        for row in answer[read.entity]:
+            key = (row["id"],) if read.entity == TRANSACTIONS else (row["item_id"], row["account_id"])
+            if row["version"] < before.get(key, 0):
+                contradictions.append(f"{read.path}: {'/'.join(key)} was version {before[key]} and is {row['version']}")
+            self._versions[key] = max(row["version"], self._versions.get(key, 0))
+        return contradictions

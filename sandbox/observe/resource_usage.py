@@ -1,4 +1,4 @@
-"""What processes spend: CPU time and memory, as the kernel counts them."""
+"""Measure CPU time and memory of processes, as the kernel counts them."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ WORKERS = "workers"
 
 @dataclass(slots=True)
 class Samples:
-    """What the workers of a command and the servers cost.
+    """Resource usage of a command's workers and of servers.
 
     Units: `cpu_s` CPU seconds by kind; memory of the largest process in MiB: in all, and in the first and last quarter.
     """
@@ -30,55 +30,57 @@ class Samples:
     rss_mib_end: int = 0
 
 
-async def sampled(child: Child, servers: Mapping[str, int], *, timeout_s: float) -> Samples:
-    """Wait for the end of a command, looking at its workers and at servers (name to pid).
+async def sample_until_end(child: Child, servers: Mapping[str, int], *, timeout_s: float) -> Samples:
+    """Wait for the end of a command and sample its workers and servers (name to pid) meanwhile.
 
     The workers are the processes that it starts, as long as there are any; a command that starts none is its own.
     Raises: Halt, where it does not end within the bound; it is killed then.
     """
     before = {name: cpu_s(pid) for name, pid in servers.items()}
-    watch = _Watch()
+    workers = _Workers()
     samples = Samples()
     deadline = time.monotonic() + timeout_s
     while child.running():
         if time.monotonic() > deadline:
             child.kill()
             raise Halt(f"a command was not done after {timeout_s:g} s")
-        if watch.look(child.pid):
+        if workers.sample(child.pid):
             samples.cpu_s = {name: cpu_s(pid) - before[name] for name, pid in servers.items()}
         await asyncio.sleep(SAMPLE_S)
-    sizes, edge = watch.sizes, max(1, int(len(watch.sizes) * EDGE))
-    samples.cpu_s[WORKERS] = sum(watch.spent.values())
+    sizes, edge = workers.largest_mib, max(1, int(len(workers.largest_mib) * EDGE))
+    samples.cpu_s[WORKERS] = sum(workers.cpu_s.values())
     samples.rss_mib = max(sizes, default=0)
     samples.rss_mib_begin, samples.rss_mib_end = max(sizes[:edge], default=0), max(sizes[-edge:], default=0)
     return samples
 
 
-class _Watch:
-    """What was seen of workers: CPU seconds by pid, and the size of the largest one at each look, in MiB."""
+class _Workers:
+    """CPU seconds of workers by pid, and the size of the largest worker at each sample."""
 
     def __init__(self) -> None:
-        self.spent: dict[int, float] = {}
-        self.sizes: list[int] = []
+        self.cpu_s: dict[int, float] = {}
+        self.largest_mib: list[int] = []
         self._had_workers = False
 
-    def look(self, pid: int) -> bool:
-        """Look at the workers of a command once more; False where it has none any more."""
-        workers = _seen(_children(pid))
+    def sample(self, pid: int) -> bool:
+        """Sample the workers of a command; return False where it has none any more."""
+        workers: dict[int, tuple[float, int]] = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers = _usage(psutil.Process(pid).children(recursive=True))
         if workers and not self._had_workers:
             self._had_workers = True
-            self.spent, self.sizes = {}, []
+            self.cpu_s, self.largest_mib = {}, []
         if not self._had_workers:
-            workers = _seen([psutil.Process(pid)])
+            workers = _usage([psutil.Process(pid)])
         if not workers:
             return False
-        self.spent.update({worker: used for worker, (used, _) in workers.items()})
-        self.sizes.append(max(size for _, size in workers.values()))
+        self.cpu_s.update({worker: used for worker, (used, _) in workers.items()})
+        self.largest_mib.append(max(size for _, size in workers.values()))
         return True
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and all that it started: those that it has reaped are counted with it."""
+    """Return the CPU seconds of a process and its descendants; those that it has reaped are counted with it."""
     head = psutil.Process(pid)
     times = head.cpu_times()
     used = times.user + times.system + times.children_user + times.children_system
@@ -89,18 +91,11 @@ def cpu_s(pid: int) -> float:
     return float(used)
 
 
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _seen(processes: Iterable[psutil.Process]) -> dict[int, tuple[float, int]]:
-    """CPU seconds and MiB of processes, by pid; what has ended is left out."""
-    found: dict[int, tuple[float, int]] = {}
+def _usage(processes: Iterable[psutil.Process]) -> dict[int, tuple[float, int]]:
+    """Return CPU seconds and MiB of processes, by pid; ended ones are left out."""
+    usage: dict[int, tuple[float, int]] = {}
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            found[process.pid] = (times.user + times.system, process.memory_info().rss // 2**20)
-    return found
+            usage[process.pid] = (times.user + times.system, process.memory_info().rss // 2**20)
+    return usage

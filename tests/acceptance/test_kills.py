@@ -9,7 +9,7 @@ from projections.verify import digests
 from runtime.crash_points import CrashPoint
 from sandbox.infra.stack import INGEST, PROJECTIONS, STREAMS
 from tests.acceptance.conftest import Running
-from tests.support.acceptance_published import net_events, read_topics
+from tests.support.acceptance_published import assert_published
 
 STAGE_OF = {
     "ingest": INGEST,
@@ -47,11 +47,11 @@ async def test_a_kill_at_each_step_loses_and_doubles_nothing(running: Running) -
         await die_at(running, point)
 
         await assert_true(running, after=point)
-    assert await read_topics(running.observer) == await net_events(running.observer)
+    await assert_published(running.observer)
 
 
 async def die_at(running: Running, point: CrashPoint) -> None:
-    stage = running.world.stages[STAGE_OF[point.partition(".")[0]]]
+    stage = running.stack.stages[STAGE_OF[point.partition(".")[0]]]
     restarts = stage.restarts
     await stage.die_at(point, times=2)
     deadline = time.monotonic() + CRASH_S_MAX

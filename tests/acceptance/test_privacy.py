@@ -4,9 +4,9 @@ from pathlib import Path
 
 import aiohttp
 
+from sandbox.observe.published_events import read_topics
 from schemas.topics import CHANGESETS, DEAD_LETTERS, WEBHOOKS
 from tests.acceptance.conftest import Running
-from tests.support.acceptance_topics import whole
 
 QUIET_S_MAX = 120.0
 MARKER_LENGTH_MIN = 6
@@ -40,13 +40,13 @@ async def personal_markers(running: Running) -> list[bytes]:
     accounts = {
         row[name] for item in truth for row in item["accounts"] for name in ("name", "official_name", "account_id")
     }
-    secrets = {"grace-hopper-the-user", "access-sandbox", "public-sandbox", running.world.secrets.api_key}
+    secrets = {"grace-hopper-the-user", "access-sandbox", "public-sandbox", running.stack.secrets.api_key}
     return [text.encode() for text in names | accounts | secrets if text and len(text) >= MARKER_LENGTH_MIN]
 
 
 async def clear_topics(running: Running) -> bytes:
     """All bytes of the topics that are kept: keys, values and headers."""
-    found = await whole(running.world.settings(), (WEBHOOKS, CHANGESETS, DEAD_LETTERS))
+    found = await read_topics(running.stack.settings(), (WEBHOOKS, CHANGESETS, DEAD_LETTERS))
     return b"".join(
         part
         for records in found.values()
@@ -59,7 +59,7 @@ async def scraped(running: Running) -> bytes:
     """The metrics of every stage."""
     found = []
     async with aiohttp.ClientSession() as session:
-        for stage in running.world.stages.values():
+        for stage in running.stack.stages.values():
             if stage.name != "plaid-simulator":
                 async with session.get(stage.metrics_url) as answer:
                     found.append(await answer.read())

@@ -18,7 +18,7 @@ CHANGESETS_PER_S, READS_PER_S = 40.0, 40.0
 async def test_three_kills_of_a_rebuild_under_writes_and_reads_are_noticed_by_nobody(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, kafka_address: str, topic_prefix: str, database: str
 ) -> None:
-    world = StackOptions(
+    stack = StackOptions(
         folder=tmp_path,
         environment={"TARTAN_TOPIC_PREFIX": topic_prefix},
         cluster=ClusterOptions(kafka_address=kafka_address, postgres_dsn=database),
@@ -30,19 +30,19 @@ async def test_three_kills_of_a_rebuild_under_writes_and_reads_are_noticed_by_no
         reads_per_s=READS_PER_S,
         seed=7,
         as_json=True,
-        world=world,
+        stack=stack,
     )
 
     code = await run_rebuild(options)
 
     output = capsys.readouterr()
-    told = json.loads(output.out.splitlines()[-1])
-    assert (code, told["failures"]) == (0, 0), output.err
-    assert told["kills"] == KILLS
-    assert told["killed"].keys() == {"rebuild.load", "rebuild.swap.before_commit", "projections.load"}
-    assert told["rebuild"]["digest_equal"] is True
-    assert told["rebuild"]["transactions_replayed"] > 0
-    assert (told["failed_reads"], told["contradictory_reads"], told["duplicate_pushes"]) == (0, 0, 0)
-    assert told["updates"] > 0
-    assert told["reads"] > 0
-    assert told["pushes"] > 0
+    result = json.loads(output.out.splitlines()[-1])
+    assert (code, result["failures"]) == (0, 0), output.err
+    assert result["kills"] == KILLS
+    assert result["killed"].keys() == {"rebuild.load", "rebuild.swap.before_commit", "projections.load"}
+    assert result["rebuild"]["digest_equal"] is True
+    assert result["rebuild"]["transactions_replayed"] > 0
+    assert (result["failed_reads"], result["contradictory_reads"], result["duplicate_pushes"]) == (0, 0, 0)
+    assert result["updates"] > 0
+    assert result["reads"] > 0
+    assert result["pushes"] > 0

@@ -11,11 +11,11 @@ import aiohttp
 import fastavro
 
 from projections.verify import digests
+from sandbox.observe.published_events import read_topics
 from schemas.encoding import catalogue
 from schemas.topics import TRANSACTIONS
 from tests.acceptance.conftest import Running
-from tests.support.acceptance_published import net_events, read_topics
-from tests.support.acceptance_topics import whole
+from tests.support.acceptance_published import assert_published, read_published
 
 QUIET_S_MAX = 60.0
 WAIT_S_MAX = 30.0
@@ -42,11 +42,11 @@ async def test_what_the_bank_has_is_in_tables_ledger_topics_and_api(running: Run
         await running.bank.step(changes=6)
     await running.observer.until_quiet(running.bank, timeout_s=QUIET_S_MAX)
 
-    async with running.observer.pool.acquire() as connected:
-        assert await digests.state_digest(connected) == await running.bank.digest()
-        assert await digests.ledger_problems(connected) == []
-    assert await read_topics(running.observer) == await net_events(running.observer)
-    assert await shown_by_api(running, "bob") == await told_by_bank(running, item_id)
+    async with running.observer.pool.acquire() as connection:
+        assert await digests.state_digest(connection) == await running.bank.digest()
+        assert await digests.ledger_problems(connection) == []
+    await assert_published(running.observer)
+    assert await shown_by_api(running, "bob") == await rows_of_bank(running, item_id)
 
 
 async def shown_by_api(running: Running, user: str) -> dict[str, tuple[Any, ...]]:
@@ -62,7 +62,7 @@ async def shown_by_api(running: Running, user: str) -> dict[str, tuple[Any, ...]
         filters["cursor"] = page["next_cursor"]
 
 
-async def told_by_bank(running: Running, item_id: str) -> dict[str, tuple[Any, ...]]:
+async def rows_of_bank(running: Running, item_id: str) -> dict[str, tuple[Any, ...]]:
     [item] = [item for item in await running.bank.truth() if item["item_id"] == item_id]
     return {
         row["transaction_id"]: (
@@ -78,7 +78,7 @@ async def told_by_bank(running: Running, item_id: str) -> dict[str, tuple[Any, .
 async def test_a_stranger_reads_the_public_topic_with_fastavro_alone(running: Running) -> None:
     item_id = await linked(running, "ada", transactions=30)
     read: dict[str, dict[str, Any]] = {}
-    for records in (await whole(running.world.settings(), [TRANSACTIONS])).values():
+    for records in (await read_topics(running.stack.settings(), [TRANSACTIONS])).values():
         for record in records:
             headers = {name: value.decode() for name, value in record.headers}
             assert {"ce_id", "ce_type", "ce_time", "ce_source", "ce_subject", "tartan-position"} <= headers.keys()
@@ -89,9 +89,9 @@ async def test_a_stranger_reads_the_public_topic_with_fastavro_alone(running: Ru
             assert record.key.decode() == event["id"]
             read[event["transaction"]["transaction_id"]] = event
 
-    told = await told_by_bank(running, item_id)
+    rows = await rows_of_bank(running, item_id)
     assert {plaid: event["transaction"]["amount"] for plaid, event in read.items()} == {
-        plaid: values[0] for plaid, values in told.items()
+        plaid: values[0] for plaid, values in rows.items()
     }
     assert {event["user_id"] for event in read.values()} == {"ada"}
 
@@ -99,7 +99,7 @@ async def test_a_stranger_reads_the_public_topic_with_fastavro_alone(running: Ru
 async def test_a_browser_gets_a_snapshot_and_then_each_change_once(running: Running) -> None:
     item_id = await linked(running, "ada")
     token = await running.application.stream_token("ada")
-    url = running.world.gateway_url.replace("http", "ws", 1) + "/v1/stream"
+    url = running.stack.gateway_url.replace("http", "ws", 1) + "/v1/stream"
     async with aiohttp.ClientSession() as session, session.ws_connect(url, params={"token": token}) as socket:
         balances = json.loads((await socket.receive(timeout=WAIT_S_MAX)).data)
         transactions = json.loads((await socket.receive(timeout=WAIT_S_MAX)).data)
@@ -108,11 +108,11 @@ async def test_a_browser_gets_a_snapshot_and_then_each_change_once(running: Runn
         for _ in range(5):
             await running.bank.step(item_id, changes=4)
         await running.observer.until_quiet(running.bank, timeout_s=QUIET_S_MAX)
-        wanted = await running.observer.pool.fetchval(
+        count = await running.observer.pool.fetchval(
             "SELECT sum(net_events) FROM reads.changesets WHERE type = 'sync' AND source_offset >= $1",
             int(transactions["position"].partition(":")[2]),
         )
-        messages = [json.loads((await socket.receive(timeout=WAIT_S_MAX)).data) for _ in range(int(wanted))]
+        messages = [json.loads((await socket.receive(timeout=WAIT_S_MAX)).data) for _ in range(int(count))]
 
     positions = [message["position"] for message in messages]
     assert len(set(positions)) == len(positions)
@@ -135,13 +135,13 @@ async def test_a_lost_login_stops_the_item_and_a_repaired_one_catches_up(running
     await until(lambda: has_status(running, item_id, "active"))
     await running.observer.until_quiet(running.bank, timeout_s=QUIET_S_MAX)
 
-    async with running.observer.pool.acquire() as connected:
-        assert await digests.state_digest(connected) == await running.bank.digest()
+    async with running.observer.pool.acquire() as connection:
+        assert await digests.state_digest(connection) == await running.bank.digest()
     kinds = [
         kind
-        for (_, topic), events in (await read_topics(running.observer)).items()
+        for (topic, _), events in (await read_published(running.observer)).items()
         if topic == "items"
-        for _, kind in events
+        for *_, kind in events
     ]
     assert sorted(kinds) == ["item.linked", "item.state_changed", "item.state_changed"]
 
@@ -170,7 +170,7 @@ async def test_a_manual_sync_answers_with_what_was_applied(running: Running) -> 
     item_id = await linked(running, "ada")
     await running.bank.rates(webhooks_lost=1.0)
     await running.bank.step(item_id, changes=5)
-    truth = await told_by_bank(running, item_id)
+    truth = await rows_of_bank(running, item_id)
 
     answer = await running.application.sync(item_id, wait_s=WAIT_S_MAX)
 

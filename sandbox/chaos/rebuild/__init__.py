@@ -1,1 +1,1 @@
-"""TODO sandbox/chaos/rebuild."""
+"""`tartan chaos --rebuild`: kill a rebuild again and again while the log grows and applications read."""

@@ -1,4 +1,4 @@
-"""Kills `tartan rebuild` and the projectors beside it, again and again, until a rebuild is done all the same."""
+"""Kill `tartan rebuild` and the projectors beside it, again and again, until a rebuild completes."""
 
 import asyncio
 import random
@@ -13,16 +13,16 @@ import asyncpg
 from projections.store.tables import NEXT, SCHEMA
 from runtime.crash_points import CrashPoint
 from sandbox.infra.stack import PROJECTIONS, Stack
-from sandbox.observe.rebuild_process import LOOK_S, RebuildProcess
+from sandbox.observe.rebuild_process import POLL_S, RebuildProcess
 from schemas.errors import Halt
 
 REBUILD = "rebuild"
-TRIES_MAX = 3
-"""Rebuilds that end before their moment comes: a short log is replayed within a look."""
+ATTEMPTS_MAX = 3
+"""Rebuilds that may end before the moment of their kill: a short log is replayed within one poll."""
 
 
 class Moment(StrEnum):
-    """When something is killed: in the load, in a phase behind it, or at a point of the swap."""
+    """Moment of a kill: in the load, in a phase after it, or at a crash point of the swap."""
 
     LOAD = "load"
     INDEXES = "indexes"
@@ -34,129 +34,131 @@ class Moment(StrEnum):
 
 
 POINTS = {moment: CrashPoint(moment) for moment in Moment if moment.startswith("swap.")}
-BEGUN = "the next version"
-SAID = {Moment.INDEXES: "indexes", Moment.COMPARISON: "comparison", Moment.SWAP: "swap"}
-"""What a rebuild says as it begins a phase."""
+LOAD_LOGGED = "the next version"
+PHASE_LOGGED = {Moment.INDEXES: "indexes", Moment.COMPARISON: "comparison", Moment.SWAP: "swap"}
+"""Text in the rebuild's log at the begin of a phase."""
 
 
 class Kill(NamedTuple):
-    """What is killed when. `share` of the log is replayed by then, where it is killed in the load."""
+    """Kill of a process at a moment; in the load, as soon as `share` of the log is replayed."""
 
     moment: Moment
     share: float = 0.0
-    victim: str = REBUILD
+    target: str = REBUILD
 
     def __str__(self) -> str:
-        where = f"{self.moment} at {self.share:.0%}" if self.moment is Moment.LOAD else str(self.moment)
-        return f"{self.victim}: {where}"
+        moment = f"{self.moment} at {self.share:.0%}" if self.moment is Moment.LOAD else str(self.moment)
+        return f"{self.target}: {moment}"
 
 
 _FIRST = (
     Kill(Moment.LOAD),
     Kill(Moment.SWAP_BEFORE_COMMIT),
-    Kill(Moment.LOAD, victim=PROJECTIONS),
-    Kill(Moment.SWAP, victim=PROJECTIONS),
+    Kill(Moment.LOAD, target=PROJECTIONS),
+    Kill(Moment.SWAP, target=PROJECTIONS),
     Kill(Moment.SWAP_LOCKED),
     Kill(Moment.COMPARISON),
     Kill(Moment.SWAP_AFTER_COMMIT),
     Kill(Moment.INDEXES),
 )
-"""What must be among the kills, the most telling first."""
+"""Kills of every plan, the most important first."""
 
 
-def planned(*, seed: int, kills: int) -> list[Kill]:
-    """So many kills in the order in which one rebuild comes by them; those beyond the first are in its load."""
+def plan_kills(*, seed: int, kills: int) -> list[Kill]:
+    """Return so many kills in the order of one rebuild; those beyond the first ones are in its load."""
     rng = random.Random(seed)
-    victims = (REBUILD, REBUILD, PROJECTIONS)
-    chosen = [*_FIRST[:kills], *(Kill(Moment.LOAD, victim=rng.choice(victims)) for _ in range(kills - len(_FIRST)))]
+    targets = (REBUILD, REBUILD, PROJECTIONS)
+    chosen = [*_FIRST[:kills], *(Kill(Moment.LOAD, target=rng.choice(targets)) for _ in range(kills - len(_FIRST)))]
     placed = [kill._replace(share=rng.uniform(0.05, 0.9)) if kill.moment is Moment.LOAD else kill for kill in chosen]
     order = list(Moment)
     return sorted(placed, key=lambda kill: (order.index(kill.moment), kill.share))
 
 
 class Killer:
-    """Runs rebuilds of a world and does the kills of a plan to them. `done` counts what was killed where."""
+    """Run rebuilds of a stack and kill them by plan; `done` counts the kills by target and moment."""
 
-    def __init__(self, world: Stack, connection: asyncpg.Connection, say: Callable[[str], None]) -> None:
-        self._world = world
+    def __init__(self, stack: Stack, connection: asyncpg.Connection, note: Callable[[str], None]) -> None:
+        self._stack = stack
         self._connection = connection
-        self._say = say
-        self._running: RebuildProcess | None = None
+        self._note = note
+        self._process: RebuildProcess | None = None
         self.done: Counter[str] = Counter()
 
     async def run(self, *arguments: str) -> Any:
-        """Run the command to its end, and give what it told. Raises: Halt, where it fails."""
-        self._say(f"tartan rebuild {' '.join(arguments)}".rstrip())
-        return await self._begun(*arguments).result()
+        """Run the command to its end and return its result.
 
-    async def rebuilt(self, plan: Sequence[Kill]) -> Any:
-        """Do the kills, and give what the rebuild told that was let be: each goes on where the one before it was.
+        Raises: Halt, where it fails.
+        """
+        self._note(" ".join(["tartan rebuild", *arguments]))
+        return await self._start(*arguments).result()
 
-        Raises: Halt, where one fails of which nothing was killed, or a moment does not come.
+    async def rebuild(self, plan: Sequence[Kill]) -> Any:
+        """Do the kills, and return the result of the rebuild that was not killed; each resumes the one before it.
+
+        Raises: Halt, where a rebuild fails without a kill, or a moment does not come.
         """
         try:
             for kill in plan:
-                await self._killed(kill)
-            if self._running is not None:
-                return await self._running.result()
+                await self._kill(kill)
+            if self._process is not None:
+                return await self._process.result()
         finally:
-            if self._running is not None:
-                await self._running.kill()
+            if self._process is not None:
+                await self._process.kill()
         return await self.run()
 
-    async def _killed(self, kill: Kill) -> None:
-        for _ in range(TRIES_MAX):
-            is_killed = await self._tried(kill)
-            if is_killed:
-                self.done[f"{kill.victim}.{kill.moment}"] += 1
-                self._say(f"killed {kill}")
-            if not is_killed or kill.moment is Moment.SWAP_AFTER_COMMIT:
-                # What it made is live: the next one begins anew.
+    async def _kill(self, kill: Kill) -> None:
+        for _ in range(ATTEMPTS_MAX):
+            killed = await self._attempt(kill)
+            if killed:
+                self.done[f"{kill.target}.{kill.moment}"] += 1
+                self._note(f"killed {kill}")
+            if not killed or kill.moment is Moment.SWAP_AFTER_COMMIT:
+                # Its version is live already: the next rebuild starts anew.
                 await self.run("--drop-old")
-            if is_killed:
+            if killed:
                 return
-        raise Halt(f"no rebuild of {TRIES_MAX} came by {kill}")
+        raise Halt(f"none of {ATTEMPTS_MAX} rebuilds reached {kill}")
 
-    async def _tried(self, kill: Kill) -> bool:
-        """Kill at the moment. False: the rebuild came to its end before."""
+    async def _attempt(self, kill: Kill) -> bool:
+        """Kill at the moment; return False where the rebuild ended before it."""
         point = POINTS.get(kill.moment)
-        if self._running is not None and point is not None:
-            await self._running.kill()
-            self._running = None
-        running = self._running = self._running or self._begun(dies_at=point)
+        if self._process is not None and point is not None:
+            await self._process.kill()
+            self._process = None
+        process = self._process = self._process or self._start(dies_at=point)
         if point is not None:
-            has_come = await running.ended() == -signal.SIGKILL
+            reached = await process.ended() == -signal.SIGKILL
         else:
-            has_come = await self._come(running, kill)
-        if has_come and kill.victim == PROJECTIONS:
-            self._world.stages[PROJECTIONS].kill()
+            reached = await self._reach(process, kill)
+        if reached and kill.target == PROJECTIONS:
+            self._stack.stages[PROJECTIONS].kill()
             return True
-        self._running = None
-        if has_come:
-            await running.kill()
+        self._process = None
+        if reached:
+            await process.kill()
         else:
-            await running.result()
-        return has_come
+            await process.result()
+        return reached
 
-    async def _come(self, running: RebuildProcess, kill: Kill) -> bool:
+    async def _reach(self, process: RebuildProcess, kill: Kill) -> bool:
         if kill.moment is not Moment.LOAD:
-            return await running.until(lambda: running.said(SAID[kill.moment]))
-        while running.running():
-            if running.said(BEGUN) and await self._share() >= kill.share:
+            return await process.until(lambda: process.has_logged(PHASE_LOGGED[kill.moment]))
+        while process.running():
+            if process.has_logged(LOAD_LOGGED) and await self._replayed_share() >= kill.share:
                 return True
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         return False
 
-    async def _share(self) -> float:
-        """How much of what the live version has is replayed."""
+    async def _replayed_share(self) -> float:
         try:
             return float(await self._connection.fetchval(_SHARE))
         except asyncpg.UndefinedTableError:
-            return 0.0  # not made yet, or swapped: then the rebuild ends
+            return 0.0  # not created yet, or swapped: then the rebuild ends
 
-    def _begun(self, *arguments: str, dies_at: CrashPoint | None = None) -> RebuildProcess:
+    def _start(self, *arguments: str, dies_at: CrashPoint | None = None) -> RebuildProcess:
         return RebuildProcess(
-            *arguments, environment=self._world.environment(), folder=self._world.folder, dies_at=dies_at
+            *arguments, environment=self._stack.environment(), folder=self._stack.folder, dies_at=dies_at
         )
 
 

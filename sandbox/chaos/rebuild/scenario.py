@@ -1,10 +1,14 @@
-"""`tartan chaos --rebuild`: a rebuild that is killed again and again while the log grows and applications read."""
+"""`tartan chaos --rebuild`: kill a rebuild again and again while the log grows and applications read.
+
+Steps: write histories; connect browsers and readers; write updates while a rebuild is killed by plan, completes, is
+swapped back and forward; stop the updates; compare gateway, tables, topics and browsers with the log.
+"""
 
 import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,33 +20,32 @@ from rich.console import Console
 
 from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.settings import Settings
-from sandbox.chaos.failure_report import keep
+from sandbox.chaos.failure_report import save_failure
 from sandbox.chaos.rebuild import proof
-from sandbox.chaos.rebuild.kills import Killer, planned
-from sandbox.chaos.rebuild.update_checker import UpdateChecker, of_transactions
-from sandbox.chaos.rebuild.writer import Writer
+from sandbox.chaos.rebuild.kills import Killer, plan_kills
+from sandbox.chaos.rebuild.log_writer import LogWriter
+from sandbox.chaos.rebuild.update_checker import UpdateChecker, update_of_transactions
 from sandbox.infra.clients import Application
-from sandbox.infra.generated_log import name_of
+from sandbox.infra.generated_log import user_id_of
 from sandbox.infra.stack import GATEWAY, PROJECTIONS, Stack, StackOptions
-from sandbox.observe.listeners import Browsers
-from sandbox.observe.read_load import ReadLoad, of_user
+from sandbox.observe.browsers import Browsers
+from sandbox.observe.read_load import ReadLoad
 from schemas.errors import TartanError
 
 TRANSACTIONS_A_USER, USERS_MIN = 500, 4
 SHOWN_MAX = 20
-LISTENERS_MAX = 10
-"""Users whose browser listens too."""
+BROWSERS_MAX = 10
 PATIENCE_S = 3_600.0
-"""Of the proof, which reads every row in one transaction."""
+"""Timeouts of the proof, which reads every row in one transaction."""
 SEEDS = 2**31
 PARTITIONS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RebuildOptions:
-    """A log of `transactions` in first synchronisations, and `kills` while it is replayed, grows and is read.
+    """A log of `transactions` in first sync runs, and `kills` while it is replayed, grows and is read.
 
-    `world` is where it happens; by default Kafka and Postgres of its own.
+    `stack` has options of the stack; by default it has a Kafka and a Postgres of its own.
     """
 
     transactions: int
@@ -51,143 +54,144 @@ class RebuildOptions:
     reads_per_s: float
     seed: int | None = None
     as_json: bool = False
-    world: StackOptions = field(default_factory=StackOptions)
+    stack: StackOptions = field(default_factory=StackOptions)
 
 
 class _RebuildStack(Stack):
-    """Only what takes part: nothing is fetched from Plaid."""
+    """Run the projectors and the gateway alone: nothing is fetched from Plaid."""
 
     def __init__(self, options: StackOptions, *, progress: Callable[[str], None]) -> None:
         environment = {"TARTAN_PARTITIONS": str(PARTITIONS), **options.environment}
         super().__init__(replace(options, running=(PROJECTIONS, GATEWAY), environment=environment), progress=progress)
 
     def settings(self) -> Settings:
-        """The settings of tools that look at this world, and take their time."""
+        """Return the settings of tools that observe the stack, with long timeouts."""
         limits = ("lock_timeout_s", "statement_timeout_s", "transaction_timeout_s")
         return super().settings().model_copy(update=dict.fromkeys(limits, PATIENCE_S))
 
 
 async def run_rebuild(options: RebuildOptions) -> int:
-    """Run it. Gives the exit code: 0 only where nothing was found wrong.
+    """Run it and return the exit code: 0 only where no problem was found.
 
-    Raises: Halt, where the world does not start.
+    Raises: Halt, where the stack does not start.
     """
     seed = random.randrange(SEEDS) if options.seed is None else options.seed
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"seed {seed}: {options.transactions:,} transactions, {options.kills} kills")
     journal: list[str] = []
-    began = time.monotonic()
+    started = time.monotonic()
 
-    def say(what: str) -> None:
-        journal.append(f"{time.monotonic() - began:7.1f} s  {what}")
+    def note(event: str) -> None:
+        journal.append(f"{time.monotonic() - started:7.1f} s  {event}")
         console.print(journal[-1], markup=False)
 
-    async with _RebuildStack(options.world, progress=lambda what: say(f"starting {what}")) as world:
-        told: dict[str, Any] = {}
-        problems = await _done(_Rebuilt(world, options, seed, say, told))
-        told |= {"seconds": round(time.monotonic() - began, 1), "seed": seed, "failures": len(problems)}
+    async with _RebuildStack(options.stack, progress=lambda step: note(f"starting {step}")) as stack:
+        scenario = _Scenario(stack, options, seed, note)
+        try:
+            problems = await scenario.run()
+        except (TartanError, KafkaError, aiohttp.ClientError, *POSTGRES_ERRORS) as error:
+            problems = [f"{type(error).__name__}: {error}"]
+        seconds = round(time.monotonic() - started, 1)
+        result = scenario.result | {"seconds": seconds, "seed": seed, "failures": len(problems)}
         for problem in problems:
             console.print(problem, style="red", markup=False)
         if problems:
-            folder = await keep(world, told, problems, journal)
-            console.print(f"Kept: {folder}\nAgain: tartan chaos --rebuild --kills {options.kills} --seed {seed}")
+            folder = await save_failure(stack, result, problems, journal)
+            console.print(f"Saved: {folder}\nAgain: tartan chaos --rebuild --kills {options.kills} --seed {seed}")
         else:
             console.print("[green]Every version equals the log; no read failed or went back; no event or push twice.")
     if options.as_json:
-        print(json.dumps(told))
+        print(json.dumps(result))
     return 1 if problems else 0
 
 
-async def _done(rebuilt: "_Rebuilt") -> list[str]:
-    """Do it; an error of it is a problem like any other."""
-    try:
-        return await rebuilt.run()
-    except (TartanError, KafkaError, aiohttp.ClientError, *POSTGRES_ERRORS) as error:
-        return [f"{type(error).__name__}: {error}"]
-
-
-class _Rebuilt:
-    def __init__(
-        self, world: Stack, options: RebuildOptions, seed: int, say: Callable[[str], None], told: dict[str, Any]
-    ) -> None:
-        self._world, self._options, self._say, self._told = world, options, say, told
-        self._plan = planned(seed=seed, kills=options.kills)
+class _Scenario:
+    def __init__(self, stack: Stack, options: RebuildOptions, seed: int, note: Callable[[str], None]) -> None:
+        self._stack, self._options, self._note = stack, options, note
+        self._plan = plan_kills(seed=seed, kills=options.kills)
         users = max(USERS_MIN, options.transactions // TRANSACTIONS_A_USER)
-        self._writer = Writer(world.settings(), users=users, seed=seed)
+        self._writer = LogWriter(stack.settings(), users=users, seed=seed)
+        self.result: dict[str, Any] = {}
 
     async def run(self) -> list[str]:
-        """All of it, and what is wrong in the end."""
-        writer, world = self._writer, self._world
-        names = {name_of(user): user for user in writer.users}
-        listening = dict(list(names.items())[:LISTENERS_MAX])
-        consistency = UpdateChecker()
-        readers = ReadLoad(
-            world.gateway_url,
-            world.secrets.api_key,
-            reads=[read for name in names for read in of_user(name)],
-            rate_per_s=self._options.reads_per_s,
-            begun=consistency.begun,
-        )
-        async with AsyncExitStack() as stack:
-            connection = await asyncpg.connect(world.postgres_dsn)
-            stack.push_async_callback(connection.close)
-            killer = Killer(world, connection, self._say)
+        """Do all steps and return the problems."""
+        writer, stack = self._writer, self._stack
+        numbers = {user_id_of(user): user for user in writer.users}
+        with_browser = dict(list(numbers.items())[:BROWSERS_MAX])
+        async with AsyncExitStack() as exits:
+            connection = await asyncpg.connect(stack.postgres_dsn)
+            exits.push_async_callback(connection.close)
+            killer = Killer(stack, connection, self._note)
             await writer.start()
-            stack.push_async_callback(writer.stop)
-            self._say("histories")
-            await writer.histories(connection, self._options.transactions)
-            self._say("the live version reads them")
-            await proof.all_read(connection, records=writer.records)
-            application = await stack.enter_async_context(Application(world.gateway_url, world.secrets.api_key))
-            listeners = await stack.enter_async_context(Browsers(application, world.gateway_url, list(listening)))
-            began = time.monotonic()
-            async with readers:
-                await self._live(killer)
-                await proof.all_read(connection, records=writer.records)
-            spent_s = time.monotonic() - began
-            self._say("proof")
-            found = [*readers.failures, *readers.contradictions]
-            found += await _unshown(application, {name: writer.written[user] for name, user in names.items()})
-            found += await proof.problems(world.settings(), listeners, listening)
+            exits.push_async_callback(writer.stop)
+            self._note("histories")
+            await writer.write_histories(connection, self._options.transactions)
+            self._note("the live version reads them")
+            await proof.await_all_read(connection, records=writer.records)
+            application = await exits.enter_async_context(stack.application())
+            browsers = Browsers(application, stack.gateway_url, list(with_browser))
+            await exits.enter_async_context(browsers)
+            await browsers.connected()
+            load = ReadLoad(
+                stack.gateway_url,
+                stack.secrets.api_key,
+                users=list(numbers),
+                rate_per_s=self._options.reads_per_s,
+                begin=UpdateChecker().begin,
+            )
+            started = time.monotonic()
+            async with load:
+                await self._rebuild_under_writes(killer)
+                await proof.await_all_read(connection, records=writer.records)
+            duration_s = time.monotonic() - started
+            self._note("proof")
+            problems = [*load.failures, *load.contradictions, *await self._gateway_problems(application)]
+            problems += await proof.find_problems(stack.settings(), browsers, with_browser)
             await killer.run("--drop-old")
-        self._told |= {
-            "updates": sum(writer.written.values()),
-            "updates_per_s": round(sum(writer.written.values()) / spent_s, 1),
-            "reads": readers.answered,
-            "reads_per_s": round(readers.answered / spent_s, 1),
-            "failed_reads": readers.failed,
-            "contradictory_reads": readers.wrong,
-            "pushes": listeners.messages,
-            "duplicate_pushes": listeners.duplicates,
+        updates = sum(writer.written.values())
+        self.result |= {
+            "updates": updates,
+            "updates_per_s": round(updates / duration_s, 1),
+            **load.summary,
+            "reads_per_s": round(load.answered / duration_s, 1),
+            "pushes": browsers.messages,
+            "duplicate_pushes": browsers.duplicates,
         }
-        return found
+        return problems
 
-    async def _live(self, killer: Killer) -> None:
-        """Rebuild under writes and kills, go back, and forward again."""
+    async def _rebuild_under_writes(self, killer: Killer) -> None:
+        """Rebuild under writes and kills, swap back, and forward again."""
         ended = asyncio.Event()
-        writing = asyncio.create_task(self._writer.live(self._options.changesets_per_s, ended))
+        writing = asyncio.create_task(self._writer.write_updates(self._options.changesets_per_s, ended))
         try:
-            result = await killer.rebuilt(self._plan)
+            rebuilt = await killer.rebuild(self._plan)
             await killer.run("--back")
             await killer.run("--back")
         finally:
             ended.set()
             await writing
-        self._told |= {
+        self.result |= {
             "kills": killer.done.total(),
             "killed": dict(sorted(killer.done.items())),
-            "rebuild": {name: result[name] for name in _OF_RESULT},
+            "rebuild": {name: rebuilt[name] for name in _REBUILD_FIELDS},
         }
 
+    async def _gateway_problems(self, application: Application) -> list[str]:
+        """Return the users to whom the gateway does not show the last update in the log."""
+        problems = []
+        for user, number in self._writer.written.items():
+            page = await application.transactions(user_id_of(user), limit="50")
+            shown, _ = update_of_transactions(page)
+            if shown != number:
+                problems.append(f"{user_id_of(user)} is shown update {shown} of {number}")
+        return problems[:SHOWN_MAX]
 
-async def _unshown(application: Application, written: Mapping[str, int]) -> list[str]:
-    """Whether the gateway shows each user the last update that is in the log."""
-    found = []
-    for user, number in written.items():
-        shown, _ = of_transactions(await application.transactions(user, limit="50"))
-        if shown != number:
-            found.append(f"{user} is shown update {shown} of {number}")
-    return found[:SHOWN_MAX]
 
-
-_OF_RESULT = ("digest_equal", "resumed", "events_replayed", "transactions_replayed", "transactions_per_s", "seconds")
+_REBUILD_FIELDS = (
+    "digest_equal",
+    "resumed",
+    "events_replayed",
+    "transactions_replayed",
+    "transactions_per_s",
+    "seconds",
+)

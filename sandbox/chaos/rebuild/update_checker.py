@@ -1,57 +1,57 @@
-"""What answers of the gateway say of how far they have read the writer's updates, and whether that can be."""
+"""Check the gateway's answers during a rebuild: each update of the log writer is visible whole or not at all."""
 
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from sandbox.chaos.rebuild.writer import OPENED_WITH, amount
+from sandbox.chaos.rebuild.log_writer import NAME, OPENING_BALANCE, amount
 from sandbox.observe.read_load import ACCOUNTS, Check, Read
-
-NAME = "UPDATE "
 
 
 class UpdateChecker:
-    """Checks that an answer shows each update whole or not at all, and none older than was read before."""
+    """Find answers that contain a part of an update, or an older update than a read that ended before."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
-        """The last update of a user that anybody has read."""
+        self._last_read: dict[str, int] = {}
+        """Last update of each user that any read returned."""
 
-    def begun(self, read: Read) -> Check:
-        """The check of a read that begins now: what others read meanwhile may be newer."""
-        seen = self.seen.get(read.user, 0)
-        return lambda read, told: self._check(read, told, seen)
+    def begin(self, read: Read) -> Check:
+        """Return the check of a read that begins now; concurrent reads may return newer updates."""
+        before = self._last_read.get(read.user, 0)
+        return lambda read, answer: self._check(read, answer, before)
 
-    def _check(self, read: Read, told: Any, seen: int) -> Sequence[str]:
-        number, wrong = of_accounts(told) if read.what == ACCOUNTS else of_transactions(told)
-        if number < seen:
-            wrong = [*wrong, f"shows update {number} after {seen} was read"]
-        self.seen[read.user] = max(number, self.seen.get(read.user, 0))
-        return [f"{read.path} {one}" for one in wrong]
+    def _check(self, read: Read, answer: Any, before: int) -> Sequence[str]:
+        number, problems = update_of_accounts(answer) if read.entity == ACCOUNTS else update_of_transactions(answer)
+        if number < before:
+            problems = [*problems, f"shows update {number} after {before} was read"]
+        self._last_read[read.user] = max(number, self._last_read.get(read.user, 0))
+        return [f"{read.path} {problem}" for problem in problems]
 
 
-def of_accounts(told: Any) -> tuple[int, list[str]]:
-    """The update that a user's account shows, and what is wrong."""
-    balances = [account["current"] for account in told["accounts"]]
+def update_of_accounts(answer: Any) -> tuple[int, list[str]]:
+    """Return the update that a user's balance shows, and problems."""
+    balances = [account["current"] for account in answer["accounts"]]
     if len(balances) != 1:
         return 0, [f"shows {len(balances)} accounts"]
-    return int(Decimal(balances[0])) - OPENED_WITH, []
+    return int(Decimal(balances[0])) - OPENING_BALANCE, []
 
 
-def of_transactions(told: Any) -> tuple[int, list[str]]:
-    """The update that a page, newest first, shows: the last one is not final yet, all before it are, without gap."""
-    if not told["transactions"]:
+def update_of_transactions(answer: Any) -> tuple[int, list[str]]:
+    """Return the update that a page, newest first, shows, and problems.
+
+    The last transaction is not final yet; all before it are, without gap.
+    """
+    if not answer["transactions"]:
         return 0, ["shows no transactions"]
-    shown = [row for row in told["transactions"] if row["name"].startswith(NAME)]
-    numbers = [int(row["name"].removeprefix(NAME)) for row in shown]
+    updates = [row for row in answer["transactions"] if row["name"].startswith(NAME)]
+    numbers = [int(row["name"].removeprefix(NAME)) for row in updates]
     last = numbers[0] if numbers else 0
-    wrong = []
+    problems = []
     if numbers != list(range(last, last - len(numbers), -1)):
-        wrong.append(f"shows updates {numbers}")
-    elif len(shown) < len(told["transactions"]) and len(numbers) != last:
-        wrong.append(f"shows {len(numbers)} of {last} updates")
-    for number, row in zip(numbers, shown, strict=True):
-        wanted = amount(number, final=number != last)
-        if Decimal(row["amount"]) != Decimal(wanted):
-            wrong.append(f"shows update {last}, and {row['amount']} of update {number}")
-    return last, wrong
+        problems.append(f"shows updates {numbers}")
+    elif len(updates) < len(answer["transactions"]) and len(numbers) != last:
+        problems.append(f"shows {len(numbers)} of {last} updates")
+    for number, row in zip(numbers, updates, strict=True):
+        if Decimal(row["amount"]) != Decimal(amount(number, final=number != last)):
+            problems.append(f"shows update {last}, and {row['amount']} of update {number}")
+    return last, problems

@@ -113,7 +113,7 @@ async def test_a_stop_ends_a_process_that_is_still_starting(tmp_path: Path) -> N
     async with running("starts_for_ever", tmp_path) as process:
         assert json.loads(await process.until("/readyz", 503)) == {"ready": False, "reasons": ["starting"]}
 
-        process.child.ask_to_stop()
+        process.child.request_stop()
         code = await process.ended()
 
     assert code == 0
@@ -125,7 +125,7 @@ async def test_a_stop_that_hangs_ends_at_its_bound_and_shows_where(tmp_path: Pat
         await process.until("/readyz", 200)
 
         began = time.monotonic()
-        process.child.ask_to_stop()
+        process.child.request_stop()
         code = await process.ended()
 
     assert code == 1

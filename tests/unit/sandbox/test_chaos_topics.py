@@ -1,11 +1,11 @@
-"""What chaos calls lost or doubled in a topic: it must be able to find it."""
+"""Chaos finds events and webhooks that are lost or duplicate."""
 
 import base64
 import json
 from types import SimpleNamespace
 from typing import Any
 
-from sandbox.observe.published_events import Sent, accepted, deduplicate, lost_webhooks
+from sandbox.observe.published_events import Delivery, accepted, deduplicate, event_of, lost_webhooks
 from schemas.encoding import codec
 from schemas.log.records import Webhook
 
@@ -20,18 +20,18 @@ def logged(item_id: str, signed_at_s: int, code: str = "SYNC_UPDATES_AVAILABLE")
     return SimpleNamespace(value=codec.encode(Webhook(0, body, b"\0" * 32, f"head.{claims}.signature", "{}")))
 
 
-def sent(item_id: str, at_s: int) -> Sent:
-    return Sent(item_id, "SYNC_UPDATES_AVAILABLE", at_s)
+def sent(item_id: str, sent_at_s: int) -> Delivery:
+    return Delivery(item_id, "SYNC_UPDATES_AVAILABLE", sent_at_s)
 
 
 def test_what_a_crashed_publisher_repeats_is_dropped() -> None:
-    records = [published(at) for at in ("7.0", "7.1", "8.0", "7.1", "8.0", "9.0")]
+    records = [published(position) for position in ("7.0", "7.1", "8.0", "7.1", "8.0", "9.0")]
 
-    assert [kept[:2] for kept in deduplicate(records)] == [(7, 0), (7, 1), (8, 0), (9, 0)]
+    assert [event[:2] for event in deduplicate(map(event_of, records))] == [(7, 0), (7, 1), (8, 0), (9, 0)]
 
 
 def test_positions_are_compared_as_numbers() -> None:
-    assert len(deduplicate([published("9.9"), published("9.10"), published("10.0")])) == 3
+    assert len(deduplicate(map(event_of, [published("9.9"), published("9.10"), published("10.0")]))) == 3
 
 
 def test_a_webhook_that_was_answered_with_200_and_is_not_in_the_log_is_lost() -> None:
@@ -59,4 +59,4 @@ def test_only_deliveries_with_200_count_as_accepted() -> None:
         {"item_id": "C", "code": "X", "sent_at": 100.7, "status": 0},
     ]
 
-    assert accepted(deliveries) == [Sent("A", "X", 100)]
+    assert accepted(deliveries) == [Delivery("A", "X", 100)]

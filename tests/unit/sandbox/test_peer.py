@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.bench import peer
-from sandbox.bench.peer import Load, Peer, PeerRun, Round, backfill_load, compared, parse
+from sandbox.bench.peer import Load, Peer, PeerRun, Round, backfill_load, comparison, parse
 from sandbox.infra.postgres import PostgresOptions
 from schemas.errors import Halt
 
@@ -56,7 +56,7 @@ def test_the_peer_gets_as_many_items_and_about_as_many_transactions(items: int, 
 def test_the_comparison_is_of_medians() -> None:
     rounds = [Round(30_000, run(20_000)), Round(9_000, run(10_000)), Round(26_000, run(20_000))]
 
-    assert compared(rounds, PeerRun(5000, 490, 5.3, 14.2)) == {
+    assert comparison(rounds, PeerRun(5000, 490, 5.3, 14.2)) == {
         "peer": {"transactions_per_s": 20_000, "webhook_to_row_ms": {"p50": 5.3, "p99": 14.2}},
         "ratio_to_peer": 1.3,
         "ratios": [1.5, 0.9, 1.3],
