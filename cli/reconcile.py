@@ -12,7 +12,7 @@ from projections.reconcile.repairs import PERSISTS
 from projections.reconcile.tie_out import GAP, MISSING_ROWS, NOT_COMPARABLE, TIED_OUT, UNKNOWN
 from runtime import settings
 from runtime.operators import reconciliations
-from runtime.operators.reconciliations import Which
+from runtime.operators.reconciliations import AccountFilter
 from schemas.errors import Quarantine
 
 AT_ONCE = 200
@@ -34,16 +34,16 @@ def reconcile(
 
     Exit code 1 where a gap is there that nothing explains, or that its repair did not end.
     """
-    failed = finish(_reconcile(Which(tenant, user, item, account), as_json=as_json))
+    failed = finish(_reconcile(AccountFilter(tenant, user, item, account), as_json=as_json))
     raise typer.Exit(1 if failed else 0)
 
 
-async def _reconcile(which: Which, *, as_json: bool) -> bool:
+async def _reconcile(which: AccountFilter, *, as_json: bool) -> bool:
     loaded = settings.load()
     sums: dict[str, Any] = {"accounts": 0, TIED_OUT: 0, NOT_COMPARABLE: {}, "gaps": {}, "persisting": 0}
     failed, shown, last = False, [], None
     async with connected(loaded) as connection:
-        while keys := await reconciliations.chosen(connection, which, after=last, limit=AT_ONCE):
+        while keys := await reconciliations.list_accounts(connection, which, after=last, limit=AT_ONCE):
             last = keys[-1]
             for one in await _checked(connection, keys, alert_after_s=loaded.gap_alert_after_s):
                 failed |= _add(sums, one)

@@ -1,1 +1,1 @@
-"""What every process shares: settings, Kafka, Postgres, Plaid, keys, sync_state, metrics, logs, lifecycle."""
+"""Parts that every process shares: settings, Kafka, Postgres, Plaid, users, scheduler, archive, incidents."""

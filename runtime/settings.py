@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runtime.scheduler import quotas
+from runtime import plaid_limits
+from runtime.plaid_limits import Limit
 from schemas import money
 from schemas.errors import Halt
 from schemas.log.changesets import RECORD_BYTES_MAX
@@ -18,210 +19,289 @@ from schemas.topics import PARTITIONS_DEFAULT
 
 KEY_BYTES = 32
 ROLE = r"^[a-z_][a-z0-9_]{0,62}$"
-"""A role's name that needs no quotes in SQL."""
+"""Pattern of a role's name that needs no quotes in SQL."""
 
 _AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,8})?", re.ASCII)
 
 
 class Price(NamedTuple):
-    """What one request costs: plain decimal text, and the currency's ISO 4217 code."""
+    """The price of one request: plain decimal text, and the currency's ISO 4217 code."""
 
     amount: str
     currency: str
 
 
 class Settings(BaseSettings):
-    """One value a setting; names in the environment are these in capitals behind TARTAN_."""
+    """Settings of a process; the variable of each is its name in capitals behind TARTAN_."""
 
     model_config = SettingsConfigDict(env_prefix="TARTAN_", extra="ignore", frozen=True)
 
-    kafka_address: str = Field("127.0.0.1:9092", description="bootstrap servers, host:port separated by commas")
+    kafka_address: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port separated by commas.")
     kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="to Kafka"
+        "PLAINTEXT", description="Security protocol of the connections to Kafka."
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "SCRAM-SHA-512", description="with SASL"
+        "SCRAM-SHA-512", description="SASL mechanism, where Kafka's security protocol has SASL."
     )
-    kafka_username: str | None = Field(None, description="with SASL")
-    kafka_password: SecretStr | None = Field(None, description="with SASL")
-    kafka_ca_file: Path | None = Field(None, description="authority that signed the brokers' certificates")
-    topic_prefix: str = Field("tartan.", pattern=r"^[a-zA-Z0-9._-]{0,100}$", description="before each topic's name")
+    kafka_username: str | None = Field(None, description="User name for Kafka with SASL.")
+    kafka_password: SecretStr | None = Field(None, description="Password for Kafka with SASL.")
+    kafka_ca_file: Path | None = Field(
+        None, description="File of the certificate authority that signed the brokers' certificates."
+    )
+    topic_prefix: str = Field(
+        "tartan.", pattern=r"^[a-zA-Z0-9._-]{0,100}$", description="Prefix of the name of each topic."
+    )
     partitions: int = Field(
-        PARTITIONS_DEFAULT, ge=1, le=1000, description="partitions of each topic; never changed afterwards"
+        PARTITIONS_DEFAULT, ge=1, le=1000, description="Partitions of each topic; never change it once records exist."
     )
-    replication_factor: int = Field(1, ge=1, le=10, description="of topics; 3 in production")
+    replication_factor: int = Field(1, ge=1, le=10, description="Replication factor of topics; 3 in production.")
 
     session_timeout_s: float = Field(
-        30.0, ge=1, le=1800, description="of Kafka's groups: a process that is silent for so long loses its partitions"
+        30.0,
+        ge=1,
+        le=1800,
+        description="Silence after which a process loses its partitions in Kafka's consumer group, in seconds.",
     )
-    # As long as one request by default, so that a broker's restart is sat out. aiokafka's idempotent producer would try
-    # for ever, and whoever waits with it would hold a lease or a stop for ever.
+    # As long as one request by default, so that an append survives a broker's restart. aiokafka's idempotent producer
+    # would try for ever, and its caller would hold a lease or a stop for ever.
     append_timeout_s: float = Field(
-        30.0, ge=1, le=600, description="how long an append waits for its answer before it is in doubt"
+        30.0,
+        ge=1,
+        le=600,
+        description="Longest wait for the answer to an append, in seconds; afterwards the append is in doubt.",
     )
 
     postgres_dsn: SecretStr = Field(
-        SecretStr("postgresql://tartan@127.0.0.1:5432/tartan"), description="PostgreSQL 17+"
+        SecretStr("postgresql://tartan@127.0.0.1:5432/tartan"),
+        description="Address of the PostgreSQL database, version 17 or newer.",
     )
-    postgres_pool_size: int = Field(10, ge=2, le=200, description="connections a process")
+    postgres_pool_size: int = Field(10, ge=2, le=200, description="Most connections to Postgres of one process.")
     projector_role: str = Field(
-        "tartan_projector", pattern=ROLE, description="which projections act as: it adds to the ledger, no more"
+        "tartan_projector",
+        pattern=ROLE,
+        description="Postgres role of the projections; it can add to the ledger and neither change nor delete.",
     )
-    eraser_role: str = Field("tartan_eraser", pattern=ROLE, description="the one role that may delete from the ledger")
-    lock_timeout_s: float = Field(10.0, gt=0, le=600, description="longest wait for a lock in Postgres")
-    statement_timeout_s: float = Field(60.0, gt=0, le=3600, description="longest statement")
+    eraser_role: str = Field(
+        "tartan_eraser", pattern=ROLE, description="The only Postgres role that may delete from the ledger."
+    )
+    lock_timeout_s: float = Field(10.0, gt=0, le=600, description="Longest wait for a lock in Postgres, in seconds.")
+    statement_timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="Longest duration of a statement in Postgres, in seconds."
+    )
     transaction_timeout_s: float = Field(
-        120.0, gt=0, le=3600, description="longest transaction: a stopped process loses its locks"
+        120.0,
+        gt=0,
+        le=3600,
+        description="Longest duration of a transaction in Postgres, in seconds; it frees a stopped process's locks.",
     )
 
     plaid_environment: Literal["sandbox", "production"] = Field(
-        "sandbox", description="of Plaid; webhooks of another one are refused"
+        "sandbox", description="Plaid environment; webhooks of another one are refused."
     )
-    plaid_url: str | None = Field(None, description="base address; by default that of the environment")
-    plaid_client_id: str = Field("", description="of Plaid's dashboard, Keys")
-    plaid_secret: SecretStr = Field(SecretStr(""), description="of the same environment")
-    plaid_timeout_s: float = Field(60.0, gt=0, le=600, description="a first sync after the history can take 8 x longer")
-    webhook_url: str | None = Field(None, description="where Plaid sends this installation's webhooks")
-    days_requested: int = Field(730, ge=1, le=730, description="history asked for at an Item's first sync")
+    plaid_url: str | None = Field(
+        None, description="Base address of Plaid's API, where it is not that of the environment."
+    )
+    plaid_client_id: str = Field("", description="Plaid client id, from Plaid's dashboard.")
+    plaid_secret: SecretStr = Field(SecretStr(""), description="Plaid secret of the same environment.")
+    plaid_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=600,
+        description="Longest wait for an answer of Plaid, in seconds; an Item's first history can take 8 times longer.",
+    )
+    webhook_url: str | None = Field(None, description="Public address to which Plaid sends webhooks.")
+    days_requested: int = Field(
+        730, ge=1, le=730, description="Days of history that are requested at an Item's first sync."
+    )
 
-    key_encryption_key: SecretStr | None = Field(None, description="32 bytes in base64: wraps every user's data key")
-    key_encryption_key_file: Path | None = Field(None, description="a file with the same, instead")
+    key_encryption_key: SecretStr | None = Field(
+        None, description="Key-encryption key that wraps every user's data key, 32 bytes in base64."
+    )
+    key_encryption_key_file: Path | None = Field(
+        None, description="File with the key-encryption key, in place of the variable."
+    )
 
-    host: str = Field("127.0.0.1", description="address of the public port")
-    port: int = Field(8080, ge=0, le=65535, description="public port of ingest or gateway")
-    internal_host: str = Field("127.0.0.1", description="address of the internal port")
-    internal_port: int = Field(9090, ge=0, le=65535, description="/healthz, /readyz, /metrics")
-    instance_id: str = Field("1", pattern=r"^[a-zA-Z0-9._-]{1,100}$", description="one live process a stage and id")
+    host: str = Field("127.0.0.1", description="Address on which the public port of ingest or gateway listens.")
+    port: int = Field(8080, ge=0, le=65535, description="Public port of ingest or gateway.")
+    internal_host: str = Field("127.0.0.1", description="Address on which the internal port listens.")
+    internal_port: int = Field(
+        9090, ge=0, le=65535, description="Internal port, which serves /healthz, /readyz and /metrics."
+    )
+    instance_id: str = Field(
+        "1",
+        pattern=r"^[a-zA-Z0-9._-]{1,100}$",
+        description="Id of this process; each stage runs one process an id at a time.",
+    )
 
     webhook_stale: Literal["reject", "demote"] = Field(
-        "reject", description="a genuine webhook older than 5 minutes: 401, or kept as stale"
+        "reject",
+        description="Treatment of a genuine webhook that is older than 5 minutes: answer 401, or accept it as stale.",
     )
-    webhook_body_bytes_max: int = Field(64 * 1024, ge=1024, le=1024 * 1024, description="larger ones get 413")
-    webhook_answer_s: float = Field(8.0, gt=0, lt=10, description="Plaid gives up after 10 s")
+    webhook_body_bytes_max: int = Field(
+        64 * 1024, ge=1024, le=1024 * 1024, description="Largest body of a webhook, in bytes; larger ones get 413."
+    )
+    webhook_answer_s: float = Field(
+        8.0, gt=0, lt=10, description="Longest time to answer a webhook, in seconds; Plaid gives up after 10."
+    )
 
-    fetch_concurrency: int = Field(8, ge=1, le=256, description="Items that a process fetches at once")
-    lease_s: float = Field(30.0, ge=1, le=3600, description="how long a claim holds without renewal")
-    claim_poll_s: float = Field(0.25, gt=0, le=60, description="how often others' marks are looked for")
-    schedule_interval_s: float = Field(900.0, ge=1, le=86400, description="an Item is asked about at least this often")
-    accounts_interval_s: float = Field(86400.0, ge=1, le=7 * 86400, description="all accounts are asked for this often")
+    fetch_concurrency: int = Field(8, ge=1, le=256, description="Items that one process fetches at the same time.")
+    lease_s: float = Field(
+        30.0, ge=1, le=3600, description="Duration of a worker's lease of an Item without renewal, in seconds."
+    )
+    claim_poll_s: float = Field(
+        0.25, gt=0, le=60, description="Interval at which a process polls for due Items, in seconds."
+    )
+    schedule_interval_s: float = Field(
+        900.0, ge=1, le=86400, description="Longest time between two syncs of an Item, in seconds."
+    )
+    accounts_interval_s: float = Field(
+        86400.0, ge=1, le=7 * 86400, description="Longest time between two reads of an Item's accounts, in seconds."
+    )
 
     plaid_limits: str = Field(
-        "", description="Plaid's quotas: production, sandbox or off, then endpoint=item/client a minute, by commas"
+        "",
+        description="Plaid's rate limits: production, sandbox or off, then endpoint=item/client a minute, by commas.",
     )
     institution_failures_max: int = Field(
-        3, ge=1, le=1000, description="outage answers of a bank in a row before all its Items wait"
+        3, ge=1, le=1000, description="Outage answers of a bank in a row after which all its Items wait."
     )
     removals_share_max: float = Field(
-        0.2, ge=0, le=1, description="share of an Item's history that a restated one may remove without a person"
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest share of an Item's transactions that a full resync may remove without an approval.",
     )
     record_bytes_max: int = Field(
-        RECORD_BYTES_MAX, ge=8 * 1024, le=RECORD_BYTES_MAX, description="a changeset fills at most this; more are parts"
+        RECORD_BYTES_MAX,
+        ge=8 * 1024,
+        le=RECORD_BYTES_MAX,
+        description="Largest size of a changeset, in bytes; a larger one is cut into chunks.",
     )
     dead_letters_max: int = Field(
-        20, ge=1, le=1_000_000, description="in the window below; one more stops the reader: a broken deploy"
+        20,
+        ge=1,
+        le=1_000_000,
+        description="Items that a reader may quarantine in TARTAN_DEAD_LETTERS_WINDOW_S; one more stops the reader.",
     )
-    dead_letters_window_s: float = Field(600.0, ge=1, le=86400, description="see above")
-    tenant_weights: str = Field("", description="shares of tenants under load, tenant:number pairs by commas; else 1")
+    dead_letters_window_s: float = Field(
+        600.0, ge=1, le=86400, description="Window in which quarantined Items are counted to stop a reader, in seconds."
+    )
+    tenant_weights: str = Field(
+        "", description="Shares of tenants under load, tenant:number pairs separated by commas; others have 1."
+    )
     sweep_share: float = Field(
-        0.1, ge=0, le=1, description="of the client's quota of /item/get, for finding missed webhooks; 0 is off"
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the client's rate limit of /item/get for the sweep for missed webhooks; 0 turns it off.",
     )
     alerts_url: SecretStr = Field(
-        SecretStr(""), description="told of incidents as JSON with a text (Slack's form); else they are only logged"
+        SecretStr(""),
+        description="Webhook to which incidents are sent as JSON in Slack's form; without it they are logged only.",
     )
-    cron_secret: SecretStr = Field(SecretStr(""), description="bearer of POST /internal/schedule; empty turns it off")
+    cron_secret: SecretStr = Field(
+        SecretStr(""), description="Bearer token of POST /internal/schedule; empty turns the path off."
+    )
 
     reconcile_interval_s: float = Field(
-        3600.0, ge=1, le=7 * 86400, description="each account is compared with its bank this often"
+        3600.0, ge=1, le=7 * 86400, description="Interval at which each account is compared with its bank, in seconds."
     )
     gap_alert_after_s: float = Field(
-        86400.0, ge=1, le=90 * 86400, description="a gap that lasts so long is told, or 3 checks after its repair"
+        86400.0,
+        ge=1,
+        le=90 * 86400,
+        description="Age of a gap at which its incident opens, in seconds; 3 checks after a repair open it as well.",
     )
 
     batch_records_max: int = Field(
-        500, ge=1, le=100_000, description="changesets a projection folds in one transaction"
+        500, ge=1, le=100_000, description="Most changesets that projections fold in one transaction."
     )
     batch_bytes_max: int = Field(
-        16 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="bytes of changesets in one transaction"
+        16 * 1024 * 1024,
+        ge=1024,
+        le=256 * 1024 * 1024,
+        description="Most bytes of changesets that projections fold in one transaction.",
     )
 
-    api_keys: SecretStr = Field(SecretStr(""), description="tenant:key pairs separated by commas")
-    stream_secret: SecretStr = Field(SecretStr(""), description="signs the tokens that browsers open streams with")
+    api_keys: SecretStr = Field(SecretStr(""), description="API keys of tenants, tenant:key pairs separated by commas.")
+    stream_secret: SecretStr = Field(
+        SecretStr(""), description="Secret that signs the tokens with which browsers open streams."
+    )
 
     balance_cache_s: float = Field(
-        30.0, ge=0, le=30, description="a read may show accounts that were read so long ago, if nothing came since"
+        30.0,
+        ge=0,
+        le=30,
+        description="Greatest age of balances that a read shows again, in seconds, if nothing came since.",
     )
 
     balance_price: str = Field(
-        "", description="what Plaid bills for a real-time balance request, as 0.10 USD; said in the answers"
+        "", description="Plaid's price of a real-time balance request, as 0.10 USD; answers show it."
     )
     dated_institutions: str = Field(
-        "ins_128026,ins_136439", description="banks that give no balance of now and want to be told how old it may be"
+        "ins_128026,ins_136439",
+        description="Banks that give no present balance and need a greatest age in requests, ids separated by commas.",
     )
     balance_age_max_s: float = Field(
-        172800.0, ge=60, le=90 * 86400, description="how old a balance of these banks may be, if not asked otherwise"
+        172800.0,
+        ge=60,
+        le=90 * 86400,
+        description="Greatest age of a balance of TARTAN_DATED_INSTITUTIONS, in seconds, where a request names none.",
     )
 
     archive_url: str = Field(
         "",
         pattern=r"^$|^(file:///|s3://[a-z0-9])",
-        description="of sealed segments: file:///folder or s3://bucket/prefix",
+        description="Address of the archive of sealed segments: file:///folder or s3://bucket/prefix.",
     )
 
     schema_registry_url: str = Field(
-        "", description="of a registry with Confluent's API, whose ids go on the wire; else the gateway answers"
+        "", description="Address of a schema registry with Confluent's API; without it the gateway serves the schemas."
     )
-    schema_registry_username: str | None = Field(None, description="of the registry, for basic authentication")
-    schema_registry_password: SecretStr | None = Field(None, description="of the same user")
+    schema_registry_username: str | None = Field(
+        None, description="User name for the schema registry, with basic authentication."
+    )
+    schema_registry_password: SecretStr | None = Field(None, description="Password for the schema registry.")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least that is logged")
-    log_format: Literal["json", "text"] = Field("json", description="one object a line, or for people")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
+    log_format: Literal["json", "text"] = Field(
+        "json", description="Format of the log: one JSON object a line, or text for people."
+    )
 
     @field_validator("key_encryption_key")
     @classmethod
-    def _is_a_key(cls, value: SecretStr | None) -> SecretStr | None:
+    def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             decoded_key(value.get_secret_value())
         return value
 
-    @field_validator("plaid_limits")
+    @field_validator("plaid_limits", "balance_price", "tenant_weights")
     @classmethod
-    def _are_limits(cls, value: str) -> str:
+    def _check_syntax(cls, value: str, field: ValidationInfo) -> str:
         try:
-            quotas.limits(value, environment="sandbox")
+            match field.field_name:
+                case "plaid_limits":
+                    plaid_limits.parse(value, environment="sandbox")
+                case "balance_price":
+                    price(value)
+                case _:
+                    weights(value)
         except Halt as error:
             raise ValueError(str(error)) from error
         return value
 
-    @field_validator("balance_price")
+    @field_validator("alerts_url", "schema_registry_url")
     @classmethod
-    def _is_a_price(cls, value: str) -> str:
-        price(value)
-        return value
-
-    @field_validator("alerts_url")
-    @classmethod
-    def _is_an_address(cls, value: SecretStr) -> SecretStr:
-        text = value.get_secret_value()
+    def _check_address(cls, value: SecretStr | str) -> SecretStr | str:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
         parts = urlsplit(text)
         if text and not (parts.scheme in ("http", "https") and parts.hostname):
             raise ValueError("is not empty and no http or https address")
-        return value
-
-    @field_validator("schema_registry_url")
-    @classmethod
-    def _is_a_base_address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value and not (parts.scheme in ("http", "https") and parts.hostname):
-            raise ValueError("is not empty and no http or https address")
+        if isinstance(value, SecretStr):
+            return value
         if parts.username or parts.password:
             raise ValueError("has a user in it: set TARTAN_SCHEMA_REGISTRY_USERNAME and _PASSWORD instead")
         return value.rstrip("/")
-
-    @field_validator("tenant_weights")
-    @classmethod
-    def _are_weights(cls, value: str) -> str:
-        weights(value)
-        return value
 
     @model_validator(mode="after")
     def _timeouts_are_ordered(self) -> Self:
@@ -230,7 +310,7 @@ class Settings(BaseSettings):
         return self
 
     def master_key(self) -> bytes:
-        """The key-encryption key, 32 bytes.
+        """Return the key-encryption key, 32 bytes.
 
         Raises: Halt, where neither TARTAN_KEY_ENCRYPTION_KEY nor the file is set, or it is no key.
         """
@@ -244,10 +324,10 @@ class Settings(BaseSettings):
             raise Halt(f"TARTAN_KEY_ENCRYPTION_KEY_FILE {self.key_encryption_key_file}: {error}") from error
 
     def tenants(self) -> dict[str, str]:
-        """API key to tenant.
+        """Return the tenant of each API key.
 
-        Raises: Halt, where an entry is not tenant:key, or a key is there twice: the last tenant would have it and
-        the others not. The message gives places only: where tenant and key were swapped, a tenant's name is a key.
+        Raises: Halt, where an entry is not tenant:key, or a key is there twice, so that only the last tenant would have
+        it. The message has numbers of entries only: where tenant and key were swapped, a tenant's name is a key.
         """
         keys: dict[str, str] = {}
         for place, entry in enumerate(filter(None, self.api_keys.get_secret_value().split(",")), start=1):
@@ -260,27 +340,24 @@ class Settings(BaseSettings):
         return keys
 
     def weights(self) -> dict[str, float]:
-        """Tenant to its share under load, where one was set."""
+        """Return the share under load of each tenant that has one."""
         return weights(self.tenant_weights)
 
-    def limits(self) -> dict[str, quotas.Limit]:
-        """Plaid's quotas by endpoint; an endpoint that is not named has none."""
-        return quotas.limits(self.plaid_limits, environment=self.plaid_environment)
+    def limits(self) -> dict[str, Limit]:
+        """Return Plaid's rate limits by endpoint; an endpoint that is absent has none."""
+        return plaid_limits.parse(self.plaid_limits, environment=self.plaid_environment)
 
     def price(self) -> Price | None:
-        """What a real-time balance request costs, where that is set."""
+        """Return the price of a real-time balance request, where it is set."""
         return price(self.balance_price)
 
     def plaid_address(self) -> str:
-        """Base address of Plaid's API."""
+        """Return the base address of Plaid's API."""
         return self.plaid_url or f"https://{self.plaid_environment}.plaid.com"
 
 
 def price(text: str) -> Price | None:
-    """Read an amount and its currency's ISO 4217 code; None where nothing is set.
-
-    Raises: ValueError, where it is something else.
-    """
+    """Parse an amount and its currency's ISO 4217 code; None where nothing is set. Raises: ValueError."""
     if not text:
         return None
     amount, _, currency = text.partition(" ")
@@ -290,11 +367,8 @@ def price(text: str) -> Price | None:
 
 
 def weights(text: str) -> dict[str, float]:
-    """Read tenant:number pairs.
-
-    Raises: ValueError, where one is something else.
-    """
-    found: dict[str, float] = {}
+    """Parse tenant:number pairs. Raises: ValueError."""
+    parsed: dict[str, float] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         tenant, colon, number = entry.rpartition(":")
         try:
@@ -303,15 +377,12 @@ def weights(text: str) -> dict[str, float]:
             weight = 0.0
         if not (tenant and colon and 0.001 <= weight <= 1000):
             raise ValueError(f"{entry!r} is not tenant:number with a number from 0.001 to 1000")
-        found[tenant] = weight
-    return found
+        parsed[tenant] = weight
+    return parsed
 
 
 def decoded_key(text: str) -> bytes:
-    """Read 32 bytes of base64.
-
-    Raises: ValueError, where it is something else.
-    """
+    """Decode 32 bytes of base64. Raises: ValueError."""
     try:
         key = base64.b64decode(text.strip(), validate=True)
     except binascii.Error as error:
@@ -322,12 +393,11 @@ def decoded_key(text: str) -> bytes:
 
 
 def described() -> list[tuple[str, str, str]]:
-    """Each setting's variable, default and meaning, in the order of the class."""
+    """Return each setting's variable, default and description, in the order of the class."""
     rows = []
     for name, field in Settings.model_fields.items():
         default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-        shown = "" if default is None else str(default)
-        rows.append((f"TARTAN_{name.upper()}", shown, field.description or ""))
+        rows.append((f"TARTAN_{name.upper()}", "" if default is None else str(default), field.description or ""))
     return rows
 
 
@@ -344,5 +414,5 @@ def load() -> Settings:
 
 def _named(entry: object) -> str:
     assert isinstance(entry, dict)
-    where = "_".join(str(part) for part in entry["loc"]) or "settings"
-    return f"TARTAN_{where.upper()}: {entry['msg']}"
+    name = "_".join(str(part) for part in entry["loc"]) or "settings"
+    return f"TARTAN_{name.upper()}: {entry['msg']}"

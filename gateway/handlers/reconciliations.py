@@ -8,7 +8,7 @@ from gateway.http.problems import Fault, invalid, not_found
 from gateway.http.requests import Call, ok
 from projections.read import reconciliation
 from runtime.operators import reconciliations
-from runtime.operators.reconciliations import Key, Which
+from runtime.operators.reconciliations import AccountFilter, Key
 from runtime.settings import Settings
 
 LIMIT_DEFAULT = 50
@@ -39,8 +39,8 @@ async def _account(connection: asyncpg.Connection, call: Call) -> Key:
 
     Raises: Problem 404; Problem 400, where several Items have it and the call names none.
     """
-    which = Which(tenant=call.tenant, item_id=call.values["item_id"], account_id=call.values["account_id"])
-    accounts = await reconciliations.chosen(connection, which, limit=2)
+    which = AccountFilter(tenant=call.tenant, item_id=call.values["item_id"], account_id=call.values["account_id"])
+    accounts = await reconciliations.list_accounts(connection, which, limit=2)
     if not accounts:
         raise not_found("account")
     if len(accounts) > 1:

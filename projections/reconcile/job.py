@@ -16,7 +16,7 @@ from projections.reconcile.repairs import COMPARE, STARTED, Policy, Step
 from projections.reconcile.tie_out import CAUSES, GAP, TIED_OUT, Details, Facts, Verdict, compared
 from runtime import logs, metrics
 from runtime.operators import reconciliations
-from runtime.operators.reconciliations import Checked, Found, Key, Open
+from runtime.operators.reconciliations import Checked, Gap, Key, Open
 from runtime.postgres.errors import AWAY, reason
 from runtime.postgres.pool import borrowed, snapshot
 from runtime.settings import Settings
@@ -110,7 +110,7 @@ async def check(connection: asyncpg.Connection, keys: Sequence[Key], *, alert_af
             judged.append((key, facts, await _judged(connection, facts, loaded.users[key])))
     if loaded.missing:
         await reconciliations.forget(connection, loaded.missing)
-    opened = await reconciliations.open_ones(connection, keys)
+    opened = await reconciliations.with_open_discrepancy(connection, keys)
     results, quiet = [], []
     for key, facts, verdict in judged:
         checked = _checked(facts, verdict, loaded.users[key], loaded.positions[key])
@@ -120,7 +120,7 @@ async def check(connection: asyncpg.Connection, keys: Sequence[Key], *, alert_af
         else:
             quiet.append(checked)
             results.append(Result(key, facts, verdict, repairs.NOTHING))
-    await reconciliations.put(connection, quiet)
+    await reconciliations.record_checks(connection, quiet)
     return results
 
 
@@ -166,7 +166,7 @@ async def _follow(connection: asyncpg.Connection, checked: Checked, verdict: Ver
         started = (
             step.start
             and step.repair in STARTED
-            and await reconciliations.want_sync(connection, key.item_id, whole=step.repair == COMPARE)
+            and await reconciliations.request_sync(connection, key.item_id, whole=step.repair == COMPARE)
         )
         match step.act:
             case "open":
@@ -176,11 +176,11 @@ async def _follow(connection: asyncpg.Connection, checked: Checked, verdict: Ver
             case "keep":
                 assert state.open is not None
                 found = _found(verdict, step, started=started)
-                await reconciliations.keep(connection, state.open.discrepancy, found)
+                await reconciliations.update(connection, state.open.discrepancy, found)
             case "close":
                 await _close(connection, key, state.open, step)
         if step.told:
-            await reconciliations.tell(connection, key, _words(step, verdict))
+            await reconciliations.report_gap(connection, key, _words(step, verdict))
     return step
 
 
@@ -188,7 +188,7 @@ async def _close(connection: asyncpg.Connection, key: Key, known: Open | None, s
     assert known is not None
     assert step.outcome is not None
     await reconciliations.end(connection, known.discrepancy, step.outcome)
-    await reconciliations.tell_over(connection, key)
+    await reconciliations.close_gap(connection, key)
 
 
 def _checked(facts: Facts, verdict: Verdict, user: int, position: int) -> Checked:
@@ -207,10 +207,10 @@ def _checked(facts: Facts, verdict: Verdict, user: int, position: int) -> Checke
     )
 
 
-def _found(verdict: Verdict, step: Step, *, started: bool) -> Found:
+def _found(verdict: Verdict, step: Step, *, started: bool) -> Gap:
     assert step.cause is not None
     assert step.repair is not None
-    return Found(
+    return Gap(
         step.cause,
         verdict.against,
         verdict.currency,

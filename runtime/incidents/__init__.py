@@ -1,1 +1,1 @@
-"""TODO runtime/incidents."""
+"""Incidents and dead letters: everything that operators have to act on."""

@@ -1,7 +1,7 @@
-"""Dead letters: what could not be processed, its sealed original, where it stood and why.
+"""Dead letters: records that could not be processed, with the sealed original, its place in the log and the reason.
 
-A letter is written in the transaction that sets its record aside, so both are there or neither. What follows (a topic
-that others read, a list that operators see, the rate that stops a broken deploy) works on the table.
+A letter is written in the transaction that quarantines its Item, so both exist or neither. The topic, the operators'
+list and the rate that stops a broken release all read the table.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from schemas.log.records import DeadLetter
 LETTERS_MAX = 10
 """Letters that one transaction publishes: at 4 MiB each 40 MiB of memory, and a lock held for seconds."""
 EVERY_S = 5.0
-"""How often unpublished letters are looked for: nobody waits for one, and an empty look is one index probe."""
+"""Pause between two reads of unpublished letters: nobody waits for one, and an empty read is one index probe."""
 RETRY_S = 5.0
 LIST_MAX = 500
 
@@ -33,9 +33,9 @@ _log = logs.logger(__name__)
 
 
 class NewDeadLetter(NamedTuple):
-    """What is set aside. `source_offset` None: an update of which no record could be made.
+    """A dead letter to write, in the order of _COLUMNS. `source_offset` None: an update of which no record exists.
 
-    Only sealed bytes are in `value`, and `reason` says nothing that the bank said.
+    `value` is sealed; `reason` contains nothing of the bank's data.
     """
 
     stage: str
@@ -50,7 +50,7 @@ class NewDeadLetter(NamedTuple):
 
 
 class StoredDeadLetter(NamedTuple):
-    """A letter as operators see it; its original is only told by size."""
+    """A dead letter as operators see it, with the size of its original only."""
 
     number: int
     stage: str
@@ -72,29 +72,29 @@ async def write(connection: asyncpg.Connection, letters: Sequence[NewDeadLetter]
     """Write letters.
 
     Idempotence: a record has one letter, however often it is read; an Item has one open letter of a stage without a
-    record, which counts attempts and tells the last reason.
+    record, which counts attempts and has the last reason.
     """
-    placed = [one for one in letters if one.source_offset is not None]
-    if placed:
-        columns = list(zip(*(_values(one) for one in placed), strict=True))
-        await connection.execute(_PUT, *columns)
-    for one in letters:
-        if one.source_offset is None:
-            await connection.execute(_PUT_UNPLACED, *_values(one))
+    version = code_version()
+    rows = [(*letter, version) for letter in letters if letter.source_offset is not None]
+    if rows:
+        await connection.execute(_WRITE, *zip(*rows, strict=True))
+    for letter in letters:
+        if letter.source_offset is None:
+            await connection.execute(_WRITE_WITHOUT_OFFSET, *letter, version)
 
 
 async def mark_redriven(connection: asyncpg.Connection, stage: str, offsets: Mapping[str, int]) -> None:
-    """Note that a stage's letters of Items were dealt with: those of records below each Item's redrive."""
+    """Mark a stage's letters of Items as redriven: those of records below each Item's redrive."""
     if offsets:
-        await connection.execute(_REDRIVEN, stage, list(offsets), list(offsets.values()))
+        await connection.execute(_MARK_REDRIVEN, stage, list(offsets), list(offsets.values()))
 
 
 async def count_quarantined(connection: asyncpg.Connection, reader: str, window_s: float) -> int:
-    """How many Items a reader set aside within the last so many seconds, those of this transaction too.
+    """Count the Items that a reader quarantined within the last `window_s`, those of this transaction included.
 
-    A redrive that failed is not counted: its Item was set aside before.
+    A redrive that failed is not counted: its Item was quarantined before.
     """
-    return int(await connection.fetchval(_RATE, reader, window_s))
+    return int(await connection.fetchval(_COUNT_QUARANTINED, reader, window_s))
 
 
 async def list_letters(
@@ -106,7 +106,7 @@ async def list_letters(
     before: int | None = None,
     limit: int = 100,
 ) -> list[StoredDeadLetter]:
-    """Letters, newest first; `before` a number, `open_only` those that no redrive dealt with."""
+    """Return letters, newest first: below number `before`; `open_only` without those that a redrive closed."""
     rows = await connection.fetch(_LIST, item_id, stage, open_only, before, min(limit, LIST_MAX))
     return [StoredDeadLetter(*row.values()) for row in rows]
 
@@ -114,18 +114,18 @@ async def list_letters(
 async def find(
     connection: asyncpg.Connection, number: int
 ) -> tuple[StoredDeadLetter, bytes | None, bytes | None] | None:
-    """One letter with the key and value of its sealed original; None where there is none."""
-    row = await connection.fetchrow(_LETTER, number)
+    """Return a letter with the key and value of its sealed original; None where there is none."""
+    row = await connection.fetchrow(_FIND, number)
     if row is None:
         return None
-    *kept, key, value = row.values()
-    return StoredDeadLetter(*kept), key, value
+    *fields, key, value = row.values()
+    return StoredDeadLetter(*fields), key, value
 
 
 async def purge(
     connection: asyncpg.Connection, before: datetime | None, *, number: int | None = None, dry_run: bool = False
 ) -> list[int]:
-    """Delete letters that are older than `before`, or the one with this number. Gives their numbers.
+    """Delete letters that are older than `before`, or the one with this number; return their numbers.
 
     A letter whose Item is still quarantined stays, unless it is named by its number.
     """
@@ -145,7 +145,7 @@ async def run(pool: asyncpg.Pool, appender: Appender, settings: Settings) -> Non
             if await publish(pool, appender, topic) == LETTERS_MAX:
                 wait_s = 0.0
             else:
-                await pool.execute(_CALM, settings.dead_letters_window_s)
+                await pool.execute(_CLOSE_INCIDENT, settings.dead_letters_window_s)
         except (Retry, *POSTGRES_ERRORS) as error:
             metrics.RETRIES.labels("dead_letters", "publish").inc()
             _log.warning("dead letters are not published", reason=type(error).__name__)
@@ -154,7 +154,7 @@ async def run(pool: asyncpg.Pool, appender: Appender, settings: Settings) -> Non
 
 
 async def publish(pool: asyncpg.Pool, appender: Appender, topic: str) -> int:
-    """Append the oldest unpublished letters to their topic and mark them. Gives how many.
+    """Append the oldest unpublished letters to their topic and mark them; return their number.
 
     A crash between both publishes them again: readers know a letter by its topic, partition and offset.
     Raises: Retry, asyncpg's errors.
@@ -164,79 +164,49 @@ async def publish(pool: asyncpg.Pool, appender: Appender, topic: str) -> int:
         for row in rows:
             await _append(appender, topic, row)
         if rows:
-            await connection.execute(_PUBLISHED, [row["dead_letter"] for row in rows])
+            await connection.execute(_MARK_PUBLISHED, [row["dead_letter"] for row in rows])
     return len(rows)
 
 
 async def _append(appender: Appender, topic: str, row: asyncpg.Record) -> None:
+    number, *fields = row.values()
     try:
-        await appender.append(topic, Outgoing(row["key"], codec.encode(_record(row, row["value"]))))
+        await appender.append(topic, Outgoing(row["key"], codec.encode(DeadLetter(*fields))))
     except Quarantine:
-        # The letter says all but the original, which stays in the table: it must not hold up those behind it.
-        _log.exception("a dead letter is too large for its topic", letter=row["dead_letter"])
-        await appender.append(topic, Outgoing(row["key"], codec.encode(_record(row, None))))
+        # Without the original, which stays in the table: it must not hold up the letters behind it.
+        _log.exception("a dead letter is too large for its topic", letter=number)
+        await appender.append(topic, Outgoing(row["key"], codec.encode(DeadLetter(*fields[:-1]))))
 
 
-def _record(row: asyncpg.Record, value: bytes | None) -> DeadLetter:
-    return DeadLetter(
-        row["stage"],
-        row["topic"],
-        row["partition"],
-        row["source_offset"],
-        row["item_id"],
-        row["reason"],
-        row["attempts"],
-        row["code_version"],
-        row["at"],
-        row["key"],
-        value,
-    )
+_COLUMNS = "stage, topic, partition, source_offset, item_id, reason, key, value, attempts, code_version"
 
-
-def _values(one: NewDeadLetter) -> tuple[object, ...]:
-    return (
-        one.stage,
-        one.topic,
-        one.partition,
-        one.source_offset,
-        one.item_id,
-        one.key,
-        one.value,
-        one.reason,
-        one.attempts,
-        code_version(),
-    )
-
-
-_COLUMNS = "stage, topic, partition, source_offset, item_id, key, value, reason, attempts, code_version"
-
-_PUT = f"""
+_WRITE = f"""
 INSERT INTO tartan.dead_letters ({_COLUMNS}, quarantined_at)
 SELECT *, tartan.clock()
-  FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[], $6::bytea[], $7::bytea[], $8::text[],
+  FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[], $6::text[], $7::bytea[], $8::bytea[],
               $9::int[], $10::text[])
 ON CONFLICT DO NOTHING"""
 
-# No unique index can hold this: the Item's row in sync_state is leased to the one writer, so there is no race.
-_PUT_UNPLACED = f"""
+# No unique index covers this: the Item's row in sync_state is leased to the one writer, so there is no race.
+_WRITE_WITHOUT_OFFSET = f"""
 WITH again AS (
     UPDATE tartan.dead_letters
-       SET attempts = attempts + $9::int, reason = $8::text, code_version = $10::text, published_at = NULL
+       SET attempts = attempts + $9::int, reason = $6::text, code_version = $10::text, published_at = NULL
      WHERE stage = $1::text AND topic = $2::text AND partition = $3::int AND item_id = $5::text
        AND source_offset IS NULL AND redriven_at IS NULL RETURNING 1)
 INSERT INTO tartan.dead_letters ({_COLUMNS}, quarantined_at)
-SELECT $1, $2, $3, $4::bigint, $5, $6::bytea, $7::bytea, $8, $9, $10, tartan.clock()
+SELECT $1, $2, $3, $4::bigint, $5, $6, $7::bytea, $8::bytea, $9, $10, tartan.clock()
  WHERE NOT EXISTS (SELECT FROM again)"""
 
-_REDRIVEN = """
+_MARK_REDRIVEN = """
 UPDATE tartan.dead_letters d SET redriven_at = tartan.clock()
   FROM unnest($2::text[], $3::bigint[]) AS r (item_id, redrive)
  WHERE d.item_id = r.item_id AND d.stage = $1 AND d.redriven_at IS NULL
    AND (d.source_offset IS NULL OR d.source_offset < r.redrive)"""
 
-# The quarantines, not the letters: a purge of letters must not let a broken deploy go on. They are few, and are counted
-# only by a batch that quarantines.
-_RATE = """
+# Quarantines, not letters: a purge of letters must not let a broken release go on. They are few, and only a batch that
+# quarantines counts them.
+_COUNT_QUARANTINED = """
 SELECT count(*) FROM tartan.quarantines k
  WHERE k.reader = $1 AND k.quarantined_at > tartan.clock() - make_interval(secs => $2)
    AND k.reason NOT LIKE 'operator: %'
@@ -247,19 +217,20 @@ _IS_QUARANTINED = (
     """EXISTS (SELECT FROM tartan.quarantines k WHERE k.item_id = d.item_id AND k.redrive_offset IS NULL)"""
 )
 
-_KEPT = f"""
+_STORED = f"""
 SELECT d.dead_letter, d.stage, d.topic, d.partition, d.source_offset, d.item_id, d.reason, d.attempts, d.code_version,
        d.quarantined_at, d.published_at, d.redriven_at, coalesce(octet_length(d.value), 0), {_IS_QUARANTINED}"""
 
-_LIST = f"""{_KEPT}
+_LIST = f"""{_STORED}
   FROM tartan.dead_letters d
  WHERE ($1::text IS NULL OR d.item_id = $1) AND ($2::text IS NULL OR d.stage = $2)
    AND (NOT $3::boolean OR d.redriven_at IS NULL) AND ($4::bigint IS NULL OR d.dead_letter < $4)
  ORDER BY d.dead_letter DESC LIMIT $5"""
 
-_LETTER = f"{_KEPT}, d.key, d.value FROM tartan.dead_letters d WHERE d.dead_letter = $1"
+_FIND = f"{_STORED}, d.key, d.value FROM tartan.dead_letters d WHERE d.dead_letter = $1"
 
-_PURGED = f"(d.dead_letter = $2::bigint OR ($2::bigint IS NULL AND d.quarantined_at < $1::timestamptz AND NOT {_IS_QUARANTINED}))"
+_PURGED = f"""(d.dead_letter = $2::bigint
+    OR ($2::bigint IS NULL AND d.quarantined_at < $1::timestamptz AND NOT {_IS_QUARANTINED}))"""
 
 _PURGE = f"DELETE FROM tartan.dead_letters d WHERE {_PURGED} RETURNING d.dead_letter"
 
@@ -267,13 +238,13 @@ _TO_PURGE = f"SELECT d.dead_letter FROM tartan.dead_letters d WHERE {_PURGED}"
 
 # Locked rows are being published by another process.
 _UNPUBLISHED = """
-SELECT dead_letter, stage, topic, partition, source_offset, item_id, reason, attempts, code_version, key, value,
-       (extract(epoch FROM quarantined_at) * 1000000)::bigint AS at
+SELECT dead_letter, stage, topic, partition, source_offset, item_id, reason, attempts, code_version,
+       (extract(epoch FROM quarantined_at) * 1000000)::bigint AS at, key, value
   FROM tartan.dead_letters WHERE published_at IS NULL ORDER BY dead_letter LIMIT $1 FOR UPDATE SKIP LOCKED"""
 
-_PUBLISHED = "UPDATE tartan.dead_letters SET published_at = tartan.clock() WHERE dead_letter = ANY($1::bigint[])"
+_MARK_PUBLISHED = "UPDATE tartan.dead_letters SET published_at = tartan.clock() WHERE dead_letter = ANY($1::bigint[])"
 
-# It ends by time alone: while a reader stops and starts again, each stop is seen within the window.
-_CALM = """
+# It ends by time alone: while a reader stops and starts again, each stop is reported within the window.
+_CLOSE_INCIDENT = """
 UPDATE tartan.incidents SET closed_at = tartan.clock()
  WHERE kind = 'dead_letters' AND closed_at IS NULL AND last_at < tartan.clock() - make_interval(secs => $1)"""

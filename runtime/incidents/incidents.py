@@ -1,7 +1,7 @@
-"""Incidents: what operators have to know, once each. Open while it lasts, however often it is seen.
+"""Incidents: conditions that an operator has to act on, one open row a kind and subject.
 
-An Item whose user has to act (ITEM_LOGIN_REQUIRED and its kin) is none: that is told to the user. Neither is an Item
-whose bank is down or whose quota is used up: the bank's or the client's incident says it once for all its Items.
+An Item whose user has to act (ITEM_LOGIN_REQUIRED and similar) is no incident: its user is informed. An Item whose
+bank is down or whose quota is used up is none either: the bank or the client has one incident for all its Items.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,32 +11,23 @@ from typing import NamedTuple
 import asyncpg
 from msgspec import Struct
 
-from runtime.plaid.models import OUTAGE_CODES
-from runtime.scheduler.types import CURSOR_LOST, Claimed, Released
-
-SYNC_FAILING, ITEM_QUARANTINED, ITEM_REFUSED, ITEM_GONE = (
-    "sync_failing",
-    "item_quarantined",
-    "item_refused",
-    "item_gone",
-)
-INSTITUTION_DOWN, RATE_LIMITED, TOO_MANY_GONE = "institution_down", "rate_limited", "too_many_gone"
+SYNC_FAILING, ITEM_QUARANTINED, ITEM_REFUSED = "sync_failing", "item_quarantined", "item_refused"
+ITEM_GONE, TOO_MANY_GONE = "item_gone", "too_many_gone"
+INSTITUTION_DOWN, RATE_LIMITED = "institution_down", "rate_limited"
 REMOVALS_WITHHELD, WEBHOOKS_MISSED, DEAD_LETTERS = "removals_withheld", "webhooks_missed", "dead_letters"
 BALANCE_GAP = "balance_gap"
 
-FAILING_AFTER = 5
-"""Failures in a row before a sync counts as failing: the quick attempts are over, what follows takes hours."""
 DETAIL_CHARACTERS_MAX = 500
 QUIET_S = 15 * 60.0
-"""Without another stop for so long a reader is well again: supervisors start it at most 5 minutes apart."""
+"""A reader that has not stopped for so long works again: supervisors start it at most 5 minutes apart."""
 KEPT_DAYS = 90
-"""How long a closed incident is kept: a quarter, so that a report over three months finds all of them."""
+"""Closed incidents stay for a quarter, so that a report over three months has all of them."""
 PURGED_AT_ONCE_MAX = 10_000
 """Rows that one purge deletes, so that it holds no lock for long; the next one goes on."""
 
 
 class Kind(NamedTuple):
-    """What a kind of incident is called, what its subject is, and what an operator does about it."""
+    """A kind of incident for operators: its title, the sort of its subject, and the remedy."""
 
     title: str
     subject: str
@@ -106,21 +97,13 @@ KINDS: dict[str, Kind] = {
         "to mend; of an Item that is there twice unlink one; `unknown` is a fault of Tartan's own.",
     ),
 }
-"""Each kind's words; also the closed set of values of the metric's label."""
+"""The kinds by name; also the closed set of values of the metric's label."""
 
 _UNKNOWN = Kind("An incident", "subject", "See `tartan queue`.")
 
-_OF_STOPPED = {"quarantined": ITEM_QUARANTINED, "refused": ITEM_REFUSED, "gone": ITEM_GONE}
-_CLIENT = "client"
-_SUSPECTED = "too_many_gone"
-"""Code of a pass whose Item Plaid called gone, and was not believed."""
-_OF_PASS = (SYNC_FAILING, ITEM_REFUSED, ITEM_GONE)
-"""What a pass ends. A item_quarantine is ended by its redrive alone: `close_ended` sees that."""
-_LIMITED = "RATE_LIMIT_EXCEEDED"
-
 
 class Incident(Struct, frozen=True):
-    """One incident. `alerted`: operators know that it began."""
+    """One incident. `alerted`: the message of its begin was sent to operators."""
 
     incident: int
     kind: str
@@ -134,13 +117,13 @@ class Incident(Struct, frozen=True):
 
 
 def describe(kind: str) -> Kind:
-    """What a kind is called, for those too that an older or newer version has written."""
+    """Return the description of a kind, also of one that only another version of this code has."""
     return KINDS.get(kind, _UNKNOWN)
 
 
 async def report(connection: asyncpg.Connection, kind: str, subject: str, detail: str) -> None:
     """Open an incident, or count it once more while it is open."""
-    await connection.execute(_SEEN, kind, subject, detail[:DETAIL_CHARACTERS_MAX])
+    await connection.execute(_REPORT, kind, subject, detail[:DETAIL_CHARACTERS_MAX])
 
 
 async def close(connection: asyncpg.Connection, kind: str, subject: str) -> None:
@@ -149,101 +132,67 @@ async def close(connection: asyncpg.Connection, kind: str, subject: str) -> None
 
 
 async def close_all(connection: asyncpg.Connection, kinds: Collection[str], subject: str) -> None:
-    """Close the incidents of these kinds that a subject has open."""
-    await connection.execute(_OVER, list(kinds), subject)
-
-
-async def record_sync_run(connection: asyncpg.Connection, claimed: Claimed, result: Released) -> None:
-    """Open or close what a pass over an Item says of it.
-
-    Idempotence: every call with the same outcome is one sight more of the same incident.
-    """
-    if (result.error or {}).get("code") == _SUSPECTED:
-        await report(connection, TOO_MANY_GONE, _CLIENT, _error_text(result))
-    now = _kind_of(claimed, result)
-    if now is not None and now != ITEM_QUARANTINED:  # who quarantines an Item opens that, with the item_quarantine
-        await report(connection, now, claimed.item_id, _error_text(result))
-    if result.stopped is None and (result.outcome == "failed" or result.attempts):
-        return  # nothing is over while attempts fail, or wait for a quota
-    await close_all(connection, [kind for kind in _OF_PASS if kind != now], claimed.item_id)
+    """Close the open incidents of these kinds of a subject."""
+    await connection.execute(_CLOSE, list(kinds), subject)
 
 
 async def close_ended(connection: asyncpg.Connection) -> int:
-    """Close what is over by what stands in the tables: no pass says so of each. Gives how many.
+    """Close incidents whose condition has ended according to the tables, and return their number.
 
-    Items that have gone on, are unlinked, redriven or erased since; a client none of whose Items is suspected to be
-    gone any more; a reader that has not stopped again.
+    These are Items that have synced, or were unlinked, redriven or erased since; the client, once no Item is suspected
+    to be gone; a reader that has not stopped again.
     """
     kinds = (SYNC_FAILING, ITEM_QUARANTINED, ITEM_REFUSED, ITEM_GONE, REMOVALS_WITHHELD)
-    rows = await connection.fetch(_SETTLE, *kinds)
-    rows += await connection.fetch(_SETTLE_CLIENT, TOO_MANY_GONE, _SUSPECTED)
-    rows += await connection.fetch(_SETTLE_QUIET, DEAD_LETTERS, QUIET_S)
+    rows = await connection.fetch(_CLOSE_ITEMS, *kinds)
+    rows += await connection.fetch(_CLOSE_CLIENT, TOO_MANY_GONE)
+    rows += await connection.fetch(_CLOSE_QUIET, DEAD_LETTERS, QUIET_S)
     return len(rows)
 
 
 async def open_incidents(connection: asyncpg.Connection, *, limit: int, tenant: str | None = None) -> list[Incident]:
-    """What is open, the youngest first: all, or what a tenant's Items are the subject of."""
+    """Return open incidents, the youngest first: all, or those whose subject is an Item of a tenant."""
     return [Incident(*row) for row in await connection.fetch(_OPEN, tenant, limit)]
 
 
 async def open_counts(connection: asyncpg.Connection) -> dict[str, int]:
-    """How many are open, by kind; kinds without any are absent."""
+    """Count open incidents by kind; kinds without any are absent."""
     return {row["kind"]: row["open"] for row in await connection.fetch(_OPEN_COUNTS)}
 
 
 async def claim_alerting(connection: asyncpg.Connection) -> bool:
-    """Become the one who tells, until the transaction ends; False where another one does."""
+    """Become the one process that sends alerts, until the transaction ends; False where another one is."""
     return bool(await connection.fetchval(_CLAIM_ALERTING))
 
 
 async def unalerted(connection: asyncpg.Connection, limit: int) -> list[Incident]:
-    """Beginnings and ends that operators were not told of, in the order in which they happened."""
+    """Return incidents whose begin or end was not sent to operators yet, in the order of those times."""
     return [Incident(*row) for row in await connection.fetch(_UNALERTED, limit)]
 
 
-async def mark_alerted(connection: asyncpg.Connection, told: Sequence[Incident]) -> None:
-    """Note that operators were told of incidents as they were read; an end that came later is still to be told."""
-    ended = [one.incident for one in told if one.closed_at is not None]
-    await connection.execute(_MARK_ALERTED, [one.incident for one in told], ended)
+async def mark_alerted(connection: asyncpg.Connection, incidents: Sequence[Incident]) -> None:
+    """Note that incidents were sent as they were read; an end that came later is still to be sent."""
+    ended = [incident.incident for incident in incidents if incident.closed_at is not None]
+    await connection.execute(_MARK_ALERTED, [incident.incident for incident in incidents], ended)
 
 
 async def purge(connection: asyncpg.Connection) -> int:
-    """Delete what was closed and told long ago. Gives how many rows."""
-    rows = await connection.fetch(_PURGE, KEPT_DAYS, PURGED_AT_ONCE_MAX)
-    return len(rows)
+    """Delete incidents whose end was sent and that closed KEPT_DAYS ago; return the number of rows."""
+    return len(await connection.fetch(_PURGE, KEPT_DAYS, PURGED_AT_ONCE_MAX))
 
 
-def _kind_of(claimed: Claimed, result: Released) -> str | None:
-    if result.stopped is not None:
-        return _OF_STOPPED.get(result.stopped)
-    error = result.error or {}
-    # A history that was read again is no failure; that it is read again and again is one.
-    lost = error.get("code") == CURSOR_LOST and result.attempts > FAILING_AFTER
-    if not lost and (result.outcome != "failed" or result.attempts < FAILING_AFTER):
-        return None
-    its_bank = error.get("code") in OUTAGE_CODES and claimed.institution_id is not None
-    told_otherwise = its_bank or error.get("detail") == _LIMITED or error.get("code") == _SUSPECTED
-    return None if told_otherwise else SYNC_FAILING
-
-
-def _error_text(result: Released) -> str:
-    error = result.error or {}
-    return ": ".join(str(error[name]) for name in ("code", "detail") if error.get(name))
-
-
-_SEEN = """
+_REPORT = """
     INSERT INTO tartan.incidents AS i (kind, subject, detail, opened_at, last_at)
     VALUES ($1, $2, $3, tartan.clock(), tartan.clock())
     ON CONFLICT (kind, subject) WHERE closed_at IS NULL DO UPDATE
     SET count = i.count + 1, last_at = tartan.clock(), detail = excluded.detail"""
 
-_OVER = """
+_CLOSE = """
     UPDATE tartan.incidents SET closed_at = tartan.clock()
     WHERE kind = ANY($1::text[]) AND subject = $2 AND closed_at IS NULL"""
 
-# What a pass writes first: sync_state, then the incident. This reads the one and writes the other, so neither waits.
-# A item_quarantine by the projections leaves sync_state as it is: only its redrive ends it.
-_SETTLE = """
+# A release writes sync_state, then the incident. This reads the first and writes the second, so neither waits.
+# A quarantine by the projections leaves sync_state as it is, so `quarantines` is read as well.
+_CLOSE_ITEMS = """
     UPDATE tartan.incidents i SET closed_at = tartan.clock()
     WHERE i.closed_at IS NULL AND i.kind IN ($1, $2, $3, $4, $5) AND NOT EXISTS (
         SELECT FROM tartan.sync_state s
@@ -256,21 +205,22 @@ _SETTLE = """
             ELSE true END)
     RETURNING i.incident"""
 
-# The look through all Items is made only while such an incident is open, and ends at the first that is suspected.
-_SETTLE_CLIENT = """
+# All Items are read only while such an incident is open, up to the first that is suspected to be gone: its last error
+# has the name of the kind as code.
+_CLOSE_CLIENT = """
     UPDATE tartan.incidents i SET closed_at = tartan.clock()
     WHERE i.closed_at IS NULL AND i.kind = $1
-      AND NOT EXISTS (SELECT FROM tartan.sync_state s WHERE s.last_error ->> 'code' = $2)
+      AND NOT EXISTS (SELECT FROM tartan.sync_state s WHERE s.last_error ->> 'code' = i.kind)
     RETURNING i.incident"""
 
-_SETTLE_QUIET = """
+_CLOSE_QUIET = """
     UPDATE tartan.incidents SET closed_at = tartan.clock()
     WHERE closed_at IS NULL AND kind = $1 AND last_at < tartan.clock() - make_interval(secs => $2)
     RETURNING incident"""
 
 _COLUMNS = "incident, kind, subject, detail, count, opened_at, last_at, closed_at, alerted_at IS NOT NULL AS alerted"
 
-# A tenant reads of a bank's outage where it reads of breakers.
+# A tenant reads of a bank's outage in the list of breakers.
 _OPEN = f"""
     SELECT {_COLUMNS} FROM tartan.incidents i
     WHERE closed_at IS NULL AND ($1::text IS NULL
@@ -279,7 +229,7 @@ _OPEN = f"""
 
 _OPEN_COUNTS = "SELECT kind, count(*) AS open FROM tartan.incidents WHERE closed_at IS NULL GROUP BY kind"
 
-# One teller at a time keeps the order. It holds no row while a receiver is slow: passes go on counting what they see.
+# One sender at a time keeps the order. It holds no row while a receiver is slow, so sync runs go on counting.
 _CLAIM_ALERTING = "SELECT pg_try_advisory_xact_lock(hashtextextended('tartan.incidents.telling', 0))"
 
 _UNALERTED = f"""

@@ -1,1 +1,1 @@
-"""TODO runtime/operators."""
+"""Commands and records of operators: redrives, decisions, quarantines and reconciliations."""

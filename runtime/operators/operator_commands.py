@@ -1,7 +1,6 @@
-"""What an operator has done: free records appended to `changesets`, and the wait until their readers acted on them.
+"""Operators' commands: redrives, decisions about removals, quarantines, and the wait until their readers acted on them.
 
-A redrive and a decision are facts like any other: in the log, sealed, read by the gate. Sent again they change
-nothing, so an append without an answer may simply be asked for again. Shell.
+A command that is sent again changes nothing, so an append without an answer is simply repeated.
 """
 
 import asyncio
@@ -22,13 +21,13 @@ from schemas.log.records import Cause, Decision
 
 CAUSE = "operator"
 READ_S_MAX = 30.0
-"""How long to wait for the readers of an operator's record: a batch takes seconds, a stage that is down for ever."""
+"""Longest wait for the readers of a command: a batch takes seconds, a stage that is down never reads it."""
 POLL_S = 0.2
 REASON_CHARACTERS_MAX = 300
 
 
 class Outcome(StrEnum):
-    """What came of an operator's record. `appended`: it is in the log, and nobody has read it yet."""
+    """The outcome of an operator's command. `appended`: it is in the log, and no reader has come to it yet."""
 
     DONE = "done"
     FAILED_AGAIN = "quarantined_again"
@@ -36,67 +35,67 @@ class Outcome(StrEnum):
 
 
 def redrive() -> Command:
-    """That what is withheld of an Item is to be tried again."""
+    """Build the command that processes an Item's withheld records again."""
     return Command(gate.REDRIVE, [])
 
 
 def decision(item: ItemStatus, *, approve: bool, by: str) -> Command:
-    """That removals which a restated history implies are right, or wrong.
+    """Build the command that approves or rejects the removals of a full resync.
 
-    Raises: Quarantine, where none wait.
+    Raises: Quarantine, where no removals wait.
     """
     if not item.missing_rows or item.missing_changeset_id is None:
         raise Quarantine(f"item {item.item_id} has no removals that wait for a decision")
-    made = Decision(item.missing_changeset_id, APPROVE_REMOVALS if approve else REJECT_REMOVALS, by)
-    return Command(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(made))])
+    event = Decision(item.missing_changeset_id, APPROVE_REMOVALS if approve else REJECT_REMOVALS, by)
+    return Command(gate.DECISION, [(DECISION_MADE, catalogue.DECISION, codec.encode(event))])
 
 
 class Operator:
-    """Appends in an operator's name. Readers answer for what came of it."""
+    """Appends commands in an operator's name."""
 
-    def __init__(self, records: CommandWriter, *, by: str) -> None:
-        self._records = records
+    def __init__(self, writer: CommandWriter, *, by: str) -> None:
+        self._writer = writer
         self._cause = Cause(CAUSE, by=by)
 
-    async def append(self, connection: asyncpg.Connection, item: ItemStatus, said: Command) -> Appended:
-        """Append a free record about an Item.
+    async def append(self, connection: asyncpg.Connection, item: ItemStatus, command: Command) -> Appended:
+        """Append a command about an Item.
 
-        Idempotence: each call makes a new record, which changes nothing that an earlier one has changed.
+        Idempotence: each call appends a new record, which changes nothing that an earlier one has changed.
         Raises: Quarantine, where the user was erased; InDoubt, where no answer came; Retry.
         """
-        about = CommandTarget(item.item_id, item.user, item.partition)
-        ticket = await self._records.prepare(connection, about)
-        return await self._records.append(about, said, ticket, self._cause)
+        target = CommandTarget(item.item_id, item.user, item.partition)
+        prepared = await self._writer.prepare(connection, target)
+        return await self._writer.append(target, command, prepared, self._cause)
 
 
-async def is_read(connection: asyncpg.Connection, at: Appended, *, within_s: float = READ_S_MAX) -> bool:
-    """Wait until projections and follow_heads have dealt with a record; False where they have not in time."""
-    ends = time.monotonic() + within_s
-    while not await connection.fetchval(_IS_READ, at.partition, at.offset):
-        if time.monotonic() >= ends:
+async def is_read(connection: asyncpg.Connection, appended: Appended, *, within_s: float = READ_S_MAX) -> bool:
+    """Wait until projections and follow_heads have read a record; False where they have not within `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not await connection.fetchval(_IS_READ, appended.partition, appended.offset):
+        if time.monotonic() >= deadline:
             return False
         await asyncio.sleep(POLL_S)
     return True
 
 
 async def quarantine(connection: asyncpg.Connection, item: ItemStatus, *, reason: str) -> bool:
-    """Set an Item aside until it is redriven; False where it is quarantined already.
+    """Quarantine an Item until it is redriven; False where it is quarantined already.
 
-    A pass that is under way ends as it would have; nothing is claimed afterwards, but an unlink.
+    A sync run under way ends as usual; afterwards the Item is claimed for an unlink only.
     """
     async with connection.transaction():
-        done = await connection.fetchval(_QUARANTINE, item.item_id, f"operator: {reason}"[:REASON_CHARACTERS_MAX])
-        if done:
+        is_new = await connection.fetchval(_QUARANTINE, item.item_id, f"operator: {reason}"[:REASON_CHARACTERS_MAX])
+        if is_new:
             await connection.execute(_STOP, item.item_id)
-    return bool(done)
+    return bool(is_new)
 
 
-# The log's two readers: what they show, and what may be claimed.
+# Both readers of the log: one decides what users see, the other what may be claimed.
 _IS_READ = f"""
     SELECT coalesce((SELECT position FROM reads.positions WHERE partition = $1), 0) > $2
        AND coalesce((SELECT position FROM tartan.positions WHERE reader = '{FOLLOWER}' AND partition = $1), 0) > $2"""
 
-# One that is open stays as it is, with its reason.
+# A quarantine that is open keeps its reason.
 _QUARANTINE = f"""
     WITH held AS (
         SELECT item_id, partition FROM tartan.sync_state
@@ -105,6 +104,6 @@ _QUARANTINE = f"""
     )
     {QUARANTINE} WHERE k.redrive_offset IS NOT NULL RETURNING true"""
 
-_STOP = (
-    "UPDATE tartan.sync_state SET stopped = 'quarantined' WHERE item_id = $1 AND stopped IS DISTINCT FROM 'unlinked'"
-)
+_STOP = """
+    UPDATE tartan.sync_state SET stopped = 'quarantined'
+    WHERE item_id = $1 AND stopped IS DISTINCT FROM 'unlinked'"""

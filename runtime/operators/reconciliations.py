@@ -1,6 +1,6 @@
-"""Reconciliation's own records: the last check of each account, and what did not tie out, for a set time.
+"""Records of reconciliation: the last check of each account, and its discrepancies for KEPT_DAYS.
 
-They are operational: part of no digest, gone with the account, made anew by the next check.
+They are operational: part of no digest, deleted with the account, written anew by the next check.
 Locks: an account's row of `reconciliations`, then sync_state, then incidents.
 """
 
@@ -20,12 +20,12 @@ from schemas.log.records import Cause
 from schemas.money import decimal_text
 
 KEPT_DAYS = 90
-"""How long a resolved discrepancy is kept, as an incident is: a report over a quarter finds all of them."""
+"""A resolved discrepancy stays for a quarter, as an incident does: a report over it has all of them."""
 PURGED_AT_ONCE_MAX = 10_000
 HISTORY_MAX = 200
 """Discrepancies in one answer: an account rarely has one a week."""
 BY = "reconciliation"
-"""Who asked for a sync, in the cause of what it brings."""
+"""`by` in the cause of a sync that a repair requested."""
 
 
 class Key(NamedTuple):
@@ -51,8 +51,8 @@ class Checked(NamedTuple):
     tied_at: int | None
 
 
-class Found(NamedTuple):
-    """A gap with its cause, as a check saw it."""
+class Gap(NamedTuple):
+    """A gap between ledger and bank as a check measured it, with its cause."""
 
     cause: str
     against: str
@@ -82,8 +82,8 @@ class Open(NamedTuple):
     repair_done: bool
 
 
-class Which(NamedTuple):
-    """Which accounts; None means any. `user_id` is the application's own id."""
+class AccountFilter(NamedTuple):
+    """A choice of accounts; None means any. `user_id` is the application's own id."""
 
     tenant: str | None = None
     user_id: str | None = None
@@ -92,7 +92,7 @@ class Which(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is known of an account's reconciliation. `compared_at`: when its Item's whole history was last wanted."""
+    """The state of an account's reconciliation. `compared_at`: when a full resync of its Item was last requested."""
 
     now: datetime
     open: Open | None
@@ -100,114 +100,115 @@ class State(NamedTuple):
 
 
 async def enrol(connection: asyncpg.Connection, *, interval_s: float, accounts_max: int) -> int:
-    """Have accounts checked that never were, their first checks spread over the interval. Gives how many."""
+    """Schedule the first checks of new accounts, spread over the interval; return the number of accounts."""
     return len(await connection.fetch(_ENROL, interval_s, accounts_max))
 
 
 async def claim(connection: asyncpg.Connection, *, interval_s: float, accounts_max: int) -> list[Key]:
-    """Take accounts whose check is due, the longest due first; their next one is an interval from now.
+    """Claim accounts whose check is due, the longest due first; their next check is an interval from now.
 
     Several processes share the work: each account is given to one of them.
     """
     return [Key(*row) for row in await connection.fetch(_CLAIM, interval_s, accounts_max)]
 
 
-async def chosen(connection: asyncpg.Connection, which: Which, *, after: Key | None = None, limit: int) -> list[Key]:
-    """The accounts that readers see, of these, in the order of their keys; `after` is the last one of the page before.
+async def list_accounts(
+    connection: asyncpg.Connection, which: AccountFilter, *, after: Key | None = None, limit: int
+) -> list[Key]:
+    """Return the accounts of a filter that readers see, in the order of their keys, behind `after`.
 
-    Of an account without a user no tenant is known, so none is given where one is asked for.
+    An account without a user has no known tenant, so it is left out where the filter names one.
     """
-    begin = after or Key("", "")
-    return [Key(*row) for row in await connection.fetch(_CHOSEN, *which, *begin, limit)]
+    return [Key(*row) for row in await connection.fetch(_LIST, *which, *(after or Key("", "")), limit)]
 
 
-async def put(connection: asyncpg.Connection, checks: Sequence[Checked]) -> None:
-    """Note the last check of accounts."""
+async def record_checks(connection: asyncpg.Connection, checks: Sequence[Checked]) -> None:
+    """Write the last check of accounts."""
     if checks:
-        ordered = sorted(checks, key=lambda one: (one.item_id, one.account_id))
-        await connection.execute(_PUT, *(list(column) for column in zip(*ordered, strict=True)))
+        ordered = sorted(checks, key=lambda check: (check.item_id, check.account_id))
+        await connection.execute(_RECORD_CHECKS, *(list(column) for column in zip(*ordered, strict=True)))
 
 
-async def open_ones(connection: asyncpg.Connection, keys: Sequence[Key]) -> set[Key]:
-    """The accounts, of these, that have an open discrepancy."""
-    rows = await connection.fetch(_OPEN_ONES, [key.item_id for key in keys], [key.account_id for key in keys])
-    return {Key(*row) for row in rows}
+async def with_open_discrepancy(connection: asyncpg.Connection, keys: Sequence[Key]) -> set[Key]:
+    """Return those of the accounts that have an open discrepancy."""
+    item_ids, account_ids = [key.item_id for key in keys], [key.account_id for key in keys]
+    return {Key(*row) for row in await connection.fetch(_WITH_OPEN_DISCREPANCY, item_ids, account_ids)}
 
 
 @asynccontextmanager
 async def account(connection: asyncpg.Connection, checked: Checked) -> AsyncIterator[State]:
-    """A transaction over an account's records: notes the check, and keeps every other checker of it waiting."""
+    """Open a transaction over an account's records: write the check, and keep other checkers of it waiting."""
     async with connection.transaction():
-        await put(connection, [checked])
+        await record_checks(connection, [checked])
         row = await connection.fetchrow(_STATE, checked.item_id, checked.account_id)
         assert row is not None
-        now, compared_at, *found = row.values()
-        yield State(now, None if found[0] is None else Open(*found), compared_at)
+        now, compared_at, *columns = row.values()
+        yield State(now, None if columns[0] is None else Open(*columns), compared_at)
 
 
-async def begin(connection: asyncpg.Connection, checked: Checked, found: Found) -> None:
+async def begin(connection: asyncpg.Connection, checked: Checked, gap: Gap) -> None:
     """Open a discrepancy."""
-    await connection.execute(_BEGIN, checked.item_id, checked.account_id, checked.user, *_values(found))
+    await connection.execute(_BEGIN, checked.item_id, checked.account_id, checked.user, *_values(gap))
 
 
-async def keep(connection: asyncpg.Connection, discrepancy: int, found: Found) -> None:
-    """Note that a discrepancy was seen again, as it is now."""
-    await connection.execute(_KEEP, discrepancy, *_values(found))
+async def update(connection: asyncpg.Connection, discrepancy: int, gap: Gap) -> None:
+    """Count a discrepancy once more, with its present values."""
+    await connection.execute(_UPDATE, discrepancy, *_values(gap))
 
 
 async def end(connection: asyncpg.Connection, discrepancy: int, outcome: str) -> None:
-    """Close a discrepancy with what came of it."""
+    """Close a discrepancy with its outcome."""
     await connection.execute(_END, discrepancy, outcome)
 
 
-async def want_sync(connection: asyncpg.Connection, item_id: str, *, whole: bool) -> bool:
-    """Make an Item due, with its accounts; `whole`: its whole history is to be read again and compared.
+async def request_sync(connection: asyncpg.Connection, item_id: str, *, whole: bool) -> bool:
+    """Mark an Item, with its accounts; `whole` requests a full resync that compares its whole history.
 
-    False where nothing is asked about the Item: it stopped, or is unlinked.
+    False where the Item stopped or is unlinked, so nothing is asked about it.
     """
     cause = msgspec.json.encode(Cause("repair", by=BY)).decode()
-    marked: bool | None = await connection.fetchval(_WANT_SYNC, item_id, Lane.SCHEDULE, cause, whole)
+    marked: bool | None = await connection.fetchval(_REQUEST_SYNC, item_id, Lane.SCHEDULE, cause, whole)
     if marked:
         await connection.execute(f"NOTIFY {CHANNEL}")
     return bool(marked)
 
 
-async def tell(connection: asyncpg.Connection, key: Key, detail: str) -> None:
+async def report_gap(connection: asyncpg.Connection, key: Key, detail: str) -> None:
     """Open the incident of an account's gap, or count it once more."""
     await incidents.report(connection, incidents.BALANCE_GAP, _subject(key), detail)
 
 
-async def tell_over(connection: asyncpg.Connection, key: Key) -> None:
+async def close_gap(connection: asyncpg.Connection, key: Key) -> None:
     """Close the incident of an account's gap, if it is open."""
     await incidents.close(connection, incidents.BALANCE_GAP, _subject(key))
 
 
 async def forget(connection: asyncpg.Connection, keys: Sequence[Key]) -> None:
-    """Delete what is kept of accounts that are not there any more, and close their incidents."""
+    """Delete the records of accounts that no longer exist, and close their incidents."""
     async with connection.transaction():
         for key in sorted(keys):
             await connection.execute(_FORGET, *key)
-            await tell_over(connection, key)
+            await close_gap(connection, key)
 
 
 async def last_check(connection: asyncpg.Connection, key: Key) -> dict[str, Any] | None:
-    """The last check of an account; None where there was none."""
+    """Return the last check of an account; None where there was none."""
     row = await connection.fetchrow(_LAST, *key)
-    return None if row is None else _told(row)
+    return None if row is None else _json_row(row)
 
 
 async def history(connection: asyncpg.Connection, key: Key, *, limit: int = HISTORY_MAX) -> list[dict[str, Any]]:
-    """The discrepancies of an account, newest first."""
-    return [_told(row) for row in await connection.fetch(_HISTORY, *key, min(limit, HISTORY_MAX))]
+    """Return the discrepancies of an account, newest first."""
+    return [_json_row(row) for row in await connection.fetch(_HISTORY, *key, min(limit, HISTORY_MAX))]
 
 
 async def open_counts(connection: asyncpg.Connection) -> dict[str, int]:
-    """How many discrepancies are open, by cause; causes without any are absent."""
+    """Count open discrepancies by cause; causes without any are absent."""
     return {row["cause"]: row["open"] for row in await connection.fetch(_OPEN_COUNTS)}
 
 
 async def purge(connection: asyncpg.Connection) -> int:
-    """Delete what was resolved long ago. Gives how many rows."""
+    """Delete discrepancies that were resolved KEPT_DAYS ago; return the number of rows."""
     return len(await connection.fetch(_PURGE, KEPT_DAYS, PURGED_AT_ONCE_MAX))
 
 
@@ -215,29 +216,16 @@ def _subject(key: Key) -> str:
     return f"{key.item_id}/{key.account_id}"
 
 
-def _values(found: Found) -> tuple[Any, ...]:
-    evidence = msgspec.json.encode(found.evidence).decode()
-    return (
-        found.cause,
-        found.against,
-        found.currency,
-        found.ledger,
-        found.bank,
-        found.gap,
-        evidence,
-        found.repair,
-        found.outcome,
-        found.checks_after,
-        found.started,
-    )
+def _values(gap: Gap) -> tuple[Any, ...]:
+    return gap._replace(evidence=msgspec.json.encode(gap.evidence).decode())  # type: ignore[arg-type]
 
 
-def _told(row: asyncpg.Record) -> dict[str, Any]:
-    """A row for JSON: amounts as plain decimal text."""
-    told = {name: decimal_text(value) if isinstance(value, Decimal) else value for name, value in row.items()}
-    if told.get("evidence") is not None:
-        told["evidence"] = msgspec.json.decode(told["evidence"])
-    return told
+def _json_row(row: asyncpg.Record) -> dict[str, Any]:
+    """Return a row for JSON, with amounts as plain decimal text."""
+    values = {name: decimal_text(value) if isinstance(value, Decimal) else value for name, value in row.items()}
+    if values.get("evidence") is not None:
+        values["evidence"] = msgspec.json.decode(values["evidence"])
+    return values
 
 
 # hashtext spreads the accounts evenly and gives one account the same place each time.
@@ -258,7 +246,7 @@ _CLAIM = """
     WHERE r.item_id = d.item_id AND r.account_id = d.account_id
     RETURNING r.item_id, r.account_id"""
 
-_CHOSEN = """
+_LIST = """
     SELECT a.item_id, a.account_id FROM reads.accounts a LEFT JOIN tartan.users u USING (user_number)
     WHERE ($1::text IS NULL OR u.tenant = $1) AND ($2::text IS NULL OR u.user_id = $2)
       AND ($3::text IS NULL OR a.item_id = $3) AND ($4::text IS NULL OR a.account_id = $4)
@@ -266,7 +254,7 @@ _CHOSEN = """
     ORDER BY a.item_id, a.account_id LIMIT $7"""
 
 # Rows in the order given, which is that of the key: two that write many at once wait for each other.
-_PUT = """
+_RECORD_CHECKS = """
     INSERT INTO tartan.reconciliations AS r (item_id, account_id, user_number, next_at, checked_at, state, why,
         currency, ledger, bank, gap, source, tied_at, tied_out_at)
     SELECT n.item_id, n.account_id, n.user_number, tartan.clock(), tartan.clock(), n.state, n.why, n.currency,
@@ -279,7 +267,7 @@ _PUT = """
         ledger = excluded.ledger, bank = excluded.bank, gap = excluded.gap, source = excluded.source,
         tied_at = coalesce(excluded.tied_at, r.tied_at), tied_out_at = coalesce(excluded.tied_out_at, r.tied_out_at)"""
 
-_OPEN_ONES = """
+_WITH_OPEN_DISCREPANCY = """
     SELECT d.item_id, d.account_id FROM unnest($1::text[], $2::text[]) AS k (item_id, account_id)
     JOIN tartan.discrepancies d USING (item_id, account_id) WHERE d.resolved_at IS NULL"""
 
@@ -301,7 +289,7 @@ _BEGIN = """
         CASE WHEN $14::boolean THEN tartan.clock() END, tartan.clock(), tartan.clock(), tartan.clock(),
         tartan.clock())"""
 
-_KEEP = """
+_UPDATE = """
     UPDATE tartan.discrepancies
     SET cause = $2, against = $3, currency = $4, ledger = $5, bank = $6, gap = $7, evidence = $8::text::jsonb,
         repair = $9, outcome = $10, checks_after = $11,
@@ -314,9 +302,9 @@ _KEEP = """
 _END = """
     UPDATE tartan.discrepancies SET outcome = $2, resolved_at = tartan.clock() WHERE discrepancy = $1"""
 
-# A pass that reads no cursor and is released afterwards says whether an account was missing; one that is under way
-# says nothing of it, so the wish outlasts it.
-_WANT_SYNC = """
+# A run that starts without a cursor reports at its release whether an account was missing. A run under way does not, so
+# history_incomplete outlasts it.
+_REQUEST_SYNC = """
     UPDATE tartan.sync_state
     SET generation = generation + 1, due_at = least(due_at, tartan.clock()), cause = $3::text::jsonb,
         lane = CASE WHEN due_at IS NULL THEN $2 ELSE least(lane, $2) END, accounts_wanted = true,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import asyncpg
 import msgspec
 
-from runtime.scheduler.quotas import CLIENT, SYNC, Limit, claim_pace, item_pace
+from runtime.plaid_limits import SYNC, Limit
+from runtime.scheduler.quotas import CLIENT, claim_pace, item_pace
 from runtime.scheduler.types import NOBODY_AHEAD, Claimed, Claims, FairQueueState, KnownHead, KnownHint, Released
 from schemas.log.records import Cause
 
@@ -325,7 +326,8 @@ _CLAIM_METERED = _CLAIM_BY % {
         ON CONFLICT (endpoint, item_id) DO UPDATE
         SET tat = greatest(b.tat, tartan.clock()) + make_interval(secs => $14)
     ), spent AS (
-        UPDATE tartan.rate_limit_buckets b SET tat = greatest(b.tat, tartan.clock()) + make_interval(secs => $12 * c.items)
+        UPDATE tartan.rate_limit_buckets b
+        SET tat = greatest(b.tat, tartan.clock()) + make_interval(secs => $12 * c.items)
         FROM (SELECT count(*) AS items FROM claimed WHERE NOT unlink_requested) c
         WHERE b.endpoint = '{SYNC}' AND b.item_id = '{CLIENT}' AND c.items > 0
     )""",

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
+from runtime import plaid_limits
 from runtime.incidents import incidents
 from runtime.incidents.incidents import Incident
 from runtime.plaid.models import OUTAGE_CODES
+from runtime.plaid_limits import Limit
 from runtime.scheduler import quotas
 from runtime.scheduler.leases import FOLLOWER
 from runtime.scheduler.queue_status import (
@@ -28,7 +30,6 @@ from runtime.scheduler.queue_status import (
     ScheduleHealth,
     WithheldRemovals,
 )
-from runtime.scheduler.quotas import Limit
 from runtime.scheduler.types import CURSOR_LOST, Lane
 from runtime.settings import Settings
 
@@ -75,8 +76,8 @@ async def health(connection: asyncpg.Connection, settings: Settings, *, tenant: 
     interval_s = settings.schedule_interval_s
     tolerance_s = max(interval_s * TOLERANCE_SHARE, TOLERANCE_S_MIN)
     [row] = await connection.fetch(_SEEN_LATELY, tenant, interval_s + tolerance_s, int(Lane.SCHEDULE))
-    sync = settings.limits().get(quotas.SYNC)
-    short = sync is not None and not (await _bucket(connection, quotas.SYNC, sync)).left
+    sync = settings.limits().get(plaid_limits.SYNC)
+    short = sync is not None and not (await _bucket(connection, plaid_limits.SYNC, sync)).left
     tick = await connection.fetchrow(_TICK, TICK)
     found = ScheduleHealth(
         healthy=True,
@@ -209,7 +210,8 @@ _CLOCK = "SELECT tartan.clock()"
 _ITEMS = f"""
     WITH moment AS MATERIALIZED (SELECT tartan.clock() AS now),
     quarantined AS (
-        SELECT item_id, min(quarantined_at) AS quarantined_at, (array_agg(reason ORDER BY quarantined_at DESC))[1] AS reason
+        SELECT item_id, min(quarantined_at) AS quarantined_at,
+            (array_agg(reason ORDER BY quarantined_at DESC))[1] AS reason
         FROM tartan.quarantines WHERE redrive_offset IS NULL GROUP BY item_id
     ), seen AS (
         SELECT s.*, k.quarantined_at, k.reason, m.now,
@@ -250,8 +252,8 @@ _LISTED = f"""{_ITEMS}, told AS (
             CASE state WHEN 'delayed' THEN delay WHEN 'stopped' THEN stopped WHEN 'quarantined' THEN reason END AS why,
             last_error->>'code' AS code, last_error->>'detail' AS detail,
             CASE state WHEN 'ready' THEN ready_at WHEN 'running' THEN last_attempt_at
-                WHEN 'quarantined' THEN coalesce(quarantined_at, last_attempt_at) ELSE coalesce(last_attempt_at, created_at)
-                END AS since,
+                WHEN 'quarantined' THEN coalesce(quarantined_at, last_attempt_at)
+                ELSE coalesce(last_attempt_at, created_at) END AS since,
             CASE state WHEN 'delayed' THEN ready_at END AS until
         FROM seen WHERE state <> 'idle'
     ), numbered AS (

@@ -1,4 +1,4 @@
-"""The values of a queue's status, as operators and tenants are told it. Pure; runtime.scheduler.queue reads them."""
+"""Values of a queue's status; runtime.scheduler.queue reads them."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -8,7 +8,7 @@ from msgspec import Struct, field
 
 
 class QueueState(StrEnum):
-    """Where an Item stands. `ready` waits for a worker, `delayed` for a time, `idle` for the schedule or a webhook."""
+    """State of an Item. `ready` waits for a worker, `delayed` for a time, `idle` for the schedule or a webhook."""
 
     READY = "ready"
     RUNNING = "running"
@@ -30,7 +30,7 @@ class ItemCounts(Struct):
 
 
 class LaneCounts(Struct):
-    """What is due in a lane. Units: seconds that its oldest Item has been ready."""
+    """Due Items of a lane. Units: seconds for which its oldest Item has been ready."""
 
     lane: str
     ready: int = 0
@@ -73,7 +73,7 @@ class QueuedItem(Struct):
 
 
 class FailedRun(Struct):
-    """A pass that failed. `attempts`: the Item's failures in a row, today; 0 where it has recovered since."""
+    """A sync run that failed. `attempts`: the Item's failures in a row at present; 0 where it has recovered."""
 
     item_id: str
     tenant: str
@@ -85,7 +85,7 @@ class FailedRun(Struct):
 
 
 class OpenBreaker(Struct):
-    """A bank that is asked nothing. `open_until` in the past: one Item may try."""
+    """A bank that is not asked. `open_until` in the past: one Item may try."""
 
     institution_id: str
     open_until: datetime
@@ -104,7 +104,7 @@ class ClientBucket(Struct):
 
 
 class OpenIncident(Struct):
-    """An incident that is open. `remedy`: what an operator does about its kind."""
+    """An open incident with the remedy of its kind."""
 
     incident: int
     kind: str
@@ -117,7 +117,7 @@ class OpenIncident(Struct):
 
 
 class WithheldRemovals(Struct):
-    """Removals that wait for a person: a restated history would remove too many of an Item's transactions."""
+    """Removals that wait for an approval: a full resync would remove too many of an Item's transactions."""
 
     item_id: str
     tenant: str
@@ -126,10 +126,10 @@ class WithheldRemovals(Struct):
 
 
 class ScheduleHealth(Struct):
-    """Whether every Item is asked about in time. `reasons` say why not; `healthy` is that there are none.
+    """Health of the schedule: `healthy` where no `reasons` are against it.
 
-    Units: seconds. `overdue`: Items that nothing holds back and that were not asked about for longer than interval
-    and tolerance; `oldest_unseen_s`: of those that nothing holds back; `backlog`: ready in the schedule's lane.
+    Units: seconds. `overdue`: number of Items that nothing holds back and that were not synced for longer than interval
+    and tolerance; `oldest_unseen_s`: the longest of those times; `backlog`: ready Items of the schedule's lane.
     """
 
     healthy: bool
@@ -146,7 +146,10 @@ class ScheduleHealth(Struct):
 
 
 class QueueStatus(Struct):
-    """The queue as one tenant, or the operator, sees it."""
+    """Status of the queue, of one tenant or of the installation.
+
+    `buckets` and `webhook_loss` are of the whole installation, for its operator only.
+    """
 
     at: datetime
     items: int
@@ -161,6 +164,5 @@ class QueueStatus(Struct):
     incidents: list[OpenIncident]
     removals_withheld: list[WithheldRemovals]
     schedule: ScheduleHealth
-    # Of the whole installation: told to its operator only.
     buckets: list[ClientBucket] = field(default_factory=list)
     webhook_loss: dict[str, Any] | None = None

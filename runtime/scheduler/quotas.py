@@ -1,11 +1,11 @@
-"""Plaid's quotas, counted by us: no answer of Plaid's says how much is left (PLAID.md 1.8).
+"""Plaid's rate limits, counted in rate-limit buckets: no answer of Plaid's contains what is left (PLAID.md 1.8).
 
-A bucket is one moment in Postgres, shared by all workers: when it would be full again (GCRA). A request is let
-through while that moment lies at most the bucket's burst ahead, and moves it on by one interval.
+A bucket is one time in Postgres, shared by all workers: its theoretical arrival time (`tat`, GCRA), when it would be
+full again. A request passes while `tat` lies at most the bucket's burst ahead, and moves it on by one interval.
 
-Plaid counts a request when it arrives, we count it when its token is taken. Requests that arrive within one of
-Plaid's minutes had their tokens taken within a minute and the longest way, so that no minute of Plaid's holds more
-than its limit where burst + (60 s + DELAY_S_MAX) / interval <= limit.
+Plaid counts a request when it arrives, this code when its token is taken. Requests that arrive within one of Plaid's
+minutes had their tokens taken within a minute and the longest delay, so no minute of Plaid's holds more than its limit
+where burst + (60 s + DELAY_S_MAX) / interval <= limit.
 
 Locks: of one request's buckets the client's first, then the Item's, as the claim takes them.
 """
@@ -16,133 +16,79 @@ from typing import NamedTuple
 import asyncpg
 
 from runtime.incidents import incidents
-from schemas.errors import Halt, Retry
+from runtime.plaid_limits import SYNC, Limit
+from schemas.errors import Retry
 
 MINUTE_S = 60.0
 DELAY_S_MAX = 5.0
-"""From a token to its request's arrival at Plaid: a commit, a thread, a connection, tens of milliseconds of each; a
-worker or a network that stands for a moment makes it seconds. It costs 8 % of the refill (5 s of 65). A request that
-is later still is one of a few, and a 429 does no harm but the wait."""
-SYNC, REFRESH, RECURRING = "transactions/sync", "transactions/refresh", "transactions/recurring/get"
-ACCOUNTS, BALANCE, ITEM, REMOVE = "accounts/get", "accounts/balance/get", "item/get", "item/remove"
+"""From a token to its request's arrival at Plaid: a commit, a thread and a connection take tens of milliseconds each, a
+worker or a network that pauses makes it seconds. It costs 8 % of the refill (5 s of 65). Few requests are later still,
+and a 429 costs a wait only."""
 PAGES = "transactions/sync of passes under way"
-"""Name of the bucket that the pages behind the first ones share."""
+"""Name of the bucket that all pages behind a run's first one share."""
 PAGES_SHARE = 0.8
-"""Of the client's quota of /transactions/sync, for passes under way. A claim waits until half of the burst is there,
-and a hundred histories that are read at once would never leave it: a fifth of the quota is the claims', so webhooks go
-on, and where no history is read it is all theirs."""
+"""Share of the client's quota of /transactions/sync for runs under way. A claim waits until half of the burst is there,
+which a hundred histories that are read at once would never leave: a fifth of the quota is for claims, so webhooks go
+on, and where no history is read claims have all of it."""
 CLIENT = ""
 """`item_id` of the client's own bucket."""
 BUCKETS = 2
-"""Of one request: the Item's and the client's."""
+"""Buckets of one request: the Item's and the client's."""
 RACES_MAX = 3
-"""A bucket is made once; the second attempt finds it, unless a purge takes it away."""
+"""A bucket is created once; the second attempt has it, unless a purge deletes it."""
 CLIENT_STEP_S = MINUTE_S / 10
 QUIET_S = 15 * MINUTE_S
-"""How long no request may exceed a limit before the incident is over."""
+"""Time without an exceeded limit after which the incident is closed."""
 PURGED_MAX = 10_000
 """Rows that one purge deletes, about 50 ms; the next one goes on."""
 
 _OF_BANK = frozenset({"INSTITUTION_RATE_LIMIT"})
-"""The bank's own limit: the client's quota has nothing to do with it."""
-
-
-class Limit(NamedTuple):
-    """Requests a minute that Plaid allows for one Item and for the client."""
-
-    item: int
-    client: int
+"""Error codes of the bank's own limit, which the client's quota has no part in."""
 
 
 class Pace(NamedTuple):
-    """How a bucket is used. Units: seconds; a request costs `interval_s`, the bucket lends `burst_s` ahead."""
+    """The pace of a bucket. Units: seconds; a request costs `interval_s`, the bucket lends `burst_s` ahead."""
 
     interval_s: float
     burst_s: float
 
 
-PLANS: Mapping[str, Mapping[str, Limit]] = {
-    "production": {
-        SYNC: Limit(50, 2_500),
-        REFRESH: Limit(2, 100),
-        RECURRING: Limit(20, 1_000),
-        ACCOUNTS: Limit(15, 15_000),
-        BALANCE: Limit(5, 1_200),
-        ITEM: Limit(15, 5_000),
-        REMOVE: Limit(30, 2_000),
-    },
-    "sandbox": {
-        SYNC: Limit(50, 1_000),
-        REFRESH: Limit(2, 100),
-        RECURRING: Limit(20, 1_000),
-        ACCOUNTS: Limit(100, 5_000),
-        BALANCE: Limit(25, 100),
-        ITEM: Limit(40, 5_000),
-        REMOVE: Limit(100, 500),
-    },
-    "off": {},
-}
-"""Source: PLAID.md 1.8, of 2026-03-07."""
-
-
-def limits(text: str, *, environment: str) -> dict[str, Limit]:
-    """Read TARTAN_PLAID_LIMITS: a plan's name and changes to it, "production,transactions/sync=100/5000".
-
-    An empty text is the plan of the environment.
-    Raises: Halt, naming the part that is wrong.
-    """
-    found: dict[str, Limit] = {}
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or "=" in parts[0]:
-        parts.insert(0, environment)
-    if parts[0] not in PLANS:
-        raise Halt(f"TARTAN_PLAID_LIMITS: {parts[0]!r} is no plan; plans are {', '.join(PLANS)}")
-    found.update(PLANS[parts[0]])
-    for part in parts[1:]:
-        endpoint, _, numbers = part.partition("=")
-        item, slash, client = numbers.partition("/")
-        if not (slash and item.isdecimal() and client.isdecimal() and int(item) and int(client)):
-            raise Halt(f"TARTAN_PLAID_LIMITS: {part!r} is not endpoint=item/client, both a minute and above 0")
-        found[endpoint.strip("/ ")] = Limit(int(item), int(client))
-    return found
-
-
 def item_pace(limit: Limit) -> Pace:
-    """How an Item's bucket is used: half at once, since a history is many pages in a row and then none."""
+    """Return the pace of an Item's bucket: half at once, because a history is many pages in a row and then none."""
     return _pace(limit.item, burst=limit.item // 2)
 
 
 def client_pace(limit: Limit) -> Pace:
-    """How the client's bucket is used: a tenth at once, so that a burst leaves room for webhooks of the same minute."""
+    """Return the pace of the client's bucket: a tenth at once, so a burst leaves room for webhooks of that minute."""
     return _pace(limit.client, burst=limit.client // 10)
 
 
 def claim_pace(limit: Limit) -> Pace:
-    """How claims use the client's bucket: of what it lends at once, half is kept for passes under way.
+    """Return the pace at which claims use the client's bucket: half of its burst is reserved for runs under way.
 
-    A claim takes what there is at the moment it comes in, so where the quota is short a pass that needs a second page
-    would never find a token, give up after its longest wait, and begin again at its first page.
+    A claim takes what is there when a token arrives. Where the quota is short, a run that needs a second page would
+    never get one, give up after its longest wait, and begin again at its first page.
     """
     pace = client_pace(limit)
     return pace._replace(burst_s=pace.burst_s / 2)
 
 
 def pages_pace(limit: Limit) -> Pace:
-    """How pages behind the first ones use the client's quota: as many at once as it lends, and in the long run a share.
+    """Return the pace of pages behind the first ones: the client's whole burst, and PAGES_SHARE of its rate.
 
-    Claims give up to them what they hold at once (`claim_pace`), they give up to claims what comes anew.
+    Claims leave them half of the burst (`claim_pace`); they leave claims the rest of the rate.
     """
     interval_s, burst_s = client_pace(limit)
     return Pace(interval_s / PAGES_SHARE, burst_s / PAGES_SHARE)
 
 
 def client_share(limit: Limit, share: float, *, burst_s: float) -> Pace:
-    """How a part of the client's quota is used by work that can wait: evenly, no more at once than in `burst_s`."""
+    """Return the pace of work that can wait, on a share of the client's quota: at most `burst_s` ahead."""
     return Pace((MINUTE_S + DELAY_S_MAX) / (limit.client * share), burst_s)
 
 
 class TokenResult(NamedTuple):
-    """What a bucket answers: how long to wait (0: the token is taken), and when it would be full again afterwards."""
+    """The wait for a token (0: it is taken), and the bucket's theoretical arrival time afterwards."""
 
     wait_s: float
     tat_s: float
@@ -159,9 +105,9 @@ def take_token(tat_s: float, now_s: float, pace: Pace) -> TokenResult:
 
 
 async def take(connection: asyncpg.Connection, endpoint: str, item_id: str, limits: Mapping[str, Limit]) -> float:
-    """Take a token of the Item's bucket and one of the client's, or none. Gives 0, or the seconds until both have one.
+    """Take a token of the Item's bucket and one of the client's, or none; return 0, or seconds until both have one.
 
-    Raises: Retry, where others made the same buckets at this very moment, again and again.
+    Raises: Retry, where others created and purged the same buckets RACES_MAX times meanwhile.
     """
     assert item_id != CLIENT, "a request is about an Item"
     limit = limits.get(endpoint)
@@ -185,67 +131,67 @@ async def take_page(connection: asyncpg.Connection, item_id: str, limits: Mappin
     if limit is None:
         return 0.0
     pace = pages_pace(limit)
-    await connection.execute(_BUCKET, PAGES)  # by itself: it need not be made again where the rest is taken back
+    # In a transaction of its own: the bucket stays where the tokens are given back.
+    await connection.execute(_CREATE_BUCKET, PAGES)
     try:
         async with connection.transaction():
-            if not await connection.fetchval(_TAKE_SOME, PAGES, 1, *pace):
+            if not await connection.fetchval(_TAKE_UP_TO, PAGES, 1, *pace):
                 return pace.interval_s
-            await _taken(connection, item_id, limits)
-    except _NoRoom as error:
+            await _take_or_raise(connection, item_id, limits)
+    except _NoToken as error:
         return error.wait_s
     return 0.0
 
 
-async def take_some(connection: asyncpg.Connection, name: str, wanted: int, pace: Pace) -> int:
-    """Take up to so many tokens of a bucket that all workers share. Gives how many there were."""
-    await connection.execute(_BUCKET, name)
-    found: int | None = await connection.fetchval(_TAKE_SOME, name, wanted, *pace)
-    return found or 0
+async def take_some(connection: asyncpg.Connection, name: str, count: int, pace: Pace) -> int:
+    """Take up to `count` tokens of a bucket that all workers share; return the number taken."""
+    await connection.execute(_CREATE_BUCKET, name)
+    tokens: int | None = await connection.fetchval(_TAKE_UP_TO, name, count, *pace)
+    return tokens or 0
 
 
 async def record_exceeded(
     connection: asyncpg.Connection, endpoint: str, item_id: str, error_code: str, limits: Mapping[str, Limit]
 ) -> None:
-    """Plaid answered 429 although we had a token: empty the buckets that it may speak of, and tell operators.
+    """Empty the buckets that a 429 in spite of a token may be about, and report an incident.
 
-    No code says whether the Item's quota or the client's is meant, and both may be counted by others with the same
-    keys. The Item lets nothing through for a minute, after which Plaid's window is another one. The client's bucket
-    is moved by CLIENT_STEP_S only: one Item's limit must not stop all others; where it is the client's that is
-    exceeded, ten of these answers make up the minute.
+    No code names the Item's quota or the client's, and both may be used by others with the same keys. The Item's bucket
+    gives nothing for a minute, after which Plaid's window is another one. The client's bucket is moved by CLIENT_STEP_S
+    only, because one Item's limit must not stop all others; where the client's limit is exceeded, ten of these answers
+    add up to a minute.
     """
     limit = limits.get(endpoint)
     async with connection.transaction():
         if limit is not None:
             if error_code not in _OF_BANK:
                 ahead_s_max = MINUTE_S + client_pace(limit).burst_s
-                await connection.execute(_MOVE, endpoint, CLIENT_STEP_S, ahead_s_max)
-            await connection.execute(_CLOSE, endpoint, item_id, MINUTE_S + item_pace(limit).burst_s)
+                await connection.execute(_ADVANCE, endpoint, CLIENT_STEP_S, ahead_s_max)
+            await connection.execute(_EMPTY, endpoint, item_id, MINUTE_S + item_pace(limit).burst_s)
         await incidents.report(connection, incidents.RATE_LIMITED, endpoint, error_code)
 
 
 async def purge(connection: asyncpg.Connection) -> int:
-    """Forget buckets that are full again, and end incidents of limits that have held since. Gives how many went."""
-    await connection.execute(_OVER, incidents.RATE_LIMITED, QUIET_S)
-    rows = await connection.fetch(_PURGE, PURGED_MAX)
-    return len(rows)
+    """Delete full buckets, and close incidents of limits that were not exceeded for QUIET_S; return deleted buckets."""
+    await connection.execute(_CLOSE_INCIDENTS, incidents.RATE_LIMITED, QUIET_S)
+    return len(await connection.fetch(_PURGE, PURGED_MAX))
 
 
 class _Raced(Exception):
-    """Another transaction made a bucket at the same moment; what was taken of the other one goes back."""
+    """Rolls a take back: another transaction created one of the buckets at the same moment."""
 
 
-class _NoRoom(Exception):
-    """Another bucket has nothing; the token of this one goes back."""
+class _NoToken(Exception):
+    """Rolls a take back: another bucket has no token."""
 
     def __init__(self, wait_s: float) -> None:
         super().__init__()
         self.wait_s = wait_s
 
 
-async def _taken(connection: asyncpg.Connection, item_id: str, limits: Mapping[str, Limit]) -> None:
+async def _take_or_raise(connection: asyncpg.Connection, item_id: str, limits: Mapping[str, Limit]) -> None:
     wait_s = await take(connection, SYNC, item_id, limits)
     if wait_s:
-        raise _NoRoom(wait_s)
+        raise _NoToken(wait_s)
 
 
 async def _take(connection: asyncpg.Connection, endpoint: str, item_id: str, limit: Limit) -> float:
@@ -259,16 +205,16 @@ async def _take(connection: asyncpg.Connection, endpoint: str, item_id: str, lim
 
 def _pace(limit: int, *, burst: int) -> Pace:
     burst = min(max(burst, 1), limit)
-    # A limit of 1 is one at once and the next more than a minute later, so no minute holds two all the same.
+    # A limit of 1 is one at once and the next more than a minute later, so no minute has two.
     interval_s = (MINUTE_S + DELAY_S_MAX) / max(limit - burst, 1)
     return Pace(interval_s, interval_s * (burst - 1))
 
 
-# One statement for both, so both give or none. A bucket that is not there is full. FOR UPDATE gives each row as it is
-# once the lock was granted, while the clock stands at the transaction's begin: who waited for a lock counts as
-# earlier than it is, and so waits a little longer, never less.
-# A bucket that another transaction makes meanwhile cannot be locked before: DO UPDATE looks at it again, and `taken`
-# tells whether both were.
+# One statement for both buckets, so both give a token or none. A missing bucket is full. FOR UPDATE returns each row as
+# of the grant of the lock, while the clock is the begin of the transaction: a request that waited for a lock computes
+# with an earlier time and so waits longer, never less.
+# A bucket that another transaction creates meanwhile cannot be locked before: DO UPDATE checks it again, and `taken`
+# counts the buckets that gave one.
 _TAKE = """
     WITH wanted (item_id, step, burst) AS (
         VALUES ($2::text, make_interval(secs => $3), make_interval(secs => $4)),
@@ -291,11 +237,12 @@ _TAKE = """
     )
     SELECT wait_s, (SELECT count(*) FROM taken) AS taken FROM waiting"""
 
-_BUCKET = """
-    INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat) VALUES ($1, '', tartan.clock()) ON CONFLICT DO NOTHING"""
+_CREATE_BUCKET = """
+    INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat) VALUES ($1, '', tartan.clock())
+    ON CONFLICT DO NOTHING"""
 
-# As many as the burst still lends, and one more (GCRA).
-_TAKE_SOME = """
+# As many tokens as the burst still lends, and one more (GCRA).
+_TAKE_UP_TO = """
     WITH locked AS (
         SELECT greatest(tat, tartan.clock()) AS tat FROM tartan.rate_limit_buckets
         WHERE endpoint = $1 AND item_id = '' FOR UPDATE
@@ -307,25 +254,26 @@ _TAKE_SOME = """
     UPDATE tartan.rate_limit_buckets b SET tat = given.tat + make_interval(secs => given.tokens * $3::float8)
     FROM given WHERE b.endpoint = $1 AND b.item_id = '' RETURNING given.tokens"""
 
-_CLOSE = """
+_EMPTY = """
     INSERT INTO tartan.rate_limit_buckets AS b (endpoint, item_id, tat)
     VALUES ($1, $2, tartan.clock() + make_interval(secs => $3))
     ON CONFLICT (endpoint, item_id) DO UPDATE SET tat = greatest(b.tat, excluded.tat)"""
 
-# Answers to requests under way come after one another, so they add up; to a minute at most.
-_MOVE = """
+# Answers to requests under way arrive one after another, so the steps add up, to a minute at most.
+_ADVANCE = """
     INSERT INTO tartan.rate_limit_buckets AS b (endpoint, item_id, tat)
     VALUES ($1, '', tartan.clock() + make_interval(secs => $2))
     ON CONFLICT (endpoint, item_id) DO UPDATE
     SET tat = greatest(b.tat, least(greatest(b.tat, tartan.clock()) + make_interval(secs => $2),
                                             tartan.clock() + make_interval(secs => $3)))"""
 
-_OVER = """
+_CLOSE_INCIDENTS = """
     UPDATE tartan.incidents SET closed_at = tartan.clock()
     WHERE kind = $1 AND closed_at IS NULL AND last_at < tartan.clock() - make_interval(secs => $2)"""
 
-# A bucket that is full again is as good as none; one that a request holds now is passed over.
+# A full bucket equals a missing one; one that a request has locked is skipped.
 _PURGE = """
     DELETE FROM tartan.rate_limit_buckets b USING (
-        SELECT endpoint, item_id FROM tartan.rate_limit_buckets WHERE tat < tartan.clock() LIMIT $1 FOR UPDATE SKIP LOCKED
+        SELECT endpoint, item_id FROM tartan.rate_limit_buckets WHERE tat < tartan.clock()
+        LIMIT $1 FOR UPDATE SKIP LOCKED
     ) p WHERE b.endpoint = p.endpoint AND b.item_id = p.item_id RETURNING b.item_id"""

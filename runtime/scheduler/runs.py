@@ -1,4 +1,4 @@
-"""The passes that were made over an Item, as `sync_runs` keeps them: for clients, operators and whoever waits."""
+"""Finished sync runs of an Item, read from `sync_runs`."""
 
 from datetime import datetime
 from typing import Any
@@ -8,11 +8,11 @@ import msgspec
 from msgspec import Struct
 
 NEWEST = 2**63 - 1
-"""Above every attempt's number."""
+"""A number above that of every run."""
 
 
 class FinishedRun(Struct, frozen=True):
-    """A pass over an Item. `attempt`: its number, rising over all Items; counts are of what was fetched."""
+    """A finished sync run. `run`: its number, rising over all Items. Counts are of fetched transactions."""
 
     run: int
     started_at: datetime
@@ -30,14 +30,14 @@ class FinishedRun(Struct, frozen=True):
 async def latest(
     connection: asyncpg.Connection, item_id: str, *, before: int = NEWEST, limit: int
 ) -> list[FinishedRun]:
-    """The passes over an Item below a number, newest first."""
+    """Return the runs of an Item below a number, newest first."""
     return [_run(row) for row in await connection.fetch(_LATEST, item_id, before, limit)]
 
 
 async def since(
     connection: asyncpg.Connection, item_id: str, *, after: int, generation: int, limit: int
 ) -> list[FinishedRun]:
-    """The passes above a number that began at this generation of the Item or later, oldest first."""
+    """Return the runs above a number that began at this generation of the Item or later, oldest first."""
     return [_run(row) for row in await connection.fetch(_SINCE, item_id, after, generation, limit)]
 
 

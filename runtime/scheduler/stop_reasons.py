@@ -1,4 +1,4 @@
-"""What makes an Item go on: one sentence for each reason for which nothing is asked about it. Pure."""
+"""Reasons why an Item is not synced any more, each with its remedy."""
 
 LOGIN_REQUIRED, REVOKED, GONE = "login_required", "revoked", "gone"
 REFUSED, QUARANTINED, ERASED, UNLINKED = "refused", "quarantined", "erased", "unlinked"
@@ -11,13 +11,13 @@ REMEDIES = {
     "environment; otherwise only a new link brings the data again.",
     REFUSED: "Plaid refuses this Item for good; the error's code says why. Once that is mended (a product enabled, a "
     "contract signed), ask for a sync: it is tried again.",
-    QUARANTINED: "A record of this Item could not be processed, or an operator set it aside; nothing is lost. An operator "
-    "looks (tartan items show, tartan dead-letters list) and frees it: tartan items redrive.",
+    QUARANTINED: "A record of this Item could not be processed, or an operator set it aside; nothing is lost. An "
+    "operator looks (tartan items show, tartan dead-letters list) and frees it: tartan items redrive.",
     ERASED: "The user was erased, and nothing of them is asked for any more.",
     UNLINKED: "The Item is unlinked. Link it again to go on.",
 }
 
 
 def remedy(stopped: str | None) -> str | None:
-    """What to do about an Item that stopped; None where it did not, or nothing is known to help."""
+    """Return the remedy of a stop reason; None without one."""
     return REMEDIES.get(stopped or "")

@@ -1,4 +1,4 @@
-"""Values that pass between the scheduler's tables and the stages: marks, hints, claims and what becomes of them."""
+"""Values that the scheduler's tables and the stages exchange: marks, hints, claims and releases."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -11,7 +11,7 @@ from schemas.log.records import Cause
 
 
 class Lane(IntEnum):
-    """Who goes first among those that are due."""
+    """The lanes of due Items, most urgent first."""
 
     WEBHOOK = 0
     MANUAL = 1
@@ -20,15 +20,15 @@ class Lane(IntEnum):
 
 
 CURSOR_LOST = "cursor_lost"
-"""`code` of an Item whose whole history was read in place of its cursor: a sync has to show that the new one is good.
-Until then nothing but time makes it due."""
+"""`code` of an Item after a full resync in place of a lost cursor: until a sync with the new cursor succeeds, only time
+makes the Item due."""
 
 
 class Mark(NamedTuple):
-    """What a webhook says of an Item: that it may have changed.
+    """A mark that a webhook sets: its Item may have changed.
 
-    `accounts`: its accounts, too. `unread_only`: counts only while nothing of its history was read (the legacy
-    codes, which come beside the others). `stale`: came too late, counts at most once in STALE_PASS_S.
+    `accounts`: its accounts as well. `unread_only`: counts only while nothing of its history was read (the legacy
+    codes, which arrive beside the others). `stale`: arrived too late, counts at most once in STALE_RUN_S.
     """
 
     item_id: str
@@ -40,7 +40,7 @@ class Mark(NamedTuple):
 
 
 class Hint(NamedTuple):
-    """A webhook that says something about an Item's state, to be asked of Plaid. `fields`: a few of its body's."""
+    """A webhook about an Item's state, which a sync run has to ask Plaid about. `fields`: a few of its body."""
 
     item_id: str
     partition: int
@@ -51,7 +51,7 @@ class Hint(NamedTuple):
 
 
 class KnownHead(Struct, frozen=True):
-    """An Item's head, as follow_heads read it from the log."""
+    """An Item's head as follow_heads read it from the log."""
 
     id: bytes
     offset: int
@@ -65,7 +65,7 @@ class KnownHead(Struct, frozen=True):
 
 
 class KnownHint(Struct, frozen=True):
-    """A webhook that said something about the Item's state."""
+    """A hint as a claim returns it."""
 
     offset: int
     code: str
@@ -73,9 +73,12 @@ class KnownHint(Struct, frozen=True):
 
 
 class Claimed(Struct, frozen=True):
-    """An Item under a lease, with everything that a pass over it needs.
+    """An Item under a lease, with everything that its sync run needs.
 
-    `expired`: the lease before this one was never given back, so its work may be in the log, or still on the way.
+    `expired`: the lease before this one was never released, so its work may be in the log, or still on the way.
+    `history_incomplete`: the last full resync lacked an account, so it concluded no removals. `bank_failing`: other
+    Items of the bank got an outage lately, so a success must be recorded. `last_code`: the error code of the last
+    attempt; None where it succeeded.
     """
 
     item_id: str
@@ -98,35 +101,32 @@ class Claimed(Struct, frozen=True):
     head: KnownHead | None
     hints: tuple[KnownHint, ...]
     refresh_wanted: bool = False
-    # The last whole history that was read lacked an account, and so told no removals.
     history_incomplete: bool = False
-    # Other Items of its bank were answered with an outage lately: an answer that is none has to be told.
     bank_failing: bool = False
-    # Why the last attempt failed or waits; None where nothing did, or a store does not say.
     last_code: str | None = None
 
 
 class Claims(tuple[Claimed, ...]):
-    """Items claimed at once, in the order of their turns.
+    """Items claimed at once, in the order of the fair queue.
 
-    `more_in_s`: seconds until another claim finds more, where that is known: 0 at once, above 0 when the client's
-    quota gives its next token. None where nothing else is ready: what comes next is a mark or becomes ready by time.
+    `more_in_s`: seconds until another claim can return more: 0 at once, above 0 until the client's quota has its next
+    token, None where nothing else is ready before a mark or a due time.
     """
 
     more_in_s: float | None
 
     def __new__(cls, claimed: Iterable[Claimed] = (), *, more_in_s: float | None = None) -> Self:
-        """Claims in their order."""
+        """Return the claims in their order."""
         self = super().__new__(cls, tuple(claimed))
         self.more_in_s = more_in_s
         return self
 
 
 class FairQueueState(NamedTuple):
-    """Whose turn it is, as one worker knows it: who was served ahead of the others, and who counts for how much.
+    """One worker's state of the weighted fair queue: the turns that flows were served ahead of others, and weights.
 
-    `tenants`, `lanes`, `ahead`: column by column; a tenant that is not named has weight 1 or is not ahead.
-    `lanes_ahead`, `lane_weights`: by lane. Units: turns of a flow of weight 1.
+    Shape: `tenants`, `lanes`, `ahead` are columns, as are `weighted`, `weights`; an absent tenant is not ahead, or has
+    weight 1. `lanes_ahead` and `lane_weights` are indexed by lane. Units: turns of a flow of weight 1.
     """
 
     tenants: Sequence[str] = ()
@@ -142,10 +142,12 @@ NOBODY_AHEAD = FairQueueState()
 
 
 class Released(Struct, frozen=True, kw_only=True):
-    """What became of a pass, and when the Item is due again.
+    """The outcome of a sync run, and when the Item is due again.
 
-    `done`: the claim's generation is dealt with. `due_in_s` None: not by itself. `wait_offset`: the last append,
-    which follow_heads has to read first. `hints_until`: hints up to it are dealt with although nothing was appended.
+    `done`: the claim's generation is synced. `due_in_s` None: not due by itself. `wait_offset`: the last append, which
+    follow_heads has to read first. `hints_until`: hints up to this offset are done although nothing was appended.
+    `bank_asked`, `bank_updated_at`: /item/get was called, and its time of Plaid's last successful read of the bank.
+    `refreshed`: Plaid accepted /transactions/refresh.
     """
 
     outcome: str
@@ -160,10 +162,8 @@ class Released(Struct, frozen=True, kw_only=True):
     stopped: str | None = None
     error: dict[str, Any] | None = None
     hints_until: int | None = None
-    # What /item/get said, where it was asked: when Plaid last read the bank with success.
     bank_asked: bool = False
     bank_updated_at: datetime | None = None
-    # Whether /transactions/refresh was answered: the bank itself is being asked.
     refreshed: bool = False
     duration_s: float = 0.0
     pages: int = 0

@@ -1,1 +1,1 @@
-"""TODO runtime/users."""
+"""Users: their keys, the vault that wraps them, and the commands that users append to the log."""

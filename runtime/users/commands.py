@@ -1,13 +1,14 @@
-"""Free records: what people and their applications say about an Item, appended to `changesets`, once by its id.
+"""Commands: edits, decisions, real-time balances and redrives, appended to `changesets` as free records.
 
-An edit, a decision, a real-time balance, a redrive: facts like any other, in the log, sealed, read by the gate. The id
-comes from the user and the idempotency key, so an append without an answer may simply be made again. Shell.
+A command is sealed and read through the gate like any other record. Its id comes from the user and the idempotency
+key, so an append without an answer is simply repeated.
 """
 
 import hmac
 import os
 import secrets
 import time
+from collections import Counter
 from typing import NamedTuple
 
 import asyncpg
@@ -26,11 +27,11 @@ from schemas.log.records import Cause, Head
 from schemas.topics import CHANGESETS, user_key
 
 RANDOM_KEY_BYTES = 16
-"""Of a key that nobody sent: enough that no two are ever the same."""
+"""Length of the key of a command that has no idempotency key: two are never the same."""
 
 
 class CommandTarget(NamedTuple):
-    """The Item that a record is about, its user and the partition of both."""
+    """The Item of a command, with its user and the partition of both."""
 
     item_id: str
     user: int
@@ -38,14 +39,14 @@ class CommandTarget(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A free record before it is sealed: its type, and the events that it holds."""
+    """A command before it is sealed: its type, and its events as (type, schema, Avro bytes)."""
 
     type: str
     events: list[tuple[str, int, bytes]]
 
 
 class PreparedCommand(NamedTuple):
-    """A record to be: its id, the fingerprint that finds out another body under this id, the keys that seal it."""
+    """The id of a command, the fingerprint that detects another body under this id, and the keys that seal it."""
 
     id: ChangesetId
     fingerprint: bytes | None
@@ -53,7 +54,7 @@ class PreparedCommand(NamedTuple):
 
 
 class CommandWriter:
-    """Appends free records. No key is kept: an erasure must find no copy in a process that hears nothing of it."""
+    """Appends commands. It keeps no user key: an erasure must find no copy in a process that is not informed of it."""
 
     def __init__(self, settings: Settings, appender: Appender, vault: Vault) -> None:
         self._topic = topics.full_name(CHANGESETS, settings.topic_prefix)
@@ -61,55 +62,51 @@ class CommandWriter:
         self._vault = vault
 
     async def prepare(
-        self, connection: asyncpg.Connection, about: CommandTarget, *, key: str | None = None, body: bytes | None = None
+        self,
+        connection: asyncpg.Connection,
+        target: CommandTarget,
+        *,
+        key: str | None = None,
+        body: bytes | None = None,
     ) -> PreparedCommand:
-        """The id and fingerprint of a record, before anything is appended.
+        """Compute the id and fingerprint of a command before it is appended.
 
-        `key` is the client's, and makes the id; without one each record has an id of its own. `body` are any bytes
-        that say all that was asked.
+        `key` is the client's idempotency key and determines the id; without one each command has an id of its own.
+        `body` is any bytes that contain the whole request.
         Raises: Quarantine, where the user has no key or was erased.
         """
-        keys = (await Keyring(self._vault).of(connection, [about.user])).get(about.user)
+        keys = (await Keyring(self._vault).of(connection, [target.user])).get(target.user)
         if keys is None:
-            raise Quarantine(f"the user of item {about.item_id} has no key: restore user_keys from a backup first")
+            raise Quarantine(f"the user of item {target.item_id} has no key: restore user_keys from a backup first")
         if isinstance(keys, Destroyed):
-            raise Quarantine(f"the user of item {about.item_id} was erased: nothing of them can be brought back")
-        number = free_id(about.user, key or secrets.token_hex(RANDOM_KEY_BYTES))
-        return PreparedCommand(number, None if body is None else fingerprint(keys, body), keys)
+            raise Quarantine(f"the user of item {target.item_id} was erased: nothing of them can be brought back")
+        command_id = free_id(target.user, key or secrets.token_hex(RANDOM_KEY_BYTES))
+        # Keyed, so that it shows to nobody else that two bodies are equal.
+        fingerprint = None if body is None else hmac.digest(keys.fingerprints, b"body\0" + body, "sha256")
+        return PreparedCommand(command_id, fingerprint, keys)
 
-    async def append(self, about: CommandTarget, said: Command, ticket: PreparedCommand, cause: Cause) -> Appended:
-        """Append a free record about an Item.
+    async def append(
+        self, target: CommandTarget, command: Command, prepared: PreparedCommand, cause: Cause
+    ) -> Appended:
+        """Append a command.
 
-        Idempotence: readers take an id once, so the same ticket again changes nothing.
+        Idempotence: readers take an id once, so the same prepared command again changes nothing.
         Raises: InDoubt, where no answer came; Retry.
         """
-        value = seal_command(about, said, ticket, cause=cause, at=time.time_ns() // 1000)
-        return await self._appender.append(
-            self._topic, Outgoing(user_key(about.user), value), partition=about.partition
+        head = Head(
+            id=prepared.id,
+            kind=gate.FREE,
+            type=command.type,
+            parent=None,
+            item_id=target.item_id,
+            user=target.user,
+            at=time.time_ns() // 1000,
+            cause=cause,
+            key_generation=prepared.keys.generation,
+            counts=dict(Counter(kind for kind, _, _ in command.events)),
+            body_fingerprint=prepared.fingerprint,
         )
-
-
-def seal_command(about: CommandTarget, said: Command, ticket: PreparedCommand, *, cause: Cause, at: int) -> bytes:
-    """Write a free record. Units: `at` in microseconds since 1970, UTC."""
-    counts: dict[str, int] = {}
-    for kind, _, _ in said.events:
-        counts[kind] = counts.get(kind, 0) + 1
-    head = Head(
-        id=ticket.id,
-        kind=gate.FREE,
-        type=said.type,
-        parent=None,
-        item_id=about.item_id,
-        user=about.user,
-        at=at,
-        cause=cause,
-        key_generation=ticket.keys.generation,
-        counts=counts,
-        body_fingerprint=ticket.fingerprint,
-    )
-    return changesets.seal(head, codec.encode_events(said.events), ticket.keys, nonce=os.urandom(NONCE_BYTES))
-
-
-def fingerprint(keys: UserKeys, body: bytes) -> bytes:
-    """The keyed fingerprint of a request's body, 32 bytes: it says that two are equal, and nothing to others."""
-    return hmac.digest(keys.fingerprints, b"body\0" + body, "sha256")
+        body = codec.encode_events(command.events)
+        value = changesets.seal(head, body, prepared.keys, nonce=os.urandom(NONCE_BYTES))
+        record = Outgoing(user_key(target.user), value)
+        return await self._appender.append(self._topic, record, partition=target.partition)

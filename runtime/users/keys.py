@@ -1,4 +1,4 @@
-"""Users, their random numbers and their keys."""
+"""Users: their random numbers and their data keys."""
 
 import os
 import secrets
@@ -15,11 +15,11 @@ from schemas.log.changesets import UserKeys, user_keys
 FIRST_GENERATION = 1
 DATA_KEY_BYTES = 32
 CACHED_USERS_MAX = 100_000
-"""Unwrapped keys kept: about 500 bytes each. Unwrapping one again costs a query."""
+"""Unwrapped keys in memory: about 500 bytes each. Unwrapping one again costs a query."""
 
 
 class User(NamedTuple):
-    """A user of a tenant's application, and the number that stands for them in topics."""
+    """A user of a tenant's application, and the number that replaces their id in topics."""
 
     number: UserNumber
     tenant: str
@@ -27,34 +27,33 @@ class User(NamedTuple):
 
 
 class Destroyed(NamedTuple):
-    """A user's key was destroyed on purpose: what it sealed is gone, and that is right."""
+    """Marker of a user whose key was destroyed on purpose, by an erasure."""
 
 
 class Keyring:
-    """Unwraps users' keys and keeps them. A destroyed key must be `forget`-ed where its tombstone is written."""
+    """Unwraps users' keys and caches them. The writer of a key's tombstone must call `forget`."""
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
         self._known: dict[int, UserKeys] = {}
 
     async def of(self, connection: asyncpg.Connection, users: Iterable[int]) -> dict[int, UserKeys | Destroyed]:
-        """The keys of users. A user without any key row is not in the answer: that quarantines the user's Items.
+        """Return the keys of users. A user without a key row is absent, which quarantines the user's Items.
 
         Raises: Halt, where a key does not unwrap.
         """
-        wanted = set(users)
-        found: dict[int, UserKeys | Destroyed] = {user: self._known[user] for user in wanted if user in self._known}
-        missing = wanted - found.keys()
-        if missing:
+        users = set(users)
+        keys: dict[int, UserKeys | Destroyed] = {user: self._known[user] for user in users if user in self._known}
+        if missing := users - keys.keys():
             for row in await connection.fetch(_KEYS, list(missing)):
-                found[row["user_number"]] = self._unwrapped(row)
-        return found
+                keys[row["user_number"]] = self._unwrap(row)
+        return keys
 
     def forget(self, user: int) -> None:
         """Drop a user's keys from memory."""
         self._known.pop(user, None)
 
-    def _unwrapped(self, row: asyncpg.Record) -> UserKeys | Destroyed:
+    def _unwrap(self, row: asyncpg.Record) -> UserKeys | Destroyed:
         if row["wrapped"] is None:
             return Destroyed()
         user, generation = row["user_number"], row["generation"]
@@ -66,21 +65,20 @@ class Keyring:
 
 
 async def find_or_create(connection: asyncpg.Connection, vault: Vault, *, tenant: str, user_id: str) -> User:
-    """The user with this id of the application; made with number and key, in one synchronous commit, if new.
+    """Return the user with this id of the application; create number and key in one synchronous commit if it is new.
 
-    Idempotence: first links of one user at the same time find one number and one key.
+    Idempotence: first links of one user at the same time get one number and one key.
     Raises: Retry, where the user was erased at the same moment.
     """
-    found = await find(connection, tenant=tenant, user_id=user_id)
-    if found is not None:
-        return found
+    user = await find(connection, tenant=tenant, user_id=user_id)
+    if user is not None:
+        return user
     number = secrets.randbits(63)
     wrapped = vault.wrap_data_key(os.urandom(DATA_KEY_BYTES), user=number, generation=FIRST_GENERATION)
     async with connection.transaction():
-        # A key lost in a failover could never be made again, so this commit waits for the standby where there is one.
+        # A key lost in a failover cannot be made again, so this commit waits for the standby where there is one.
         await connection.execute("SET LOCAL synchronous_commit = on")
-        made = await connection.fetchval(_CREATE, number, tenant, user_id)
-        if made is not None:
+        if await connection.fetchval(_CREATE, number, tenant, user_id) is not None:
             await connection.execute(_CREATE_KEY, number, FIRST_GENERATION, wrapped)
     user = await find(connection, tenant=tenant, user_id=user_id)
     if user is None:
@@ -89,14 +87,14 @@ async def find_or_create(connection: asyncpg.Connection, vault: Vault, *, tenant
 
 
 async def find(connection: asyncpg.Connection, *, tenant: str, user_id: str) -> User | None:
-    """The user with this id of the application."""
+    """Return the user with this id of the application."""
     row = await connection.fetchrow(_FIND, tenant, user_id)
     return User(UserNumber(row["user_number"]), tenant, user_id) if row else None
 
 
 _KEYS = "SELECT user_number, generation, wrapped FROM tartan.user_keys WHERE user_number = ANY($1::bigint[])"
 _FIND = "SELECT user_number FROM tartan.users WHERE tenant = $1 AND user_id = $2"
-# Two first links of one user at once: the second finds the first one's row.
+# Of two first links of one user at once, the second reads the first one's row.
 _CREATE = """INSERT INTO tartan.users (user_number, tenant, user_id) VALUES ($1, $2, $3)
              ON CONFLICT (tenant, user_id) DO NOTHING RETURNING user_number"""
 _CREATE_KEY = "INSERT INTO tartan.user_keys (user_number, generation, wrapped, state) VALUES ($1, $2, $3, 'active')"

@@ -1,4 +1,4 @@
-"""Keys and what they lock: users' data keys under the key-encryption key, access tokens bound to their Items."""
+"""Vault: wraps users' data keys and seals access tokens under the key-encryption key."""
 
 import os
 
@@ -12,34 +12,25 @@ _VERSION = b"\x01"
 
 
 class Vault:
-    """Wraps and opens with AES-256-GCM under the key-encryption key.
-
-    A KMS takes this class's place with the same four functions.
-    """
+    """Wraps and unwraps with AES-256-GCM. A KMS client with the same four methods can replace it."""
 
     def __init__(self, master_key: bytes) -> None:
         self._cipher = AESGCM(master_key)
 
     def wrap_data_key(self, data_key: bytes, *, user: int, generation: int) -> bytes:
-        """Lock a user's data key, bound to the user's number and the key's generation."""
+        """Wrap a user's data key, bound to the user's number and the key's generation."""
         return self._lock(data_key, f"data-key/{user}/{generation}")
 
     def unwrap_data_key(self, wrapped: bytes, *, user: int, generation: int) -> bytes:
-        """Open a user's data key.
-
-        Raises: Halt, where it does not open: the key-encryption key is another one, and nothing must go on so.
-        """
+        """Unwrap a user's data key. Raises: Halt, where the key-encryption key is another one."""
         return self._open(wrapped, f"data-key/{user}/{generation}")
 
     def seal_token(self, token: str, *, item_id: str) -> bytes:
-        """Lock an access token, bound to its Item."""
+        """Seal an access token, bound to its Item."""
         return self._lock(token.encode(), f"access-token/{item_id}")
 
     def open_token(self, sealed: bytes, *, item_id: str) -> str:
-        """Open an access token.
-
-        Raises: Halt, where it does not open for this Item.
-        """
+        """Open an access token. Raises: Halt, where it does not open for this Item."""
         return self._open(sealed, f"access-token/{item_id}").decode()
 
     def _lock(self, secret: bytes, bound_to: str) -> bytes:
@@ -52,7 +43,7 @@ class Vault:
             raise Halt(f"{bound_to} was locked by another version of this code")
         try:
             return self._cipher.decrypt(nonce, sealed, bound_to.encode())
-        except (InvalidTag, ValueError) as error:  # ValueError: what is there is too short to hold a nonce
+        except (InvalidTag, ValueError) as error:  # ValueError: too short for a nonce
             raise Halt(
                 f"the key-encryption key does not open {bound_to}: is TARTAN_KEY_ENCRYPTION_KEY right?"
             ) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from runtime.scheduler.quotas import SYNC, Limit
+from runtime.plaid_limits import SYNC, Limit
 from runtime.scheduler.types import Lane, Released
 from sandbox.simulation.engine.installation import START, Counting, keys_of
 from sandbox.simulation.memory import claiming

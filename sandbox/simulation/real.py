@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import asyncpg
 
+from runtime import plaid_limits
 from runtime.kafka.reader import Position
+from runtime.plaid_limits import Limit
 from runtime.scheduler import breakers, enqueue, quotas
-from runtime.scheduler.quotas import Limit
 from runtime.scheduler.types import Claimed, Claims, Hint, Lane, Mark, Released
 from runtime.settings import Settings
 from runtime.users.keys import Keyring
@@ -299,7 +300,7 @@ class RealLimits(MemoryLimits):
     async def _look(self, endpoint: str, item_id: str) -> float:
         if endpoint not in self._limits:
             return 0.0
-        if endpoint == quotas.SYNC:
+        if endpoint == plaid_limits.SYNC:
             return await self._on(lambda found: quotas.take_page(found, item_id, self._limits))
         return await self._on(lambda found: quotas.take(found, endpoint, item_id, self._limits))
 

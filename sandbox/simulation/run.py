@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from runtime.scheduler.quotas import ACCOUNTS, ITEM, SYNC, Limit
-from runtime.scheduler.quotas import limits as limits_of
+from runtime.plaid_limits import ACCOUNTS, ITEM, SYNC, Limit
+from runtime.plaid_limits import parse as limits_of
 from sandbox.simulation import checks
 from sandbox.simulation.deliveries import deliver
 from sandbox.simulation.engine import loop

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import asyncpg
 from prometheus_client import Counter
 
-from runtime import logs
+from runtime import logs, plaid_limits
 from runtime.retry import Backoff
 from runtime.scheduler import breakers, quotas
 from runtime.settings import Settings
@@ -72,7 +72,7 @@ class PostgresLimits:
             await asyncio.sleep(wait_s + backoff.next_s() * self._jitter())
 
     async def _take(self, connection: asyncpg.Connection, endpoint: str, item_id: str) -> float:
-        if endpoint == quotas.SYNC:  # what a claim pays for is not asked for here
+        if endpoint == plaid_limits.SYNC:  # what a claim pays for is not asked for here
             return await quotas.take_page(connection, item_id, self._limits)
         return await quotas.take(connection, endpoint, item_id, self._limits)
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from runtime import logs
+from runtime import logs, plaid_limits
 from runtime.plaid.client import PlaidRefused
 from runtime.plaid.models import NOT_READY, OUTAGE_CODES, AccountsAnswer, ItemAnswer, SyncPage
 from runtime.scheduler import quotas
@@ -57,28 +57,28 @@ class Limited:
         """One page of what changed after a cursor."""
         prepaid, self._prepaid_until = self._prepaid_until, None
         paid = prepaid is not None and _now() <= prepaid
-        page = await self._ask(quotas.SYNC, lambda: self._bank.sync_page(token, cursor), paid=paid)
+        page = await self._ask(plaid_limits.SYNC, lambda: self._bank.sync_page(token, cursor), paid=paid)
         if page.status != NOT_READY:  # an Item without a history is answered whether or not its bank is reached
             await self._answered()
         return page
 
     async def accounts(self, token: str) -> AccountsAnswer:
         """The accounts with their cached balances."""
-        answer = await self._ask(quotas.ACCOUNTS, lambda: self._bank.accounts(token))
+        answer = await self._ask(plaid_limits.ACCOUNTS, lambda: self._bank.accounts(token))
         await self._answered()
         return answer
 
     async def item(self, token: str) -> ItemAnswer:
         """The Item's state. Plaid answers by itself, so this says nothing about the bank."""
-        return await self._ask(quotas.ITEM, lambda: self._bank.item(token))
+        return await self._ask(plaid_limits.ITEM, lambda: self._bank.item(token))
 
     async def refresh(self, token: str) -> None:
         """Have the bank itself asked. The answer comes before the bank's, and says nothing about it."""
-        await self._ask(quotas.REFRESH, lambda: self._bank.refresh(token))
+        await self._ask(plaid_limits.REFRESH, lambda: self._bank.refresh(token))
 
     async def remove(self, token: str) -> None:
         """End the Item."""
-        await self._ask(quotas.REMOVE, lambda: self._bank.remove(token))
+        await self._ask(plaid_limits.REMOVE, lambda: self._bank.remove(token))
 
     async def _ask(self, endpoint: str, ask: Callable[[], Awaitable[Answer]], *, paid: bool = False) -> Answer:
         """Make one request within the limits. Raises: LeaseLost; what it raises itself."""

@@ -6,9 +6,10 @@ mistakes cause.
 
 import asyncpg
 
+from runtime import plaid_limits
 from runtime.incidents import dead_letters, incidents
 from runtime.incidents.dead_letters import NewDeadLetter
-from runtime.scheduler import leases, quotas
+from runtime.scheduler import leases, run_incidents
 from runtime.scheduler.leases import QUARANTINED_BY
 from runtime.scheduler.types import Claimed, Claims, Released
 from runtime.settings import Settings
@@ -36,7 +37,7 @@ class PostgresStore:
         self._holder = settings.instance_id
         self._dead_letters_max = settings.dead_letters_max
         self._dead_letters_window_s = settings.dead_letters_window_s
-        self._limit = settings.limits().get(quotas.SYNC)
+        self._limit = settings.limits().get(plaid_limits.SYNC)
         self._turns = FairQueue(settings.weights())
 
     async def claim(self, slots: int) -> Claims:
@@ -72,7 +73,7 @@ class PostgresStore:
             async with connection.transaction():
                 held = await leases.release(connection, claimed, result)
                 if held:  # who lost the lease knows nothing of the Item any more
-                    await incidents.record_sync_run(connection, claimed, result)
+                    await run_incidents.record(connection, claimed, result)
             return held
 
     async def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:

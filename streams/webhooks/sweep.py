@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 import prometheus_client
 
-from runtime import logs
+from runtime import logs, plaid_limits
 from runtime.incidents import incidents
 from runtime.plaid.client import PlaidRefused
 from runtime.plaid.models import ItemAnswer
@@ -154,7 +154,7 @@ class Sweep:
         self._limits = limits
         self._timing = timing
         # Where no quota is set, Plaid's own for production: the sweep is no reason to ask without bounds.
-        limit = settings.limits().get(quotas.ITEM, quotas.PLANS["production"][quotas.ITEM])
+        limit = settings.limits().get(plaid_limits.ITEM, plaid_limits.PLANS["production"][plaid_limits.ITEM])
         self._pace = quotas.client_share(limit, settings.sweep_share, burst_s=BURST_S) if settings.sweep_share else None
         self._requests = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
         self._limited = False
@@ -186,7 +186,7 @@ class Sweep:
             if self._limited:
                 return None
             try:
-                await self._limits.take(quotas.ITEM, swept.item_id)
+                await self._limits.take(plaid_limits.ITEM, swept.item_id)
                 answer = await self._bank.item(token)
             except PlaidRefused as refusal:
                 return await self._refused(swept, refusal)
@@ -203,7 +203,7 @@ class Sweep:
         if action is Action.LIMITED:
             self._limited = True  # the others of this turn wait for the next one
             try:
-                await self._limits.exceeded(quotas.ITEM, swept.item_id, error_code=refusal.error_code)
+                await self._limits.exceeded(plaid_limits.ITEM, swept.item_id, error_code=refusal.error_code)
             except Retry as error:
                 _log.warning("limits not told", item_id=swept.item_id, reason=str(error))
         if action not in (Action.USER, Action.GONE) or swept.stopped is not None:

@@ -10,8 +10,8 @@ from typing import Any, cast
 import asyncpg
 
 from runtime.kafka.reader import Position
+from runtime.plaid_limits import Limit
 from runtime.scheduler import breakers, enqueue
-from runtime.scheduler.quotas import Limit
 from runtime.scheduler.types import Lane
 from runtime.settings import Settings
 from runtime.users.keys import Keyring

@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 
 from runtime.kafka.clients import partition_of
+from runtime.plaid_limits import Limit
 from runtime.postgres.clock import set_clock
 from runtime.scheduler import enqueue, leases
-from runtime.scheduler.quotas import Limit
 from runtime.scheduler.types import Claimed, Claims, Mark, Released
 from runtime.users.vault import Vault
 from schemas.log.records import Cause

@@ -17,7 +17,7 @@ from gateway import metrics
 from gateway.handlers.ownership import OwnedItem, sealed_token
 from gateway.http.database import connected
 from gateway.http.problems import Fault, Problem, invalid, plaid_error
-from runtime import logs
+from runtime import logs, plaid_limits
 from runtime.plaid.client import OLDEST_BALANCE, Plaid, PlaidRefused
 from runtime.plaid.models import OUTAGE_CODES, AccountsAnswer
 from runtime.postgres.errors import AWAY
@@ -126,7 +126,7 @@ class BalanceClient:
             if open_s:
                 raise _down(open_s)
             token = self._vault.open_token(sealed, item_id=item.item_id)
-            wait_s = await quotas.take(connection, quotas.BALANCE, item.item_id, self._limits)
+            wait_s = await quotas.take(connection, plaid_limits.BALANCE, item.item_id, self._limits)
         if wait_s:
             raise _limited(wait_s)
         return token, open_s is not None
@@ -136,7 +136,7 @@ class BalanceClient:
             async with connected(self._pool) as connection:
                 if refusal.error_type == "RATE_LIMIT_EXCEEDED":
                     await quotas.record_exceeded(
-                        connection, quotas.BALANCE, item.item_id, refusal.error_code, self._limits
+                        connection, plaid_limits.BALANCE, item.item_id, refusal.error_code, self._limits
                     )
                 elif refusal.error_code in OUTAGE_CODES and item.institution_id is not None:
                     await breakers.failed(connection, item.institution_id, refusal.error_code, self._failures_max)

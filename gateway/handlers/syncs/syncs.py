@@ -25,7 +25,8 @@ from gateway.http.poll import Poller
 from gateway.http.problems import Problem
 from gateway.http.requests import Call, ok
 from projections.read import queries
-from runtime.scheduler import enqueue, queue, quotas, runs
+from runtime import plaid_limits
+from runtime.scheduler import enqueue, queue, runs
 from runtime.scheduler.runs import FinishedRun
 from runtime.scheduler.stop_reasons import QUARANTINED, remedy
 from runtime.settings import Settings
@@ -43,7 +44,7 @@ class Syncs:
         self._poller = poller
         self._ids = SyncRequestIds(settings)
         self._counts = SyncCounts()
-        self._refresh_limit = settings.limits().get(quotas.REFRESH)
+        self._refresh_limit = settings.limits().get(plaid_limits.REFRESH)
 
     async def sync_item(self, call: Call) -> Answer:
         """Mark an Item due now, and wait until readers see the result where the client waits."""
@@ -87,7 +88,7 @@ class Syncs:
         """Raise Problem 429 where Plaid's quota allows no refresh now; the sync run that sends it takes the token."""
         if self._refresh_limit is None:
             return
-        wait_s = await queue.next_token_in_s(connection, quotas.REFRESH, item.item_id, self._refresh_limit)
+        wait_s = await queue.next_token_in_s(connection, plaid_limits.REFRESH, item.item_id, self._refresh_limit)
         if wait_s > 0:
             retry_s = math.ceil(wait_s)
             detail = f"Plaid can be told to ask this bank again in {retry_s} s; a sync without refresh is possible now"

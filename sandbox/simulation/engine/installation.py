@@ -13,9 +13,9 @@ import asyncpg
 from projections.gate.check import Owners
 from projections.gate.quarantine import QuarantineSpan
 from runtime.kafka.clients import partition_of
+from runtime.plaid_limits import SYNC, Limit
 from runtime.scheduler import enqueue
 from runtime.scheduler.leases import FOLLOWER
-from runtime.scheduler.quotas import SYNC, Limit
 from runtime.scheduler.types import Lane
 from sandbox.simulation.engine import postgres
 from sandbox.simulation.engine.kafka import Broker, Group

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from runtime.plaid_limits import SYNC, Limit
 from runtime.scheduler.leases import AGE_S, QUARANTINED_LOOK_S, SLACK
-from runtime.scheduler.quotas import CLIENT, SYNC, Limit, Pace, claim_pace, item_pace
+from runtime.scheduler.quotas import CLIENT, Pace, claim_pace, item_pace
 from runtime.scheduler.types import Claimed, Claims, FairQueueState
 from sandbox.simulation.memory.rows import Row
 from sandbox.simulation.memory.tables import Tables

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runtime.plaid.models import OUTAGE_CODES
+from runtime.plaid_limits import SYNC, Limit
 from runtime.scheduler.breakers import PROBE_S, PROBING_S, SPREAD_S, wait_s
 from runtime.scheduler.quotas import (
     CLIENT,
     CLIENT_STEP_S,
     MINUTE_S,
     PAGES,
-    SYNC,
-    Limit,
     client_pace,
     item_pace,
     pages_pace,

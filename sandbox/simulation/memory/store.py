@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from runtime.kafka.reader import Position
+from runtime.plaid_limits import Limit
 from runtime.scheduler.leases import FOLLOWER
-from runtime.scheduler.quotas import Limit
 from runtime.scheduler.types import Claimed, Claims, Hint, Mark, Released
 from sandbox.simulation.engine.kafka import Bell
 from sandbox.simulation.engine.lease_monitor import LeaseMonitor

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from cli import main as cli
 from projections.store.tables import SCHEMA
+from runtime.plaid_limits import SYNC
 from runtime.scheduler import queue
-from runtime.scheduler.quotas import CLIENT, SYNC, client_pace
+from runtime.scheduler.quotas import CLIENT, client_pace
 from runtime.settings import Settings
 
 USER = 7

@@ -11,7 +11,7 @@ import pytest
 from runtime.incidents import incidents
 from runtime.incidents.incidents import Incident
 from runtime.postgres.clock import set_clock
-from runtime.scheduler import enqueue, leases
+from runtime.scheduler import enqueue, leases, run_incidents
 from runtime.scheduler.types import Claimed, Released
 from runtime.users.vault import Vault
 
@@ -51,7 +51,7 @@ async def put(connection: asyncpg.Connection, item_id: str = "item", **row: Any)
 
 async def after(connection: asyncpg.Connection, claimed: Claimed, **result: Any) -> None:
     given = {"outcome": "failed", "done": False} | result
-    await incidents.record_sync_run(connection, claimed, Released(**given))
+    await run_incidents.record(connection, claimed, Released(**given))
 
 
 async def opened(connection: asyncpg.Connection) -> list[Incident]:

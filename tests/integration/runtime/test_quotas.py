@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 
 from runtime.incidents import incidents
+from runtime.plaid_limits import ACCOUNTS, ITEM, SYNC, Limit
 from runtime.postgres.clock import set_clock
 from runtime.scheduler import quotas
-from runtime.scheduler.quotas import ACCOUNTS, ITEM, SYNC, Limit
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import asyncpg
 import pytest
 
+from runtime import plaid_limits
+from runtime.plaid_limits import Limit
 from runtime.postgres.clock import set_clock
 from runtime.scheduler import enqueue, leases, quotas
-from runtime.scheduler.quotas import Limit
 from runtime.scheduler.types import FairQueueState, Lane
 from tests.support.streams_desk import Desk, desk
 
@@ -29,7 +30,7 @@ def at_once(limit: Limit) -> int:
 async def bucket(desk: Desk, item_id: str) -> float | None:
     """Seconds until a bucket is full again."""
     tat = await desk.connection.fetchval(
-        "SELECT tat FROM tartan.rate_limit_buckets WHERE endpoint = $1 AND item_id = $2", quotas.SYNC, item_id
+        "SELECT tat FROM tartan.rate_limit_buckets WHERE endpoint = $1 AND item_id = $2", plaid_limits.SYNC, item_id
     )
     return None if tat is None else float((tat - desk.now).total_seconds())
 
@@ -39,7 +40,7 @@ async def fill(desk: Desk, item_id: str, seconds: float) -> None:
     await desk.connection.execute(
         "INSERT INTO tartan.rate_limit_buckets (endpoint, item_id, tat) VALUES ($1, $2, $3) "
         "ON CONFLICT (endpoint, item_id) DO UPDATE SET tat = excluded.tat",
-        quotas.SYNC,
+        plaid_limits.SYNC,
         item_id,
         desk.now + timedelta(seconds=seconds),
     )
@@ -390,7 +391,7 @@ async def test_half_a_day_at_twice_the_quota_is_shared_evenly_and_a_small_tenant
 
 async def test_histories_that_use_up_the_quota_leave_claims_their_share_of_it(desk: Desk) -> None:
     limit = Limit(item=100_000, client=600)
-    limits = {quotas.SYNC: limit}
+    limits = {plaid_limits.SYNC: limit}
     await desk.lay("webhook", lane=Lane.WEBHOOK)
     pages = claims = 0
 
@@ -410,7 +411,7 @@ async def test_histories_that_use_up_the_quota_leave_claims_their_share_of_it(de
 
 
 async def test_a_page_that_finds_no_token_of_its_item_leaves_that_of_the_pages(desk: Desk) -> None:
-    limits = {quotas.SYNC: Limit(item=2, client=600)}
+    limits = {plaid_limits.SYNC: Limit(item=2, client=600)}
 
     first = await quotas.take_page(desk.connection, "item", limits)
     before = await desk.connection.fetchval(

@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from runtime.incidents import incidents
+from runtime.plaid_limits import SYNC, Limit
 from runtime.scheduler import breakers, enqueue, leases, quotas
-from runtime.scheduler.quotas import SYNC, Limit
 from runtime.scheduler.types import Mark, Released
 from runtime.settings import Settings
 from sandbox.simulator.bank.bank import Item

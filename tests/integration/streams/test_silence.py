@@ -7,7 +7,7 @@ import pytest
 
 from runtime.incidents import incidents
 from runtime.postgres.clock import set_clock
-from runtime.scheduler import breakers, enqueue, leases, queue
+from runtime.scheduler import breakers, enqueue, leases, queue, run_incidents
 from runtime.scheduler.types import CURSOR_LOST, Claimed
 from runtime.settings import Settings
 from runtime.users.keys import Keyring
@@ -91,9 +91,9 @@ async def test_cursors_that_are_refused_again_and_again_are_an_incident_and_a_re
     found = await claimed(desk)
     given = {"outcome": "appended", "done": True, "error": LOST}
     kinds = []
-    for attempts in (incidents.FAILING_AFTER, incidents.FAILING_AFTER + 1):
+    for attempts in (run_incidents.FAILING_AFTER, run_incidents.FAILING_AFTER + 1):
         await desk.release(found, **given, attempts=attempts, due_in_s=3_600.0, not_before_s=3_600.0)
-        await incidents.record_sync_run(desk.connection, found, _released(given, attempts))
+        await run_incidents.record(desk.connection, found, _released(given, attempts))
         kinds.append([kind for kind, _, _ in await open_kinds(desk.connection)])
 
     status = await queue.status(desk.connection, Settings())

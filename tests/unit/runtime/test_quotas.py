@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime import plaid_limits
+from runtime.plaid_limits import Limit
 from runtime.scheduler import quotas
-from runtime.scheduler.quotas import DELAY_S_MAX, MINUTE_S, Limit, Pace
+from runtime.scheduler.quotas import DELAY_S_MAX, MINUTE_S, Pace
 from schemas.errors import Halt
 
 LIMITS = st.integers(min_value=1, max_value=60)
@@ -99,18 +101,18 @@ def test_a_share_of_the_clients_quota_is_used_evenly() -> None:
 
 
 def test_a_plan_is_read_with_its_changes() -> None:
-    found = quotas.limits("production, /transactions/sync=100/5000", environment="sandbox")
+    found = plaid_limits.parse("production, /transactions/sync=100/5000", environment="sandbox")
 
-    assert found[quotas.SYNC] == Limit(100, 5_000)
-    assert found[quotas.ITEM] == quotas.PLANS["production"][quotas.ITEM]
+    assert found[plaid_limits.SYNC] == Limit(100, 5_000)
+    assert found[plaid_limits.ITEM] == plaid_limits.PLANS["production"][plaid_limits.ITEM]
 
 
 def test_without_a_plan_that_of_the_environment_holds() -> None:
-    assert quotas.limits("", environment="sandbox") == quotas.PLANS["sandbox"]
-    assert quotas.limits("off", environment="production") == {}
+    assert plaid_limits.parse("", environment="sandbox") == plaid_limits.PLANS["sandbox"]
+    assert plaid_limits.parse("off", environment="production") == {}
 
 
 @pytest.mark.parametrize("text", ["gold", "sandbox,transactions/sync=1", "sandbox,transactions/sync=0/5"])
 def test_what_is_no_quota_is_refused_by_name(text: str) -> None:
     with pytest.raises(Halt, match="TARTAN_PLAID_LIMITS"):
-        quotas.limits(text, environment="sandbox")
+        plaid_limits.parse(text, environment="sandbox")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from runtime import plaid_limits
 from runtime.plaid.client import PlaidRefused
 from runtime.plaid.models import NOT_READY, AccountsAnswer, ItemAnswer, SyncPage
 from runtime.scheduler import quotas
@@ -27,22 +28,22 @@ class Plaid:
         self._page = page
 
     async def sync_page(self, token: str, cursor: str | None) -> SyncPage:
-        self._ask(quotas.SYNC)
+        self._ask(plaid_limits.SYNC)
         return self._page
 
     async def accounts(self, token: str) -> AccountsAnswer:
-        self._ask(quotas.ACCOUNTS)
+        self._ask(plaid_limits.ACCOUNTS)
         return AccountsAnswer([], None)
 
     async def item(self, token: str) -> ItemAnswer:
-        self._ask(quotas.ITEM)
+        self._ask(plaid_limits.ITEM)
         return STATE
 
     async def refresh(self, token: str) -> None:
-        self._ask(quotas.REFRESH)
+        self._ask(plaid_limits.REFRESH)
 
     async def remove(self, token: str) -> None:
-        self._ask(quotas.REMOVE)
+        self._ask(plaid_limits.REMOVE)
 
     def _ask(self, endpoint: str) -> None:
         self.asked.append(endpoint)
@@ -125,9 +126,9 @@ async def test_the_claim_paid_for_the_first_page_and_the_pass_pays_for_all_else(
     await bank.refresh("token")
     await bank.remove("token")
 
-    endpoints = [quotas.SYNC, quotas.ACCOUNTS, quotas.ITEM, quotas.REFRESH, quotas.REMOVE]
+    endpoints = [plaid_limits.SYNC, plaid_limits.ACCOUNTS, plaid_limits.ITEM, plaid_limits.REFRESH, plaid_limits.REMOVE]
     assert limits.taken == [(endpoint, "item") for endpoint in endpoints]
-    assert plaid.asked == [quotas.SYNC, *endpoints]
+    assert plaid.asked == [plaid_limits.SYNC, *endpoints]
 
 
 async def test_what_the_claim_paid_is_not_kept_for_another_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,7 @@ async def test_what_the_claim_paid_is_not_kept_for_another_minute(monkeypatch: p
         patched.setattr(loop, "time", lambda: later_s)
         await bank.sync_page("token", None)
 
-    assert limits.taken == [(quotas.SYNC, "item")]
+    assert limits.taken == [(plaid_limits.SYNC, "item")]
 
 
 async def test_what_was_claimed_long_before_the_pass_began_is_paid_again() -> None:
@@ -150,7 +151,7 @@ async def test_what_was_claimed_long_before_the_pass_began_is_paid_again() -> No
         bank = Limited(Plaid(), limits, claimed(), is_live=lambda: True, claimed_s_ago=seconds)
         await bank.sync_page("token", None)
 
-    assert limits.taken == [(quotas.SYNC, "item")]
+    assert limits.taken == [(plaid_limits.SYNC, "item")]
 
 
 async def test_a_pass_that_nobody_paid_for_pays_for_its_first_page() -> None:
@@ -158,7 +159,7 @@ async def test_a_pass_that_nobody_paid_for_pays_for_its_first_page() -> None:
 
     await Limited(Plaid(), limits, claimed(), is_live=lambda: True, prepaid=False).sync_page("token", None)
 
-    assert limits.taken == [(quotas.SYNC, "item")]
+    assert limits.taken == [(plaid_limits.SYNC, "item")]
 
 
 async def test_who_lost_the_lease_asks_nothing_and_takes_no_tokens() -> None:
@@ -191,7 +192,7 @@ async def test_a_429_is_told_to_the_quotas_and_to_the_pass(code: str) -> None:
     with pytest.raises(PlaidRefused, match=code):
         await bank.sync_page("token", None)
 
-    assert limits.told == [("exceeded", quotas.SYNC, "item", code)]
+    assert limits.told == [("exceeded", plaid_limits.SYNC, "item", code)]
 
 
 @pytest.mark.parametrize("code", ["INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_NOT_AVAILABLE"])
