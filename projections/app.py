@@ -55,7 +55,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
             await client.start()
             stack.push_async_callback(client.stop)
         wire = SchemaIds(settings, pool)
-        publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix, wire=wire.prefixes)
+        publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix, prefixes=wire.prefixes)
         ownership = OwnerCache(Keyring(Vault(settings.master_key())))
         feeder = Consumer(settings, pool=pool, publisher=publisher, ownership=ownership)
         stack.callback(feeder.drop)

@@ -1,1 +1,1 @@
-"""TODO projections/publish."""
+"""Publish committed net events to Kafka, notify operators, and expire or republish the stored events."""

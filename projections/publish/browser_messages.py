@@ -1,11 +1,11 @@
-"""What a user's browser is told of a changeset: JSON messages, made from the net events alone.
+"""Build the JSON messages of a changeset for browsers from its net events.
 
-The publisher makes them after a commit, and readers make them again from the table `changesets` for a browser that
-resumes: the same bytes at the same positions.
+The publisher builds them after a commit. Readers build them again from the table `changesets` for a browser that
+resumes: the same bytes at the same event positions.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,12 +16,13 @@ from projections.ledger import override_rules
 from projections.model.unit_of_work import NetEvent
 from schemas import events
 from schemas.encoding import catalogue
+from schemas.errors import Halt
 from schemas.log.records import Account
 from schemas.times import rfc3339
 
 MESSAGES_MAX = 100
-"""Above so many net events of one changeset, transactions become one message: reading them again costs a browser
-less than a thousand messages."""
+"""Above so many net events of one changeset, transactions become one message: a browser reads them again at less cost
+than a thousand messages."""
 
 TRANSACTIONS_CHANGED = "transactions.changed"
 
@@ -37,32 +38,25 @@ class Message(NamedTuple):
 
 
 def build_messages(net: Sequence[NetEvent], *, item_id: str | None, known_at: int) -> Iterator[Message]:
-    """The messages of a changeset in order.
-
-    Units: `known_at` in microseconds since 1970, UTC.
-    """
+    """Yield the messages of a changeset in order. Units: `known_at` in microseconds since 1970, UTC."""
     timestamp = rfc3339(known_at)
-    if len(net) <= MESSAGES_MAX:
-        for place, event in enumerate(net):
-            yield _message(place, event.type, _shown(event), timestamp)
-        return
-    transactions = [place for place, event in enumerate(net) if event.schema in TRANSACTION_EVENTS]
-    for place, event in enumerate(net):
-        if event.schema not in TRANSACTION_EVENTS:
-            yield _message(place, event.type, _shown(event), timestamp)
-        elif place == transactions[-1]:
-            # It stands at the last of them, so a resume begins behind all.
+    transactions: list[int] = []
+    if len(net) > MESSAGES_MAX:
+        transactions = [index for index, event in enumerate(net) if event.schema in TRANSACTION_EVENTS]
+    combined = frozenset(transactions)
+    for index, event in enumerate(net):
+        if index not in combined:
+            yield _message(index, event.type, _shown(event), timestamp)
+        elif index == transactions[-1]:
+            # At the index of the last one, so that a resume begins after all of them.
             counts = Counter(net[each].type for each in transactions)
-            yield _message(place, TRANSACTIONS_CHANGED, _summary(counts, item_id), timestamp)
-
-
-def _summary(counts: Mapping[str, int], item_id: str | None) -> dict[str, Any]:
-    return {
-        "item_id": item_id,
-        "added": counts[events.TRANSACTION_ADDED],
-        "modified": counts[events.TRANSACTION_MODIFIED],
-        "removed": counts[events.TRANSACTION_REMOVED],
-    }
+            summary = {
+                "item_id": item_id,
+                "added": counts[events.TRANSACTION_ADDED],
+                "modified": counts[events.TRANSACTION_MODIFIED],
+                "removed": counts[events.TRANSACTION_REMOVED],
+            }
+            yield _message(index, TRANSACTIONS_CHANGED, summary, timestamp)
 
 
 def _message(index: int, event: str, shown: dict[str, Any], timestamp: str) -> Message:
@@ -74,15 +68,17 @@ def _shown(event: NetEvent) -> dict[str, Any]:
         return _transaction(event.data)
     if event.schema == catalogue.BALANCE_EVENT:
         return _balance(event.data)
-    return _item(event.data)
+    if event.schema == catalogue.ITEM_EVENT:
+        return _item(event.data)
+    raise Halt(f"no browser message is defined for events of schema {event.schema}")
 
 
 def _transaction(data: bytes) -> dict[str, Any]:
-    said = public_events.read_transaction(data)
-    bank = said.transaction
+    event = public_events.read_transaction(data)
+    bank = event.transaction
     return {
-        "id": said.id,
-        "version": said.version,
+        "id": event.id,
+        "version": event.version,
         "account_id": bank.account_id,
         "amount": bank.amount,
         "currency": bank.currency,
@@ -91,21 +87,20 @@ def _transaction(data: bytes) -> dict[str, Any]:
         "category_detailed": bank.category_detailed,
         "logo_url": bank.logo_url,
         "pending": bank.pending,
-        "changed": said.changed,
-        **override_rules.effective(bank, said.user_fields),
+        "changed": event.changed,
+        **override_rules.effective(bank, event.user_fields),
     }
 
 
 def _balance(data: bytes) -> dict[str, Any]:
-    said = public_events.read_balance(data)
-    now, before = said.account, said.previous
+    event = public_events.read_balance(data)
     return {
-        "item_id": said.item_id,
-        "account_id": now.account_id,
-        "source": said.source,
-        "name": now.name,
-        **_figures(now),
-        "previous": None if before is None else _figures(before),
+        "item_id": event.item_id,
+        "account_id": event.account.account_id,
+        "source": event.source,
+        "name": event.account.name,
+        **_figures(event.account),
+        "previous": None if event.previous is None else _figures(event.previous),
     }
 
 
@@ -120,11 +115,11 @@ def _figures(account: Account) -> dict[str, str | None]:
 
 
 def _item(data: bytes) -> dict[str, Any]:
-    said = public_events.read_item(data)
+    event = public_events.read_item(data)
     return {
-        "item_id": said.item.item_id,
-        "state": said.item.state,
-        "code": said.item.code,
-        "institution_name": said.item.institution_name,
-        "previous_state": said.previous_state,
+        "item_id": event.item.item_id,
+        "state": event.item.state,
+        "code": event.item.code,
+        "institution_name": event.item.institution_name,
+        "previous_state": event.previous_state,
     }

@@ -1,4 +1,4 @@
-"""The publisher's side of the database: checkpoints, held topics, and net events that a crash left unpublished."""
+"""Read and write the publisher's tables: checkpoints, held topics, and net events that a crash left unpublished."""
 
 from collections.abc import Mapping
 
@@ -14,24 +14,24 @@ from schemas.log.gate import REDRIVE
 from schemas.times import to_micros
 
 ROWS_MAX = 200
-"""Changesets read at once: 20 MB of events each at the very most, usually some kilobytes."""
+"""Changesets of one read: at most 20 MB of events each, usually some kilobytes."""
 
 
 class Outbox:
-    """Reads and writes by a pool. Each call raises Retry where Postgres is away."""
+    """Run the publisher's statements on a pool. Each method raises Retry while Postgres is away."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
     async def read_checkpoint(self, partition: int) -> int:
-        """The offset below which all events of a partition were acknowledged."""
+        """Return the offset below which all events of a partition were acknowledged."""
         try:
             return int(await self._pool.fetchval(_CHECKPOINT, partition) or 0)
         except POSTGRES_ERRORS as error:
             raise Retry(f"no checkpoint of partition {partition}: {type(error).__name__}") from error
 
     async def read_changesets(self, partition: int, start: int, end: int) -> list[ChangesetEvents]:
-        """The first ROWS_MAX changesets with net events from `start` up to `end`, in order."""
+        """Return the first ROWS_MAX changesets with net events from `start` up to `end`, in order."""
         try:
             rows = await self._pool.fetch(_EVENTS, partition, start, end, ROWS_MAX)
         except POSTGRES_ERRORS as error:
@@ -39,9 +39,9 @@ class Outbox:
         return [changeset_events(row) for row in rows]
 
     async def read_held_topics(self) -> dict[tuple[str, int], int]:
-        """Topics, each with a partition of it, that `tartan republish` fills, and the changeset where its hold begins.
+        """Return the topics and partitions that `tartan republish` fills, each with the first offset of its hold.
 
-        Nobody else sends there what is at that offset or above it.
+        No other process sends the events of changesets at this offset or above it there.
         """
         try:
             return {(row["topic"], row["partition"]): row["since"] for row in await self._pool.fetch(_HELD)}
@@ -59,7 +59,7 @@ class Outbox:
 
 
 def changeset_events(row: asyncpg.Record) -> ChangesetEvents:
-    """A changeset with its net events, of a row of the table `changesets`."""
+    """Decode a changeset with its net events from a row of the table `changesets`."""
     return ChangesetEvents(
         row["partition"],
         row["source_offset"],
@@ -76,7 +76,7 @@ _HELD = "SELECT topic, partition, since FROM tartan.held_topics"
 
 _CHECKPOINT = "SELECT published FROM tartan.published_checkpoints WHERE partition = $1"
 
-# Events whose bytes are no longer kept are older than the topics' retention: nobody misses them there.
+# Events whose bytes are expired are older than the topics' retention, so no topic lacks them.
 _EVENTS = f"""
 SELECT partition, source_offset, id, type, user_number, item_id, known_at, events FROM {SCHEMA}.changesets
  WHERE partition = $1 AND source_offset >= $2 AND source_offset < $3 AND net_events > 0 AND events IS NOT NULL

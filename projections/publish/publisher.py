@@ -1,7 +1,7 @@
-"""Publishes net events after their commit: in order, at least once, and no further back than the checkpoint.
+"""Publish net events after their commit: in order, at least once, and never from before the checkpoint.
 
-The checkpoint of a partition says that all events of changesets below it were acknowledged. Readers drop what is not above
-the last position they have seen, so what a crash sends twice comes once (docs/architecture.md, reader's rule).
+All events of changesets below a partition's checkpoint were acknowledged. Readers drop events that are not above the
+last position they read, so events that a crash sends twice count once (docs/architecture.md, reader's rule).
 """
 
 import asyncio
@@ -22,15 +22,15 @@ from schemas.errors import Retry
 from schemas.topics import full_name
 
 WAITING_BYTES_MAX = 64 * 1024 * 1024
-"""Net events that are committed and not published: the projector waits above it, so it is never further ahead than
-about two of its largest batches."""
+"""Net events that are committed and not published: above it the projector waits, so that it is never further ahead
+than about two of its largest batches."""
 IDLE_S = 0.2
-"""Without a batch for so long, the publisher writes the checkpoints itself: a restart then has nothing to send again. A swap
-of versions holds batches up until the checkpoints are written, so writers wait for it too."""
+"""After so long without a batch the publisher writes the checkpoints itself, so that a restart sends nothing again.
+A swap of versions holds batches up until the checkpoints are written, so writers wait for it too."""
 RETRY_S_MAX = 5.0
 RETRY_S_MIN = 0.1
 STOP_S = 20.0
-"""How long a stop waits for acknowledgements; what is left is sent after the next start."""
+"""Wait of a stop for acknowledgements; the next start sends the rest."""
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ _log = logs.logger(__name__)
 
 
 class Committed(NamedTuple):
-    """What one transaction committed: from and up to which position in each partition, and the net events."""
+    """The outcome of one transaction: its first and next position in each partition, and its net events."""
 
     spans: Mapping[int, tuple[int, int]]
     changesets: Sequence[ChangesetEvents]
@@ -46,16 +46,16 @@ class Committed(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of the net events."""
-        return sum(len(event.data) for outbound in self.changesets for event in outbound.net_events)
+        return sum(len(event.data) for changeset in self.changesets for event in changeset.net_events)
 
 
-async def own_ids() -> Mapping[int, bytes]:
-    """What stands before each event where there is no registry."""
+async def local_prefixes() -> Mapping[int, bytes]:
+    """Return the prefix of each event schema where there is no registry."""
     return kafka_records.LOCAL_PREFIXES
 
 
 class Publisher:
-    """Sends committed batches in the order handed over, as soon as `wire` has said what stands before each event."""
+    """Send committed batches in the order of `submit`, as soon as `prefixes` has returned."""
 
     def __init__(
         self,
@@ -63,52 +63,56 @@ class Publisher:
         outbox: Outbox,
         *,
         topic_prefix: str,
-        wire: Callable[[], Awaitable[Mapping[int, bytes]]] = own_ids,
+        prefixes: Callable[[], Awaitable[Mapping[int, bytes]]] = local_prefixes,
     ) -> None:
         self._appender = appender
         self._outbox = outbox
-        self._prefix = topic_prefix
-        self._ask_wire = wire
-        self._wire: Mapping[int, bytes] = {}
+        self._topic_prefix = topic_prefix
+        self._read_prefixes = prefixes
+        self._prefixes: Mapping[int, bytes] = {}
         self._waiting: deque[Committed] = deque()
         self._waiting_bytes = 0
-        self._handed = asyncio.Event()
-        self._room = asyncio.Event()
+        self._submitted = asyncio.Event()
+        self._has_room = asyncio.Event()
         self._idle = asyncio.Event()
-        self._room.set()
+        self._has_room.set()
         self._idle.set()
         self._published: dict[int, int] = {}
         self._stored: dict[int, int] = {}
         self._trouble: str | None = None
 
     def submit(self, committed: Committed) -> None:
-        """Take over what was committed. A span that does not follow on the last one is first read from the table."""
+        """Queue a committed batch. Before a span that does not continue the last one, the gap is read from the table."""
         self._waiting.append(committed)
         self._waiting_bytes += committed.size
         if self._waiting_bytes > WAITING_BYTES_MAX:
-            self._room.clear()
+            self._has_room.clear()
         self._idle.clear()
-        self._handed.set()
+        self._submitted.set()
 
     def troubles(self) -> list[str]:
-        """Why nothing is published now; empty where it is."""
+        """Return why nothing is published now; empty while all is well."""
         return [] if self._trouble is None else [self._trouble]
 
     async def wait_for_room(self) -> None:
         """Wait until the next batch may be committed."""
-        await self._room.wait()
+        await self._has_room.wait()
 
     def unstored_checkpoints(self) -> dict[int, int]:
-        """The checkpoints that are not in the database yet."""
-        return {number: at for number, at in self._published.items() if at > self._stored.get(number, -1)}
+        """Return the checkpoints that the database does not have yet, by partition."""
+        return {
+            partition: published
+            for partition, published in self._published.items()
+            if published > self._stored.get(partition, -1)
+        }
 
     def mark_stored(self, checkpoints: Mapping[int, int]) -> None:
-        """Say that these checkpoints were committed."""
+        """Note that these checkpoints were committed."""
         self._stored.update(checkpoints)
 
     async def run(self) -> None:
-        """Publish for ever. A cancellation ends it at any point; what was not acknowledged is sent again."""
-        self._wire = await self._ask_wire()
+        """Publish for ever. A cancellation ends it at any point; records without acknowledgement are sent again."""
+        self._prefixes = await self._read_prefixes()
         while True:
             while self._waiting:
                 committed = self._waiting[0]
@@ -116,16 +120,16 @@ class Publisher:
                 self._waiting.popleft()
                 self._waiting_bytes -= committed.size
                 if self._waiting_bytes <= WAITING_BYTES_MAX:
-                    self._room.set()
-            self._handed.clear()
+                    self._has_room.set()
+            self._submitted.clear()
             self._idle.set()
             try:
-                await asyncio.wait_for(self._handed.wait(), IDLE_S if self.unstored_checkpoints() else None)
+                await asyncio.wait_for(self._submitted.wait(), IDLE_S if self.unstored_checkpoints() else None)
             except TimeoutError:
                 await self._store_checkpoints()
 
     async def drain(self) -> None:
-        """Wait until all that was handed over is published, for at most STOP_S, and store the checkpoints."""
+        """Wait until all submitted batches are published, for at most STOP_S, and store the checkpoints."""
         try:
             await asyncio.wait_for(self._idle.wait(), STOP_S)
         except TimeoutError:
@@ -150,58 +154,60 @@ class Publisher:
             self._published[partition] = end
 
     async def _resume(self, partition: int, end: int) -> None:
-        """Publish from the table what lies between the checkpoint and `end`.
+        """Publish the changesets between the checkpoint and `end` from the table.
 
-        Another process may have committed it, or this one, with a COMMIT that got no answer.
+        Another process may have committed them, or this one, with a COMMIT that got no answer.
         """
-        at = await _patiently(lambda: self._outbox.read_checkpoint(partition))
-        at = max(at, self._published.get(partition, 0))
-        while at < end:
-            start = at
-            rows = await _patiently(lambda start=start: self._outbox.read_changesets(partition, start, end))  # type: ignore[misc]
+        checkpoint = await _retried(lambda: self._outbox.read_checkpoint(partition))
+        start = max(checkpoint, self._published.get(partition, 0))
+        while start < end:
+            rows = await _retried(lambda start=start: self._outbox.read_changesets(partition, start, end))  # type: ignore[misc]
             await self._send(rows)
-            at = rows[-1].offset + 1 if len(rows) == ROWS_MAX else end
-            self._published[partition] = at
+            start = rows[-1].offset + 1 if len(rows) == ROWS_MAX else end
+            self._published[partition] = start
 
-    async def _send(self, outbound: Sequence[ChangesetEvents]) -> None:
-        if not outbound:
+    async def _send(self, changesets: Sequence[ChangesetEvents]) -> None:
+        if not changesets:
             return
-        # Asked after the commit of what is sent: held then, it is sent by who holds it (republish), up to its release.
-        held = await _patiently(self._outbox.read_held_topics)
-        lanes = kafka_records.build_records(outbound, self._wire)
-        for lane in lanes:
-            since = held.get((lane.topic.name, lane.partition))
+        # Read after the commit of the changesets: what is held now, `tartan republish` sends, up to its release.
+        held_topics = await _retried(self._outbox.read_held_topics)
+        records = kafka_records.build_records(changesets, self._prefixes)
+        for destination in records:
+            since = held_topics.get((destination.topic.name, destination.partition))
             if since is not None:
-                earlier = [one for one in outbound if one.offset < since]
-                lanes[lane] = kafka_records.build_public_records(earlier, self._wire).get(lane, [])
-        left = {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
+                earlier = [changeset for changeset in changesets if changeset.offset < since]
+                public_records = kafka_records.build_public_records(earlier, self._prefixes)
+                records[destination] = public_records.get(destination, [])
+        unsent = {destination: outgoing for destination, outgoing in records.items() if outgoing}
         backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
-        while left:
+        while unsent:
             results = await asyncio.gather(
-                *(self._send_lane(lane, outgoing) for lane, outgoing in left.items()), return_exceptions=True
+                *(self._append(destination, outgoing) for destination, outgoing in unsent.items()),
+                return_exceptions=True,
             )
             failed: dict[Destination, list[Outgoing]] = {}
-            for (lane, outgoing), result in zip(left.items(), results, strict=True):
+            for (destination, outgoing), result in zip(unsent.items(), results, strict=True):
                 if isinstance(result, Retry | KafkaError | OSError | TimeoutError):
-                    failed[lane] = outgoing
+                    failed[destination] = outgoing
                 elif result is not None:
                     raise result
-            # A lane that failed begins again at its first record of the batch, never behind it.
-            left = failed
-            self._trouble = f"{len(left)} lanes are not published" if left else None
-            if left:
+            # A failed partition is sent again from its first record of the batch, so that no record is left out.
+            unsent = failed
+            self._trouble = f"{len(unsent)} partitions are not published" if unsent else None
+            if unsent:
                 metrics.RETRIES.labels("projections", "publish").inc()
-                _log.warning("not published", lanes=len(left))
+                _log.warning("not published", partitions=len(unsent))
                 await backoff.wait()
         crash_points.reach(CrashPoint.PUBLISH_AFTER_SEND)
 
-    async def _send_lane(self, lane: Destination, outgoing: list[Outgoing]) -> None:
-        await self._appender.append_many(full_name(lane.topic, self._prefix), lane.partition, outgoing)
+    async def _append(self, destination: Destination, outgoing: list[Outgoing]) -> None:
+        topic = full_name(destination.topic, self._topic_prefix)
+        await self._appender.append_many(topic, destination.partition, outgoing)
         crash_points.reach(CrashPoint.PUBLISH_BETWEEN_TOPICS)
 
 
-async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Do work until the world is back. Publishing waits for nothing else, and what comes behind must not overtake."""
+async def _retried(work: Callable[[], Awaitable[T]]) -> T:
+    """Retry work until it succeeds. Later batches must not overtake this one, so nothing else runs meanwhile."""
     backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
     while True:
         try:

@@ -1,6 +1,6 @@
-"""Forgets the encoded events of changesets when no topic has them any more; their digest and count stay.
+"""Expire the encoded events of changesets when no topic has them any more; their digest and count stay.
 
-Until then they are what a crash left unpublished, or what a reader compares a topic with.
+Until then a restart publishes them after a crash, and a check compares the topics with them.
 """
 
 import asyncio
@@ -14,19 +14,19 @@ from runtime.postgres.errors import AWAY, reason
 from schemas.topics import PUBLIC, PUSH
 
 RETENTION = timedelta(milliseconds=max(topic.retention_ms or 0 for topic in (*PUBLIC, PUSH)))
-"""The longest that a topic keeps an event."""
+"""Longest retention of the topics with events."""
 EVERY_S = 3600.0
 ROWS_MAX = 5_000
-"""Rows that one statement looks at: tens of milliseconds, and no row is locked for longer."""
+"""Rows that one statement reads: tens of milliseconds, and no row is locked for longer."""
 STATEMENTS_MAX = 1_000
-"""Statements of one run for one partition: 5,000,000 rows an hour, 1,400 changesets a second. What is left waits
-for the next run; without a bound the first run over years of rows would be one that never ends."""
+"""Statements of one run for one partition: 5,000,000 rows an hour, 1,400 changesets a second. The next run continues;
+without a bound the first run over years of rows would not end."""
 
 _log = logs.logger(__name__)
 
 
 class Expiry:
-    """The periodic purge of one process. Several may run at once: each row is forgotten once or again, the same."""
+    """Expire events periodically. Several processes may run at once: expiring a row twice changes nothing."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
@@ -34,7 +34,7 @@ class Expiry:
         self._next: dict[int, int] = {}
 
     async def run_forever(self) -> None:
-        """Purge at once and then every EVERY_S, for ever. Raises: whatever is an error of this code."""
+        """Run at once and then every EVERY_S, for ever."""
         while True:
             try:
                 await self.run_once()
@@ -44,12 +44,12 @@ class Expiry:
             await asyncio.sleep(EVERY_S)
 
     async def run_once(self) -> None:
-        """Forget what is older than RETENTION and below its partition's checkpoint.
+        """Expire the events that are older than RETENTION and below their partition's checkpoint.
 
-        Idempotence: where a run ends early, the next one goes on.
+        Idempotence: where a run ends early, the next one continues.
         """
         version = await self._pool.fetchval(_VERSION)
-        if version != self._version:  # swapped: other tables, in which nothing may be forgotten yet
+        if version != self._version:  # a swap: the positions of the old tables do not apply
             self._version, self._next = version, {}
         for row in await self._pool.fetch(_CHECKPOINTS):
             await self._partition(row["partition"], row["published"])
@@ -69,9 +69,9 @@ _VERSION = f"SELECT number FROM {SCHEMA}.version"
 
 _CHECKPOINTS = "SELECT partition, published FROM tartan.published_checkpoints ORDER BY partition"
 
-# known_at never falls within a partition (save for what was redriven, which keeps no events itself), so what is old is
-# a range at the front of the primary key: a run begins where the last one ended, and a statement that meets a young
-# row has met them all. It needs no index of its own.
+# known_at never decreases within a partition (redriven rows do, and store no events themselves), so old rows are a range
+# at the front of the primary key. A run begins where the last one ended and ends at the first young row, without an
+# index of its own.
 _EXPIRE = f"""
 WITH seen AS (
     SELECT source_offset, known_at < now() - $4::interval AS is_old, events IS NOT NULL AS has_events
