@@ -1,4 +1,4 @@
-"""Net events as Kafka records: the public topics and `push`. Pure."""
+"""Build the Kafka records of net events, for the public topics and for `push`. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -24,13 +24,13 @@ _TOPICS: dict[int, Topic] = {
 _SOURCE = ("ce_source", events.PUBLIC_SOURCE.encode())
 _SPECIFICATION = ("ce_specversion", b"1.0")
 LOCAL_PREFIXES: Mapping[int, bytes] = subjects.wire_prefixes(subjects.own_ids())
-"""What stands before an event by its schema, where there is no registry: Confluent's wire format with our numbers."""
+"""Bytes before an event by its schema, without a registry: Confluent's wire format with our own schema numbers."""
 
 
 class ChangesetEvents(NamedTuple):
-    """A changeset that caused net events. Units: `known_at` in microseconds since 1970, UTC.
+    """A changeset with net events. Units: `known_at` in microseconds since 1970, UTC.
 
-    A redrive tells what other changesets said: its events have the ids that those give them.
+    The events of a redrive belong to the changesets that were withheld, and their ids are made from those.
     """
 
     partition: int
@@ -44,78 +44,77 @@ class ChangesetEvents(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """Where records go in order."""
+    """One partition of a topic: records go there in order."""
 
     topic: Topic
     partition: int
 
 
 def changesets_with_events(folded: Iterable[FoldedRecord]) -> list[ChangesetEvents]:
-    """What is to be published of folded changesets."""
+    """Return the folded records that have events to publish."""
     return [
         ChangesetEvents(
-            one.context.partition,
-            one.context.offset,
-            one.context.changeset_id,
-            one.context.user,
-            one.item_id,
-            one.context.known_at,
-            one.net_events,
-            one.type == gate.REDRIVE,
+            record.context.partition,
+            record.context.offset,
+            record.context.changeset_id,
+            record.context.user,
+            record.item_id,
+            record.context.known_at,
+            record.net_events,
+            record.type == gate.REDRIVE,
         )
-        for one in folded
-        if one.net_events
+        for record in folded
+        if record.net_events
     ]
 
 
 def build_records(
-    outbound: Sequence[ChangesetEvents], wire: Mapping[int, bytes] = LOCAL_PREFIXES
+    changesets: Sequence[ChangesetEvents], prefixes: Mapping[int, bytes] = LOCAL_PREFIXES
 ) -> dict[Destination, list[Outgoing]]:
-    """The records of changesets, by topic and partition, in order: those of the public topics and of `push`."""
-    lanes = build_public_records(outbound, wire)
-    for changeset in outbound:
-        _push(lanes.setdefault(Destination(topics.PUSH, changeset.partition), []), changeset)
-    return {lane: outgoing for lane, outgoing in lanes.items() if outgoing}
+    """Build the records of the public topics and of `push`, by topic and partition, in order."""
+    records = build_public_records(changesets, prefixes)
+    for changeset in changesets:
+        push = records.setdefault(Destination(topics.PUSH, changeset.partition), [])
+        key = topics.user_key(changeset.user)
+        for message in browser_messages.build_messages(
+            changeset.net_events, item_id=changeset.item_id, known_at=changeset.known_at
+        ):
+            position = f"{changeset.offset}.{message.event_index}".encode()
+            push.append(Outgoing(key, message.value, ((topics.HEADER_POSITION, position),)))
+    return {destination: outgoing for destination, outgoing in records.items() if outgoing}
 
 
 def build_public_records(
-    outbound: Sequence[ChangesetEvents], wire: Mapping[int, bytes] = LOCAL_PREFIXES
+    changesets: Sequence[ChangesetEvents], prefixes: Mapping[int, bytes] = LOCAL_PREFIXES
 ) -> dict[Destination, list[Outgoing]]:
-    """The records of the public topics alone.
+    """Build the records of the public topics only.
 
-    `wire`: what stands before an event, by its schema (runtime.kafka.schema_ids).
+    Args:
+        changesets: In the order of the log.
+        prefixes: The bytes before an event, by its schema (runtime.kafka.schema_ids).
 
     Source: CloudEvents 1.0, Kafka protocol binding, binary content mode.
     """
-    lanes: dict[Destination, list[Outgoing]] = {}
-    for changeset in outbound:
-        lane_of = {
-            schema: lanes.setdefault(Destination(topic, changeset.partition), []) for schema, topic in _TOPICS.items()
+    records: dict[Destination, list[Outgoing]] = {}
+    for changeset in changesets:
+        by_schema = {
+            schema: records.setdefault(Destination(topic, changeset.partition), []) for schema, topic in _TOPICS.items()
         }
         time = ("ce_time", rfc3339(changeset.known_at).encode())
-        number, start = changeset.changeset, f"{changeset.offset}."
-        for place, event in enumerate(changeset.net_events):
+        changeset_id, start = changeset.changeset, f"{changeset.offset}."
+        for index, event in enumerate(changeset.net_events):
             kind, schema, entity, data = event
             if changeset.is_redrive:
-                number = public_events.changeset_id_of(event)
+                changeset_id = public_events.changeset_id_of(event)
             key = public_events.key_of(event).encode()
             headers = (
-                ("ce_id", event_id(number, kind, entity).encode()),
+                ("ce_id", event_id(changeset_id, kind, entity).encode()),
                 ("ce_type", kind.encode()),
                 time,
                 _SOURCE,
                 ("ce_subject", key),
                 _SPECIFICATION,
-                (topics.HEADER_POSITION, f"{start}{place}".encode()),
+                (topics.HEADER_POSITION, f"{start}{index}".encode()),
             )
-            lane_of[schema].append(Outgoing(key, wire[schema] + data, headers))
-    return lanes
-
-
-def _push(lane: list[Outgoing], changeset: ChangesetEvents) -> None:
-    key = topics.user_key(changeset.user)
-    for message in browser_messages.build_messages(
-        changeset.net_events, item_id=changeset.item_id, known_at=changeset.known_at
-    ):
-        position = f"{changeset.offset}.{message.event_index}".encode()
-        lane.append(Outgoing(key, message.value, ((topics.HEADER_POSITION, position),)))
+            by_schema[schema].append(Outgoing(key, prefixes[schema] + data, headers))
+    return records

@@ -1,12 +1,11 @@
-"""What operators have to know of a batch, told in its own transaction: dead letters, incidents, the rate that stops.
+"""Write dead letters and incidents in the batch's transaction, before COMMIT, and limit the rate of quarantines.
 
-The ordinary batch quarantines nothing and withholds nothing, and costs no statement here.
+An ordinary batch quarantines nothing and withholds nothing, and runs no statement here.
 """
 
 import asyncpg
 
 from projections.gate.check import GateResult
-from projections.gate.quarantine import ItemQuarantine
 from projections.model.unit_of_work import UnitOfWork
 from projections.store.loader import QUARANTINED_BY
 from runtime import logs
@@ -21,28 +20,38 @@ _log = logs.logger(__name__)
 
 
 class TooManyQuarantined(Halt):
-    """More Items were quarantined within the window than a sound deploy quarantines."""
+    """Too many Items were quarantined within the window; stop before a bad release drains the topic."""
 
 
 async def write_notices(
-    connection: asyncpg.Connection, working: UnitOfWork, admission: GateResult, *, quarantines_max: int, window_s: float
+    connection: asyncpg.Connection, working: UnitOfWork, result: GateResult, *, quarantines_max: int, window_s: float
 ) -> None:
-    """Write what a batch leaves to operators, behind its own rows.
+    """Write what a batch reports to operators, after its own rows.
 
     Raises: TooManyQuarantined, where the batch must not be committed.
     """
-    if admission.quarantines:
-        await _check_rate(connection, admission, quarantines_max, window_s)
-        await dead_letters.write(connection, [_letter(item_quarantine) for item_quarantine in admission.quarantines])
-        for item_quarantine in admission.quarantines:
-            if item_quarantine.redrive is None:
-                await incidents.report(
-                    connection, incidents.ITEM_QUARANTINED, item_quarantine.item_id, item_quarantine.reason
-                )
-    redriven = _redriven(admission)
-    if redriven:
+    if result.quarantines:
+        await _check_rate(connection, result, quarantines_max, window_s)
+        letters = [
+            NewDeadLetter(
+                QUARANTINED_BY,
+                CHANGESETS.name,
+                quarantine.original.partition,
+                quarantine.original.offset,
+                quarantine.item_id,
+                quarantine.reason,
+                quarantine.original.key,
+                quarantine.original.value,
+            )
+            for quarantine in result.quarantines
+        ]
+        await dead_letters.write(connection, letters)
+        for quarantine in result.quarantines:
+            if quarantine.redrive is None:
+                await incidents.report(connection, incidents.ITEM_QUARANTINED, quarantine.item_id, quarantine.reason)
+    if redriven := _redriven(result):
         await dead_letters.mark_redriven(connection, QUARANTINED_BY, redriven)
-        # follow_heads may have made the Item due before its item_quarantine ended here, and a claim found it quarantined still.
+        # follow_heads may have marked the Item due before its quarantine ended here, and a claim then refused it.
         await enqueue.mark_again(connection, [], redriven=list(redriven))
         for item_id in redriven:
             await incidents.close(connection, incidents.ITEM_QUARANTINED, item_id)
@@ -53,31 +62,10 @@ async def write_notices(
             await incidents.report(connection, incidents.REMOVALS_WITHHELD, item_id, detail)
 
 
-async def _check_rate(
-    connection: asyncpg.Connection, admission: GateResult, quarantines_max: int, window_s: float
-) -> None:
-    """Stop where this batch sets too many Items aside.
-
-    Redrives that failed again are none of it: an operator who redrives all that is quarantined, in vain, must not stop
-    what goes well.
-    """
-    redrives = {(one.item_id, one.redrive) for one in admission.ended}
-    redrives |= {(one.item_id, one.redrive) for one in admission.quarantines if one.redrive is not None}
-    fresh = [one for one in admission.quarantines if (one.item_id, one.first_offset) not in redrives]
-    if not fresh:
-        return
-    quarantined = await dead_letters.count_quarantined(connection, QUARANTINED_BY, window_s)
-    if quarantined > quarantines_max:
-        raise TooManyQuarantined(
-            f"{quarantined} Items quarantined within {window_s:g} s, at most {quarantines_max}: nothing of this batch is"
-            f" committed; the last reason: {fresh[-1].reason}"
-        )
-
-
 async def open_stop_incident(connection: asyncpg.Connection, error: TooManyQuarantined) -> None:
     """Open the incident of a stop, in a transaction of its own: that of the batch is rolled back.
 
-    The stop itself must not fail because Postgres is away too.
+    It does not raise while Postgres is away: the stop itself goes on.
     """
     try:
         await incidents.report(connection, incidents.DEAD_LETTERS, QUARANTINED_BY, str(error))
@@ -85,25 +73,29 @@ async def open_stop_incident(connection: asyncpg.Connection, error: TooManyQuara
         _log.warning("incident is not written", reason=type(away).__name__)
 
 
-def _letter(item_quarantine: ItemQuarantine) -> NewDeadLetter:
-    original = item_quarantine.original
-    return NewDeadLetter(
-        QUARANTINED_BY,
-        CHANGESETS.name,
-        original.partition,
-        original.offset,
-        item_quarantine.item_id,
-        item_quarantine.reason,
-        original.key,
-        original.value,
-    )
+async def _check_rate(
+    connection: asyncpg.Connection, result: GateResult, quarantines_max: int, window_s: float
+) -> None:
+    """Raise TooManyQuarantined where this batch quarantines too many Items.
+
+    Failed redrives do not count: an operator who redrives all quarantined Items in vain must not stop the others.
+    """
+    redrives = {(ended.item_id, ended.redrive) for ended in result.ended}
+    redrives |= {(new.item_id, new.redrive) for new in result.quarantines if new.redrive is not None}
+    fresh = [new for new in result.quarantines if (new.item_id, new.first_offset) not in redrives]
+    if not fresh:
+        return
+    quarantined = await dead_letters.count_quarantined(connection, QUARANTINED_BY, window_s)
+    if quarantined > quarantines_max:
+        raise TooManyQuarantined(
+            f"{quarantined} Items quarantined within {window_s:g} s, at most {quarantines_max}: nothing of this batch"
+            f" is committed; the last reason: {fresh[-1].reason}"
+        )
 
 
-def _redriven(admission: GateResult) -> dict[str, int]:
-    """Items that a redrive freed and nothing quarantined again behind it, each with the redrive's offset."""
-    ended = {one.item_id: one.redrive for one in admission.ended}
-    ended.update({one.item_id: one.redrive for one in admission.quarantines if one.redrive is not None})
-    for one in admission.quarantines:
-        if one.redrive is None:
-            ended.pop(one.item_id, None)
-    return ended
+def _redriven(result: GateResult) -> dict[str, int]:
+    """Return the Items that a redrive freed and no later record quarantined, each with the redrive's offset."""
+    redriven = {ended.item_id: ended.redrive for ended in result.ended}
+    redriven.update({new.item_id: new.redrive for new in result.quarantines if new.redrive is not None})
+    quarantined = {new.item_id for new in result.quarantines if new.redrive is None}
+    return {item_id: redrive for item_id, redrive in redriven.items() if item_id not in quarantined}

@@ -82,7 +82,7 @@ class Publisher:
         self._trouble: str | None = None
 
     def submit(self, committed: Committed) -> None:
-        """Queue a committed batch. Before a span that does not continue the last one, the gap is read from the table."""
+        """Queue a committed batch. A gap between its span and the one before is first read from the table."""
         self._waiting.append(committed)
         self._waiting_bytes += committed.size
         if self._waiting_bytes > WAITING_BYTES_MAX:

@@ -1,10 +1,10 @@
-"""Fills a public topic from the log, partition by partition, while its publisher holds back and the others go on.
+"""Fill a public topic from the log, partition by partition, while its publisher holds back and the others continue.
 
 A row of `tartan.held_topics` holds a partition of the topic. It comes and goes under the lock of the partition's
-position in `changesets`, and the publisher looks at the rows after each commit, before it sends. So of what is
-committed after the row came nothing is sent there, and of what is committed after it went everything. What was
-committed before, below the row's `since`, is sent as ever, and acknowledged once the checkpoint is there: only then the
-filling begins. The last event in the topic says how far it came, so whatever ends it, the same command goes on.
+position in `changesets`, and the publisher reads the rows after each commit, before it sends. So the publisher sends
+no event of a changeset that is committed while the row exists. Changesets that were committed before, below the row's
+`since`, are sent as usual, and the filling begins when the checkpoint acknowledges them. The last event in the topic
+shows how far the filling came, so after an interruption the same command continues.
 """
 
 import asyncio
@@ -30,20 +30,20 @@ from schemas.topics import HEADER_POSITION, Topic, full_name
 
 LAST_MAX = 20
 """Changesets that are sent under the lock of the position: some milliseconds, in which the partition's projector
-waits. What more came meanwhile is sent before the next try."""
+waits. More than these are sent before the next try."""
 CONFIRM_S_MAX = 30.0
-"""A publisher writes its checkpoint within a second (publish.IDLE_S), one that starts within some."""
-CONFIRM_LOOK_S = 0.1
+"""A publisher writes its checkpoint within a second (publisher.IDLE_S), one that starts within some."""
+CONFIRM_INTERVAL_S = 0.1
 READ_MS = 1_000
-LOOK_S_MAX = 3600
-"""A look for what is not kept reads the partitions' rows of `changesets`: some microseconds each."""
+EXPIRED_S_MAX = 3600
+"""The search for expired events reads the partitions' rows of `changesets`: some microseconds each."""
 
-Place = tuple[int, int]
-"""An event's position: offset in `changesets`, and index in its changeset."""
+EventPosition = tuple[int, int]
+"""Offset in `changesets`, and index among the events of that changeset."""
 
 
 class Progress(NamedTuple):
-    """How far a partition is: events sent by now, and up to which offset of `changesets`, which ends at `end`."""
+    """Events of a partition sent so far, the next offset of `changesets` to send, and the offset where it ends."""
 
     partition: int
     events: int
@@ -59,9 +59,9 @@ class _Hold(NamedTuple):
 
 
 class Republisher:
-    """Fills partitions of one topic.
+    """Fill partitions of one topic.
 
-    `wire`: what stands before an event, by its schema. `skips_expired`: leave out changesets whose events are not kept.
+    `prefixes`: the bytes before an event, by its schema. `skips_expired`: leave out changesets with expired events.
     """
 
     def __init__(
@@ -88,24 +88,24 @@ class Republisher:
         self._changesets = _LIVE
 
     async def lock_topic(self) -> None:
-        """Keep others from this topic until the connection ends, and look where events are kept.
+        """Lock the topic until the connection ends, and find the tables that have the events.
 
-        Raises: Halt, where another one is at work.
+        Raises: Halt, where another process fills the topic.
         """
-        if not await self._database.fetchval(_ALONE, f"tartan republish {self._topic.name}"):
+        if not await self._database.fetchval(_LOCK_TOPIC, f"tartan republish {self._topic.name}"):
             raise Halt(f"topic {self._name} is being filled by another process")
         if await self._database.fetchval(_HAS_NEXT):
             self._changesets = _LIVE_OR_NEXT
 
     async def held_partitions(self) -> list[int]:
-        """The partitions that are held."""
-        return [row["partition"] for row in await self._database.fetch(_BEGUN, self._topic.name)]
+        """Return the partitions that are held."""
+        return [row["partition"] for row in await self._database.fetch(_HELD_PARTITIONS, self._topic.name)]
 
     async def hold(self, partitions: Sequence[int], *, empties: bool) -> list[int]:
-        """Hold partitions, all or none; gives those to fill. What was begun before comes first, and is all there is.
+        """Hold partitions, all or none, and return those to fill: where some are held already, only these.
 
-        `empties`: what they hold is deleted, once nothing more comes.
-        Raises: Halt, where one is not empty, events are not kept any more, or none of those begun is among them.
+        `empties`: their records are deleted, once no more events come.
+        Raises: Halt, where one is not empty, events are expired, or none of the held ones is among them.
         """
         if begun := await self.held_partitions():
             left = [number for number in partitions if number in begun]
@@ -117,56 +117,56 @@ class Republisher:
             for number in partitions:
                 await self._require_empty(number)
         async with loader.lock_positions(self._database, partitions):
-            at = await loader.read_positions(self._database, partitions)
-            await self._database.execute(_HOLD, self._topic.name, list(at), [one.next for one in at.values()])
+            positions = await loader.read_positions(self._database, partitions)
+            since = [position.next for position in positions.values()]
+            await self._database.execute(_HOLD, self._topic.name, list(positions), since)
         return list(partitions)
 
     async def fill(self, partition: int, *, empties: bool) -> int:
-        """Fill a partition that is held up to where its publisher goes on; gives the number of events sent.
+        """Fill a held partition up to the changeset where its publisher continues; return the number of events sent.
 
-        Idempotence: where it was begun before, it goes on behind the last event.
-        Raises: Halt, where the partition is not empty, or somebody else wrote into it; Retry.
+        Idempotence: a filling that was interrupted continues after its last event.
+        Raises: Halt, where the partition is not empty, or another process wrote into it; Retry.
         """
-        hold = await self._held(partition)
+        hold = await self._read_hold(partition)
         if hold.first is None:
-            hold = await self._ready(partition, hold, empties=empties)
-        first, at = await self._reached(partition, hold)
+            hold = await self._begin(partition, hold, empties=empties)
+        first, start = await self._reached(partition, hold)
         end = await self._position(partition)
-        sent = await self._send_all(partition, at, end)
+        sent = await self._send_all(partition, start, end)
         await self._compare(partition, first, end)
         return sent + await self._catch_up(partition, end)
 
     async def abandon(self, partition: int) -> int:
-        """Give a filling up: what came since the hold is sent where it is not there yet, and the publisher goes on.
-
-        Gives the number of events sent.
-        """
-        hold = await self._held(partition)
+        """Give up a filling: send the missing events since the hold, then release it; return the number of events."""
+        hold = await self._read_hold(partition)
         if hold.first is None:
-            # A publisher that is late sends what lies below the hold: behind what is sent here, readers would drop it.
-            at = min(hold.since, await self._floor(partition))
+            # A late publisher sends what is below the hold: behind the events sent here, readers would drop it.
+            start = min(hold.since, await self._checkpoint(partition))
         else:
-            at = max(hold.since, (await self._reached(partition, hold))[1])
-        return await self._catch_up(partition, at)
+            start = max(hold.since, (await self._reached(partition, hold))[1])
+        return await self._catch_up(partition, start)
 
-    async def _held(self, partition: int) -> _Hold:
-        row = await self._database.fetchrow(_HELD, self._topic.name, partition)
+    async def _read_hold(self, partition: int) -> _Hold:
+        row = await self._database.fetchrow(_HOLD_OF, self._topic.name, partition)
         if row is None:
-            raise Halt(f"topic {self._name} partition {partition} is not held any more: another process let it go")
+            raise Halt(f"topic {self._name} partition {partition} is not held any more: another process released it")
         return _Hold(row["since"], row["first_offset"])
 
     async def _require_events(self, partitions: Sequence[int]) -> None:
         if self._skips_expired:
             return
         async with self._database.transaction(readonly=True):
-            # Nobody waits for this one. The others keep their limits: stopped, they must not hold a position's lock.
+            # Only for this statement, which blocks nobody: a stopped holder of a position's lock must lose it in time.
             for limit in ("statement_timeout", "transaction_timeout"):
-                await self._database.execute(f"SET LOCAL {limit} = '{LOOK_S_MAX} s'")
-            gone = await self._database.fetch(_GONE.format(changesets=self._changesets), list(partitions))
-        if gone:
-            ranges = ", ".join(f"{row['partition']}@{row['first']} to {row['partition']}@{row['last']}" for row in gone)
+                await self._database.execute(f"SET LOCAL {limit} = '{EXPIRED_S_MAX} s'")
+            expired = await self._database.fetch(_EXPIRED.format(changesets=self._changesets), list(partitions))
+        if expired:
+            ranges = ", ".join(
+                f"{row['partition']}@{row['first']} to {row['partition']}@{row['last']}" for row in expired
+            )
             raise Halt(
-                f"the events of {sum(row['count'] for row in gone)} changesets are not kept any more ({ranges}): "
+                f"the events of {sum(row['count'] for row in expired)} changesets are not kept any more ({ranges}): "
                 "`tartan rebuild --with-events --no-swap` folds them again, --kept fills the topic with what is there"
             )
 
@@ -178,31 +178,28 @@ class Republisher:
                 "what is sent behind newer events is dropped by readers; --empty deletes them first"
             )
 
-    async def _ready(self, partition: int, hold: _Hold, *, empties: bool) -> _Hold:
-        """Wait until nothing from before the hold is under way, and note where the filling begins."""
-        await self._confirmed(partition, hold.since)
+    async def _begin(self, partition: int, hold: _Hold, *, empties: bool) -> _Hold:
+        """Wait until no event from before the hold is under way, and store where the filling begins."""
+        deadline = time.monotonic() + CONFIRM_S_MAX
+        while await self._checkpoint(partition) < hold.since:
+            if time.monotonic() > deadline:
+                raise Retry(
+                    f"partition {partition}: events below {hold.since} are not published after {CONFIRM_S_MAX:g} s. "
+                    "Does `tartan projections` run? The same command goes on, --abandon gives up"
+                )
+            await asyncio.sleep(CONFIRM_INTERVAL_S)
         if empties:
             await self._empty(partition)
         try:
             await self._require_empty(partition)
-        except Halt:  # an event came between the first look and the hold
+        except Halt:  # an event came between the first check and the hold
             await self.abandon(partition)
             raise
         ends = (await self._log.ends(self._name, [partition]))[partition]
-        await self._database.execute(_FIRST, self._topic.name, partition, ends.end)
+        await self._database.execute(_SET_FIRST, self._topic.name, partition, ends.end)
         return hold._replace(first=ends.end)
 
-    async def _confirmed(self, partition: int, since: int) -> None:
-        deadline = time.monotonic() + CONFIRM_S_MAX
-        while await self._floor(partition) < since:
-            if time.monotonic() > deadline:
-                raise Retry(
-                    f"partition {partition}: events below {since} are not published after {CONFIRM_S_MAX:g} s. Does "
-                    "`tartan projections` run? The same command goes on, --abandon gives up"
-                )
-            await asyncio.sleep(CONFIRM_LOOK_S)
-
-    async def _floor(self, partition: int) -> int:
+    async def _checkpoint(self, partition: int) -> int:
         return int(await self._database.fetchval(_CHECKPOINT, partition) or 0)
 
     async def _empty(self, partition: int) -> None:
@@ -217,41 +214,41 @@ class Republisher:
             await admin.close()
 
     async def _reached(self, partition: int, hold: _Hold) -> tuple[int, int]:
-        """Where in the topic the filling began, and the changeset from which it goes on."""
+        """Return the topic's offset where the filling began, and the changeset from which it continues."""
         assert hold.first is not None
         ends = (await self._log.ends(self._name, [partition]))[partition]
         if ends.end <= max(ends.start, hold.first):
-            await self._database.execute(_FIRST, self._topic.name, partition, ends.end)
+            await self._database.execute(_SET_FIRST, self._topic.name, partition, ends.end)
             return ends.end, 0
-        async with aclosing(self._places(partition, ends.end - 1)) as last:
+        async with aclosing(self._event_positions(partition, ends.end - 1)) as last:
             return hold.first, (await anext(last))[0]
 
     async def _position(self, partition: int) -> int:
-        found = await loader.read_positions(self._database, [partition])
-        if partition not in found:
+        positions = await loader.read_positions(self._database, [partition])
+        if partition not in positions:
             raise Halt(f"changesets have no partition {partition}")
-        return found[partition].next
+        return positions[partition].next
 
     async def _send_all(self, partition: int, start: int, end: int) -> int:
-        sent, at = 0, start
-        while at < end:
-            page = await self._page(partition, at, end)
+        sent = 0
+        while start < end:
+            page = await self._page(partition, start, end)
             sent += await self._send(partition, page)
-            at = page[-1].offset + 1 if len(page) == ROWS_MAX else end
-            self._on_progress(Progress(partition, sent, at, end))
+            start = _next_page(page, end)
+            self._on_progress(Progress(partition, sent, start, end))
         return sent
 
     async def _page(self, partition: int, start: int, end: int) -> list[ChangesetEvents]:
-        """The first ROWS_MAX changesets with net events from `start` up to `end`."""
-        page = _PAGE.format(changesets=self._changesets)
-        found = await self._database.fetch(page, partition, start, end, ROWS_MAX, self._skips_expired)
-        gone = [row["source_offset"] for row in found if row["events"] is None]
-        if gone:
+        """Return the first ROWS_MAX changesets with net events from `start` up to `end`."""
+        statement = _PAGE.format(changesets=self._changesets)
+        rows = await self._database.fetch(statement, partition, start, end, ROWS_MAX, self._skips_expired)
+        expired = [row["source_offset"] for row in rows if row["events"] is None]
+        if expired:
             raise Halt(
-                f"the events of changesets {partition}@{gone[0]} to {partition}@{gone[-1]} are not kept any more; "
-                "--kept leaves them out"
+                f"the events of changesets {partition}@{expired[0]} to {partition}@{expired[-1]} are not kept any "
+                "more; --kept leaves them out"
             )
-        return [outbox.changeset_events(row) for row in found]
+        return [outbox.changeset_events(row) for row in rows]
 
     async def _send(self, partition: int, page: Sequence[ChangesetEvents]) -> int:
         outgoing = self._outgoing(partition, page)
@@ -262,48 +259,44 @@ class Republisher:
         return kafka_records.build_public_records(page, self._prefixes).get(Destination(self._topic, partition), [])
 
     async def _catch_up(self, partition: int, start: int) -> int:
-        """Send what came meanwhile, the last of it under the lock, and let the publisher go on behind it."""
-        sent, at = 0, start
+        """Send the changesets that came meanwhile, the last of them under the lock, and release the hold."""
+        sent = 0
         while True:
             async with loader.lock_positions(self._database, [partition]):
                 end = await self._position(partition)
-                page = await self._page(partition, at, end)
+                page = await self._page(partition, start, end)
                 if len(page) <= LAST_MAX:
                     sent += await self._send(partition, page)
                     await self._database.execute(_RELEASE, self._topic.name, partition)
                     return sent
-            sent += await self._send_all(partition, at, end)
-            at = end
+            sent += await self._send_all(partition, start, end)
+            start = end
 
     async def _compare(self, partition: int, first: int, end: int) -> None:
-        """Read back what was sent, as a reader does. A publisher that slept since before the hold may have woken.
+        """Read back the sent events as a reader does: a publisher that slept since before the hold may have sent some.
 
         Raises: Halt, where a reader would miss an event.
         """
-        at = 0
-        async with aclosing(self._kept(partition, first)) as kept:
-            while at < end:
-                page = await self._page(partition, at, end)
+        start, last = 0, (-1, -1)
+        async with aclosing(self._event_positions(partition, first)) as in_topic:
+            while start < end:
+                page = await self._page(partition, start, end)
                 for outgoing in self._outgoing(partition, page):
-                    if await anext(kept, None) != _place(outgoing.headers):
-                        await self._database.execute(_FIRST, self._topic.name, partition, None)
+                    position = await anext(in_topic, None)
+                    while position is not None and position <= last:  # a reader drops it
+                        position = await anext(in_topic, None)
+                    if position != _event_position(outgoing.headers):
+                        await self._database.execute(_SET_FIRST, self._topic.name, partition, None)
                         raise Halt(
                             f"topic {self._name} partition {partition}: another process wrote into it while it was "
                             "filled, so readers would miss events; it is still held: republish again with --empty"
                         )
-                at = page[-1].offset + 1 if len(page) == ROWS_MAX else end
+                    last = position
+                start = _next_page(page, end)
 
-    async def _kept(self, partition: int, first: int) -> AsyncGenerator[Place, None]:
-        last: Place = (-1, -1)
-        async with aclosing(self._places(partition, first)) as places:
-            async for place in places:
-                if place > last:
-                    last = place
-                    yield place
-
-    async def _places(self, partition: int, start: int) -> AsyncGenerator[Place, None]:
-        """The positions of the events in the topic's partition, from an offset of its own on."""
-        where = TopicPartition(self._name, partition)
+    async def _event_positions(self, partition: int, start: int) -> AsyncGenerator[EventPosition, None]:
+        """Yield the event positions in the topic's partition, from a topic offset on."""
+        assigned = TopicPartition(self._name, partition)
         consumer = AIOKafkaConsumer(
             group_id=None,
             enable_auto_commit=False,
@@ -313,56 +306,59 @@ class Republisher:
         )
         try:
             await consumer.start()
-            end = (await consumer.end_offsets([where]))[where]
-            consumer.assign([where])
-            consumer.seek(where, start)
-            while await consumer.position(where) < end:
-                for record in (await consumer.getmany(where, timeout_ms=READ_MS)).get(where, []):
-                    yield _place(record.headers)
+            end = (await consumer.end_offsets([assigned]))[assigned]
+            consumer.assign([assigned])
+            consumer.seek(assigned, start)
+            while await consumer.position(assigned) < end:
+                for record in (await consumer.getmany(assigned, timeout_ms=READ_MS)).get(assigned, []):
+                    yield _event_position(record.headers)
         except KafkaError as error:
             raise Retry(f"topic {self._name} partition {partition} at {start}: {type(error).__name__}") from error
         finally:
             await consumer.stop()
 
 
-def _place(headers: Sequence[tuple[str, bytes]]) -> Place:
+def _next_page(page: Sequence[ChangesetEvents], end: int) -> int:
+    return page[-1].offset + 1 if len(page) == ROWS_MAX else end
+
+
+def _event_position(headers: Sequence[tuple[str, bytes]]) -> EventPosition:
     offset, _, index = dict(headers).get(HEADER_POSITION, b"").decode().partition(".")
     try:
         return int(offset), int(index)
     except ValueError as error:
-        raise Halt("the topic holds a record that is no event: its header tartan-position says no position") from error
+        raise Halt("the topic has a record that is no event: tartan-position has no event position") from error
 
 
-_ALONE = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
+_LOCK_TOPIC = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
 
-_HELD = "SELECT since, first_offset FROM tartan.held_topics WHERE topic = $1 AND partition = $2"
+_HOLD_OF = "SELECT since, first_offset FROM tartan.held_topics WHERE topic = $1 AND partition = $2"
 
-_BEGUN = "SELECT partition FROM tartan.held_topics WHERE topic = $1 ORDER BY partition"
+_HELD_PARTITIONS = "SELECT partition FROM tartan.held_topics WHERE topic = $1 ORDER BY partition"
 
 _HOLD = """
 INSERT INTO tartan.held_topics (topic, partition, since) SELECT $1, * FROM unnest($2::int[], $3::bigint[])"""
 
-_FIRST = "UPDATE tartan.held_topics SET first_offset = $3 WHERE topic = $1 AND partition = $2"
+_SET_FIRST = "UPDATE tartan.held_topics SET first_offset = $3 WHERE topic = $1 AND partition = $2"
 
 _RELEASE = "DELETE FROM tartan.held_topics WHERE topic = $1 AND partition = $2"
 
 _CHECKPOINT = "SELECT published FROM tartan.published_checkpoints WHERE partition = $1"
 
-# Where the live version's events are not kept any more, the version that a rebuild has filled beside it may have them:
-# the same ones, as their digest says.
-_LIVE = "(SELECT c.*, c.events AS found FROM changesets c) AS changesets"
+# Where the live version's events are expired, the version that a rebuild filled may have them, by their digest.
+_LIVE = "(SELECT c.*, c.events AS stored FROM changesets c) AS changesets"
 _LIVE_OR_NEXT = f"""(
-SELECT c.*, coalesce(c.events, n.events) AS found FROM changesets c LEFT JOIN {NEXT}.changesets n
+SELECT c.*, coalesce(c.events, n.events) AS stored FROM changesets c LEFT JOIN {NEXT}.changesets n
     ON n.partition = c.partition AND n.source_offset = c.source_offset AND n.digest = c.digest) AS changesets"""
 
-_GONE = """
+_EXPIRED = """
 SELECT partition, min(source_offset) AS first, max(source_offset) AS last, count(*) AS count FROM {changesets}
- WHERE partition = ANY($1::int[]) AND net_events > 0 AND found IS NULL GROUP BY partition ORDER BY partition"""
+ WHERE partition = ANY($1::int[]) AND net_events > 0 AND stored IS NULL GROUP BY partition ORDER BY partition"""
 
 _PAGE = """
-SELECT partition, source_offset, id, type, user_number, item_id, known_at, found AS events FROM {changesets}
+SELECT partition, source_offset, id, type, user_number, item_id, known_at, stored AS events FROM {changesets}
  WHERE partition = $1 AND source_offset >= $2 AND source_offset < $3 AND net_events > 0
-   AND (found IS NOT NULL OR NOT $5)
+   AND (stored IS NOT NULL OR NOT $5)
  ORDER BY source_offset LIMIT $4"""
 
 _HAS_NEXT = f"SELECT to_regclass('{NEXT}.changesets') IS NOT NULL"

@@ -69,7 +69,7 @@ _VERSION = f"SELECT number FROM {SCHEMA}.version"
 
 _CHECKPOINTS = "SELECT partition, published FROM tartan.published_checkpoints ORDER BY partition"
 
-# known_at never decreases within a partition (redriven rows do, and store no events themselves), so old rows are a range
+# known_at never decreases within a partition (redriven rows do, and store no events), so old rows are a range
 # at the front of the primary key. A run begins where the last one ended and ends at the first young row, without an
 # index of its own.
 _EXPIRE = f"""

@@ -64,7 +64,7 @@ class Waking(Appender):
 
 DIES_AT_THIRD_SEND = """
 import os, runtime.kafka
-from projections import republish
+from projections.publish import republish
 republish.ROWS_MAX = 5
 sends, append_many = [], runtime.kafka.clients.Appender.append_many
 async def dying(self, *given):
