@@ -1,6 +1,6 @@
-"""The agent fetch_deltas: a claimed Item, asked of Plaid, becomes records of `changesets`. Shell.
+"""Agent fetch_deltas: sync a claimed Item from Plaid into records of `changesets`. Shell.
 
-It has no offsets to lose: what it does not finish is due again when its lease ends.
+It has no offsets to lose: an Item that it does not finish is due again when its lease ends.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from runtime.retry import insist
 from runtime.scheduler.types import Claimed, Released
 from schemas.errors import Halt, Quarantine, Retry
 from streams import metrics
-from streams.limits.rate_limited import LeaseLost, Limited
-from streams.ports import Bank, SyncContext
+from streams.limits.rate_limited import RateLimitedBank
+from streams.ports import Bank, LeaseLost, SyncContext
 from streams.sync import outcomes, plaid_errors
 from streams.sync.changeset_writer import Unrecordable
-from streams.sync.item_client import action_after, said
-from streams.sync.plaid_errors import Action
-from streams.sync.sync_run import Pass, tallied
+from streams.sync.outcomes import error_fields
+from streams.sync.plaid_errors import ErrorClass
+from streams.sync.sync_run import SyncRun
 from streams.sync.unlink import TooManyGone
 
 RENEWALS_A_LEASE = 3
@@ -34,172 +34,180 @@ _log = logs.logger(__name__)
 
 
 class FetchDeltas:
-    """Passes over Items, each under its lease."""
+    """Agent that makes sync runs, each under its lease."""
 
-    def __init__(self, world: SyncContext, *, lease_s: float) -> None:
-        self._world = world
+    def __init__(self, context: SyncContext, *, lease_s: float) -> None:
+        self._context = context
+        self._store = context.store
         self._lease_s = lease_s
 
     async def fetch(self, claimed: Claimed, *, claimed_at: float) -> None:
-        """Make one pass and give the Item back. Raises: Halt.
+        """Make one sync run while its lease is renewed, and give the Item back. Raises: Halt.
 
-        Units: `claimed_at` on the world's monotonic clock, when the claim was asked for.
+        Units: `claimed_at` on the context's monotonic clock, when the claim was sent.
         """
         reach(CrashPoint.FETCH_CLAIMED)
         if claimed.expired:
-            await self._wait_for_the_log(claimed)
+            await self._wait_for_log(claimed)
             return
-        lease = Lease(self._world.monotonic, self._lease_s, claimed_at)
-        work = asyncio.create_task(self._work(claimed, lease))
-        keeper = asyncio.create_task(self._keep(claimed, lease))
+        lease = Lease(self._context.monotonic, self._lease_s, claimed_at)
+        work = asyncio.create_task(self._sync(claimed, lease))
+        renewals = asyncio.create_task(self._renew(claimed, lease))
         try:
-            await asyncio.wait({work, keeper}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, renewals}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 await work
             else:
-                self._lost(claimed)
+                _count_lost_lease(claimed)
         finally:
-            for task in (work, keeper):
+            for task in (work, renewals):
                 task.cancel()
-            await asyncio.gather(work, keeper, return_exceptions=True)
+            await asyncio.gather(work, renewals, return_exceptions=True)
 
-    def _lost(self, claimed: Claimed) -> None:
-        metrics.LOST.inc()
-        _log.warning("lease lost", item_id=claimed.item_id)
-
-    async def _wait_for_the_log(self, claimed: Claimed) -> None:
-        """After a lease that was never given back: what its holder appended is read before anything else is done."""
-        metrics.EXPIRED.inc()
-        try:
-            end = await self._world.log.end(claimed.partition)
-            await self._world.store.release_untouched(claimed, wait_offset=end - 1)
-        except Retry as error:
-            _log.warning("not let go", item_id=claimed.item_id, reason=str(error))  # this lease expires, too
-
-    async def _keep(self, claimed: Claimed, lease: "Lease") -> None:
-        """Renew the lease until it is lost."""
-        while lease.is_live():
-            await asyncio.sleep(self._lease_s / RENEWALS_A_LEASE)
-            began = self._world.monotonic()
-            try:
-                if not await self._world.store.renew(claimed):
-                    return
-                lease.hold(since=began)
-            except Retry as error:
-                _log.warning("lease not renewed", item_id=claimed.item_id, reason=str(error))
-
-    async def _work(self, claimed: Claimed, lease: "Lease") -> None:
-        began = self._world.monotonic()
+    async def _sync(self, claimed: Claimed, lease: "Lease") -> None:
+        """Open the Item, run its sync, turn errors into an outcome, and release the Item."""
+        started_at = self._context.monotonic()
         if claimed.head is not None and claimed.head.unlinked:
-            await insist(lambda: self._world.store.finish_unlink(claimed), what="finish_unlink")
+            await insist(lambda: self._store.finish_unlink(claimed), what="finish_unlink")
             return
         try:
-            made = await self._begun(claimed, self._bank(claimed, lease))
-            result = made if isinstance(made, Released) else await self._result(claimed, made)
+            run = await self._open(claimed, self._bank(claimed, lease))
+            result = run if isinstance(run, Released) else await self._outcome(claimed, run)
         except InDoubt as error:
-            # Whether the record is in the log only the log can tell: the lease ends, and the next claimer reads it.
+            # Only the log can show whether it has the record: the lease ends, and the next claimer reads the log.
             _log.warning("append in doubt", item_id=claimed.item_id, reason=str(error))
-            await insist(lambda: self._world.store.expire(claimed), what="expire")
+            await insist(lambda: self._store.expire(claimed), what="expire")
             return
         except LeaseLost:
-            self._lost(claimed)  # another one has the Item: there is nothing to give back
+            _count_lost_lease(claimed)  # another worker has the Item: there is nothing to release
             return
         if result is None:
             return
-        if isinstance(made, Pass):
-            result = tallied(result, made)
-        result = msgspec.structs.replace(result, duration_s=self._world.monotonic() - began)
-        await self._give_back(claimed, result)
+        if isinstance(run, SyncRun):
+            result = run.counted(result)
+        result = msgspec.structs.replace(result, duration_s=self._context.monotonic() - started_at)
+        await self._release(claimed, result)
 
-    async def _give_back(self, claimed: Claimed, result: Released) -> None:
-        metrics.PASSES.labels(claimed.cause.kind, result.outcome).inc()
-        metrics.PASS_SECONDS.observe(result.duration_s)
+    async def _release(self, claimed: Claimed, result: Released) -> None:
+        metrics.SYNC_RUNS.labels(claimed.cause.kind, result.outcome).inc()
+        metrics.SYNC_RUN_SECONDS.observe(result.duration_s)
         if result.stopped == outcomes.QUARANTINED:
-            await insist(lambda: self._world.store.quarantine(claimed, _reason(result)), what="quarantine")
+            error = result.error or {}
+            reason = f"{error.get('code')}: {error.get('detail')}"
+            await insist(lambda: self._store.quarantine(claimed, reason), what="quarantine")
             shared.QUARANTINED.labels("streams").inc()
-        await insist(lambda: self._world.store.release(claimed, result), what="release")
+        await insist(lambda: self._store.release(claimed, result), what="release")
         reach(CrashPoint.FETCH_AFTER_RELEASE)
 
-    def _bank(self, claimed: Claimed, lease: "Lease") -> Bank:
-        """Plaid, within its quotas where there are any, and only while the lease is live."""
-        if self._world.limits is None:
-            return self._world.bank
-        return Limited(
-            self._world.bank, self._world.limits, claimed, is_live=lease.is_live, claimed_s_ago=lease.age_s()
-        )
-
-    async def _begun(self, claimed: Claimed, bank: Bank) -> Pass | Released:
-        """The pass, or why there can be none. Raises: Halt, where a key or token does not open."""
-        store = self._world.store
+    async def _wait_for_log(self, claimed: Claimed) -> None:
+        """Give back an Item whose last lease was not, until follow_heads has read what its holder appended."""
+        metrics.LEASES_EXPIRED.inc()
         try:
-            keys = await store.keys(claimed.user)
-        except Quarantine as error:
-            return await self._keyless(claimed, bank, said("no_key", str(error)))
+            end = await self._context.log.end(claimed.partition)
+            await self._store.release_untouched(claimed, wait_offset=end - 1)
         except Retry as error:
-            return outcomes.late(claimed, said("postgres", str(error)), jitter=self._world.random())
+            _log.warning("not let go", item_id=claimed.item_id, reason=str(error))  # this lease expires, too
+
+    async def _renew(self, claimed: Claimed, lease: "Lease") -> None:
+        """Renew the lease until it is lost."""
+        while lease.is_live():
+            await asyncio.sleep(self._lease_s / RENEWALS_A_LEASE)
+            started_at = self._context.monotonic()
+            try:
+                if not await self._store.renew(claimed):
+                    return
+                lease.renew(since=started_at)
+            except Retry as error:
+                _log.warning("lease not renewed", item_id=claimed.item_id, reason=str(error))
+
+    def _bank(self, claimed: Claimed, lease: "Lease") -> Bank:
+        """Return Plaid within its quotas, where there are any, for as long as the lease is live."""
+        bank, limits = self._context.bank, self._context.limits
+        if limits is None:
+            return bank
+        return RateLimitedBank(bank, limits, claimed, is_live=lease.is_live, claimed_s_ago=lease.age_s())
+
+    async def _open(self, claimed: Claimed, bank: Bank) -> SyncRun | Released:
+        """Return the sync run, or why there can be none. Raises: Halt, where a key or token does not open."""
+        try:
+            keys = await self._store.keys(claimed.user)
+        except Quarantine as error:
+            return await self._quarantine_without_key(claimed, bank, error)
+        except Retry as error:
+            return self._after_failure(claimed, "postgres", str(error))
         if keys is None:
             return outcomes.erased()
-        token = store.token(claimed)
+        token = self._store.token(claimed)
         if token is None:
-            return outcomes.refused(claimed, Action.NEVER, said("no_token", "the Item has no token"), jitter=0.0)
-        return Pass(self._world._replace(bank=bank), claimed, keys, token)
+            error_row = error_fields("no_token", "the Item has no token")
+            return outcomes.after_plaid_error(claimed, ErrorClass.REJECTED, error_row, jitter=0.0)
+        return SyncRun(self._context._replace(bank=bank), claimed, keys, token)
 
-    async def _keyless(self, claimed: Claimed, bank: Bank, why: dict[str, Any]) -> Released:
-        """Without a key no record can be written: the Item is set aside, but one to be unlinked ends at Plaid first."""
-        token = self._world.store.token(claimed) if claimed.unlink_requested else None
-        if token is None:
-            return outcomes.quarantined(claimed, why)
-        try:
-            await bank.remove(token)
-        except PlaidRefused as refusal:
-            if not plaid_errors.is_removed(refusal.error_code):
-                return outcomes.refused(claimed, action_after(refusal), _refusal(refusal), jitter=self._world.random())
-        except LeaseLost:
-            raise
-        except (Retry, Quarantine) as error:
-            return outcomes.late(claimed, said("late", str(error)), jitter=self._world.random())
-        return outcomes.quarantined(claimed, why)
+    async def _quarantine_without_key(self, claimed: Claimed, bank: Bank, error: Quarantine) -> Released:
+        """Quarantine an Item whose user has no key, as no record can be sealed; remove it at Plaid first if requested."""
+        token = self._store.token(claimed) if claimed.unlink_requested else None
+        if token is not None:
+            try:
+                await bank.remove(token)
+            except PlaidRefused as refusal:
+                if refusal.error_code not in plaid_errors.REMOVED_CODES:
+                    return self._after_refusal(claimed, refusal)
+            except LeaseLost:
+                raise
+            except (Retry, Quarantine) as failure:
+                return self._after_failure(claimed, "late", str(failure))
+        return outcomes.quarantined(claimed, error_fields("no_key", str(error)))
 
-    async def _result(self, claimed: Claimed, made: Pass) -> Released | None:
-        """What became of a pass; None where the Item is gone from the schedule. Raises: InDoubt, LeaseLost, Halt."""
+    async def _outcome(self, claimed: Claimed, run: SyncRun) -> Released | None:
+        """Run a sync and turn its errors into an outcome; None where the Item is gone from the schedule.
+
+        Raises: InDoubt, LeaseLost, Halt.
+        """
         try:
             try:
-                return await made.run()
+                return await run.run()
             except PlaidRefused as refusal:
-                return await self._refused(claimed, made, refusal)
+                return await self._stop_or_wait(claimed, run, refusal)
         except (InDoubt, LeaseLost, Halt):
             raise
         except Unrecordable as error:
-            return outcomes.quarantined(claimed, said("unrecordable", str(error)))
+            return outcomes.quarantined(claimed, error_fields("unrecordable", str(error)))
         except TooManyGone as error:
-            metrics.SUSPECTED.inc()
+            metrics.GONE_SUSPECTED.inc()
             _log.error("not taken as gone", item_id=claimed.item_id, reason=str(error))
-            why = said("too_many_gone", str(error))
-            return outcomes.refused(claimed, Action.HOURS, why, jitter=self._world.random())
+            fields = error_fields("too_many_gone", str(error))
+            return outcomes.after_plaid_error(claimed, ErrorClass.OUTAGE, fields, jitter=self._context.random())
         except Retry as error:
-            if error.wait_s is not None:  # our own quota: it knows when there is room again
-                return outcomes.limited(claimed, said("quota", str(error)), wait_s=error.wait_s)
-            return outcomes.late(claimed, said("late", str(error)), jitter=self._world.random())
+            if error.wait_s is not None:  # our own quota: the bucket gives the time of its next token
+                return outcomes.after_rate_limit(claimed, error_fields("quota", str(error)), wait_s=error.wait_s)
+            return self._after_failure(claimed, "late", str(error))
         except Exception as error:  # noqa: BLE001 - one Item that breaks our code must not stop the others
             _log.exception("pass failed", item_id=claimed.item_id)
-            why = said(type(error).__name__, str(error) if isinstance(error, Quarantine) else "")
-            if outcomes.is_hopeless(claimed):
-                return outcomes.quarantined(claimed, why)
-            return outcomes.late(claimed, why, jitter=self._world.random())
+            code, detail = type(error).__name__, str(error) if isinstance(error, Quarantine) else ""
+            if outcomes.is_exhausted(claimed):
+                return outcomes.quarantined(claimed, error_fields(code, detail))
+            return self._after_failure(claimed, code, detail)
 
-    async def _refused(self, claimed: Claimed, made: Pass, refusal: PlaidRefused) -> Released:
-        """What follows an error of Plaid's: a state of the Item, or a wait."""
-        action = action_after(refusal)
-        metrics.REFUSALS.labels(action.name.lower()).inc()
-        _log.warning("refused", item_id=claimed.item_id, code=refusal.error_code, action=action.value)
-        if action in plaid_errors.STOPPING and not claimed.unlink_requested:
-            released = await made.stop(plaid_errors.refused_state(action, refusal.error_code, refusal.reason))
-            return msgspec.structs.replace(released, error=_refusal(refusal))
-        return outcomes.refused(claimed, action, _refusal(refusal), jitter=self._world.random())
+    async def _stop_or_wait(self, claimed: Claimed, run: SyncRun, refusal: PlaidRefused) -> Released:
+        error_class = plaid_errors.classify(refusal.error_type, refusal.error_code)
+        metrics.REFUSALS.labels(error_class.value).inc()
+        _log.warning("refused", item_id=claimed.item_id, code=refusal.error_code, action=error_class.value)
+        if error_class in plaid_errors.STOPPING and not claimed.unlink_requested:
+            released = await run.stop(plaid_errors.stopped_state(error_class, refusal.error_code, refusal.reason))
+            return msgspec.structs.replace(released, error=_refusal_fields(refusal))
+        return self._after_refusal(claimed, refusal)
+
+    def _after_refusal(self, claimed: Claimed, refusal: PlaidRefused) -> Released:
+        error_class = plaid_errors.classify(refusal.error_type, refusal.error_code)
+        fields = _refusal_fields(refusal)
+        return outcomes.after_plaid_error(claimed, error_class, fields, jitter=self._context.random())
+
+    def _after_failure(self, claimed: Claimed, code: str, detail: str) -> Released:
+        return outcomes.after_failure(claimed, error_fields(code, detail), jitter=self._context.random())
 
 
 class Lease:
-    """Until when a lease is surely live: counted from before Postgres was asked, so never longer than there."""
+    """Time until which a lease is certainly live: counted from before Postgres was asked, so never longer than there."""
 
     def __init__(self, monotonic: Callable[[], float], lease_s: float, since: float) -> None:
         self._monotonic = monotonic
@@ -207,23 +215,23 @@ class Lease:
         self._since = since
         self._until = since + lease_s
 
-    def hold(self, *, since: float) -> None:
-        """It was renewed, which was asked for at `since`."""
+    def renew(self, *, since: float) -> None:
+        """Extend the lease after a renewal that was sent at `since`."""
         self._until = since + self._lease_s
 
     def age_s(self) -> float:
-        """How long ago the claim was asked for."""
+        """Return the seconds since the claim was sent."""
         return self._monotonic() - self._since
 
     def is_live(self) -> bool:
-        """Whether it still holds now."""
+        """Return whether the lease certainly holds now."""
         return self._monotonic() < self._until
 
 
-def _refusal(refusal: PlaidRefused) -> dict[str, Any]:
-    return said(refusal.error_code, refusal.error_type, request_id=refusal.request_id)
+def _refusal_fields(refusal: PlaidRefused) -> dict[str, Any]:
+    return error_fields(refusal.error_code, refusal.error_type, request_id=refusal.request_id)
 
 
-def _reason(result: Released) -> str:
-    error = result.error or {}
-    return f"{error.get('code')}: {error.get('detail')}"
+def _count_lost_lease(claimed: Claimed) -> None:
+    metrics.LEASES_LOST.inc()
+    _log.warning("lease lost", item_id=claimed.item_id)

@@ -1,7 +1,7 @@
-"""The agent follow_heads: the one way to know an Item's head. It applies the gate to `changesets`. Shell.
+"""Agent follow_heads: apply the gate to `changesets` and write the heads of Items. Shell.
 
-Heads and position are one transaction. Only here an Item is made due again after a skip, and only here an erasure
-is carried out.
+Heads and position are one transaction. Only this agent reads heads from the log, makes an Item due again after a
+skipped record, and carries out erasures.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from streams.ports import BeginFollowing
 
 
 class FollowHeads:
-    """Reads `changesets` for ever. `on_erased` is told users whose keys are to be forgotten."""
+    """Agent that reads `changesets`. `on_erased` receives each user whose keys are to be forgotten."""
 
     def __init__(
         self, reader: Reader, begin: BeginFollowing, *, on_commit: Callable[[], None], on_erased: Callable[[int], None]
@@ -29,36 +29,40 @@ class FollowHeads:
         self._on_erased = on_erased
 
     async def run(self) -> None:
-        """Take what waits, follow, acknowledge. Raises: Halt."""
+        """Take records, process them and acknowledge, for ever. Raises: Halt."""
         while True:
             records = await self._reader.take()
-            erased = await insist(lambda records=records: self.deal_with(records), what=FOLLOWER)  # type: ignore[misc]
+            erased = await insist(lambda records=records: self.process(records), what=FOLLOWER)  # type: ignore[misc]
             self._reader.acknowledge(records)
             for user in erased:
                 self._on_erased(user)
             self._on_commit()
 
-    async def deal_with(self, records: Sequence[Received]) -> list[int]:
-        """Write what these records cause, in one transaction, and give users that were erased. Raises: Halt, Retry."""
+    async def process(self, records: Sequence[Received]) -> list[int]:
+        """Write the effects of a batch in one transaction, and return the users that were erased.
+
+        Steps: read the records' clear heads, load the known heads and positions, drop the records read before, apply
+        the gate, write heads, marks and positions. Raises: Halt, Retry.
+        """
         with shared.BATCH_SECONDS.labels(FOLLOWER).time():
-            async with self._begin({record.partition for record in records}) as following:
+            async with self._begin({record.partition for record in records}) as transaction:
                 heads = {(record.partition, record.offset): changesets.read(record.value).head for record in records}
-                # Of all that was taken, because the positions come with the answer.
-                known = await following.heads({head.item_id for head in heads.values() if head.item_id is not None})
-                new = unread(records, {number: found.next for number, found in following.positions.items()})
+                # The heads of all records, because the positions come with the answer.
+                known = await transaction.heads({head.item_id for head in heads.values() if head.item_id is not None})
+                new = unread(records, {number: position.next for number, position in transaction.positions.items()})
                 if not new:
                     return []
-                read = [HeadRecord(place, offset, heads[place, offset]) for place, offset, *_ in new]
-                erased = await following.erased({one.head.user for one in read})
-                followed = apply_records(read, known, erased=erased)
-                await following.advance(
+                new_heads = [HeadRecord(partition, offset, heads[partition, offset]) for partition, offset, *_ in new]
+                erased = await transaction.erased({record.head.user for record in new_heads})
+                changes = apply_records(new_heads, known, erased=erased)
+                await transaction.advance(
                     {record.partition: Position(record.offset + 1, checksum(record.value)) for record in new}
                 )
-                await following.apply(followed)  # takes the positions along
+                await transaction.apply(changes)  # writes the positions too
                 reach(CrashPoint.FOLLOW_BEFORE_COMMIT)
         reach(CrashPoint.FOLLOW_AFTER_COMMIT)
         shared.BATCHES.labels(FOLLOWER).inc()
         shared.RECORDS.labels(FOLLOWER).inc(len(new))
-        for verdict, count in followed.verdicts.items():
+        for verdict, count in changes.verdicts.items():
             shared.GATE.labels(FOLLOWER, verdict.value).inc(count)
-        return followed.erased
+        return changes.erased

@@ -1,4 +1,4 @@
-"""What a batch of `changesets` does to the heads of Items: the gate, applied in order. Core."""
+"""Apply the gate to a batch of `changesets`, and collect what it changes in the heads of Items. Core."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from schemas.times import from_micros
 
 
 class ItemHead(NamedTuple):
-    """An Item's head and whose it is."""
+    """Head of an Item, with its user and partition."""
 
     user: int
     partition: int
@@ -23,7 +23,7 @@ class ItemHead(NamedTuple):
 
 
 class HeadRecord(NamedTuple):
-    """A record of `changesets` by its clear part."""
+    """Clear part of a record of `changesets`."""
 
     partition: int
     offset: int
@@ -32,10 +32,10 @@ class HeadRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HeadChanges:
-    """What a batch changes.
+    """Changes of a batch.
 
     `heads`: by Item, the last ones. `again`: Items whose record was skipped. `redriven`: Item to the offset of its
-    redrive. `histories`: Items whose whole history was read, with whether it lacked an account. `erased`: users.
+    redrive. `histories`: Items after a full resync, with whether it lacked an account. `erased`: users.
     """
 
     heads: dict[str, ItemHead] = field(default_factory=dict)
@@ -51,69 +51,57 @@ def apply_records(
 ) -> HeadChanges:
     """Apply the gate to records in the order of their partitions.
 
-    `known` are the heads before the batch, `erased` those of its users whose key is destroyed. Whether a free record
-    is a repeat is of no concern here: what it changes, it changes once or many times alike.
+    Repeats of free records are not detected: each of their changes has the same effect once or many times.
+
+    Args:
+        records: the batch.
+        known: heads before the batch.
+        erased: users of the batch whose key is destroyed.
     """
-    followed = HeadChanges()
-    gone = set(erased)
+    changes = HeadChanges()
+    erased_users = set(erased)
     items: dict[str, ItemHead] = dict(known)
     for record in records:
         head = record.head
         item = items.get(head.item_id or "")
-        verdict = gate.decide(head, _gate(item), erased=head.user in gone, known=False)
-        followed.verdicts[verdict] += 1
+        item_gate = ItemGate() if item is None else ItemGate(item.head.id, item.user, item.head.unlinked)
+        verdict = gate.decide(head, item_gate, erased=head.user in erased_users, known=False)
+        changes.verdicts[verdict] += 1
         if verdict is Verdict.ACCEPTED and head.kind == gate.CHAINED:
             assert head.item_id is not None, "a chained record without an Item was accepted"
-            items[head.item_id] = followed.heads[head.item_id] = _after(record, item)
+            items[head.item_id] = changes.heads[head.item_id] = _next_head(record, item)
             if head.type == gate.RESTATED:
-                followed.histories[head.item_id] = _lacks_account(head, item)
-        elif verdict is Verdict.ACCEPTED:
-            _free(record, followed, gone)
+                # A history that Plaid does not call complete is not read again: the next one would be no better. The
+                # accounts that a full resync names are those of its fingerprints.
+                known_accounts = item.head.fingerprints.keys() if item else set()
+                is_complete = head.history_status == HISTORY_COMPLETE
+                changes.histories[head.item_id] = is_complete and not known_accounts <= head.fingerprints.keys()
+        elif verdict is Verdict.ACCEPTED and head.type == gate.ERASURE:
+            changes.erased.append(head.user)
+            erased_users.add(head.user)
+        elif verdict is Verdict.ACCEPTED and head.type == gate.REDRIVE and head.item_id is not None:
+            changes.redriven[head.item_id] = record.offset
         elif verdict is Verdict.NOT_HEAD and head.item_id is not None:
-            followed.again.add(head.item_id)
-    return followed
+            changes.again.add(head.item_id)
+    return changes
 
 
-def _free(record: HeadRecord, followed: HeadChanges, gone: set[int]) -> None:
+def _next_head(record: HeadRecord, item: ItemHead | None) -> ItemHead:
+    """Return an Item's head after an accepted record; fields that the record does not have stay as they were."""
     head = record.head
-    if head.type == gate.ERASURE:
-        followed.erased.append(head.user)
-        gone.add(head.user)
-    elif head.type == gate.REDRIVE and head.item_id is not None:
-        followed.redriven[head.item_id] = record.offset
-
-
-def _gate(item: ItemHead | None) -> ItemGate:
-    return ItemGate() if item is None else ItemGate(item.head.id, item.user, item.head.unlinked)
-
-
-def _lacks_account(head: Head, before: ItemHead | None) -> bool:
-    """Whether a whole history does not name an account that the chain knows. It names those that it prints.
-
-    One that Plaid does not call complete stays as it is: to read it again says no more.
-    """
-    known = before.head.fingerprints if before else {}
-    return head.history_status == HISTORY_COMPLETE and not known.keys() <= head.fingerprints.keys()
-
-
-def _after(record: HeadRecord, before: ItemHead | None) -> ItemHead:
-    """An Item's head after an accepted record. What a record does not name stays as it was."""
-    head = record.head
-    old = before.head if before else None
-    return ItemHead(
-        head.user,
-        record.partition,
-        KnownHead(
-            id=head.id,
-            offset=record.offset,
-            at=from_micros(head.at),
-            unlinked=head.type == gate.UNLINK,
-            cursor=head.next_cursor or (old.cursor if old else None),
-            state=head.item_state or (old.state if old else None),
-            # The code belongs to the state: a record that names a state names its code, or that there is none.
-            code=head.item_code if head.item_state else (old.code if old else None),
-            history_status=head.history_status or (old.history_status if old else None),
-            fingerprints={**(old.fingerprints if old else {}), **head.fingerprints},
-        ),
-        head.hints_until if head.hints_until is not None else (before.hints_until if before else None),
+    before = item.head if item else None
+    hints_before = item.hints_until if item else None
+    known_head = KnownHead(
+        id=head.id,
+        offset=record.offset,
+        at=from_micros(head.at),
+        unlinked=head.type == gate.UNLINK,
+        cursor=head.next_cursor or (before.cursor if before else None),
+        state=head.item_state or (before.state if before else None),
+        # The code belongs to the state: a record with a state has its code too, or none.
+        code=head.item_code if head.item_state else (before.code if before else None),
+        history_status=head.history_status or (before.history_status if before else None),
+        fingerprints={**(before.fingerprints if before else {}), **head.fingerprints},
     )
+    hints_until = hints_before if head.hints_until is None else head.hints_until
+    return ItemHead(head.user, record.partition, known_head, hints_until)

@@ -1,7 +1,7 @@
-"""The agent mark_due: webhooks read from the log make Items due. Shell.
+"""Agent mark_due: make Items due from the webhooks in the log. Shell.
 
-Marks, repeats and position are one transaction, so a webhook counts once however often it is read or delivered.
-No record is held while Plaid is slow: what follows a mark is another agent's work.
+Marks, repeat keys and position are one transaction, so a webhook counts once however often it is read or delivered.
+No record waits while Plaid is slow: the sync after a mark is another agent's work.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,45 +16,51 @@ from schemas.encoding import codec
 from schemas.errors import Quarantine
 from schemas.log.records import Webhook
 from streams import metrics
-from streams.ports import MARKER, Begin
+from streams.ports import MARKER, BeginMarking
 from streams.webhooks import rules
 
 _log = logs.logger(__name__)
 
 
 class MarkDue:
-    """Reads `webhooks` for ever."""
+    """Agent that reads `webhooks`."""
 
-    def __init__(self, reader: Reader, begin: Begin, *, on_commit: Callable[[], None]) -> None:
+    def __init__(self, reader: Reader, begin: BeginMarking, *, on_commit: Callable[[], None]) -> None:
         self._reader = reader
         self._begin = begin
         self._on_commit = on_commit
 
     async def run(self) -> None:
-        """Take what waits, mark, acknowledge. Raises: Halt."""
+        """Take records, process them and acknowledge, for ever. Raises: Halt."""
         while True:
             records = await self._reader.take()
-            await insist(lambda records=records: self.deal_with(records), what=MARKER)  # type: ignore[misc]
+            await insist(lambda records=records: self.process(records), what=MARKER)  # type: ignore[misc]
             self._reader.acknowledge(records)
             self._on_commit()
 
-    async def deal_with(self, records: Sequence[Received]) -> None:
-        """Write what these records cause, in one transaction. Raises: Halt, Retry."""
+    async def process(self, records: Sequence[Received]) -> None:
+        """Mark Items due for a batch of webhooks, in one transaction.
+
+        Steps: decode the webhooks and their repeat keys, store the new keys, drop the records read before, collect
+        one mark an Item, write marks, hints and positions. Idempotence: by the positions and the repeat keys.
+        Raises: Halt, Retry.
+        """
         with shared.BATCH_SECONDS.labels(MARKER).time():
-            async with self._begin({record.partition for record in records}) as marking:
-                found = [one for record in records if (one := _found(record)) is not None]
-                # Of all that was taken, because the positions come with the answer; those of records that were
-                # dealt with before are known already.
-                fresh = await marking.new_keys(list(dict.fromkeys(one.key for one in found)))
-                new = unread(records, {number: at.next for number, at in marking.positions.items()})
+            async with self._begin({record.partition for record in records}) as transaction:
+                webhooks = [webhook for record in records if (webhook := _decode(record)) is not None]
+                # The keys of all records, because the positions come with the answer; those of records that were
+                # read before are stored already.
+                new_keys = await transaction.new_keys(list(dict.fromkeys(webhook.key for webhook in webhooks)))
+                new = unread(records, {number: position.next for number, position in transaction.positions.items()})
                 if not new:
                     return
-                places = {(record.partition, record.offset) for record in new}
-                batch = rules.gather([one for one in found if (one.partition, one.offset) in places], fresh)
-                await marking.advance(
+                offsets = {(record.partition, record.offset) for record in new}
+                unread_webhooks = [webhook for webhook in webhooks if (webhook.partition, webhook.offset) in offsets]
+                batch = rules.collect(unread_webhooks, new_keys)
+                await transaction.advance(
                     {record.partition: Position(record.offset + 1, checksum(record.value)) for record in new}
                 )
-                await marking.mark(batch.marks, batch.hints)  # takes the positions along
+                await transaction.mark(batch.marks, batch.hints)  # writes the positions too
                 reach(CrashPoint.MARK_BEFORE_COMMIT)
         reach(CrashPoint.MARK_AFTER_COMMIT)
         shared.BATCHES.labels(MARKER).inc()
@@ -64,12 +70,12 @@ class MarkDue:
             metrics.WEBHOOKS.labels(reaction).inc(count)
 
 
-def _found(record: Received) -> rules.Found | None:
-    """A record's webhook. One that is none, which no ingest writes, stays in the log and stops nothing."""
+def _decode(record: Received) -> rules.LoggedWebhook | None:
+    """Decode a webhook; a record that is none, which no ingest writes, is skipped and stays in the log."""
     try:
         webhook = codec.decode(Webhook, record.value)
     except Quarantine as error:
         metrics.WEBHOOKS.labels("unreadable").inc()
         _log.error("no webhook", partition=record.partition, offset=record.offset, reason=str(error))
         return None
-    return rules.identified(webhook, partition=record.partition, offset=record.offset)
+    return rules.identify(webhook, partition=record.partition, offset=record.offset)

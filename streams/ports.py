@@ -1,14 +1,15 @@
-"""What this stage's agents need of the world. Postgres, Kafka and Plaid are one implementation, memory another."""
+"""Declare the ports of this stage's agents: Postgres, Kafka and Plaid implement them, and so does memory."""
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from runtime.kafka.reader import Position
 from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
-from runtime.scheduler.types import Claimed, Claims, Hint, Mark, Released
+from runtime.scheduler.types import Claimed, Claims, Hint, Mark, Released, FairQueueState
+from schemas.errors import Retry
 from schemas.log.changesets import RECORD_BYTES_MAX, UserKeys
 from streams.heads import HeadChanges, ItemHead
 
@@ -22,59 +23,63 @@ Random = Callable[[], float]
 Nonce = Callable[[], bytes]
 
 
+class LeaseLost(Retry):
+    """The lease ended, so another worker may sync the Item: this one sends no further request for it."""
+
+
 class Bank(Protocol):
-    """Plaid. Each raises PlaidRefused, Retry or Quarantine; runtime.plaid.client.Plaid is one."""
+    """Plaid. Each method raises PlaidRefused, Retry or Quarantine; runtime.plaid.client.Plaid is one."""
 
     async def sync_page(self, token: str, cursor: str | None) -> SyncPage:
-        """One page of what changed after a cursor."""
+        """Return one page of the changes after a cursor."""
 
     async def accounts(self, token: str) -> AccountsAnswer:
-        """The accounts with their cached balances."""
+        """Return the accounts with their cached balances."""
 
     async def item(self, token: str) -> ItemAnswer:
-        """The Item's state."""
+        """Return the Item's state."""
 
     async def refresh(self, token: str) -> None:
-        """Have the bank itself asked; what it says is told by webhook and read by a later sync."""
+        """Have Plaid refresh from the bank; a webhook reports the result, and a later sync reads it."""
 
     async def remove(self, token: str) -> None:
-        """End the Item."""
+        """Remove the Item."""
 
 
 class Limits(Protocol):
-    """Plaid's quotas and the banks' breakers, shared by all workers. Each raises Retry where Postgres is away."""
+    """Plaid's quotas and the banks' breakers, shared by all workers. Each method raises Retry where Postgres is away."""
 
     async def take(self, endpoint: str, item_id: str) -> None:
         """Wait until the Item's bucket and the client's both give a token. `endpoint`: of runtime.scheduler.quotas.
 
-        Raises: Retry too, where that would take longer than a pass may wait.
+        Raises: Retry too, where that would take longer than a sync run may wait.
         """
 
     async def exceeded(self, endpoint: str, item_id: str, *, error_code: str) -> None:
-        """Plaid counted otherwise and answered 429: move the bucket that it speaks of."""
+        """Move the bucket that a 429 of Plaid's is about: Plaid counted otherwise."""
 
     async def institution_failed(self, institution_id: str, *, error_code: str) -> None:
-        """A bank answered with an outage; as many in a row as are set make all its Items wait."""
+        """Count an outage of a bank; where a set number follow each other, all its Items wait."""
 
     async def institution_answered(self, institution_id: str) -> None:
-        """A bank answered otherwise: its Items go on."""
+        """End the outage of a bank: its Items go on."""
 
 
 class Log(Protocol):
     """The topic `changesets`."""
 
     async def append(self, partition: int, key: bytes, value: bytes) -> int:
-        """Append a record and give its offset. Raises: InDoubt, Retry."""
+        """Append a record and return its offset. Raises: InDoubt, Retry."""
 
     async def end(self, partition: int) -> int:
-        """The next offset of a partition. Raises: Retry."""
+        """Return the next offset of a partition. Raises: Retry."""
 
 
 class Store(Protocol):
-    """What a pass needs of the scheduler. Each raises Retry where Postgres is away."""
+    """The scheduler's tables, for sync runs. Each method raises Retry where Postgres is away."""
 
     async def claim(self, slots: int) -> Claims:
-        """Lease what is ready, at most so many Items."""
+        """Lease Items that are ready, at most as many as there are slots."""
 
     async def renew(self, claimed: Claimed) -> bool:
         """Prolong a lease; False where it was lost."""
@@ -83,32 +88,42 @@ class Store(Protocol):
         """Give an Item back; False where the lease was lost."""
 
     async def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
-        """Give an Item back untouched, to wait for the follower."""
+        """Give an Item back unchanged, to wait until follow_heads has read an offset."""
 
     async def expire(self, claimed: Claimed) -> None:
-        """End a lease as if time had."""
+        """End a lease as if its time were over."""
 
     async def finish_unlink(self, claimed: Claimed) -> None:
         """Delete token and schedule."""
 
     async def quarantine(self, claimed: Claimed, reason: str) -> None:
-        """Set an Item aside until it is redriven."""
+        """Quarantine an Item until it is redriven."""
 
     async def keys(self, user: int) -> UserKeys | None:
-        """A user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""
+        """Return a user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""
 
     def token(self, claimed: Claimed) -> str | None:
-        """The Item's access token; None where there is none. Raises: Halt, where it does not open."""
+        """Return the Item's access token; None where there is none. Raises: Halt, where it does not open."""
 
     async def count_gone(self) -> tuple[int, int]:
-        """How many Items Plaid called gone within the hour, of how many."""
+        """Return the number of Items that Plaid called gone within the hour, and the number of all Items."""
+
+
+class ClaimOrder(Protocol):
+    """Order in which lanes and tenants are claimed; streams.schedule.fair_queue.FairQueue is one."""
+
+    def standing(self) -> FairQueueState:
+        """Return the arguments of the next claim."""
+
+    def served(self, claims: Iterable[Claimed]) -> None:
+        """Count Items that were claimed."""
 
 
 class SyncContext(NamedTuple):
-    """What passes are made in.
+    """Ports and settings of sync runs.
 
     Units: `monotonic` in seconds of a clock that never goes back, the same that `asyncio.sleep` waits by;
-    `days_requested`: history asked for at an Item's first sync; `removals_share_max`: of what is known.
+    `days_requested`: of history at an Item's first sync; `removals_share_max`: share of the known transactions.
     """
 
     bank: Bank
@@ -126,38 +141,37 @@ class SyncContext(NamedTuple):
     monotonic: Callable[[], float] = time.monotonic
 
 
-class Marking(Protocol):
-    """One transaction of mark_due, its positions locked."""
+class ReaderTransaction(Protocol):
+    """One transaction of a reader, its positions locked; they are known after its first read."""
 
     positions: Mapping[int, Position]
+
+    async def advance(self, positions: Mapping[int, Position]) -> None:
+        """Move the positions."""
+
+
+class Marking(ReaderTransaction, Protocol):
+    """One transaction of mark_due."""
 
     async def new_keys(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Remember repeat keys and give those that were not known."""
+        """Store repeat keys and return those that were new. Reads the positions."""
 
     async def mark(self, marks: Sequence[Mark], hints: Sequence[Hint]) -> int:
-        """Make Items due; how many there were."""
-
-    async def advance(self, positions: Mapping[int, Position]) -> None:
-        """Move the positions."""
+        """Make Items due and return their number."""
 
 
-class Following(Protocol):
-    """One transaction of follow_heads, its positions locked."""
-
-    positions: Mapping[int, Position]
+class Following(ReaderTransaction, Protocol):
+    """One transaction of follow_heads."""
 
     async def heads(self, items: Collection[str]) -> dict[str, ItemHead]:
-        """The heads that are known."""
+        """Return the heads that are known. Reads the positions."""
 
     async def erased(self, users: Collection[int]) -> set[int]:
-        """Users whose key is destroyed."""
+        """Return the users whose key is destroyed."""
 
-    async def apply(self, followed: HeadChanges) -> None:
-        """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
-
-    async def advance(self, positions: Mapping[int, Position]) -> None:
-        """Move the positions."""
+    async def apply(self, changes: HeadChanges) -> None:
+        """Write heads and incomplete histories, make Items due again that were skipped or redriven, erase users."""
 
 
-Begin = Callable[[Collection[int]], AbstractAsyncContextManager[Marking]]
+BeginMarking = Callable[[Collection[int]], AbstractAsyncContextManager[Marking]]
 BeginFollowing = Callable[[Collection[int]], AbstractAsyncContextManager[Following]]

@@ -6,6 +6,7 @@ decoded one by one, and those that are refused alone once more by a tolerant str
 """
 
 from collections.abc import Hashable
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
 from typing import Any, NamedTuple, TypeVar, cast
@@ -221,6 +222,15 @@ def decode(shape: type[Answer], body: bytes) -> Answer:
         raise Quarantine(f"Plaid's answer is no {shape.__name__.strip('_')}: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Retry("Plaid's answer is no JSON") from error
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """Parse a time of Plaid's as an aware one, UTC where it has no offset; None where it is no time."""
+    try:
+        time = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def sync_page(body: bytes) -> SyncPage:

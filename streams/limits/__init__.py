@@ -1,1 +1,1 @@
-"""TODO streams/limits."""
+"""Plaid's quotas and the banks' breakers, as the sync runs use them."""

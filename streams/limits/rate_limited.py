@@ -1,7 +1,6 @@
-"""Plaid within its quotas, for one pass over one Item: the port Bank. Shell.
+"""Limit the requests of one sync run by Plaid's quotas, the bank's breaker and the lease: a port Bank. Shell.
 
-Each request takes its tokens first and looks whether the Item is still this pass's; each answer is told to whom it
-concerns, the quota's bucket or the bank's breaker.
+Each request first takes its tokens and checks the lease; each answer updates the quota's bucket or the bank's breaker.
 """
 
 import asyncio
@@ -14,27 +13,16 @@ from runtime.plaid.models import NOT_READY, OUTAGE_CODES, AccountsAnswer, ItemAn
 from runtime.scheduler import quotas
 from runtime.scheduler.types import Claimed
 from schemas.errors import Retry
-from streams.ports import Bank, Limits
+from streams.ports import Bank, LeaseLost, Limits
 from streams.sync import plaid_errors
-from streams.sync.plaid_errors import Action
+from streams.sync.plaid_errors import ErrorClass
 
 Answer = TypeVar("Answer")
 _log = logs.logger(__name__)
 
 
-class LeaseLost(Retry):
-    """The lease ended, so another one may work on the Item: nothing more is asked for it."""
-
-
-class Limited:
-    """Plaid, for one pass over one claimed Item.
-
-    `prepaid`: the claim took the tokens of the first page. They are good as long as a request may be on its way:
-    older ones are of another minute, and are taken again.
-    `claimed_s_ago`: how long ago they were asked for.
-    `is_live`: whether the lease's own time is not over. Who was stopped and wakes up makes no request but the one in
-    flight.
-    """
+class RateLimitedBank:
+    """Plaid, for one sync run over one claimed Item."""
 
     def __init__(
         self,
@@ -46,81 +34,90 @@ class Limited:
         prepaid: bool = True,
         claimed_s_ago: float = 0.0,
     ) -> None:
+        """Wrap a bank.
+
+        Args:
+            bank: Plaid without limits.
+            limits: shared by all workers.
+            claimed: the Item.
+            is_live: whether the lease still holds, so that a process that stood still sends no further request.
+            prepaid: the claim took the tokens of the first page. They count as long as a request may be on its way;
+                older ones belong to another minute and are taken again.
+            claimed_s_ago: age of those tokens.
+        """
         self._bank = bank
         self._limits = limits
         self._claimed = claimed
         self._is_live = is_live
         self._prepaid_until = _now() + quotas.DELAY_S_MAX - claimed_s_ago if prepaid else None
-        self._tell_answer = claimed.bank_failing and claimed.institution_id is not None
+        self._reports_answer = claimed.bank_failing and claimed.institution_id is not None
 
     async def sync_page(self, token: str, cursor: str | None) -> SyncPage:
-        """One page of what changed after a cursor."""
-        prepaid, self._prepaid_until = self._prepaid_until, None
-        paid = prepaid is not None and _now() <= prepaid
-        page = await self._ask(plaid_limits.SYNC, lambda: self._bank.sync_page(token, cursor), paid=paid)
-        if page.status != NOT_READY:  # an Item without a history is answered whether or not its bank is reached
-            await self._answered()
+        """Return one page of the changes after a cursor."""
+        prepaid_until, self._prepaid_until = self._prepaid_until, None
+        is_paid = prepaid_until is not None and _now() <= prepaid_until
+        page = await self._request(plaid_limits.SYNC, lambda: self._bank.sync_page(token, cursor), is_paid=is_paid)
+        if page.status != NOT_READY:  # without a history Plaid answers whether or not the bank is reached
+            await self._report_answer()
         return page
 
     async def accounts(self, token: str) -> AccountsAnswer:
-        """The accounts with their cached balances."""
-        answer = await self._ask(plaid_limits.ACCOUNTS, lambda: self._bank.accounts(token))
-        await self._answered()
+        """Return the accounts with their cached balances."""
+        answer = await self._request(plaid_limits.ACCOUNTS, lambda: self._bank.accounts(token))
+        await self._report_answer()
         return answer
 
     async def item(self, token: str) -> ItemAnswer:
-        """The Item's state. Plaid answers by itself, so this says nothing about the bank."""
-        return await self._ask(plaid_limits.ITEM, lambda: self._bank.item(token))
+        """Return the Item's state; Plaid answers by itself, so this is no answer of the bank."""
+        return await self._request(plaid_limits.ITEM, lambda: self._bank.item(token))
 
     async def refresh(self, token: str) -> None:
-        """Have the bank itself asked. The answer comes before the bank's, and says nothing about it."""
-        await self._ask(plaid_limits.REFRESH, lambda: self._bank.refresh(token))
+        """Have Plaid refresh from the bank; the answer comes before the bank's and is none of it."""
+        await self._request(plaid_limits.REFRESH, lambda: self._bank.refresh(token))
 
     async def remove(self, token: str) -> None:
-        """End the Item."""
-        await self._ask(plaid_limits.REMOVE, lambda: self._bank.remove(token))
+        """Remove the Item."""
+        await self._request(plaid_limits.REMOVE, lambda: self._bank.remove(token))
 
-    async def _ask(self, endpoint: str, ask: Callable[[], Awaitable[Answer]], *, paid: bool = False) -> Answer:
-        """Make one request within the limits. Raises: LeaseLost; what it raises itself."""
-        self._check_lease()  # who lost it takes no tokens from others
-        if not paid:
+    async def _request(self, endpoint: str, send: Callable[[], Awaitable[Answer]], *, is_paid: bool = False) -> Answer:
+        self._check_lease()  # a worker without the lease takes no tokens from others
+        if not is_paid:
             await self._limits.take(endpoint, self._claimed.item_id)
             self._check_lease()
         try:
-            return await ask()
+            return await send()
         except PlaidRefused as refusal:
-            await self._refused(endpoint, refusal)
+            await self._report_refusal(endpoint, refusal)
             raise
 
     def _check_lease(self) -> None:
         if not self._is_live():
             raise LeaseLost(f"the lease of Item {self._claimed.item_id} is over")
 
-    async def _refused(self, endpoint: str, refusal: PlaidRefused) -> None:
-        """Tell a refusal to whom it concerns."""
+    async def _report_refusal(self, endpoint: str, refusal: PlaidRefused) -> None:
         claimed, code = self._claimed, refusal.error_code
-        action = plaid_errors.action(refusal.error_type, code)
-        if action is Action.LIMITED:
-            await self._tell(self._limits.exceeded(endpoint, claimed.item_id, error_code=code))
+        error_class = plaid_errors.classify(refusal.error_type, code)
+        if error_class is ErrorClass.RATE_LIMIT:
+            await self._report(self._limits.exceeded(endpoint, claimed.item_id, error_code=code))
         elif code in OUTAGE_CODES and claimed.institution_id is not None:
-            await self._tell(self._limits.institution_failed(claimed.institution_id, error_code=code))
-        elif action is Action.USER:  # the bank itself refused this user
-            await self._answered()
+            await self._report(self._limits.institution_failed(claimed.institution_id, error_code=code))
+        elif error_class is ErrorClass.USER_ACTION:  # the bank itself refused this user
+            await self._report_answer()
 
-    async def _answered(self) -> None:
-        """Tell once in a pass that the bank was reached, where that is news."""
-        if self._tell_answer and self._claimed.institution_id is not None:
-            self._tell_answer = False
-            await self._tell(self._limits.institution_answered(self._claimed.institution_id))
+    async def _report_answer(self) -> None:
+        """Report once in a sync run that the bank answered, where it had failed lately."""
+        if self._reports_answer and self._claimed.institution_id is not None:
+            self._reports_answer = False
+            await self._report(self._limits.institution_answered(self._claimed.institution_id))
 
-    async def _tell(self, telling: Awaitable[None]) -> None:
-        """What cannot be told now is told by the next answer; this one goes on to the pass."""
+    async def _report(self, report: Awaitable[None]) -> None:
+        """Await a report; one that fails is lost, because the sync run needs the answer and the next one reports too."""
         try:
-            await telling
+            await report
         except Retry as error:
             _log.warning("limits not told", item_id=self._claimed.item_id, reason=str(error))
 
 
 def _now() -> float:
-    """The event loop's time, so that a simulation's goes with its other waits."""
+    """Return the event loop's time, so that a simulation's virtual time counts here too."""
     return asyncio.get_running_loop().time()

@@ -1,1 +1,1 @@
-"""TODO streams/sync."""
+"""Sync run: read one Item from Plaid and append what is new to `changesets`."""

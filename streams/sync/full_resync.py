@@ -1,6 +1,6 @@
-"""A whole history as one record: after a lost cursor it says what there is, and readers conclude what is not. Core.
+"""Describe a whole history as one record, from which readers conclude removals after a lost cursor. Core.
 
-Source: docs/architecture.md, A lost cursor; PLAID.md 1.2, points 7 to 9: a read without a cursor tells no removals.
+Source: docs/architecture.md, A lost cursor; PLAID.md 1.2, points 7 to 9: a read without a cursor reports no removals.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,13 +14,6 @@ from streams.sync import changeset
 from streams.sync.changeset import Events
 from streams.sync.pages import Change, Update
 
-PERMILLE = 1000
-
-
-def is_whole(update: Update) -> bool:
-    """Whether Plaid says that it has read all of the history: before that, what is missing may still come."""
-    return update.status == HISTORY_COMPLETE
-
 
 def history(
     update: Update,
@@ -32,38 +25,41 @@ def history(
     days_requested: int,
     removals_share_max: float,
 ) -> History:
-    """What a whole history covers.
+    """Return the range that a whole history covers.
 
-    `named`: ids of the accounts that Plaid names now; `known`: pseudonyms of those that the chain knows.
-    `pseudonyms`: of `named`. The window begins at the oldest transaction read, and at the latest where a history
-    begins that is asked for today: what is older was perhaps only not sent. It has no end.
+    The window begins at the oldest transaction read, and at the latest where a history requested today begins: older
+    rows were perhaps only not sent. It has no end.
+
+    Args:
+        named: ids of the accounts in Plaid's answers before and after the read.
+        known: pseudonyms of the accounts in the chain.
+        pseudonyms: those of `named`.
     """
-    because = _incomplete_because(update, len(set(known) - {pseudonyms[name] for name in named}), len(known))
+    missing = len(set(known) - {pseudonyms[name] for name in named})
+    because = f"{missing} of {len(known)} known accounts are not named" if missing else None
+    if update.status != HISTORY_COMPLETE:
+        because = f"Plaid has not said that it is complete: {update.status}"
     dates = [change.record.date for change in update.changes if isinstance(change.record, Transaction)]
     return History(
         account_ids=sorted(named),
         since=min([*dates, (today - timedelta(days=days_requested)).isoformat()]),
         until=None,
         complete=because is None,
-        removals_permille_max=round(removals_share_max * PERMILLE),
+        removals_permille_max=round(removals_share_max * 1000),
         incomplete_because=because,
     )
 
 
-def _incomplete_because(update: Update, missing: int, known: int) -> str | None:
-    if not is_whole(update):
-        return f"Plaid has not said that it is complete: {update.status}"
-    return f"{missing} of {known} known accounts are not named" if missing else None
+def encode(covered: History, update: Update) -> Events:
+    """Encode a whole history: first its range, then each transaction as added.
 
-
-def events(covered: History, update: Update) -> Events:
-    """Encode a whole history: first what it covers, then each transaction as added.
-
-    A removal that is told all the same stays one: it may be older than the window.
+    A removal in the update stays one: it may be older than the window.
     """
     changes = [
         Change(TRANSACTION_ADDED if change.type == TRANSACTION_MODIFIED else change.type, change.record)
         for change in update.changes
     ]
-    opening = (HISTORY_RESTATED, catalogue.HISTORY, codec.encode(covered))
-    return [opening, *changeset.transactions(changes)]
+    return [
+        (HISTORY_RESTATED, catalogue.HISTORY, codec.encode(covered)),
+        *changeset.encode_transactions(changes),
+    ]

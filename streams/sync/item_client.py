@@ -1,4 +1,4 @@
-"""What Plaid is asked about an Item beside the sync: its state, its accounts, and to ask the bank itself. Shell."""
+"""Ask Plaid about an Item beside the sync: its state, its accounts, and a refresh by the bank. Shell."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -7,143 +7,128 @@ from typing import Any, TypeVar
 
 from runtime import logs
 from runtime.plaid.client import PlaidRefused
-from runtime.plaid.models import ItemAnswer
+from runtime.plaid.models import parse_time
 from runtime.scheduler.types import Claimed
 from schemas.errors import Retry
 from schemas.events import SYNCABLE_STATES
 from schemas.log.records import Account
 from streams import metrics
-from streams.limits.rate_limited import LeaseLost
-from streams.ports import SyncContext
+from streams.ports import LeaseLost, SyncContext
 from streams.sync import plaid_errors
-from streams.sync.changeset_writer import Chain
-from streams.sync.plaid_errors import Action, ItemState
+from streams.sync.changeset_writer import ChangesetWriter
+from streams.sync.outcomes import error_fields
+from streams.sync.plaid_errors import ItemState
 
 MANUAL = "manual"
-"""`kind` of the cause of a pass that somebody asked for: how fresh the bank's data is belongs to its answer."""
-REASON_CHARACTERS_MAX = 300
-BESIDE_S_MAX = 10.0
-"""Longest wait for what the sync can do without. A second refresh within a minute has no token for a minute, and who
-asks for many would hold the slots that all others sync in; a shorter wait would give up on a slow answer of Plaid's."""
+"""`kind` of the cause of a sync run that a person requested: its answer includes the age of the bank's data."""
+OPTIONAL_S_MAX = 10.0
+"""Longest wait for an answer that the sync does not need. A second refresh within a minute has no token for a minute,
+so a longer wait would fill the slots in which all others sync; a shorter one would give up on a slow answer."""
 
 Answer = TypeVar("Answer")
 _log = logs.logger(__name__)
 
 
-class Asking:
-    """What is asked within one pass, and what of it was answered."""
+class ItemClient:
+    """Requests about one Item within one sync run, with the parts of the answers that its row keeps."""
 
-    def __init__(self, world: SyncContext, claimed: Claimed, token: str, chain: Chain) -> None:
-        self._bank = world.bank
-        self._clock = world.clock
-        self._accounts_interval_s = world.accounts_interval_s
+    def __init__(self, context: SyncContext, claimed: Claimed, token: str, writer: ChangesetWriter) -> None:
+        self._context = context
+        self._bank = context.bank
         self._claimed = claimed
         self._token = token
-        self._chain = chain
+        self._writer = writer
         self.accounts_read = False
         self.bank_asked = False
         self.bank_updated_at: datetime | None = None
         self.refreshed = False
-        self.not_refreshed: dict[str, Any] | None = None
+        self.refresh_error: dict[str, Any] | None = None
 
-    async def state(self) -> ItemState | None:
-        """The Item's state where there is a reason to ask: a hint, that it was no good one, or that a person waits.
+    async def read_state(self) -> ItemState | None:
+        """Return the Item's state where there is a reason to ask: a hint, a bad state before, or a manual request.
 
-        None: as it was.
+        None: as before. Without a hint or a bad state the answer is optional, and the sync goes on without it.
+        Raises: PlaidRefused, Retry.
         """
-        tip, hints = self._chain.tip, self._claimed.hints
+        tip, hints = self._writer.tip, self._claimed.hints
         is_due = bool(hints) or tip.state not in SYNCABLE_STATES
         if not is_due and self._claimed.cause.kind != MANUAL:
             return None
+        request = self._bank.item(self._token)
         try:
-            answer = await (self._bank.item(self._token) if is_due else _beside(self._bank.item(self._token)))
+            answer = await (request if is_due else _bounded(request))
         except PlaidRefused as refusal:
-            if is_due or action_after(refusal) in plaid_errors.STOPPING:
-                return stopped_state(refusal)
-            self._not_fresh(refusal)
+            if is_due or plaid_errors.classify(refusal.error_type, refusal.error_code) in plaid_errors.STOPPING:
+                return state_after(refusal)
+            _log.warning("freshness not read", item_id=self._claimed.item_id, reason=str(refusal))
             return None
         except Retry as error:
             if is_due or isinstance(error, LeaseLost):
                 raise
-            self._not_fresh(error)
+            _log.warning("freshness not read", item_id=self._claimed.item_id, reason=str(error))
             return None
-        self._heard(answer)
+        self.bank_asked, self.bank_updated_at = True, parse_time(answer.last_successful_update)
+        if answer.request_id:
+            self._writer.request_ids.append(answer.request_id)
         return plaid_errors.item_state(answer, hints, known_state=tip.state, known_code=tip.code)
 
-    def _heard(self, answer: ItemAnswer) -> None:
-        self.bank_asked, self.bank_updated_at = True, plaid_errors.bank_updated_at(answer)
-        if answer.request_id:
-            self._chain.request_ids.append(answer.request_id)
-
-    def _not_fresh(self, error: PlaidRefused | Retry) -> None:
-        """How fresh the data is was asked for beside the sync: without an answer the sync goes on."""
-        _log.warning("freshness not read", item_id=self._claimed.item_id, reason=str(error))
-
     async def refresh(self) -> None:
-        """Have the bank itself asked. Where that is refused or fails the sync goes on, and the attempt says so.
+        """Have Plaid refresh from the bank; a failure is kept in `refresh_error`, and the sync goes on.
 
-        Raises: PlaidRefused, where the refusal is a state of the Item.
+        Raises: PlaidRefused, where the refusal is a state of the Item; LeaseLost.
         """
         try:
-            await _beside(self._bank.refresh(self._token))
+            await _bounded(self._bank.refresh(self._token))
         except PlaidRefused as refusal:
-            if action_after(refusal) in (Action.USER, Action.GONE):
+            if plaid_errors.classify(refusal.error_type, refusal.error_code) in plaid_errors.BROKEN:
                 raise
-            self.not_refreshed = said(refusal.error_code, "transactions/refresh", request_id=refusal.request_id)
+            code, request_id = refusal.error_code, refusal.request_id
+            self.refresh_error = error_fields(code, "transactions/refresh", request_id=request_id)
         except LeaseLost:
             raise
         except Retry as error:
-            self.not_refreshed = said("late", f"transactions/refresh: {error}")
-        self.refreshed = self.not_refreshed is None
+            self.refresh_error = error_fields("late", f"transactions/refresh: {error}")
+        self.refreshed = self.refresh_error is None
         metrics.REFRESHES.labels("accepted" if self.refreshed else "refused").inc()
 
-    async def accounts(self) -> dict[str, Account]:
-        """All accounts by their ids. Raises: PlaidRefused, Retry."""
+    async def read_accounts(self) -> dict[str, Account]:
+        """Return all accounts by their ids. Raises: PlaidRefused, Retry."""
         answer = await self._bank.accounts(self._token)
         self.accounts_read = True
         if answer.request_id:
-            self._chain.request_ids.append(answer.request_id)
+            self._writer.request_ids.append(answer.request_id)
         return {account.account_id: account for account in answer.accounts}
 
-    async def accounts_if_due(self, *, wanted: bool = False) -> dict[str, Account]:
-        """All accounts, daily and where they are wanted, as by a webhook; a sync names only those with transactions."""
+    async def read_accounts_if_due(self, *, required: bool = False) -> dict[str, Account]:
+        """Return all accounts once a day, or where a webhook or `required` asks; a sync has only those with changes.
+
+        Empty where Plaid gives none: the transactions are appended without them, and the next sync run asks again.
+        """
         claimed = self._claimed
-        age = timedelta(seconds=self._accounts_interval_s)
-        fresh = claimed.accounts_at is not None and self._clock() - claimed.accounts_at < age
-        if self.accounts_read or (fresh and not (wanted or claimed.accounts_wanted)):
+        max_age = timedelta(seconds=self._context.accounts_interval_s)
+        is_fresh = claimed.accounts_at is not None and self._context.clock() - claimed.accounts_at < max_age
+        if self.accounts_read or (is_fresh and not (required or claimed.accounts_wanted)):
             return {}
         try:
-            return await self.accounts()
+            return await self.read_accounts()
         except LeaseLost:
             raise
         except (PlaidRefused, Retry) as error:
-            # The transactions are worth keeping without them; they stay wanted, and the next pass asks again.
             _log.warning("accounts not read", item_id=claimed.item_id, reason=str(error))
             return {}
 
 
-async def _beside(asked: Awaitable[Answer]) -> Answer:
-    """Wait for an answer, but not for long. Raises: Retry, where it takes longer; what it raises itself."""
+async def _bounded(request: Awaitable[Answer]) -> Answer:
+    """Wait for an optional answer. Raises: Retry, where it takes longer than OPTIONAL_S_MAX."""
     try:
-        return await asyncio.wait_for(asked, BESIDE_S_MAX)
+        return await asyncio.wait_for(request, OPTIONAL_S_MAX)
     except TimeoutError:
-        raise Retry(f"no answer or no room in the quota within {BESIDE_S_MAX:g} s") from None
+        raise Retry(f"no answer or no room in the quota within {OPTIONAL_S_MAX:g} s") from None
 
 
-def action_after(refusal: PlaidRefused) -> Action:
-    """What an error of Plaid's asks for. A cursor that is refused is dealt with where it was sent."""
-    return plaid_errors.action(refusal.error_type, refusal.error_code)
-
-
-def stopped_state(refusal: PlaidRefused) -> ItemState:
-    """The state of an Item after a refusal. Raises: the refusal, where it is no state of an Item."""
-    action = action_after(refusal)
-    if action not in plaid_errors.STOPPING:
+def state_after(refusal: PlaidRefused) -> ItemState:
+    """Return the state of an Item after a refusal. Raises: the refusal, where it is no state of an Item."""
+    error_class = plaid_errors.classify(refusal.error_type, refusal.error_code)
+    if error_class not in plaid_errors.STOPPING:
         raise refusal
-    return plaid_errors.refused_state(action, refusal.error_code, refusal.reason)
-
-
-def said(code: str, detail: str, *, request_id: str | None = None) -> dict[str, Any]:
-    """What `last_error` and `sync_runs` keep: codes and our own words, never Plaid's message or a token."""
-    kept = {"code": code, "detail": detail[:REASON_CHARACTERS_MAX]}
-    return kept if request_id is None else kept | {"request_id": request_id}
+    return plaid_errors.stopped_state(error_class, refusal.error_code, refusal.reason)

@@ -1,6 +1,6 @@
-"""Reading one update of Plaid's from its first page to its last. Shell.
+"""Read one Plaid update from its first page to its last. Shell.
 
-An update is taken whole or not at all: a failure in the middle, whatever it is, leads back to the first cursor.
+An update is read whole or not at all: a failure in the middle leads back to the first cursor.
 Source: PLAID.md 1.2, points 5 and 6; specification of /transactions/sync.
 """
 
@@ -13,17 +13,18 @@ from streams import metrics
 from streams.ports import Bank, Random, Sleep
 from streams.sync import backoff, plaid_errors
 from streams.sync.pages import is_ready
-from streams.sync.plaid_errors import Action
+from streams.sync.plaid_errors import ErrorClass
 
 PAGES_MAX = 2_000
-"""A million transactions: Plaid's longest history of the busiest Item. More would be a loop without end."""
+"""A million transactions, Plaid's longest history of the busiest Item; with more pages an update is an endless loop."""
 
-_RESTARTED = frozenset({Action.RESTART, Action.SOON, Action.CURSOR})
-"""In the middle of an update, a refused cursor is one that Plaid gave a moment ago: only its last one is promised."""
+_RESTARTED = frozenset({ErrorClass.MUTATION, ErrorClass.TRANSIENT, ErrorClass.CURSOR})
+"""Classes that restart an update in its middle. A cursor refused there is one of Plaid's own, a moment old: Plaid
+promises to accept only the last one of an update."""
 _log = logs.logger(__name__)
 
 
-async def read_update(bank: Bank, token: str, cursor: str | None, *, sleep: Sleep, random: Random) -> list[SyncPage]:
+async def read_pages(bank: Bank, token: str, cursor: str | None, *, sleep: Sleep, random: Random) -> list[SyncPage]:
     """Read all pages of the update after a cursor; none, where Plaid has not read the history yet.
 
     Raises: PlaidRefused, Retry, Quarantine: of the first page, or of any page of the last restart.
@@ -33,10 +34,13 @@ async def read_update(bank: Bank, token: str, cursor: str | None, *, sleep: Slee
         try:
             await _read_into(pages, bank, token, cursor)
         except (PlaidRefused, Retry) as error:
-            if not _can_restart(error, in_the_middle=bool(pages)):
+            if not _restarts(error, in_the_middle=bool(pages)):
                 raise
             if restarts > backoff.RESTARTS_MAX:
-                raise _given_up(error, cursor) from error
+                if cursor is None and isinstance(error, PlaidRefused) and _is_cursor_refused(error):
+                    # A history read without a cursor has none that could be lost.
+                    raise Retry(f"an update's own cursors are refused: {error.error_code}") from error
+                raise
             metrics.RESTARTS.inc()
             _log.info("update begun again", pages=len(pages), reason=str(error))
             await sleep(backoff.before_restart(restarts, random()))
@@ -46,32 +50,27 @@ async def read_update(bank: Bank, token: str, cursor: str | None, *, sleep: Slee
 
 
 async def _read_into(pages: list[SyncPage], bank: Bank, token: str, cursor: str | None) -> None:
-    following = cursor
+    next_cursor = cursor
     while True:
-        page = await bank.sync_page(token, following)
+        page = await bank.sync_page(token, next_cursor)
         if not pages and not is_ready(page):
             return
         pages.append(page)
         if not page.has_more:
             return
-        if page.next_cursor in ("", following) or len(pages) >= PAGES_MAX:
-            raise Retry(f"an update does not end: {len(pages)} pages, and the cursor stands still or more follow")
-        following = page.next_cursor
+        if page.next_cursor in ("", next_cursor) or len(pages) >= PAGES_MAX:
+            raise Retry(f"an update does not end: {len(pages)} pages, and the cursor repeats or more follow")
+        next_cursor = page.next_cursor
         reach(CrashPoint.FETCH_BETWEEN_PAGES)
 
 
-def _can_restart(error: PlaidRefused | Retry, *, in_the_middle: bool) -> bool:
-    """A mutation is answered at once, even on a first page; what else fails there has the waits between passes."""
+def _restarts(error: PlaidRefused | Retry, *, in_the_middle: bool) -> bool:
+    """Return whether an error restarts the update: on the first page only a mutation does, the others end the run."""
     if isinstance(error, Retry):
-        return in_the_middle and error.wait_s is None  # without room for the next page there is none for the first
-    action = plaid_errors.action(error.error_type, error.error_code, with_cursor=in_the_middle)
-    return action is Action.RESTART or (in_the_middle and action in _RESTARTED)
+        return in_the_middle and error.wait_s is None  # a rate limit for the next page is one for the first, too
+    error_class = plaid_errors.classify(error.error_type, error.error_code, with_cursor=in_the_middle)
+    return error_class is ErrorClass.MUTATION or (in_the_middle and error_class in _RESTARTED)
 
 
-def _given_up(error: PlaidRefused | Retry, cursor: str | None) -> PlaidRefused | Retry:
-    """What to raise after the last restart. A history read from no cursor has none that could be lost."""
-    if cursor is not None or isinstance(error, Retry):
-        return error
-    if plaid_errors.action(error.error_type, error.error_code, with_cursor=True) is not Action.CURSOR:
-        return error
-    return Retry(f"an update's own cursors are refused: {error.error_code}")
+def _is_cursor_refused(error: PlaidRefused) -> bool:
+    return plaid_errors.classify(error.error_type, error.error_code, with_cursor=True) is ErrorClass.CURSOR

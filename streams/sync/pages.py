@@ -1,4 +1,4 @@
-"""All pages of one Plaid update, folded into the final outcome of each transaction. Core."""
+"""Fold all pages of one Plaid update into the final change of each transaction. Core."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,25 +9,24 @@ from schemas.log.records import Account, Removal, Transaction
 
 
 class Change(NamedTuple):
-    """What became of one transaction: the type of its event, and its last words."""
+    """Final change of one transaction: the type of its event, and the last record of it."""
 
     type: str
     record: Transaction | Removal
 
 
 class Update(NamedTuple):
-    """One Plaid update: what `/transactions/sync` said from the first page to the last."""
+    """One Plaid update: the content of `/transactions/sync` from its first page to its last."""
 
     changes: list[Change]
     accounts: dict[str, Account]
     next_cursor: str
     status: str | None
     request_ids: list[str]
-    pages: int
 
 
 def is_ready(page: SyncPage) -> bool:
-    """Whether Plaid has read anything of the Item's history: before that, an answer looks like a quiet account.
+    """Return whether Plaid has read any of the Item's history; before that a page is like that of a quiet account.
 
     Source: PLAID.md 1.2, Not-ready looks like a quiet account.
     """
@@ -35,39 +34,31 @@ def is_ready(page: SyncPage) -> bool:
 
 
 def fold(pages: Sequence[SyncPage], *, fresh: bool) -> Update:
-    """Fold all pages of one update into the final outcome of each transaction.
+    """Fold all pages of one update into the final change of each transaction.
 
-    Shape: pages in the order received; within a page added, modified, removed; of several words about one id the
-    last count. What was added and removed again leaves a removal, because it may have been known before; only where
-    `fresh`, the update began without a cursor, it leaves nothing.
+    Shape: pages in the order received; within a page added, modified, removed; the last record of an id counts. A
+    transaction that was added and removed leaves a removal, because it may have been known before; only where `fresh`,
+    the update began without a cursor, it leaves nothing.
     Idempotence: the same pages give the same update.
     Source: PLAID.md 1.2, points 10, 12, 15.
     """
-    outcomes: dict[str, Change] = {}
+    changes: dict[str, Change] = {}
     accounts: dict[str, Account] = {}
     for page in pages:
         for transaction in page.added:
-            outcomes[transaction.transaction_id] = Change(TRANSACTION_ADDED, transaction)
+            changes[transaction.transaction_id] = Change(TRANSACTION_ADDED, transaction)
         for transaction in page.modified:
-            before = outcomes.get(transaction.transaction_id)
-            kind = before.type if before is not None else TRANSACTION_MODIFIED
-            outcomes[transaction.transaction_id] = Change(
-                TRANSACTION_MODIFIED if kind == TRANSACTION_REMOVED else kind, transaction
-            )
+            before = changes.get(transaction.transaction_id)
+            was_added = before is not None and before.type == TRANSACTION_ADDED
+            event_type = TRANSACTION_ADDED if was_added else TRANSACTION_MODIFIED
+            changes[transaction.transaction_id] = Change(event_type, transaction)
         for removal in page.removed:
-            before = outcomes.get(removal.transaction_id)
+            before = changes.get(removal.transaction_id)
             if fresh and before is not None and before.type == TRANSACTION_ADDED:
-                del outcomes[removal.transaction_id]
+                del changes[removal.transaction_id]
             else:
-                outcomes[removal.transaction_id] = Change(TRANSACTION_REMOVED, removal)
-        for account in page.accounts:
-            accounts[account.account_id] = account
+                changes[removal.transaction_id] = Change(TRANSACTION_REMOVED, removal)
+        accounts |= {account.account_id: account for account in page.accounts}
     last = pages[-1]
-    return Update(
-        list(outcomes.values()),
-        accounts,
-        last.next_cursor,
-        last.status,
-        [page.request_id for page in pages if page.request_id],
-        len(pages),
-    )
+    request_ids = [page.request_id for page in pages if page.request_id]
+    return Update(list(changes.values()), accounts, last.next_cursor, last.status, request_ids)

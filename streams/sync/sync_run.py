@@ -1,17 +1,20 @@
-"""One pass over a claimed Item: unlink it, or link, ask its state, have its bank asked, sync. Shell."""
+"""Run one sync of a claimed Item: unlink it, or link it, read its state, refresh it and append what is new. Shell."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
 from runtime import logs
 from runtime.plaid.client import PlaidRefused
-from runtime.plaid.models import SyncPage
+from runtime.plaid.models import HISTORY_COMPLETE, SyncPage
 from runtime.retry import insist
 from runtime.scheduler.types import Claimed, Released
 from schemas.events import (
     ACTIVE,
     GONE,
+    ITEM_LINKED,
+    ITEM_STATE_CHANGED,
+    ITEM_UNLINKED,
     REFUSED,
     SYNCABLE_STATES,
     TRANSACTION_ADDED,
@@ -24,222 +27,228 @@ from schemas.log.changesets import UserKeys
 from schemas.log.records import Account
 from streams import metrics
 from streams.ports import SyncContext
-from streams.sync import backoff, changeset, full_resync, outcomes, plaid_errors, unlink
-from streams.sync.changeset import Draft, Events
-from streams.sync.changeset_writer import Chain, off_loop
-from streams.sync.item_client import Asking, said, stopped_state
-from streams.sync.page_reader import read_update
+from streams.sync import backoff, full_resync, outcomes, plaid_errors
+from streams.sync.changeset import Draft, Events, encode_balances, encode_item, encode_transactions
+from streams.sync.changeset_writer import ChangesetWriter, off_loop
+from streams.sync.item_client import ItemClient, state_after
+from streams.sync.outcomes import error_fields
+from streams.sync.page_reader import read_pages
 from streams.sync.pages import Update, fold
-from streams.sync.plaid_errors import Action, ItemState
-from streams.sync.unlink import check_share_gone
+from streams.sync.plaid_errors import ErrorClass, ItemState
+from streams.sync.unlink import check_gone_share, remove_item
 
 CURSOR, MUTATION, INCOMPLETE = "cursor", "mutation", "incomplete"
-"""Why a whole history is read: Plaid refuses the cursor, no update after it ever ends, or the last one that was read
-lacked an account, which is back."""
+"""Reason of a full resync: Plaid refuses the cursor, no update after it ever ends, or the last full resync lacked an
+account, which is back."""
 
 _log = logs.logger(__name__)
 
 
-class Pass:
-    """A pass over one Item. What it did so far can be read from it, also after it failed."""
+class SyncRun:
+    """One sync run over one Item. `counted` adds its figures to a result, also after it failed."""
 
-    def __init__(self, world: SyncContext, claimed: Claimed, keys: UserKeys, token: str) -> None:
-        self._world = world
+    def __init__(self, context: SyncContext, claimed: Claimed, keys: UserKeys, token: str) -> None:
+        self._context = context
         self._claimed = claimed
         self._token = token
-        self.chain = Chain(world, claimed, keys)
-        self.asked = Asking(world, claimed, token, self.chain)
+        self.writer = ChangesetWriter(context, claimed, keys)
+        self.client = ItemClient(context, claimed, token, self.writer)
         self.pages = 0
 
     async def run(self) -> Released | None:
-        """Do what the Item needs; None where nothing of it is left to schedule.
+        """Sync the Item; return None where nothing of it is left to schedule.
 
         Raises: PlaidRefused, Retry, TooManyGone, Quarantine; InDoubt after an append without an answer; Halt.
         """
         if self._claimed.unlink_requested:
             return await self._unlink()
-        if self.chain.tip.head is None:
+        if self.writer.tip.head is None:
             await self._link()
-        state = await self.asked.state()
-        if (state.state if state else self.chain.tip.state) not in SYNCABLE_STATES:
+        state = await self.client.read_state()
+        if (state.state if state else self.writer.tip.state) not in SYNCABLE_STATES:
             return await self.stop(state)
         if self._claimed.refresh_wanted:
-            await self.asked.refresh()
+            await self.client.refresh()
         return await self._sync(state)
 
     async def stop(self, state: ItemState | None) -> Released:
-        """Tell the state that ends syncing; nothing is scheduled until it changes."""
-        told = await self._tell(state)
-        tip = self.chain.tip
+        """Append the state that ends syncing; nothing is scheduled until it changes."""
+        appended = await self._append_state(state)
+        tip = self.writer.tip
         return Released(
             outcome="stopped",
             done=True,
             stopped=tip.state,
-            error=said(tip.code or str(tip.state), "the Item's state"),
-            hints_until=None if told else self.chain.hints_until,
+            error=error_fields(tip.code or str(tip.state), "the Item's state"),
+            hints_until=None if appended else self.writer.hints_until,
         )
+
+    def counted(self, result: Released) -> Released:
+        """Return a result with the figures of this sync run."""
+        counts, client = self.writer.counts, self.client
+        return msgspec.structs.replace(
+            result,
+            wait_offset=self.writer.offset,
+            accounts_read=client.accounts_read,
+            bank_asked=client.bank_asked,
+            bank_updated_at=client.bank_updated_at,
+            refreshed=client.refreshed,
+            pages=self.pages,
+            added=counts[TRANSACTION_ADDED],
+            modified=counts[TRANSACTION_MODIFIED],
+            removed=counts[TRANSACTION_REMOVED],
+        )
+
+    async def _unlink(self) -> Released | None:
+        """Remove the Item at Plaid, then end its chain; its token is deleted once the log's readers have accepted."""
+        store, writer = self._context.store, self.writer
+        code = await remove_item(self._context.bank, store, self._claimed, self._token, writer.tip)
+        if writer.tip.head is None:  # the log has nothing of it
+            await insist(lambda: store.finish_unlink(self._claimed), what="finish_unlink")
+            return None
+        state = ItemState(UNLINKED)
+        await writer.append(Draft(gate.UNLINK, encode_item(ITEM_UNLINKED, writer.subject, state), state=state))
+        error = None if code is None else error_fields(code, "taken for removed")
+        return Released(outcome="unlinked", done=False, due_in_s=0.0, error=error)
 
     async def _link(self) -> None:
         """Append the root of the Item's chain, with its accounts where Plaid gives them."""
+        writer, state = self.writer, ItemState(ACTIVE)
         accounts: dict[str, Account] = {}
-        state = ItemState(ACTIVE)
         try:
-            accounts = await self.asked.accounts()
+            accounts = await self.client.read_accounts()
         except PlaidRefused as refusal:
-            state = stopped_state(refusal)
+            state = state_after(refusal)
             await self._check_share(state)
-        events = changeset.linked(self.chain.subject, state) + changeset.balances(accounts)
-        await self.chain.append(Draft(gate.LINK, events, self.chain.prints(accounts), state=state))
+        events = encode_item(ITEM_LINKED, writer.subject, state) + encode_balances(accounts)
+        await writer.append(Draft(gate.LINK, events, writer.fingerprints(accounts), state=state))
 
     async def _sync(self, state: ItemState | None) -> Released:
-        seen: dict[str, Account] = {}
-        if self._claimed.history_incomplete and self.chain.tip.cursor is not None:
-            seen = await self.asked.accounts_if_due(wanted=True)
-            if seen and self._names_all(seen):
-                return await self._restate(state, seen, because=INCOMPLETE)
+        """Read the update after the cursor and append it, or read the whole history where that is not possible."""
+        writer = self.writer
+        accounts: dict[str, Account] = {}
+        if self._claimed.history_incomplete and writer.tip.cursor is not None:
+            accounts = await self.client.read_accounts_if_due(required=True)
+            if accounts and set(writer.tip.fingerprints) <= {writer.pseudonym(name) for name in accounts}:
+                return await self._resync(state, accounts, because=INCOMPLETE)
         try:
-            pages = await self._read(self.chain.tip.cursor)
+            pages = await self._read_pages(writer.tip.cursor)
         except PlaidRefused as refusal:
-            because = self._lost_by(refusal)
+            because = self._lost_cursor(refusal)
             if because is None:
                 raise
-            return await self._restate(state, seen or await self.asked.accounts(), because=because)
+            return await self._resync(state, accounts or await self.client.read_accounts(), because=because)
         if not pages:
             return await self._wait_for_history(state, attempts=0)
-        update = fold(pages, fresh=self.chain.tip.cursor is None)
-        self.chain.request_ids += update.request_ids
-        accounts = {**update.accounts, **seen, **await self.asked.accounts_if_due()}
-        events = await off_loop(len(update.changes), lambda: changeset.transactions(update.changes))
-        return await self._finish(self._draft(gate.SYNC, update, events, accounts, state))
+        update = fold(pages, fresh=writer.tip.cursor is None)
+        writer.request_ids += update.request_ids
+        accounts = {**update.accounts, **accounts, **await self.client.read_accounts_if_due()}
+        events = await off_loop(len(update.changes), lambda: encode_transactions(update.changes))
+        return await self._append(gate.SYNC, update, events, accounts, state, fingerprinted=accounts)
 
-    def _names_all(self, accounts: Collection[str]) -> bool:
-        """Whether these are all accounts that the chain knows, or more."""
-        return set(self.chain.tip.fingerprints) <= {self.chain.pseudonym(name) for name in accounts}
-
-    async def _read(self, cursor: str | None) -> list[SyncPage]:
-        world = self._world
-        pages = await read_update(world.bank, self._token, cursor, sleep=world.sleep, random=world.random)
+    async def _read_pages(self, cursor: str | None) -> list[SyncPage]:
+        context = self._context
+        pages = await read_pages(context.bank, self._token, cursor, sleep=context.sleep, random=context.random)
         self.pages = len(pages)
         return pages
 
-    def _lost_by(self, refusal: PlaidRefused) -> str | None:
-        """What makes the chain's cursor a lost one; None where it is none. Source: PLAID.md 1.2, points 7 and 8."""
-        if self.chain.tip.cursor is None:
+    def _lost_cursor(self, refusal: PlaidRefused) -> str | None:
+        """Return the reason why the chain's cursor is lost; None where it is not.
+
+        Source: PLAID.md 1.2, points 7 and 8.
+        """
+        if self.writer.tip.cursor is None:
             return None
-        match plaid_errors.action(refusal.error_type, refusal.error_code, with_cursor=True):
-            case Action.CURSOR:
+        match plaid_errors.classify(refusal.error_type, refusal.error_code, with_cursor=True):
+            case ErrorClass.CURSOR:
                 return CURSOR
-            case Action.RESTART if self._claimed.attempts + 1 >= backoff.ATTEMPTS_MAX:
+            case ErrorClass.MUTATION if self._claimed.attempts + 1 >= backoff.ATTEMPTS_MAX:
                 return MUTATION
         return None
 
-    async def _restate(self, state: ItemState | None, before: Collection[str], *, because: str) -> Released:
-        """Read the whole history from no cursor and append it as the one record that replaces what is known.
+    async def _resync(self, state: ItemState | None, before: Collection[str], *, because: str) -> Released:
+        """Read the whole history without a cursor and append it as the one record that replaces the known rows.
 
-        The accounts are asked for before and after: one that comes or goes meanwhile is missing from one of the two,
-        so that nothing is concluded about it. `before`: ids of those that Plaid named in this pass, before the read.
+        The accounts are read before and after: one that comes or goes meanwhile is missing from one of the two, so
+        that no removal is concluded for it. `before`: ids of the accounts read before, in this sync run.
         Raises: PlaidRefused, Retry: without accounts or history there is no record.
         """
-        _log.warning("whole history is read", item_id=self._claimed.item_id, because=because)
-        pages = await self._read(None)
-        update = fold(pages, fresh=True) if pages else None
-        if update is None or not (
-            full_resync.is_whole(update) or self._claimed.not_ready >= backoff.HISTORY_ANSWERS_MAX
-        ):
-            return await self._wait_for_history(state, attempts=outcomes.attempts_at_history(self._claimed))
-        self.chain.request_ids += update.request_ids
-        named = {name: account for name, account in (await self.asked.accounts()).items() if name in before}
+        claimed, context, writer = self._claimed, self._context, self.writer
+        _log.warning("whole history is read", item_id=claimed.item_id, because=because)
+        pages = await self._read_pages(None)
+        accepts_incomplete = claimed.not_ready >= backoff.NOT_READY_ANSWERS_MAX
+        if not pages or (pages[-1].status != HISTORY_COMPLETE and not accepts_incomplete):
+            return await self._wait_for_history(state, attempts=outcomes.full_resync_attempts(claimed))
+        update = fold(pages, fresh=True)
+        writer.request_ids += update.request_ids
+        after = await self.client.read_accounts()
+        named = {name: account for name, account in after.items() if name in before}
         covered = full_resync.history(
             update,
             named,
-            known=self.chain.tip.fingerprints,
-            today=self._world.clock().date(),
-            pseudonyms={name: self.chain.pseudonym(name) for name in named},
-            days_requested=self._world.days_requested,
-            removals_share_max=self._world.removals_share_max,
+            known=writer.tip.fingerprints,
+            pseudonyms={name: writer.pseudonym(name) for name in named},
+            today=context.clock().date(),
+            days_requested=context.days_requested,
+            removals_share_max=context.removals_share_max,
         )
-        events = await off_loop(len(update.changes), lambda: full_resync.events(covered, update))
-        draft = self._draft(gate.RESTATED, update, events, {**update.accounts, **named}, state)
-        # By the accounts that a head prints, follow_heads knows which the history lacked.
-        released = await self._finish(draft._replace(fingerprints=self.chain.prints(named)))
-        metrics.RESTATED.labels(because, "yes" if covered.complete else "no").inc()
-        return outcomes.restated(self._claimed, released, because=because, jitter=self._world.random())
+        events = await off_loop(len(update.changes), lambda: full_resync.encode(covered, update))
+        # From the accounts that a head has fingerprints of, follow_heads learns which ones the history lacked.
+        released = await self._append(
+            gate.RESTATED, update, events, {**update.accounts, **named}, state, fingerprinted=named
+        )
+        metrics.FULL_RESYNCS.labels(because, "yes" if covered.complete else "no").inc()
+        return outcomes.after_full_resync(claimed, released, because=because, jitter=context.random())
 
     async def _wait_for_history(self, state: ItemState | None, *, attempts: int) -> Released:
-        """Tell the state, and come back for what Plaid has not read yet."""
-        told = await self._tell(state)
-        result = outcomes.not_ready(self._claimed, jitter=self._world.random(), attempts=attempts)
-        return result if told else msgspec.structs.replace(result, hints_until=self.chain.hints_until)
+        """Append the state, and return an outcome that comes back for the history that Plaid has not read yet."""
+        appended = await self._append_state(state)
+        result = outcomes.after_not_ready(self._claimed, jitter=self._context.random(), attempts=attempts)
+        return result if appended else msgspec.structs.replace(result, hints_until=self.writer.hints_until)
 
-    async def _finish(self, draft: Draft) -> Released:
-        appended = await self.chain.append_if_news(draft)
+    async def _append(
+        self,
+        kind: str,
+        update: Update,
+        events: Events,
+        accounts: Mapping[str, Account],
+        state: ItemState | None,
+        *,
+        fingerprinted: Mapping[str, Account],
+    ) -> Released:
+        """Append an update with its accounts and the state where that changed."""
+        writer, changed_state = self.writer, self._changed(state)
+        events = events + encode_balances(accounts)
+        if changed_state is not None:
+            events += encode_item(ITEM_STATE_CHANGED, writer.subject, changed_state, update.status)
+        fingerprints = writer.fingerprints(fingerprinted)
+        draft = Draft(kind, events, fingerprints, update.next_cursor, changed_state, update.status)
+        appended = await writer.append_if_news(draft)
         return Released(
             outcome="appended" if appended else "unchanged",
             done=True,
             synced=True,
-            due_in_s=backoff.REFRESHED_S if self.asked.refreshed else None,
-            error=self.asked.not_refreshed,
-            hints_until=None if appended else self.chain.hints_until,
+            due_in_s=backoff.REFRESHED_S if self.client.refreshed else None,
+            error=self.client.refresh_error,
+            hints_until=None if appended else writer.hints_until,
         )
 
-    def _draft(
-        self, kind: str, update: Update, events: Events, accounts: dict[str, Account], state: ItemState | None
-    ) -> Draft:
-        news = self._news_of(state)
-        changed = [] if news is None else changeset.state_changed(self.chain.subject, news, update.status)
-        return Draft(
-            kind,
-            events + changeset.balances(accounts) + changed,
-            self.chain.prints(accounts),
-            update.next_cursor,
-            news,
-            update.status,
-        )
-
-    async def _unlink(self) -> Released | None:
-        """End the Item at Plaid, then in the log; its token goes once the log's readers have accepted that."""
-        world, chain = self._world, self.chain
-        code = await unlink.remove(world.bank, world.store, self._claimed, self._token, chain.tip)
-        if chain.tip.head is None:  # nothing of it is in the log
-            await insist(lambda: world.store.finish_unlink(self._claimed), what="finish_unlink")
-            return None
-        await chain.append(Draft(gate.UNLINK, changeset.unlinked(chain.subject), state=ItemState(UNLINKED)))
-        error = None if code is None else said(code, "taken for removed")
-        return Released(outcome="unlinked", done=False, due_in_s=0.0, error=error)
-
-    async def _tell(self, state: ItemState | None) -> bool:
-        """Append a state if it is news."""
+    async def _append_state(self, state: ItemState | None) -> bool:
+        """Append a state where it changed, and return whether it did."""
         await self._check_share(state)
-        news, chain = self._news_of(state), self.chain
-        if news is None:
+        writer, changed = self.writer, self._changed(state)
+        if changed is None:
             return False
-        changed = changeset.state_changed(chain.subject, news, chain.tip.history_status)
-        return await chain.append_if_news(Draft(gate.STATE, changed, state=news))
+        events = encode_item(ITEM_STATE_CHANGED, writer.subject, changed, writer.tip.history_status)
+        return await writer.append_if_news(Draft(gate.STATE, events, state=changed))
 
-    def _news_of(self, state: ItemState | None) -> ItemState | None:
-        tip = self.chain.tip
-        if state is None or (not state.told and (state.state, state.code) == (tip.state, tip.code)):
+    def _changed(self, state: ItemState | None) -> ItemState | None:
+        tip = self.writer.tip
+        if state is None or (not state.from_webhook and (state.state, state.code) == (tip.state, tip.code)):
             return None
         return state
 
     async def _check_share(self, state: ItemState | None) -> None:
-        """Our own mistake can end many Items at once, too: a request that is suddenly wrong is wrong for all."""
-        if state is not None and state.state in (GONE, REFUSED) and self.chain.tip.state != state.state:
-            await check_share_gone(self._world.store)
-
-
-def tallied(result: Released, made: Pass) -> Released:
-    """What became of a pass, with what it did until then."""
-    counts = made.chain.counts
-    return msgspec.structs.replace(
-        result,
-        wait_offset=made.chain.offset,
-        accounts_read=made.asked.accounts_read,
-        bank_asked=made.asked.bank_asked,
-        bank_updated_at=made.asked.bank_updated_at,
-        refreshed=made.asked.refreshed,
-        pages=made.pages,
-        added=counts.get(TRANSACTION_ADDED, 0),
-        modified=counts.get(TRANSACTION_MODIFIED, 0),
-        removed=counts.get(TRANSACTION_REMOVED, 0),
-    )
+        """Check a state that ends the Item: a mistake of ours in a request would end all Items alike."""
+        if state is not None and state.state in (GONE, REFUSED) and self.writer.tip.state != state.state:
+            await check_gone_share(self._context.store)

@@ -1,7 +1,7 @@
-"""The end of an Item at Plaid: when a refusal says that it is gone, and when that is believed. Shell.
+"""Remove an Item at Plaid, and check that a refusal really means that it is gone. Shell.
 
-Wrong keys, or those of another environment, are answered as if every Item were gone. So no single answer ends what
-an Item costs while others are called gone with it.
+Wrong API keys, or those of another environment, are answered as if every Item were gone. So no Item counts as gone
+while too many others are called gone with it.
 """
 
 from runtime import logs
@@ -10,25 +10,26 @@ from runtime.scheduler.types import Claimed
 from schemas.errors import Retry
 from schemas.events import GONE
 from streams.ports import Bank, Store
-from streams.sync import backoff, plaid_errors
+from streams.sync import backoff
 from streams.sync.changeset import Tip
+from streams.sync.plaid_errors import REMOVED_CODES, TOKEN_UNKNOWN
 
 GONE_MIN, GONE_SHARE = 10, 0.2
-"""So many Items, and this share of all, gone within an hour are no coincidence: sandbox keys on a production
-database answer so for every Item."""
+"""This many Items, and this share of all, gone within an hour are no coincidence: sandbox keys on a production database
+are answered so for every Item."""
 
 _log = logs.logger(__name__)
 
 
 class TooManyGone(Retry):
-    """Plaid calls an Item gone, and too many others with it: in hours it can be told which of them are."""
+    """Plaid calls an Item gone, and too many others with it; hours later the real ones can be told apart."""
 
 
-async def check_share_gone(store: Store) -> None:
-    """While too many Items are called gone, none is: wrong keys must not end Items that live.
+async def check_gone_share(store: Store) -> None:
+    """Check that few Items are called gone, so that wrong keys end no living Items.
 
-    The process goes on: ten Items that really are gone would otherwise stop the syncs of all others for the
-    hour, restart after restart.
+    The process goes on: ten Items that really are gone would otherwise stop the syncs of all others for the hour,
+    restart after restart.
     Raises: TooManyGone.
     """
     gone, items = await store.count_gone()
@@ -36,40 +37,29 @@ async def check_share_gone(store: Store) -> None:
         raise TooManyGone(f"Plaid calls {gone + 1} of {items} Items gone within an hour: are its keys the right ones?")
 
 
-async def remove(bank: Bank, store: Store, claimed: Claimed, token: str, tip: Tip) -> str | None:
-    """End an Item at Plaid. Gives the code of a refusal that was taken for the end; None where Plaid removed it.
+async def remove_item(bank: Bank, store: Store, claimed: Claimed, token: str, tip: Tip) -> str | None:
+    """Remove an Item at Plaid. Return None, or the code of a refusal that counts as removed.
 
+    A code that names the Item counts at once. An unknown token counts
+
+    - at once, for an Item that the log holds and that was not gone: its token was good, and a sync run that died
+      before its append has removed it;
+    - for any other after ATTEMPTS_MAX attempts, which are hours apart: the token may be lost while its Item lives,
+      and no further attempt with it could end that;
+
+    and both only while Plaid does not answer so for many Items.
     Raises: PlaidRefused, Retry, TooManyGone.
     """
     try:
         await bank.remove(token)
+        return None
     except PlaidRefused as refusal:
-        if not await _is_removed(refusal, store, claimed, tip):
+        code, attempts = refusal.error_code, claimed.attempts + 1
+        if code in REMOVED_CODES:
+            return code
+        was_good = tip.head is not None and tip.state != GONE
+        if code != TOKEN_UNKNOWN or not (was_good or attempts >= backoff.ATTEMPTS_MAX):
             raise
-        return refusal.error_code
-    return None
-
-
-async def _is_removed(refusal: PlaidRefused, store: Store, claimed: Claimed, tip: Tip) -> bool:
-    """Whether a refused removal finds the Item removed already.
-
-    A code that names the Item is believed. That Plaid knows only that the token is none is believed
-
-    - at once, of an Item that the log holds and that was not gone: its token was good, and a pass that died before
-      its append has removed it;
-    - of any other after ATTEMPTS_MAX attempts, which are hours apart: its token may have been thrown away while its
-      Item lives, and nobody can end that with this token however long it is tried;
-
-    and both only while Plaid does not answer so for many.
-    Raises: TooManyGone.
-    """
-    if plaid_errors.is_removed(refusal.error_code):
-        return True
-    if not plaid_errors.is_token_unknown(refusal.error_code):
-        return False
-    was_good = tip.head is not None and tip.state != GONE
-    if not was_good and claimed.attempts + 1 < backoff.ATTEMPTS_MAX:
-        return False
-    await check_share_gone(store)
-    _log.warning("taken for removed", item_id=claimed.item_id, code=refusal.error_code, attempts=claimed.attempts + 1)
-    return True
+        await check_gone_share(store)
+        _log.warning("taken for removed", item_id=claimed.item_id, code=code, attempts=attempts)
+        return code

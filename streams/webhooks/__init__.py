@@ -1,1 +1,1 @@
-"""TODO streams/webhooks."""
+"""Webhooks: decide what each one changes, and find those that never arrived."""

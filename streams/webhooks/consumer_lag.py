@@ -1,4 +1,4 @@
-"""Whether a reader has read what lay in the log a while ago: what it has not read is not missing. Shell."""
+"""Check that mark_due has read the webhooks, because an unread webhook is not a missed one. Shell."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -13,39 +13,40 @@ Offsets = Callable[[], Awaitable[Mapping[int, int]]]
 
 
 class CaughtUp:
-    """Asked again and again, says whether what was in the log when it last said yes is read by now.
+    """Repeated check that the records of the last successful check's ends are read by now.
 
-    So a reader that is always a second behind is no hindrance, and one that stands still is one from the first record
-    that it leaves. The first answer is no: nothing is known of before.
+    So a reader that is always a second behind passes, and one that stopped fails from the first record that it leaves.
+    The first check fails: no ends are known before it.
     """
 
     def __init__(self, ends: Offsets, positions: Offsets) -> None:
         self._ends = ends
         self._positions = positions
-        self._wanted: Mapping[int, int] | None = None
+        self._targets: Mapping[int, int] | None = None
 
     async def __call__(self) -> bool:
-        """Look. Raises: Retry."""
-        # The positions first: what is appended between the two looks is wanted the next time only.
+        """Return whether the reader has caught up. Raises: Retry."""
+        # The positions first: a record appended between the two reads counts for the next check only.
         positions = await self._positions()
         ends = await self._ends()
-        wanted, is_first = (ends, True) if self._wanted is None else (self._wanted, False)
-        is_read = all(positions.get(partition, 0) >= end for partition, end in wanted.items())
-        if is_first or is_read:
-            self._wanted = ends
-        return is_read and not is_first
+        targets = self._targets
+        is_read = targets is not None and all(positions.get(partition, 0) >= end for partition, end in targets.items())
+        if targets is None or is_read:
+            self._targets = ends
+        return is_read
 
 
 def on_webhooks(pool: asyncpg.Pool, log: LogEnds, topic: str, partitions: int) -> CaughtUp:
-    """Whether mark_due has read the webhooks. `topic`: its full name."""
+    """Build the check of mark_due's lag on the topic `webhooks`. `topic`: its full name."""
     numbers = range(partitions)
 
     async def ends() -> Mapping[int, int]:
-        found = await log.ends(topic, numbers)
-        # A partition whose records all expired has nothing to be read, wherever its reader stands.
-        return {partition: one.end if one.end > one.start else 0 for partition, one in found.items()}
+        bounds = await log.ends(topic, numbers)
+        # A partition whose records have all expired has nothing to read, whatever its reader's position.
+        return {partition: bound.end if bound.end > bound.start else 0 for partition, bound in bounds.items()}
 
     async def positions() -> Mapping[int, int]:
-        return {partition: one.next for partition, one in (await load_positions(pool, MARKER, numbers)).items()}
+        loaded = await load_positions(pool, MARKER, numbers)
+        return {partition: position.next for partition, position in loaded.items()}
 
     return CaughtUp(ends, positions)
