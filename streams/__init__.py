@@ -1,1 +1,1 @@
-"""What is due, asked of Plaid, becomes one changeset of the topic `changesets`."""
+"""Stage streams: sync due Items from Plaid, each sync run into one changeset of the topic `changesets`."""

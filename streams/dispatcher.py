@@ -1,4 +1,4 @@
-"""Claiming as many Items as there are free slots, and no more. Shell."""
+"""Claim due Items, as many as there are free slots, and send them to the agent fetch_deltas. Shell."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,33 +12,33 @@ from streams.ports import Store
 
 AWAY_WAIT_S = 1.0
 TOKENS_WAIT_S_MIN, TOKENS_WAIT_S_MAX = 0.1, 1.0
-"""Shortest and longest sleep while the client's quota is used up. A token comes each 24 ms of 2,500 a minute: to ask
-for each by itself would be 40 claims a second and worker, and 0.1 s of them fit into any bucket's burst. The longest
-bounds how late an Item to be unlinked is found, which needs no token."""
+"""Shortest and longest sleep while the client's quota is used up. A token comes each 24 ms of 2,500 a minute: one claim
+for each would be 40 a second and worker, and the tokens of 0.1 s fit into any bucket's burst. The longest bounds how
+late an Item to be unlinked is claimed, which needs no token."""
 REMARKED_S = 5.0
-"""After an Item was marked during its pass, it may wait for the follower to read the pass's append: so long each
-commit of the follower is a reason to look."""
+"""An Item that was marked during its sync run may wait until follow_heads has read the run's append: for this time
+each commit of follow_heads wakes the dispatcher."""
 
 Send = Callable[[Claimed], Awaitable[object]]
-"""Hands an Item to the agent fetch_deltas."""
+"""Send an Item to the agent fetch_deltas."""
 
 _log = logs.logger(__name__)
 
 
-class _Held(NamedTuple):
-    """An Item in a slot. `marks`: how many there had been when its claim was asked for."""
+class _Slot(NamedTuple):
+    """A slot in use. `marks`: number of marks when its claim was sent; `claimed_at`: the loop's time then."""
 
     claimed: Claimed
     marks: int
-    asked_at: float
+    claimed_at: float
 
 
 class Dispatcher:
-    """Keeps the slots of fetch_deltas filled with what is due.
+    """Dispatcher that keeps the slots of fetch_deltas filled with due Items.
 
-    `wake` it when something became due, so that a webhook waits for no poll; what other processes made due and what
-    becomes due by time is found within `poll_s`. It looks only where it may find something: an Item that was given
-    back is a reason if others waited for its slot, or if something was marked during its pass.
+    `wake` it when an Item became due, so that a webhook waits for no poll; Items that other processes made due, or
+    that become due by time, are found within `poll_s`. It claims only where that may find an Item: a slot that became
+    free is a reason if others waited for it, or if an Item was marked during the sync run.
     """
 
     def __init__(self, store: Store, send: Send, *, slots: int, poll_s: float) -> None:
@@ -46,102 +46,99 @@ class Dispatcher:
         self._send = send
         self._slots = slots
         self._poll_s = poll_s
-        self._held: dict[bytes, _Held] = {}
+        self._in_use: dict[bytes, _Slot] = {}
         self._marks = 0
-        self._more = False
+        self._has_more = False
         self._claiming = False
         self._remarked_at = -REMARKED_S
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self.away: str | None = None
-
-    @property
-    def stopping(self) -> bool:
-        """Whether nothing is claimed any more."""
-        return self._stop.is_set()
+        """Why Postgres cannot be reached; None where it can."""
 
     def wake(self) -> None:
-        """Something became due: look at once."""
+        """Claim at once, because an Item became due."""
         self._marks += 1
         self._wake.set()
 
     def wake_for_new_heads(self) -> None:
-        """The follower has read on: look at once, if an Item may have waited for it."""
+        """Claim at once after a commit of follow_heads, if an Item may have waited for it."""
         if _now() - self._remarked_at < REMARKED_S:
             self._wake.set()
 
     async def run(self) -> None:
         """Claim until stopped."""
-        while not self.stopping:
+        while not self._stop.is_set():
             self._wake.clear()
             try:
-                wait_s = await self._filled()
+                wait_s = await self._claim()
                 self.away = None
             except Retry as error:
                 self.away = str(error)
-                wait_s = None
-                await _waited(self._stop, AWAY_WAIT_S)
-            if wait_s is None:
+                await _wait(self._stop, AWAY_WAIT_S)
                 continue
-            # While there is no token, nothing that is marked can be claimed: only time is worth waiting for.
-            await (_waited(self._stop, wait_s) if wait_s else _waited(self._wake, self._poll_s))
+            if wait_s:  # without a token no Item can be claimed, so a mark is no reason to wake
+                await _wait(self._stop, wait_s)
+            elif wait_s is not None:
+                await _wait(self._wake, self._poll_s)
 
     def claimed_at(self, claimed: Claimed) -> float:
-        """When this Item's claim was asked for, on the loop's clock: its lease ends no earlier than counted from it."""
-        return self._held[claimed.lease].asked_at
+        """Return when the claim was sent, on the loop's clock: the lease ends no earlier than counted from it."""
+        return self._in_use[claimed.lease].claimed_at
 
     def done(self, claimed: Claimed) -> None:
         """Free an Item's slot."""
-        held = self._held.pop(claimed.lease, None)
-        metrics.IN_FLIGHT.set(len(self._held))
-        remarked = held is not None and held.marks != self._marks
+        slot = self._in_use.pop(claimed.lease, None)
+        metrics.IN_FLIGHT.set(len(self._in_use))
+        remarked = slot is not None and slot.marks != self._marks
         if remarked:
             self._remarked_at = _now()
-        if remarked or self._more:
+        if remarked or self._has_more:
             self._wake.set()
 
     async def drain(self, *, timeout_s: float) -> None:
-        """Claim no more, wait for what is under way, and end the leases of what does not end in time."""
+        """Stop claiming, wait for the sync runs under way, and end the leases of those that do not end in time."""
         self._stop.set()
         self._wake.set()
-        ends = _now() + timeout_s
-        # A claim whose answer is on its way holds leases that nobody knows of yet.
-        while (self._held or self._claiming) and _now() < ends:
+        ends_at = _now() + timeout_s
+        # A claim whose answer is on its way holds leases that have no slot yet.
+        while (self._in_use or self._claiming) and _now() < ends_at:
             await asyncio.sleep(0.02)
-        for held in list(self._held.values()):
-            _log.warning("given up at stop", item_id=held.claimed.item_id)
+        for slot in list(self._in_use.values()):
+            _log.warning("given up at stop", item_id=slot.claimed.item_id)
             try:
-                await self._store.expire(held.claimed)
+                await self._store.expire(slot.claimed)
             except Retry:
                 return  # Postgres is away: the leases end by themselves
 
-    async def _filled(self) -> float | None:
-        """Claim once. Gives how long only time helps; 0 to wait for a wake or the poll, None to look again at once.
+    async def _claim(self) -> float | None:
+        """Claim once and send the Items.
 
+        Return the seconds until the quota has a token; 0 to wait for a wake or the poll; None to claim again at once.
         Raises: Retry.
         """
-        free = self._slots - len(self._held)
+        free = self._slots - len(self._in_use)
         if not free:
-            self._more = True
+            self._has_more = True
             return 0.0
-        marks, asked_at = self._marks, _now()
+        marks, claimed_at = self._marks, _now()
         self._claiming = True
         try:
             claims = await self._store.claim(free)
             for claimed in claims:
-                self._held[claimed.lease] = _Held(claimed, marks, asked_at)
+                self._in_use[claimed.lease] = _Slot(claimed, marks, claimed_at)
         finally:
             self._claiming = False
-        metrics.IN_FLIGHT.set(len(self._held))
+        metrics.IN_FLIGHT.set(len(self._in_use))
         for claimed in claims:
             await self._send(claimed)
-        self._more = len(claims) == free
-        if self._more or claims.more_in_s == 0:
+        self._has_more = len(claims) == free
+        if self._has_more or claims.more_in_s == 0:
             return None
         return 0.0 if claims.more_in_s is None else min(max(claims.more_in_s, TOKENS_WAIT_S_MIN), TOKENS_WAIT_S_MAX)
 
 
-async def _waited(event: asyncio.Event, timeout_s: float) -> None:
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
     """Wait for an event, or until the time is over."""
     try:
         await asyncio.wait_for(event.wait(), timeout_s)

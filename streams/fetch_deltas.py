@@ -144,7 +144,7 @@ class FetchDeltas:
         return SyncRun(self._context._replace(bank=bank), claimed, keys, token)
 
     async def _quarantine_without_key(self, claimed: Claimed, bank: Bank, error: Quarantine) -> Released:
-        """Quarantine an Item whose user has no key, as no record can be sealed; remove it at Plaid first if requested."""
+        """Quarantine an Item for which no record can be sealed; where an unlink is requested, first remove it."""
         token = self._store.token(claimed) if claimed.unlink_requested else None
         if token is not None:
             try:
@@ -207,7 +207,7 @@ class FetchDeltas:
 
 
 class Lease:
-    """Time until which a lease is certainly live: counted from before Postgres was asked, so never longer than there."""
+    """Time until which a lease is certainly live: counted from before the statement, so never longer than in Postgres."""
 
     def __init__(self, monotonic: Callable[[], float], lease_s: float, since: float) -> None:
         self._monotonic = monotonic

@@ -52,11 +52,7 @@ def apply_records(
     """Apply the gate to records in the order of their partitions.
 
     Repeats of free records are not detected: each of their changes has the same effect once or many times.
-
-    Args:
-        records: the batch.
-        known: heads before the batch.
-        erased: users of the batch whose key is destroyed.
+    `known`: heads before the batch; `erased`: users of the batch whose key is destroyed.
     """
     changes = HeadChanges()
     erased_users = set(erased)

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from runtime.kafka.reader import Position
 from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
-from runtime.scheduler.types import Claimed, Claims, Hint, Mark, Released, FairQueueState
+from runtime.scheduler.types import Claimed, Claims, FairQueueState, Hint, Mark, Released
 from schemas.errors import Retry
 from schemas.log.changesets import RECORD_BYTES_MAX, UserKeys
 from streams.heads import HeadChanges, ItemHead
@@ -47,7 +47,7 @@ class Bank(Protocol):
 
 
 class Limits(Protocol):
-    """Plaid's quotas and the banks' breakers, shared by all workers. Each method raises Retry where Postgres is away."""
+    """Plaid's quotas and the banks' breakers, shared by all workers. Each method raises Retry if Postgres is away."""
 
     async def take(self, endpoint: str, item_id: str) -> None:
         """Wait until the Item's bucket and the client's both give a token. `endpoint`: of runtime.scheduler.quotas.
@@ -112,11 +112,11 @@ class Store(Protocol):
 class ClaimOrder(Protocol):
     """Order in which lanes and tenants are claimed; streams.schedule.fair_queue.FairQueue is one."""
 
-    def standing(self) -> FairQueueState:
-        """Return the arguments of the next claim."""
+    def state(self) -> FairQueueState:
+        """Return the state that the next claim is ordered by."""
 
-    def served(self, claims: Iterable[Claimed]) -> None:
-        """Count Items that were claimed."""
+    def advance(self, claims: Iterable[Claimed]) -> None:
+        """Advance the lanes and tenants of claimed Items."""
 
 
 class SyncContext(NamedTuple):

@@ -164,9 +164,9 @@ class _Course:
         if free:
             turns = self._turns[number]
             claims = claiming.claim(
-                self._tables, slots=free, lease_s=30.0, holder=str(number), standing=turns.standing(), limit=self._limit
+                self._tables, slots=free, lease_s=30.0, holder=str(number), standing=turns.state(), limit=self._limit
             )
-            turns.served(claims)
+            turns.advance(claims)
             for claimed in claims:
                 self._ask(number, claimed.item_id)
                 self._busy[number] += 1

@@ -26,6 +26,7 @@ from sandbox.simulation.memory.store import Database, MemoryStore, Transaction
 from schemas.log.changesets import UserKeys
 from streams.heads import HeadChanges, ItemHead
 from streams.ports import MARKER
+from streams.schedule.fair_queue import FairQueue
 from streams.storage import consumer_transactions
 from streams.storage.session import session
 from streams.storage.store import PostgresStore
@@ -95,7 +96,9 @@ class RealStore(MemoryStore):
         )
         self._parts = parts
         self._pool = parts.real.pool
-        self._store = PostgresStore(self._pool, Keyring(parts.real.vault), parts.real.vault, parts.settings)
+        self._store = PostgresStore(
+            self._pool, Keyring(parts.real.vault), parts.real.vault, parts.settings, FairQueue(parts.settings.weights())
+        )
 
     async def claim(self, slots: int) -> Claims:
         """Lease what is ready, as the turns of lanes and tenants and Plaid's quota allow."""
@@ -108,7 +111,7 @@ class RealStore(MemoryStore):
 
     async def inherit(self) -> int:
         """End the leases that a dead process with this name left. Gives how many."""
-        return await self._parts.ask(self._store.inherit, lambda _: self._monitor.inherited(self._holder))
+        return await self._parts.ask(self._store.expire_inherited, lambda _: self._monitor.inherited(self._holder))
 
     async def renew(self, claimed: Claimed) -> bool:
         """Prolong a lease; False where it was lost."""

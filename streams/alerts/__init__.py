@@ -1,1 +1,1 @@
-"""TODO streams/alerts."""
+"""Alerts: send incidents to the operators, once each."""

@@ -1,7 +1,7 @@
-"""Telling operators of incidents, once each: at a webhook of theirs, or in the log. Shell.
+"""Send incidents to the operators, once each: to their webhook, or to the log. Shell.
 
-One process tells at a time and in order; it holds no row meanwhile, so a slow receiver holds up nobody. A crash
-between telling and noting it tells twice.
+One process sends at a time, in order. It locks no row of an incident meanwhile, so a slow receiver delays nobody. A
+crash between the sending and the note of it sends twice.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from prometheus_client import Counter, Gauge
 
 from runtime import logs
 from runtime.incidents import incidents
+from runtime.retry import Backoff
 from runtime.settings import Settings
 from schemas.errors import Retry
 from streams.alerts import messages
@@ -24,71 +25,71 @@ from streams.alerts.messages import Message
 from streams.storage.session import session
 
 POLL_S = 2.0
-"""How soon an incident is told; one indexed look a process each time."""
+"""Longest wait before an incident is sent; each poll is one indexed read a process."""
 SETTLE_EVERY_S = 15.0
-"""How soon the end of what no pass ends (an unlink, a redrive) is seen, and how old the gauge may be."""
+"""Time within which an incident is closed that no sync run closes (an unlink, a redrive); age of the gauge."""
 PURGE_EVERY_S = 3600.0
 ANSWER_S = 10.0
-"""How long a receiver may take. The transaction that makes this process the teller is open meanwhile."""
-WAIT_FIRST_S = 1.0
-WAIT_S_MAX = 300.0
-"""Longest wait for a receiver that is down: it is told within five minutes of its return."""
+"""Timeout of a receiver. The transaction that makes this process the sender is open meanwhile."""
+WAIT_BASE_S = 1.0
+WAIT_CAP_S = 300.0
+"""A receiver that was down gets its alerts within five minutes of its return."""
 REFUSALS_MAX = 5
-"""Refusals of one message, that is of its content, after which it is logged instead: it would hold up all others."""
+"""Refusals of one message for its content, after which it goes to the log instead: it would delay all others."""
 MESSAGES_A_MINUTE_MAX = 10
-"""Messages of one process in a minute; what is beyond them is told together, because a flood is read by nobody."""
+"""Messages of one process in a minute; the incidents beyond them share one message, because nobody reads a flood."""
 MINUTE_S = 60.0
-TOLD_AT_ONCE_MAX = 5000
-"""Incidents of one message; a bad deploy that quarantines more is told in as many messages."""
+INCIDENTS_AT_ONCE_MAX = 5000
+"""Incidents of one message; a bad deploy that quarantines more takes several messages."""
 
 _CONTENT_REFUSED = (400, 413, 422)
 _log = logs.logger(__name__)
 
 OPEN = Gauge("tartan_incidents_open", "Incidents that last", ["kind"])
-ALERTS = Counter("tartan_alerts", "Messages to operators, by what became of them", ["outcome"])
+ALERTS = Counter("tartan_alerts", "Messages to operators, by outcome", ["outcome"])
 
 
 class Outcome(Enum):
-    """What became of a message."""
+    """Outcome of a message; the values are labels of the metric `tartan_alerts`."""
 
-    TOLD = "told"
+    SENT = "told"
     LOGGED = "logged"
     FAILED = "failed"
     REFUSED = "refused"
 
 
 class Channel(Protocol):
-    """A way to operators."""
+    """A way to the operators."""
 
-    async def tell(self, message: Message) -> Outcome:
-        """Tell once; FAILED or REFUSED where it has to be told again."""
+    async def send(self, message: Message) -> Outcome:
+        """Send once; FAILED or REFUSED where it has to be sent again."""
 
 
 class LogChannel:
-    """The log, where no address is set or an address will not take a message."""
+    """The log, where no address is set or an address refuses a message."""
 
-    async def tell(self, message: Message) -> Outcome:
-        """Write a line: an error where something begins."""
+    async def send(self, message: Message) -> Outcome:
+        """Write a line: an error where an incident begins."""
         write = _log.error if message.begins else _log.info
         write("incident", text=message.text, **message.fields)
         return Outcome.LOGGED
 
 
 class WebhookChannel:
-    """A webhook of the operators'. Its address may be a secret, as Slack's is: no error names it."""
+    """A webhook of the operators'. Its address may be a secret, as Slack's is: no error contains it."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, *, answer_s: float) -> None:
         self._http = http
         self._url = url
         self._timeout = aiohttp.ClientTimeout(total=answer_s)
 
-    async def tell(self, message: Message) -> Outcome:
+    async def send(self, message: Message) -> Outcome:
         """Post the message; where its content is refused, its text alone: some receivers take no other fields."""
         status = await self._post(message.body)
         if status in _CONTENT_REFUSED:
             status = await self._post({"text": message.body["text"]})
         if status is not None and 200 <= status <= 299:
-            return Outcome.TOLD
+            return Outcome.SENT
         if status is not None:
             _log.warning("alert not taken", status=status)
         return Outcome.REFUSED if status in _CONTENT_REFUSED else Outcome.FAILED
@@ -98,13 +99,13 @@ class WebhookChannel:
             async with self._http.post(self._url, json=body, timeout=self._timeout, allow_redirects=False) as answer:
                 return answer.status
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            # The text of aiohttp's errors can hold the address.
+            # The text of aiohttp's errors can contain the address.
             _log.warning("alert not sent", reason=type(error).__name__)
             return None
 
 
-class Teller:
-    """Tells what is untold, one message a turn. `monotonic`: seconds that only grow."""
+class AlertSender:
+    """Sender of incidents, one message at a time. `monotonic`: seconds that only grow."""
 
     def __init__(
         self, pool: asyncpg.Pool, channel: Channel, *, monotonic: Callable[[], float] = time.monotonic
@@ -113,66 +114,61 @@ class Teller:
         self._channel = channel
         self._monotonic = monotonic
         self._sent: deque[float] = deque(maxlen=MESSAGES_A_MINUTE_MAX)
-        self._failures = 0
+        self._backoff = Backoff(WAIT_BASE_S, WAIT_CAP_S)
         self._refusals = 0
 
-    async def turn(self) -> float:
-        """Tell the next message, if it is this process's turn. Gives the seconds until the next turn.
+    async def send_next(self) -> float:
+        """Send the next message, if no other process is sending, and return the seconds until the next call.
 
         Raises: Retry, where Postgres is away.
         """
-        budget = self._budget()
+        now = self._monotonic()
+        while self._sent and now - self._sent[0] >= MINUTE_S:
+            self._sent.popleft()
+        budget = MESSAGES_A_MINUTE_MAX - len(self._sent)
         if not budget:
             return max(0.0, self._sent[0] + MINUTE_S - self._monotonic())
         async with session(self._pool) as connection, connection.transaction():
             if not await incidents.claim_alerting(connection):
                 return POLL_S
-            found = await incidents.unalerted(connection, TOLD_AT_ONCE_MAX)
-            if not found:
+            waiting = await incidents.unalerted(connection, INCIDENTS_AT_ONCE_MAX)
+            if not waiting:
                 return POLL_S
-            message = messages.of_many(found) if len(found) > budget else messages.of_one(found[0])
-            outcome = await self._tell(message)
-            if outcome in (Outcome.TOLD, Outcome.LOGGED):
-                await incidents.mark_alerted(connection, message.about)
-        return self._wait(outcome)
+            is_flood = len(waiting) > budget
+            message = messages.message_of_many(waiting) if is_flood else messages.message_of_one(waiting[0])
+            is_sent = await self._send(message)
+            if is_sent:
+                await incidents.mark_alerted(connection, message.incidents)
+        if not is_sent:
+            return self._backoff.next_s()
+        self._sent.append(self._monotonic())
+        self._backoff.reset()
+        self._refusals = 0
+        return 0.0
 
-    async def _tell(self, message: Message) -> Outcome:
-        outcome = await self._channel.tell(message)
+    async def _send(self, message: Message) -> bool:
+        outcome = await self._channel.send(message)
         ALERTS.labels(outcome.value).inc()
         if outcome is Outcome.REFUSED:
             self._refusals += 1
             if self._refusals >= REFUSALS_MAX:
-                outcome = await LogChannel().tell(message)
+                outcome = await LogChannel().send(message)
                 ALERTS.labels(outcome.value).inc()
-        return outcome
-
-    def _budget(self) -> int:
-        now = self._monotonic()
-        while self._sent and now - self._sent[0] >= MINUTE_S:
-            self._sent.popleft()
-        return MESSAGES_A_MINUTE_MAX - len(self._sent)
-
-    def _wait(self, outcome: Outcome) -> float:
-        if outcome in (Outcome.TOLD, Outcome.LOGGED):
-            self._sent.append(self._monotonic())
-            self._failures = self._refusals = 0
-            return 0.0
-        self._failures += 1
-        return float(min(WAIT_S_MAX, WAIT_FIRST_S * 2 ** min(self._failures - 1, 30)))
+        return outcome in (Outcome.SENT, Outcome.LOGGED)
 
 
 async def run(pool: asyncpg.Pool, settings: Settings) -> None:
-    """Tell operators of incidents, for ever; Postgres and the receiver may be away meanwhile."""
-    # The transaction has to outlive the receiver's answer, or what was told would be told again.
+    """Send incidents, close those that ended and delete old ones, for ever; Postgres and the receiver may be away."""
+    # The transaction has to outlive the receiver's answer, or the message would be sent again.
     answer_s = min(ANSWER_S, settings.transaction_timeout_s / 4)
     async with aiohttp.ClientSession() as http:
         url = settings.alerts_url.get_secret_value()
         channel: Channel = WebhookChannel(http, url, answer_s=answer_s) if url else LogChannel()
-        await asyncio.gather(_tell(Teller(pool, channel)), _keep(pool))
+        await asyncio.gather(_send_all(AlertSender(pool, channel)), _settle_all(pool))
 
 
 async def settle(pool: asyncpg.Pool) -> None:
-    """Close what is over and count what is open. Raises: Retry."""
+    """Close the incidents that ended, and count the open ones. Raises: Retry."""
     async with session(pool) as connection:
         await incidents.close_ended(connection)
         counts = await incidents.open_counts(connection)
@@ -180,17 +176,17 @@ async def settle(pool: asyncpg.Pool) -> None:
         OPEN.labels(kind).set(counts.get(kind, 0))
 
 
-async def _tell(teller: Teller) -> None:
+async def _send_all(sender: AlertSender) -> None:
     while True:
         try:
-            wait_s = await teller.turn()
+            wait_s = await sender.send_next()
         except Retry as error:
             _log.warning("incidents not read", reason=str(error))
             wait_s = SETTLE_EVERY_S
         await asyncio.sleep(wait_s)
 
 
-async def _keep(pool: asyncpg.Pool) -> None:
+async def _settle_all(pool: asyncpg.Pool) -> None:
     purged_at = -PURGE_EVERY_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Postgres behind the port Limits, and the look for banks whose breaker may be tried. Shell."""
+"""Implement the port Limits with Postgres, and probe the banks whose breaker is open. Shell."""
 
 import asyncio
 import random
@@ -15,20 +15,20 @@ from schemas.errors import Retry
 from streams.storage.session import session
 
 WAIT_S_MAX = 90.0
-"""Longest wait for a token within a pass: a bucket's minute, its margin, and others who come first. The slot and the
-lease are held meanwhile; whoever needs longer gives them back and comes again."""
-WAIT_S_MIN, LOOK_S_MAX = 0.05, 4.0
-"""Added at most to a wait before the next look, the first one, doubling up to the second. Who looks at the client's
-bucket holds its row: 256 that wait and look every 2 s on average are 128 looks a second, of a millisecond each."""
+"""Longest wait for a token within a sync run: a bucket's minute, its margin, and others who come first. Slot and lease
+are in use meanwhile; an Item that needs longer is given back and claimed again."""
+RECHECK_BASE_S, RECHECK_CAP_S = 0.05, 4.0
+"""Added at most to a wait before the next check, doubling from the first to the second. A check locks the row of the
+client's bucket: 256 that check every 2 s on average are 128 checks a second, of a millisecond each."""
 PROBE_EVERY_S = 1.0
-"""How often banks are looked for whose time is over: no bank waits longer than this beyond its five minutes."""
+"""No bank waits longer than this beyond its five minutes."""
 PURGE_EVERY = 60
-"""Looks between two purges of buckets."""
+"""Probes between two purges of buckets."""
 
 WAITED = Counter("tartan_quota_waited_seconds", "Time that requests waited for a token", ["endpoint"])
 EXCEEDED = Counter("tartan_quota_exceeded", "Rate limits of Plaid's that were answered all the same", ["endpoint"])
 OUTAGES = Counter("tartan_institution_outages", "Outage answers, by whether the bank's Items wait now", ["breaker"])
-PROBES = Counter("tartan_institution_probes", "Items that were let try for their bank")
+PROBES = Counter("tartan_institution_probes", "Items that were released to probe their bank")
 
 _log = logs.logger(__name__)
 
@@ -58,11 +58,14 @@ class PostgresLimits:
         if endpoint not in self._limits:
             return
         now = asyncio.get_running_loop().time
-        began, backoff = now(), Backoff(WAIT_S_MIN, LOOK_S_MAX)
+        started_at, backoff = now(), Backoff(RECHECK_BASE_S, RECHECK_CAP_S)
         while True:
             async with session(self._pool) as connection:
-                wait_s = await self._take(connection, endpoint, item_id)
-            waited_s = now() - began
+                if endpoint == plaid_limits.SYNC:  # the claim has paid for the first page
+                    wait_s = await quotas.take_page(connection, item_id, self._limits)
+                else:
+                    wait_s = await quotas.take(connection, endpoint, item_id, self._limits)
+            waited_s = now() - started_at
             if not wait_s:
                 WAITED.labels(endpoint).inc(waited_s)
                 return
@@ -71,27 +74,22 @@ class PostgresLimits:
             # Stretched at random, so that those who wait for one token do not all come back for it at once.
             await asyncio.sleep(wait_s + backoff.next_s() * self._jitter())
 
-    async def _take(self, connection: asyncpg.Connection, endpoint: str, item_id: str) -> float:
-        if endpoint == plaid_limits.SYNC:  # what a claim pays for is not asked for here
-            return await quotas.take_page(connection, item_id, self._limits)
-        return await quotas.take(connection, endpoint, item_id, self._limits)
-
     async def exceeded(self, endpoint: str, item_id: str, *, error_code: str) -> None:
-        """Plaid counted otherwise and answered 429: move the buckets that it may speak of. Raises: Retry."""
+        """Move the buckets that a 429 of Plaid's may be about: Plaid counted otherwise. Raises: Retry."""
         EXCEEDED.labels(endpoint).inc()
         _log.warning("quota exceeded", endpoint=endpoint, item_id=item_id, code=error_code)
         async with session(self._pool) as connection:
             await quotas.record_exceeded(connection, endpoint, item_id, error_code, self._limits)
 
     async def institution_failed(self, institution_id: str, *, error_code: str) -> None:
-        """A bank answered with an outage; as many in a row as are set make all its Items wait. Raises: Retry."""
+        """Count an outage of a bank; where a set number follow each other, all its Items wait. Raises: Retry."""
         async with session(self._pool) as connection:
             is_open = await breakers.failed(connection, institution_id, error_code, self._failures_max)
         OUTAGES.labels("open" if is_open else "closed").inc()
         _log.warning("bank failed", institution_id=institution_id, code=error_code, waits=is_open)
 
     async def institution_answered(self, institution_id: str) -> None:
-        """A bank answered otherwise: its Items go on. Raises: Retry."""
+        """End the outage of a bank: its Items go on. Raises: Retry."""
         async with session(self._pool) as connection:
             was_open = await breakers.answered(connection, institution_id)
         if was_open:
@@ -100,18 +98,18 @@ class PostgresLimits:
 
 
 async def run_probes(pool: asyncpg.Pool, settings: Settings, on_ready: Callable[[], None]) -> None:
-    """Look for ever whether a bank may be tried, and now and then forget full buckets.
+    """Release one Item of each bank whose wait is over, for ever, and delete full buckets now and then.
 
-    Several workers may: each bank's turn is one worker's.
+    Several workers may run it: each probe is claimed by one of them.
     """
-    looks = 0
+    rounds = 0
     while True:
         await asyncio.sleep(PROBE_EVERY_S)
-        looks += 1
+        rounds += 1
         try:
             async with session(pool) as connection:
                 ready = await breakers.probe(connection)
-                if looks % PURGE_EVERY == 0:
+                if rounds % PURGE_EVERY == 0:
                     await quotas.purge(connection)
                     await breakers.forget(connection)
         except Retry as error:

@@ -22,7 +22,12 @@ _log = logs.logger(__name__)
 
 
 class RateLimitedBank:
-    """Plaid, for one sync run over one claimed Item."""
+    """Plaid, for one sync run over one claimed Item.
+
+    `prepaid`: the claim took the tokens of the first page, `claimed_s_ago` seconds ago. They count as long as a request
+    may be on its way; older ones belong to another minute and are taken again.
+    `is_live`: whether the lease still holds. A process that stood still sends no further request.
+    """
 
     def __init__(
         self,
@@ -34,17 +39,6 @@ class RateLimitedBank:
         prepaid: bool = True,
         claimed_s_ago: float = 0.0,
     ) -> None:
-        """Wrap a bank.
-
-        Args:
-            bank: Plaid without limits.
-            limits: shared by all workers.
-            claimed: the Item.
-            is_live: whether the lease still holds, so that a process that stood still sends no further request.
-            prepaid: the claim took the tokens of the first page. They count as long as a request may be on its way;
-                older ones belong to another minute and are taken again.
-            claimed_s_ago: age of those tokens.
-        """
         self._bank = bank
         self._limits = limits
         self._claimed = claimed
@@ -111,7 +105,7 @@ class RateLimitedBank:
             await self._report(self._limits.institution_answered(self._claimed.institution_id))
 
     async def _report(self, report: Awaitable[None]) -> None:
-        """Await a report; one that fails is lost, because the sync run needs the answer and the next one reports too."""
+        """Await a report; a failed one is lost: the sync run goes on, and its next answer is reported too."""
         try:
             await report
         except Retry as error:

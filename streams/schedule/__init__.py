@@ -1,1 +1,1 @@
-"""TODO streams/schedule."""
+"""Schedule: make Items due by time, and claim due Items in fair order."""

@@ -1,4 +1,4 @@
-"""Hearing of what other processes made due, through Postgres. Shell."""
+"""Listen in Postgres for Items that other processes made due. Shell."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from runtime.postgres.pool import CONNECT_TIMEOUT_S, server_settings
 from runtime.scheduler.enqueue import CHANNEL
 from runtime.settings import Settings
 
-LOOK_EVERY_S = 5.0
-"""How soon a lost connection is noticed; until then the claimer's poll finds what is due."""
+PING_EVERY_S = 5.0
+"""Time within which a lost connection is noticed; until then the dispatcher's poll finds the due Items."""
 
 _log = logs.logger(__name__)
 
 
 async def listen(settings: Settings, *, on_due: Callable[[], None]) -> None:
-    """Listen for ever; what is missed while Postgres is away, the claimer's poll finds."""
+    """Listen for ever; notifications that are lost while Postgres is away are made up by the dispatcher's poll."""
     while True:
         try:
             await _listen(settings, on_due)
         except POSTGRES_ERRORS as error:
             _log.warning("not listening", reason=type(error).__name__)
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(PING_EVERY_S)
 
 
 async def _listen(settings: Settings, on_due: Callable[[], None]) -> None:
@@ -37,7 +37,7 @@ async def _listen(settings: Settings, on_due: Callable[[], None]) -> None:
     try:
         await connection.add_listener(CHANNEL, lambda *_: on_due())
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(PING_EVERY_S)
             await connection.execute("SELECT 1")
     finally:
         connection.terminate()

@@ -1,1 +1,1 @@
-"""TODO streams/storage."""
+"""Postgres behind the ports of this stage."""

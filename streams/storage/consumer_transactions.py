@@ -1,4 +1,4 @@
-"""The transactions of mark_due and follow_heads: what a batch causes and the reader's position, both or neither. Shell.
+"""Transactions of mark_due and follow_heads: the effects of a batch and the reader's position, both or neither. Shell.
 
 Each is four round trips: begin and lock, read, write, commit. Positions are locked before anything is read, and the
 last write moves them.
@@ -22,7 +22,7 @@ from streams.storage.session import session
 
 
 async def load_positions(pool: asyncpg.Pool, reader: str, partitions: Collection[int]) -> dict[int, Position]:
-    """Where a reader stands. Raises: Retry."""
+    """Load a reader's positions. Raises: Retry."""
     async with session(pool) as connection:
         rows = await connection.fetch(_POSITIONS, reader, list(partitions))
     return {row["partition"]: Position(row["position"], row["last_checksum"]) for row in rows}
@@ -46,11 +46,11 @@ async def following(pool: asyncpg.Pool, partitions: Collection[int]) -> AsyncIte
         await begun.finish()
 
 
-class _Positioned:
+class _ReaderTransaction:
     """A transaction that has locked its reader's positions, and moves them with its last write."""
 
     positions: Mapping[int, Position]
-    """Where the reader stands; there once the transaction has read anything, because it comes with that."""
+    """The reader's positions, known after the transaction's first read."""
 
     def __init__(self, connection: asyncpg.Connection, reader: str, partitions: Collection[int]) -> None:
         self._connection = connection
@@ -59,43 +59,44 @@ class _Positioned:
         self._moved: Mapping[int, Position] = {}
 
     async def advance(self, positions: Mapping[int, Position]) -> None:
-        """Move the positions, with what is written next, at the latest before the commit."""
+        """Move the positions, with the next write, at the latest before the commit."""
         self._moved = positions
 
     async def finish(self) -> None:
-        """Write what no other statement took along."""
+        """Write the positions that no other statement has written."""
         if self._moved:
-            await self._connection.execute(_ADVANCE, self._reader, *_columns(self._taken()))
+            await self._connection.execute(_ADVANCE, self._reader, *_columns(self._take_moved()))
 
-    def _taken(self) -> Mapping[int, Position]:
+    def _take_moved(self) -> Mapping[int, Position]:
         moved, self._moved = self._moved, {}
         return moved
 
-    def _read(self, row: asyncpg.Record) -> None:
+    def _read_positions(self, row: asyncpg.Record) -> None:
         self.positions = {
             partition: Position(position, checksum)
             for partition, position, checksum in zip(row["partitions"], row["positions"], row["checksums"], strict=True)
         }
 
 
-class MarkingTransaction(_Positioned):
+class MarkingTransaction(_ReaderTransaction):
     """One transaction of mark_due."""
 
     async def new_keys(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Remember repeat keys and give those that were not known. Reads the positions."""
-        row = await self._connection.fetchrow(_REMEMBER, self._reader, self._partitions, list(keys))
+        """Store repeat keys and return those that were new. Reads the positions."""
+        row = await self._connection.fetchrow(_STORE_KEYS, self._reader, self._partitions, list(keys))
         assert row is not None
-        self._read(row)
-        return set(row["fresh"] or ())
+        self._read_positions(row)
+        return set(row["new_keys"] or ())
 
     async def mark(self, marks: Sequence[Mark], hints: Sequence[Hint]) -> int:
-        """Make Items due; how many there were."""
+        """Make Items due and return their number."""
         if not marks and not hints:
             return 0
-        return await enqueue.mark_webhooks(self._connection, marks, hints, reader=self._reader, positions=self._taken())
+        moved = self._take_moved()
+        return await enqueue.mark_webhooks(self._connection, marks, hints, reader=self._reader, positions=moved)
 
 
-class FollowingTransaction(_Positioned):
+class FollowingTransaction(_ReaderTransaction):
     """One transaction of follow_heads."""
 
     def __init__(self, connection: asyncpg.Connection, reader: str, partitions: Collection[int]) -> None:
@@ -103,64 +104,61 @@ class FollowingTransaction(_Positioned):
         self._is_erased: dict[int, bool] = {}
 
     async def heads(self, items: Collection[str]) -> dict[str, ItemHead]:
-        """The heads that are known. Reads the positions, and whether the heads' users are erased."""
+        """Return the heads that are known. Reads the positions, and which of the heads' users are erased."""
         rows = await self._connection.fetch(_HEADS, self._reader, self._partitions, list(items))
-        self._read(rows[0])
-        found = [row for row in rows if row["item_id"] is not None]
-        self._is_erased = {row["user_number"]: row["erased"] for row in found}
-        return {row["item_id"]: _item_head(row) for row in found}
+        self._read_positions(rows[0])
+        rows = [row for row in rows if row["item_id"] is not None]
+        self._is_erased = {row["user_number"]: row["erased"] for row in rows}
+        return {
+            row["item_id"]: ItemHead(row["user_number"], row["partition"], leases.known_head(row), row["hints_until"])
+            for row in rows
+        }
 
     async def erased(self, users: Collection[int]) -> set[int]:
-        """Users whose key is destroyed."""
+        """Return the users whose key is destroyed."""
         unknown = [user for user in users if user not in self._is_erased]
         if unknown:
             rows = await self._connection.fetch(_ERASED, unknown)
             self._is_erased |= dict.fromkeys(unknown, False) | {row["user_number"]: True for row in rows}
         return {user for user in users if self._is_erased[user]}
 
-    async def apply(self, followed: HeadChanges) -> None:
-        """Write heads and what histories lacked, make due again what was skipped or redriven, erase."""
-        if followed.redriven:
-            await self._connection.execute(_REDRIVEN, list(followed.redriven), list(followed.redriven.values()))
-            await dead_letters.mark_redriven(self._connection, QUARANTINED_BY, followed.redriven)
-        if followed.again or followed.redriven:
-            await enqueue.mark_again(self._connection, list(followed.again), redriven=list(followed.redriven))
-        if followed.histories:
-            await self._connection.execute(_HISTORIES, list(followed.histories), list(followed.histories.values()))
-        if followed.heads:
-            await self._put(followed.heads)
-        for user in followed.erased:
+    async def apply(self, changes: HeadChanges) -> None:
+        """Write heads and incomplete histories, make Items due again that were skipped or redriven, erase users."""
+        connection, redriven, histories = self._connection, changes.redriven, changes.histories
+        if redriven:
+            await connection.execute(_REDRIVEN, list(redriven), list(redriven.values()))
+            await dead_letters.mark_redriven(connection, QUARANTINED_BY, redriven)
+        if changes.again or redriven:
+            await enqueue.mark_again(connection, list(changes.again), redriven=list(redriven))
+        if histories:
+            await connection.execute(_HISTORIES, list(histories), list(histories.values()))
+        if changes.heads:
+            rows = [_head_row(item_id, item) for item_id, item in sorted(changes.heads.items())]
+            columns = [list(column) for column in zip(*rows, strict=True)]
+            await connection.execute(_PUT_HEADS, self._reader, *_columns(self._take_moved()), *columns)
+        for user in changes.erased:
             for statement in _ERASE:
-                await self._connection.execute(statement, user)
-
-    async def _put(self, heads: Mapping[str, ItemHead]) -> None:
-        rows = [_row(*entry) for entry in sorted(heads.items())]
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        await self._connection.execute(_PUT_HEADS, self._reader, *_columns(self._taken()), *columns)
+                await connection.execute(statement, user)
 
 
 @asynccontextmanager
 async def _locked(connection: asyncpg.Connection, reader: str, partitions: Collection[int]) -> AsyncIterator[None]:
-    """A transaction that holds a reader's positions, in order, so that of two processes one waits for the other.
+    """Begin a transaction that locks a reader's positions, in order, so that of two processes one waits for the other.
 
-    What is read in it is read after the lock, by a snapshot of its own.
+    Each statement after the lock reads by a snapshot of its own.
     """
     numbers = ", ".join(str(int(number)) for number in sorted(partitions))
     lock = _LOCK.format(reader=reader, numbers=numbers)
     async with transaction(connection, f"{_UNFLUSHED}; {lock}") as answer:
-        if answer != f"SELECT {len(partitions)}":  # so many rows are locked
+        if answer != f"SELECT {len(partitions)}":  # some positions have no row yet
             await connection.execute(_FIRST_POSITIONS, reader, list(partitions))
             await connection.execute(lock)
         yield
 
 
-def _item_head(row: asyncpg.Record) -> ItemHead:
-    return ItemHead(row["user_number"], row["partition"], leases.known_head(row), row["hints_until"])
-
-
-def _row(item_id: str, item: ItemHead) -> tuple[object, ...]:
+def _head_row(item_id: str, item: ItemHead) -> tuple[object, ...]:
     head = item.head
-    prints = msgspec.json.encode({account: value.hex() for account, value in head.fingerprints.items()}).decode()
+    fingerprints = {account: value.hex() for account, value in head.fingerprints.items()}
     return (
         item_id,
         item.user,
@@ -173,14 +171,14 @@ def _row(item_id: str, item: ItemHead) -> tuple[object, ...]:
         head.state,
         head.code,
         head.history_status,
-        prints,
+        msgspec.json.encode(fingerprints).decode(),
         item.hints_until,
     )
 
 
 def _columns(positions: Mapping[int, Position]) -> tuple[list[int], list[int], list[bytes | None]]:
-    found = list(positions.values())
-    return list(positions), [position.next for position in found], [position.last_checksum for position in found]
+    values = list(positions.values())
+    return list(positions), [position.next for position in values], [position.last_checksum for position in values]
 
 
 _POSITIONS = """
@@ -204,12 +202,12 @@ _AT = """
     SELECT array_agg(partition) AS partitions, array_agg(position) AS positions, array_agg(last_checksum) AS checksums
     FROM tartan.positions WHERE reader = $1 AND partition = ANY($2::int[])"""
 
-# A key that was read before, in a batch that comes again, is known already.
-_REMEMBER = f"""
-    WITH remembered AS (
+# A key of a batch that is read again is stored already.
+_STORE_KEYS = f"""
+    WITH stored AS (
         INSERT INTO tartan.repeats (key, observed_at) SELECT unnest($3::bytea[]), tartan.clock()
         ON CONFLICT (key) DO NOTHING RETURNING key)
-    SELECT p.partitions, p.positions, p.checksums, (SELECT array_agg(key) FROM remembered) AS fresh FROM ({_AT}) p"""
+    SELECT p.partitions, p.positions, p.checksums, (SELECT array_agg(key) FROM stored) AS new_keys FROM ({_AT}) p"""
 
 # At least one row, with the positions in each.
 _HEADS = f"""
@@ -221,21 +219,21 @@ _HEADS = f"""
 
 _ERASED = "SELECT user_number FROM tartan.user_keys WHERE user_number = ANY($1::bigint[]) AND state = 'destroyed'"
 
-# Hints that a record dealt with go with it, whichever pass read them.
+# The hints that a record has dealt with are deleted with it, whichever sync run read them.
 _PUT_HEADS = f"""
-    WITH found AS (
+    WITH batch AS (
         SELECT * FROM unnest($5::text[], $6::bigint[], $7::int[], $8::bytea[], $9::bigint[], $10::timestamptz[],
             $11::bool[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::bigint[])
             AS f (item_id, user_number, partition, head, head_offset, head_at, unlinked, cursor, state, code,
                 history_status, fingerprints, hints_until)
     ), dealt_with AS (
-        DELETE FROM tartan.hints h USING found f WHERE h.item_id = f.item_id AND h.webhook_offset <= f.hints_until
+        DELETE FROM tartan.hints h USING batch f WHERE h.item_id = f.item_id AND h.webhook_offset <= f.hints_until
     ), put AS (
         INSERT INTO tartan.heads (item_id, user_number, partition, head, head_offset, head_at, unlinked, cursor, state,
             code, history_status, fingerprints, hints_until)
         SELECT item_id, user_number, partition, head, head_offset, head_at, unlinked, cursor, state, code,
             history_status, fingerprints::jsonb, hints_until
-        FROM found
+        FROM batch
         ON CONFLICT (item_id) DO UPDATE
         SET head = excluded.head, head_offset = excluded.head_offset, head_at = excluded.head_at,
             unlinked = excluded.unlinked, cursor = excluded.cursor, state = excluded.state, code = excluded.code,
@@ -243,7 +241,7 @@ _PUT_HEADS = f"""
             hints_until = excluded.hints_until
     ){_ADVANCE}"""
 
-# What removals a history that lacked an account could not conclude, the next one does.
+# A history that lacked an account concludes no removals, so the next one has to.
 _HISTORIES = """
     WITH read AS (
         SELECT item_id, h.incomplete FROM tartan.sync_state s
@@ -252,13 +250,13 @@ _HISTORIES = """
     )
     UPDATE tartan.sync_state s SET history_incomplete = read.incomplete FROM read WHERE s.item_id = read.item_id"""
 
-# A redrive frees what streams itself set aside; the others are the projections' to free.
+# A redrive ends the quarantines of streams; the projections end theirs.
 _REDRIVEN = f"""
     UPDATE tartan.quarantines p SET redrive_offset = r.redrive_offset
     FROM unnest($1::text[], $2::bigint[]) AS r (item_id, redrive_offset)
     WHERE p.item_id = r.item_id AND p.reader = '{QUARANTINED_BY}' AND p.redrive_offset IS NULL"""
 
-# The key first: with it all that is sealed under it is gone, whatever else may fail. Its row stays as a tombstone.
+# The key first: without it nothing that it sealed opens, whatever else may fail. Its row stays as a tombstone.
 _ERASE = (
     """UPDATE tartan.user_keys SET wrapped = NULL, state = 'destroyed', destroyed_at = clock_timestamp()
        WHERE user_number = $1 AND state = 'active'""",

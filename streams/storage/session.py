@@ -12,7 +12,7 @@ from schemas.errors import Retry
 
 @asynccontextmanager
 async def session(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the pool. Raises: Retry, where Postgres is away or a lock was not given in time."""
+    """Acquire a connection of the pool. Raises: Retry, where Postgres is away or a lock was not given in time."""
     try:
         async with pool.acquire() as connection:
             yield cast("asyncpg.Connection", connection)

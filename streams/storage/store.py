@@ -1,7 +1,6 @@
-"""Postgres behind this stage's ports: the scheduler for passes. Shell.
+"""Implement the port Store with the scheduler's tables. Shell.
 
-Postgres's errors are translated in streams.storage.session and nowhere else: all of them are Retry, except what our own
-mistakes cause.
+Postgres's errors are translated in streams.storage.session: all of them are Retry, except those of our own mistakes.
 """
 
 import asyncpg
@@ -9,7 +8,7 @@ import asyncpg
 from runtime import plaid_limits
 from runtime.incidents import dead_letters, incidents
 from runtime.incidents.dead_letters import NewDeadLetter
-from runtime.scheduler import leases, run_incidents
+from runtime.scheduler import leases
 from runtime.scheduler.leases import QUARANTINED_BY
 from runtime.scheduler.types import Claimed, Claims, Released
 from runtime.settings import Settings
@@ -18,71 +17,71 @@ from runtime.users.vault import Vault
 from schemas.errors import Halt, Quarantine
 from schemas.log.changesets import UserKeys
 from schemas.topics import CHANGESETS
-from streams.schedule.fair_queue import FairQueue
+from streams.ports import ClaimOrder
 from streams.storage.session import session
 
 
 class TooManyQuarantined(Halt):
-    """More Items would be set aside than a deploy in order has: it stops before the topic is in the bin."""
+    """Too many Items were quarantined within the window; stop before a bad release drains the topic."""
 
 
 class PostgresStore:
-    """The scheduler, for passes over Items."""
+    """The scheduler's tables, for sync runs."""
 
-    def __init__(self, pool: asyncpg.Pool, keyring: Keyring, vault: Vault, settings: Settings) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, keyring: Keyring, vault: Vault, settings: Settings, order: ClaimOrder
+    ) -> None:
         self._pool = pool
         self._keyring = keyring
         self._vault = vault
-        self._lease_s = settings.lease_s
-        self._holder = settings.instance_id
-        self._dead_letters_max = settings.dead_letters_max
-        self._dead_letters_window_s = settings.dead_letters_window_s
+        self._settings = settings
+        self._order = order
         self._limit = settings.limits().get(plaid_limits.SYNC)
-        self._turns = FairQueue(settings.weights())
 
     async def claim(self, slots: int) -> Claims:
-        """Lease what is ready, as the turns of lanes and tenants and Plaid's quota allow."""
+        """Lease Items that are ready, in fair order and as Plaid's quota allows."""
         async with session(self._pool) as connection:
             claims = await leases.claim(
                 connection,
                 slots=slots,
-                lease_s=self._lease_s,
-                holder=self._holder,
-                fair_queue=self._turns.standing(),
+                lease_s=self._settings.lease_s,
+                holder=self._settings.instance_id,
+                fair_queue=self._order.state(),
                 limit=self._limit,
             )
-        self._turns.served(claims)
+        self._order.advance(claims)
         return claims
 
-    async def inherit(self) -> int:
-        """End the leases that a dead process with this instance id left. Gives how many."""
+    async def expire_inherited(self) -> int:
+        """End the leases that a dead process with this instance id left, and return their number."""
         async with session(self._pool) as connection:
-            return await leases.expire_all(connection, holder=self._holder)
+            return await leases.expire_all(connection, holder=self._settings.instance_id)
 
     async def renew(self, claimed: Claimed) -> bool:
         """Prolong a lease; False where it was lost."""
         async with session(self._pool) as connection:
-            return await leases.renew(connection, claimed, lease_s=self._lease_s)
+            return await leases.renew(connection, claimed, lease_s=self._settings.lease_s)
 
     async def release(self, claimed: Claimed, result: Released) -> bool:
         """Give an Item back; False where the lease was lost."""
         async with session(self._pool) as connection:
             if result.outcome != "failed" and result.stopped is None and not claimed.attempts:
                 return await leases.release(connection, claimed, result)
-            # Together: an incident that a crash left untold would wait for the next failure, which may be hours away.
+            # One transaction: after a crash between the two, the incident would be missing until the next failure,
+            # which may be hours later.
             async with connection.transaction():
-                held = await leases.release(connection, claimed, result)
-                if held:  # who lost the lease knows nothing of the Item any more
-                    await run_incidents.record(connection, claimed, result)
-            return held
+                is_released = await leases.release(connection, claimed, result)
+                if is_released:
+                    await incidents.record_sync_run(connection, claimed, result)
+            return is_released
 
     async def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
-        """Give an Item back untouched, to wait for the follower."""
+        """Give an Item back unchanged, to wait until follow_heads has read an offset."""
         async with session(self._pool) as connection:
             await leases.release_untouched(connection, claimed, wait_offset=wait_offset)
 
     async def expire(self, claimed: Claimed) -> None:
-        """End a lease as if time had."""
+        """End a lease as if its time were over."""
         async with session(self._pool) as connection:
             await leases.expire(connection, claimed)
 
@@ -92,10 +91,10 @@ class PostgresStore:
             await leases.finish_unlink(connection, claimed)
 
     async def quarantine(self, claimed: Claimed, reason: str) -> None:
-        """Set an Item aside until it is redriven, with a dead letter; not one whose lease was lost.
+        """Quarantine an Item until it is redriven, with a dead letter; an Item whose lease was lost is left alone.
 
-        The incident opens here: after a crash before the release no pass would come to say it.
-        Raises: Halt, where too many are.
+        The incident opens here: after a crash before the release no sync run would open it.
+        Raises: TooManyQuarantined.
         """
         async with session(self._pool) as connection:
             try:
@@ -111,30 +110,29 @@ class PostgresStore:
         letter = NewDeadLetter(QUARANTINED_BY, CHANGESETS.name, claimed.partition, None, claimed.item_id, reason)
         await dead_letters.write(connection, [letter])
         await incidents.report(connection, incidents.ITEM_QUARANTINED, claimed.item_id, reason)
-        quarantined = await dead_letters.count_quarantined(connection, QUARANTINED_BY, self._dead_letters_window_s)
-        if quarantined > self._dead_letters_max:
-            quarantined_too_many = (
-                f"{quarantined} Items would be quarantined within {self._dead_letters_window_s:.0f} s"
-            )
+        items_max, window_s = self._settings.dead_letters_max, self._settings.dead_letters_window_s
+        items = await dead_letters.count_quarantined(connection, QUARANTINED_BY, window_s)
+        if items > items_max:
             raise TooManyQuarantined(
-                f"{quarantined_too_many}, at most {self._dead_letters_max} may be: is this deploy broken?"
+                f"{items} Items would be quarantined within {window_s:.0f} s, at most {items_max} may be: "
+                "is this deploy broken?"
             )
 
     async def keys(self, user: int) -> UserKeys | None:
-        """A user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""
+        """Return a user's keys; None where they were destroyed. Raises: Quarantine, where there never were any."""
         async with session(self._pool) as connection:
-            found = (await self._keyring.of(connection, [user])).get(user)
-        if found is None:
+            keys = (await self._keyring.of(connection, [user])).get(user)
+        if keys is None:
             raise Quarantine(f"user {user} has no key")
-        return None if isinstance(found, Destroyed) else found
+        return None if isinstance(keys, Destroyed) else keys
 
     def token(self, claimed: Claimed) -> str | None:
-        """The Item's access token; None where there is none. Raises: Halt, where it does not open."""
+        """Return the Item's access token; None where there is none. Raises: Halt, where it does not open."""
         if claimed.sealed_token is None:
             return None
         return self._vault.open_token(claimed.sealed_token, item_id=claimed.item_id)
 
     async def count_gone(self) -> tuple[int, int]:
-        """How many Items Plaid called gone within the hour, of how many."""
+        """Return the number of Items that Plaid called gone within the hour, and the number of all Items."""
         async with session(self._pool) as connection:
             return await leases.count_gone(connection)

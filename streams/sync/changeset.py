@@ -177,7 +177,7 @@ def compose(draft: Draft, parameters: RecordParameters, chunks: Sequence[Chunk] 
     Idempotence: the same draft on the same tip has the same id, whatever the time and nonce.
     Raises: Quarantine, where it would be larger than a record may be.
     """
-    subject, tip, keys, at, nonce, bytes_max = parameters
+    subject, tip, keys, time, nonce, bytes_max = parameters
     block = codec.encode_events(draft.events)
     state, code = (draft.state.state, draft.state.code) if draft.state else (tip.state, tip.code)
     cursor = draft.cursor or tip.cursor
@@ -197,7 +197,7 @@ def compose(draft: Draft, parameters: RecordParameters, chunks: Sequence[Chunk] 
         parent=tip.head,
         item_id=subject.item_id,
         user=subject.user,
-        at=to_micros(at),
+        at=to_micros(time),
         cause=subject.cause,
         key_generation=keys.generation,
         fetch_started_at=to_micros(subject.fetch_started_at),
@@ -213,5 +213,5 @@ def compose(draft: Draft, parameters: RecordParameters, chunks: Sequence[Chunk] 
     )
     value = changesets.seal(head, block, keys, nonce=nonce(), bytes_max=bytes_max)
     fingerprints = {**tip.fingerprints, **draft.fingerprints}
-    next_tip = Tip(record_id, at, cursor, state, code, history_status, fingerprints)
+    next_tip = Tip(record_id, time, cursor, state, code, history_status, fingerprints)
     return SealedRecord(record_id, user_key(subject.user), value, next_tip, head.counts)

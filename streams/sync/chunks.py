@@ -84,7 +84,7 @@ def _seal_chunks(events: Events, parameters: RecordParameters) -> list[Chunk]:
 
 def _seal_chunk(events: Events, parameters: RecordParameters) -> Chunk:
     block = codec.encode_events(events)
-    subject, tip, keys, at, nonce, bytes_max = parameters
+    subject, tip, keys, time, nonce, bytes_max = parameters
     head = Head(
         # Without cursors and time, so that a retry gives the same ids as the chunks of an attempt that died.
         id=chained_id(keys.ids, gate.PART.encode(), subject.item_id.encode(), tip.head or b"", block),
@@ -93,7 +93,7 @@ def _seal_chunk(events: Events, parameters: RecordParameters) -> Chunk:
         parent=tip.head,
         item_id=subject.item_id,
         user=subject.user,
-        at=to_micros(at),
+        at=to_micros(time),
         cause=subject.cause,
         key_generation=keys.generation,
         counts=changeset.count_events(events),

@@ -28,12 +28,8 @@ def history(
     """Return the range that a whole history covers.
 
     The window begins at the oldest transaction read, and at the latest where a history requested today begins: older
-    rows were perhaps only not sent. It has no end.
-
-    Args:
-        named: ids of the accounts in Plaid's answers before and after the read.
-        known: pseudonyms of the accounts in the chain.
-        pseudonyms: those of `named`.
+    rows were perhaps only not sent. It has no end. `named`: ids of the accounts that Plaid named before and after the
+    read, with their `pseudonyms`; `known`: pseudonyms of the accounts in the chain.
     """
     missing = len(set(known) - {pseudonyms[name] for name in named})
     because = f"{missing} of {len(known)} known accounts are not named" if missing else None
@@ -59,7 +55,4 @@ def encode(covered: History, update: Update) -> Events:
         Change(TRANSACTION_ADDED if change.type == TRANSACTION_MODIFIED else change.type, change.record)
         for change in update.changes
     ]
-    return [
-        (HISTORY_RESTATED, catalogue.HISTORY, codec.encode(covered)),
-        *changeset.encode_transactions(changes),
-    ]
+    return [(HISTORY_RESTATED, catalogue.HISTORY, codec.encode(covered)), *changeset.encode_transactions(changes)]

@@ -14,7 +14,7 @@ DETAIL_CHARACTERS_MAX = 300
 
 
 def error_fields(code: str, detail: str, *, request_id: str | None = None) -> dict[str, Any]:
-    """Return the columns `last_error` and `sync_runs.error`: codes and our own text, never Plaid's message or a token."""
+    """Return the value of `last_error` and `sync_runs.error`: codes and our own text, never Plaid's or a token."""
     fields = {"code": code, "detail": detail[:DETAIL_CHARACTERS_MAX]}
     return fields if request_id is None else fields | {"request_id": request_id}
 
@@ -108,10 +108,5 @@ def erased() -> Released:
 def _failed(attempts: int, error: dict[str, Any], due_in_s: float | None, *, stopped: str | None = None) -> Released:
     # A stopped Item is done, so that whoever waits for this sync run gets an answer.
     return Released(
-        outcome="failed",
-        done=stopped is not None,
-        due_in_s=due_in_s,
-        attempts=attempts,
-        stopped=stopped,
-        error=error,
+        outcome="failed", done=stopped is not None, due_in_s=due_in_s, attempts=attempts, stopped=stopped, error=error
     )

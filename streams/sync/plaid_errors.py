@@ -36,7 +36,9 @@ _CODES: dict[ErrorClass, frozenset[str]] = {
     ErrorClass.MUTATION: frozenset({"TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"}),
     ErrorClass.TRANSIENT: frozenset({"INTERNAL_SERVER_ERROR", "PLANNED_MAINTENANCE"}),
     # Wrong keys concern every Item alike: no Item is stopped for them.
-    ErrorClass.OUTAGE: frozenset({*OUTAGE_CODES, "INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ACCESS"}),
+    ErrorClass.OUTAGE: frozenset(
+        {*OUTAGE_CODES, "INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ACCESS"}
+    ),
     ErrorClass.USER_ACTION: frozenset(
         {
             "ITEM_LOGIN_REQUIRED",

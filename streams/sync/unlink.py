@@ -22,7 +22,7 @@ _log = logs.logger(__name__)
 
 
 class TooManyGone(Retry):
-    """Plaid calls an Item gone, and too many others with it; hours later the real ones can be told apart."""
+    """Plaid calls an Item gone, and too many others with it; hours later the two cases differ."""
 
 
 async def check_gone_share(store: Store) -> None:
@@ -52,7 +52,6 @@ async def remove_item(bank: Bank, store: Store, claimed: Claimed, token: str, ti
     """
     try:
         await bank.remove(token)
-        return None
     except PlaidRefused as refusal:
         code, attempts = refusal.error_code, claimed.attempts + 1
         if code in REMOVED_CODES:
@@ -63,3 +62,4 @@ async def remove_item(bank: Bank, store: Store, claimed: Claimed, token: str, ti
         await check_gone_share(store)
         _log.warning("taken for removed", item_id=claimed.item_id, code=code, attempts=attempts)
         return code
+    return None

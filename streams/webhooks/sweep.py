@@ -1,8 +1,8 @@
-"""The sweep for missed webhooks: each Item is asked about in its turn, and what was missed is synced. Shell.
+"""Check each Item in turn for missed webhooks, and make those due that missed one. Shell.
 
-Several processes may sweep: a look is claimed by writing `swept_at`, and all share one bucket of the client's quota.
-A process that dies between the claim and the answer leaves its Items to the next turn: what was missed is then found,
-only not counted.
+Several processes may sweep: a check is claimed by writing `swept_at`, and all share one bucket of the client's quota.
+A process that dies between the claim and the answer leaves its Items to the next round: a missed webhook is then made
+up for, only not counted.
 """
 
 import asyncio
@@ -17,42 +17,42 @@ import prometheus_client
 from runtime import logs, plaid_limits
 from runtime.incidents import incidents
 from runtime.plaid.client import PlaidRefused
-from runtime.plaid.models import ItemAnswer
+from runtime.plaid.models import ItemAnswer, parse_time
 from runtime.scheduler import enqueue, quotas
 from runtime.settings import Settings
 from schemas.errors import Quarantine, Retry
 from streams.ports import Bank, Limits
 from streams.storage.session import session
 from streams.sync import plaid_errors
-from streams.sync.plaid_errors import Action
+from streams.sync.plaid_errors import ErrorClass
 from streams.webhooks import missed
-from streams.webhooks.missed import Finding, Loss, Swept
+from streams.webhooks.missed import Finding, Loss, SweptItem
 
 BUCKET = "item/get of the sweep"
 """Name of the sweep's own bucket in `buckets`: the share that all processes have together."""
 FACT = "webhook_loss"
-"""Name in `facts` of what was counted."""
+"""Name of the counts in `facts`."""
 SUBJECT = "client"
-"""Of the incident: all webhooks go to one address."""
+"""Subject of the incident: all webhooks go to one address."""
 RESWEEP_S = 300.0
-"""An Item is looked at no more often: a webhook is missed at most this and the grace late where Items are few."""
+"""Shortest time between two checks of an Item: with few Items, a webhook is missed for this and the grace at most."""
 TICK_S = 1.0
 BURST_S = 2.0
-"""Looks of two ticks may be made at once, so that a late tick loses nothing."""
+"""Checks of two ticks may be made at once, so that a late tick loses none."""
 IDLE_S = 5.0
-"""Wait where no Item's turn has come."""
+"""Wait where no Item is to be checked."""
 FIRST_S = missed.GRACE_S
 """Wait after the start: webhooks that came while no process ran are read first, or they would count as missed."""
 ITEMS_AT_ONCE_MAX = 50
-"""Looks of one turn. Their answers are written together, so these many are lost where the process dies."""
+"""Checks of one round. Their answers are written together, so these many are lost where the process dies."""
 REQUESTS_AT_ONCE_MAX = 3
-"""Of the client's spare threads (runtime.plaid.client.THREADS_SPARE): passes have theirs."""
+"""Of the client's spare threads (runtime.plaid.client.THREADS_SPARE): sync runs have their own."""
 OFF_S = 3600.0
 
 WEBHOOKS = prometheus_client.Counter(
-    "tartan_sweep_webhooks", "Webhooks that Plaid says it sent, by what became of them", ["outcome"]
+    "tartan_sweep_webhooks", "Webhooks that Plaid reports as sent, by their arrival", ["outcome"]
 )
-LOOKS = prometheus_client.Counter("tartan_sweep_looks", "Items that the sweep asked about, by the answer", ["answer"])
+CHECKS = prometheus_client.Counter("tartan_sweep_looks", "Items that the sweep checked, by Plaid's answer", ["answer"])
 MARKED = prometheus_client.Counter("tartan_sweep_marked", "Items that the sweep made due", ["reason"])
 LOSS = prometheus_client.Gauge("tartan_sweep_loss_ratio", "Share of the webhooks of the last hour that did not come")
 
@@ -60,18 +60,18 @@ _log = logs.logger(__name__)
 
 
 class OpenToken(Protocol):
-    """Opens an access token; runtime.users.vault.Vault.open_token is one."""
+    """Function that opens an access token; runtime.users.vault.Vault.open_token is one."""
 
     def __call__(self, sealed: bytes, *, item_id: str) -> str:
-        """Raises: Halt, where it does not open."""
+        """Return the token. Raises: Halt, where it does not open."""
 
 
 IsRead = Callable[[], Awaitable[bool]]
-"""Whether webhooks that came a while ago are read; streams.webhooks.consumer_lag.CaughtUp is one. Raises: Retry."""
+"""Check that webhooks in the log are read; streams.webhooks.consumer_lag.CaughtUp is one. Raises: Retry."""
 
 
 class Timing(NamedTuple):
-    """How patient a sweep is. Units: seconds."""
+    """Waits of a sweep. Units: seconds."""
 
     grace_s: float = missed.GRACE_S
     resweep_s: float = RESWEEP_S
@@ -80,26 +80,26 @@ class Timing(NamedTuple):
     idle_s: float = IDLE_S
 
 
-class Turn(NamedTuple):
-    """What one turn did. `limited`: Plaid's quota or ours ended it."""
+class Round(NamedTuple):
+    """Counts of one round. `limited`: Plaid's quota or ours ended it."""
 
-    looked: int = 0
+    checked: int = 0
     sent: int = 0
     missed: int = 0
     marked: int = 0
     limited: bool = False
 
 
-class _Look(NamedTuple):
-    """An Item with what Plaid said of it: an answer, or that it is gone."""
+class _Check(NamedTuple):
+    """A checked Item. `answer` None: Plaid refused the request."""
 
-    swept: Swept
+    item: SweptItem
     answer: ItemAnswer | None
     finding: Finding
 
 
 async def always() -> bool:
-    """Webhooks are read as they come."""
+    """Return that webhooks are read as they come."""
     return True
 
 
@@ -116,7 +116,7 @@ async def run(
 ) -> None:
     """Sweep for ever, within TARTAN_SWEEP_SHARE of the client's quota; never where that is 0. Raises: Halt.
 
-    Nothing is looked at while webhooks wait to be read: each of them would count as missed.
+    No Item is checked while webhooks wait to be read: each of them would count as missed.
     """
     sweep = Sweep(pool, bank, open_token, limits, settings, timing=timing)
     await asyncio.sleep(timing.first_s)
@@ -125,18 +125,18 @@ async def run(
             await asyncio.sleep(OFF_S)
             continue
         try:
-            turn = await sweep.turn() if await is_read() else Turn()
+            counts = await sweep.round() if await is_read() else Round()
         except Retry as error:
             _log.warning("sweep waits", reason=str(error))
             await asyncio.sleep(timing.idle_s)
             continue
-        if turn.marked:
+        if counts.marked:
             on_marked()
-        await asyncio.sleep(timing.tick_s if turn.looked and not turn.limited else timing.idle_s)
+        await asyncio.sleep(timing.tick_s if counts.checked and not counts.limited else timing.idle_s)
 
 
 class Sweep:
-    """Takes turns of looking at Items."""
+    """Sweep over Items, in rounds."""
 
     def __init__(
         self,
@@ -153,131 +153,130 @@ class Sweep:
         self._open_token = open_token
         self._limits = limits
         self._timing = timing
-        # Where no quota is set, Plaid's own for production: the sweep is no reason to ask without bounds.
+        # Where no quota is set, Plaid's own for production: the sweep must not send requests without bounds.
         limit = settings.limits().get(plaid_limits.ITEM, plaid_limits.PLANS["production"][plaid_limits.ITEM])
         self._pace = quotas.client_share(limit, settings.sweep_share, burst_s=BURST_S) if settings.sweep_share else None
         self._requests = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
         self._limited = False
 
-    async def turn(self) -> Turn:
-        """Look at the Items whose turn it is. Raises: Retry, where Postgres is away; Halt."""
-        swept = await self._claimed()
-        if not swept:
-            return Turn()
-        self._limited = False
-        looks = [look for look in await asyncio.gather(*map(self._look, swept)) if look is not None]
-        if not looks:
-            return Turn(limited=self._limited)
-        return (await self._record(looks))._replace(limited=self._limited)
+    async def round(self) -> Round:
+        """Claim Items, ask Plaid about each of them, and write the findings.
 
-    async def _claimed(self) -> list[Swept]:
-        """Items whose turn it is, as many as the sweep has tokens for; they are nobody else's from here on."""
+        Raises: Retry, where Postgres is away; Halt.
+        """
+        items = await self._claim()
+        if not items:
+            return Round()
+        self._limited = False
+        checks = [check for check in await asyncio.gather(*map(self._check, items)) if check is not None]
+        counts = await self._write(checks) if checks else Round()
+        return counts._replace(limited=self._limited)
+
+    async def _claim(self) -> list[SweptItem]:
+        """Claim the next Items, as many as the sweep has tokens for; no other process checks them in this round."""
         if self._pace is None:
             return []
         async with session(self._pool) as connection, connection.transaction():
             tokens = await quotas.take_some(connection, BUCKET, ITEMS_AT_ONCE_MAX, self._pace)
             rows = await connection.fetch(_CLAIM, tokens, self._timing.resweep_s) if tokens else []
-        return [Swept(**row) for row in rows]
+        return [SweptItem(**row) for row in rows]
 
-    async def _look(self, swept: Swept) -> _Look | None:
-        """Ask about one Item; None where there is no answer about it now."""
-        token = self._open_token(swept.sealed_token, item_id=swept.item_id)
+    async def _check(self, item: SweptItem) -> _Check | None:
+        """Ask Plaid about one Item; None where there is no answer about it now."""
+        token = self._open_token(item.sealed_token, item_id=item.item_id)
         async with self._requests:
             if self._limited:
                 return None
             try:
-                await self._limits.take(plaid_limits.ITEM, swept.item_id)
+                await self._limits.take(plaid_limits.ITEM, item.item_id)
                 answer = await self._bank.item(token)
             except PlaidRefused as refusal:
-                return await self._refused(swept, refusal)
+                return await self._check_refused(item, refusal)
             except (Retry, Quarantine) as error:
-                LOOKS.labels("none").inc()
-                _log.warning("not looked at", item_id=swept.item_id, reason=str(error))
+                CHECKS.labels("none").inc()
+                _log.warning("not looked at", item_id=item.item_id, reason=str(error))
                 return None
-        LOOKS.labels("given").inc()
-        return _Look(swept, answer, missed.judge(swept, answer, grace_s=self._timing.grace_s))
+        CHECKS.labels("given").inc()
+        return _Check(item, answer, missed.check(item, answer, grace_s=self._timing.grace_s))
 
-    async def _refused(self, swept: Swept, refusal: PlaidRefused) -> _Look | None:
-        LOOKS.labels("refused").inc()
-        action = plaid_errors.action(refusal.error_type, refusal.error_code)
-        if action is Action.LIMITED:
-            self._limited = True  # the others of this turn wait for the next one
+    async def _check_refused(self, item: SweptItem, refusal: PlaidRefused) -> _Check | None:
+        CHECKS.labels("refused").inc()
+        error_class = plaid_errors.classify(refusal.error_type, refusal.error_code)
+        if error_class is ErrorClass.RATE_LIMIT:
+            self._limited = True  # the other Items of this round wait for another one
             try:
-                await self._limits.exceeded(plaid_limits.ITEM, swept.item_id, error_code=refusal.error_code)
+                await self._limits.exceeded(plaid_limits.ITEM, item.item_id, error_code=refusal.error_code)
             except Retry as error:
-                _log.warning("limits not told", item_id=swept.item_id, reason=str(error))
-        if action not in (Action.USER, Action.GONE) or swept.stopped is not None:
-            _log.warning("not looked at", item_id=swept.item_id, code=refusal.error_code)
+                _log.warning("limits not told", item_id=item.item_id, reason=str(error))
+        if error_class not in plaid_errors.BROKEN or item.stopped is not None:
+            _log.warning("not looked at", item_id=item.item_id, code=refusal.error_code)
             return None
-        return _Look(swept, None, Finding(reason=missed.ERROR))  # a pass finds out what it is
+        return _Check(item, None, Finding(reason=missed.ERROR))  # a sync run finds the state
 
-    async def _record(self, looks: Sequence[_Look]) -> Turn:
-        """Write what was found, in one transaction. Locks: sync_state by the Items' ids, facts, incidents."""
-        sent = sum(look.finding.sent for look in looks)
-        lost = sum(look.finding.missed for look in looks)
-        marked = [look.swept.item_id for look in looks if look.finding.reason is not None]
+    async def _write(self, checks: Sequence[_Check]) -> Round:
+        """Write the findings in one transaction. Locks: sync_state by the Items' ids, facts, incidents."""
+        sent = sum(check.finding.sent for check in checks)
+        lost = sum(check.finding.missed for check in checks)
+        marked = [check.item.item_id for check in checks if check.finding.reason is not None]
+        answered = [(check.item.item_id, check.answer) for check in checks if check.answer is not None]
+        updated = [parse_time(answer.last_successful_update) for _, answer in answered]
         async with session(self._pool) as connection, connection.transaction():
-            answered = [(look.swept.item_id, look.answer) for look in looks if look.answer is not None]
-            updates = [plaid_errors.bank_updated_at(answer) for _, answer in answered]
-            await connection.execute(_ANSWERED, [item_id for item_id, _ in answered], updates)
+            await connection.execute(_ANSWERED, [item_id for item_id, _ in answered], updated)
             if marked:
                 await enqueue.mark_sweep(connection, marked)
-            loss = await _count(connection, sent=sent, lost=lost)
-        self._tell(looks, sent=sent, lost=lost, loss=loss)
-        return Turn(len(looks), sent, lost, len(marked))
-
-    def _tell(self, looks: Sequence[_Look], *, sent: int, lost: int, loss: Loss) -> None:
+            loss = await _add_to_loss(connection, sent=sent, lost=lost)
         WEBHOOKS.labels("received").inc(sent - lost)
         WEBHOOKS.labels("missed").inc(lost)
-        LOSS.set(missed.share(loss))
-        for reason, items in Counter(look.finding.reason for look in looks if look.finding.reason).items():
+        LOSS.set(missed.loss_ratio(loss))
+        for reason, items in Counter(check.finding.reason for check in checks if check.finding.reason).items():
             MARKED.labels(reason).inc(items)
-        for look in looks:
-            if look.finding.missed:
-                _log.warning("webhook missed", item_id=look.swept.item_id)
+        for check in checks:
+            if check.finding.missed:
+                _log.warning("webhook missed", item_id=check.item.item_id)
+        return Round(len(checks), sent, lost, len(marked))
 
 
-async def _count(connection: asyncpg.Connection, *, sent: int, lost: int) -> Loss:
-    """Add to what all processes counted; the incident opens or closes with it."""
+async def _add_to_loss(connection: asyncpg.Connection, *, sent: int, lost: int) -> Loss:
+    """Add to the counts of all processes, and open or close the incident."""
     await connection.execute(_FIRST_LOSS, FACT)
     row = await connection.fetchrow(_LOSS, FACT)
     assert row is not None
     before = msgspec.json.decode(row["value"], type=Loss | None)
-    loss = missed.counted(before, row["at"], sent=sent, missed=lost)
+    loss = missed.add_counts(before, row["at"], sent=sent, missed=lost)
     if loss != before:
         await connection.execute(_PUT_LOSS, FACT, msgspec.json.encode(loss).decode())
     if not missed.is_alarming(loss):
         await incidents.close(connection, incidents.WEBHOOKS_MISSED, SUBJECT)
     elif lost:
-        detail = f"{missed.share(loss):.1%} of the last hour's webhooks that Plaid names"
+        detail = f"{missed.loss_ratio(loss):.1%} of the last hour's webhooks that Plaid names"
         await incidents.report(connection, incidents.WEBHOOKS_MISSED, SUBJECT, detail)
     return loss
 
 
-# First those that no sweep has seen, then the longest unseen; two reads, each of the index sync_state_sweep in its
-# order. A user who has to act is asked about too: the webhook of the repair may be lost. What another process claims
-# at the same moment is passed over, or no longer of this turn once its row is free.
-_TURN = """(s.stopped IS NULL OR s.stopped = 'login_required') AND NOT s.unlink_requested"""
+# First the Items that were never checked, then those checked longest ago; two reads, each of the index sync_state_sweep
+# in its order. An Item whose user has to act is checked too: the webhook of the repair may be lost. A row that another
+# process claims at the same moment is skipped, or does not match any more once it is free.
+_SWEEPABLE = """(s.stopped IS NULL OR s.stopped = 'login_required') AND NOT s.unlink_requested"""
 _CLAIM = f"""
     WITH candidates AS (
-        (SELECT item_id FROM tartan.sync_state s WHERE s.swept_at IS NULL AND {_TURN} LIMIT $1)
+        (SELECT item_id FROM tartan.sync_state s WHERE s.swept_at IS NULL AND {_SWEEPABLE} LIMIT $1)
         UNION ALL
         (SELECT item_id FROM tartan.sync_state s
-         WHERE s.swept_at < tartan.clock() - make_interval(secs => $2) AND {_TURN}
+         WHERE s.swept_at < tartan.clock() - make_interval(secs => $2) AND {_SWEEPABLE}
          ORDER BY s.swept_at LIMIT $1)
         LIMIT $1
-    ), turn AS (
+    ), claimed AS (
         SELECT s.item_id, s.swept_at AS swept_before, k.sealed_token, h.cursor IS NOT NULL AS has_history
         FROM candidates JOIN tartan.sync_state s USING (item_id) JOIN tartan.credentials k USING (item_id)
         LEFT JOIN tartan.heads h USING (item_id)
-        WHERE k.sealed_token IS NOT NULL AND {_TURN}
+        WHERE k.sealed_token IS NOT NULL AND {_SWEEPABLE}
           AND (s.swept_at IS NULL OR s.swept_at < tartan.clock() - make_interval(secs => $2))
         FOR UPDATE OF s SKIP LOCKED
     )
     UPDATE tartan.sync_state s SET swept_at = tartan.clock()
-    FROM turn WHERE s.item_id = turn.item_id
-    RETURNING s.item_id, turn.sealed_token, tartan.clock() AS at, turn.swept_before, s.created_at, s.last_webhook_at,
-        s.last_attempt_at, s.due_at, s.stopped, coalesce(turn.has_history, false) AS has_history"""
+    FROM claimed WHERE s.item_id = claimed.item_id
+    RETURNING s.item_id, claimed.sealed_token, tartan.clock() AS at, claimed.swept_before, s.created_at,
+        s.last_webhook_at, s.last_attempt_at, s.due_at, s.stopped, coalesce(claimed.has_history, false) AS has_history"""
 
 _ANSWERED = """
     WITH answered AS (

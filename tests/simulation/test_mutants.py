@@ -83,17 +83,17 @@ def removals_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def cursor_is_kept_although_the_append_is_not(patch: pytest.MonkeyPatch) -> None:
     """The tables know the new cursor before the log has the record."""
-    real = changeset_writer.Chain.append
+    real = changeset_writer.ChangesetWriter.append
 
     async def append(self: Any, draft: Draft) -> None:
-        store = self._world.store
+        store = self._context.store
         known = store._tables.heads.get(self._claimed.item_id)
         if known is not None and draft.cursor is not None:
             head = msgspec.structs.replace(known.head, cursor=draft.cursor)
             store._tables.heads[self._claimed.item_id] = known._replace(head=head)
         await real(self, draft)
 
-    patch.setattr(changeset_writer.Chain, "append", append)
+    patch.setattr(changeset_writer.ChangesetWriter, "append", append)
 
 
 def lease_is_believed_for_ever(patch: pytest.MonkeyPatch) -> None:

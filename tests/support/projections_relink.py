@@ -54,7 +54,7 @@ class Login:
             accounts = {
                 name: msgspec.structs.replace(one, persistent_account_id=None) for name, one in accounts.items()
             }
-        said = changeset.transactions(read.changes) + changeset.balances(accounts)
+        said = changeset.encode_transactions(read.changes) + changeset.encode_balances(accounts)
         self.log.sync(item.item_id, *said, history_status=read.status)
 
     def unlink(self, item: Item) -> None:

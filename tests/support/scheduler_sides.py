@@ -29,6 +29,7 @@ from sandbox.simulation.trace import Trace
 from schemas.log.records import Cause
 from streams.limits.postgres_limits import PostgresLimits
 from streams.ports import Following, Limits, Marking, Store
+from streams.schedule.fair_queue import FairQueue
 from streams.storage import consumer_transactions
 from streams.storage.store import PostgresStore
 
@@ -106,7 +107,7 @@ def postgres(pool: asyncpg.Pool, *, metered: bool) -> Side:
     timed = cast(asyncpg.Pool, TimedPool(pool, clock.now))
     vault = Vault(bytes(32))
     settings = Settings(lease_s=LEASE_S, instance_id="w1", plaid_limits=LIMITS if metered else "off")
-    store = PostgresStore(timed, Keyring(vault), vault, settings)
+    store = PostgresStore(timed, Keyring(vault), vault, settings, FairQueue(settings.weights()))
 
     async def register(item_id: str, tenant: str, bank: str) -> None:
         async with timed.acquire() as connection:

@@ -67,10 +67,8 @@ class Desk:
     async def claim(self, slots: int = 10, *, limit: Limit | None = None, **options: Any) -> Claims:
         """Claim what is ready, in turns."""
         given = {"lease_s": 60.0, "holder": "1"} | options
-        claims = await leases.claim(
-            self.connection, slots=slots, fair_queue=self.turns.standing(), limit=limit, **given
-        )
-        self.turns.served(claims)
+        claims = await leases.claim(self.connection, slots=slots, fair_queue=self.turns.state(), limit=limit, **given)
+        self.turns.advance(claims)
         return claims
 
     async def claimed(self, slots: int = 10, **options: Any) -> list[str]:

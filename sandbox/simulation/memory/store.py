@@ -107,7 +107,7 @@ class MemoryStore:
     async def claim(self, slots: int) -> Claims:
         """Lease what is ready, as the turns of lanes and tenants and Plaid's quota allow."""
         claims = await self._do(lambda: self._claimed(slots))
-        self._turns.served(claims)
+        self._turns.advance(claims)
         return claims
 
     def _claimed(self, slots: int) -> Claims:
@@ -116,7 +116,7 @@ class MemoryStore:
             slots=slots,
             lease_s=self._lease_s,
             holder=self._holder,
-            standing=self._turns.standing(),
+            standing=self._turns.state(),
             limit=self._limit,
         )
         for claimed in claims:

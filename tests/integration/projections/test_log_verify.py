@@ -114,7 +114,7 @@ async def follow(dsn: str, log: Log, contents: Contents) -> None:
     """What streams and publisher keep of it."""
     pool = await asyncpg.create_pool(dsn, min_size=1, max_size=1)
     follower = FollowHeads(None, partial(following, pool), on_commit=lambda: None, on_erased=lambda _: None)  # type: ignore[arg-type]
-    await follower.deal_with(log.records)
+    await follower.process(log.records)
     await pool.execute(
         "INSERT INTO tartan.positions (reader, partition, position, last_checksum) VALUES ('mark_due', 0, 1, $1)",
         checksum(b"a webhook"),

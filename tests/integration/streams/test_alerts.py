@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from runtime.incidents import incidents
 from runtime.settings import Settings
 from streams.alerts import sender
-from streams.alerts.sender import LogChannel, Teller, WebhookChannel
+from streams.alerts.sender import AlertSender, LogChannel, WebhookChannel
 
 WAIT_S = 20.0
 SECRET = "T0000-B0000-secret"
@@ -80,8 +80,10 @@ class Seconds:
         return self.now
 
 
-def teller(pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver, clock: Seconds | None = None) -> Teller:
-    return Teller(pool, WebhookChannel(http, receiver.url, answer_s=5.0), monotonic=clock or Seconds())
+def teller(
+    pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver, clock: Seconds | None = None
+) -> AlertSender:
+    return AlertSender(pool, WebhookChannel(http, receiver.url, answer_s=5.0), monotonic=clock or Seconds())
 
 
 async def see(pool: asyncpg.Pool, subject: str = "item", *, kind: str = incidents.SYNC_FAILING, times: int = 1) -> None:
@@ -99,10 +101,10 @@ def counted(outcome: str) -> float:
     return REGISTRY.get_sample_value("tartan_alerts_total", {"outcome": outcome}) or 0.0
 
 
-async def told_all(one: Teller) -> None:
+async def told_all(one: AlertSender) -> None:
     """Let a teller work until nothing is left to tell."""
     for _ in range(50):
-        if await one.turn() == sender.POLL_S:
+        if await one.send_next() == sender.POLL_S:
             return
     raise AssertionError("50 turns and no end")
 
@@ -198,14 +200,14 @@ async def test_a_receiver_that_is_down_is_told_when_it_is_back_and_waited_for_lo
     await see(pool, "a")
     await see(pool, "b")
 
-    waits = [await one.turn() for _ in range(12)]
+    waits = [await one.send_next() for _ in range(12)]
     untold = list(receiver.took)
     receiver.status = 200
     await told_all(one)
 
     assert untold == []
     assert waits[:4] == [1, 2, 4, 8]
-    assert max(waits) == sender.WAIT_S_MAX
+    assert max(waits) == sender.WAIT_CAP_S
     assert [taken["subject"] for taken in receiver.took] == ["a", "b"]
     assert counted("failed") - before["failed"] == 12
     assert counted("told") - before["told"] == 2
@@ -232,7 +234,7 @@ async def test_a_message_that_is_refused_for_its_content_goes_to_the_log_and_hol
     await see(pool, "a")
     with structlog.testing.capture_logs() as lines:
         for _ in range(sender.REFUSALS_MAX):
-            await one.turn()
+            await one.send_next()
 
     receiver.status = 200
     await see(pool, "b")
@@ -269,14 +271,14 @@ async def test_incidents_that_trickle_in_are_told_together_once_a_minute_has_had
     one = teller(pool, http, receiver, clock)
     for number in range(sender.MESSAGES_A_MINUTE_MAX):
         await see(pool, f"item-{number}")
-        await one.turn()
+        await one.send_next()
     for number in range(50):
         await see(pool, f"later-{number}")
 
-    wait_s = await one.turn()
+    wait_s = await one.send_next()
     within = len(receiver.took)
     clock.now += wait_s
-    await one.turn()
+    await one.send_next()
 
     assert (within, wait_s) == (sender.MESSAGES_A_MINUTE_MAX, sender.MINUTE_S)
     assert receiver.took[-1]["count"] == 50
@@ -290,7 +292,7 @@ async def test_of_many_processes_each_incident_is_told_by_one(
         await see(pool, f"item-{number}")
 
     async def nothing_untold() -> bool:
-        await asyncio.gather(*(one.turn() for one in tellers))
+        await asyncio.gather(*(one.send_next() for one in tellers))
         async with pool.acquire() as connection:
             return not await incidents.unalerted(connection, 1)
 
@@ -305,13 +307,13 @@ async def test_a_slow_receiver_does_not_hold_up_who_sees_the_incident_again(
     asked, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow:
-        async def tell(self, message: sender.Message) -> sender.Outcome:
+        async def send(self, message: sender.Message) -> sender.Outcome:
             asked.set()
             await go_on.wait()
-            return sender.Outcome.TOLD
+            return sender.Outcome.SENT
 
     await see(pool)
-    turn = asyncio.create_task(Teller(pool, Slow()).turn())
+    turn = asyncio.create_task(AlertSender(pool, Slow()).send_next())
     await asked.wait()
 
     async with asyncio.timeout(WAIT_S):
@@ -326,7 +328,7 @@ async def test_a_slow_receiver_does_not_hold_up_who_sees_the_incident_again(
 
 
 async def test_without_an_address_incidents_are_lines_of_the_log(pool: asyncpg.Pool) -> None:
-    one = Teller(pool, LogChannel(), monotonic=Seconds())
+    one = AlertSender(pool, LogChannel(), monotonic=Seconds())
     await see(pool)
     with structlog.testing.capture_logs() as lines:
         await told_all(one)
@@ -383,7 +385,7 @@ async def test_an_address_that_cannot_be_reached_is_not_named_either(
     await see(pool)
     with structlog.testing.capture_logs() as lines:
         for url in (f"http://127.0.0.1:1/services/{SECRET}", f"no address {SECRET}"):
-            await Teller(pool, WebhookChannel(http, url, answer_s=1.0), monotonic=Seconds()).turn()
+            await AlertSender(pool, WebhookChannel(http, url, answer_s=1.0), monotonic=Seconds()).send_next()
 
     assert len(lines) == 2
     assert SECRET not in json.dumps(lines, default=str)

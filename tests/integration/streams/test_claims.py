@@ -366,7 +366,7 @@ async def test_webhooks_that_nothing_can_be_made_of_hold_up_none_behind_them(poo
     agent = MarkDue(None, partial(marking, pool), on_commit=lambda: None)  # type: ignore[arg-type]
 
     for offset, value in enumerate(values):  # each by itself, so that no one's failure is another's
-        await agent.deal_with([Received(0, offset, None, value, {}, 0)])
+        await agent.process([Received(0, offset, None, value, {}, 0)])
 
     found = await row(pool)
     assert (found["generation"], found["last_webhook_at"]) == (registered + 2, datetime(1970, 1, 1, tzinfo=UTC))

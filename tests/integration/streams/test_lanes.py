@@ -351,7 +351,7 @@ async def test_claims_follow_the_rule_whatever_waits(desk: Desk, seed: int) -> N
 
     while waiting:
         slots = rng.choice([1, 2, 5, 8])
-        expected = chosen(list(waiting.values()), desk.turns.standing(), slots)
+        expected = chosen(list(waiting.values()), desk.turns.state(), slots)
         found = await desk.claimed(slots, lease_s=3600.0)
         assert found == expected, f"seed {seed}"
         for item_id in found:

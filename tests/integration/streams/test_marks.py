@@ -180,10 +180,10 @@ async def test_an_item_that_waits_for_its_user_is_asked_about_and_one_that_is_go
 async def test_a_batch_of_webhooks_is_four_round_trips(desk: Desk, pool: asyncpg.Pool) -> None:
     await desk.register("item")
     agent = marker(pool)
-    await agent.deal_with([webhook(0)])
+    await agent.process([webhook(0)])
 
     async with noted(pool) as asked:
-        await agent.deal_with([webhook(1), webhook(2)])
+        await agent.process([webhook(1), webhook(2)])
 
     assert len(asked) == 4
     assert (await desk.row())["generation"] == 3
@@ -196,14 +196,14 @@ async def test_a_batch_of_changesets_is_four_round_trips(desk: Desk, pool: async
     agent = FollowHeads(None, begin, on_commit=lambda: None, on_erased=erased.append)  # type: ignore[arg-type]
     root, first = record(0, gate.LINK, parent=None, item_state="active", fingerprints={"a": b"1"})
     second_id, second = record(1, gate.SYNC, parent=root, next_cursor="c1", hints_until=7)
-    await agent.deal_with([first])
+    await agent.process([first])
     await desk.connection.execute(
         "INSERT INTO tartan.hints (item_id, webhook_offset, webhook_partition, code, received_at) "
         "VALUES ('item', 7, 1, 'ERROR', now()), ('item', 8, 1, 'ERROR', now())"
     )
 
     async with noted(pool) as asked:
-        await agent.deal_with([second])
+        await agent.process([second])
 
     assert len(asked) == 4
     head = await pool.fetchrow("SELECT head, cursor, head_offset, fingerprints FROM tartan.heads")
@@ -227,7 +227,7 @@ async def test_an_erasure_leaves_a_user_in_no_table_but_the_keys_tombstone(desk:
     )
     begin = partial(following, pool)
     agent = FollowHeads(None, begin, on_commit=lambda: None, on_erased=lambda _: None)  # type: ignore[arg-type]
-    await agent.deal_with([record(0, gate.LINK, parent=None, item_state="active")[1]])
+    await agent.process([record(0, gate.LINK, parent=None, item_state="active")[1]])
 
     async with begin([0]) as transaction:
         await transaction.apply(HeadChanges(erased=[USER]))
@@ -266,11 +266,11 @@ async def test_a_batch_that_comes_again_changes_nothing(desk: Desk, pool: asyncp
     await desk.register("item")
     agent = marker(pool)
     records = [webhook(0), webhook(1)]
-    await agent.deal_with(records)
+    await agent.process(records)
     before = await desk.row()
 
-    await agent.deal_with(records)
-    await agent.deal_with([*records, webhook(2)])
+    await agent.process(records)
+    await agent.process([*records, webhook(2)])
 
     assert (await desk.row())["generation"] == before["generation"] + 1
 
@@ -281,7 +281,7 @@ async def test_a_failure_before_the_commit_leaves_neither_keys_nor_marks_nor_a_p
     await desk.register("item")
 
     with pytest.raises(Halt, match="a gap"):
-        await marker(pool).deal_with([webhook(0), webhook(2)])
+        await marker(pool).process([webhook(0), webhook(2)])
     await asyncio.wait({died := asyncio.create_task(_die_before_the_commit(pool))})
 
     assert isinstance(died.exception(), ZeroDivisionError)
@@ -299,7 +299,7 @@ async def _die_before_the_commit(pool: asyncpg.Pool) -> None:
 
 
 async def test_positions_move_where_nothing_else_is_written(desk: Desk, pool: asyncpg.Pool) -> None:
-    await marker(pool).deal_with([webhook(0, body=b"[]")])
+    await marker(pool).process([webhook(0, body=b"[]")])
 
     assert await pool.fetchval("SELECT position FROM tartan.positions WHERE reader = 'mark_due'") == 1
 
@@ -309,7 +309,7 @@ async def test_of_two_that_begin_a_partition_at_once_one_waits_for_the_other(des
     records = [webhook(0), webhook(1)]
 
     agent = marker(pool)
-    await asyncio.gather(*(insist(lambda: agent.deal_with(records), what="test") for _ in range(3)))
+    await asyncio.gather(*(insist(lambda: agent.process(records), what="test") for _ in range(3)))
 
     assert (await desk.row())["generation"] == 2
     assert await pool.fetchval("SELECT position FROM tartan.positions WHERE reader = 'mark_due'") == 2

@@ -12,6 +12,7 @@ from runtime.scheduler.types import CURSOR_LOST, Claimed
 from runtime.settings import Settings
 from runtime.users.keys import Keyring
 from schemas.errors import Halt
+from streams.schedule.fair_queue import FairQueue
 from streams.storage.store import PostgresStore
 from tests.support.streams_desk import VAULT, Desk, desk
 
@@ -30,7 +31,7 @@ async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
 def store(pool: asyncpg.Pool, **settings: object) -> PostgresStore:
     """The scheduler as passes have it."""
     given = Settings(plaid_limits="off", instance_id="1").model_copy(update=settings)
-    return PostgresStore(pool, Keyring(VAULT), VAULT, given)
+    return PostgresStore(pool, Keyring(VAULT), VAULT, given, FairQueue(given.weights()))
 
 
 async def claimed(desk: Desk, item_id: str = "item") -> Claimed:

@@ -21,7 +21,7 @@ from sandbox.simulator.options import Options, WebhookRates
 from schemas.errors import Quarantine, Retry
 from streams.limits.postgres_limits import PostgresLimits
 from streams.webhooks import consumer_lag, missed, sweep
-from streams.webhooks.sweep import Sweep, Timing, Turn
+from streams.webhooks.sweep import Round, Sweep, Timing
 from tests.support.streams_world import World, streams, world
 
 ITEMS = 40
@@ -62,14 +62,14 @@ async def sweeping(made: World, *, timing: Timing = TIMING) -> AsyncIterator[Swe
         await plaid.close()
 
 
-async def sweep_until(made: World, sweeps: Sweep, *items: Item, after: datetime) -> Turn:
+async def sweep_until(made: World, sweeps: Sweep, *items: Item, after: datetime) -> Round:
     """Take turns until all Items were looked at after a moment. Gives the sums."""
-    total = Turn()
+    total = Round()
 
     async def all_seen() -> bool:
         nonlocal total
-        turn = await sweeps.turn()
-        total = Turn(*(one + other for one, other in zip(total[:4], turn[:4], strict=True)))
+        turn = await sweeps.round()
+        total = Round(*(one + other for one, other in zip(total[:4], turn[:4], strict=True)))
         rows = [await made.row(item) for item in items]
         return all(row["swept_at"] is not None and row["swept_at"] > after for row in rows)
 
@@ -261,13 +261,13 @@ async def test_the_longest_unseen_go_first_and_those_seen_lately_wait(pool: asyn
     # 60 a minute lend two at once.
     sweeps = swept_by(pool, bank, plaid_limits="production,item/get=15/60")
 
-    first = await sweeps.turn()
+    first = await sweeps.round()
     after_first = await seen(pool)
     await pool.execute("DELETE FROM tartan.rate_limit_buckets")
-    second = await sweeps.turn()
+    second = await sweeps.round()
 
-    assert (first.looked, after_first) == (2, {"new", "later"})
-    assert (second.looked, await seen(pool)) == (1, {"new", "later", "late"})
+    assert (first.checked, after_first) == (2, {"new", "later"})
+    assert (second.checked, await seen(pool)) == (1, {"new", "later", "late"})
     assert bank.asked == 3
 
 
@@ -286,7 +286,7 @@ async def test_only_items_that_can_be_healed_are_asked_about(pool: asyncpg.Pool)
     await add(pool, "tokenless")
     await pool.execute("UPDATE tartan.credentials SET sealed_token = NULL WHERE item_id = 'tokenless'")
 
-    await swept_by(pool, Answering(said())).turn()
+    await swept_by(pool, Answering(said())).round()
 
     assert await seen(pool) == {"well", "broken"}
     assert await due(pool) == {"broken"}  # its login was repaired, and the webhook of that is lost
@@ -297,10 +297,10 @@ async def test_processes_that_sweep_at_once_share_the_items_and_the_quota(pool: 
     bank = Answering(said())
     sweeps = [swept_by(pool, bank, plaid_limits="production,item/get=15/975") for _ in range(6)]
 
-    turns = await asyncio.gather(*(one.turn() for one in sweeps))
+    turns = await asyncio.gather(*(one.round() for one in sweeps))
 
     # 975 a minute and a margin of 5 s are 15 a second: 31 in two seconds at once, and what comes in meanwhile.
-    looked = sum(turn.looked for turn in turns)
+    looked = sum(turn.checked for turn in turns)
     assert looked == bank.asked == len(await seen(pool))
     assert 31 <= looked < 60
 
@@ -310,13 +310,13 @@ async def test_a_missed_webhook_counts_once_although_it_is_named_at_each_look(po
     bank = Answering(said(last_webhook_at=ago(600), last_webhook_code="SYNC_UPDATES_AVAILABLE"))
     sweeps = swept_by(pool, bank)
 
-    first = await sweeps.turn()
+    first = await sweeps.round()
     healed = await due(pool)
     await pool.execute("UPDATE tartan.sync_state SET due_at = NULL, swept_at = now() - interval '301 s'")
-    second = await sweeps.turn()
+    second = await sweeps.round()
 
     assert (first.sent, first.missed, healed) == (1, 1, {"item"})
-    assert (second.looked, second.sent, second.missed) == (1, 0, 0)
+    assert (second.checked, second.sent, second.missed) == (1, 0, 0)
     loss = await loss_of(pool)
     assert (loss["sent"], loss["missed"]) == (1, 1)
 
@@ -328,13 +328,13 @@ async def test_operators_are_told_while_more_than_a_percent_is_missed_within_the
     await add(pool, *items)
     lost = Answering(said(last_webhook_at=ago(600), last_webhook_code="SYNC_UPDATES_AVAILABLE"))
 
-    await swept_by(pool, lost).turn()
+    await swept_by(pool, lost).round()
     during = await is_told(pool)
     later = (datetime.now(UTC) + timedelta(minutes=70)).isoformat()
     async with asyncpg.create_pool(database, min_size=1, max_size=2, server_settings={"tartan.now": later}) as an_hour:
-        turn = await swept_by(an_hour, lost).turn()
+        turn = await swept_by(an_hour, lost).round()
 
-    assert (during, turn.looked, turn.sent, await is_told(pool)) == (True, 5, 0, False)
+    assert (during, turn.checked, turn.sent, await is_told(pool)) == (True, 5, 0, False)
     assert (await loss_of(pool))["missed"] == 5
 
 
@@ -342,7 +342,7 @@ async def test_a_429_ends_the_turn_and_is_told(pool: asyncpg.Pool) -> None:
     await add(pool, *(f"item-{number}" for number in range(20)))
     bank, limits = Answering(refused("RATE_LIMIT_EXCEEDED", "ITEM_GET_LIMIT")), Unlimited()
 
-    turn = await swept_by(pool, bank, limits).turn()
+    turn = await swept_by(pool, bank, limits).round()
 
     assert turn.limited
     assert limits.told == ["ITEM_GET_LIMIT"] * bank.asked
@@ -352,7 +352,7 @@ async def test_a_429_ends_the_turn_and_is_told(pool: asyncpg.Pool) -> None:
 async def test_an_item_that_plaid_calls_gone_gets_a_pass_that_finds_out(pool: asyncpg.Pool) -> None:
     await add(pool, "item")
 
-    await swept_by(pool, Answering(refused("INVALID_INPUT", "INVALID_ACCESS_TOKEN"))).turn()
+    await swept_by(pool, Answering(refused("INVALID_INPUT", "INVALID_ACCESS_TOKEN"))).round()
 
     assert await due(pool) == {"item"}
 
@@ -364,19 +364,19 @@ async def test_an_item_without_an_answer_waits_for_its_next_turn(pool: asyncpg.P
     await add(pool, "item")
     bank = Answering(error)
 
-    turn = await swept_by(pool, bank).turn()
+    turn = await swept_by(pool, bank).round()
     bank.answer = said(last_webhook_at=ago(600), last_webhook_code="SYNC_UPDATES_AVAILABLE")
     await pool.execute("UPDATE tartan.sync_state SET swept_at = now() - interval '301 s'")
-    next_turn = await swept_by(pool, bank).turn()
+    next_turn = await swept_by(pool, bank).round()
 
-    assert (turn, next_turn.marked) == (Turn(), 1)
+    assert (turn, next_turn.marked) == (Round(), 1)
 
 
 async def test_what_plaid_says_of_the_bank_is_kept_and_does_not_go_back(pool: asyncpg.Pool) -> None:
     await add(pool, "older", bank_updated_at="now() - interval '1 day'")
     await add(pool, "newer", bank_updated_at="now() + interval '1 day'")
 
-    await swept_by(pool, Answering(said(last_successful_update=ago(300)))).turn()
+    await swept_by(pool, Answering(said(last_successful_update=ago(300)))).round()
 
     rows = await pool.fetch(
         "SELECT item_id, bank_observed_at > now() - interval '30 s' AS seen, "

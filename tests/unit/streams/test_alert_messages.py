@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from runtime.incidents import incidents
 from runtime.incidents.incidents import Incident
-from streams.alerts.messages import NAMED_MAX, of_many, of_one
+from streams.alerts.messages import NAMED_MAX, message_of_many, message_of_one
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
 SLACK_CHARACTERS_MAX = 4000
@@ -32,7 +32,7 @@ def incident(kind: str = incidents.SYNC_FAILING, **fields: Any) -> Incident:
 
 @pytest.mark.parametrize("kind", list(incidents.KINDS))
 def test_every_kind_is_told_with_its_subject_detail_and_remedy(kind: str) -> None:
-    message = of_one(incident(kind, subject="what it is about"))
+    message = message_of_one(incident(kind, subject="what it is about"))
 
     words = incidents.KINDS[kind]
     assert message.text.splitlines() == [
@@ -48,14 +48,14 @@ def test_every_kind_is_told_with_its_subject_detail_and_remedy(kind: str) -> Non
     [(-1, "0 s"), (59, "59 s"), (60, "1 min"), (7_500, "2 h 5 min"), (90_000, "1 d 1 h"), (900_000, "10 d 10 h")],
 )
 def test_an_end_says_how_long_it_was_and_asks_for_nothing(seconds: float, words: str) -> None:
-    message = of_one(incident(closed_at=START + timedelta(seconds=seconds), alerted=True, count=7))
+    message = message_of_one(incident(closed_at=START + timedelta(seconds=seconds), alerted=True, count=7))
 
     assert message.text == (f"Tartan: over: An Item's sync keeps failing (Item item). It lasted {words}, seen 7 times.")
     assert not message.begins
 
 
 def test_a_kind_of_another_version_is_told_all_the_same() -> None:
-    message = of_one(incident("of_tomorrow"))
+    message = message_of_one(incident("of_tomorrow"))
 
     assert "item" in message.text
     assert message.body["kind"] == "of_tomorrow"
@@ -79,7 +79,7 @@ def test_any_flood_is_one_readable_message_that_counts_all(flood: list[tuple[str
         for number, (kind, subject, closed, told) in enumerate(flood)
     ]
 
-    message = of_many(many)
+    message = message_of_many(many)
 
     body = message.body
     assert body["count"] == sum(kind["count"] for kind in body["kinds"]) == len(many)
@@ -87,5 +87,5 @@ def test_any_flood_is_one_readable_message_that_counts_all(flood: list[tuple[str
     assert len(body["incidents"]) == min(NAMED_MAX, len(lasting or many))
     assert message.begins == bool(lasting)
     assert len(message.text) < SLACK_CHARACTERS_MAX
-    assert message.about == tuple(many)
+    assert message.incidents == tuple(many)
     assert all(incidents.describe(one.kind).remedy in message.text for one in lasting)

@@ -12,7 +12,7 @@ from schemas.log import changesets, gate
 from schemas.log.changesets import user_keys
 from schemas.log.records import Account, Cause, Removal, Transaction
 from streams.sync import changeset
-from streams.sync.changeset import Draft, Subject, Tip
+from streams.sync.changeset import Draft, RecordParameters, Subject, Tip
 from streams.sync.pages import Change
 from streams.sync.plaid_errors import ItemState
 
@@ -31,15 +31,15 @@ TIP = Tip(b"h" * 16, NOW, "c1", ACTIVE, None, "HISTORICAL_UPDATE_COMPLETE", PRIN
 
 def draft(cursor: str = "c2", **fields: object) -> Draft:
     given = {"fingerprints": PRINTS, "cursor": cursor, "history_status": "HISTORICAL_UPDATE_COMPLETE"} | fields
-    return Draft(gate.SYNC, given.pop("events", changeset.transactions(CHANGES)), **given)  # type: ignore[arg-type]
+    return Draft(gate.SYNC, given.pop("events", changeset.encode_transactions(CHANGES)), **given)  # type: ignore[arg-type]
 
 
-def composed(what: Draft, tip: Tip = TIP, *, nonce: bytes = b"n" * 12, at: datetime = NOW) -> changeset.Sealed:
-    return changeset.compose(what, SUBJECT, tip, KEYS, at=at, nonce=nonce)
+def composed(what: Draft, tip: Tip = TIP, *, nonce: bytes = b"n" * 12, at: datetime = NOW) -> changeset.SealedRecord:
+    return changeset.compose(what, RecordParameters(SUBJECT, tip, KEYS, at, lambda: nonce))
 
 
 def test_a_record_opens_to_what_was_said_and_follows_the_tip() -> None:
-    events = changeset.transactions(CHANGES) + changeset.balances({"a": ACCOUNT})
+    events = changeset.encode_transactions(CHANGES) + changeset.encode_balances({"a": ACCOUNT})
 
     sealed = composed(draft(events=events, state=ItemState(LOGIN_REQUIRED, "X")))
 
@@ -73,7 +73,7 @@ def test_a_record_without_cursor_or_state_leaves_them_as_they_were() -> None:
 
 def test_a_record_that_is_too_large_is_refused() -> None:
     with pytest.raises(Quarantine, match=r"item item takes \d+ bytes, a record at most 100"):
-        changeset.compose(draft(), SUBJECT, TIP, KEYS, at=NOW, nonce=b"n" * 12, bytes_max=100)
+        changeset.compose(draft(), RecordParameters(SUBJECT, TIP, KEYS, NOW, lambda: b"n" * 12, bytes_max=100))
 
 
 def test_a_fingerprint_is_keyed_and_does_not_move_with_the_time_of_the_banks_look() -> None:
@@ -89,7 +89,7 @@ def is_news(what: Draft, tip: Tip = TIP, *, now: datetime = NOW) -> bool:
 
 
 def test_nothing_new_is_not_worth_a_record() -> None:
-    balances = changeset.balances({"a": ACCOUNT})
+    balances = changeset.encode_balances({"a": ACCOUNT})
 
     assert not is_news(draft("c1", events=balances))
     assert not is_news(draft("c2", events=balances))
@@ -116,7 +116,7 @@ def test_changes_states_balances_and_the_end_of_the_history_are_news() -> None:
     assert is_news(draft())
     assert is_news(draft("c1", events=[], state=ItemState(LOGIN_REQUIRED, "X")))
     assert is_news(draft("c1", events=[], state=ItemState(ACTIVE, "NEW_ACCOUNTS_AVAILABLE")))
-    assert is_news(draft("c1", events=[], state=ItemState(ACTIVE, told=True)))
+    assert is_news(draft("c1", events=[], state=ItemState(ACTIVE, from_webhook=True)))
     assert is_news(draft("c1", events=[], fingerprints={"a": b"other"}))
     assert is_news(draft("c1", events=[], fingerprints={"b": b"new"}))
     assert is_news(draft("c1", events=[]), TIP._replace(history_status="INITIAL_UPDATE_COMPLETE"))

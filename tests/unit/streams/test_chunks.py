@@ -15,8 +15,8 @@ from schemas.log import changesets, gate
 from schemas.log.gate import ItemGate, Verdict
 from schemas.log.records import Cause, Head, Transaction
 from streams.sync import changeset, chunks
-from streams.sync.changeset import Draft, Events, Subject, Tip
-from streams.sync.chunks import Composed
+from streams.sync.changeset import Draft, Events, RecordParameters, Subject, Tip
+from streams.sync.chunks import ChunkedChangeset
 from streams.sync.pages import Change
 from tests.support.streams_memory import KEYS, PAGE, Memory, fetched
 
@@ -24,6 +24,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SUBJECT = Subject("item", 4711, Cause("webhook", 1, 2, 3, ["r1"]), fetch_started_at=NOW)
 TIP = Tip(b"h" * 16, NOW, "c1", ACTIVE, None, "HISTORICAL_UPDATE_COMPLETE", {})
 RECORD_BYTES = 2048
+PARAMETERS = RecordParameters(SUBJECT, TIP, KEYS, NOW, lambda: b"n" * 12)
 
 
 def row(number: int, words: int = 0) -> Transaction:
@@ -33,25 +34,20 @@ def row(number: int, words: int = 0) -> Transaction:
 
 
 def events(*rows: Transaction) -> Events:
-    return changeset.transactions([Change(TRANSACTION_ADDED, one) for one in rows])
+    return changeset.encode_transactions([Change(TRANSACTION_ADDED, one) for one in rows])
 
 
-def composed(said: Events, *, cursor: str = "c2", bytes_max: int = RECORD_BYTES, at: datetime = NOW) -> Composed:
+def composed(
+    said: Events, *, cursor: str = "c2", bytes_max: int = RECORD_BYTES, at: datetime = NOW
+) -> ChunkedChangeset:
     nonces = count(at.day)
-    return chunks.compose(
-        Draft(gate.SYNC, said, cursor=cursor),
-        SUBJECT,
-        TIP,
-        KEYS,
-        at=at,
-        nonce=lambda: next(nonces).to_bytes(12, "big"),
-        bytes_max=bytes_max,
-    )
+    parameters = RecordParameters(SUBJECT, TIP, KEYS, at, lambda: next(nonces).to_bytes(12, "big"), bytes_max)
+    return chunks.compose(Draft(gate.SYNC, said, cursor=cursor), parameters)
 
 
-def values(made: Composed) -> list[bytes]:
+def values(made: ChunkedChangeset) -> list[bytes]:
     """The records in the order in which they are appended."""
-    return [*(part.value for part in made.parts), made.sealed.value]
+    return [*(part.value for part in made.chunks), made.record.value]
 
 
 def read(records: list[bytes]) -> Events:
@@ -67,8 +63,8 @@ def test_what_fits_one_record_has_no_parts_and_the_id_that_it_always_had() -> No
 
     made = composed(said)
 
-    alone = changeset.compose(Draft(gate.SYNC, said, cursor="c2"), SUBJECT, TIP, KEYS, at=NOW, nonce=b"n" * 12)
-    assert (made.parts, made.sealed.id, made.sealed.tip) == ([], alone.id, alone.tip)
+    alone = changeset.compose(Draft(gate.SYNC, said, cursor="c2"), PARAMETERS)
+    assert (made.chunks, made.record.id, made.record.tip) == ([], alone.id, alone.tip)
 
 
 def test_what_does_not_fit_is_cut_in_order_and_the_last_record_names_the_parts() -> None:
@@ -77,9 +73,9 @@ def test_what_does_not_fit_is_cut_in_order_and_the_last_record_names_the_parts()
     made = composed(said)
 
     heads = [changesets.read(value).head for value in values(made)]
-    assert len(made.parts) > 5
+    assert len(made.chunks) > 5
     assert {(head.kind, head.type, head.parent) for head in heads[:-1]} == {(gate.PART, gate.PART, TIP.head)}
-    assert [head.id for head in heads[:-1]] == heads[-1].parts == [part.id for part in made.parts]
+    assert [head.id for head in heads[:-1]] == heads[-1].parts == [part.id for part in made.chunks]
     assert all(len(value) <= RECORD_BYTES for value in values(made))
     assert read(values(made)) == said
 
@@ -93,7 +89,7 @@ def test_parts_move_neither_cursor_nor_state_and_the_last_record_counts_them_all
     }
     assert sum(head.counts[TRANSACTION_ADDED] for head in halves) < 200
     assert (last.next_cursor, last.item_state) == ("c2", ACTIVE)
-    assert last.counts == made.sealed.counts == {TRANSACTION_ADDED: 200}
+    assert last.counts == made.record.counts == {TRANSACTION_ADDED: 200}
 
 
 def test_the_gate_takes_the_parts_of_the_record_that_it_accepts_and_no_others() -> None:
@@ -101,13 +97,13 @@ def test_the_gate_takes_the_parts_of_the_record_that_it_accepts_and_no_others() 
     left = composed(events(*(row(number, 60) for number in range(900, 1000))))
 
     state, verdicts = ItemGate(head=TIP.head, user=4711), []
-    for value in [left.parts[0].value, *values(made)]:
+    for value in [left.chunks[0].value, *values(made)]:
         head: Head = changesets.read(value).head
         verdicts.append(gate.decide(head, state, erased=False, known=False))
         state = gate.advance(head, state, verdicts[-1])
 
-    assert verdicts == [Verdict.CHUNK] * (1 + len(made.parts)) + [Verdict.ACCEPTED]
-    assert (state.head, state.parts) == (made.sealed.id, ())
+    assert verdicts == [Verdict.CHUNK] * (1 + len(made.chunks)) + [Verdict.ACCEPTED]
+    assert (state.head, state.parts) == (made.record.id, ())
 
 
 def test_the_same_update_has_the_same_ids_at_another_time_and_another_update_shares_its_parts() -> None:
@@ -115,8 +111,10 @@ def test_the_same_update_has_the_same_ids_at_another_time_and_another_update_sha
 
     first, again, further = composed(said), composed(said, at=NOW + timedelta(days=1)), composed(said, cursor="c3")
 
-    assert [part.id for part in again.parts] == [part.id for part in first.parts] == [part.id for part in further.parts]
-    assert again.sealed.id == first.sealed.id != further.sealed.id
+    assert (
+        [part.id for part in again.chunks] == [part.id for part in first.chunks] == [part.id for part in further.chunks]
+    )
+    assert again.record.id == first.record.id != further.record.id
     assert values(again) != values(first)
 
 
@@ -124,11 +122,11 @@ def test_a_records_id_covers_its_parts_and_their_order() -> None:
     said = events(row(1))
     made = composed(events(*(row(number, 60) for number in range(200))))
 
-    def named(*which: changeset.Part) -> bytes:
+    def named(*which: changeset.Chunk) -> bytes:
         draft = Draft(gate.SYNC, said, cursor="c2")
-        return changeset.compose(draft, SUBJECT, TIP, KEYS, at=NOW, nonce=b"n" * 12, parts=which).id
+        return changeset.compose(draft, PARAMETERS, which).id
 
-    one, two = made.parts[:2]
+    one, two = made.chunks[:2]
     assert len({named(), named(one), named(two), named(one, two), named(two, one)}) == 5
 
 
@@ -159,7 +157,7 @@ def test_any_cut_gives_a_reader_the_same_events_within_the_limit(sizes: list[int
 
     assert read(values(made)) == said
     assert max(map(len, values(made))) <= bytes_max
-    assert bool(made.parts) == (len(composed(said, bytes_max=2**20).sealed.value) > bytes_max)
+    assert bool(made.chunks) == (len(composed(said, bytes_max=2**20).record.value) > bytes_max)
 
 
 async def test_a_pass_appends_the_parts_first_and_waits_for_the_record_that_names_them() -> None:
@@ -222,4 +220,4 @@ async def test_a_link_whose_accounts_fill_more_than_a_record_has_parts_too() -> 
 def test_the_tip_after_parts_is_that_of_the_record_that_names_them() -> None:
     made = composed(events(*(row(number, 60) for number in range(200))))
 
-    assert made.sealed.tip == TIP._replace(head=made.sealed.id, at=NOW, cursor="c2")
+    assert made.record.tip == TIP._replace(head=made.record.id, at=NOW, cursor="c2")

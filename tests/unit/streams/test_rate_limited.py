@@ -13,7 +13,8 @@ from runtime.scheduler import quotas
 from runtime.scheduler.types import Claimed
 from schemas.errors import Retry
 from schemas.log.records import Cause
-from streams.limits.rate_limited import LeaseLost, Limited
+from streams.limits.rate_limited import RateLimitedBank
+from streams.ports import LeaseLost
 
 PAGE = SyncPage([], [], [], [], "cursor", False, "HISTORICAL_UPDATE_COMPLETE", "request")
 STATE = ItemAnswer("item", "ins_1", None, None, None, None, None, None, None, None, None, None, None)
@@ -105,9 +106,11 @@ def claimed(**fields: Any) -> Claimed:
     return Claimed(**{**given, **fields})
 
 
-def limited(plaid: Plaid, limits: Limits, *, is_live: Callable[[], bool] = lambda: True, **fields: Any) -> Limited:
+def limited(
+    plaid: Plaid, limits: Limits, *, is_live: Callable[[], bool] = lambda: True, **fields: Any
+) -> RateLimitedBank:
     """Plaid for a pass."""
-    return Limited(plaid, limits, claimed(**fields), is_live=is_live)
+    return RateLimitedBank(plaid, limits, claimed(**fields), is_live=is_live)
 
 
 def refused(error_type: str, error_code: str) -> PlaidRefused:
@@ -148,7 +151,7 @@ async def test_what_was_claimed_long_before_the_pass_began_is_paid_again() -> No
     limits = Limits()
 
     for seconds in (quotas.DELAY_S_MAX - 1, quotas.DELAY_S_MAX + 1):
-        bank = Limited(Plaid(), limits, claimed(), is_live=lambda: True, claimed_s_ago=seconds)
+        bank = RateLimitedBank(Plaid(), limits, claimed(), is_live=lambda: True, claimed_s_ago=seconds)
         await bank.sync_page("token", None)
 
     assert limits.taken == [(plaid_limits.SYNC, "item")]
@@ -157,7 +160,7 @@ async def test_what_was_claimed_long_before_the_pass_began_is_paid_again() -> No
 async def test_a_pass_that_nobody_paid_for_pays_for_its_first_page() -> None:
     limits = Limits()
 
-    await Limited(Plaid(), limits, claimed(), is_live=lambda: True, prepaid=False).sync_page("token", None)
+    await RateLimitedBank(Plaid(), limits, claimed(), is_live=lambda: True, prepaid=False).sync_page("token", None)
 
     assert limits.taken == [(plaid_limits.SYNC, "item")]
 

@@ -259,7 +259,7 @@ def test_the_share_that_needs_no_person_is_said_in_permille(share: float, permil
 def test_of_a_whole_history_everything_is_added_and_what_is_told_removed_stays_removed() -> None:
     pages = [PAGE._replace(added=[], modified=[transaction("t2")], removed=[Removal("t0", "a")])]
 
-    said = full_resync.events(covered(), fold(pages, fresh=True))
+    said = full_resync.encode(covered(), fold(pages, fresh=True))
 
     assert [kind for kind, _, _ in said] == [HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_REMOVED]
 
@@ -281,7 +281,7 @@ async def test_a_banks_outage_before_it_makes_no_hours_of_the_first_new_cursor()
 async def test_a_history_that_plaid_never_calls_complete_counts_after_hours_for_what_it_names() -> None:
     memory = Memory(answers=[LOST, PAGE._replace(status=None)])
 
-    result = await fetched(memory, head=known("a"), not_ready=backoff.HISTORY_ANSWERS_MAX)
+    result = await fetched(memory, head=known("a"), not_ready=backoff.NOT_READY_ANSWERS_MAX)
 
     assert result is not None
     assert (result.outcome, result.not_ready, lacked_account(memory, known("a"))) == ("appended", 0, False)
@@ -293,7 +293,7 @@ async def test_a_history_that_plaid_never_calls_complete_counts_after_hours_for_
 async def test_a_history_that_is_not_there_at_all_is_never_taken_for_an_empty_one() -> None:
     memory = Memory(answers=[LOST, SyncPage([], [], [], [], "", False, "NOT_READY", "r")])
 
-    result = await fetched(memory, not_ready=backoff.HISTORY_ANSWERS_MAX)
+    result = await fetched(memory, not_ready=backoff.NOT_READY_ANSWERS_MAX)
 
     assert result is not None
     assert (result.outcome, memory.heads) == ("not_ready", [])

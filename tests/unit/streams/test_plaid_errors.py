@@ -4,18 +4,17 @@ from datetime import UTC, datetime
 
 import pytest
 
-from runtime.plaid.models import ItemAnswer
+from runtime.plaid.models import ItemAnswer, parse_time
 from runtime.scheduler.types import KnownHint
 from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REFUSED, REVOKED
 from streams.sync.plaid_errors import (
+    REMOVED_CODES,
     STOPPING,
-    Action,
+    ErrorClass,
     ItemState,
-    action,
-    bank_updated_at,
-    is_removed,
+    classify,
     item_state,
-    refused_state,
+    stopped_state,
 )
 
 
@@ -36,39 +35,39 @@ def hint(code: str, offset: int = 0, **fields: str) -> KnownHint:
 @pytest.mark.parametrize(
     ("error_type", "error_code", "wanted"),
     [
-        ("TRANSACTIONS_ERROR", "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION", Action.RESTART),
-        ("API_ERROR", "INTERNAL_SERVER_ERROR", Action.SOON),
-        ("API_ERROR", "PLANNED_MAINTENANCE", Action.SOON),
-        ("RATE_LIMIT_EXCEEDED", "TRANSACTIONS_SYNC_LIMIT", Action.LIMITED),
-        ("INSTITUTION_ERROR", "INSTITUTION_RATE_LIMIT", Action.LIMITED),
-        ("INSTITUTION_ERROR", "INSTITUTION_DOWN", Action.HOURS),
-        ("INSTITUTION_ERROR", "INSTITUTION_NOT_RESPONDING", Action.HOURS),
-        ("INVALID_INPUT", "INVALID_API_KEYS", Action.HOURS),
-        ("ITEM_ERROR", "ITEM_LOGIN_REQUIRED", Action.USER),
-        ("ITEM_ERROR", "NO_ACCOUNTS", Action.USER),
-        ("ITEM_ERROR", "ITEM_NOT_FOUND", Action.GONE),
-        ("INVALID_INPUT", "INVALID_ACCESS_TOKEN", Action.GONE),
-        ("ITEM_ERROR", "USER_PERMISSION_REVOKED", Action.GONE),
-        ("INSTITUTION_ERROR", "INSTITUTION_NO_LONGER_SUPPORTED", Action.NEVER),
-        ("INVALID_REQUEST", "MISSING_FIELDS", Action.NEVER),
-        ("ITEM_ERROR", "PRODUCT_NOT_READY", Action.NOT_READY),
-        ("SOME_NEW_ERROR", "SOMETHING_OF_2030", Action.SOON),
+        ("TRANSACTIONS_ERROR", "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION", ErrorClass.MUTATION),
+        ("API_ERROR", "INTERNAL_SERVER_ERROR", ErrorClass.TRANSIENT),
+        ("API_ERROR", "PLANNED_MAINTENANCE", ErrorClass.TRANSIENT),
+        ("RATE_LIMIT_EXCEEDED", "TRANSACTIONS_SYNC_LIMIT", ErrorClass.RATE_LIMIT),
+        ("INSTITUTION_ERROR", "INSTITUTION_RATE_LIMIT", ErrorClass.RATE_LIMIT),
+        ("INSTITUTION_ERROR", "INSTITUTION_DOWN", ErrorClass.OUTAGE),
+        ("INSTITUTION_ERROR", "INSTITUTION_NOT_RESPONDING", ErrorClass.OUTAGE),
+        ("INVALID_INPUT", "INVALID_API_KEYS", ErrorClass.OUTAGE),
+        ("ITEM_ERROR", "ITEM_LOGIN_REQUIRED", ErrorClass.USER_ACTION),
+        ("ITEM_ERROR", "NO_ACCOUNTS", ErrorClass.USER_ACTION),
+        ("ITEM_ERROR", "ITEM_NOT_FOUND", ErrorClass.GONE),
+        ("INVALID_INPUT", "INVALID_ACCESS_TOKEN", ErrorClass.GONE),
+        ("ITEM_ERROR", "USER_PERMISSION_REVOKED", ErrorClass.GONE),
+        ("INSTITUTION_ERROR", "INSTITUTION_NO_LONGER_SUPPORTED", ErrorClass.REJECTED),
+        ("INVALID_REQUEST", "MISSING_FIELDS", ErrorClass.REJECTED),
+        ("ITEM_ERROR", "PRODUCT_NOT_READY", ErrorClass.NOT_READY),
+        ("SOME_NEW_ERROR", "SOMETHING_OF_2030", ErrorClass.TRANSIENT),
     ],
 )
-def test_each_code_asks_for_its_action(error_type: str, error_code: str, wanted: Action) -> None:
-    assert action(error_type, error_code) is wanted
+def test_each_code_has_its_error_class(error_type: str, error_code: str, wanted: ErrorClass) -> None:
+    assert classify(error_type, error_code) is wanted
 
 
 def test_a_field_that_plaid_refuses_is_the_cursor_only_where_one_was_sent() -> None:
-    assert action("INVALID_REQUEST", "INVALID_FIELD", with_cursor=True) is Action.CURSOR
-    assert action("INVALID_REQUEST", "INVALID_FIELD") is Action.NEVER
+    assert classify("INVALID_REQUEST", "INVALID_FIELD", with_cursor=True) is ErrorClass.CURSOR
+    assert classify("INVALID_REQUEST", "INVALID_FIELD") is ErrorClass.REJECTED
 
 
 def test_only_codes_that_name_the_item_say_that_it_is_removed() -> None:
-    assert is_removed("ITEM_NOT_FOUND")
-    assert is_removed("ITEM_CONCURRENTLY_DELETED")
-    assert not is_removed("INVALID_ACCESS_TOKEN")
-    assert not is_removed("USER_PERMISSION_REVOKED")
+    assert "ITEM_NOT_FOUND" in REMOVED_CODES
+    assert "ITEM_CONCURRENTLY_DELETED" in REMOVED_CODES
+    assert "INVALID_ACCESS_TOKEN" not in REMOVED_CODES
+    assert "USER_PERMISSION_REVOKED" not in REMOVED_CODES
 
 
 @pytest.mark.parametrize(
@@ -82,14 +81,14 @@ def test_only_codes_that_name_the_item_say_that_it_is_removed() -> None:
 )
 def test_what_plaid_says_now_is_the_state(code: str, wanted: str) -> None:
     assert state(code) == ItemState(wanted, code)
-    assert refused_state(action("", code), code, "why") == ItemState(wanted, code, "why")
+    assert stopped_state(classify("", code), code, "why") == ItemState(wanted, code, "why")
 
 
 def test_a_request_that_plaid_calls_wrong_is_a_state_too_whatever_its_code() -> None:
-    asked = action("INVALID_REQUEST", "SOMETHING_OF_2030")
+    asked = classify("INVALID_REQUEST", "SOMETHING_OF_2030")
 
     assert asked in STOPPING
-    assert refused_state(asked, "SOMETHING_OF_2030", None) == ItemState(REFUSED, "SOMETHING_OF_2030")
+    assert stopped_state(asked, "SOMETHING_OF_2030", None) == ItemState(REFUSED, "SOMETHING_OF_2030")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,7 @@ def test_a_request_that_plaid_calls_wrong_is_a_state_too_whatever_its_code() -> 
     ],
 )
 def test_when_the_bank_was_read_is_taken_where_it_is_a_time(text: str | None, wanted: datetime | None) -> None:
-    assert bank_updated_at(answer(last_successful_update=text)) == wanted
+    assert parse_time(text) == wanted
 
 
 def test_an_error_that_arrives_after_the_repair_stops_nothing() -> None:
@@ -128,8 +127,10 @@ def test_what_plaid_cannot_confirm_is_taken_from_the_hint_with_its_date() -> Non
         answer(consent_expiration_time="2032"), [hint("PENDING_EXPIRATION")], known_state=ACTIVE, known_code=None
     )
 
-    assert disconnect == ItemState(PENDING_DISCONNECT, "PENDING_DISCONNECT", "INSTITUTION_MIGRATION", "2030", told=True)
-    assert expiration == ItemState(PENDING_EXPIRATION, "PENDING_EXPIRATION", None, "2031", told=True)
+    assert disconnect == ItemState(
+        PENDING_DISCONNECT, "PENDING_DISCONNECT", "INSTITUTION_MIGRATION", "2030", from_webhook=True
+    )
+    assert expiration == ItemState(PENDING_EXPIRATION, "PENDING_EXPIRATION", None, "2031", from_webhook=True)
     assert undated.effective_at == "2032"
 
 
@@ -150,7 +151,7 @@ def test_a_question_that_no_webhook_led_to_takes_no_word_of_a_webhook_back() -> 
 
 
 def test_new_accounts_are_told_and_change_no_state() -> None:
-    assert state(None, hint("NEW_ACCOUNTS_AVAILABLE")) == ItemState(ACTIVE, "NEW_ACCOUNTS_AVAILABLE", told=True)
+    assert state(None, hint("NEW_ACCOUNTS_AVAILABLE")) == ItemState(ACTIVE, "NEW_ACCOUNTS_AVAILABLE", from_webhook=True)
     assert state(None, hint("NEW_ACCOUNTS_AVAILABLE"), known=PENDING_DISCONNECT).state == PENDING_DISCONNECT
 
 

@@ -112,7 +112,7 @@ class Full:
 
 
 async def test_what_the_sync_can_do_without_does_not_hold_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(item_client, "BESIDE_S_MAX", 0.01)
+    monkeypatch.setattr(item_client, "OPTIONAL_S_MAX", 0.01)
     memory = Memory()
 
     result = await asyncio.wait_for(fetched(memory, world={"limits": Full()}, **REFRESH), 5)

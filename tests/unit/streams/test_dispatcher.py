@@ -252,7 +252,7 @@ def serve(turns: FairQueue, backlogs: dict[tuple[int, str], int], times: int) ->
     """Claim one Item after the other from queues by lane and tenant, as the statement does for lanes that waited."""
     served = []
     for number in range(times):
-        standing = turns.standing()
+        standing = turns.state()
         ahead = {
             (lane, tenant): turn
             for tenant, lane, turn in zip(standing.tenants, standing.lanes, standing.ahead, strict=True)
@@ -260,7 +260,7 @@ def serve(turns: FairQueue, backlogs: dict[tuple[int, str], int], times: int) ->
         waiting = [flow for flow, items in backlogs.items() if items]
         lane, tenant = min(waiting, key=lambda flow: (standing.lanes_ahead[flow[0]], flow[0], ahead.get(flow, 0.0)))
         backlogs[lane, tenant] -= 1
-        turns.served([claimed(number, tenant=tenant, lane=lane)])
+        turns.advance([claimed(number, tenant=tenant, lane=lane)])
         served.append((lane, tenant))
     return served
 
@@ -308,8 +308,8 @@ def test_lanes_that_wait_get_their_shares_and_none_is_starved() -> None:
 def test_nothing_is_kept_of_tenants_that_were_not_served_lately() -> None:
     turns = FairQueue({})
     for number in range(1_000):
-        turns.served([claimed(number, tenant=f"tenant-{number}")])
+        turns.advance([claimed(number, tenant=f"tenant-{number}")])
     for number in range(3):
-        turns.served([claimed(number, tenant="last")])
+        turns.advance([claimed(number, tenant="last")])
 
-    assert turns.standing().tenants == ["last"]
+    assert turns.state().tenants == ["last"]

@@ -15,7 +15,7 @@ from runtime.scheduler.types import Hint, Mark
 from schemas.encoding import codec
 from schemas.log.records import Webhook
 from streams.mark_due import MarkDue
-from streams.webhooks.rules import REACTIONS, Seen, gather, identified, react
+from streams.webhooks.rules import REACTIONS, Reaction, collect, identify, react
 
 TEXTS = st.text(st.characters(codec=None, categories=None), max_size=20)
 """Any text that JSON can name, NUL and lone surrogates included."""
@@ -50,7 +50,7 @@ def body(kind: str, code: str, **fields: Any) -> dict[str, Any]:
     return {"webhook_type": kind, "webhook_code": code, "item_id": "item"} | fields
 
 
-def seen(kind: str, code: str, **fields: Any) -> Seen:
+def seen(kind: str, code: str, **fields: Any) -> Reaction:
     return react(webhook(body(kind, code, **fields)), partition=2, offset=7)
 
 
@@ -58,7 +58,7 @@ def test_news_of_transactions_mark_the_item_with_their_place_in_the_log() -> Non
     asked = seen("TRANSACTIONS", "SYNC_UPDATES_AVAILABLE", initial_update_complete=True)
 
     assert asked.mark is not None
-    assert (asked.reaction, asked.mark.item_id, asked.hint) == ("marked", "item", None)
+    assert (asked.kind, asked.mark.item_id, asked.hint) == ("marked", "item", None)
     assert (asked.mark.cause.webhook_partition, asked.mark.cause.webhook_offset) == (2, 7)
     assert asked.mark.cause.webhook_received_at == 1_700_000_000_000_000
     assert asked.mark.received_at.isoformat() == "2023-11-14T22:13:20+00:00"
@@ -129,7 +129,7 @@ def test_a_hint_keeps_a_few_fields_and_no_others() -> None:
     ],
 )
 def test_whatever_else_comes_does_nothing_and_is_counted(content: Any, reaction: str) -> None:
-    assert react(webhook(content), partition=0, offset=0) == Seen(reaction)
+    assert react(webhook(content), partition=0, offset=0) == Reaction(reaction)
 
 
 def test_a_stale_webhook_marks_and_its_word_about_a_state_is_not_taken() -> None:
@@ -146,9 +146,9 @@ def test_a_hint_keeps_nothing_that_postgres_refuses() -> None:
     assert asked.hint.fields == {"account_id": "a", "error_code_reason": "r"}
 
 
-def assert_can_be_kept(asked: Seen) -> None:
+def assert_can_be_kept(asked: Reaction) -> None:
     """The reaction is counted, and Postgres holds whatever text is left."""
-    assert asked.reaction in REACTIONS
+    assert asked.kind in REACTIONS
     texts = [asked.mark.item_id] if asked.mark else []
     texts += [asked.hint.item_id, *asked.hint.fields.values()] if asked.hint else []
     assert all("\0" not in text and text.encode() for text in texts if text)
@@ -186,7 +186,7 @@ def test_a_header_nested_without_end_is_a_key_by_itself() -> None:
 
 
 def test_a_time_that_no_calendar_has_is_unreadable() -> None:
-    assert react(Webhook(2**62, b"{}", b"", "", "{}"), partition=0, offset=0) == Seen("unreadable")
+    assert react(Webhook(2**62, b"{}", b"", "", "{}"), partition=0, offset=0) == Reaction("unreadable")
 
 
 class Marking:
@@ -221,14 +221,14 @@ async def test_bytes_that_are_no_webhook_hold_up_none_behind_them(raw: bytes) ->
         yield marking
 
     agent = MarkDue(None, begin, on_commit=lambda: None)  # type: ignore[arg-type]
-    await agent.deal_with([Received(0, at, None, value, {}, 0) for at, value in enumerate([raw, GENUINE])])
+    await agent.process([Received(0, at, None, value, {}, 0) for at, value in enumerate([raw, GENUINE])])
 
     assert "item" in marking.marks
     assert marking.position == 2
 
 
 def key(one: Webhook) -> bytes:
-    return identified(one, partition=0, offset=0).key
+    return identify(one, partition=0, offset=0).key
 
 
 def test_the_key_of_a_repeat_is_that_of_the_signature() -> None:
@@ -246,7 +246,7 @@ def test_a_jwt_that_cannot_be_read_is_a_key_by_itself(jwt: str) -> None:
 
     assert len(key(broken)) == 32
     assert key(broken) != key(webhook())
-    assert not identified(broken, partition=0, offset=0).prompt
+    assert not identify(broken, partition=0, offset=0).prompt
 
 
 def test_webhooks_read_together_make_one_mark_an_item_and_no_repeat_counts() -> None:
@@ -257,12 +257,12 @@ def test_webhooks_read_together_make_one_mark_an_item_and_no_repeat_counts() -> 
         body("TRANSACTIONS", "SYNC_UPDATES_AVAILABLE", item_id="other"),
     ]
     fresh = [
-        identified(webhook(content, iat=number), partition=0, offset=number) for number, content in enumerate(contents)
+        identify(webhook(content, iat=number), partition=0, offset=number) for number, content in enumerate(contents)
     ]
-    known = identified(webhook(contents[0], iat=8), partition=0, offset=8)
-    twice = identified(webhook(contents[0], iat=0), partition=0, offset=9)
+    known = identify(webhook(contents[0], iat=8), partition=0, offset=8)
+    twice = identify(webhook(contents[0], iat=0), partition=0, offset=9)
 
-    batch = gather([*fresh, known, twice], {one.key for one in fresh})
+    batch = collect([*fresh, known, twice], {one.key for one in fresh})
 
     assert [mark.item_id for mark in batch.marks] == ["item", "other"]
     mark = batch.marks[0]
@@ -274,9 +274,9 @@ def test_webhooks_read_together_make_one_mark_an_item_and_no_repeat_counts() -> 
 
 def test_two_genuine_webhooks_of_one_second_both_count() -> None:
     signed = webhook(body("TRANSACTIONS", "SYNC_UPDATES_AVAILABLE"), iat=1_699_999_999)
-    one = identified(signed, partition=0, offset=4)
+    one = identify(signed, partition=0, offset=4)
 
-    batch = gather([one], fresh=set())
+    batch = collect([one], new_keys=set())
 
     assert one.prompt
     assert [mark.cause.webhook_offset for mark in batch.marks] == [4]
