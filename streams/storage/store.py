@@ -8,7 +8,7 @@ import asyncpg
 from runtime import plaid_limits
 from runtime.incidents import dead_letters, incidents
 from runtime.incidents.dead_letters import NewDeadLetter
-from runtime.scheduler import leases
+from runtime.scheduler import leases, run_incidents
 from runtime.scheduler.leases import QUARANTINED_BY
 from runtime.scheduler.types import Claimed, Claims, Released
 from runtime.settings import Settings
@@ -72,7 +72,7 @@ class PostgresStore:
             async with connection.transaction():
                 is_released = await leases.release(connection, claimed, result)
                 if is_released:
-                    await incidents.record_sync_run(connection, claimed, result)
+                    await run_incidents.record(connection, claimed, result)
             return is_released
 
     async def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
