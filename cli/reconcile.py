@@ -63,7 +63,7 @@ async def _checked(
     connection: asyncpg.Connection, keys: list[reconciliations.Key], *, alert_after_s: float
 ) -> list[dict[str, Any]]:
     results = await job.check(connection, keys, alert_after_s=alert_after_s)
-    return [job.told(result) for result in results]
+    return [result.to_json() for result in results]
 
 
 def _add(sums: dict[str, Any], one: dict[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from projections.rebuild.differences import (
 )
 from projections.rebuild.versions import positions
 from projections.store import tables
-from projections.verify.digests import OF_NO_REPLAY
+from projections.verify.digests import NOT_REPLAYED
 from schemas.errors import Halt
 
 SUBJECTS_MAX = 10_000
@@ -205,7 +205,7 @@ async def _columns(side: Side) -> dict[str, list[str]]:
     """The columns of each table that any replay gives again, as the database has them."""
     found: dict[str, list[str]] = {}
     for row in await side.connection.fetch(_COLUMNS, side.schema):
-        if (row["table_name"], row["column_name"]) not in OF_NO_REPLAY and row["table_name"] in SUBJECTS:
+        if (row["table_name"], row["column_name"]) not in NOT_REPLAYED and row["table_name"] in SUBJECTS:
             found.setdefault(row["table_name"], []).append(row["column_name"])
     return found
 

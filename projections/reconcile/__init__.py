@@ -1,1 +1,1 @@
-"""TODO projections/reconcile."""
+"""Reconciliation: compare each account's ledger with its bank, diagnose gaps and start repairs."""

@@ -1,12 +1,13 @@
-"""Names the cause of a gap between an account's ledger and its bank. Pure.
+"""Diagnosis: find the cause of a gap between an account's ledger and its bank. Pure.
 
-What explains a gap to the last unit goes before what only makes it likely, and of two explanations the simpler one:
-all pending rows before one of them, one before several. A set of rows that happens to add up explains nothing where
-there are many sets, so only so many are tried that chance finds one in a hundred gaps at most.
+An exact explanation goes before one that only makes the gap likely, and of two explanations the simpler one: all
+pending rows before one of them, one before several. Where many sets of rows exist, one of them equals the gap by
+chance; so the number of sets is limited until chance explains at most one gap in a hundred.
 """
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, localcontext
 from typing import Any, NamedTuple
@@ -32,19 +33,27 @@ from projections.reconcile.tie_out import (
     Line,
     Verdict,
 )
+from schemas.times import SECOND_US
 
-NEW_US = 7 * 86_400 * 1_000_000
-"""So long a bank may take to count in its balance what it has told already: a weekend with holidays around it."""
+NEW_US = 7 * 86_400 * SECOND_US
+"""Longest delay of a bank's balance behind its rows: a weekend with holidays around it."""
 CHANCE_SHARE = 0.01
-"""Sets of rows tried, as a share of the different sums that they can have: so often a gap is explained by chance."""
+"""Sets of rows tried, as a share of the different sums that they can have: the rate of explanations by chance."""
 SET_MAX = 4
 """Rows of a set that is tried: no bank lags with five rows and is ahead with others."""
 SETS_MAX = 20_000
 """Sets tried at most, whatever chance allows: some 10 ms."""
 ROWS_NAMED_MAX = 20
-"""Own ids in the evidence: enough to look at, and a bound for a row that operators read."""
+"""Own ids in the evidence: enough to check, and a bound for a row that operators read."""
 
 Evidence = Mapping[str, Any]
+
+
+class _Effect(NamedTuple):
+    """Effect of a row on the gap, where the balance has it and the ledger does not, or the reverse."""
+
+    line: Line
+    amount: Decimal
 
 
 class _Case(NamedTuple):
@@ -54,35 +63,46 @@ class _Case(NamedTuple):
     details: Details
     verdict: Verdict
 
-    @property
-    def gap(self) -> Decimal:
-        return self.verdict.gap
-
     def explains(self, amount: Decimal) -> bool:
-        """Whether an amount is the gap, and none by itself."""
-        return abs(amount) > TOLERANCE and abs(self.gap - amount) <= TOLERANCE
+        """Return True where an amount equals the gap and is not zero itself."""
+        return abs(amount) > TOLERANCE and abs(self.verdict.gap - amount) <= TOLERANCE
 
     @property
     def since(self) -> int:
-        """First offset that the account has not tied out with. Its opening is a point at which it did."""
+        """Return the first offset with which the account has not tied out; it did at its opening."""
         return max(self.facts.tied_at or 0, (self.facts.opened or 0) + 1)
 
+    def has_currency(self, line: Line) -> bool:
+        return line.currency == self.verdict.currency
 
-class _Effect(NamedTuple):
-    """What a row makes of the gap, where the balance holds it and the ledger does not, or the other way round."""
+    def is_new(self, line: Line) -> bool:
+        return line.last_changeset >= self.since and self.details.now - line.known_at <= NEW_US
 
-    line: Line
-    amount: Decimal
+    def new_lines(self) -> list[Line]:
+        """Return rows of the currency that changed lately, and since the account last tied out."""
+        return [line for line in self.details.lines if self.has_currency(line) and self.is_new(line)]
+
+    def effects(self) -> list[_Effect]:
+        """Return the effect of each row, should the balance count it already (pending) or not yet (posted, removed)."""
+        effects: list[_Effect] = []
+        for line in self.details.lines:
+            if line.in_review or not self.has_currency(line):
+                continue
+            if line.pending and not line.removed:
+                effects.append(_Effect(line, -line.amount))
+            elif not line.pending and self.is_new(line):
+                effects.append(_Effect(line, -line.amount if line.removed else line.amount))
+        return effects
 
 
-def named(facts: Facts, details: Details, verdict: Verdict) -> Verdict:
-    """Name the cause of a gap with the bank. Any other verdict is given back as it is."""
+def diagnose(facts: Facts, details: Details, verdict: Verdict) -> Verdict:
+    """Return the verdict with the cause of a gap to the bank; any other verdict is returned unchanged."""
     if verdict.state != GAP or verdict.why is not None:
         return verdict
     case = _Case(facts, details, verdict)
     with localcontext(EXACT):
-        for name, look in _ORDER:
-            evidence = look(case)
+        for name, find_evidence in _CAUSES:
+            evidence = find_evidence(case)
             if evidence is not None:
                 state = NOT_COMPARABLE if name == IN_REVIEW else GAP
                 return verdict._replace(state=state, why=name, evidence=evidence)
@@ -97,80 +117,70 @@ def _other_currency(case: _Case) -> Evidence | None:
 
 
 def _stale(case: _Case) -> Evidence | None:
-    """The balance is that of an earlier moment: the ledger had it then, and rows came since."""
-    bank, report, then = case.verdict.bank, case.verdict.report, case.details.posted_then
+    """Find a balance of an earlier moment: the ledger had it then, and rows came since."""
+    bank, report, ledger_then = case.verdict.bank, case.verdict.report, case.details.posted_then
     assert bank is not None
     assert report is not None
-    if then is not None and abs(bank - then) <= TOLERANCE:
-        return {"balance_changeset": report.changeset, "ledger_then": str(then)}
+    if ledger_then is not None and abs(bank - ledger_then) <= TOLERANCE:
+        return {"balance_changeset": report.changeset, "ledger_then": str(ledger_then)}
     if report.updated_on is None:
         return None
-    later = [line for line in _new_lines(case) if line.counts and line.date > report.updated_on]
+    later = [line for line in case.new_lines() if line.counts and line.date > report.updated_on]
     if not case.explains(_total(later)):
         return None
     return {"balance_date": report.updated_on.isoformat(), **_rows(later)}
 
 
 def _sign_of_balance(case: _Case) -> Evidence | None:
-    bank, ledger = case.verdict.bank, case.verdict.ledger
-    assert bank is not None
-    assert ledger is not None
-    if abs(bank + ledger) > TOLERANCE:
-        return None
-    return {"of": "balance"}
+    assert case.verdict.bank is not None
+    assert case.verdict.ledger is not None
+    return {"of": "balance"} if abs(case.verdict.bank + case.verdict.ledger) <= TOLERANCE else None
 
 
 def _all_pending(case: _Case) -> Evidence | None:
-    """All pending rows are in the balance, or were when the account was opened; or none of the new rows is."""
-    effects = _effects(case)
+    """Find all pending rows in the balance, now or when the account was opened; or none of the new rows in it."""
+    effects = case.effects()
     ahead = [effect for effect in effects if effect.line.pending and effect.line.counts]
     behind = [effect for effect in effects if not effect.line.pending or effect.line.removed]
-    for what, some in (("held", ahead), ("not_held", behind), ("both", effects)):
-        if case.explains(_sum(some)):
-            return {"balance": what, **_rows(effect.line for effect in some)}
+    for balance, explaining in (("held", ahead), ("not_held", behind), ("both", effects)):
+        if case.explains(_total(explaining)):
+            return {"balance": balance, **_rows(effect.line for effect in explaining)}
     assert case.verdict.currency is not None
-    layer = case.facts.ledger.get(case.verdict.currency, Layers()).pending
-    since_opening = layer - case.details.pending_at_opening
-    if case.explains(since_opening):
+    layers = case.facts.ledger.get(case.verdict.currency, Layers())
+    if case.explains(layers.pending - case.details.pending_at_opening):
         return {"balance": "held_since_opening", "pending_at_opening": str(case.details.pending_at_opening)}
     return None
 
 
 def _doubled(case: _Case) -> Evidence | None:
-    """Rows that are there twice, here or under the other Item, are counted twice, or not at all."""
-    if not case.details.twins:
+    """Find rows that exist twice, here or under the other Item, and are counted twice, or not at all."""
+    if not case.details.duplicates:
         return None
-    theirs = frozenset().union(*(twin.rows for twin in case.details.twins))
-    ours: dict[tuple[object, Decimal], int] = {}
-    for line in case.details.lines:
-        key = (line.date, line.amount)
-        ours[key] = ours.get(key, 0) + 1
-    both = [line for line in _new_lines(case) if (line.date, line.amount) in theirs or ours[line.date, line.amount] > 1]
-    once = {(line.date, line.amount): line for line in both}.values()
-    for some in (both, list(once)):
-        if case.explains(_total(some)) or case.explains(-_total(some)):
-            return {**_twins(case), **_rows(some)}
-    for line in once:
-        if case.explains(line.amount) or case.explains(-line.amount):
-            return {**_twins(case), **_rows([line])}
+    theirs = frozenset().union(*(duplicate.rows for duplicate in case.details.duplicates))
+    ours = Counter((line.date, line.amount) for line in case.details.lines)
+    doubled = [
+        line for line in case.new_lines() if (line.date, line.amount) in theirs or ours[line.date, line.amount] > 1
+    ]
+    once = list({(line.date, line.amount): line for line in doubled}.values())
+    for lines in (doubled, once, *([line] for line in once)):
+        if case.explains(_total(lines)) or case.explains(-_total(lines)):
+            return {**_items(case), **_rows(lines)}
     return None
 
 
 def _one_pending(case: _Case) -> Evidence | None:
-    for effect in _effects(case):
+    for effect in case.effects():
         if case.explains(effect.amount):
             return {"balance": "held" if effect.line.pending else "not_held", **_rows([effect.line])}
     return None
 
 
 def _in_review(case: _Case) -> Evidence | None:
-    """Rows that a review holds are the bank's, and not yet the ledger's."""
-    held = [line for line in case.details.lines if line.held and _is_of(line, case) and not line.pending]
-    if case.explains(-_total(held)):
-        return _rows(held)
-    for line in held:
-        if case.explains(-line.amount):
-            return _rows([line])
+    """Find rows that the bank counts, and the ledger not before their review."""
+    waiting = [line for line in case.details.lines if line.in_review and case.has_currency(line) and not line.pending]
+    for lines in (waiting, *([line] for line in waiting)):
+        if case.explains(-_total(lines)):
+            return _rows(lines)
     return None
 
 
@@ -186,44 +196,45 @@ def _incomplete(case: _Case) -> Evidence | None:
 
 
 def _sign_of_row(case: _Case) -> Evidence | None:
-    """The bank counts a row the other way round: the gap is twice the row."""
-    for line in _new_lines(case):
+    """Find a row that the bank counts with the opposite sign: the gap is twice the row."""
+    for line in case.new_lines():
         if line.counts and not line.pending and case.explains(2 * line.amount):
             return {"of": "row", **_rows([line])}
     return None
 
 
 def _foreign_rows(case: _Case) -> Evidence | None:
-    foreign = [
-        line
-        for line in case.details.lines
-        if line.counts and not _is_of(line, case) and line.last_changeset >= case.since
-    ]
-    if not foreign:
-        return None
-    return {"currencies": sorted({line.currency for line in foreign}), **_rows(foreign)}
+    lines = [line for line in case.details.lines if line.counts and line.last_changeset >= case.since]
+    foreign = [line for line in lines if not case.has_currency(line)]
+    return {"currencies": sorted({line.currency for line in foreign}), **_rows(foreign)} if foreign else None
 
 
 def _some_pending(case: _Case) -> Evidence | None:
-    """Some of the rows explain the gap together, of so few that this is no chance."""
-    effects = _effects(case)
-    found = _adding_up(case, effects)
-    return None if found is None else {"balance": "some", **_rows(effect.line for effect in found)}
+    """Find the smallest set of rows that equals the gap, among so few sets that this is no chance."""
+    effects = case.effects()
+    bound = min(SETS_MAX, _different_sums(effects) * CHANCE_SHARE)
+    tried = 0
+    for size in range(2, min(SET_MAX, len(effects) - 1) + 1):
+        tried += math.comb(len(effects), size)
+        if tried > bound:
+            return None
+        for explaining in itertools.combinations(effects, size):
+            if case.explains(_total(explaining)):
+                return {"balance": "some", **_rows(effect.line for effect in explaining)}
+    return None
 
 
 def _has_duplicate(case: _Case) -> Evidence | None:
-    """Another Item has the same account, and the rules do not know which of both goes on."""
-    return None if all(twin.linked for twin in case.details.twins) else _twins(case)
+    """Find another Item with the same account, where account matching has not linked the two."""
+    return None if all(duplicate.linked for duplicate in case.details.duplicates) else _items(case)
 
 
 def _moved_without_row(case: _Case) -> Evidence | None:
-    """It tied out before, at its opening at the latest, and nothing else explains what the balance did since."""
-    if case.facts.opened is None:
-        return None
-    return {"tied_out_before": case.since}
+    """Find an account that tied out before (at its opening at the latest), where nothing else explains the change."""
+    return None if case.facts.opened is None else {"tied_out_before": case.since}
 
 
-_ORDER: Sequence[tuple[str, Callable[[_Case], Evidence | None]]] = (
+_CAUSES: Sequence[tuple[str, Callable[[_Case], Evidence | None]]] = (
     (CURRENCY, _other_currency),
     (STALE_BALANCE, _stale),
     (SIGN, _sign_of_balance),
@@ -238,51 +249,11 @@ _ORDER: Sequence[tuple[str, Callable[[_Case], Evidence | None]]] = (
     (DUPLICATE_ITEM, _has_duplicate),
     (MISSING_ROWS, _moved_without_row),
 )
-"""The first one that finds evidence names the cause."""
-
-
-def _is_of(line: Line, case: _Case) -> bool:
-    return line.currency == case.verdict.currency
-
-
-def _new_lines(case: _Case) -> list[Line]:
-    """Rows of the currency that were changed lately, and since the account last tied out."""
-    return [line for line in case.details.lines if _is_of(line, case) and _is_new(line, case)]
-
-
-def _is_new(line: Line, case: _Case) -> bool:
-    return line.last_changeset >= case.since and case.details.now - line.known_at <= NEW_US
-
-
-def _effects(case: _Case) -> list[_Effect]:
-    """What each row adds to the gap, should the balance count it already (pending) or not yet (posted, removed)."""
-    effects: list[_Effect] = []
-    for line in case.details.lines:
-        if line.held or not _is_of(line, case):
-            continue
-        if line.pending and not line.removed:
-            effects.append(_Effect(line, -line.amount))
-        elif not line.pending and _is_new(line, case):
-            effects.append(_Effect(line, -line.amount if line.removed else line.amount))
-    return effects
-
-
-def _adding_up(case: _Case, effects: Sequence[_Effect]) -> Sequence[_Effect] | None:
-    """The smallest set of rows that explains the gap, of all sets that chance allows to try."""
-    bound = min(SETS_MAX, _different_sums(effects) * CHANCE_SHARE)
-    tried = 0
-    for size in range(2, min(SET_MAX, len(effects) - 1) + 1):
-        tried += math.comb(len(effects), size)
-        if tried > bound:
-            return None
-        for some in itertools.combinations(effects, size):
-            if case.explains(_sum(some)):
-                return some
-    return None
+"""In this order; the first one with evidence is the cause."""
 
 
 def _different_sums(effects: Sequence[_Effect]) -> int:
-    """How many different sums sets of these amounts can have: their range in steps of their common measure."""
+    """Return the number of different sums that sets of these amounts can have: their range in steps of their gcd."""
     if not effects:
         return 0
     exponent = max(-int(effect.amount.as_tuple().exponent) for effect in effects)
@@ -291,12 +262,8 @@ def _different_sums(effects: Sequence[_Effect]) -> int:
     return sum(amounts) // step if step else 0
 
 
-def _sum(effects: Iterable[_Effect]) -> Decimal:
-    return sum((effect.amount for effect in effects), Decimal(0))
-
-
-def _total(lines: Iterable[Line]) -> Decimal:
-    return sum((line.amount for line in lines), Decimal(0))
+def _total(rows: Iterable[Line | _Effect]) -> Decimal:
+    return sum((row.amount for row in rows), Decimal(0))
 
 
 def _rows(lines: Iterable[Line]) -> dict[str, Any]:
@@ -304,5 +271,5 @@ def _rows(lines: Iterable[Line]) -> dict[str, Any]:
     return {"rows": len(own_ids), "own_ids": own_ids[:ROWS_NAMED_MAX]}
 
 
-def _twins(case: _Case) -> dict[str, Any]:
-    return {"items": sorted({twin.item_id for twin in case.details.twins})}
+def _items(case: _Case) -> dict[str, Any]:
+    return {"items": sorted({duplicate.item_id for duplicate in case.details.duplicates})}

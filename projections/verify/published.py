@@ -1,4 +1,4 @@
-"""A public topic against the net events of the fold: what a reader keeps of it, and what is wrong with that. Core."""
+"""Comparison of a public topic's records with the net events of the fold. Pure."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,60 +12,65 @@ from schemas.topics import HEADER_POSITION
 WIRE_BYTES = 5
 """Confluent's wire format: magic 0 and the schema's id in 4 bytes, which may be a registry's own."""
 
-Position = tuple[int, int]
+EventPosition = tuple[int, int]
 """Source offset, and index within its changeset."""
 
+BEGINNING: EventPosition = (0, 0)
 
-BEGINNING: Position = (0, 0)
 
-
-def position(record: Received) -> Position | None:
-    """A record's position; None where it has none."""
-    offset, dot, index = record.headers.get(HEADER_POSITION, b"").partition(b".")
+def position_of(headers: Mapping[str, bytes]) -> EventPosition | None:
+    """Return the event position in a record's headers; None where there is none."""
+    offset, dot, index = headers.get(HEADER_POSITION, b"").partition(b".")
     return (int(offset), int(index)) if dot and offset.isdigit() and index.isdigit() else None
 
 
-def same(record: Received, wanted: Outgoing) -> bool:
-    """Whether a record is the one wanted, whatever number its schema has in a registry."""
-    assert wanted.value is not None, "an event has a body"
+def is_event(record: Received, event: Outgoing) -> bool:
+    """Return True where a record is an event of the fold, whatever id its schema has in a registry."""
+    assert event.value is not None, "an event has a body"
     return (
-        record.key == wanted.key
-        and record.headers == dict(wanted.headers)
-        and record.value[:1] == wanted.value[:1]
-        and record.value[WIRE_BYTES:] == wanted.value[WIRE_BYTES:]
+        record.key == event.key
+        and record.headers == dict(event.headers)
+        and record.value[:1] == event.value[:1]
+        and record.value[WIRE_BYTES:] == event.value[WIRE_BYTES:]
     )
 
 
-def compared(
-    found: Sequence[Received], fold: Sequence[Outgoing], *, begins: Position = BEGINNING, is_acknowledged: bool = True
+def difference(
+    records: Sequence[Received],
+    events: Sequence[Outgoing],
+    *,
+    begins: EventPosition = BEGINNING,
+    is_acknowledged: bool = True,
 ) -> str | None:
-    """Say how what a reader keeps of one changeset is not what the fold says; None where it is.
+    """Return the first difference between the records and the events of one changeset; None where they are equal.
 
-    `begins`: what lies below was deleted by the topic's retention. Not acknowledged, the last ones may be missing.
+    Args:
+        records: of the topic, without those that a reader drops.
+        events: of the fold.
+        begins: events below this position were deleted by the topic's retention.
+        is_acknowledged: if not, the last events may be missing.
     """
-    wanted = [one for one in fold if _position_of(one) >= begins]
-    for record, one in zip(found, wanted, strict=False):
-        if not same(record, one):
-            return f"{_place(record)} is not event {_text(one)} of the fold"
-    if len(found) > len(wanted):
-        return f"{_place(found[len(wanted)])} is no event of the fold"
-    if len(found) < len(wanted) and is_acknowledged:
-        return f"event {_text(wanted[len(found)])} is missing"
+    expected = [(_expected_position(event), event) for event in events]
+    expected = [(position, event) for position, event in expected if position >= begins]
+    for record, (position, event) in zip(records, expected, strict=False):
+        if not is_event(record, event):
+            return f"record {record.partition}.{record.offset} is not event {position[0]}.{position[1]} of the fold"
+    if len(records) > len(expected):
+        record = records[len(expected)]
+        return f"record {record.partition}.{record.offset} is no event of the fold"
+    if len(records) < len(expected) and is_acknowledged:
+        position = expected[len(records)][0]
+        return f"event {position[0]}.{position[1]} is missing"
     return None
 
 
-def is_repeat(record: Received, fold: Iterable[Outgoing]) -> bool:
-    """Whether a record that readers drop is one that the fold has published at this position."""
-    return any(same(record, one) for one in fold)
+def equals_digest(records: Iterable[Received], digest: bytes, schemas: Mapping[int, int]) -> bool | None:
+    """Compare the records of one changeset, of all topics, with the digest of its block of events.
 
-
-def equals_digest(found: Iterable[Received], digest: bytes, schemas: Mapping[int, int]) -> bool | None:
-    """Whether the records of one changeset, of all topics, are the block of which only the digest is kept.
-
-    `schemas`: ids on the wire to catalogue numbers; None where a record has an id that is not among them.
+    `schemas`: ids on the wire to catalogue numbers; returns None where a record has an id that is not among them.
     """
     block = []
-    for record in sorted(found, key=lambda one: position(one) or BEGINNING):
+    for record in sorted(records, key=lambda record: position_of(record.headers) or BEGINNING):
         schema = schemas.get(int.from_bytes(record.value[1:WIRE_BYTES], "big"))
         if schema is None:
             return None
@@ -74,14 +79,7 @@ def equals_digest(found: Iterable[Received], digest: bytes, schemas: Mapping[int
     return hashlib.sha256(public_events.encode_block(block)).digest() == digest
 
 
-def _position_of(wanted: Outgoing) -> Position:
-    offset, _, index = dict(wanted.headers)[HEADER_POSITION].partition(b".")
-    return int(offset), int(index)
-
-
-def _text(wanted: Outgoing) -> str:
-    return "{}.{}".format(*_position_of(wanted))
-
-
-def _place(record: Received) -> str:
-    return f"record {record.partition}.{record.offset}"
+def _expected_position(event: Outgoing) -> EventPosition:
+    position = position_of(dict(event.headers))
+    assert position is not None, "the fold numbers its events"
+    return position

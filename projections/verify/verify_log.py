@@ -1,6 +1,6 @@
-"""`tartan verify`, the log's side: chains, positions and published events against what the tables keep. Shell.
+"""Verification of the log: chains, positions, published events and archive against the stored state. Shell.
 
-It may run while the stages do: what Postgres keeps is read first, in one snapshot, and the log is compared up to there.
+It may run while the stages do: Postgres is read first, in one snapshot, and the log is compared up to there.
 """
 
 from collections.abc import Collection, Mapping
@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import asyncpg
 
-from projections.verify import positions as log_kept
-from projections.verify import verify_topics
-from projections.verify.chains import Chains, Standing, unlike
-from projections.verify.positions import PROJECTIONS, TOPIC_OF, Kept
-from projections.verify.verify_tables import Finding
+from projections.verify import positions as stored_positions
+from projections.verify.chains import ChainHead, Chains, differing_heads
+from projections.verify.positions import PROJECTIONS, TOPIC_OF, Stored
+from projections.verify.verify_tables import ROWS_AT_ONCE, Finding
+from projections.verify.verify_topics import verify_topics
 from runtime.archive import store, verify
 from runtime.archive.log_reader import LogReader
 from runtime.archive.log_scan import Ahead, looking, records
 from runtime.kafka.clients import Ends, LogEnds
 from runtime.kafka.continuity import checksum
-from runtime.kafka.reader import Position, Received
+from runtime.kafka.reader import Received
 from runtime.postgres.pool import snapshot
 from runtime.scheduler.leases import FOLLOWER
 from runtime.settings import Settings
@@ -28,7 +28,6 @@ from schemas.log import changesets, gate
 from schemas.log.gate import Verdict
 from schemas.topics import CHANGESETS, PUBLIC, full_name
 
-ROWS_AT_ONCE = 1_000
 PARENTS_AT_ONCE = 10_000
 
 WHOLE = "the_log_is_read_from_its_beginning"
@@ -43,199 +42,179 @@ ARCHIVE = "archive_is_what_was_sealed_and_what_topics_have"
 
 
 class _Log(NamedTuple):
-    """The log as it was found, after what Postgres keeps was read: ends by topic and partition."""
+    """The log after the stored state was read: its ends by topic and partition."""
 
     settings: Settings
-    look: LogEnds
+    source: LogEnds
     ends: Mapping[str, Mapping[int, Ends]]
+
+    def span(self, reader: str, partition: int) -> Ends:
+        return self.ends[TOPIC_OF[reader].name].get(partition, Ends(0, 0))
 
 
 class _Readers(NamedTuple):
-    """The two that apply the gate, each as far as it has come."""
+    """The two readers that apply the gate, each up to its positions."""
 
     followed: Chains
     folded: Chains
 
 
-class _Part(NamedTuple):
-    """A partition, and how far it is read."""
-
-    number: int
-    end: int
-
-
 async def verify_log(
     settings: Settings, connection: asyncpg.Connection, *, is_settled: bool = False
 ) -> dict[str, Finding]:
-    """Check every invariant between log and tables. `is_settled`: nothing is under way, so all must be at the end.
+    """Check every invariant between log and tables. `is_settled`: no work is under way, so all must be at the end.
 
     Raises: Retry, where Kafka does not answer.
     """
-    async with looking(LogEnds(settings)) as look, snapshot(connection):
-        kept = await log_kept.load(connection)
+    async with looking(LogEnds(settings)) as source, snapshot(connection):
+        stored = await stored_positions.load(connection)
         # The public topics first: whatever is published by then is of a changeset that lies below the log's end.
         ends = {
-            topic.name: await look.ends(full_name(topic, settings.topic_prefix), range(settings.partitions))
-            for topic in (*PUBLIC, *log_kept.topics_read())
+            topic.name: await source.ends(full_name(topic, settings.topic_prefix), range(settings.partitions))
+            for topic in dict.fromkeys((*PUBLIC, *TOPIC_OF.values()))
         }
-        log = _Log(settings, look, ends)
+        log = _Log(settings, source, ends)
         return {
-            POSITIONS: _positions(kept, log),
-            CHECKSUMS: await _checksums(kept, log),
-            **({SETTLED: _settled(kept, log)} if is_settled else {}),
-            **await _chains(connection, kept, log),
-            **await verify_topics.published(settings, connection, kept, ends),
-            **await _archive(settings),
+            **await _check_positions(stored, log, is_settled=is_settled),
+            **await _check_chains(connection, stored, log),
+            **await verify_topics(settings, connection, stored, ends),
+            **await _check_archive(settings),
         }
 
 
-async def _archive(settings: Settings) -> dict[str, Finding]:
-    """What is archived is what the topics have, and what was sealed; nothing where there is no archive."""
+async def _check_archive(settings: Settings) -> dict[str, Finding]:
+    """Compare the archive with its seals and the topics; no finding where there is no archive."""
     if not store.configured(settings):
         return {}
-    found = Finding()
+    finding = Finding()
     async for part in verify.verify(settings, store.connect(settings)):
-        found.checked += part.records
+        finding.checked += part.records
         for fault in part.faults:
-            found.count(str(fault), holds=False)
-    return {ARCHIVE: found}
+            finding.count(str(fault), holds=False)
+    return {ARCHIVE: finding}
 
 
-def _positions(kept: Kept, log: _Log) -> Finding:
-    """No reader has read what is not in the log, and nothing is published that was not folded."""
-    found = Finding()
-    for reader, positions in kept.positions.items():
-        for number, at in positions.items():
-            span = _span(log, reader, number)
-            where = f"{reader}, {TOPIC_OF[reader].name} {number}: position {at.next}"
-            found.count(f"{where}, the log is {span.start} to {span.end}", holds=span.start <= at.next <= span.end)
-    folded = kept.ends(PROJECTIONS)
-    for number, checkpoint in kept.checkpoints.items():
-        found.count(
-            f"checkpoint of {number}: {checkpoint} above the position", holds=checkpoint <= folded.get(number, 0)
-        )
-    return found
-
-
-def _settled(kept: Kept, log: _Log) -> Finding:
-    found = Finding()
+async def _check_positions(stored: Stored, log: _Log, *, is_settled: bool) -> dict[str, Finding]:
+    """Check that positions are within the log, name the record before them, and that checkpoints are not above them."""
+    within, checksums, settled = Finding(), Finding(), Finding()
+    for reader, positions in stored.positions.items():
+        topic = TOPIC_OF[reader]
+        for number, position in positions.items():
+            span, name = log.span(reader, number), f"{reader}, {topic.name} {number}"
+            holds = span.start <= position.next <= span.end
+            within.count(f"{name}: position {position.next}, the log is {span.start} to {span.end}", holds=holds)
+            if position.last_checksum is not None and span.start < position.next <= span.end:
+                topic_name = full_name(topic, log.settings.topic_prefix)
+                value = await log.source.record(topic_name, number, position.next - 1)
+                holds = value is not None and checksum(value) == position.last_checksum
+                checksums.count(f"{name}.{position.next - 1} is another record", holds=holds)
+    folded = stored.offsets(PROJECTIONS)
+    for number, checkpoint in stored.checkpoints.items():
+        holds = checkpoint <= folded.get(number, 0)
+        within.count(f"checkpoint of {number}: {checkpoint} above the position", holds=holds)
+    if not is_settled:
+        return {POSITIONS: within, CHECKSUMS: checksums}
     for reader, topic in TOPIC_OF.items():
-        at = kept.ends(reader)
+        offsets = stored.offsets(reader)
         for number, span in log.ends[topic.name].items():
-            stands = at.get(number, 0)
-            found.count(f"{reader}, {topic.name} {number}: {stands} of {span.end}", holds=stands == span.end)
-    return found
+            offset = offsets.get(number, 0)
+            settled.count(f"{reader}, {topic.name} {number}: {offset} of {span.end}", holds=offset == span.end)
+    return {POSITIONS: within, CHECKSUMS: checksums, SETTLED: settled}
 
 
-async def _checksums(kept: Kept, log: _Log) -> Finding:
-    """The record before each position is the one that the reader has read."""
-    found = Finding()
-    for reader, positions in kept.positions.items():
-        topic = full_name(TOPIC_OF[reader], log.settings.topic_prefix)
-        for number, at in positions.items():
-            if _is_named(at, _span(log, reader, number)):
-                value = await log.look.record(topic, number, at.next - 1)
-                holds = value is not None and checksum(value) == at.last_checksum
-                found.count(f"{reader}, {TOPIC_OF[reader].name} {number}.{at.next - 1} is another record", holds=holds)
-    return found
-
-
-async def _chains(connection: asyncpg.Connection, kept: Kept, log: _Log) -> dict[str, Finding]:
-    """Apply the gate to the whole log, as far as the follower and the projections have come."""
-    found = {name: Finding() for name in (WHOLE, ROWS, PARENTS, HEADS, ITEMS)}
-    readers = _Readers(Chains(kept.ends(FOLLOWER), erased=kept.erased), Chains(kept.ends(PROJECTIONS)))
+async def _check_chains(connection: asyncpg.Connection, stored: Stored, log: _Log) -> dict[str, Finding]:
+    """Apply the gate to the whole log, up to the positions of the follower and the projections."""
+    findings = {name: Finding() for name in (WHOLE, ROWS, PARENTS, HEADS, ITEMS)}
+    followed, folded = stored.offsets(FOLLOWER), stored.offsets(PROJECTIONS)
+    readers = _Readers(Chains(followed, erased=stored.erased), Chains(folded))
     unread = set()
     async with looking(LogReader(log.settings, CHANGESETS)) as reader:
         for number, span in log.ends[CHANGESETS.name].items():
-            end = min(span.end, max(kept.ends(name).get(number, 0) for name in (FOLLOWER, PROJECTIONS)))
+            end = min(span.end, max(followed.get(number, 0), folded.get(number, 0)))
             try:
-                await _whole(reader, number)
-                await _partition(connection, reader, kept, _Part(number, end), readers, found)
+                await _check_partition(connection, reader, stored, number, end, readers, findings)
             except Halt as error:
-                # What cannot be read leads to nothing: the tables of its Items are not compared with half a chain.
-                found[WHOLE].count(str(error), holds=False)
+                # The Items of an unreadable partition are not compared with half a chain.
+                findings[WHOLE].count(str(error), holds=False)
                 unread.add(number)
-    await _parents(connection, kept, readers.folded, found[PARENTS])
-    _stand(readers.followed, kept.heads, found[HEADS], without=frozenset(), unread=unread)
-    _stand(readers.folded, kept.items, found[ITEMS], without=kept.waiting, unread=unread)
-    return found
+    await _check_parents(connection, stored, readers.folded, findings[PARENTS])
+    _compare_heads(readers.followed, stored.heads, findings[HEADS], without=frozenset(), unread=unread)
+    _compare_heads(readers.folded, stored.items, findings[ITEMS], without=stored.quarantined, unread=unread)
+    return findings
 
 
-async def _whole(reader: LogReader, number: int) -> None:
-    """Raises: Halt, where archive and topic together have no beginning, or are not one log."""
+async def _check_partition(
+    connection: asyncpg.Connection,
+    reader: LogReader,
+    stored: Stored,
+    number: int,
+    end: int,
+    readers: _Readers,
+    findings: Mapping[str, Finding],
+) -> None:
+    """Read one partition from its beginning, beside the rows of its changesets. Raises: Halt, Retry."""
     missing = (await reader.completeness([number]))[number].missing()
     if missing is not None:
         raise Halt(f"changesets {number}: neither topic nor archive has the offsets {missing[0]} to {missing[1]}")
-
-
-async def _partition(
-    connection: asyncpg.Connection,
-    reader: LogReader,
-    kept: Kept,
-    part: _Part,
-    readers: _Readers,
-    found: Mapping[str, Finding],
-) -> None:
-    """Read one partition from its beginning, beside the rows that were made of it. Raises: Halt, Retry."""
-    rows = Ahead(connection.cursor(_ROWS, part.number, prefetch=ROWS_AT_ONCE).__aiter__())
-    async with aclosing(records(reader, part.number, 0, part.end)) as whole:
+    rows = Ahead(connection.cursor(_ROWS, number, prefetch=ROWS_AT_ONCE).__aiter__())
+    async with aclosing(records(reader, number, 0, end)) as whole:
         async for record in whole:
             head = changesets.read(record.value).head
-            readers.followed.follow(part.number, record.offset, head)
-            verdict = readers.folded.follow(part.number, record.offset, head)
-            is_due = verdict is Verdict.ACCEPTED and head.kind == gate.CHAINED and head.item_id not in kept.waiting
-            await _row(rows, record, head.id, found[ROWS], is_due=is_due)
-            found[WHOLE].count("", holds=True)
+            readers.followed.follow(number, record.offset, head)
+            verdict = readers.folded.follow(number, record.offset, head)
+            is_due = (
+                verdict is Verdict.ACCEPTED and head.kind == gate.CHAINED and head.item_id not in stored.quarantined
+            )
+            await _compare_row(rows, record, head.id, findings[ROWS], is_due=is_due)
+            findings[WHOLE].count("", holds=True)
     async for row in rows.rest():
-        found[ROWS].count(f"changeset {part.number}.{row['source_offset']} is not in the log", holds=False)
+        findings[ROWS].count(f"changeset {number}.{row['source_offset']} is not in the log", holds=False)
 
 
-async def _row(rows: Ahead[asyncpg.Record], record: Received, head: bytes, found: Finding, *, is_due: bool) -> None:
-    """Compare a record with the row at its offset, and pass over rows at offsets that the log does not have."""
-    where = f"changeset {record.partition}.{record.offset}"
-    async for row in rows.until(lambda row: row["source_offset"] >= record.offset):
-        found.count(f"changeset {record.partition}.{row['source_offset']} is not in the log", holds=False)
-    at = [row["id"] async for row in rows.until(lambda row: row["source_offset"] > record.offset)]
-    if at:
-        found.count(f"{where} is another one in the log", holds=at == [head])
-    elif is_due:
-        found.count(f"{where} was accepted and has no row", holds=False)
-
-
-async def _parents(connection: asyncpg.Connection, kept: Kept, folded: Chains, found: Finding) -> None:
-    """Each record that was passed over names a parent that the log has, accepted or passed over itself."""
-    for partition, offset, item_id in folded.rootless:
-        found.count(f"changeset {partition}.{offset} of item {item_id} has no parent", holds=False)
-    orphans = [one for one in folded.orphans() if one.item_id not in kept.waiting]
-    for start in range(0, len(orphans), PARENTS_AT_ONCE):
-        some = orphans[start : start + PARENTS_AT_ONCE]
-        there = {row["id"] for row in await connection.fetch(_IDS, [one.parent for one in some])}
-        for one in some:
-            where = f"changeset {one.partition}.{one.offset} of item {one.item_id}"
-            found.count(f"{where}: its parent {one.parent.hex()[:12]} is not in the log", holds=one.parent in there)
-
-
-def _stand(
-    chains: Chains, table: Mapping[str, Standing], found: Finding, *, without: Collection[str], unread: Collection[int]
+async def _compare_row(
+    rows: Ahead[asyncpg.Record], record: Received, changeset_id: bytes, finding: Finding, *, is_due: bool
 ) -> None:
-    """Each Item stands in a table where the log's chain does."""
-
-    def judged(one: Mapping[str, Standing]) -> dict[str, Standing]:
-        return {item: at for item, at in one.items() if item not in without and at.partition not in unread}
-
-    log, kept = judged(chains.standings), judged(table)
-    wrong = unlike(log, kept)
-    for item_id in log.keys() | kept.keys():
-        found.count(wrong.get(item_id, ""), holds=item_id not in wrong)
-
-
-def _is_named(at: Position, span: Ends) -> bool:
-    """Whether the record before a position can be asked for."""
-    return at.last_checksum is not None and span.start < at.next <= span.end
+    """Compare a record with the row at its offset; rows at offsets that the log does not have are violations."""
+    subject = f"changeset {record.partition}.{record.offset}"
+    async for row in rows.until(lambda row: row["source_offset"] >= record.offset):
+        finding.count(f"changeset {record.partition}.{row['source_offset']} is not in the log", holds=False)
+    ids = [row["id"] async for row in rows.until(lambda row: row["source_offset"] > record.offset)]
+    if ids:
+        finding.count(f"{subject} is another one in the log", holds=ids == [changeset_id])
+    elif is_due:
+        finding.count(f"{subject} was accepted and has no row", holds=False)
 
 
-def _span(log: _Log, reader: str, partition: int) -> Ends:
-    return log.ends[TOPIC_OF[reader].name].get(partition, Ends(0, 0))
+async def _check_parents(connection: asyncpg.Connection, stored: Stored, folded: Chains, finding: Finding) -> None:
+    """Check that the log has the parent of each skipped record, accepted or skipped itself."""
+    for partition, offset, item_id in folded.rootless:
+        finding.count(f"changeset {partition}.{offset} of item {item_id} has no parent", holds=False)
+    orphans = [orphan for orphan in folded.orphans() if orphan.item_id not in stored.quarantined]
+    for start in range(0, len(orphans), PARENTS_AT_ONCE):
+        batch = orphans[start : start + PARENTS_AT_ONCE]
+        parents = {row["id"] for row in await connection.fetch(_IDS, [orphan.parent for orphan in batch])}
+        for partition, offset, item_id, parent in batch:
+            subject = f"changeset {partition}.{offset} of item {item_id}"
+            finding.count(f"{subject}: its parent {parent.hex()[:12]} is not in the log", holds=parent in parents)
+
+
+def _compare_heads(
+    chains: Chains,
+    table: Mapping[str, ChainHead],
+    finding: Finding,
+    *,
+    without: Collection[str],
+    unread: Collection[int],
+) -> None:
+    """Compare each Item's head in a table with the log's chain."""
+
+    def comparable(heads: Mapping[str, ChainHead]) -> dict[str, ChainHead]:
+        return {item: head for item, head in heads.items() if item not in without and head.partition not in unread}
+
+    log, stored = comparable(chains.heads), comparable(table)
+    wrong = differing_heads(log, stored)
+    for item_id in log.keys() | stored.keys():
+        finding.count(wrong.get(item_id, ""), holds=item_id not in wrong)
 
 
 _ROWS = "SELECT source_offset, id FROM changesets WHERE partition = $1 ORDER BY source_offset"

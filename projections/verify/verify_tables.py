@@ -1,6 +1,6 @@
-"""`tartan verify`: every invariant of the tables, in one snapshot, each with how much was looked at and what is wrong.
+"""Invariants of the tables: check each in one snapshot, with its count and its violations. Shell.
 
-Only a swap of versions waits for it. What it costs is one read of all rows: about 50 µs a transaction.
+Only a swap of versions waits for it. It reads all rows once: about 50 µs a transaction.
 """
 
 import hashlib
@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
+import msgspec
 import zstandard
 from msgspec import Struct, field
 
 from projections.decode import transaction
 from projections.events import public_events
 from projections.ledger.postings import posted
-from projections.model import book
-from projections.model.book import Book
+from projections.model.book import NOTHING, POSTED, Book
 from projections.model.unit_of_work import Row
 from projections.store import rows
 from projections.verify.invariants import EXAMPLES_MAX, INVARIANTS
@@ -29,72 +29,70 @@ ROWS_AT_ONCE = 1_000
 EVENTS_AT_ONCE = 20
 """Changesets of one fetch: each may have megabytes of events."""
 LEDGER_ACCOUNTS_MAX = 10_000
-"""Ledger accounts remembered, 200 bytes each."""
+"""Ledger accounts in memory, 200 bytes each."""
 
-WORDS = "columns_are_what_the_words_say"
+COLUMNS = "columns_are_what_the_words_say"
 POSTINGS = "transfers_are_what_words_and_user_fields_say"
 OPENINGS = "accounts_are_opened_once_before_every_date"
 EVENTS = "net_events_equal_their_digest"
 
 
 class Finding(Struct):
-    """What came of one invariant; `examples` are the first violations, ids only."""
+    """Result of one invariant; `examples` are the first violations, ids only."""
 
     checked: int = 0
     violations: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def count(self, what: str, *, holds: bool) -> None:
-        """Note one look."""
+    def count(self, subject: str, *, holds: bool) -> None:
+        """Count one check, and a violation where it does not hold."""
         self.checked += 1
         if not holds:
             self.violations += 1
             if len(self.examples) < EXAMPLES_MAX:
-                self.examples.append(what)
+                self.examples.append(subject)
 
 
 async def verify(connection: asyncpg.Connection) -> dict[str, Finding]:
     """Check every invariant of the tables as they are at one moment."""
-    found: dict[str, Finding] = {}
+    findings: dict[str, Finding] = {}
     async with snapshot(connection):
         for invariant in INVARIANTS:
             row = await connection.fetchrow(invariant.query)
             assert row is not None
-            found[invariant.name] = Finding(row["checked"], row["violations"], list(row["examples"]))
+            findings[invariant.name] = Finding(row["checked"], row["violations"], list(row["examples"]))
         for check in (_rows, _openings, _events):
-            found.update(await check(connection))
-    return found
+            findings.update(await check(connection))
+    return findings
 
 
-def totals(found: Mapping[str, Finding]) -> dict[str, Any]:
-    """All findings as one document: `checked` and `violations` in all, and each invariant by name."""
+def totals(findings: Mapping[str, Finding]) -> dict[str, Any]:
+    """Return all findings as one document: total `checked` and `violations`, and each invariant by name."""
     return {
-        "checked": sum(one.checked for one in found.values()),
-        "violations": sum(one.violations for one in found.values()),
-        "invariants": {
-            name: {"checked": one.checked, "violations": one.violations, "examples": one.examples}
-            for name, one in found.items()
-        },
+        "checked": sum(finding.checked for finding in findings.values()),
+        "violations": sum(finding.violations for finding in findings.values()),
+        "invariants": msgspec.to_builtins(findings),
     }
 
 
 async def _rows(connection: asyncpg.Connection) -> dict[str, Finding]:
-    """Each row's columns against the bank's payload, and its last transfers against payload and user fields."""
+    """Compare each row's columns with its payload, and its active transfers with payload and user fields."""
     columns, postings, book = Finding(), Finding(), Book()
     async for record in connection.cursor(_ROWS, prefetch=ROWS_AT_ONCE):
-        what = f"own id {record['own_id'].hex()}"
+        subject = f"own id {record['own_id'].hex()}"
         row = _row(record)
         if len(book.accounts) > LEDGER_ACCOUNTS_MAX:
             book = Book()
         try:
-            said, due = rows.transaction_values(row)[-len(transaction.COLUMNS) :], posted(book, row)
+            values, expected = rows.transaction_values(row)[-len(transaction.COLUMNS) :], posted(book, row)
         except (Quarantine, IndexError, ValueError, TypeError):
-            columns.count(what, holds=False)
+            columns.count(subject, holds=False)
             continue
-        columns.count(what, holds=said == tuple(record[name] for name in transaction.COLUMNS))
+        columns.count(subject, holds=values == tuple(record[name] for name in transaction.COLUMNS))
         stored = list(zip(record["debits"] or (), record["credits"] or (), record["amounts"] or (), strict=True))
-        postings.count(what, holds=stored == [(one.debit.id, one.credit.id, one.amount) for one in due])
-    return {WORDS: columns, POSTINGS: postings}
+        transfers = [(posting.debit.id, posting.credit.id, posting.amount) for posting in expected]
+        postings.count(subject, holds=stored == transfers)
+    return {COLUMNS: columns, POSTINGS: postings}
 
 
 def _row(record: asyncpg.Record) -> Row:
@@ -106,11 +104,11 @@ def _row(record: asyncpg.Record) -> Row:
         record["own_id_inherited"],
         record["payload"],
         record["payload_schema"],
-        None,
-        book.NOTHING,
-        0,
-        0,
-        0,
+        columns=None,
+        postings=NOTHING,
+        first_changeset=0,
+        last_changeset=0,
+        known_at=0,
         removed_at=to_micros(record["removed_at"]),
         user_fields=record["user_fields"],
         review=record["review"],
@@ -118,27 +116,24 @@ def _row(record: asyncpg.Record) -> Row:
 
 
 async def _openings(connection: asyncpg.Connection) -> dict[str, Finding]:
-    found = Finding()
-    unnamed = {row["own_id"]: row for row in await connection.fetch(_UNNAMED)}
+    finding = Finding()
+    unmatched = {row["own_id"]: row for row in await connection.fetch(_OPENING_TRANSFERS)}
     async for account in connection.cursor(_ACCOUNTS, prefetch=ROWS_AT_ONCE):
-        what = f"account {account['account_id']} of item {account['item_id']}"
-        transfers = unnamed.pop(opening_id(account["user_number"], account["item_id"], account["account_id"]), None)
-        if account["opened"] is None:
-            found.count(what, holds=transfers is None and not account["opening_transfers"])
+        own = opening_id(account["user_number"], account["item_id"], account["account_id"])
+        transfers = unmatched.pop(own, None)
+        if transfers is None or account["opened"] is None:
+            holds = transfers is None and account["opened"] is None and not account["opening_transfers"]
         else:
-            found.count(
-                what,
-                holds=transfers is not None
-                and transfers["is_opening"]
-                and ((transfers["found"], transfers["changeset"]) == (account["opening_transfers"], account["opened"])),
-            )
-    for own in unnamed:
-        found.count(f"transfers of own id {own.hex()}", holds=False)
-    return {OPENINGS: found}
+            expected = (account["opening_transfers"], account["opened"])
+            holds = transfers["is_opening"] and (transfers["transfers"], transfers["changeset"]) == expected
+        finding.count(f"account {account['account_id']} of item {account['item_id']}", holds=holds)
+    for own in unmatched:
+        finding.count(f"transfers of own id {own.hex()}", holds=False)
+    return {OPENINGS: finding}
 
 
 async def _events(connection: asyncpg.Connection) -> dict[str, Finding]:
-    found = Finding()
+    finding = Finding()
     async for row in connection.cursor(_EVENTS, prefetch=EVENTS_AT_ONCE):
         try:
             block = rows.decompress(row["events"])
@@ -146,23 +141,23 @@ async def _events(connection: asyncpg.Connection) -> dict[str, Finding]:
             holds = holds and len(public_events.decode_block(block)) == row["net_events"]
         except (zstandard.ZstdError, Quarantine, IndexError, ValueError):
             holds = False
-        found.count(f"changeset {row['partition']}.{row['source_offset']}", holds=holds)
-    return {EVENTS: found}
+        finding.count(f"changeset {row['partition']}.{row['source_offset']}", holds=holds)
+    return {EVENTS: finding}
 
 
 _ROWS = f"""
-SELECT t.own_id, t.item_id, t.user_number, t.transaction_id, t.own_id_inherited, t.payload, t.payload_schema, t.removed_at,
-       t.user_fields, t.review,
+SELECT t.own_id, t.item_id, t.user_number, t.transaction_id, t.own_id_inherited, t.payload, t.payload_schema,
+       t.removed_at, t.user_fields, t.review,
        {", ".join(f't."{name}"' for name in transaction.COLUMNS)}, l.debits, l.credits, l.amounts
   FROM transactions t LEFT JOIN LATERAL (
        SELECT array_agg(debit ORDER BY number) AS debits, array_agg(credit ORDER BY number) AS credits,
               array_agg(amount ORDER BY number) AS amounts
          FROM ledger_transfers l WHERE l.own_id = t.own_id AND l.number > t.transfers - t.active_transfers) l ON true"""
 
-# Transfers of no transaction: those of openings.
-_UNNAMED = f"""
-SELECT l.own_id, count(*) AS found, min(l.changeset) AS changeset,
-       bool_and(l.effective = '-infinity' AND l.layer = '{book.POSTED}' AND l.reverses IS NULL) AS is_opening
+# Only openings have transfers without a transaction.
+_OPENING_TRANSFERS = f"""
+SELECT l.own_id, count(*) AS transfers, min(l.changeset) AS changeset,
+       bool_and(l.effective = '-infinity' AND l.layer = '{POSTED}' AND l.reverses IS NULL) AS is_opening
   FROM ledger_transfers l
  WHERE NOT EXISTS (SELECT FROM transactions t WHERE t.own_id = l.own_id) GROUP BY l.own_id"""
 

@@ -9,8 +9,8 @@ import msgspec
 
 from projections.model.book import BANK, POSTED
 from projections.model.unit_of_work import AccountRow
-from projections.reconcile.diagnosis import named
-from projections.reconcile.tie_out import Details, Facts, Layers, Line, Report, Twin, Verdict, compared
+from projections.reconcile.diagnosis import diagnose
+from projections.reconcile.tie_out import Details, DuplicateAccount, Facts, Layers, Line, Report, Verdict, compare
 from runtime.kafka.reader import Received
 from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.encoding import codec
@@ -155,8 +155,8 @@ def checked(
 ) -> Verdict:
     """Check an account as the shell does, on the tables in memory."""
     facts = facts_of(memory, item_id, account_id or f"account-of-{item_id}", tied_at=tied_at)
-    verdict = compared(facts)
-    return named(facts, details_of(memory, facts, verdict), verdict)
+    verdict = compare(facts)
+    return diagnose(facts, details_of(memory, facts, verdict), verdict)
 
 
 def facts_of(memory: MemoryProjections, item_id: str, account_id: str, *, tied_at: int | None = None) -> Facts:
@@ -201,17 +201,17 @@ def details_of(memory: MemoryProjections, facts: Facts, verdict: Verdict) -> Det
     posted_from = max(verdict.report.changeset if verdict.report else 0, opened)
     layers = facts.ledger.get(verdict.currency, Layers())
     lines = _lines(memory, facts.item_id, facts.account_id)
-    kept = [one for one in lines if one.last_changeset >= since or one.held or (one.pending and not one.removed)]
+    kept = [one for one in lines if one.last_changeset >= since or one.in_review or (one.pending and not one.removed)]
     return Details(
         lines=tuple(sorted(kept, key=lambda one: (-one.last_changeset, one.own_id))),
         posted_then=layers.posted - _moved(memory, row, verdict.currency, "posted", posted_from),
         pending_at_opening=layers.pending - _moved(memory, row, verdict.currency, "pending", opened),
-        twins=_twins(memory, row, since),
+        duplicates=_twins(memory, row, since),
         now=memory.known_at[0],
     )
 
 
-def _twins(memory: MemoryProjections, row: AccountRow, since: int) -> tuple[Twin, ...]:
+def _twins(memory: MemoryProjections, row: AccountRow, since: int) -> tuple[DuplicateAccount, ...]:
     found = []
     for other in memory.accounts.values():
         item = memory.items[other.item_id]
@@ -224,7 +224,9 @@ def _twins(memory: MemoryProjections, row: AccountRow, since: int) -> tuple[Twin
             continue
         own, its = (row.item_id, row.account_id), _lines(memory, other.item_id, other.account_id)
         rows = frozenset((one.date, one.amount) for one in its if one.last_changeset >= since and not one.removed)
-        found.append(Twin(other.item_id, other.account_id, own in (other.continues, other.continued_by), rows))
+        found.append(
+            DuplicateAccount(other.item_id, other.account_id, own in (other.continues, other.continued_by), rows)
+        )
     return tuple(found)
 
 

@@ -16,7 +16,7 @@ from projections.store import writer
 from projections.verify import verify_log
 from projections.verify.verify_log import CHECKSUMS, HEADS, PARENTS, POSITIONS, ROWS, SETTLED, WHOLE
 from projections.verify.verify_tables import Finding
-from projections.verify.verify_topics import name_of
+from projections.verify.verify_topics import invariant_name
 from runtime.archive import store as archive_store
 from runtime.archive.seal import archive
 from runtime.kafka import topics
@@ -171,7 +171,9 @@ SETS_OF_DAMAGES: dict[str, dict[str, str]] = {
         verify_log.ITEMS: r"UPDATE items SET head = '\x01' WHERE item_id = 'item'",
         POSITIONS: "UPDATE tartan.published_checkpoints SET published = 50 WHERE partition = 0",
         CHECKSUMS: "UPDATE tartan.positions SET last_checksum = '' WHERE reader = 'mark_due'",
-        name_of(TRANSACTIONS): "UPDATE changesets c SET events = o.events FROM changesets o WHERE c.partition = 1"
+        invariant_name(
+            TRANSACTIONS
+        ): "UPDATE changesets c SET events = o.events FROM changesets o WHERE c.partition = 1"
         " AND c.source_offset = 1 AND o.partition = 0 AND o.source_offset = 1",
     },
     "something is gone": {
@@ -179,7 +181,7 @@ SETS_OF_DAMAGES: dict[str, dict[str, str]] = {
         verify_log.ITEMS: "UPDATE items SET unlinked = true WHERE item_id = 'item'",
         SETTLED: "UPDATE tartan.positions SET position = 0 WHERE reader = 'mark_due'",
         ROWS: "DELETE FROM changesets WHERE partition = 0 AND source_offset = 2",
-        name_of(TRANSACTIONS): "UPDATE changesets SET net_events = 0 WHERE partition = 1 AND source_offset = 1",
+        invariant_name(TRANSACTIONS): "UPDATE changesets SET net_events = 0 WHERE partition = 1 AND source_offset = 1",
     },
     "something is another's": {
         HEADS: "UPDATE tartan.heads SET item_id = 'nobody' WHERE item_id = 'other'",
@@ -233,10 +235,10 @@ async def test_of_events_of_which_only_the_digest_is_kept_the_digest_is_compared
 
     found = await verify_log.verify_log(given, tables)
     assert wrong(found) == {}
-    assert all(found[name_of(topic)].checked for topic in PUBLIC)
+    assert all(found[invariant_name(topic)].checked for topic in PUBLIC)
 
     await tables.execute("UPDATE changesets SET digest = sha256('x') WHERE partition = 1 AND source_offset = 1")
-    assert name_of(TRANSACTIONS) in wrong(await verify_log.verify_log(given, tables))
+    assert invariant_name(TRANSACTIONS) in wrong(await verify_log.verify_log(given, tables))
 
 
 def renumbered(one: Outgoing, ids: dict[int, int]) -> Outgoing:
@@ -292,7 +294,7 @@ async def test_damage_in_public_topics_is_found_in_its_partition(
 
     found = wrong(await verify_log.verify_log(given, tables))
 
-    assert found.keys() == {name_of(topic) for topic in PUBLIC}
+    assert found.keys() == {invariant_name(topic) for topic in PUBLIC}
     places = {" ".join(example.split(":")[0].split()) for one in found.values() for example in one}
     assert places == {f"{name} {number}" for name, number in altered}
 

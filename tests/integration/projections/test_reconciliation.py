@@ -11,7 +11,7 @@ import pytest
 
 from projections.reconcile import inputs, job
 from projections.reconcile.job import Reconciler, Result
-from projections.reconcile.tie_out import GAP, MISSING_ROWS, PENDING, STALE_BALANCE, SYNCING, TIED_OUT, compared
+from projections.reconcile.tie_out import GAP, MISSING_ROWS, PENDING, STALE_BALANCE, SYNCING, TIED_OUT, compare
 from runtime.incidents import incidents
 from runtime.operators import reconciliations
 from runtime.operators.reconciliations import Key
@@ -102,7 +102,7 @@ async def test_what_is_loaded_is_what_the_fold_has(postgres: Postgres, template_
         connection = await database.connection()
         loaded = await inputs.load(connection, [*keys, Key("item0", "nobody's")])
         details = {
-            key: await inputs.load_details(connection, loaded.facts[key], compared(loaded.facts[key]), 1)
+            key: await inputs.load_details(connection, loaded.facts[key], compare(loaded.facts[key]), 1)
             for key in keys[:3]
         }
 
@@ -110,10 +110,10 @@ async def test_what_is_loaded_is_what_the_fold_has(postgres: Postgres, template_
     assert loaded.missing == [Key("item0", "nobody's")]
     assert set(loaded.positions.values()) == {len(log.records)}
     for key, found in details.items():
-        wanted = details_of(memory, facts_of(memory, *key), compared(facts_of(memory, *key)))
+        wanted = details_of(memory, facts_of(memory, *key), compare(facts_of(memory, *key)))
         assert found.posted_then == wanted.posted_then
         assert found.pending_at_opening == wanted.pending_at_opening
-        assert (found.lines, set(found.twins)) == (wanted.lines, set(wanted.twins))
+        assert (found.lines, set(found.duplicates)) == (wanted.lines, set(wanted.duplicates))
 
 
 async def test_money_that_moves_without_a_row_has_the_history_read_again_and_is_told_when_that_did_not_help(
@@ -134,7 +134,7 @@ async def test_money_that_moves_without_a_row_has_the_history_read_again_and_is_
     assert (opened["cause"], abs(opened["gap"]), opened["outcome"]) == (MISSING_ROWS, Decimal("12.34"), None)
     # Until the history is read again nothing is counted, nobody is told, and it is not asked for twice.
     assert (waiting.verdict.why, waiting.step.act) == (SYNCING, "nothing")
-    assert [result.step.told for result in later] == [False, False, True]
+    assert [result.step.alert for result in later] == [False, False, True]
     assert await world.incidents() == [f"{world.story.item_id}/{world.story.account_id}"]
     assert (await world.open())["outcome"] == "persists"
 
@@ -163,7 +163,7 @@ async def test_a_stale_balance_asks_for_a_sync_and_is_over_when_the_bank_tells_i
 
     assert (first.verdict.why, first.step.repair) == (STALE_BALANCE, "sync")
     assert (wish["generation"], wish["history_incomplete"]) == (generation + 1, False)
-    assert (again.step.start, again.step.told) == (False, False)
+    assert (again.step.start, again.step.alert) == (False, False)
     assert (last.verdict.state, last.step.outcome) == (TIED_OUT, "repaired")
     assert await world.incidents() == []
 
@@ -179,7 +179,7 @@ async def test_pending_rows_in_a_balance_are_waited_for_and_never_told_of_early(
         world.story.tell(world.story.post(row))
     last = await world.check()
 
-    assert {(result.verdict.why, result.step.repair, result.step.told) for result in results} <= {
+    assert {(result.verdict.why, result.step.repair, result.step.alert) for result in results} <= {
         (PENDING, "wait", False)
     }
     assert (last.verdict.state, last.step.outcome) == (TIED_OUT, "resolved")
@@ -246,4 +246,4 @@ async def test_a_gap_between_ledger_and_rows_is_a_fault_of_ours(world: World) ->
     assert {(result.verdict.state, result.verdict.why, result.verdict.against) for result in results} == {
         (GAP, "unknown", "rows")
     }
-    assert [result.step.told for result in results] == [False, False, False, True, True]
+    assert [result.step.alert for result in results] == [False, False, False, True, True]

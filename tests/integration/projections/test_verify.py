@@ -102,7 +102,7 @@ DAMAGES = {
     "no_plaid_id_belongs_to_two_shown_transactions": "UPDATE transactions SET transaction_id = 'a' WHERE transaction_id = 'y'",
     "changesets_lie_below_their_positions": "UPDATE positions SET position = 1",
     "rows_name_changesets_that_are_there": "DELETE FROM changesets WHERE source_offset = 1",
-    verify_tables.WORDS: "UPDATE transactions SET amount_value = amount_value + 1 WHERE transaction_id = 'a'",
+    verify_tables.COLUMNS: "UPDATE transactions SET amount_value = amount_value + 1 WHERE transaction_id = 'a'",
     verify_tables.POSTINGS: f"""UPDATE ledger_transfers SET debit = (
         SELECT min(id) FROM ledger_accounts WHERE kind = 'category' AND currency = 'USD' AND id <> debit)
         WHERE {LAST} AND reverses IS NULL AND number > 1""",
@@ -147,7 +147,7 @@ async def test_words_that_cannot_be_read_are_violations_and_not_the_end(damaged:
 
     found = await verify_tables.verify(damaged)
 
-    assert found[verify_tables.WORDS].violations == found[verify_tables.WORDS].checked
+    assert found[verify_tables.COLUMNS].violations == found[verify_tables.COLUMNS].checked
     assert found[verify_tables.EVENTS].violations == found[verify_tables.EVENTS].checked
 
 

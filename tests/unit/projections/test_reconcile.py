@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from projections.reconcile import repairs
-from projections.reconcile.diagnosis import named
+from projections.reconcile.diagnosis import diagnose
 from projections.reconcile.repairs import Policy, Step, step
 from projections.reconcile.tie_out import (
     AHEAD_OF_ROWS,
@@ -29,13 +29,13 @@ from projections.reconcile.tie_out import (
     UNKNOWN,
     UNLINKED,
     Details,
+    DuplicateAccount,
     Facts,
     Layers,
     Line,
     Report,
-    Twin,
     Verdict,
-    compared,
+    compare,
 )
 from runtime.operators.reconciliations import Open
 
@@ -71,7 +71,7 @@ def line(amount: str, **changed: Any) -> Line:
 
 
 def cause(found: Facts, **details: Any) -> Verdict:
-    return named(found, Details(**details), compared(found))
+    return diagnose(found, Details(**details), compare(found))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def cause(found: Facts, **details: Any) -> Verdict:
     ],
 )
 def test_where_nothing_can_be_known_nothing_is_claimed(found: Facts, reason: str) -> None:
-    verdict = compared(found)
+    verdict = compare(found)
 
     assert (verdict.state, verdict.why, verdict.gap) == (NOT_COMPARABLE, reason, 0)
 
@@ -97,35 +97,35 @@ def test_where_nothing_can_be_known_nothing_is_claimed(found: Facts, reason: str
     ("bank", "state"), [("100", TIED_OUT), ("100.01", TIED_OUT), ("99.99", TIED_OUT), ("100.011", GAP), ("99.98", GAP)]
 )
 def test_a_gap_begins_above_a_cent(bank: str, state: str) -> None:
-    assert compared(facts(bank=bank)).state == state
+    assert compare(facts(bank=bank)).state == state
 
 
 def test_what_is_owed_is_negative_in_the_ledger() -> None:
-    assert compared(facts("-80", "80", type="credit")).state == TIED_OUT
-    assert compared(facts("-80", "90", type="credit")).gap == -10
+    assert compare(facts("-80", "80", type="credit")).state == TIED_OUT
+    assert compare(facts("-80", "90", type="credit")).gap == -10
 
 
 def test_amounts_of_any_length_are_compared_to_the_last_digit() -> None:
     held = "12345678901234567890123456789.123456789012345678"
     apart = "12345678901234567890123456790.123456789012345678"
 
-    assert compared(facts(held, held)).state == TIED_OUT
-    assert compared(facts(held, apart)).gap == 1
+    assert compare(facts(held, held)).state == TIED_OUT
+    assert compare(facts(held, apart)).gap == 1
 
 
 def test_one_of_two_balances_is_enough_and_a_real_time_one_waits_for_a_sync() -> None:
     realtime = report("88", source="realtime", known_at=40)
 
-    assert compared(facts(reports=(report("100"), realtime))).state == TIED_OUT
-    assert compared(facts(reports=(report("70"), realtime))).gap == -12
-    assert compared(facts(reports=(report("70"), realtime), last_sync_at=30)).gap == -30
+    assert compare(facts(reports=(report("100"), realtime))).state == TIED_OUT
+    assert compare(facts(reports=(report("70"), realtime))).gap == -12
+    assert compare(facts(reports=(report("70"), realtime), last_sync_at=30)).gap == -30
 
 
 @pytest.mark.parametrize("layer", ["posted", "pending"])
 def test_a_ledger_that_is_not_what_its_rows_say_is_unknown_whatever_the_bank_says(layer: str) -> None:
     found = facts(rows={"USD": Layers()._replace(**{layer: Decimal("0.001")})})
 
-    verdict = named(found, Details(), compared(found))
+    verdict = diagnose(found, Details(), compare(found))
 
     assert (verdict.state, verdict.why, verdict.against, verdict.gap) == (GAP, UNKNOWN, ROWS, Decimal("-0.001"))
 
@@ -158,16 +158,16 @@ def test_the_banks_own_date_of_a_balance_tells_which_rows_it_has_not() -> None:
 
 
 def test_rows_that_a_review_holds_are_no_gap() -> None:
-    verdict = cause(facts(bank="60"), lines=(line("40", held=True),))
+    verdict = cause(facts(bank="60"), lines=(line("40", in_review=True),))
 
     assert (verdict.state, verdict.why) == (NOT_COMPARABLE, IN_REVIEW)
 
 
 def test_a_live_item_with_the_same_account_is_named_unless_the_rules_know_which_one_goes_on() -> None:
-    twin = Twin("other", "account", False, frozenset())
+    twin = DuplicateAccount("other", "account", False, frozenset())
 
-    assert cause(facts(bank="60"), twins=(twin,)).why == DUPLICATE_ITEM
-    assert cause(facts(bank="60"), twins=(twin._replace(linked=True),)).why == MISSING_ROWS
+    assert cause(facts(bank="60"), duplicates=(twin,)).why == DUPLICATE_ITEM
+    assert cause(facts(bank="60"), duplicates=(twin._replace(linked=True),)).why == MISSING_ROWS
 
 
 def test_rows_that_add_up_by_chance_explain_nothing() -> None:
@@ -196,27 +196,27 @@ def test_each_cause_has_its_repair_and_nobody_is_told_at_once(reason: str, repai
 
 
 def test_people_are_told_at_the_third_check_after_a_comparison_that_did_not_help() -> None:
-    told = [step(gap(), known(checks_after=after), POLICY, NOW).told for after in range(4)]
+    told = [step(gap(), known(checks_after=after), POLICY, NOW).alert for after in range(4)]
     waiting = step(gap(), known(checks_after=2, repair_done=False), POLICY, NOW)
 
     assert told == [False, False, True, True]
-    assert (waiting.told, waiting.checks_after) == (False, 2)
+    assert (waiting.alert, waiting.checks_after) == (False, 2)
 
 
 @pytest.mark.parametrize("reason", [STALE_BALANCE, MISSING_ROWS])
 def test_people_are_told_of_what_lasts_whatever_became_of_the_repair(reason: str) -> None:
     repair = repairs.REPAIRS[reason]
 
-    assert not step(gap(reason), known(reason, repair, hours=23, repair_done=False), POLICY, NOW).told
-    assert step(gap(reason), known(reason, repair, hours=25, repair_done=False), POLICY, NOW).told
+    assert not step(gap(reason), known(reason, repair, hours=23, repair_done=False), POLICY, NOW).alert
+    assert step(gap(reason), known(reason, repair, hours=25, repair_done=False), POLICY, NOW).alert
 
 
 def test_pending_rows_are_told_of_only_where_the_same_gap_outlasts_them() -> None:
     days = 24.0 * 13
 
-    assert not step(gap(PENDING), known(PENDING, "wait", hours=days), POLICY, NOW).told
-    assert not step(gap(PENDING, "6"), known(PENDING, "wait", hours=days + 48), POLICY, NOW).told
-    assert step(gap(PENDING), known(PENDING, "wait", hours=days + 48), POLICY, NOW).told
+    assert not step(gap(PENDING), known(PENDING, "wait", hours=days), POLICY, NOW).alert
+    assert not step(gap(PENDING, "6"), known(PENDING, "wait", hours=days + 48), POLICY, NOW).alert
+    assert step(gap(PENDING), known(PENDING, "wait", hours=days + 48), POLICY, NOW).alert
 
 
 def test_a_sync_is_asked_for_once_a_day_and_a_comparison_once_a_day_for_all_accounts_of_an_item() -> None:
@@ -253,4 +253,4 @@ def test_a_discrepancy_ends_with_what_came_of_it(
 def test_what_cannot_be_told_for_now_leaves_a_discrepancy_as_it_is(reason: str) -> None:
     kept = step(Verdict(NOT_COMPARABLE, reason), known(outcome="persists"), POLICY, NOW)
 
-    assert (kept.act, kept.cause, kept.outcome, kept.told) == ("nothing", MISSING_ROWS, "persists", False)
+    assert (kept.act, kept.cause, kept.outcome, kept.alert) == ("nothing", MISSING_ROWS, "persists", False)
