@@ -203,7 +203,7 @@ def program_of_the_page() -> str:
     """The page's reader with a registry, and its table: the Python blocks but the one without a registry."""
     blocks: list[str] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(blocks) == 3
-    return blocks[0] + blocks[2]
+    return blocks[0] + blocks[1]
 
 
 def kept(program: str, brokers: str, path: Path) -> set[tuple[str, int]]:
