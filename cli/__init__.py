@@ -1,1 +1,1 @@
-"""TODO cli."""
+"""Command line: the commands of `tartan`, one sub-package for each heading of `tartan --help`."""

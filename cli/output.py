@@ -1,17 +1,16 @@
-"""How the operator's commands reach Postgres and speak: one line of JSON for programs, tables for people."""
+"""Output: run a command's work, connect it to Postgres, and print its result as JSON for programs or text for people."""
 
 import asyncio
-import base64
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import asyncpg
 import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from runtime import logs, settings
 from runtime.postgres.errors import POSTGRES_ERRORS
@@ -21,56 +20,67 @@ from schemas.errors import Retry
 
 Result = TypeVar("Result")
 
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, on the last line.")]
+"""The option `--json` of every command."""
+
 COLUMNS_MIN = 240
-"""Width of tables: ids and a reason of 120 characters. A narrower terminal breaks the lines, and no id is cut up."""
-_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$")
+"""Width of tables: ids and a reason of 120 characters. A narrower terminal wraps lines, and no id is cut."""
+_TRAILING_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$")
 
 
-def say(console: Console, told: object) -> None:
-    """Print for people what is text or a table, for programs everything else as one line of JSON."""
-    if isinstance(told, str):
-        console.print(told, markup=False, highlight=False)
-    elif hasattr(told, "__rich_console__") or hasattr(told, "__rich__"):
-        with console.capture() as captured:
-            console.print(told)
-        # A table fills its lines with blanks, which a narrower terminal shows as empty lines.
-        typer.echo("\n".join(_BLANKS.sub(r"\1", line) for line in captured.get().splitlines()))
+def print_result(document: object, text: RenderableType, *, as_json: bool) -> None:
+    """Print a result as JSON for programs, else as text for people."""
+    if as_json:
+        print_json(document)
     else:
-        typer.echo(msgspec.json.encode(told).decode())
+        print_text(text)
 
 
-def console_of_lines() -> Console:
-    """A console that breaks no line: what is copied from it, or piped into another command, stays whole."""
-    # Names and categories are written by banks and users: "[red]" in one is no colour.
+def print_json(document: object) -> None:
+    """Print a document as one line of JSON."""
+    typer.echo(msgspec.json.encode(document).decode())
+
+
+def print_text(text: RenderableType) -> None:
+    """Print text or a table; markup in it is not interpreted, since banks and users write names and categories."""
+    console = wide_console()
+    if isinstance(text, str):
+        console.print(text, markup=False, highlight=False)
+        return
+    with console.capture() as captured:
+        console.print(text)
+    # A table pads its lines with blanks, which a narrower terminal shows as empty lines.
+    typer.echo("\n".join(_TRAILING_BLANKS.sub(r"\1", line) for line in captured.get().splitlines()))
+
+
+def wide_console() -> Console:
+    """Return a console that breaks no line, so that ids can be copied and piped whole."""
     console = Console(soft_wrap=True, markup=False)
     if "COLUMNS" not in os.environ:
         console.width = max(console.width, COLUMNS_MIN)
     return console
 
 
-def base64_text(value: bytes | None) -> str | None:
-    """Bytes as text."""
-    return None if value is None else base64.b64encode(value).decode()
-
-
 def with_postgres(work: Callable[[asyncpg.Connection], Awaitable[Result]]) -> Result:
-    """Run what needs one connection."""
+    """Run work that needs one connection to Postgres."""
 
-    async def run() -> Result:
+    async def connected_work() -> Result:
         async with connected(settings.load()) as connection:
             return await work(connection)
 
-    return finish(run())
+    return run(connected_work())
 
 
 @asynccontextmanager
 async def connected(loaded: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to Postgres. Raises: Retry, where there is none, or no tables."""
+    """Connect to Postgres.
+
+    Raises: Retry, where it does not answer or has other tables than this code.
+    """
     dsn = loaded.postgres_dsn.get_secret_value()
+    options = server_settings(loaded, "operator")
     try:
-        connection = await asyncpg.connect(
-            dsn, timeout=CONNECT_TIMEOUT_S, server_settings=server_settings(loaded, "operator")
-        )
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, server_settings=options)
     except POSTGRES_ERRORS as error:
         raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
     try:
@@ -83,7 +93,7 @@ async def connected(loaded: Settings) -> AsyncIterator[asyncpg.Connection]:
         await connection.close(timeout=CONNECT_TIMEOUT_S)
 
 
-def finish(work: Coroutine[Any, Any, Result]) -> Result:
+def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run a command's work to its end, or until Ctrl-C."""
     try:
         return asyncio.run(work)

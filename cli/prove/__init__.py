@@ -1,0 +1,1 @@
+"""Commands that try, prove and measure: the sandbox, simulations, benchmarks and verification."""

@@ -1,0 +1,1 @@
+"""Commands that set an installation up: Kafka's topics and the schemas of the events."""
