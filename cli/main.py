@@ -7,7 +7,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli.operate import archive, dead_letters, explain, items, ledger, queue, rebuild, reconcile, republish, reviews, tail
+from cli.operate import (
+    archive,
+    dead_letters,
+    explain,
+    items,
+    ledger,
+    queue,
+    rebuild,
+    reconcile,
+    republish,
+    reviews,
+    tail,
+)
 from cli.prove import sandbox, verify
 from cli.set_up import docs, schemas, topics
 from runtime import lifecycle, logs, settings

@@ -49,7 +49,9 @@ def seal(
 
 @archive_app.command("verify")
 def verify_archive(
-    quick: Annotated[bool, typer.Option("--quick", help="Check only hash chains and sizes; hash no byte again.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Check only hash chains and sizes; hash no byte again.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Hash every sealed byte again and compare it with the topics. Exit code 1 where anything is wrong."""

@@ -35,9 +35,7 @@ def list_letters(
     before: Annotated[
         int | None, typer.Option(help="List only dead letters with a lower number, for the next page.")
     ] = None,
-    limit: Annotated[
-        int, typer.Option(min=1, max=dead_letters.LIST_MAX, help="Largest number of dead letters.")
-    ] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=dead_letters.LIST_MAX, help="Largest number of dead letters.")] = 100,
     as_json: Json = False,
 ) -> None:
     """List dead letters, newest first."""
@@ -53,7 +51,9 @@ def list_letters(
 @dead_letters_app.command("show")
 def show_letter(
     number: Annotated[int, typer.Argument(help="Number of the dead letter.")],
-    original: Annotated[bool, typer.Option("--original", help="Include the sealed original record, in base64.")] = False,
+    original: Annotated[
+        bool, typer.Option("--original", help="Include the sealed original record, in base64.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show a dead letter."""

@@ -21,7 +21,9 @@ from schemas.errors import Quarantine
 RUNS_SHOWN = 10
 """Sync runs of an Item: the results of the last hours, where each run fails."""
 
-items_app = typer.Typer(help="Items: show their state, and quarantine, redrive or decide about one.", no_args_is_help=True)
+items_app = typer.Typer(
+    help="Items: show their state, and quarantine, redrive or decide about one.", no_args_is_help=True
+)
 
 ItemId = Annotated[str, typer.Argument(metavar="ITEM", help="Plaid's id of the Item.")]
 

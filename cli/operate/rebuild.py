@@ -38,9 +38,7 @@ def rebuild(
     with_events: Annotated[
         bool, typer.Option("--with-events", help="Encode published events again too, for `tartan republish`.")
     ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Drop an unfinished version and begin a new one.")
-    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop an unfinished version and begin a new one.")] = False,
     back: Annotated[
         bool, typer.Option("--back", help="Only swap back to the version that was live before the last swap.")
     ] = False,
@@ -177,9 +175,7 @@ def _print(result: Result) -> None:
         rows = f"{comparison.accounts_compared:,} accounts, {comparison.rows_compared:,} rows"
         print_text(f"It equals the live version: {rows}.")
     else:
-        print_text(
-            f"It differs from the live version in {comparison.subjects_different:,} accounts, Items and users:"
-        )
+        print_text(f"It differs from the live version in {comparison.subjects_different:,} accounts, Items and users:")
         print_text(_differences(comparison))
         for note in comparison.notes:
             print_text(note)

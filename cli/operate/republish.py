@@ -18,8 +18,7 @@ PROGRESS_EVERY_S = 2.0
 
 def republish(
     name: Annotated[
-        str,
-        typer.Argument(metavar="TOPIC", help=f"Public topic to fill: {', '.join(topic.name for topic in PUBLIC)}."),
+        str, typer.Argument(metavar="TOPIC", help=f"Public topic to fill: {', '.join(topic.name for topic in PUBLIC)}.")
     ],
     partitions: Annotated[
         str | None, typer.Option(help="Partitions to fill, numbers separated by commas.", show_default="all")
@@ -30,7 +29,7 @@ def republish(
     skip_expired: Annotated[
         bool, typer.Option("--skip-expired", help="Skip changesets whose events are expired and not stored any more.")
     ] = False,
-    kept: Annotated[bool, typer.Option("--kept", hidden=True, help="Old name of --skip-expired.")] = False,
+    old_skip_expired: Annotated[bool, typer.Option("--kept", hidden=True, help="Old name of --skip-expired.")] = False,
     abandon: Annotated[
         bool, typer.Option("--abandon", help="Give up a started run; send only the events that came since then.")
     ] = False,
@@ -41,7 +40,7 @@ def republish(
     if topic is None:
         names = ", ".join(topic.name for topic in PUBLIC)
         raise typer.BadParameter(f"{name} is no public topic; they are {names}")
-    skip_expired = skip_expired or kept
+    skip_expired = skip_expired or old_skip_expired
     if abandon and (empty or skip_expired):
         raise typer.BadParameter("--abandon goes without --empty and --skip-expired")
     run(_republish(topic, partitions, empty=empty, skip_expired=skip_expired, abandon=abandon, as_json=as_json))

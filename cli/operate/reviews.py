@@ -16,7 +16,7 @@ from runtime.operators.operator_commands import Outcome
 from runtime.postgres.pool import snapshot
 from runtime.users import keys
 from schemas.errors import Quarantine
-from schemas.ids import OWN_ID_BYTES
+from schemas.ids import ID_BYTES
 from schemas.log.records import Cause
 
 reviews_app = typer.Typer(
@@ -59,7 +59,8 @@ def approve(
     match: Annotated[
         str,
         typer.Option(
-            metavar="ID", help="Known transaction that this one duplicates; required where there are several candidates."
+            metavar="ID",
+            help="Known transaction that this one duplicates; required where there are several candidates.",
         ),
     ] = "",
     old_match: Annotated[str, typer.Option("--is", hidden=True, help="Old name of --match.")] = "",
@@ -129,7 +130,7 @@ def _id(text: str) -> bytes:
         review_id = bytes.fromhex(text)
     except ValueError:
         review_id = b""
-    if len(review_id) != OWN_ID_BYTES:
+    if len(review_id) != ID_BYTES:
         raise typer.BadParameter("a review's id is 32 hex digits")
     return review_id
 

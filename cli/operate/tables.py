@@ -150,6 +150,7 @@ def span(seconds: float) -> str:
 
 
 def _sums(status: QueueStatus) -> Iterable[RenderableType]:
+    rows: Iterable[Sequence[Any]]
     lanes = [lane for lane in status.lanes if lane.ready + lane.running + lane.delayed]
     if lanes:
         counts = attrgetter("lane", "ready", "running", "delayed")

@@ -76,7 +76,8 @@ def tail(
     unseal: Annotated[
         bool,
         typer.Option(
-            "--unseal", help="Decrypt changesets with the users' keys; each is reported on standard error with the name."
+            "--unseal",
+            help="Decrypt changesets with the users' keys; each is reported on standard error with the name.",
         ),
     ] = False,
     by: By = "",
@@ -118,7 +119,7 @@ async def _tail(options: _Options, user: str | None, item: str | None, unsealed_
         database = None
         if user is not None or unsealed_by is not None:
             database = await stack.enter_async_context(connected(loaded))
-        keyring = Keyring(Vault(loaded.master_key()))  if unsealed_by is not None else None
+        keyring = Keyring(Vault(loaded.master_key())) if unsealed_by is not None else None
         record_filter = RecordFilter(item=item)
         if user is not None and database is not None:
             record_filter = await filter_of(database, user, item=item)

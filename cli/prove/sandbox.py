@@ -102,13 +102,9 @@ def link(
 def bench_end_to_end(
     items: Items = 40,
     transactions: Transactions = 100_000,
-    rate: Annotated[
-        float, typer.Option(help="Webhooks a second after the backfill, five transactions each.")
-    ] = 100.0,
+    rate: Annotated[float, typer.Option(help="Webhooks a second after the backfill, five transactions each.")] = 100.0,
     seconds: Annotated[float, typer.Option(help="Duration of the webhook phase, in seconds.")] = 10.0,
-    projectors: Annotated[
-        int, typer.Option(min=1, max=12, help="Number of processes of the stage projections.")
-    ] = 2,
+    projectors: Annotated[int, typer.Option(min=1, max=12, help="Number of processes of the stage projections.")] = 2,
     peer: Annotated[
         Path | None, typer.Option(help="Folder of the installed peer's benchmark, to measure it in turns with ours.")
     ] = None,
@@ -163,7 +159,8 @@ def bench_replay(
     compares: Annotated[
         bool,
         typer.Option(
-            "--compare-end-to-end/--no-compare-end-to-end", help="Also measure the whole way from Plaid, for comparison."
+            "--compare-end-to-end/--no-compare-end-to-end",
+            help="Also measure the whole way from Plaid, for comparison.",
         ),
     ] = True,
     as_json: Json = False,
@@ -186,9 +183,7 @@ def bench_replay(
 def simulate(
     seeds: Annotated[int, typer.Option(min=1, help="Number of simulations to run, one a seed.")] = 100,
     first: Annotated[int, typer.Option(min=0, help="Number of the first seed.")] = 1,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Run only this seed, the one that a failure prints.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Run only this seed, the one that a failure prints.")] = None,
     trace: Annotated[bool, typer.Option(help="Print each step of the simulation.")] = False,
     day: Annotated[
         bool, typer.Option(help="Simulate instead 24 hours at twice the demand that Plaid's quota allows.")

@@ -7,7 +7,7 @@ import asyncpg
 import typer
 from rich.table import Table
 
-from cli.output import print_result, run, with_postgres, Json
+from cli.output import Json, print_result, run, with_postgres
 from cli.prove.webhooks import verify_webhooks
 from projections.verify import verify_tables as invariants
 from projections.verify.verify_log import verify_log

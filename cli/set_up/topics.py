@@ -124,7 +124,7 @@ def _print_steps(planned: Plan) -> None:
 
 def _full_names(loaded: Settings, names: Sequence[str]) -> set[str]:
     """Return the full names of topics that are named in full or as in the table."""
-    full_names = {}
+    full_names: dict[str, str] = {}
     for topic in TOPICS:
         full = full_name(topic, loaded.topic_prefix)
         full_names |= {topic.name: full, full: full}

@@ -19,9 +19,7 @@ SEED = 7
 """Kills Kafka and Postgres, takes the answer of a COMMIT away, and wakes zombies of three stages."""
 START_S_MAX = 120.0
 STOP_S_MAX = 60.0
-COMMAND = (
-    "from cli import main as cli; from sandbox.chaos.run_chaos import *; cli._run(run_chaos(ChaosOptions(kills=8)))"
-)
+COMMAND = "from cli.prove.sandbox import run_until_stopped; from sandbox.chaos.run_chaos import *; run_until_stopped(run_chaos(ChaosOptions(kills=8)))"
 
 
 def children() -> set[int]:

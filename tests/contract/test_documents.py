@@ -9,8 +9,8 @@ import pytest
 import typer
 from jsonschema import Draft7Validator
 
-from cli import docs
 from cli import main as cli
+from cli.set_up import docs
 from gateway.routes import ROUTES
 from runtime import settings
 from runtime.incidents.incidents import KINDS

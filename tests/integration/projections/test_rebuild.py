@@ -30,7 +30,7 @@ MANY = 50_000
 EACH = 100
 BLOCK = 10
 """Syncs whose transactions are drawn at once, from the same merchants."""
-REBUILD = (sys.executable, "cli/main.py", "rebuild", "--no-swap", "--json")
+REBUILD = (sys.executable, "-m", "cli", "rebuild", "--no-swap", "--json")
 LATER = (sys.executable, "-m", "tests.support.rebuild_later")
 
 

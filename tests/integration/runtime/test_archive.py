@@ -261,7 +261,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was_and_leaves_no_fork(world: 
 
 SMALL = (
     "import runtime.archive.seal; runtime.archive.seal.SEGMENT_RECORDS_MAX = {};"
-    " from cli.kafka import archive; archive.archive_app()"
+    " from cli.operate import archive; archive.archive_app()"
 )
 """Segments of few records, so that a kill lands among many of them."""
 

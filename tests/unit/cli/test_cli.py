@@ -48,7 +48,7 @@ def test_a_table_shows_what_banks_and_users_write_as_they_wrote_it(capsys: pytes
     table = Table("category", box=None)
     table.add_row("[red]Tea[/nothing] [bold]")
 
-    output.say(output.console_of_lines(), table)
+    output.print_text(table)
 
     assert "[red]Tea[/nothing] [bold]" in capsys.readouterr().out
 

@@ -107,7 +107,7 @@ def _api() -> str:
 def _operation(name: str, operation: dict[str, Any]) -> list[str]:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
     fields = [
-        *((one["name"], one["in"], one["required"], one["description"]) for one in operation["parameters"]),
+        *((field["name"], field["in"], field["required"], field["description"]) for field in operation["parameters"]),
         *(
             (field, "body", field in body.get("required", ()), schema.get("description", ""))
             for field, schema in body.get("properties", {}).items()
