@@ -1,4 +1,4 @@
-"""Output: run a command's work, connect it to Postgres, and print its result as JSON for programs or text for people."""
+"""Output: run a command, connect it to Postgres, and print its result as JSON for programs or text for people."""
 
 import asyncio
 import os

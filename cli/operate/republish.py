@@ -35,7 +35,7 @@ def republish(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fill a public topic from the log; new events follow behind. An interrupted run continues with the same command."""
+    """Fill a public topic from the log; new events follow. The same command continues an interrupted run."""
     topic = next((topic for topic in PUBLIC if topic.name == name), None)
     if topic is None:
         names = ", ".join(topic.name for topic in PUBLIC)

@@ -1,4 +1,4 @@
-"""The command `tartan verify webhooks`: verify the signatures of stored webhooks again, with Kafka and without Plaid."""
+"""The command `tartan verify webhooks`: verify the signatures of stored webhooks again, without Plaid."""
 
 import datetime
 from typing import Annotated, Any, NamedTuple

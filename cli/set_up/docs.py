@@ -42,7 +42,8 @@ def _settings() -> str:
     ]
     return _page(
         "Settings",
-        "Every setting comes from the environment and is checked at start; an error names the variable, never its value.",
+        "Every setting comes from the environment and is checked at start; "
+        "an error names the variable, never its value.",
         "`tartan settings` prints the values in force and hides secrets.",
         "",
         "| variable | default | meaning |",

@@ -30,28 +30,35 @@ def each(schema: Schema, *names: str) -> Properties:
 
 
 def described(schema: Schema, description: str) -> Schema:
+    """Add a description to a schema."""
     return {**schema, "description": description}
 
 
 def one_of(*values: str, description: str | None = None) -> Schema:
+    """Build a text with a closed set of values."""
     return {**TEXT, "enum": list(values), **({"description": description} if description else {})}
 
 
 def nullable(schema: Schema, description: str | None = None) -> Schema:
+    """Allow null besides the values of a schema."""
     return {**schema, "type": [schema["type"], "null"], **({"description": description} if description else {})}
 
 
 def reference(name: str) -> Schema:
+    """Refer to a named schema."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def array(items: str | Schema) -> Schema:
+    """Build a list of a schema, or of the schema with this name."""
     return {"type": "array", "items": reference(items) if isinstance(items, str) else items}
 
 
 def page(field: str, name: str) -> Schema:
+    """Build a page of a list with its cursor."""
     return record({field: array(name)}, next_cursor=MAYBE_TEXT)
 
 
 def without(schema: Schema, *names: str) -> Properties:
+    """Return the properties of a schema except these."""
     return {name: property_ for name, property_ in schema["properties"].items() if name not in names}

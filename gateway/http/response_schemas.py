@@ -111,11 +111,7 @@ BALANCES = record(
     ),
 )
 
-_SPLIT: Schema = {
-    "type": "object",
-    "properties": {"category": TEXT, "amount": AMOUNT, "note": TEXT},
-    "required": ["category", "amount"],
-}
+_SPLIT: Schema = {**record(category=TEXT, amount=AMOUNT, note=TEXT), "required": ["category", "amount"]}
 _USER_VALUES: Properties = {
     "name": described(MAYBE_TEXT, "the user's, else the bank's"),
     "category": described(MAYBE_TEXT, "the user's, else the bank's"),
@@ -255,11 +251,7 @@ REVIEW = record(
     candidates=array(record(rule=TEXT, score=COUNT, evidence=OBJECT, transaction=reference("Transaction"))),
 )
 
-FAULT: Schema = {
-    "type": "object",
-    "properties": each(TEXT, "field", "reason", "value"),
-    "required": ["field", "reason"],
-}
+FAULT: Schema = {**record(each(TEXT, "field", "reason", "value")), "required": ["field", "reason"]}
 PROBLEM: Schema = {
     "type": "object",
     "description": "RFC 9457",
