@@ -48,6 +48,11 @@ version = Table(
 _EMPTY = text("'{}'::jsonb")
 
 
+def column_names(table: Table) -> tuple[str, ...]:
+    """Return the names of a table's columns, in order."""
+    return tuple(column.name for column in table.columns)
+
+
 def _moment(name: str, *, nullable: bool = True, comment: str | None = None) -> Column[Any]:
     return Column(name, DateTime(timezone=True), nullable=nullable, comment=comment)
 

@@ -23,7 +23,7 @@ from projections.fold.fold import fold
 from projections.gate.check import GateCheck, Owners
 from projections.model.unit_of_work import UnitOfWork
 from projections.projector import EVENTS_MAX
-from projections.store import loader, rows, writer
+from projections.store import copy_rows, loader, rows, writer
 from projections.store.connection import Session
 from projections.store.migrate import migrate
 from projections.store.writer import NewPosition
@@ -171,9 +171,9 @@ def _encoding_s(working: UnitOfWork) -> float:
     """Encode the rows once more, apart from the statements that `write` has between them; return the seconds."""
     started = time.perf_counter()
     for encoded in (
-        rows.copy_transactions(working.new),
-        rows.copy_transactions(working.changed.values()),
-        rows.copy_transfers(working.book.transfers),
+        copy_rows.copy_transactions(working.new),
+        copy_rows.copy_transactions(working.changed.values()),
+        copy_rows.copy_transfers(working.book.transfers),
         map(rows.changeset_values, working.folded),
     ):
         for _ in encoded:

@@ -18,7 +18,7 @@ from projections.gate.check import AcceptedRecord, GateCheck, Owners
 from projections.model.unit_of_work import UnitOfWork
 from projections.publish import kafka_records
 from projections.publish.kafka_records import ChangesetEvents
-from projections.store import rows
+from projections.store import copy_rows, rows
 from sandbox.infra.generated_log import PER_CHANGESET, transactions
 from schemas.encoding import codec
 from schemas.log import changesets
@@ -73,8 +73,8 @@ def main(count: int, rounds: int = 10) -> None:
         "read (with walk)": lambda: changeset.read(bench.blocks),
         "admit (gate, unseal, read)": bench.admit,
         "admit and fold": bench.folded,
-        "transactions for COPY": lambda: list(rows.copy_transactions(working.new)),
-        "transfers for COPY": lambda: list(rows.copy_transfers(working.book.transfers)),
+        "transactions for COPY": lambda: list(copy_rows.copy_transactions(working.new)),
+        "transfers for COPY": lambda: list(copy_rows.copy_transfers(working.book.transfers)),
         "changesets (zstd, digest)": lambda: [rows.changeset_values(folded) for folded in working.folded],
         "records for Kafka": lambda: kafka_records.build_records(outbound),
     }
