@@ -1,1 +1,1 @@
-"""TODO runtime/kafka."""
+"""Kafka: producer and log reads, the Faust app, topics, log continuity, schema registry."""

@@ -1,4 +1,4 @@
-"""Kafka by aiokafka: one idempotent producer that is made anew after a failure, and a look at the log's ends."""
+"""Kafka clients on aiokafka: an idempotent producer that is replaced after a failure, and reads of single records."""
 
 import asyncio
 import ssl
@@ -16,24 +16,24 @@ from schemas.errors import Halt, Quarantine, Retry
 from schemas.topics import MESSAGE_BYTES_MAX
 
 REQUEST_TIMEOUT_MS = 30_000
-"""How long one request waits for its answer. A broker's restart takes 4 to 12 s (FAUST.md), so one is sat out."""
+"""Longest wait of one request. A broker's restart takes 4 to 12 s (FAUST.md), so a request survives it."""
 FLUSH_S_MAX = 10.0
-"""A stop waits this long for what is in flight. Whoever wanted an answer has waited for it already."""
+"""Longest wait of a stop for records in flight. Their callers have waited for an answer already."""
 CUT_S_MAX = 1.0
 """Requests whose connection is closed fail within aiokafka's backoff, 0.1 s."""
 BATCH_BYTES = 1024 * 1024
-"""Bytes of one batch before compression, as many as every topic takes (`message_bytes_max`). One record alone may be
-larger: aiokafka takes the first record of a batch whatever its size, so that `append` takes changesets of 4 MiB."""
+"""Bytes of one batch before compression, the smallest limit of a topic (`message_bytes_max`). One record alone may be
+larger: aiokafka accepts the first record of a batch of any size, so `append` accepts changesets of 4 MiB."""
 LINGER_MS = 0
-"""A lone record waits for nothing; batches form while one is in flight."""
+"""A lone record is sent at once; batches form while one is in flight."""
 FETCH_BYTES = 64 * 1024
-"""What a look at one record fetches. Kafka gives a first batch that is larger whole (KIP-74)."""
+"""Bytes of a fetch of one record. Kafka returns a larger first batch whole (KIP-74)."""
 
 Headers = Sequence[tuple[str, bytes]]
 
 
 class Appended(NamedTuple):
-    """Where a record is in the log."""
+    """The place of a record in the log."""
 
     partition: int
     offset: int
@@ -49,7 +49,7 @@ class Outgoing(NamedTuple):
 
 
 class InDoubt(Retry):
-    """The append got no answer: the record may be in the log or not. Only reading the log can tell."""
+    """The append got no answer: only the log shows whether it has the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ class Ends:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition of a key: murmur2 as in Java's clients and aiokafka."""
+    """Return the partition of a key: murmur2 as in Java's clients and aiokafka."""
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 def connection(settings: Settings) -> dict[str, Any]:
-    """The options with which every client reaches the cluster.
+    """Return the connection options of every client.
 
     Raises: Halt, where credentials are missing or the file of certificates cannot be read.
     """
@@ -94,9 +94,9 @@ def connection(settings: Settings) -> dict[str, Any]:
 class Appender:
     """Appends records with acks=all and idempotence.
 
-    After any failed send the producer is replaced: a batch that failed has used up sequence numbers, and the
-    broker refuses every later one of that partition (FAUST.md). What the replaced producer has in flight is still
-    answered, unless one of its sends waits `timeout_s` in vain: then it is cut off, so that nothing of it comes late.
+    After a failed send the producer is replaced: the failed batch has used sequence numbers, and the broker refuses
+    every later one of that partition (FAUST.md). Sends of the replaced producer in flight still get answers, until one
+    waits `timeout_s` in vain: then it is cut off, so that none of its records arrives late.
     """
 
     def __init__(self, settings: Settings, *, client: str, timeout_s: float | None = None) -> None:
@@ -109,14 +109,11 @@ class Appender:
         self._stopped = False
 
     async def start(self) -> None:
-        """Connect.
-
-        Raises: Retry, where no broker answers.
-        """
+        """Connect. Raises: Retry, where no broker answers."""
         await self._ready()
 
     async def stop(self) -> None:
-        """Flush and disconnect, within FLUSH_S_MAX; nothing can be appended afterwards."""
+        """Flush and disconnect within FLUSH_S_MAX; later appends raise Retry."""
         self._stopped = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -133,12 +130,11 @@ class Appender:
         """Append one record and wait until it is in the log.
 
         A caller that is cancelled while it waits for the answer does not take the record back.
-        Raises: InDoubt, where no answer came; Retry, where it surely was not appended; Quarantine, where the
-        record is larger than the topic takes.
+        Raises: InDoubt, where no answer came; Retry, where it was not appended; Quarantine, where it is too large.
         """
         producer = await self._ready()
         try:
-            # Cancelled here, nothing is sent: aiokafka puts the record into a batch in its last step, without waiting.
+            # A cancellation here sends nothing: aiokafka's last step puts the record into a batch without waiting.
             async with asyncio.timeout(self._timeout_s):
                 sent = await producer.send(
                     topic,
@@ -153,16 +149,16 @@ class Appender:
         except (KafkaError, TimeoutError) as error:
             self._retire(producer)
             raise Retry(f"topic {topic} takes no record: {type(error).__name__}") from error
-        # Shielded: a caller that gives up must not cancel a send that others' order depends on.
+        # Shielded: a caller that gives up must not cancel a send on which the order of others depends.
         return await asyncio.shield(self._answer(producer, topic, sent))
 
     async def append_many(self, topic: str, partition: int, records: Iterable[Outgoing]) -> None:
         """Append records of one partition in order, in as few batches as fit, and wait for all.
 
-        A batch leaves once the one before it is in the log. Sequence numbers alone would not keep it behind: a broker
-        takes any number from a producer that it does not know in that partition.
-        Raises: InDoubt, where a batch got no answer; Retry, where it surely was not appended; Quarantine, where a
-        record is larger than a batch. All that came before that batch is in the log, nothing that comes after it.
+        A batch is sent once the one before it is in the log. Sequence numbers alone do not keep the order: a broker
+        accepts any number from a producer that is new to the partition.
+        Raises: InDoubt, where a batch got no answer; Retry, where it was not appended; Quarantine, where a record is
+        larger than a batch. All batches before that one are in the log, none behind it.
         """
         producer = await self._ready()
         for batch in _batches(producer, topic, records):
@@ -183,7 +179,7 @@ class Appender:
     async def _answer(self, producer: AIOKafkaProducer, topic: str, sent: "asyncio.Future[Any]") -> Appended:
         answered, _ = await asyncio.wait({sent}, timeout=self._timeout_s)
         if not answered:
-            sent.cancel()  # nobody asks for it any more; the record itself is beyond recall
+            sent.cancel()  # the record itself cannot be recalled
             self._retire(producer).cut.set()
             raise InDoubt(f"an append to {topic} got no answer within {self._timeout_s:g} s")
         try:
@@ -200,7 +196,7 @@ class Appender:
             if self._stopped:
                 raise Retry("this process is stopping and appends nothing more")
             if self._connecting is None:
-                # One attempt for all who wait: one by one, each would take its whole timeout where nothing answers.
+                # One attempt for all waiting callers: one by one, each would wait its whole timeout.
                 self._connecting = asyncio.create_task(self._connect())
                 self._connecting.add_done_callback(self._connect_ended)
             await asyncio.shield(self._connecting)
@@ -221,7 +217,7 @@ class Appender:
             **connection(self._settings) | {"request_timeout_ms": int(self._timeout_s * 1000)},
         )
         try:
-            # Bounded here: aiokafka asks for a producer id until it is given one.
+            # Bounded here: aiokafka requests a producer id without end.
             async with asyncio.timeout(self._timeout_s):
                 await producer.start()
             self._producer = producer
@@ -232,7 +228,7 @@ class Appender:
                 await producer.stop()
 
     def _retire(self, producer: AIOKafkaProducer) -> "_Retired":
-        """Take a producer out of use: it answers what it has in flight and closes."""
+        """Take a producer out of use: it completes its sends in flight and closes."""
         if self._producer is producer:
             self._producer = None
         if producer not in self._retired:
@@ -242,7 +238,7 @@ class Appender:
 
 
 class _Retired:
-    """A producer on its way out: it drains until `cut` is set or its time is over, and then sends nothing more."""
+    """A replaced producer: it drains until `cut` is set or its time is over, and then sends nothing more."""
 
     def __init__(self, producer: AIOKafkaProducer, *, drain_s: float) -> None:
         self.cut = asyncio.Event()
@@ -261,27 +257,27 @@ class _Retired:
         stopping.cancel()
 
     async def _cut_off(self) -> None:
-        """End a producer that waits for a broker, at once, and fail what it still has.
+        """End a producer that waits for a broker, and fail its remaining sends.
 
-        aiokafka 0.14.0 has no public way: its `stop` waits until all is delivered, however long that takes.
+        aiokafka 0.14.0 has no public way: its `stop` waits until all is delivered, without bound.
         """
         sending = self._producer._sender.sender_task
-        for _ in range(2):  # the first ends the loop, the second what still waits for metadata within it
+        for _ in range(2):  # the first ends the loop, the second its wait for metadata
             sending.cancel()
             await self._producer.client.close()
             await asyncio.wait({sending}, timeout=CUT_S_MAX)
         accumulator = self._producer._message_accumulator
         for queue in accumulator._batches.values():
-            accumulator._pending_batches.update(queue)  # where the callbacks of those tried before look for them
+            accumulator._pending_batches.update(queue)  # the callbacks of tried batches search there
             for batch in queue:
-                batch.drain_ready()  # whoever waits for room behind it goes on, and finds the producer closed
+                batch.drain_ready()  # callers that wait for room go on, and get a closed producer
         accumulator.fail_all(KafkaConnectionError("given up"))
 
 
 def _batches(producer: AIOKafkaProducer, topic: str, records: Iterable[Outgoing]) -> Iterator[Any]:
     """Fill batches with records, in order.
 
-    Raises: Quarantine, where a record is larger than a batch; the batch before it was given by then.
+    Raises: Quarantine, where a record is larger than a batch; the batch before it was yielded by then.
     """
     now = int(time.time() * 1000)
     batch = producer.create_batch()
@@ -298,18 +294,18 @@ def _batches(producer: AIOKafkaProducer, topic: str, records: Iterable[Outgoing]
 
 
 def _put(batch: Any, record: Outgoing, now_ms: int) -> bool:
-    """Put a record into a batch; False where it is full, and it is closed then. A first record always goes in."""
-    when = now_ms if record.timestamp_ms is None else record.timestamp_ms
+    """Put a record into a batch; False where it is full, and then closed. A first record of any size fits."""
+    timestamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
     headers = list(record.headers)
-    return batch.append(key=record.key, value=record.value, timestamp=when, headers=headers) is not None
+    return batch.append(key=record.key, value=record.value, timestamp=timestamp_ms, headers=headers) is not None
 
 
 def _place(topic: str, answer: Any) -> Appended:
-    """Where the broker put a record.
+    """Return the place of an appended record.
 
-    An answer to a sequence number that the broker knows already, and no longer where it is, holds -1 for both
-    offsets; aiokafka counts on from there, so the offset alone would look right from a batch's second record on.
-    Raises: InDoubt, where the answer says no place.
+    The answer to a repeated sequence number whose place the broker no longer has contains -1 for both offsets; aiokafka
+    counts on from there, so the offset alone would be plausible from a batch's second record on.
+    Raises: InDoubt, where the answer has no place.
     """
     if answer.offset < 0 or (answer.log_start_offset is not None and answer.log_start_offset < 0):
         raise InDoubt(f"an append to {topic} was answered without an offset")
@@ -317,7 +313,7 @@ def _place(topic: str, answer: Any) -> Appended:
 
 
 class LogEnds:
-    """Reads where partitions begin and end, and single records, without being in a consumer group."""
+    """Reads first and next offsets of partitions, and single records, without a consumer group."""
 
     def __init__(self, settings: Settings, *, timeout_s: float = REQUEST_TIMEOUT_MS / 1000) -> None:
         self._consumer = AIOKafkaConsumer(
@@ -347,38 +343,35 @@ class LogEnds:
             await self._consumer.stop()
 
     async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, Ends]:
-        """First kept and next offset of each partition. Raises: Retry."""
+        """Return the first and the next offset of each partition. Raises: Retry."""
         async with self._one_at_a_time:
             return await self._ends(topic, partitions)
 
     async def record(self, topic: str, partition: int, offset: int, *, timeout_s: float = 10.0) -> bytes | None:
-        """The value of the record at this offset; None where the log has none there.
-
-        Raises: Retry, where Kafka does not say.
-        """
-        where = TopicPartition(topic, partition)
+        """Return the value of the record at an offset; None where the log has none there. Raises: Retry."""
+        place = TopicPartition(topic, partition)
         async with self._one_at_a_time:
             ends = (await self._ends(topic, [partition]))[partition]
             if not ends.start <= offset < ends.end:
                 return None
             try:
-                self._consumer.assign([where])
-                self._consumer.seek(where, offset)
+                self._consumer.assign([place])
+                self._consumer.seek(place, offset)
                 async with asyncio.timeout(timeout_s):
-                    found = await self._consumer.getone(where)
-            except OffsetOutOfRangeError:  # its time was over just now
+                    record = await self._consumer.getone(place)
+            except OffsetOutOfRangeError:  # deleted by retention just now
                 return None
             except (KafkaError, TimeoutError) as error:
                 raise Retry(f"{topic} {partition} at {offset}: {type(error).__name__}") from error
             finally:
-                self._consumer.pause(where)  # at the end of the log it would ask for more 50 times a second
-        return found.value if found.offset == offset else None
+                self._consumer.pause(place)  # else it fetches 50 times a second at the end of the log
+        return record.value if record.offset == offset else None
 
     async def _ends(self, topic: str, partitions: Iterable[int]) -> dict[int, Ends]:
-        wanted = [TopicPartition(topic, number) for number in partitions]
+        places = [TopicPartition(topic, number) for number in partitions]
         try:
-            starts = await self._consumer.beginning_offsets(wanted)
-            stops = await self._consumer.end_offsets(wanted)
+            starts = await self._consumer.beginning_offsets(places)
+            stops = await self._consumer.end_offsets(places)
         except KafkaError as error:
             raise Retry(f"no offsets of {topic}: {type(error).__name__}") from error
-        return {tp.partition: Ends(starts[tp], stops[tp]) for tp in wanted}
+        return {tp.partition: Ends(starts[tp], stops[tp]) for tp in places}

@@ -1,7 +1,6 @@
-"""The log's continuity: the record before a reader's position is read again, so a log that was truncated, re-created
-or restored is noticed and never skipped over.
+"""Log continuity: read the record before a reader's position again, to detect a truncated, re-created or restored log.
 
-aiokafka knows no topic ids (FAUST.md), so the log itself is asked: is what this reader has read still there?
+aiokafka has no topic ids (FAUST.md), so the record itself is compared.
 """
 
 import asyncio
@@ -15,33 +14,33 @@ from runtime.kafka.reader import Position
 from schemas.errors import Halt, Retry
 
 CHECK_INTERVAL_S = 60.0
-"""How long a reader may go on above a log that is no longer its own."""
+"""Longest time for which a reader goes on above another log."""
 TRIES = 5
 WAIT_S = 1.0
 
 Load = Callable[[Collection[int]], Awaitable[Mapping[int, Position]]]
-"""Given partitions, the positions that the reader has kept; a partition without one is not in the answer."""
+"""Returns the reader's stored positions of partitions; a partition without one is absent."""
 
 _log = logs.logger(__name__)
 
 
 class Log(Protocol):
-    """What of Kafka is needed: runtime.kafka.clients.LogEnds, or memory."""
+    """Port of the log: runtime.kafka.clients.LogEnds, or the simulation's."""
 
     async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, Ends]:
-        """First kept and next offset of each partition. Raises: Retry."""
+        """Return the first and the next offset of each partition. Raises: Retry."""
 
     async def record(self, topic: str, partition: int, offset: int) -> bytes | None:
-        """The value of the record at this offset; None where there is none. Raises: Retry."""
+        """Return the value of the record at an offset; None where there is none. Raises: Retry."""
 
 
 def checksum(value: bytes) -> bytes:
-    """What a position keeps of the record before it."""
+    """Return the checksum that a position has of the record before it."""
     return hashlib.sha256(value).digest()
 
 
 class LogContinuity:
-    """Compares a reader's kept positions with the log."""
+    """Compares a reader's stored positions with the log."""
 
     def __init__(self, log: Log, *, topic: str, reader: str, load: Load) -> None:
         self._log = log
@@ -50,7 +49,7 @@ class LogContinuity:
         self._load = load
 
     async def starts(self, partitions: Collection[int]) -> dict[int, int]:
-        """Where to begin in each partition, after a check; without a kept position at the very beginning.
+        """Return the offset at which to begin in each partition, after a check; 0 without a stored position.
 
         Raises: Halt, where the log is not the one that was read, or no longer has its beginning; Retry.
         """
@@ -67,7 +66,7 @@ class LogContinuity:
         raise AssertionError("unreachable")
 
     async def check(self, partitions: Collection[int]) -> Mapping[int, Position]:
-        """Compare, and give the positions that were compared.
+        """Compare stored positions with the log, and return them.
 
         Raises: Halt, where the log is not the one that was read; Retry, where Kafka does not answer.
         """
@@ -77,11 +76,11 @@ class LogContinuity:
     async def watch(
         self, assigned: Callable[[], Collection[int]], *, unacknowledged: Callable[[], Collection[int]]
     ) -> None:
-        """Check every minute what is assigned, for ever.
+        """Check the assigned partitions every minute, for ever.
 
-        `unacknowledged`: partitions of which the reader has records in hand. Where the log goes on, the reader stood still from
-        one look to the next and has nothing in hand, its source has ceased to deliver, which was seen after a broker
-        and Postgres had died one after the other: it says nothing by itself, and a new start reads on.
+        `unacknowledged`: partitions with records in the reader's queue. Where the log goes on, the position has not
+        moved between two checks and the queue is empty, the source delivers no more. This happened after a broker and
+        Postgres had died one after the other; it reports nothing by itself, and a new start reads on.
         Raises: Halt.
         """
         before: dict[int, int] = {}
@@ -93,9 +92,9 @@ class LogContinuity:
                 _log.warning("log not checked", reader=self._reader, reason=str(error))
                 before = {}
                 continue
-            stands = {number: known.get(number, Position(0)).next for number in ends}
-            behind = {number: at for number, at in stands.items() if at < ends[number].end}
-            still = sorted(number for number, at in behind.items() if before.get(number) == at)
+            positions = {number: known.get(number, Position(0)).next for number in ends}
+            behind = {number: position for number, position in positions.items() if position < ends[number].end}
+            still = sorted(number for number, position in behind.items() if before.get(number) == position)
             silent = [number for number in still if number not in unacknowledged()]
             if silent:
                 raise Halt(f"{self._reader} is not given what follows in {self._topic}, partitions {silent}")
@@ -109,15 +108,15 @@ class LogContinuity:
         return known, ends
 
     async def _compare(self, partition: int, position: Position, ends: Ends) -> None:
-        where = f"{self._topic} {partition}"
+        place = f"{self._topic} {partition}"
         if position.next > ends.end:
-            raise Halt(f"{self._reader} has read {where} up to {position.next}, the log ends at {ends.end}: truncated")
+            raise Halt(f"{self._reader} has read {place} up to {position.next}, the log ends at {ends.end}: truncated")
         if position.next < ends.start:
             raise Halt(
-                f"{self._reader} continues {where} at {position.next}, the log begins at {ends.start}: incomplete"
+                f"{self._reader} continues {place} at {position.next}, the log begins at {ends.start}: incomplete"
             )
         if not position.next or position.last_checksum is None or position.next == ends.start:
             return
         value = await self._log.record(self._topic, partition, position.next - 1)
         if value is None or checksum(value) != position.last_checksum:
-            raise Halt(f"{where} at {position.next - 1} is not the record that {self._reader} has read: another log")
+            raise Halt(f"{place} at {position.next - 1} is not the record that {self._reader} has read: another log")

@@ -1,6 +1,6 @@
-"""Faust, in the form that loses nothing: positions come from Postgres, acknowledgements after the effect.
+"""Faust app whose readers start at positions in Postgres and acknowledge records after their effect is durable.
 
-Source: FAUST.md, measured on faust-streaming 0.15.3 and Kafka 4.3.1; tests hold what is relied on here.
+Source: FAUST.md, measured on faust-streaming 0.15.3 and Kafka 4.3.1; tests cover the behaviour that this relies on.
 """
 
 import asyncio
@@ -28,20 +28,20 @@ from schemas.topics import MESSAGE_BYTES_MAX
 _log = logs.logger(__name__)
 
 STREAM_BUFFER = 4096
-"""Records that Faust fetches ahead. At 4 MiB a record the byte bound of the reader behind it acts first."""
+"""Records that Faust fetches ahead. For large records the byte bound of the reader behind it applies first."""
 
 UNPLACED_S_MAX = 30.0
-"""How long a partition may be assigned and not placed: the seek follows within milliseconds, or never."""
+"""Longest time from the assignment of a partition to its seek, which follows within milliseconds, or never."""
 UNPLACED_WAIT_S = 0.02
 STOP_S_MAX = 20.0
-"""How long a stop waits for records that were read and not acknowledged; what is left is read again after it."""
+"""Longest wait of a stop for unacknowledged records; the rest is read again at the next start."""
 
 Positions = Callable[[Collection[tuple[str, int]]], Awaitable[Mapping[tuple[str, int], int]]]
-"""Given (topic, partition) pairs, the next offset of each."""
+"""Returns the next offset of each (topic, partition) pair."""
 
 
 def build(settings: Settings, *, name: str, positions: Positions) -> faust.App:
-    """Make a Faust app whose readers start where `positions` says; `name` is its consumer group."""
+    """Build a Faust app whose readers start at `positions`; `name` is its consumer group."""
     app = _App(
         f"{settings.topic_prefix}{name}",
         broker=f"kafka://{settings.kafka_address}",
@@ -69,14 +69,14 @@ def build(settings: Settings, *, name: str, positions: Positions) -> faust.App:
         web_enabled=False,
         worker_redirect_stdouts=False,
         store="memory://",
-        datadir=Path(gettempdir()) / f"tartan-faust-{os.getuid()}",  # stays empty; by default where the process runs
+        datadir=Path(gettempdir()) / f"tartan-faust-{os.getuid()}",  # stays empty; the default is the current folder
     )
     app.tartan_positions = positions
     return app
 
 
 def reader(app: faust.App, topic: str, *, agent: str, records_max: int, bytes_max: int) -> GatheringReader:
-    """Attach an agent that gathers a topic's records for a body to take."""
+    """Attach an agent that gathers a topic's records, and return the reader to take them from."""
     gathered = GatheringReader(records_max=records_max, bytes_max=bytes_max)
     source = app.topic(topic, key_type=bytes, value_type=bytes, allow_empty=True)
 
@@ -98,16 +98,16 @@ def reader(app: faust.App, topic: str, *, agent: str, records_max: int, bytes_ma
 
 
 def assigned(app: faust.App, topic: str) -> set[int]:
-    """The partitions of a topic that this process reads now."""
+    """Return the partitions of a topic that this process reads now."""
     return {tp.partition for tp in app.consumer.assignment() if tp.topic == topic}
 
 
 @asynccontextmanager
 async def running(app: faust.App) -> AsyncIterator["asyncio.Task[None]"]:
-    """Run the app on this loop; the task given ends, with Halt, when the app has crashed or stopped by itself.
+    """Run the app on this loop; the yielded task ends, with Halt, when the app has crashed or stopped by itself.
 
-    A hosted app that crashes is silent otherwise (FAUST.md), while everything else in the process goes on.
-    Its stop waits for what was read and is not acknowledged, so the readers' bodies go on until after the block.
+    A hosted app that crashes is silent otherwise (FAUST.md), while the rest of the process goes on. Its stop waits for
+    unacknowledged records, so the agents must run until after the block.
     """
     try:
         async with faust_app_running(app, stop_timeout=STOP_S_MAX):
@@ -127,7 +127,7 @@ async def _watch(app: faust.App) -> None:
 
 
 def _credentials(settings: Settings) -> dict[str, Any]:
-    """Faust's form of runtime.kafka.clients.connection's security options."""
+    """Return the security options of runtime.kafka.clients.connection in Faust's form."""
     options = connection(settings)
     if settings.kafka_security == "PLAINTEXT":
         return {}
@@ -143,7 +143,7 @@ def _credentials(settings: Settings) -> dict[str, Any]:
 
 
 class _SeekingConsumer(Consumer):  # type: ignore[misc]
-    """Starts each partition where Postgres says. Kafka's committed offset is a hint for lag displays."""
+    """Starts each partition at its position in Postgres. Kafka's committed offset is for lag displays only."""
 
     _unplaced_since: float | None = None
 
@@ -151,12 +151,12 @@ class _SeekingConsumer(Consumer):  # type: ignore[misc]
         await super().perform_seek()
         assigned = self.assignment()
         committed = {tp: offset for tp, offset in self._committed_offset.items() if offset}
-        wanted = await self.app.tartan_positions([(tp.topic, tp.partition) for tp in assigned])
-        for (topic, partition), position in wanted.items():
+        positions = await self.app.tartan_positions([(tp.topic, tp.partition) for tp in assigned])
+        for (topic, partition), position in positions.items():
             tp = TP(topic, partition)
             if committed.get(tp, 0) > position:
-                # What is committed was durable in Postgres before. It is read again, and readers of what is published
-                # drop it by position; that somebody restored a backup must still be seen.
+                # The committed offset was durable in Postgres before, so somebody restored a backup: report it. The
+                # records are read again, and readers of published events drop them by position.
                 metrics.WENT_BACK.labels(self.app.conf.id).inc()
                 _log.error(
                     "the database went back",
@@ -171,11 +171,11 @@ class _SeekingConsumer(Consumer):  # type: ignore[misc]
         self._unplaced_since = None
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's own signature
-        """Fetch, passing over one moment of a rebalance.
+        """Fetch, and ignore one outdated error of a rebalance.
 
-        The interleaving: a partition without committed offset is assigned; aiokafka's fetcher finds no offset for it
-        and notes the error that `auto_offset_reset="none"` asks for; then perform_seek places it; then this call
-        would raise the error that is no longer true, and the app would crash.
+        The interleaving: a partition without committed offset is assigned; aiokafka's fetcher has no offset for it and
+        stores the error of `auto_offset_reset="none"`; then perform_seek sets its position; then this call would raise
+        the outdated error, and the app would crash.
         """
         try:
             return await super()._getmany(active_partitions, timeout)

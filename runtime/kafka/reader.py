@@ -1,4 +1,4 @@
-"""The port through which agent bodies read a topic. Faust implements it (faust_app), and so does memory."""
+"""Port through which agents read a topic; Faust implements it (faust_app), and so does the simulation."""
 
 import asyncio
 from collections import deque
@@ -20,9 +20,9 @@ class Received(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far a reader has come in a partition: `next` is the first offset that it has not dealt with.
+    """A reader's position in a partition: the next offset to read.
 
-    `last_id` and `last_checksum` are of the record before it, so that a truncated or re-created log is noticed.
+    `last_checksum` is of the record before it, so that a truncated or re-created log is detected.
     """
 
     next: int
@@ -30,12 +30,12 @@ class Position(NamedTuple):
 
 
 def unread(records: Sequence[Received], positions: Mapping[int, int]) -> list[Received]:
-    """The records at or above their partitions' positions; those below were dealt with before.
+    """Return the records at or above their partitions' positions.
 
-    Raises: Halt, where one between them is missing: going on would lose it.
+    Raises: Halt, where an offset between them is missing: going on would lose its record.
     """
     following = dict(positions)
-    found = []
+    new = []
     for record in records:
         expected = following.get(record.partition, 0)
         if record.offset < expected:
@@ -43,24 +43,24 @@ def unread(records: Sequence[Received], positions: Mapping[int, int]) -> list[Re
         if record.offset > expected:
             raise Halt(f"partition {record.partition} continues at {record.offset}, expected {expected}: a gap")
         following[record.partition] = expected + 1
-        found.append(record)
-    return found
+        new.append(record)
+    return new
 
 
 class Reader(Protocol):
-    """Gives records in the order of their partitions, from the reader's own positions on."""
+    """Source of records in the order of their partitions, from the reader's positions on."""
 
     async def take(self) -> Sequence[Received]:
-        """Wait until a record is there, and take all that wait, up to the reader's bounds."""
+        """Wait for a record, and take all that wait, up to the reader's bounds."""
 
     def acknowledge(self, records: Sequence[Received]) -> None:
-        """Say that the effect of these records is durable."""
+        """Acknowledge records whose effect is durable."""
 
 
 class GatheringReader:
-    """A bounded queue between a source and an agent's body.
+    """A bounded queue between a source and an agent.
 
-    While the body works on one take, the next records gather; no timer, so a lone record waits for nothing.
+    While the agent works on one batch, the next records gather; no timer, so a lone record waits for nothing.
     """
 
     def __init__(self, *, records_max: int, bytes_max: int) -> None:
@@ -74,7 +74,7 @@ class GatheringReader:
         self._room.set()
 
     async def offer(self, record: Received, acknowledge: Callable[[], object]) -> None:
-        """Put a record into the queue, waiting while it holds as much as two takes may."""
+        """Put a record into the queue; wait while it has as much as two batches."""
         while self._bytes > 2 * self._bytes_max or len(self._waiting) > 2 * self._records_max:
             self._room.clear()
             await self._room.wait()
@@ -83,7 +83,7 @@ class GatheringReader:
         self._arrived.set()
 
     async def take(self) -> Sequence[Received]:
-        """Wait until a record is there, and take all that wait, up to the bounds."""
+        """Wait for a record, and take all that wait, up to the bounds."""
         while not self._waiting:
             self._arrived.clear()
             await self._arrived.wait()
@@ -99,11 +99,11 @@ class GatheringReader:
         return records
 
     def unacknowledged(self) -> set[int]:
-        """Partitions of which records wait or are taken and not acknowledged."""
+        """Return the partitions with records that wait, or are taken and not acknowledged."""
         return {record.partition for record, _ in self._waiting} | {partition for partition, _ in self._taken}
 
     def acknowledge(self, records: Sequence[Received]) -> None:
-        """Say that the effect of these records is durable."""
+        """Acknowledge records whose effect is durable."""
         for record in records:
             acknowledge = self._taken.pop((record.partition, record.offset), None)
             if acknowledge is not None:

@@ -1,6 +1,6 @@
-"""The public schemas in a schema registry: made so, and compared. Shell."""
+"""Registration of the public schemas in a schema registry, and comparison with it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -8,13 +8,13 @@ import msgspec
 from runtime.kafka.registry_client import Registered, Registry
 from runtime.settings import Settings
 from schemas.contract import subjects
-from schemas.contract.subjects import COMPATIBILITY, Version
+from schemas.contract.subjects import COMPATIBILITY
 from schemas.encoding import catalogue, compatibility
 from schemas.errors import Quarantine
 
 
 class Outcome(NamedTuple):
-    """What became of one schema. `number` is ours, `id` the registry's."""
+    """The outcome of one schema's registration. `number` is the catalogue's, `id` the registry's."""
 
     subject: str
     schema: str
@@ -24,64 +24,69 @@ class Outcome(NamedTuple):
 
 
 async def register(settings: Settings) -> list[Outcome]:
-    """Give each subject its level, then register what it lacks, oldest version first.
+    """Set each subject's compatibility level, then register the versions that it lacks, oldest first.
 
-    Idempotence: what is there stays as it is. One that is killed in between is run again.
-    Raises: Retry, Halt, as Registry does; Halt with the registry's reason where it finds a schema incompatible.
+    Idempotence: present versions stay as they are; after a crash the call is simply repeated.
+    Raises: Retry, Halt, as Registry does; Halt with the registry's reason where a schema is incompatible.
     """
+    versions = subjects.versions(settings.topic_prefix)
+    outcomes = []
     async with Registry(settings) as registry:
-        return [outcome async for outcome in _registered(registry, subjects.versions(settings.topic_prefix))]
-
-
-async def _registered(registry: Registry, versions: Sequence[Version]) -> AsyncIterator[Outcome]:
-    for subject in dict.fromkeys(one.subject for one in versions):
-        # The level comes first: a version that was registered under a weaker one could break readers for ever.
-        if await registry.compatibility(subject) != COMPATIBILITY:
-            await registry.set_compatibility(subject, COMPATIBILITY)
-    for one in versions:
-        text = catalogue.schema_text(one.schema)
-        found = await registry.find(one.subject, text)
-        number = await registry.register(one.subject, text) if found is None else found.id
-        yield Outcome(one.subject, catalogue.FILES[one.schema], one.schema, number, found is None)
+        for subject in dict.fromkeys(version.subject for version in versions):
+            # The level comes first: a version that was registered under a weaker one could break readers for ever.
+            if await registry.compatibility(subject) != COMPATIBILITY:
+                await registry.set_compatibility(subject, COMPATIBILITY)
+        for subject, schema in ((version.subject, version.schema) for version in versions):
+            text = catalogue.schema_text(schema)
+            registered = await registry.find(subject, text)
+            schema_id = await registry.register(subject, text) if registered is None else registered.id
+            outcomes.append(Outcome(subject, catalogue.FILES[schema], schema, schema_id, registered is None))
+    return outcomes
 
 
 async def differences(settings: Settings) -> list[str]:
-    """What a registry holds otherwise than the catalogue, a line each: levels, missing, strange, incompatible schemas.
+    """Return the differences of a registry from the catalogue: levels, missing, unknown and incompatible schemas.
 
     Raises: Retry, Halt, as Registry does.
     """
-    found: list[str] = []
+    lines: list[str] = []
     versions = subjects.versions(settings.topic_prefix)
     async with Registry(settings) as registry:
-        for subject in dict.fromkeys(one.subject for one in versions):
+        for subject in dict.fromkeys(version.subject for version in versions):
             if (level := await registry.compatibility(subject)) != COMPATIBILITY:
-                found.append(f"{subject}: compatibility is {level or 'not set'}, not {COMPATIBILITY}")
-            ours = [one.schema for one in versions if one.subject == subject]
-            found += _differences(subject, ours, await registry.versions(subject))
-    return found
+                lines.append(f"{subject}: compatibility is {level or 'not set'}, not {COMPATIBILITY}")
+            numbers = [version.schema for version in versions if version.subject == subject]
+            lines += _differences(subject, numbers, await registry.versions(subject))
+    return lines
 
 
-def _differences(subject: str, ours: Sequence[int], held: Sequence[Registered]) -> list[str]:
-    known = {number: catalogue.normalized(catalogue.full_schema(number)) for number in ours}
-    normal = {one.version: _normal(one.text) for one in held}
-    strange = [one for one in held if normal[one.version] not in known.values()]
-    found = [
+def _differences(subject: str, numbers: Sequence[int], registered: Sequence[Registered]) -> list[str]:
+    known = {number: catalogue.normalized(catalogue.full_schema(number)) for number in numbers}
+    normal = {version.version: _normal(version.text) for version in registered}
+    unknown = [version for version in registered if normal[version.version] not in known.values()]
+    lines = [
         f"{subject}: {catalogue.FILES[number]} is not registered"
         for number, schema in known.items()
         if schema not in normal.values()
     ]
-    found += [f"{subject}: version {one.version} (id {one.id}) is no schema of this code" for one in strange]
-    named = {catalogue.FILES[number]: catalogue.schema_text(number) for number in ours}
-    others = {f"version {one.version} of the registry": one.text for one in strange if normal[one.version] is not None}
-    return found + [
+    lines += [
+        f"{subject}: version {version.version} (id {version.id}) is no schema of this code" for version in unknown
+    ]
+    ours = {catalogue.FILES[number]: catalogue.schema_text(number) for number in numbers}
+    others = {
+        f"version {version.version} of the registry": version.text
+        for version in unknown
+        if normal[version.version] is not None
+    }
+    return lines + [
         f"{subject}: {pair}"
-        for pair in compatibility.incompatible_pairs({**named, **others})
-        if not {pair.reader, pair.writer} <= named.keys()
+        for pair in compatibility.incompatible_pairs({**ours, **others})
+        if not {pair.reader, pair.writer} <= ours.keys()
     ]
 
 
 def _normal(text: str) -> Any:
-    """A schema in the form in which it is compared; None where it is none of Avro's."""
+    """Normalize a schema for comparison; None where it is no Avro schema."""
     try:
         return catalogue.normalized(msgspec.json.decode(text))
     except (Quarantine, msgspec.DecodeError):

@@ -1,4 +1,4 @@
-"""The table of topics against the cluster: look, plan, make it so. Shell; what is decided is in topics_plan."""
+"""Topics of the cluster: read, plan, create, change, verify."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -22,70 +22,76 @@ from schemas.errors import Halt, Retry
 from schemas.topics import CHANGESETS, TOPICS, WEBHOOKS, full_name
 
 READY_S_MAX = 30.0
-"""A topic is led within milliseconds of its creation; a cluster that takes longer than this is not well."""
+"""A topic has leaders within milliseconds of its creation; a cluster that takes longer than this is broken."""
 LOOK_EVERY_S = 0.05
-"""Kafka tells nobody when a leader is there or a setting in force."""
+"""Kafka does not notify of a new leader or a setting in force."""
 
 OWN = 1
-"""Kafka's number for a setting that was made for the topic itself (DescribeConfigs, DYNAMIC_TOPIC_CONFIG)."""
+"""Kafka's number of a setting of the topic itself (DescribeConfigs, DYNAMIC_TOPIC_CONFIG)."""
 
 NOTHING_READ: Mapping[str, ReadProgress] = {}
 
 
 async def planned(settings: Settings, read: Mapping[str, ReadProgress] = NOTHING_READ) -> Plan:
-    """Compare the cluster with the table and, where it was asked, with what Postgres has read.
+    """Compare the cluster with the table and, where it is given, with the progress of readers in Postgres.
 
     Raises: Retry, where Kafka does not answer.
     """
+    topics, prefix = _planned_topics(settings), settings.topic_prefix
+    names = {topic.name for topic in topics}
     async with _admin(settings) as admin:
-        found = await _found(admin, settings)
-    return plan(_wanted(settings), found, read, prefix=settings.topic_prefix, address=settings.kafka_address)
+        present = [name for name in await admin.list_topics() if name in names or (prefix and name.startswith(prefix))]
+        existing = await _configured(admin, await _described(admin, present)) if present else {}
+    return plan(topics, existing, read, prefix=prefix, address=settings.kafka_address)
 
 
 async def apply(settings: Settings) -> list[str]:
-    """Create what is missing, leave all else as it is, and give the names of what was created.
+    """Create missing topics, change nothing else, and return the names of the created ones.
 
-    Raises: Halt, where the plan refuses something: nothing is created then. Retry, where Kafka does not answer.
+    Raises: Halt, where the plan refuses something, so that nothing is created; Retry, where Kafka does not answer.
     """
-    wanted = await planned(settings)
-    if refused := wanted.of("refuse"):
+    steps = await planned(settings)
+    if refused := steps.of("refuse"):
         raise Halt("; ".join(f"{step.topic}: {step.why}" for step in refused))
-    created = [step.topic for step in wanted.of("create")]
+    created = [step.topic for step in steps.of("create")]
     await create(settings, created)
     return created
 
 
 async def verify(settings: Settings) -> None:
-    """Look whether every topic is there with its partitions, as a stage does at its start.
+    """Verify that every topic exists with its partitions, at the start of a stage.
 
-    Raises: Halt, where one is not; Retry, where Kafka does not answer.
+    Raises: Halt, where one does not; Retry, where Kafka does not answer.
     """
-    wanted = _wanted(settings)
+    topics = _planned_topics(settings)
     async with _admin(settings) as admin:
-        found = await _described(admin, [row.name for row in wanted])
-    rows = [(row.name, found[row.name].partitions, row.partitions) for row in wanted]
-    if wrong := [f"{name} ({there} of {asked})" for name, there, asked in rows if there != asked]:
+        existing = await _described(admin, [topic.name for topic in topics])
+    if wrong := [
+        f"{topic.name} ({existing[topic.name].partitions} of {topic.partitions})"
+        for topic in topics
+        if existing[topic.name].partitions != topic.partitions
+    ]:
         raise Halt(f"topics are missing or have other partitions: {', '.join(wrong)}; run `tartan topics apply`")
 
 
 async def create(settings: Settings, names: Collection[str]) -> None:
-    """Create these topics, and wait until each is led.
+    """Create topics, and wait until each has leaders.
 
-    Idempotence: one that another has created meanwhile is left as it is.
+    Idempotence: one that another process has created meanwhile stays as it is.
     Raises: Halt, where Kafka refuses one; Retry, where it does not answer.
     """
     if not names:
         return
-    asked = [
-        NewTopic(row.name, row.partitions, row.replicas, topic_configs=dict(row.settings))
-        for row in _wanted(settings)
-        if row.name in names
+    new_topics = [
+        NewTopic(topic.name, topic.partitions, topic.replicas, topic_configs=dict(topic.settings))
+        for topic in _planned_topics(settings)
+        if topic.name in names
     ]
     async with _admin(settings) as admin:
-        answer = await admin.create_topics(asked)
-        for name, code, *said in answer.topic_errors:
+        answer = await admin.create_topics(new_topics)
+        for name, code, *messages in answer.topic_errors:
             if code and for_code(code) is not TopicAlreadyExistsError:
-                raise Halt(f"topic {name} cannot be created: {_problem(code, said)}")
+                raise Halt(f"topic {name} cannot be created: {_problem(code, messages)}")
 
         async def led() -> bool:
             described = await _described(admin, list(names))
@@ -95,9 +101,9 @@ async def create(settings: Settings, names: Collection[str]) -> None:
 
 
 async def change(settings: Settings, steps: Sequence[Step]) -> None:
-    """Give topics the settings of these steps, and wait until they are in force.
+    """Change topics to the settings of these steps, and wait until they are in force.
 
-    Kafka's AlterConfigs takes a topic's settings as a whole: those that are not the table's go along as they are.
+    Kafka's AlterConfigs replaces a topic's settings as a whole, so those that the table lacks are sent unchanged.
     Raises: Halt, where Kafka refuses one; Retry, where it does not answer.
     """
     if not steps:
@@ -106,15 +112,15 @@ async def change(settings: Settings, steps: Sequence[Step]) -> None:
     for step in steps:
         changes.setdefault(step.topic, {})[step.setting] = step.new
     async with _admin(settings) as admin:
-        found = await _configured(admin, await _described(admin, list(changes)))
-        asked = [
-            ConfigResource(ConfigResourceType.TOPIC, name, configs={**found[name].own, **changed})
+        existing = await _configured(admin, await _described(admin, list(changes)))
+        resources = [
+            ConfigResource(ConfigResourceType.TOPIC, name, configs={**existing[name].own, **changed})
             for name, changed in changes.items()
         ]
-        for answer in await admin.alter_configs(asked):
-            for code, said, _, name in answer.resources:
+        for answer in await admin.alter_configs(resources):
+            for code, message, _, name in answer.resources:
                 if code:
-                    raise Halt(f"topic {name} cannot be changed: {_problem(code, [said])}")
+                    raise Halt(f"topic {name} cannot be changed: {_problem(code, [message])}")
 
         async def in_force() -> bool:
             now = await _configured(admin, await _described(admin, list(changes)))
@@ -124,7 +130,7 @@ async def change(settings: Settings, steps: Sequence[Step]) -> None:
 
 
 async def read_progress(postgres: asyncpg.Connection) -> dict[str, ReadProgress]:
-    """How far the readers of each topic have come, by the topic's short name."""
+    """Return the progress of the readers of each topic, by the topic's short name."""
     rows = {row["reader"]: row for row in await postgres.fetch(_POSITIONS)}
     changesets = [row for reader, row in rows.items() if reader != "mark_due"]
     webhooks = [row for reader, row in rows.items() if reader == "mark_due"]
@@ -135,7 +141,7 @@ async def read_progress(postgres: asyncpg.Connection) -> dict[str, ReadProgress]
     }
 
 
-def _wanted(settings: Settings) -> list[PlannedTopic]:
+def _planned_topics(settings: Settings) -> list[PlannedTopic]:
     return [
         PlannedTopic(
             topic,
@@ -143,12 +149,12 @@ def _wanted(settings: Settings) -> list[PlannedTopic]:
             settings.partitions,
             settings.replication_factor,
             {
-                # Written out, so that no cluster's defaults decide what is kept.
+                # Written out, so that no cluster's defaults decide about retention.
                 "cleanup.policy": "delete",
                 "retention.ms": str(-1 if topic.retention_ms is None else topic.retention_ms),
                 "retention.bytes": "-1",
                 "max.message.bytes": str(topic.message_bytes_max),
-                # Two of three replicas have a record before it is acknowledged; one replica can only promise itself.
+                # Two of three replicas have a record before it is acknowledged.
                 "min.insync.replicas": str(max(1, settings.replication_factor - 1)),
                 "compression.type": "producer",
                 "message.timestamp.type": "CreateTime",
@@ -158,42 +164,30 @@ def _wanted(settings: Settings) -> list[PlannedTopic]:
     ]
 
 
-async def _found(admin: AIOKafkaAdminClient, settings: Settings) -> dict[str, ExistingTopic]:
-    """The topics of the table that are there, and all others that have our prefix."""
-    names = {row.name for row in _wanted(settings)}
-    there = [name for name in await admin.list_topics() if name in names or _is_ours(name, settings.topic_prefix)]
-    return await _configured(admin, await _described(admin, there)) if there else {}
-
-
-def _is_ours(name: str, prefix: str) -> bool:
-    return bool(prefix) and name.startswith(prefix)
-
-
 async def _described(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, ExistingTopic]:
-    """Partitions and replicas of these topics, as yet without their settings; no partitions where one is missing."""
-    found = {}
+    """Read partitions and replicas of topics, without their settings; a missing topic has no partitions."""
+    topics = {}
     for row in await admin.describe_topics(names):
         problem = for_code(row["error_code"])
-        if row["error_code"] and problem not in _NOT_THERE:
+        if row["error_code"] and problem not in _MISSING:
             raise Retry(f"Kafka does not describe topic {row['topic']}: {problem.__name__}")
         partitions = row["partitions"]
         led = sum(partition["leader"] >= 0 for partition in partitions)  # a broker that is away leads nothing
         fewest = min((len(partition["replicas"]) for partition in partitions), default=0)
-        found[row["topic"]] = ExistingTopic(len(partitions), led, fewest, {}, {})
-    return found
+        topics[row["topic"]] = ExistingTopic(len(partitions), led, fewest, {}, {})
+    return topics
 
 
-async def _configured(admin: AIOKafkaAdminClient, found: Mapping[str, ExistingTopic]) -> dict[str, ExistingTopic]:
-    """The same topics with their settings, without those that are not there."""
-    there = [name for name, one in found.items() if one.partitions]
-    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in there]
+async def _configured(admin: AIOKafkaAdminClient, topics: Mapping[str, ExistingTopic]) -> dict[str, ExistingTopic]:
+    """Read the settings of topics; drop missing topics."""
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name, topic in topics.items() if topic.partitions]
     configured = {}
-    for answer in await admin.describe_configs(asked) if asked else []:
-        for code, said, _, name, entries in answer.resources:
+    for answer in await admin.describe_configs(resources) if resources else []:
+        for code, message, _, name, entries in answer.resources:
             if code:
-                raise Retry(f"Kafka does not tell the settings of topic {name}: {_problem(code, [said])}")
+                raise Retry(f"Kafka does not tell the settings of topic {name}: {_problem(code, [message])}")
             # An entry: name, value, read-only, source, …
-            configured[name] = found[name]._replace(
+            configured[name] = topics[name]._replace(
                 settings={entry[0]: entry[1] for entry in entries},
                 own={entry[0]: entry[1] for entry in entries if entry[3] == OWN},
             )
@@ -209,12 +203,12 @@ async def _until(holds: Callable[[], Awaitable[bool]], problem: str) -> None:
         raise Retry(f"{problem}, after {READY_S_MAX:g} s") from error
 
 
-def _problem(code: int, said: Iterable[str | None]) -> str:
-    return ": ".join([for_code(code).__name__, *(words for words in said if words)])
+def _problem(code: int, messages: Iterable[str | None]) -> str:
+    return ": ".join([for_code(code).__name__, *filter(None, messages)])
 
 
-_NOT_THERE = (UnknownTopicOrPartitionError, LeaderNotAvailableError)
-"""What Kafka says of a topic that it does not have, or not quite yet."""
+_MISSING = (UnknownTopicOrPartitionError, LeaderNotAvailableError)
+"""Kafka's errors of a topic that does not exist, or not yet everywhere."""
 
 _POSITIONS = """
 SELECT reader, max(position) AS furthest, count(*) AS partitions FROM tartan.positions GROUP BY reader
@@ -224,7 +218,7 @@ SELECT 'projections', coalesce(max(position), 0), count(*) FROM projection.posit
 
 @asynccontextmanager
 async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """A client for a block. Raises: Retry, where Kafka does not answer, at its start or within the block."""
+    """Connect an admin client for a block. Raises: Retry, where Kafka does not answer, also within the block."""
     admin = AIOKafkaAdminClient(client_id="tartan-topics", **connection(settings))
     try:
         await admin.start()

@@ -1,4 +1,4 @@
-"""What the table of topics asks of a cluster: what to create, what to change, what to refuse. Core."""
+"""Plan for a cluster's topics: the steps that create, change or refuse, by comparison with the table of topics."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
@@ -14,7 +14,7 @@ LOSING = {RETENTION: "-1", "retention.bytes": "-1", POLICY: "delete"}
 
 
 class PlannedTopic(NamedTuple):
-    """A topic as the table and the settings want it."""
+    """A topic as the table and the settings define it."""
 
     topic: Topic
     name: str
@@ -24,9 +24,9 @@ class PlannedTopic(NamedTuple):
 
 
 class ExistingTopic(NamedTuple):
-    """A topic as the cluster has it: its fewest replicas, how many partitions have a leader, its settings in force.
+    """A topic in the cluster. `led`: partitions with a leader; `replicas`: the fewest of any partition.
 
-    `own` are the settings that were made for it; the others come from the cluster's defaults.
+    `own` are the settings of the topic itself; `settings` are all in force, the cluster's defaults included.
     """
 
     partitions: int
@@ -37,9 +37,9 @@ class ExistingTopic(NamedTuple):
 
 
 class ReadProgress(NamedTuple):
-    """What Postgres knows of a topic: how far its readers have come, and of how many partitions it keeps positions.
+    """The positions of a topic in Postgres: the furthest one, and the number of partitions that have one.
 
-    `partitions` None: no reader keeps one of every partition.
+    `partitions` None: no reader stores one of every partition.
     """
 
     furthest: int
@@ -47,7 +47,7 @@ class ReadProgress(NamedTuple):
 
 
 class Step(Struct, frozen=True):
-    """One difference between table and cluster, and what `apply` does about it."""
+    """One difference between table and cluster, and the action about it."""
 
     action: Literal["create", "change", "refuse"]
     topic: str
@@ -59,7 +59,7 @@ class Step(Struct, frozen=True):
 
     @property
     def line(self) -> str:
-        """The step as a plan shows it."""
+        """The step as a line of a plan."""
         change = f"{self.setting} {self.old} -> {self.new}"
         match self.action:
             case "create":
@@ -71,121 +71,103 @@ class Step(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """All differences. `warnings`: truth that is being lost, and what was not compared.
-
-    `unknown_topics`: topics of our prefix that the table does not name.
-    """
+    """All differences. `warnings`: records that are being lost; `unknown_topics`: topics of the prefix and no table."""
 
     steps: list[Step] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unknown_topics: list[str] = field(default_factory=list)
 
     def of(self, action: str) -> list[Step]:
-        """The steps of one kind."""
+        """Return the steps of an action."""
         return [step for step in self.steps if step.action == action]
 
 
 def plan(
-    wanted: Iterable[PlannedTopic],
-    found: Mapping[str, ExistingTopic],
-    read: Mapping[str, ReadProgress],
+    topics: Iterable[PlannedTopic],
+    existing: Mapping[str, ExistingTopic],
+    progress: Mapping[str, ReadProgress],
     *,
     prefix: str,
     address: str,
 ) -> Plan:
-    """Compare. `found` by full name, `read` by the topic's short name, as far as Postgres could be asked."""
-    rows = list(wanted)
-    steps = [step for row in rows for step in _steps(row, found.get(row.name), read.get(row.topic.name), address)]
-    warnings = [line for row in rows if row.name in found for line in _losses(row, found[row.name])]
-    # Without a prefix every topic of the cluster would be a stranger.
-    ours = {row.name for row in rows}
-    unknown_topics = sorted(name for name in found if prefix and name.startswith(prefix) and name not in ours)
-    return Plan(steps, warnings, unknown_topics)
+    """Compare the table with the cluster.
+
+    Shape: `existing` by full name; `progress` by the topic's short name, as far as Postgres answered.
+    """
+    rows = list(topics)
+    steps = [
+        step for row in rows for step in _steps(row, existing.get(row.name), progress.get(row.topic.name), address)
+    ]
+    warnings = [line for row in rows if row.name in existing for line in _losses(row, existing[row.name])]
+    # Without a prefix every topic of the cluster would be unknown.
+    planned = {row.name for row in rows}
+    unknown = sorted(name for name in existing if prefix and name.startswith(prefix) and name not in planned)
+    return Plan(steps, warnings, unknown)
+
+
+def _refuse(topic: PlannedTopic, setting: str, old: object, new: object, why: str) -> Step:
+    return Step("refuse", topic.name, setting, str(old), str(new), why=why)
 
 
 def _steps(
-    wanted: PlannedTopic, found: ExistingTopic | None, read: ReadProgress | None, address: str
+    topic: PlannedTopic, existing: ExistingTopic | None, progress: ReadProgress | None, address: str
 ) -> Iterator[Step]:
-    numbered = f"{wanted.partitions} partitions"
-    if read is not None and read.partitions is not None and read.partitions != wanted.partitions:
-        yield Step(
-            "refuse",
-            wanted.name,
-            "partitions",
-            str(read.partitions),
-            str(wanted.partitions),
-            why=f"Postgres keeps positions of {read.partitions} partitions, TARTAN_PARTITIONS says {wanted.partitions}",
+    if progress is not None and progress.partitions not in (None, topic.partitions):
+        why = f"Postgres keeps positions of {progress.partitions} partitions, TARTAN_PARTITIONS says {topic.partitions}"
+        yield _refuse(topic, "partitions", progress.partitions, topic.partitions, why)
+    elif existing is None and progress is not None and progress.furthest:
+        why = (
+            f"the topic is gone, and Postgres has read it up to {progress.furthest}: an empty one in its place would "
+            "hide that; restore it, or begin with an empty database too"
         )
-    elif found is None and read is not None and read.furthest:
-        yield Step(
-            "refuse",
-            wanted.name,
-            "partitions",
-            "0",
-            str(wanted.partitions),
-            why=f"the topic is gone, and Postgres has read it up to {read.furthest}: an empty one in its place would "
-            "hide that; restore it, or begin with an empty database too",
-        )
-    elif found is None:
-        settings = ", ".join(f"{name} {value}" for name, value in wanted.settings.items())
-        yield Step("create", wanted.name, new=f"{numbered}, replication factor {wanted.replicas}, {settings}")
-    if found is not None:
-        yield from _differences(wanted, found, address)
+        yield _refuse(topic, "partitions", 0, topic.partitions, why)
+    elif existing is None:
+        settings = ", ".join(f"{name} {value}" for name, value in topic.settings.items())
+        new = f"{topic.partitions} partitions, replication factor {topic.replicas}, {settings}"
+        yield Step("create", topic.name, new=new)
+    if existing is not None:
+        yield from _differences(topic, existing, address)
 
 
-def _differences(wanted: PlannedTopic, found: ExistingTopic, address: str) -> Iterator[Step]:
-    if found.partitions != wanted.partitions:
-        yield Step(
-            "refuse",
-            wanted.name,
-            "partitions",
-            str(found.partitions),
-            str(wanted.partitions),
-            why=f"topic {wanted.name} has {found.partitions} partitions, TARTAN_PARTITIONS says {wanted.partitions}: "
-            "records are ordered by key within a partition, so the number stays",
+def _differences(topic: PlannedTopic, existing: ExistingTopic, address: str) -> Iterator[Step]:
+    if existing.partitions != topic.partitions:
+        why = (
+            f"topic {topic.name} has {existing.partitions} partitions, TARTAN_PARTITIONS says {topic.partitions}: "
+            "records are ordered by key within a partition, so the number stays"
         )
-    if found.replicas != wanted.replicas:
-        yield Step(
-            "refuse",
-            wanted.name,
-            "replication factor",
-            str(found.replicas),
-            str(wanted.replicas),
-            why=f"replicas are moved by Kafka's own tool: list {wanted.replicas} brokers for each partition in FILE, "
+        yield _refuse(topic, "partitions", existing.partitions, topic.partitions, why)
+    if existing.replicas != topic.replicas:
+        why = (
+            f"replicas are moved by Kafka's own tool: list {topic.replicas} brokers for each partition in FILE, "
             f"and run kafka-reassign-partitions.sh --bootstrap-server {address} --reassignment-json-file FILE "
-            "--execute",
+            "--execute"
         )
-    for setting, new in wanted.settings.items():
-        if (old := found.settings.get(setting, "")) != new:
-            yield _change(wanted, found, setting, old, new)
+        yield _refuse(topic, "replication factor", existing.replicas, topic.replicas, why)
+    for setting, new in topic.settings.items():
+        if (old := existing.settings.get(setting, "")) != new:
+            yield _change(topic, existing, setting, old, new)
 
 
-def _change(wanted: PlannedTopic, found: ExistingTopic, setting: str, old: str, new: str) -> Step:
-    if setting == REPLICAS_IN_SYNC and int(new) > found.replicas:
-        return Step(
-            "refuse",
-            wanted.name,
-            setting,
-            old,
-            new,
-            why=f"with {found.replicas} replicas nothing could be written any more; replicas come first",
-        )
-    kept, keeps = _kept_ms(found.settings), _kept_ms(wanted.settings)
-    deletes = setting in (RETENTION, POLICY) and keeps != FOR_EVER and (kept == FOR_EVER or keeps < kept)
-    why = f"what is older than {keeps / 86_400_000:g} days" if deletes else ""
-    return Step("change", wanted.name, setting, old, new, deletes=deletes, why=why)
+def _change(topic: PlannedTopic, existing: ExistingTopic, setting: str, old: str, new: str) -> Step:
+    if setting == REPLICAS_IN_SYNC and int(new) > existing.replicas:
+        why = f"with {existing.replicas} replicas nothing could be written any more; replicas come first"
+        return _refuse(topic, setting, old, new, why)
+    old_ms, new_ms = _kept_ms(existing.settings), _kept_ms(topic.settings)
+    deletes = setting in (RETENTION, POLICY) and new_ms != FOR_EVER and (old_ms == FOR_EVER or new_ms < old_ms)
+    why = f"what is older than {new_ms / 86_400_000:g} days" if deletes else ""
+    return Step("change", topic.name, setting, old, new, deletes=deletes, why=why)
 
 
 def _kept_ms(settings: Mapping[str, str]) -> int:
-    """How long records are kept whatever their keys: compaction alone deletes none by age."""
+    """Return the retention of records; FOR_EVER with compaction alone, which deletes none by age."""
     return int(settings[RETENTION]) if "delete" in settings[POLICY] else FOR_EVER
 
 
-def _losses(wanted: PlannedTopic, found: ExistingTopic) -> Iterator[str]:
-    """In which settings a topic that nothing can make again loses records."""
-    if wanted.topic.retention_ms is not None:
+def _losses(topic: PlannedTopic, existing: ExistingTopic) -> Iterator[str]:
+    """Warn of settings by which a topic loses records that nothing can make again."""
+    if topic.topic.retention_ms is not None:
         return
     for setting, safe in LOSING.items():
-        value = found.settings.get(setting, safe)
+        value = existing.settings.get(setting, safe)
         if value != safe:
-            yield f"{wanted.name} IS LOSING RECORDS: {setting} is {value}. Nothing can make them again: keep it {safe}"
+            yield f"{topic.name} IS LOSING RECORDS: {setting} is {value}. Nothing can make them again: keep it {safe}"

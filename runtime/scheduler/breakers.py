@@ -1,15 +1,14 @@
-"""Breakers: a bank that is down is asked by one of its Items, while the others wait.
+"""Breakers: while a bank is down, one of its Items tries and the others wait.
 
-A row of `breakers` a bank that failed. `open_until` null: closed, its `failures` in a row counted. In the future:
-open; `changed_at` is when it was set, so a time of at most PROBE_S between them means that one Item tries.
+`breakers` has a row for each bank that failed. `open_until` null: closed, with `failures` in a row counted. In the
+future: open; `changed_at` is when that was set, so a time of at most PROBE_S between them means that one Item tries.
 
-All Items of an open bank have a `not_before`, PROBING_S later than `open_until`: the time in which one after another
-tries, before all of them would. What a crash leaves half done ends by itself: an Item that is held although its bank
-is well goes on at its `not_before`, one that is not held although its bank is down fails, and its failure holds back
-the others.
+All Items of an open bank have a `not_before`, PROBING_S later than `open_until`: in this time one after another tries,
+before all of them would. A crash half-way repairs itself: an Item that is held although its bank is up goes on at its
+`not_before`; one that is not held although its bank is down fails, and its failure holds back the others.
 
 Locks: the breaker's row, then its incident; Items of sync_state in transactions of their own, in the order of their
-ids or passing over those that others hold, so that no claim, mark or release waits for the other way round.
+ids or skipping locked ones, so that no claim, mark or release waits in a circle.
 """
 
 from datetime import datetime
@@ -20,36 +19,37 @@ from runtime.incidents import incidents
 from runtime.plaid.models import OUTAGE_CODES
 
 OPEN_S, OPEN_S_MAX = 5 * 60.0, 6 * 3600.0
-"""How long the first outage waits, doubling to six hours: "a few hours or until the next day" (PLAID.md 1.9)."""
+"""Time for which the first outage opens a breaker, doubling to six hours: "a few hours or until the next day"
+(PLAID.md 1.9)."""
 PROBE_S = 30.0
-"""How long one Item may take to try, a pass of a few requests, before another one may: its worker may be dead."""
+"""Time for the run of the Item that tries, a few requests, before another one may: its worker may be dead."""
 PROBING_S = 15 * 60.0
-"""How long Items wait beyond the outage for one that tries: 30 tries of PROBE_S. Then all of them try."""
+"""Time for which Items wait beyond the outage for one that tries: 30 tries of PROBE_S. Then all of them try."""
 SPREAD_S = 60.0
-"""A bank's Items that become ready together begin over this time: it has just come back."""
+"""A bank's Items begin spread over this time, because it has just come back."""
 ITEMS_AT_ONCE_MAX = 1_000
-"""Items that one statement holds back or lets go, about 20 ms: what a webhook for one of them may wait."""
+"""Items that one statement holds or releases, about 20 ms: a webhook for one of them waits so long."""
 PROBES_MAX = 100
-"""Banks that one look deals with; the next one is a second later."""
+"""Banks of one call of `probe`; the next call is a second later."""
 RACES_MAX = 3
 
 
 def wait_s(trips: int) -> float:
-    """How long a breaker stays open that opened so many times in a row, this one included."""
+    """Return the time for which a breaker opens at this trip in a row."""
     return min(OPEN_S * 2.0 ** min(max(trips, 1) - 1, 30), OPEN_S_MAX)
 
 
 async def open_s(connection: asyncpg.Connection, institution_id: str) -> float | None:
-    """How long a bank's breaker stays open: 0 where it is closed or its time over; None of a bank that answers."""
+    """Return the seconds for which a bank's breaker stays open, 0 where it is closed; None where no failure counts."""
     left: float | None = await connection.fetchval(_LEFT, institution_id)
     return left
 
 
 async def failed(connection: asyncpg.Connection, institution_id: str, code: str, failures_max: int) -> bool:
-    """Count an outage answer of a bank; as many in a row as are set open its breaker. Gives whether it is open.
+    """Count an outage answer of a bank, and open its breaker at `failures_max` in a row; return whether it is open.
 
-    An open one is opened again, for longer, only by the Item that tries: answers to what was under way when it
-    opened say nothing new. Each failure holds back the bank's Items that are not yet.
+    Only the Item that tries opens an open breaker again, for longer: answers to requests that were under way when it
+    opened add nothing. Each failure holds those of the bank's Items that are not held yet.
     """
     async with connection.transaction():
         row = await connection.fetchrow(_FAILED, institution_id, code)
@@ -64,15 +64,15 @@ async def failed(connection: asyncpg.Connection, institution_id: str, code: str,
 
 
 async def answered(connection: asyncpg.Connection, institution_id: str) -> bool:
-    """Take note that a bank was reached: its breaker closes and its Items go on. Gives whether Items were waiting.
+    """Close the breaker of a bank that answered, and release its Items; return whether Items were waiting.
 
-    The Items first: a crash between leaves the breaker open, and the next one that tries lets the others go.
+    The Items first: after a crash between, the breaker is open and the next Item that tries releases the others.
     """
     for _ in range(RACES_MAX):
         row = await connection.fetchrow(_FAILING, institution_id)
         if row is None:
             return False
-        # What failed before a breaker opened is an Item's own trouble as likely as its bank's, and waits on.
+        # A failure before a breaker opened may be an Item's own, so such Items wait on.
         if row["trips"]:
             await _release(connection, institution_id)
         if await _close(connection, institution_id, row["changed_at"]):
@@ -81,18 +81,17 @@ async def answered(connection: asyncpg.Connection, institution_id: str) -> bool:
 
 
 async def probe(connection: asyncpg.Connection) -> int:
-    """Of each bank whose time is over, let one Item try that is due or waits for the bank. Gives how many.
+    """Make one Item try at each bank whose time is over, one that is due or waits for the bank; return their number.
 
-    The bank's time is moved on first, in the same statement: others pass over it, and if the Item's worker dies,
-    another Item tries after PROBE_S. The least recently tried goes first, so that one Item's own trouble, an empty
-    bucket or a login, keeps the breaker open for one turn only.
+    The bank's time is moved on in the same statement: other workers skip it, and if the Item's worker dies, another
+    Item tries after PROBE_S. The least recently tried goes first, so that an Item's own failure, as an empty bucket or
+    a login, keeps the breaker open for one turn only.
     """
-    rows = await connection.fetch(_PROBE, PROBE_S, PROBES_MAX, list(OUTAGE_CODES))
-    return len(rows)
+    return len(await connection.fetch(_PROBE, PROBE_S, PROBES_MAX, list(OUTAGE_CODES)))
 
 
 async def forget(connection: asyncpg.Connection) -> int:
-    """Close breakers of banks that no Item asks any more, all being stopped or unlinked: none would try. How many."""
+    """Delete breakers of banks whose Items are all stopped or unlinked, so that none would try; return the number."""
     async with connection.transaction():
         rows = await connection.fetch(_FORGET)
         for row in rows:
@@ -101,7 +100,7 @@ async def forget(connection: asyncpg.Connection) -> int:
 
 
 async def _hold(connection: asyncpg.Connection, institution_id: str) -> None:
-    """Hold back the bank's Items; those that are locked now are being tried or marked, and held by the next failure."""
+    """Set not_before of the bank's Items. Locked ones are being tried or marked, and held by the next failure."""
     last = ""
     while True:
         rows = await connection.fetch(_HOLD, institution_id, PROBING_S, ITEMS_AT_ONCE_MAX, last)
@@ -111,7 +110,7 @@ async def _hold(connection: asyncpg.Connection, institution_id: str) -> None:
 
 
 async def _release(connection: asyncpg.Connection, institution_id: str) -> None:
-    """Let the bank's Items go, those that others lock for the moment last: nothing else would end their wait."""
+    """Release the bank's Items, locked ones last: nothing else would end their wait."""
     for statement in (_RELEASE_FREE, _RELEASE_REST):
         last = ""
         while True:
@@ -124,7 +123,7 @@ async def _release(connection: asyncpg.Connection, institution_id: str) -> None:
 
 
 async def _close(connection: asyncpg.Connection, institution_id: str, changed_at: datetime) -> bool:
-    """Close a breaker that nobody has opened meanwhile."""
+    """Close a breaker, unless it was opened meanwhile."""
     async with connection.transaction():
         closed = await connection.fetchval(_CLOSE, institution_id, changed_at)
         if closed is not None:
@@ -136,7 +135,7 @@ _LEFT = """
     SELECT coalesce(greatest(extract(epoch FROM open_until - tartan.clock()), 0), 0)::float8 FROM tartan.breakers
     WHERE institution_id = $1 AND (failures > 0 OR open_until IS NOT NULL)"""
 
-# `open`: opened and not closed since. `tries`: its time is over, or one Item is trying, which this failure is of.
+# `open`: opened and not closed since. `tries`: its time is over, or one Item tries, and this is its failure.
 _FAILED = f"""
     INSERT INTO tartan.breakers AS b (institution_id, failures, last_code, changed_at)
     VALUES ($1, 1, $2, tartan.clock())
@@ -165,7 +164,7 @@ _FAILING = """
     SELECT trips, changed_at FROM tartan.breakers
     WHERE institution_id = $1 AND (failures > 0 OR open_until IS NOT NULL)"""
 
-# An Item that waits for Plaid's limit goes on waiting. hashtext gives each Item the same place within the minute.
+# An Item that waits for Plaid's rate limit waits on. hashtext gives each Item the same place within the minute.
 _RELEASE = """
     WITH waiting AS (
         SELECT item_id, tartan.clock() + make_interval(secs => $2 * (hashtext(item_id) & 1023) / 1024.0) AS at
@@ -187,7 +186,7 @@ _CLOSE = """
     UPDATE tartan.breakers SET failures = 0, trips = 0, open_until = NULL, changed_at = tartan.clock()
     WHERE institution_id = $1 AND changed_at = $2 RETURNING institution_id"""
 
-# A quarantined Item is passed over by the claim, and so here; one that is not due waits an hour or more for its bank.
+# A quarantined Item is skipped, as by the claim; one that is not due waits an hour or more for its bank.
 _PROBE = """
     WITH over AS (
         SELECT institution_id FROM tartan.breakers WHERE open_until <= tartan.clock()
@@ -209,7 +208,7 @@ _PROBE = """
     UPDATE tartan.sync_state s SET not_before = NULL, due_at = least(s.due_at, tartan.clock())
     FROM chosen WHERE s.item_id = chosen.item_id RETURNING s.item_id"""
 
-# While one is due it is probed every PROBE_S, which keeps open_until at most so far ahead.
+# While an Item is due it is probed every PROBE_S, which keeps open_until at most so far ahead.
 _FORGET = f"""
     DELETE FROM tartan.breakers b WHERE b.open_until <= tartan.clock() + interval '{PROBE_S} s' AND NOT EXISTS (
         SELECT FROM tartan.sync_state s WHERE s.institution_id = b.institution_id

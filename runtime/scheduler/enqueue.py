@@ -1,7 +1,7 @@
-"""What is due: an Item's row in `sync_state`, and everything that marks it. Leases are in runtime.scheduler.leases.
+"""Marks: everything that makes an Item's row in `sync_state` due.
 
-A mark raises the Item's generation and makes it due; it is dirty until a pass that began at that generation or
-later is done. So a mark that lands during a pass causes one more, and a thousand marks at once cause one.
+A mark raises the Item's generation; the Item is due until a run that began at that generation or later is done. So a
+mark during a run causes one more run, and a thousand marks at once cause one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from schemas.log.records import Cause
 from schemas.topics import user_key
 
 CHANNEL = "tartan_due"
-"""Postgres channel on which another process says that something became due."""
-STALE_PASS_S = 600.0
-"""A webhook that came too late to be trusted as fresh makes an Item due at most this often."""
+"""Postgres channel on which a process notifies the others that an Item became due."""
+STALE_RUN_S = 600.0
+"""A stale webhook makes an Item due at most this often."""
 REPEATS_KEPT = "24 hours"
-ATTEMPTS_KEPT = "90 days"
+RUNS_KEPT = "90 days"
 PURGED_MAX = 10_000
 """Rows that one purge deletes: about 50 ms; the next one goes on."""
 HINT_FIELDS_BYTES_MAX = 2_000
@@ -40,7 +40,7 @@ async def register_item(
     institution_name: str | None,
     partitions: int,
 ) -> int:
-    """Keep an Item's token and make it due at once. Gives the generation to wait for.
+    """Store an Item's token and make it due; return the generation to wait for.
 
     Idempotence: the same Item again renews its token and marks it.
     Raises: Quarantine, where it is another user's, or was unlinked.
@@ -68,22 +68,32 @@ async def mark_manual(
     accounts: bool = False,
     refresh: bool = False,
 ) -> int | None:
-    """Make an Item due because somebody asked. Gives the generation to wait for; None where there is no such Item.
+    """Make an Item due on request; return the generation to wait for, None where there is no such Item.
 
-    It ends a wait after failures; what holds the Item back (a limit, its bank's outage) still does. `refresh`: the
-    bank itself is to be asked, too.
+    It ends a wait after failures, not a wait for a rate limit or a bank's outage. `refresh`: have Plaid ask the bank.
     """
-    cause = _json(Cause("manual", by=by))
-    generation: int | None = await connection.fetchval(_MARK_ONE, item_id, Lane.MANUAL, cause, accounts, False, refresh)
-    if generation is not None:
-        await connection.execute(_NOTIFY)
-    return generation
+    cause = Cause("manual", by=by)
+    return await _mark_one(connection, item_id, Lane.MANUAL, cause, accounts=accounts, unlink=False, refresh=refresh)
 
 
 async def request_unlink(connection: asyncpg.Connection, item_id: str, *, by: str | None = None) -> int | None:
-    """Have an Item removed at Plaid and its token deleted. Gives the generation; None where there is no such Item."""
-    cause = _json(Cause("unlink", by=by))
-    generation: int | None = await connection.fetchval(_MARK_ONE, item_id, Lane.WEBHOOK, cause, False, True, False)
+    """Request an Item's removal at Plaid; return the generation to wait for, None where there is no such Item."""
+    cause = Cause("unlink", by=by)
+    return await _mark_one(connection, item_id, Lane.WEBHOOK, cause, accounts=False, unlink=True, refresh=False)
+
+
+async def _mark_one(
+    connection: asyncpg.Connection,
+    item_id: str,
+    lane: Lane,
+    cause: Cause,
+    *,
+    accounts: bool,
+    unlink: bool,
+    refresh: bool,
+) -> int | None:
+    arguments = (item_id, lane, _json(cause), accounts, unlink, refresh)
+    generation: int | None = await connection.fetchval(_MARK_ONE, *arguments)
     if generation is not None:
         await connection.execute(_NOTIFY)
     return generation
@@ -97,11 +107,11 @@ async def mark_webhooks(
     reader: str = "",
     positions: Mapping[int, Position] | None = None,
 ) -> int:
-    """Make Items due, one mark each, keep hints for their next passes, and move the reader's positions.
+    """Mark Items, store hints for their next runs, and move the reader's positions; return the number of marked Items.
 
-    Gives how many were marked; unknown and unlinked Items are passed over.
+    Shape: one mark an Item. Unknown and unlinked Items are skipped.
     """
-    moved = positions or {}
+    positions = positions or {}
     marked: int = await connection.fetchval(
         _MARK_MANY,
         [mark.item_id for mark in marks],
@@ -110,7 +120,7 @@ async def mark_webhooks(
         [mark.accounts for mark in marks],
         [mark.unread_only for mark in marks],
         [mark.stale for mark in marks],
-        STALE_PASS_S,
+        STALE_RUN_S,
         [hint.item_id for hint in hints],
         [hint.offset for hint in hints],
         [hint.partition for hint in hints],
@@ -118,32 +128,31 @@ async def mark_webhooks(
         [_fields(hint) for hint in hints],
         [hint.received_at for hint in hints],
         reader,
-        list(moved),
-        [position.next for position in moved.values()],
-        [position.last_checksum for position in moved.values()],
+        list(positions),
+        [position.next for position in positions.values()],
+        [position.last_checksum for position in positions.values()],
     )
     return marked
 
 
 async def mark_again(connection: asyncpg.Connection, items: Sequence[str], *, redriven: Sequence[str] = ()) -> None:
-    """Make Items due once more, because a record of theirs was skipped; `redriven` ones because they were redriven."""
+    """Mark Items because a record of theirs was skipped, and `redriven` ones because they were redriven."""
     await connection.execute(_MARK_AGAIN, sorted({*items, *redriven}), _json(Cause("retry")), list(redriven))
 
 
 async def mark_sweep(connection: asyncpg.Connection, items: Sequence[str]) -> int:
-    """Make Items due that a webhook was perhaps lost of. Gives how many there are that are not unlinked."""
-    rows = await connection.fetch(_MARK_SWEEP, sorted(items), _json(Cause("sweep")), Lane.SCHEDULE)
-    return len(rows)
+    """Mark Items of which a webhook may be lost; return the number of those that are not unlinked."""
+    return len(await connection.fetch(_MARK_SWEEP, sorted(items), _json(Cause("sweep")), Lane.SCHEDULE))
 
 
 async def mark_scheduled(
     connection: asyncpg.Connection, *, interval_s: float, recheck_s: float, spread_s: float, items_max: int
 ) -> int:
-    """Make Items due that have not synced for `interval_s`, spread over `spread_s` by their ids.
+    """Mark Items that have not synced for `interval_s`, spread over `spread_s` by their ids; return their number.
 
-    An Item that waits for its user is asked about every `recheck_s`: the webhook of its repair may be lost.
-    The longest unseen come first. Where Plaid's quota is short, marks wait in their lane: each Item has at most one,
-    so what is marked is at most what passes were made since, and waiting marks cost a claim nothing.
+    An Item that waits for its user is marked every `recheck_s`, because the webhook of its repair may be lost. Items
+    without a sync for the longest time come first. Where Plaid's quota is short, marks wait in their lane: each Item
+    has at most one, and waiting marks cost a claim nothing.
     """
     rows = await connection.fetch(
         _MARK_SCHEDULED, interval_s, recheck_s, spread_s, items_max, _json(Cause("schedule")), Lane.SCHEDULE
@@ -152,9 +161,9 @@ async def mark_scheduled(
 
 
 async def purge(connection: asyncpg.Connection) -> None:
-    """Forget repeats after 24 hours and attempts after 90 days."""
+    """Delete repeats after 24 hours and sync runs after 90 days."""
     await connection.execute(_PURGE_REPEATS, PURGED_MAX)
-    await connection.execute(_PURGE_ATTEMPTS, PURGED_MAX)
+    await connection.execute(_PURGE_RUNS, PURGED_MAX)
 
 
 def _json(cause: Cause) -> str:
@@ -168,7 +177,7 @@ def _fields(hint: Hint) -> str:
 
 _NOTIFY = f"NOTIFY {CHANNEL}"
 
-# An Item that another user holds is not taken over, and an unlinked one does not come back: its id is spent.
+# An Item of another user is not taken over, and an unlinked one does not come back: its id is spent.
 _CREDENTIALS = """
     INSERT INTO tartan.credentials AS c (item_id, tenant, user_number, institution_id, institution_name, sealed_token)
     VALUES ($1, $2, $3, $4, $5, $6)
@@ -188,8 +197,8 @@ _REGISTER = """
         lane = CASE WHEN s.due_at IS NULL THEN excluded.lane ELSE least(s.lane, excluded.lane) END
     RETURNING generation"""
 
-# A row that is not due keeps the lane of its last pass, so only a due one's lane counts.
-# What holds syncs back holds no removal back: it asks neither the bank nor /transactions/sync.
+# A row that is not due keeps the lane of its last run, so only a due one's lane counts.
+# An unlink clears not_before: it calls neither the bank nor /transactions/sync.
 _MARK_ONE = """
     UPDATE tartan.sync_state
     SET generation = generation + 1, due_at = least(due_at, tartan.clock()), cause = $3::text::jsonb,
@@ -231,7 +240,7 @@ _MARK_MANY = """
     )
     SELECT count(*) FROM marked"""
 
-# A redrive ends the wait of a quarantined Item; another record that was skipped ends nothing that holds an Item back.
+# A redrive ends the wait of a quarantined Item; a skipped record ends no wait.
 _MARK_AGAIN = """
     WITH locked AS (SELECT item_id FROM tartan.sync_state WHERE item_id = ANY($1) ORDER BY item_id FOR UPDATE)
     UPDATE tartan.sync_state s
@@ -249,8 +258,8 @@ _MARK_SWEEP = """
     RETURNING s.item_id"""
 
 # hashtext spreads Items evenly and gives one Item the same place in each round.
-# Three ranges of the index of what is idle: synced too long ago; never synced; waiting for its user, whose last sync is
-# before the attempt that told so. Items that are stopped for good are read there and passed over.
+# Three ranges of the index of idle Items: synced too long ago; never synced; waiting for its user, whose last sync is
+# before the attempt that failed with login_required. Items that are stopped for good are read there and skipped.
 _MARK_SCHEDULED = """
     WITH idle AS (
         (SELECT item_id, last_synced_at FROM tartan.sync_state
@@ -284,7 +293,7 @@ _PURGE_REPEATS = f"""
     DELETE FROM tartan.repeats WHERE key IN (
         SELECT key FROM tartan.repeats WHERE observed_at < tartan.clock() - interval '{REPEATS_KEPT}' LIMIT $1)"""
 
-_PURGE_ATTEMPTS = f"""
+_PURGE_RUNS = f"""
     DELETE FROM tartan.sync_runs WHERE run IN (
         SELECT run FROM tartan.sync_runs ORDER BY run LIMIT $1)
-      AND started_at < tartan.clock() - interval '{ATTEMPTS_KEPT}'"""
+      AND started_at < tartan.clock() - interval '{RUNS_KEPT}'"""

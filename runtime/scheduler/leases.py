@@ -1,7 +1,7 @@
-"""Who works on what is due: claiming Items, renewing the claim, giving them back.
+"""Leases of due Items: claim, renew, release.
 
-A lease is a random token with an end in time. Whoever holds the row's token may write the row; whoever lost it
-finds so at the next renewal. What a late worker still appends is skipped by the gate, so a lease only saves work.
+A lease is a random token with an end in time. Only the worker that has the row's token may write the row. Records that
+a late worker still appends are skipped by the gate, so a lease only saves work.
 """
 
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from schemas.log.records import Cause
 FOLLOWER = "follow_heads"
 """Reader of `positions` that keeps `heads`."""
 HINTS_MAX = 100
-"""Hints that one pass deals with; an Item that has more is asked about again."""
+"""Hints that one sync run reads; an Item that has more is due again."""
 REMARKED_WAIT_S_MAX = 60.0
-"""Longest wait after a failure where a webhook landed during the pass: it says that the bank is alive."""
+"""Longest wait after a failure where a webhook arrived during the run: the bank is up."""
 AGE_S = 15.0
-"""A lane rises by one for each such time that its oldest ready Item has waited: a backfill waits 45 s for its turn
-among the webhooks, which is short for a history that takes minutes, and long for a webhook."""
+"""A lane rises by one each time its oldest ready Item has waited so long: a backfill waits 45 s until it is equal to
+webhooks, which is short for a history that takes minutes, and long for a webhook."""
 SLACK = 4
-"""Candidates a slot: so many workers can look at once before one finds all that it saw taken by others."""
+"""Candidates a slot: so many workers can claim at once before all candidates of one are taken by others."""
 QUARANTINED_LOOK_S = 60.0
-"""How often a quarantined Item that is due is looked at: its redrive makes it wait no longer than that."""
+"""Interval at which a due Item that is quarantined is read again: its redrive waits no longer than that."""
 QUARANTINED_BY = "streams"
-"""`reader` of the quarantines that end here; the projections' are theirs to end."""
+"""`reader` of the quarantines by streams; projections end their own."""
 NO_OFFSET = -1
-"""`first_offset` of a item_quarantine by streams: there is no record."""
+"""`first_offset` of a quarantine by streams, which has no record."""
 QUARANTINE = f"""
     INSERT INTO tartan.quarantines AS k (item_id, first_offset, partition, reason, reader, quarantined_at)
     SELECT item_id, {NO_OFFSET}, partition, $2, '{QUARANTINED_BY}', tartan.clock() FROM held
     ON CONFLICT (item_id, first_offset) DO UPDATE
     SET reason = excluded.reason, redrive_offset = NULL, quarantined_at = excluded.quarantined_at"""
-"""Sets aside the Items of `held`, by the reason $2; an earlier item_quarantine of the same place is opened anew."""
+"""Statement that quarantines the Items of `held` with the reason $2; an earlier quarantine is opened again."""
 
 
 async def claim(
@@ -48,21 +48,21 @@ async def claim(
     fair_queue: FairQueueState = NOBODY_AHEAD,
     limit: Limit | None = None,
 ) -> Claims:
-    """Lease Items that are ready, at most `slots`, by lane, age and the tenants' turns.
+    """Lease at most `slots` ready Items, by lane, age and the tenants' shares.
 
-    `holder`: an instance id. `limit`: of /transactions/sync, where there is one: each Item but one to be unlinked
-    costs a token of its own and one of the client's, which pay for the pass's first page.
+    `holder`: an instance id. `limit`: the rate limit of /transactions/sync, if any: each Item but one to be unlinked
+    costs a token of its own bucket and one of the client's, which pay for the run's first page.
     """
-    given = [slots, lease_s, HINTS_MAX, holder, *(list(column) for column in fair_queue)]
+    arguments = [slots, lease_s, HINTS_MAX, holder, *(list(column) for column in fair_queue)]
     if limit is None:
-        rows = await connection.fetch(_CLAIM, *given)
+        rows = await connection.fetch(_CLAIM, *arguments)
         return Claims(_claims(rows), more_in_s=0.0 if rows[0]["held"] else None)
     client, item = claim_pace(limit), item_pace(limit)
     for _ in range(2):
-        rows = await connection.fetch(_CLAIM_METERED, *given, *client, *item)
+        rows = await connection.fetch(_CLAIM_METERED, *arguments, *client, *item)
         if rows[0]["available"] is not None:
             break
-        # A row that is not there cannot be locked: of two workers both would take all the tokens of a full bucket.
+        # A missing row cannot be locked: two workers would both take all the tokens of a full bucket.
         await connection.execute(_FIRST_BUCKET)
     claims = _claims(rows)
     spent = sum(not claimed.unlink_requested for claimed in claims)
@@ -78,9 +78,9 @@ async def renew(connection: asyncpg.Connection, claimed: Claimed, *, lease_s: fl
 
 
 async def release(connection: asyncpg.Connection, claimed: Claimed, result: Released) -> bool:
-    """Give an Item back with what became of it; False where the lease was lost, and then only the attempt is kept."""
+    """Release an Item with the outcome of its run; False where the lease was lost: then only the run is recorded."""
     error = None if result.error is None else msgspec.json.encode(result.error).decode()
-    held = await connection.fetchval(
+    is_held = await connection.fetchval(
         _RELEASE,
         claimed.item_id,
         claimed.lease,
@@ -108,23 +108,22 @@ async def release(connection: asyncpg.Connection, claimed: Claimed, result: Rele
         result.bank_updated_at,
         result.refreshed,
     )
-    return bool(held)
+    return bool(is_held)
 
 
 async def release_untouched(connection: asyncpg.Connection, claimed: Claimed, *, wait_offset: int) -> bool:
-    """Give an Item back untouched, not to be claimed before follow_heads has read this offset."""
+    """Release an Item without a run; it is not claimed before follow_heads has read this offset."""
     return bool(await connection.fetchval(_RELEASE_UNTOUCHED, claimed.item_id, claimed.lease, wait_offset))
 
 
 async def expire(connection: asyncpg.Connection, claimed: Claimed) -> None:
-    """End a lease as if time had: the next claimer first waits for whatever this one may have appended."""
+    """End a lease as its time would: the next claim first waits for records that this one may have appended."""
     await connection.execute(_EXPIRE, claimed.item_id, claimed.lease)
 
 
 async def expire_all(connection: asyncpg.Connection, *, holder: str) -> int:
-    """End the leases of a process that is dead, so that its Items need not wait for their ends. Gives how many."""
-    rows = await connection.fetch(_EXPIRE_ALL, holder)
-    return len(rows)
+    """End the leases of a dead process, so that its Items do not wait for their ends; return their number."""
+    return len(await connection.fetch(_EXPIRE_ALL, holder))
 
 
 async def finish_unlink(connection: asyncpg.Connection, claimed: Claimed) -> None:
@@ -136,19 +135,19 @@ async def finish_unlink(connection: asyncpg.Connection, claimed: Claimed) -> Non
 
 
 async def quarantine(connection: asyncpg.Connection, claimed: Claimed, *, reason: str) -> bool:
-    """Set an Item aside until it is redriven; False where the lease was lost: another one may do better."""
+    """Quarantine an Item until it is redriven; False where the lease was lost, because another worker may succeed."""
     return bool(await connection.fetchval(_QUARANTINE, claimed.item_id, reason, claimed.lease))
 
 
 async def count_gone(connection: asyncpg.Connection) -> tuple[int, int]:
-    """How many Items Plaid called gone within the last hour, and how many Items there are."""
+    """Count the Items that Plaid called gone within the last hour, and all Items."""
     [row] = await connection.fetch(_GONE)
     return row["gone"], row["items"]
 
 
 def known_head(row: asyncpg.Record) -> KnownHead:
-    """An Item's head from a row of `heads`."""
-    prints = msgspec.json.decode(row["fingerprints"], type=dict[str, str])
+    """Build an Item's head from a row of `heads`."""
+    fingerprints = msgspec.json.decode(row["fingerprints"], type=dict[str, str])
     return KnownHead(
         row["head"],
         row["head_offset"],
@@ -158,57 +157,39 @@ def known_head(row: asyncpg.Record) -> KnownHead:
         row["state"],
         row["code"],
         row["history_status"],
-        {account: bytes.fromhex(value) for account, value in prints.items()},
+        {account: bytes.fromhex(value) for account, value in fingerprints.items()},
     )
 
 
 def _claims(rows: Sequence[asyncpg.Record]) -> list[Claimed]:
-    # The first row is there without a claim, too: it tells of the quota.
+    # The first row exists without a claim too: it has the quota.
     return [_claimed(row) for row in rows if row["item_id"] is not None]
 
 
 def _claimed(row: asyncpg.Record) -> Claimed:
-    hints: Sequence[KnownHint] = msgspec.json.decode(row["hints"], type=tuple[KnownHint, ...])
-    return Claimed(
-        item_id=row["item_id"],
-        tenant=row["tenant"],
-        user=row["user_number"],
-        partition=row["partition"],
-        institution_id=row["institution_id"],
-        institution_name=row["institution_name"],
-        sealed_token=row["sealed_token"],
-        lease=row["lease_token"],
-        expired=row["expired"],
-        generation=row["generation"],
-        lane=row["lane"],
-        cause=msgspec.json.decode(row["cause"], type=Cause),
-        unlink_requested=row["unlink_requested"],
-        accounts_wanted=row["accounts_wanted"],
-        accounts_at=row["accounts_at"],
-        refresh_wanted=row["refresh_wanted"],
-        history_incomplete=row["history_incomplete"],
-        attempts=row["attempts"],
-        not_ready=row["not_ready"],
-        head=known_head(row) if row["head"] is not None else None,
-        hints=tuple(hints),
-        bank_failing=row["bank_failing"],
-        last_code=row["last_code"],
-    )
+    other = {
+        "user": row["user_number"],
+        "lease": row["lease_token"],
+        "cause": msgspec.json.decode(row["cause"], type=Cause),
+        "head": None if row["head"] is None else known_head(row),
+        "hints": msgspec.json.decode(row["hints"], type=tuple[KnownHint, ...]),
+    }
+    return Claimed(**{name: other[name] if name in other else row[name] for name in Claimed.__struct_fields__})
 
 
-# One statement, so one snapshot: the follower's position and the head that it wrote with it are read together, and
-# a row that another claimer or a release changed meanwhile is checked again after it was locked.
-# The commit need not reach the disk: a claim that a crash of Postgres forgets is made again.
+# One statement, so one snapshot: the follower's position and the head that it wrote are read together, and a row that
+# another claim or a release changed meanwhile is checked again after it was locked.
+# The commit need not reach the disk: a claim that a crash of Postgres loses is made again.
 #
-# What is read: two index entries for each tenant and lane in which anything waits (pairs, fronts), and of those
-# whose turn is near the first few rows that are ready (looked), however long their queues are. Rows that are leased
-# or wait for the follower are read and passed over: at most as many as all workers have slots, and as were released
-# since the follower stopped. All others that cannot be claimed leave the ready ones: a limit and a bank that is down
-# are in not_before already; a quarantined Item and one whose own bucket is empty get it here (held), once.
+# Reads: two index entries for each tenant and lane with due Items (pairs, fronts), and the first few ready rows of
+# those whose turn is near (looked), however long their queues are. Rows that are leased or wait for the follower are
+# read and skipped: at most as many as all workers have slots, and as were released since the follower stopped. All
+# others that cannot be claimed leave the ready ones: a limit and a bank that is down are in not_before already; a
+# quarantined Item and one whose own bucket is empty get a not_before here (held), once.
 #
-# The order: a lane goes before the next one until the oldest Item of that one has waited; then lanes take turns by
-# their weights, within a lane tenants by theirs, within a tenant Items by age. Webhooks so go first however long the
-# schedule's queue is, and no flood of them takes all.
+# Order: a lane goes before the next one until the oldest Item of that one has waited AGE_S; then lanes take turns by
+# their weights, within a lane tenants by theirs, within a tenant Items by age. So webhooks go first however long the
+# schedule's queue is, and no flood of them takes all slots.
 _CLAIM_BY = f"""
     WITH RECURSIVE moment AS MATERIALIZED (SELECT tartan.clock() AS now), pairs AS (
         (SELECT tenant, lane FROM tartan.sync_state WHERE ready_at IS NOT NULL ORDER BY tenant, lane LIMIT 1)
@@ -291,7 +272,7 @@ _CLAIM_BY = f"""
     LEFT JOIN tartan.heads h USING (item_id)
     LEFT JOIN tartan.breakers b ON b.institution_id = c.institution_id
     ORDER BY c.place"""
-# A quarantined Item is not claimed; only its unlink is not held up, because that ends what the user pays for.
+# A quarantined Item is claimed for its unlink only, because that ends the billing.
 _CLAIMABLE = """s.ready_at <= (SELECT now FROM moment)
               AND (s.lease_until IS NULL OR s.lease_until <= (SELECT now FROM moment))
               AND (s.wait_offset IS NULL OR s.wait_offset < coalesce(f.position, 0))"""
@@ -304,9 +285,9 @@ _CLAIM = _CLAIM_BY % {
     "paid": "",
     "available": "NULL::float8",
 }
-# $12 to $15: the client's pace and the Item's. The client's bucket is locked before an Item's, and whoever waits for
-# it counts what the one before it took. A millionth of a token makes up for moments that are kept in microseconds.
-# Where the client has no token left, only Items to be unlinked go on: those ask /item/remove.
+# $12 to $15: pace of the client and of the Item. The client's bucket is locked before an Item's, so a claim that waits for
+# it counts the tokens of the one before. A millionth of a token makes up for times in whole microseconds.
+# Where the client has no token left, only Items to be unlinked are claimed: those call /item/remove.
 _CLAIM_METERED = _CLAIM_BY % {
     "client": f"""client AS MATERIALIZED (
         SELECT ($13 - extract(epoch FROM greatest(tat, tartan.clock()) - tartan.clock())::float8) / $12 + 1.000001
@@ -342,10 +323,10 @@ _RENEW = """
     UPDATE tartan.sync_state SET lease_until = tartan.clock() + make_interval(secs => $3)
     WHERE item_id = $1 AND lease_token = $2 AND lease_until > tartan.clock() RETURNING true"""
 
-# A mark that landed during the pass left a higher generation: the Item stays due. What held the Item back during the
-# pass, as the outage of its bank does, still holds it: the claim found no not_before that was to come. An unlink that
-# was asked for meanwhile is held by none of that, as one that is asked for at any other time.
-# The commit need not reach the disk: a release that a crash of Postgres forgets is a lease that ends by itself.
+# A mark that arrived during the run left a higher generation, so the Item stays due. A not_before that was set during
+# the run, as by the outage of its bank, stays: the claim had none in the future. An unlink that was requested meanwhile
+# waits for none of that.
+# The commit need not reach the disk: after a crash of Postgres that loses a release, the lease ends by itself.
 _RELEASE = """
     WITH held AS (
         UPDATE tartan.sync_state
@@ -393,14 +374,14 @@ _FORGET_CREDENTIAL = """
     UPDATE tartan.credentials SET sealed_token = NULL, unlinked_at = coalesce(unlinked_at, tartan.clock())
     WHERE item_id = $1"""
 
-# What is never swept again stands at the far end of the index of the sweep, or each turn would read it first.
+# swept_at: an unlinked Item is at the far end of the sweep's index, or each turn would read it first.
 _STOP_UNLINKED = """
     UPDATE tartan.sync_state
     SET stopped = 'unlinked', due_at = NULL, lease_token = NULL, lease_until = NULL, done_generation = generation,
         attempts = 0, last_error = NULL, swept_at = 'infinity'
     WHERE item_id = $1"""
 
-# The row stays locked until the commit, so that nobody claims it between.
+# The row stays locked until the commit, so that no claim comes between.
 _QUARANTINE = f"""
     WITH held AS (
         SELECT item_id, partition FROM tartan.sync_state

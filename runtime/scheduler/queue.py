@@ -1,6 +1,6 @@
-"""How the queue stands: what waits, runs, is delayed, quarantined, stopped or failed, and whether the schedule is alive.
+"""Queue status for operators and tenants: states of Items, failures, breakers, incidents, health of the schedule.
 
-Read for operators and for tenants alike; one Item is in exactly one state. Shell: statements and their values.
+One Item is in exactly one state.
 """
 
 from collections.abc import Iterable
@@ -34,21 +34,21 @@ from runtime.scheduler.types import CURSOR_LOST, Lane
 from runtime.settings import Settings
 
 LISTED_MAX = 50
-"""Items named in each state, failures and incidents: a person reads no more, and an answer stays below 100 kB."""
+"""Items listed in each state, failures and incidents: enough for a person, and an answer stays below 100 kB."""
 FAILURES_SEEN_MAX = 10_000
-"""Failures of the installation among which a tenant's last ones are looked for: one index scan of about 10 ms."""
+"""Failures of the installation that are searched for a tenant's last ones: one index scan of about 10 ms."""
 TOLERANCE_SHARE, TOLERANCE_S_MIN = 0.1, 60.0
-"""How much later than the schedule's interval is still in time: a tick spreads what it marks over 30 s at most."""
+"""Lateness behind the schedule's interval that is still in time: a tick spreads its marks over 30 s at most."""
 ROUNDING = 1e-3
-"""Postgres keeps times to the microsecond; a token takes 27 ms at the least."""
+"""Postgres stores times in microseconds; a token takes at least 27 ms."""
 TICK = "schedule_tick"
-"""Name of the fact that says when the schedule last ticked, and how many Items that made due."""
+"""Name of the fact with the time of the schedule's last tick and the number of Items that it marked."""
 WEBHOOK_LOSS = "webhook_loss"
-"""Name of the fact in which the sweep for missed webhooks keeps what was sent and what of it came."""
+"""Name of the fact with the sweep's counts of webhooks that were sent and that arrived."""
 
 
 async def status(connection: asyncpg.Connection, settings: Settings, *, tenant: str | None = None) -> QueueStatus:
-    """How the queue stands: of one tenant, or (None) of the whole installation.
+    """Return the status of the queue: of one tenant, or (None) of the whole installation.
 
     Call it in a snapshot (repeatable read), so that its parts agree.
     """
@@ -62,7 +62,8 @@ async def status(connection: asyncpg.Connection, settings: Settings, *, tenant: 
         failures=[FailedRun(**row) for row in await connection.fetch(_FAILURES, tenant, FAILURES_SEEN_MAX, LISTED_MAX)],
         breakers=[OpenBreaker(**row) for row in await connection.fetch(_BREAKERS, tenant)],
         incidents=[
-            _incident(one) for one in await incidents.open_incidents(connection, tenant=tenant, limit=LISTED_MAX)
+            _incident(incident)
+            for incident in await incidents.open_incidents(connection, tenant=tenant, limit=LISTED_MAX)
         ],
         removals_withheld=[WithheldRemovals(**row) for row in await connection.fetch(_REMOVALS, tenant, LISTED_MAX)],
         schedule=await health(connection, settings, tenant=tenant),
@@ -72,14 +73,14 @@ async def status(connection: asyncpg.Connection, settings: Settings, *, tenant: 
 
 
 async def health(connection: asyncpg.Connection, settings: Settings, *, tenant: str | None = None) -> ScheduleHealth:
-    """Whether the schedule ticks and its Items are asked about in time."""
+    """Return the health of the schedule: whether it ticks, and whether its Items are synced in time."""
     interval_s = settings.schedule_interval_s
     tolerance_s = max(interval_s * TOLERANCE_SHARE, TOLERANCE_S_MIN)
     [row] = await connection.fetch(_SEEN_LATELY, tenant, interval_s + tolerance_s, int(Lane.SCHEDULE))
     sync = settings.limits().get(plaid_limits.SYNC)
     short = sync is not None and not (await _bucket(connection, plaid_limits.SYNC, sync)).left
     tick = await connection.fetchrow(_TICK, TICK)
-    found = ScheduleHealth(
+    status = ScheduleHealth(
         healthy=True,
         reasons=[],
         interval_s=interval_s,
@@ -92,31 +93,26 @@ async def health(connection: asyncpg.Connection, settings: Settings, *, tenant: 
         backlog=row["backlog"],
         quota_short=short,
     )
-    found.reasons = list(_reasons(found))
-    found.healthy = not found.reasons
-    return found
+    status.reasons = list(_reasons(status))
+    status.healthy = not status.reasons
+    return status
 
 
 async def ticked(connection: asyncpg.Connection, marked: int) -> None:
-    """Note that the schedule ticked just now and made so many Items due. Whoever ticks calls this."""
+    """Record a tick of the schedule and the number of Items that it marked."""
     await connection.execute(_TICKED, TICK, marked)
 
 
 async def buckets(connection: asyncpg.Connection, limits: dict[str, Limit]) -> list[ClientBucket]:
-    """What is left of the client's quotas, endpoint by endpoint."""
+    """Return the client's rate-limit buckets, endpoint by endpoint."""
     return [await _bucket(connection, endpoint, limit) for endpoint, limit in sorted(limits.items())]
 
 
 async def next_token_in_s(connection: asyncpg.Connection, endpoint: str, item_id: str, limit: Limit) -> float:
-    """Seconds until this Item may use an endpoint, by its own bucket and the client's; 0 where it may now.
-
-    It looks and takes nothing.
-    """
-    of_item = quotas.item_pace(limit)
-    of_client = quotas.client_pace(limit)
+    """Return the seconds until this Item may use an endpoint, by its own bucket and the client's; take no token."""
+    paces = {item_id: quotas.item_pace(limit), quotas.CLIENT: quotas.client_pace(limit)}
     waits = [
-        float(await connection.fetchval(_AHEAD, endpoint, bucket)) - pace.burst_s
-        for bucket, pace in ((item_id, of_item), (quotas.CLIENT, of_client))
+        float(await connection.fetchval(_AHEAD, endpoint, bucket)) - pace.burst_s for bucket, pace in paces.items()
     ]
     return max(0.0, *waits)
 
@@ -162,29 +158,21 @@ def _listed(row: asyncpg.Record) -> QueuedItem:
     return msgspec.convert({**row, "lane": Lane(row["lane"]).name.lower()}, QueuedItem)
 
 
-def _incident(one: Incident) -> OpenIncident:
-    kind = incidents.KINDS.get(one.kind)
-    return OpenIncident(
-        one.incident,
-        one.kind,
-        one.subject,
-        one.detail,
-        one.count,
-        one.opened_at,
-        one.last_at,
-        remedy=kind.remedy if kind else None,
-    )
+def _incident(incident: Incident) -> OpenIncident:
+    kind = incidents.KINDS.get(incident.kind)
+    fields = {name: getattr(incident, name) for name in OpenIncident.__struct_fields__ if name != "remedy"}
+    return OpenIncident(**fields, remedy=kind.remedy if kind else None)
 
 
-def _reasons(found: ScheduleHealth) -> Iterable[str]:
-    late_s = found.interval_s + found.tolerance_s
-    if found.last_tick_age_s is None:
+def _reasons(status: ScheduleHealth) -> Iterable[str]:
+    late_s = status.interval_s + status.tolerance_s
+    if status.last_tick_age_s is None:
         yield "the schedule has never ticked: does a process `tartan streams` run, or a cron that posts here?"
-    elif found.last_tick_age_s > late_s:
-        yield f"the last tick is {found.last_tick_age_s:.0f} s ago, more than {late_s:.0f} s"
-    if found.overdue:
-        why = "Plaid's quota is used up" if found.quota_short else "do workers run, and keep up?"
-        yield f"Items that were not asked about for more than {late_s:.0f} s: {found.overdue}; {why}"
+    elif status.last_tick_age_s > late_s:
+        yield f"the last tick is {status.last_tick_age_s:.0f} s ago, more than {late_s:.0f} s"
+    if status.overdue:
+        why = "Plaid's quota is used up" if status.quota_short else "do workers run, and keep up?"
+        yield f"Items that were not asked about for more than {late_s:.0f} s: {status.overdue}; {why}"
 
 
 async def _bucket(connection: asyncpg.Connection, endpoint: str, limit: Limit) -> ClientBucket:
@@ -198,15 +186,15 @@ async def _bucket(connection: asyncpg.Connection, endpoint: str, limit: Limit) -
 
 async def _fact(connection: asyncpg.Connection, name: str) -> dict[str, Any] | None:
     value = await connection.fetchval(_FACT, name)
-    # Whoever counts puts a null there first, to have a row to lock.
+    # The sweep inserts a null first, to have a row to lock.
     return None if value is None else msgspec.json.decode(value, type=dict[str, Any] | None)
 
 
 _CLOCK = "SELECT tartan.clock()"
 
-# Each Item's state, told in the order in which the claim asks: a lease that ended counts as none. A quarantined Item is
-# not claimed unless its unlink is wanted. What holds it back is known from who wrote it: the follower's position,
-# not_before (Plaid's limits and banks), and the counters of the failures before.
+# Each Item's state, in the order of the claim's conditions: an ended lease counts as none, and a quarantined Item is
+# claimed for an unlink only. The reason of a delay follows from its column: the follower's position, not_before
+# (Plaid's limits and banks), and the counters of failures.
 _ITEMS = f"""
     WITH moment AS MATERIALIZED (SELECT tartan.clock() AS now),
     quarantined AS (
@@ -236,7 +224,7 @@ _ITEMS = f"""
         WHERE s.stopped IS DISTINCT FROM 'unlinked' AND ($1::text IS NULL OR s.tenant = $1)
     )"""
 
-# One pass over all Items, as the two below: together about a second for 100,000. The sums are made of the groups.
+# One scan of all Items, as the two below: together about a second for 100,000. The sums are made of the groups.
 _COUNTS = f"""{_ITEMS}, groups AS (
         SELECT state, CASE state WHEN 'delayed' THEN delay WHEN 'stopped' THEN stopped END AS why, lane,
             institution_id, count(*) AS items, min(item_id) AS one,
@@ -246,8 +234,8 @@ _COUNTS = f"""{_ITEMS}, groups AS (
     SELECT g.state, g.why, g.lane, g.institution_id, c.institution_name, g.items, g.wait_s
     FROM groups g LEFT JOIN tartan.credentials c ON c.item_id = g.one"""
 
-# The oldest of each state, but of what is delayed the next, and of what stopped the latest.
-_LISTED = f"""{_ITEMS}, told AS (
+# The oldest of each state; of delayed Items the next, of stopped ones the latest.
+_LISTED = f"""{_ITEMS}, listed AS (
         SELECT item_id, tenant, state, lane, cause->>'kind' AS cause, attempts, institution_id,
             CASE state WHEN 'delayed' THEN delay WHEN 'stopped' THEN stopped WHEN 'quarantined' THEN reason END AS why,
             last_error->>'code' AS code, last_error->>'detail' AS detail,
@@ -259,7 +247,7 @@ _LISTED = f"""{_ITEMS}, told AS (
     ), numbered AS (
         SELECT *, row_number() OVER (PARTITION BY state ORDER BY CASE WHEN state = 'stopped'
             THEN -extract(epoch FROM since) ELSE extract(epoch FROM coalesce(until, since)) END, item_id) AS number
-        FROM told
+        FROM listed
     )
     SELECT item_id, tenant, state, lane, why, code, detail, attempts, cause, institution_id, since, until
     FROM numbered WHERE number <= $2 ORDER BY state, number"""
@@ -283,7 +271,7 @@ _REMOVALS = """
     FROM reads.items r JOIN tartan.sync_state s USING (item_id)
     WHERE r.missing_rows > 0 AND ($1::text IS NULL OR s.tenant = $1) ORDER BY r.known_at DESC LIMIT $2"""
 
-# What waits for its time (a bank, a limit, a retry) is not overdue: the queue says why it waits. What runs is seen.
+# A delayed Item (a bank, a limit, a retry) is not overdue, and neither is a running one.
 _SEEN_LATELY = f"""{_ITEMS}, free AS (
         SELECT state, lane, extract(epoch FROM now - greatest(last_synced_at, last_attempt_at, created_at))::float8
             AS unseen_s
@@ -302,7 +290,7 @@ _TICKED = """
     INSERT INTO tartan.facts (name, value) VALUES ($1, jsonb_build_object('at', tartan.clock(), 'marked', $2::int))
     ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
 
-# GCRA: how far a bucket's time lies ahead; a bucket without a row is full.
+# GCRA: how far a bucket's tat lies ahead; a bucket without a row is full.
 _AHEAD = """
     SELECT coalesce((SELECT greatest(extract(epoch FROM tat - tartan.clock()), 0)
         FROM tartan.rate_limit_buckets WHERE endpoint = $1 AND item_id = $2), 0)::float8"""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from hashlib import blake2b
 
 from runtime.kafka.reader import Position
-from runtime.scheduler.enqueue import STALE_PASS_S
+from runtime.scheduler.enqueue import STALE_RUN_S
 from runtime.scheduler.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, QUARANTINED_BY, REMARKED_WAIT_S_MAX
 from runtime.scheduler.types import Claimed, Hint, KnownHint, Lane, Mark, Released
 from sandbox.simulation.memory.ready_queue import Ready
@@ -118,7 +118,7 @@ class Tables:
         head = self.heads.get(mark.item_id)
         if mark.unread_only and head is not None and head.head.cursor is not None:
             return False
-        late = self.clock() - timedelta(seconds=STALE_PASS_S)
+        late = self.clock() - timedelta(seconds=STALE_RUN_S)
         if mark.stale and row.last_webhook_at is not None and row.last_webhook_at > late:
             return False
         self._mark(row, Lane.WEBHOOK, mark.cause)
