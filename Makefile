@@ -46,7 +46,7 @@ test: check ## Run all checks and tests with a real Kafka and Postgres; EXAMPLES
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-fast: install-dev ## Run the tests that need no server
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not servers" tests/unit tests/property tests/contract
+	EXAMPLES=$(or $(EXAMPLES),0.2) $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not servers" tests/unit tests/property tests/contract
 
 bench: install ## Measure the whole way
 	$(BIN)/tartan bench end-to-end

@@ -1,10 +1,10 @@
-"""How many generated cases a property test looks at: `EXAMPLES=20 make test` looks at twenty times as many."""
+"""Number of generated cases: `EXAMPLES=20 make test` draws twenty times as many, `EXAMPLES=0.2` a fifth."""
 
 import os
 
-FACTOR = int(os.environ.get("EXAMPLES", "1"))
+FACTOR = float(os.environ.get("EXAMPLES", "1"))
 
 
 def examples(count: int) -> int:
-    """`count` cases, times what was asked for."""
-    return count * FACTOR
+    """Return `count` times the factor of EXAMPLES, at least one."""
+    return max(1, round(count * FACTOR))
