@@ -25,8 +25,7 @@ WAIT_S = 30.0
 SANDBOX = """
 import asyncio, sys
 from pathlib import Path
-from sandbox.cluster import Cluster, ClusterOptions
-from tests.support.paths import ROOT
+from sandbox.infra.cluster import Cluster, ClusterOptions
 
 async def main():
     async with Cluster(ClusterOptions(folder=Path(sys.argv[1]))) as cluster:

@@ -26,8 +26,7 @@ WAIT_S = 20.0
 PARENT = """
 import asyncio, os, signal, subprocess, sys, time
 from pathlib import Path
-from sandbox.processes import Command, start, watch
-from tests.support.paths import ROOT
+from sandbox.infra.processes import Command, start, watch
 child = start(Command(name="child", arguments=["sleep", "300"], log=Path(sys.argv[1])))
 print(child.pid, flush=True)
 {then}
