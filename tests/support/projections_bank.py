@@ -1,4 +1,4 @@
-"""A bank in a few lines: histories for the projections' tests, and what is true of them at the end."""
+"""Random histories of a bank for the projections' tests, with the bank's data at their end."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ CATEGORIES = ("FOOD_AND_DRINK", "TRAVEL", None)
 ITEMS = 2
 
 Step = tuple[int, list[tuple[str, int, int]]]
-"""An Item's number, and what happens: the name of an act, which transaction, which variant."""
+"""An Item's number, and acts: the name, which transaction, which variant."""
 
 ACTS = (
     "add",
@@ -33,8 +33,8 @@ ACTS = (
     "lose_cursor",
     *("add_pending", "post", "post_first", "modify", "back_to_pending") * 3,
 )
-"""What a bank does. The way from pending to posted and back comes often, because most rules are about it. Where the
-cursor is lost nothing of the step is told, and its whole history instead."""
+"""Acts of a bank. Those from pending to posted and back are frequent, because most rules are about them. A step with a
+lost cursor is a full resync instead of its changes."""
 
 histories = st.lists(
     st.tuples(
@@ -48,7 +48,7 @@ histories = st.lists(
 
 @dataclass
 class ItemTruth:
-    """What the bank has of an Item. Its accounts are its own: no other Item's look like them."""
+    """The bank's data of an Item, whose accounts differ from those of other Items."""
 
     mask: str = "0000"
     live: dict[str, Transaction] = field(default_factory=dict)
@@ -58,46 +58,42 @@ class ItemTruth:
 
 
 class BankHistory:
-    """Acts out steps: `log` is what Plaid said of them, `truth` what the bank has at the end."""
+    """Act out steps: `log` has their records, `truth` the bank's data at the end."""
 
-    def __init__(self, steps: list[Step]) -> None:
-        self.log = Log()
+    def __init__(self, steps: list[Step], log: Log | None = None) -> None:
+        self.log = Log() if log is None else log
         self.truth = {f"item{number}": ItemTruth(f"000{number}") for number in range(ITEMS)}
-        self._made = 0
-        for number in range(ITEMS):
-            self.log.link(f"item{number}", self._user(number))
+        self._count = 0
+        for item_id in self.truth:
+            self.log.link(item_id)  # all of one user: the Items of a user share ledger categories
         for number, acts in steps:
-            said: dict[str, list[Event]] = {}
+            item_id = f"item{number}"
+            truth, block = self.truth[item_id], dict[str, list[Event]]()
             for act, which, variant in acts:
-                said.update(self._act(self.truth[f"item{number}"], act, which, variant, set(said)))
-            name, user = f"item{number}", self._user(number)
+                block.update(self._act(truth, act, which, variant, set(block)))
             if any(act == "lose_cursor" for act, *_ in acts):
-                truth = self.truth[name]
                 whole = [*restated(*truth.live.values()), *balance(*truth.accounts.values())]
-                self.log.restate(name, *whole, user=user)
+                self.log.restate(item_id, *whole)
             else:
-                self.log.sync(name, *(one for events in said.values() for one in events), user=user)
-
-    def _user(self, _: int) -> int:
-        return 1  # the Items of a user share ledger categories
+                self.log.sync(item_id, *(event for events in block.values() for event in events))
 
     def _new(self, variant: int, **fields: object) -> Transaction:
-        self._made += 1
+        self._count += 1
         return transaction(
-            f"T{self._made}",
+            f"T{self._count}",
             AMOUNTS[variant],
-            account_id=("checking", "card")[self._made % 2],
+            account_id=("checking", "card")[self._count % 2],
             location_json='{"city":"A","n":1}',
             **fields,
         )
 
     def _act(
-        self, item: ItemTruth, act: str, which: int, variant: int, said: set[str]
+        self, item: ItemTruth, act: str, which: int, variant: int, changed: set[str]
     ) -> list[tuple[str, list[Event]]]:
-        """One act: what is said by transaction, each at most once in an update, as streams folds it."""
-        live = [name for name in item.live if name not in said]
+        """Return the events of an act by transaction, each of which changes at most once in an update."""
+        live = [name for name in item.live if name not in changed]
         pending = [name for name in live if item.live[name].pending]
-        gone = [name for name in item.gone if name not in said]
+        gone = [name for name in item.gone if name not in changed]
         if act in ("add", "add_pending"):
             new = self._new(variant, pending=act == "add_pending")
             item.live[new.transaction_id] = new
@@ -106,7 +102,7 @@ class BankHistory:
             new_account = account("checking", AMOUNTS[variant], mask=item.mask)
             item.accounts["checking"] = new_account
             return [("balance", balance(new_account))]
-        if act == "same_balance" and item.accounts and "balance" not in said:
+        if act == "same_balance" and item.accounts and "balance" not in changed:
             return [("balance", balance(*item.accounts.values()))]
         if act == "unknown_removed":
             return [(f"never{which}", removed(f"never{which}"))]
@@ -117,7 +113,7 @@ class BankHistory:
         if act in ("post", "post_first", "post_unlinked") and pending:
             return self._post(item, pending[which % len(pending)], act, variant)
         if act == "post_late" and gone:
-            # The pending one went in an earlier update; its posted one names it now.
+            # The pending one was removed in an earlier update; its posted one names it now.
             name = gone[which % len(gone)]
             if item.gone[name].pending:
                 del item.gone[name]
@@ -132,7 +128,7 @@ class BankHistory:
             return [(name, added(item.live[name]))]
         if act == "back_to_pending" and item.superseded:
             name = item.superseded[which % len(item.superseded)]
-            if name in said or name in item.live:
+            if name in changed or name in item.live:
                 return []
             new = transaction(name, AMOUNTS[variant], pending=True)
             item.live[name] = new

@@ -1,27 +1,24 @@
 """Stories of one account under several Items in which histories become complete, so that accounts are opened."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
-from unittest.mock import patch
 
 from projections.fold.opening_balances import COMPLETE
 from runtime.kafka.reader import Received
 from schemas.log import gate
-from tests.support import projections_kin
 from tests.support.projections_kin import Bank, Step
-from tests.support.projections_log import Log
+from tests.support.projections_log import Event, Log
 
 
 class CompleteLog(Log):
-    """A log in which two syncs of three say that the history is complete."""
+    """Log in which two of three sync runs report that the history is complete."""
 
-    def append(self, item_id: str | None, said: Any, **head: Any) -> Received:
+    def append(self, item_id: str | None, block: Iterable[Event], **head: Any) -> Received:
         if head.get("type") == gate.SYNC and len(self.records) % 3:
             head["history_status"] = COMPLETE
-        return super().append(item_id, said, **head)
+        return super().append(item_id, block, **head)
 
 
-def told(steps: Sequence[Step]) -> Bank:
-    """The bank of a story, with such a log."""
-    with patch.object(projections_kin, "Log", CompleteLog):
-        return Bank(list(steps))
+def complete_story(steps: Sequence[Step]) -> Bank:
+    """Return the bank of a story with such a log."""
+    return Bank(steps, CompleteLog())

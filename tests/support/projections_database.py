@@ -1,11 +1,11 @@
 """A database of the projections and a projector on it, for tests on a real Postgres."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 
-from projections.decode.log_record import LogRecord, decode_record
+from projections.decode.log_record import decode_record
 from projections.gate.check import Owners
 from projections.projector import Projector
 from projections.publish.publisher import Committed
@@ -16,10 +16,11 @@ from runtime.settings import Settings
 from sandbox.infra.postgres import Postgres
 from tests.conftest import TEMPLATE
 from tests.support.projections_log import keys_of
+from tests.support.projections_memory import cut
 
 
 class Publisher:
-    """Takes what is handed over and publishes nothing."""
+    """Publisher that records the committed batches and publishes nothing."""
 
     def __init__(self) -> None:
         self.committed: list[Committed] = []
@@ -62,15 +63,14 @@ class Database:
         self.dsn = dsn
 
     async def project(self, records: Sequence[object], cuts: Sequence[int] = ()) -> None:
-        opened = [decode_record(record) for record in records]  # type: ignore[arg-type]
-        for batch in cut(opened, cuts):
+        for batch in cut([decode_record(record) for record in records], cuts):  # type: ignore[arg-type]
             await self.projector.project(batch)
 
     async def connection(self) -> asyncpg.Connection:
         return await self.session.connection()
 
     async def alter(self, statements: str) -> None:
-        """What the projector's role may not: change the schema, or rows of the ledger, as the tables' owner."""
+        """Execute statements as the tables' owner: the projector's role may not change the schema or the ledger."""
         owner = await asyncpg.connect(self.dsn)
         try:
             await owner.execute(statements)
@@ -79,14 +79,6 @@ class Database:
 
     async def full(self) -> str:
         return await digests.full_digest(await self.connection())
-
-
-def cut(opened: Sequence[LogRecord], cuts: Sequence[int]) -> Iterator[Sequence[LogRecord]]:
-    begin = 0
-    for end in [*sorted({at % (len(opened) + 1) for at in cuts}), len(opened)]:
-        if end > begin:
-            yield opened[begin:end]
-            begin = end
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,9 @@
-"""A bank whose one account is told by several Items, each in its own time and under its own ids."""
+"""A bank whose one account is linked under several Items, each with its own time of updates and its own ids."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
@@ -12,8 +14,7 @@ from schemas import events
 from schemas.encoding import catalogue, codec
 from schemas.ids import own_id
 from schemas.log import gate
-from schemas.log.records import Decision, Transaction
-from schemas.log.records import Item as ItemWords
+from schemas.log.records import Decision, Item, Transaction
 from tests.support.projections_log import (
     Event,
     Log,
@@ -28,13 +29,13 @@ from tests.support.projections_log import (
 )
 
 TWINS = "5"
-"""What purchases cost that nobody can tell apart, if they are made on one day in one shop."""
+"""Amount of purchases that are indistinguishable if they have one day and one shop."""
 
 Step = tuple[str, int, int]
-"""What happens: the name of an act, which transaction or Item, which variant."""
+"""The name of an act, which transaction, Item or review, and which variant."""
 
 ACTS = (
-    *("buy", "buy_twin", "buy_pending", "tell", "tell", "tell_all") * 2,
+    *("buy", "buy_twin", "buy_pending", "sync", "sync", "sync_all") * 2,
     "post",
     "churn",
     "drop",
@@ -52,140 +53,163 @@ stories = st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 3), st.intege
 
 
 @dataclass
-class Teller:
-    """An Item: what it told, by purchase, and under which ids."""
+class LinkedItem:
+    """An Item: the transactions of its last update, by purchase, and how often its account ids changed."""
 
     item_id: str
-    told: dict[int, Transaction] = field(default_factory=dict)
+    rows: dict[int, Transaction] = field(default_factory=dict)
+    generation: int = 0
     is_unlinked: bool = False
 
 
-class Bank:
-    """Acts out steps. `purchases` are what the bank has, by a number that outlives all ids."""
+class LinkedItemsLog:
+    """A log of Items at one bank, folded in memory as far as a step needs the present state."""
 
-    def __init__(self, steps: list[Step]) -> None:
-        self.log = Log()
-        self.purchases: dict[int, Transaction] = {}
-        self.tellers: list[Teller] = []
-        self._changed_ids: dict[int, int] = {}
-        self._made = 0
+    def __init__(self, log: Log | None = None) -> None:
+        self.log = Log() if log is None else log
+        self.items: list[LinkedItem] = []
         self._memory = MemoryProjections(owners)
-        self._read = 0
-        self._link()
-        for act, which, variant in steps:
-            self._act(act, which, variant)
-        for teller in self.tellers:
-            self._tell(teller)
-
-    def known(self) -> MemoryProjections:
-        """All that was said so far, folded record by record."""
-        for record in self.log.records[self._read :]:
-            self._memory.project([record])
-        self._read = len(self.log.records)
-        return self._memory
+        self._folded = 0
 
     @property
     def records(self) -> list[Received]:
-        """The log."""
+        """Records of the log."""
         return self.log.records
 
+    def folded(self) -> MemoryProjections:
+        """Return the tables of the log, folded record by record."""
+        for record in self.log.records[self._folded :]:
+            self._memory.project([record])
+        self._folded = len(self.log.records)
+        return self._memory
+
+    def append_link(self, more: Sequence[Event] = ()) -> None:
+        """Append the root record of one more Item."""
+        item = LinkedItem(f"item{len(self.items)}")
+        self.items.append(item)
+        block = about_item(events.ITEM_LINKED, _payload(item, "active"))
+        self.log.append(item.item_id, [*block, *more], type=gate.LINK)
+
+    def can_unlink(self, item: LinkedItem) -> bool:
+        """Return True unless an Item is unlinked or the last one."""
+        return not item.is_unlinked and sum(not other.is_unlinked for other in self.items) > 1
+
+    def append_unlink(self, item: LinkedItem) -> None:
+        """Append the end of an Item."""
+        item.is_unlinked = True
+        self.log.append(item.item_id, about_item(events.ITEM_UNLINKED, _payload(item, "unlinked")), type=gate.UNLINK)
+
+    def changes(self, item: LinkedItem, rows: dict[int, Transaction], numbers: Sequence[int]) -> list[Event]:
+        """Return the events from an Item's last update to these rows, purchase by purchase, and store the rows."""
+        block: list[Event] = []
+        for number in numbers:
+            before, row = item.rows.get(number), rows.get(number)
+            if before is not None and (row is None or row.transaction_id != before.transaction_id):
+                block += removed(before.transaction_id)
+                before = None
+            if row is not None and row != before:
+                block += added(row) if before is None else modified(row)
+        item.rows = rows
+        return block
+
+    def decide_review(self, which: int, kind: str, candidate: int = 0) -> None:
+        """Append a decision on an open review, if there is one."""
+        reviews = self.folded().reviews
+        open_ids = sorted(review.id for review in reviews.values() if review.state == "open")
+        if open_ids:
+            review = reviews[open_ids[which % len(open_ids)]]
+            candidates = json.loads(review.candidates)
+            chosen = json.dumps({"own_id": candidates[candidate % len(candidates)]["own_id"]})
+            self.append_decision(review.item_id, Decision(review.id.hex(), kind, "ada", chosen))
+
+    def append_decision(self, item_id: str, decision: Decision) -> None:
+        """Append a decision of a person."""
+        event = (events.DECISION_MADE, catalogue.DECISION, codec.encode(decision))
+        self.log.free(item_id, [event], type=gate.DECISION)
+
+
+class Bank(LinkedItemsLog):
+    """Act out steps. `purchases` has the bank's transactions, by a number that outlives all ids."""
+
+    def __init__(self, steps: Sequence[Step], log: Log | None = None) -> None:
+        super().__init__(log)
+        self.purchases: dict[int, Transaction] = {}
+        self._changed_ids: dict[int, int] = {}
+        self._count = 0
+        self.append_link()
+        for act, which, variant in steps:
+            self._act(act, which, variant)
+        for item in self.items:
+            self._sync(item)
+
     def _act(self, act: str, which: int, variant: int) -> None:
-        numbers = sorted(self.purchases)
+        numbers, item = sorted(self.purchases), self.items[which % len(self.items)]
         if act in ("buy", "buy_twin", "buy_pending"):
-            self._made += 1
-            amount = TWINS if act == "buy_twin" else str(100 * self._made)
-            self.purchases[self._made] = transaction(
+            self._count += 1
+            self.purchases[self._count] = transaction(
                 "",
-                amount,
+                TWINS if act == "buy_twin" else str(100 * self._count),
                 date=f"2026-03-0{1 + variant}",
                 original_description=f"SHOP {which} STREET",
                 pending=act == "buy_pending",
             )
-        elif act == "tell":
-            self._tell(self.tellers[which % len(self.tellers)])
-        elif act == "tell_all":
-            for teller in self.tellers:
-                self._tell(teller)
-        elif act == "link" and len(self.tellers) < 3:
-            self._link()
-        elif act == "unlink":
-            self._unlink(self.tellers[which % len(self.tellers)])
+        elif act == "sync":
+            self._sync(item)
+        elif act == "sync_all":
+            for each in self.items:
+                self._sync(each)
+        elif act == "link" and len(self.items) < 3:
+            self.append_link()
+        elif act == "unlink" and self.can_unlink(item):
+            self._sync(item)
+            self.append_unlink(item)
         elif act == "edit":
             self._edit(which, variant)
         elif act in ("approve", "reject"):
-            self._decide(act, which)
+            self.decide_review(which, events.APPROVE_REVIEW if act == "approve" else events.REJECT_REVIEW)
         elif numbers:
             self._change(act, numbers[which % len(numbers)], variant)
 
     def _change(self, act: str, number: int, variant: int) -> None:
         before = self.purchases[number]
+        changes: dict[str, Any] = {}
         if act == "drop":
             del self.purchases[number]
-        elif act == "churn" or (act == "post" and before.pending):
+            return
+        if act == "churn" or (act == "post" and before.pending):
             self._changed_ids[number] = self._changed_ids.get(number, 0) + 1
-            tipped = {"amount": str(int(before.amount) + 10 * variant), "pending": False} if act == "post" else {}
-            self.purchases[number] = msgspec.structs.replace(before, **tipped)
+            if act == "post":
+                changes = {"amount": str(int(before.amount) + 10 * variant), "pending": False}
         elif act == "rename":
-            self.purchases[number] = msgspec.structs.replace(
-                before, original_description=f"{str(before.original_description)[:13]} {variant}"
-            )
+            changes = {"original_description": f"{str(before.original_description)[:13]} {variant}"}
         elif act == "redate":
-            self.purchases[number] = msgspec.structs.replace(before, date=f"2026-03-0{2 + variant}")
+            changes = {"date": f"2026-03-0{2 + variant}"}
+        self.purchases[number] = msgspec.structs.replace(before, **changes)
 
-    def _link(self) -> None:
-        teller = Teller(f"item{len(self.tellers)}")
-        self.tellers.append(teller)
-        said = ItemWords(teller.item_id, "active", institution_id="ins_1", institution_name="Bank")
-        self.log.append(teller.item_id, about_item(events.ITEM_LINKED, said), type=gate.LINK)
-
-    def _unlink(self, teller: Teller) -> None:
-        if teller.is_unlinked or len([one for one in self.tellers if not one.is_unlinked]) == 1:
+    def _sync(self, item: LinkedItem) -> None:
+        """Append all changes of an Item as one update."""
+        if item.is_unlinked:
             return
-        self._tell(teller)
-        teller.is_unlinked = True
-        said = ItemWords(teller.item_id, "unlinked", institution_id="ins_1", institution_name="Bank")
-        self.log.append(teller.item_id, about_item(events.ITEM_UNLINKED, said), type=gate.UNLINK)
-
-    def _tell(self, teller: Teller) -> None:
-        """Say all that is new to an Item, in one update."""
-        if teller.is_unlinked:
-            return
-        said: list[Event] = []
-        for number in sorted(teller.told.keys() | self.purchases.keys()):
-            before, now = teller.told.get(number), self.purchases.get(number)
-            if now is not None:
-                name = f"{teller.item_id}-{number}-{self._changed_ids.get(number, 0)}"
-                now = msgspec.structs.replace(now, transaction_id=name, account_id=f"{teller.item_id}-checking")
-            if before is not None and (now is None or now.transaction_id != before.transaction_id):
-                said += removed(before.transaction_id)
-                before = None
-            if now is not None and before is None:
-                said += added(now)
-            elif now is not None and now != before:
-                said += modified(now)
-            if now is None:
-                teller.told.pop(number, None)
-            else:
-                teller.told[number] = now
-        if said:
-            said += balance(account(f"{teller.item_id}-checking"))
-            self.log.sync(teller.item_id, *said)
+        rows = {
+            number: msgspec.structs.replace(
+                row,
+                transaction_id=f"{item.item_id}-{number}-{self._changed_ids.get(number, 0)}",
+                account_id=f"{item.item_id}-checking",
+            )
+            for number, row in self.purchases.items()
+        }
+        block = self.changes(item, rows, sorted(item.rows.keys() | rows.keys()))
+        if block:
+            self.log.sync(item.item_id, *block, *balance(account(f"{item.item_id}-checking")))
 
     def _edit(self, which: int, variant: int) -> None:
-        told = [(teller, one) for teller in self.tellers for one in teller.told.values()]
-        if told:
-            teller, one = told[which % len(told)]
-            own = own_id(one.transaction_id, salt=teller.item_id.encode())
-            if own in self.known().rows:
-                self.log.edit(teller.item_id, own, one.transaction_id, notes=f"note {variant}")
+        rows = [(item, row) for item in self.items for row in item.rows.values()]
+        if rows:
+            item, row = rows[which % len(rows)]
+            own = own_id(row.transaction_id, salt=item.item_id.encode())
+            if own in self.folded().rows:
+                self.log.edit(item.item_id, own, row.transaction_id, notes=f"note {variant}")
 
-    def _decide(self, act: str, which: int) -> None:
-        waiting = sorted(one.id for one in self.known().reviews.values() if one.state == "open")
-        if waiting:
-            review = self.known().reviews[waiting[which % len(waiting)]]
-            chosen = json.loads(review.candidates)[0]["own_id"]
-            kind = events.APPROVE_REVIEW if act == "approve" else events.REJECT_REVIEW
-            made = Decision(review.id.hex(), kind, "ada", json.dumps({"own_id": chosen}))
-            self.log.free(
-                review.item_id, [(events.DECISION_MADE, catalogue.DECISION, codec.encode(made))], type=gate.DECISION
-            )
+
+def _payload(item: LinkedItem, state: str) -> Item:
+    return Item(item.item_id, state, institution_id="ins_1", institution_name="Bank")

@@ -1,4 +1,4 @@
-"""A bank and its user: what the user says comes anywhere between what the bank says."""
+"""A bank and its user, whose edits are anywhere between the bank's updates."""
 
 import json
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ VALUES: dict[str, tuple[Any, ...]] = {
     ),
     "mood": ({"of a": ["later", 1, True]}, "version", None),
 }
-"""By field, what a user says. The last field is one that this version does not know."""
+"""Values that a user sets, by field. The last field is unknown to this version."""
 
 
 class ScriptedChange(NamedTuple):
-    """What a user is to say: of which row, which field, which value, by its first or its present id, and when."""
+    """An edit to make: of which row, field and value, by the row's first or present id, and its places in two logs."""
 
     row: int
     field: str
@@ -36,7 +36,7 @@ class ScriptedChange(NamedTuple):
     places: tuple[int, int]
 
 
-wishes = st.lists(
+changes = st.lists(
     st.builds(
         ScriptedChange,
         st.integers(0, 20),
@@ -51,7 +51,7 @@ wishes = st.lists(
 
 
 class _Known(NamedTuple):
-    """A name by which a row can be spoken of, and the first place in the log where somebody can know it."""
+    """An id of a row, and the first place in the log where a user can have it."""
 
     item_id: str
     own_id: bytes
@@ -60,35 +60,35 @@ class _Known(NamedTuple):
 
 
 class Life:
-    """A bank's history, and two logs of it in which a user says the same at different times.
+    """A bank's history, and two logs of it with the same edits at different places.
 
-    One field of one row is spoken of at most once, so the order of what is said says nothing.
+    One field of one row is edited at most once, so the order of the edits has no effect.
     """
 
-    def __init__(self, steps: list[Step], said: list[ScriptedChange]) -> None:
+    def __init__(self, steps: list[Step], changes: list[ScriptedChange]) -> None:
         self.bank = BankHistory(steps)
-        self.logs = (self._log(said, 0), self._log(said, 1))
+        self.logs = (self._log(changes, 0), self._log(changes, 1))
 
-    def _log(self, said: list[ScriptedChange], which: int) -> list[Received]:
+    def _log(self, changes: list[ScriptedChange], which: int) -> list[Received]:
         bank = self.bank.log.records
         first, present = _names(bank)
         placed: list[tuple[int, int, bytes]] = []
-        users, spoken = Log(), set()
-        for wish in said:
-            names = first if wish.by_first_id and first else present
+        edits, edited = Log(), set()
+        for change in changes:
+            names = first if change.by_first_id and first else present
             if not names:
                 continue
-            known = names[wish.row % len(names)]
-            if (known.own_id, wish.field) in spoken:
+            known = names[change.row % len(names)]
+            if (known.own_id, change.field) in edited:
                 continue
-            spoken.add((known.own_id, wish.field))
-            value = VALUES[wish.field][wish.value % len(VALUES[wish.field])]
-            record = users.edit(known.item_id, known.own_id, known.transaction_id, **{wish.field: value})
-            place = known.since + wish.places[which] % (len(bank) + 1 - known.since)
-            placed.append((place, wish.places[1 - which], record.value))
+            edited.add((known.own_id, change.field))
+            value = VALUES[change.field][change.value % len(VALUES[change.field])]
+            record = edits.edit(known.item_id, known.own_id, known.transaction_id, **{change.field: value})
+            place = known.since + change.places[which] % (len(bank) + 1 - known.since)
+            placed.append((place, change.places[1 - which], record.value))
         log = Log()
         for number in range(len(bank) + 1):
-            for _, _, value in sorted(one for one in placed if one[0] == number):
+            for _, _, value in sorted(edit for edit in placed if edit[0] == number):
                 log.put(value, 1)
             if number < len(bank):
                 log.put(bank[number].value, 1)
@@ -96,7 +96,7 @@ class Life:
 
 
 def _names(bank: list[Received]) -> tuple[list[_Known], list[_Known]]:
-    """Names of rows: by the first id of the chain, which holds from the start, and by the present one, since it is."""
+    """Return the ids of rows: first ids, which are valid from the start, and present ids, from their first record on."""
     memory, seen = MemoryProjections(owners), set()
     first: dict[bytes, _Known] = {}
     present: list[_Known] = []
@@ -113,24 +113,12 @@ def _names(bank: list[Received]) -> tuple[list[_Known], list[_Known]]:
     return list(first.values()), present
 
 
-def folded(records: list[Received], cuts: list[int] | None = None) -> MemoryProjections:
-    """The tables of a log that was cut into batches at these places; one by one unless told otherwise."""
-    memory = MemoryProjections(owners)
-    ends = range(len(records) + 1) if cuts is None else sorted({cut % (len(records) + 1) for cut in cuts})
-    begin = 0
-    for end in [*ends, len(records)]:
-        if end > begin:
-            memory.project(records[begin:end])
-            begin = end
-    return memory
-
-
-def said_of(memory: MemoryProjections) -> dict[bytes, Any]:
-    """What the user said of each row, without the offsets that said it."""
+def user_fields_of(memory: MemoryProjections) -> dict[bytes, Any]:
+    """Return the user fields of each row, without the offsets of their edits."""
     return {
-        row.own_id: {name: word["value"] for name, word in json.loads(row.user_fields or "{}").items()}
+        row.own_id: {name: entry["value"] for name, entry in json.loads(row.user_fields or "{}").items()}
         for row in memory.rows.values()
     }
 
 
-lives = st.builds(Life, histories, wishes)
+lives = st.builds(Life, histories, changes)

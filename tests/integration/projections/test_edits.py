@@ -14,8 +14,9 @@ from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.ids import own_id
 from tests.conftest import TEMPLATE, finish
 from tests.support.projections_database import Database, fresh
-from tests.support.projections_life import Life, folded, lives
+from tests.support.projections_life import Life, lives
 from tests.support.projections_log import Log, added, modified, removed, transaction
+from tests.support.projections_memory import fold_batches
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +63,7 @@ async def test_every_user_value_comes_back_byte_for_byte_and_waits_through_a_res
         await whole.project(log.records)
         await cut_up.project(log.records, range(len(log.records)))
 
-        await _assert_same(whole, folded(log.records))
+        await _assert_same(whole, fold_batches(log.records, None))
         assert await whole.full() == await cut_up.full()
         assert await digests.ledger_problems(await whole.connection()) == []
 
@@ -72,7 +73,7 @@ async def _same(postgres: Postgres, life: Life, cuts: Sequence[int]) -> None:
     async with fresh(postgres, "life") as database:
         await database.project(log, cuts)
 
-        await _assert_same(database, folded(log))
+        await _assert_same(database, fold_batches(log, None))
         assert await digests.ledger_problems(await database.connection()) == []
 
 

@@ -47,11 +47,9 @@ async def versions_of(connection: asyncpg.Connection, own: bytes, limit: int) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_history_tells_what_the_events_told(
-    database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+async def test_history_tells_what_the_events_told(database: Database, seed: int) -> None:
     rng = random.Random(seed)
-    log = tied_history(monkeypatch, rng).log
+    log = tied_history(rng).log
     await database.project(log.records, [rng.randrange(len(log.records)) for _ in range(5)])
     connection = await database.connection()
     told: dict[bytes, dict[int, tuple[str, list[str], int]]] = {}
@@ -98,10 +96,8 @@ async def test_one_of_108_modified_has_one_more_version_with_the_field_that_chan
     assert found["T7"][0]["changeset"]["net_events"] == 1
 
 
-async def test_every_ledger_row_ends_at_a_webhook_a_tick_or_a_person(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = tied_history(monkeypatch, random.Random(4)).log
+async def test_every_ledger_row_ends_at_a_webhook_a_tick_or_a_person(database: Database) -> None:
+    log = tied_history(random.Random(4)).log
     await database.project(log.records)
     connection = await database.connection()
     rows = await connection.fetch("SELECT own_id, number, changeset FROM reads.ledger_transfers")

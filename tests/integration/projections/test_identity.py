@@ -42,7 +42,7 @@ def test_the_database_is_that_of_the_memory_for_any_cut(
 
 
 async def _same(postgres: Postgres, bank: Bank, cuts: list[int]) -> None:
-    memory = bank.known()
+    memory = bank.folded()
     async with fresh(postgres, "kin_whole") as whole, fresh(postgres, "kin_cut") as cut_up:
         await whole.project(bank.records)
         await cut_up.project(bank.records, cuts or range(len(bank.records)))

@@ -43,11 +43,9 @@ def relinked_history(rng: random.Random) -> Log:
 
 
 @pytest.mark.parametrize("seed", range(LOGS))
-async def test_as_of_any_time_and_date_is_a_replay_cut_there(
-    postgres: Postgres, template: str, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+async def test_as_of_any_time_and_date_is_a_replay_cut_there(postgres: Postgres, template: str, seed: int) -> None:
     rng = random.Random(seed)
-    log = tied_history(monkeypatch, rng).log
+    log = tied_history(rng).log
     assert len({at for at, _ in _cuts(log)}) < len(log.records)  # several records share their time
 
     async with fresh(postgres, f"as_of{seed}") as database:

@@ -10,7 +10,7 @@ import pytest
 from projections.verify import invariants, verify_tables
 from sandbox.infra.postgres import Postgres
 from tests.conftest import finish
-from tests.support.projections_complete import told
+from tests.support.projections_complete import complete_story
 from tests.support.projections_database import fresh
 from tests.support.projections_kin import ACTS
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
@@ -157,7 +157,7 @@ async def test_stories_of_one_account_under_several_items_violate_nothing(postgr
     """No false alarm where rows move between Items, wait for reviews, are edited, and accounts go on from others."""
     chosen = random.Random(seed)
     steps = [(chosen.choice(ACTS), chosen.randrange(4), chosen.randrange(3)) for _ in range(60)]
-    bank = told(steps)
+    bank = complete_story(steps)
 
     async with fresh(postgres, f"story_{seed}") as database:
         await database.project(bank.records, range(0, len(bank.records), 7))

@@ -15,7 +15,8 @@ from schemas import events, money
 from schemas.encoding import catalogue, codec
 from schemas.log.records import Transaction
 from tests.support.examples import examples
-from tests.support.projections_life import Life, folded, lives, said_of
+from tests.support.projections_life import Life, lives, user_fields_of
+from tests.support.projections_memory import fold_batches
 
 USER_FIELDS = "user_fields."
 
@@ -23,29 +24,33 @@ USER_FIELDS = "user_fields."
 @given(lives)
 @settings(deadline=None, max_examples=examples(400))
 def test_what_a_user_says_comes_to_the_same_whenever_it_is_said(life: Life) -> None:
-    one, other = (folded(log) for log in life.logs)
+    one, other = (fold_batches(log, None) for log in life.logs)
     # Whether equal rows pair off depends by rule on whether a user has spoken of them yet.
     assume(not any((one.links, one.reviews, other.links, other.reviews)))
 
-    assert said_of(one) == said_of(other)
+    assert user_fields_of(one) == user_fields_of(other)
     assert {key: row.waiting_edits.keys() for key, row in one.items.items()} == {
         key: row.waiting_edits.keys() for key, row in other.items.items()
     }
     assert _by_meaning(one) == _by_meaning(other)
-    bank = folded(life.bank.log.records)
+    bank = fold_batches(life.bank.log.records, None)
     assert {own: row.payload for own, row in one.rows.items()} == {own: row.payload for own, row in bank.rows.items()}
 
 
 @given(lives, st.lists(st.integers(0, 100), max_size=8))
 @settings(deadline=None)
 def test_any_cut_into_batches_gives_every_user_value_back_byte_for_byte(life: Life, cuts: list[int]) -> None:
-    assert folded(life.logs[0], cuts).full() == folded(life.logs[0]).full() == folded(life.logs[0], []).full()
+    assert (
+        fold_batches(life.logs[0], cuts).full()
+        == fold_batches(life.logs[0], None).full()
+        == fold_batches(life.logs[0], []).full()
+    )
 
 
 @given(lives)
 @settings(deadline=None)
 def test_the_ledger_says_what_the_bank_and_the_user_say_together(life: Life) -> None:
-    memory = folded(life.logs[0])
+    memory = fold_batches(life.logs[0], None)
 
     expected: dict[tuple[object, ...], int] = defaultdict(int)
     for row in memory.rows.values():
@@ -71,7 +76,7 @@ def test_the_ledger_says_what_the_bank_and_the_user_say_together(life: Life) -> 
 def test_a_reader_of_the_events_alone_has_what_the_user_says_and_is_told_exactly_what_changed(
     life: Life, cuts: list[int]
 ) -> None:
-    memory = folded(life.logs[0], cuts)
+    memory = fold_batches(life.logs[0], cuts)
 
     seen: dict[str, dict[str, Any]] = defaultdict(dict)
     for one in memory.folded:

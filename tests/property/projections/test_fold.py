@@ -11,18 +11,11 @@ from schemas import events
 from schemas.encoding import catalogue, codec
 from schemas.log.records import Transaction
 from tests.support.projections_bank import BankHistory, Step, histories
-from tests.support.projections_log import owners
+from tests.support.projections_memory import fold_batches
 
 
 def folded(history: BankHistory, cuts: list[int] | None = None) -> MemoryProjections:
-    memory = MemoryProjections(owners)
-    records = history.log.records
-    begin = 0
-    for end in [*sorted({cut % (len(records) + 1) for cut in cuts or []}), len(records)]:
-        if end > begin:
-            memory.project(records[begin:end])
-            begin = end
-    return memory
+    return fold_batches(history.log.records, cuts or [])
 
 
 def words_of(row_words: bytes) -> Transaction:

@@ -12,17 +12,12 @@ from schemas.encoding import codec
 from schemas.log.records import Transaction
 from tests.support.projections_kin import TWINS, Bank, Step, stories
 from tests.support.projections_log import owners
+from tests.support.projections_memory import fold_batches
 from tests.support.projections_relink import Login, shown
 
 
 def folded(bank: Bank, cuts: list[int] | None = None) -> MemoryProjections:
-    memory = MemoryProjections(owners)
-    begin = 0
-    for end in [*sorted({cut % (len(bank.records) + 1) for cut in cuts or []}), len(bank.records)]:
-        if end > begin:
-            memory.project(bank.records[begin:end])
-            begin = end
-    return memory
+    return fold_batches(bank.records, cuts or [])
 
 
 def words_of(row: Row) -> Transaction:
@@ -50,20 +45,20 @@ def test_no_purchase_counts_twice_and_none_is_lost(steps: list[Step]) -> None:
     def purchase(amount: str) -> int:
         return 0 if amount == TWINS else int(amount) // 100
 
-    made = Counter(purchase(one.amount) for one in bank.purchases.values())
+    bought = Counter(purchase(row.amount) for row in bank.purchases.values())
     # What an Item that is unlinked had, and the bank took back since, nobody tells us of any more.
     forgotten = Counter(
-        purchase(one.amount)
-        for teller in bank.tellers
-        if teller.is_unlinked
-        for number, one in teller.told.items()
+        purchase(row.amount)
+        for item in bank.items
+        if item.is_unlinked
+        for number, row in item.rows.items()
         if number not in bank.purchases
     )
     counted = Counter(purchase(words_of(row).amount) for row in shown(memory))
     held = Counter(purchase(words_of(row).amount) for row in memory.rows.values() if row.review is not None)
-    for number in made | counted:
-        assert made[number] <= counted[number] + held[number]
-        assert counted[number] <= made[number] + forgotten[number]
+    for number in bought | counted:
+        assert bought[number] <= counted[number] + held[number]
+        assert counted[number] <= bought[number] + forgotten[number]
 
 
 @given(stories, st.lists(st.integers(0, 100), max_size=3))

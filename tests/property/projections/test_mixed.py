@@ -9,19 +9,20 @@ from hypothesis import strategies as st
 from projections.fold import full_resync
 from runtime.kafka.reader import Received
 from sandbox.simulation.memory.projection_tables import MemoryProjections
-from tests.support.projections_mixed import Step, Story, cut, stories
+from tests.support.projections_memory import cut
+from tests.support.projections_mixed import Step, Story, stories
 
-OF_AN_ACCOUNT_WITHOUT_ROWS: list[Step] = [("tell", 0, 9), ("change_account", 0, 0)]
+OF_AN_ACCOUNT_WITHOUT_ROWS: list[Step] = [("sync", 0, 9), ("change_account", 0, 0)]
 """An account is opened although nothing was bought, and then has another id."""
 OF_A_GONE_TWIN: list[Step] = [
     ("buy_twin", 5, 0),
     ("buy_twin", 1, 0),
     ("link", 0, 0),
-    ("tell", 0, 0),
+    ("sync", 0, 0),
     ("edit", 0, 0),
     ("drop", 0, 0),
     ("buy_twin", 3, 3),
-    ("tell", 0, 0),
+    ("sync", 0, 0),
     ("edit", 1, 0),
     ("drop", 0, 0),
     ("buy_twin", 3, 0),

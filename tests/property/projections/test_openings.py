@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 
 from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.ids import ledger_account_id
-from tests.support.projections_complete import told
+from tests.support.projections_complete import complete_story
 from tests.support.projections_kin import Step, stories
 from tests.support.projections_log import owners
+from tests.support.projections_memory import fold_batches
 
 
 def posted(memory: MemoryProjections, account_id: str) -> int:
@@ -18,18 +19,11 @@ def posted(memory: MemoryProjections, account_id: str) -> int:
 @given(stories, st.lists(st.integers(0, 100), max_size=6))
 @settings(deadline=None)
 def test_any_cut_into_batches_opens_and_passes_on_the_same(steps: list[Step], cuts: list[int]) -> None:
-    records = told(steps).records
-    whole, one_by_one, some = MemoryProjections(owners), MemoryProjections(owners), MemoryProjections(owners)
+    records = complete_story(steps).records
 
-    whole.project(records)
-    for record in records:
-        one_by_one.project([record])
-    begin = 0
-    for end in [*sorted({cut % (len(records) + 1) for cut in cuts}), len(records)]:
-        some.project(records[begin:end])
-        begin = end
+    whole = fold_batches(records)
 
-    assert whole.full() == one_by_one.full() == some.full()
+    assert whole.full() == fold_batches(records, None).full() == fold_batches(records, cuts).full()
     assert not whole.quarantined
 
 
@@ -38,7 +32,7 @@ def test_any_cut_into_batches_opens_and_passes_on_the_same(steps: list[Step], cu
 def test_an_account_that_a_younger_one_went_on_from_keeps_no_money(steps: list[Step]) -> None:
     memory = MemoryProjections(owners)
 
-    for record in told(steps).records:
+    for record in complete_story(steps).records:
         memory.project([record])
         for account in memory.accounts.values():
             if account.opened is not None and account.continues is not None:

@@ -14,6 +14,7 @@ from schemas.encoding import codec
 from schemas.ids import event_id
 from schemas.log.records import Transaction
 from tests.support.projections_log import owners
+from tests.support.projections_memory import fold_batches
 from tests.support.projections_trouble import FEW, Trouble, troubles
 
 cuts_of = st.lists(st.integers(0, 100), max_size=8)
@@ -27,13 +28,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 def folded(trouble: Trouble, cuts: list[int], *, first: MemoryProjections | None = None) -> MemoryProjections:
     """The whole log in batches; a rebuild begins with the quarantines of the memory that it repeats."""
     memory = MemoryProjections(owners, quarantined=first.quarantined if first else trouble.quarantined)
-    records = trouble.log.records
-    begin = 0
-    for end in [*sorted({cut % (len(records) + 1) for cut in cuts}), len(records)]:
-        if end > begin:
-            memory.project(records[begin:end])
-            begin = end
-    return memory
+    return fold_batches(trouble.log.records, cuts, memory=memory)
 
 
 @given(troubles, cuts_of)
