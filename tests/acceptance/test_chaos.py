@@ -1,4 +1,4 @@
-"""Real processes killed, stopped and cut off under load: all becomes true again by itself, and nothing is left."""
+"""Real processes killed, stopped and cut off under load: all data becomes correct by itself, and no process is left."""
 
 import asyncio
 import json
@@ -13,10 +13,11 @@ import psutil
 import pytest
 
 from sandbox.chaos.run_chaos import ChaosOptions, run_chaos
+from tests.support.processes import is_alive
 
 KILLS = 10
 SEED = 7
-"""Kills Kafka and Postgres, takes the answer of a COMMIT away, and wakes zombies of three stages."""
+"""Kills Kafka and Postgres, swallows the answer of a COMMIT, and resumes zombies of three stages."""
 START_S_MAX = 120.0
 STOP_S_MAX = 60.0
 COMMAND = "from cli.prove.sandbox import run_until_stopped; from sandbox.chaos.run_chaos import *; run_until_stopped(run_chaos(ChaosOptions(kills=8)))"
@@ -60,22 +61,14 @@ async def test_a_sigterm_leaves_no_process_and_no_folder(tmp_path: Path) -> None
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert [one for one in started if alive(one)] == []
+    assert [child for child in started if is_alive(child)] == []
     assert list(tmp_path.iterdir()) == []
 
 
-def alive(process: psutil.Process) -> bool:
-    """Whether a process still holds anything; one that nobody has reaped yet does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 async def family(pid: int, *, at_least: int) -> list[psutil.Process]:
-    """What a process has started, once that is so much."""
+    """Wait until a process has started so many others, and return them."""
     deadline = time.monotonic() + START_S_MAX
-    while len(found := psutil.Process(pid).children(recursive=True)) < at_least:
+    while len(started := psutil.Process(pid).children(recursive=True)) < at_least:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.1)
-    return found
+    return started

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-WANTED = {
+from tests.support.processes import is_alive
+
+FIELDS = {
     "webhooks",
     "changesets",
     "transactions",
@@ -39,7 +41,7 @@ def test_the_demo_proves_itself_and_leaves_nothing_behind(tmp_path: Path) -> Non
 
     assert process.returncode == 0, log.read_text()
     result = json.loads(answer.decode().strip().splitlines()[-1])
-    assert result.keys() >= WANTED
+    assert result.keys() >= FIELDS
     assert result["digest_equal"] is True
     assert result["ledger_balanced"] is True
     assert result["webhooks"] > 0
@@ -66,19 +68,11 @@ def test_however_the_demo_ends_nothing_is_left_running(tmp_path: Path, how: sign
     process.communicate(timeout=STOP_S_MAX)
 
     deadline = time.monotonic() + STOP_S_MAX
-    while (left := [child.pid for child in children if lives(child)]) and time.monotonic() < deadline:
+    while (left := [child.pid for child in children if is_alive(child)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
 
 
-def lives(process: psutil.Process) -> bool:
-    """Whether a process still holds anything; a zombie that its new parent has not reaped yet does not."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def processes_of(pid: int) -> list[psutil.Process]:
-    """What is still there of a demo that has ended: its children have no parent any more, but its session's folder."""
+    """Return the children of a demo that has ended."""
     return [process for process in psutil.process_iter(["ppid"]) if process.info["ppid"] == pid]

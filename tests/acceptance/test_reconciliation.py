@@ -1,4 +1,4 @@
-"""A bank whose balance moves without a row: found, its history read again, told, and over once the bank mends it."""
+"""A bank whose balance changes without a row: the gap is found, compared in a full resync, reported, and closed."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def further_settings() -> dict[str, str]:
     return {"TARTAN_RECONCILE_INTERVAL_S": "1"}
 
 
-async def test_a_balance_that_drifts_is_found_compared_told_and_over_when_it_is_mended(running: Running) -> None:
+async def test_a_balance_that_drifts_is_found_compared_reported_and_closed_when_it_is_mended(running: Running) -> None:
     item_id = await linked(running, "ada")
     await linked(running, "bob")
     pool = running.observer.pool
@@ -43,11 +43,11 @@ async def test_a_balance_that_drifts_is_found_compared_told_and_over_when_it_is_
     )
 
     await drift(running, item_id, account_id, DRIFT)
-    await until(lambda: told(running))
-    [open_one] = await discrepancies(running)
+    await until(lambda: is_reported(running))
+    [open_gap] = await discrepancies(running)
 
-    assert (open_one["account_id"], open_one["cause"], open_one["repair"]) == (account_id, "missing_rows", "compare")
-    assert (open_one["outcome"], abs(open_one["gap"]), open_one["resolved_at"]) == ("persists", DRIFT, None)
+    assert (open_gap["account_id"], open_gap["cause"], open_gap["repair"]) == (account_id, "missing_rows", "compare")
+    assert (open_gap["outcome"], abs(open_gap["gap"]), open_gap["resolved_at"]) == ("persists", DRIFT, None)
     restated = await pool.fetch("SELECT cause FROM reads.changesets WHERE item_id = $1 AND type = 'restated'", item_id)
     assert [json.loads(row["cause"])["by"] for row in restated] == ["reconciliation"]
     await running.observer.until_quiet(running.bank, timeout_s=WAIT_S_MAX)
@@ -57,10 +57,10 @@ async def test_a_balance_that_drifts_is_found_compared_told_and_over_when_it_is_
 
     await drift(running, item_id, account_id, -DRIFT)
     await until(all_checked)
-    [over] = await discrepancies(running)
+    [closed] = await discrepancies(running)
 
-    assert over["outcome"] == "repaired"
-    assert not await told(running)
+    assert closed["outcome"] == "repaired"
+    assert not await is_reported(running)
     assert reconcile(running, "--item", item_id)[0] == 0
 
 
@@ -71,8 +71,8 @@ async def drift(running: Running, item_id: str, account_id: str, amount: Decimal
     await running.observer.until_quiet(running.bank, timeout_s=WAIT_S_MAX)
 
 
-async def told(running: Running) -> bool:
-    """Whether operators are told of a gap now."""
+async def is_reported(running: Running) -> bool:
+    """Return True while an incident reports a gap to operators."""
     return bool(
         await running.observer.pool.fetchval(
             "SELECT count(*) FROM tartan.incidents WHERE kind = 'balance_gap' AND closed_at IS NULL"
@@ -84,15 +84,15 @@ async def discrepancies(running: Running) -> list[Any]:
     return list(await running.observer.pool.fetch("SELECT * FROM tartan.discrepancies ORDER BY discrepancy"))
 
 
-def reconcile(running: Running, *words: str) -> tuple[int, list[dict[str, Any]]]:
-    """The operator's command, as operators run it."""
+def reconcile(running: Running, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    """Run the operator's command and return its exit code and lines."""
     dsn = running.observer.settings.postgres_dsn.get_secret_value()
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "reconcile", "--json", *words],
+    process = subprocess.run(
+        [sys.executable, "-m", "cli", "reconcile", "--json", *arguments],
         env={"TARTAN_POSTGRES_DSN": dsn},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+    return process.returncode, [json.loads(line) for line in process.stdout.splitlines()]

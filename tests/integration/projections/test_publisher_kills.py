@@ -21,9 +21,9 @@ from runtime.kafka.clients import connection
 from schemas.topics import PUBLIC, PUSH
 from tests.integration.projections.test_crash import processes, run  # noqa: F401
 from tests.integration.projections.test_stage import PARTITIONS, World, world  # noqa: F401
+from tests.support.deduplicating_reader import DeduplicatingReader, UniqueRecords
 from tests.support.examples import examples
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
-from tests.support.reading_by_rule import Kept, ReaderByRule
 
 KILLS = examples(10)
 POINTS = (CrashPoint.PROJECT_AFTER_COMMIT, CrashPoint.PUBLISH_BETWEEN_TOPICS, CrashPoint.PUBLISH_AFTER_SEND, None)
@@ -72,8 +72,8 @@ class Life:
 
 
 @pytest.fixture
-async def reader(world: World) -> AsyncIterator[ReaderByRule]:
-    async with ReaderByRule(world.settings, (*PUBLIC, PUSH)) as made:
+async def reader(world: World) -> AsyncIterator[DeduplicatingReader]:
+    async with DeduplicatingReader(world.settings, (*PUBLIC, PUSH)) as made:
         yield made
 
 
@@ -85,10 +85,10 @@ async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
         yield made
 
 
-async def stored(pool: asyncpg.Pool) -> Kept:
+async def stored(pool: asyncpg.Pool) -> UniqueRecords:
     """What is to be published of all net events in the table `changesets`, by topic and partition."""
     outbox = Outbox(pool)
-    found: Kept = {(topic.name, number): [] for topic in (*PUBLIC, PUSH) for number in range(PARTITIONS)}
+    found: UniqueRecords = {(topic.name, number): [] for topic in (*PUBLIC, PUSH) for number in range(PARTITIONS)}
     for number in range(PARTITIONS):
         at = 0
         while rows := await outbox.read_changesets(number, at, 2**62):
@@ -98,7 +98,7 @@ async def stored(pool: asyncpg.Pool) -> Kept:
     return found
 
 
-async def empty(world: World, reader: ReaderByRule, lanes: Iterable[tuple[str, int]]) -> None:
+async def empty(world: World, reader: DeduplicatingReader, lanes: Iterable[tuple[str, int]]) -> None:
     """Delete what the reader has read of these, as their retention would."""
     admin = AIOKafkaAdminClient(**connection(world.settings))
     await admin.start()
@@ -110,7 +110,7 @@ async def empty(world: World, reader: ReaderByRule, lanes: Iterable[tuple[str, i
 
 @pytest.mark.timeout(60 + 30 * KILLS)
 async def test_each_event_comes_once_and_in_order_whenever_the_publisher_dies(
-    world: World, pool: asyncpg.Pool, reader: ReaderByRule, processes: list[asyncio.subprocess.Process]
+    world: World, pool: asyncpg.Pool, reader: DeduplicatingReader, processes: list[asyncio.subprocess.Process]
 ) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
@@ -129,12 +129,12 @@ async def test_each_event_comes_once_and_in_order_whenever_the_publisher_dies(
             await kill_at_work(world, dying, delay_s=chance.uniform(0.0, 0.3))
         assert await asyncio.wait_for(dying.wait(), END_S_MAX) == -signal.SIGKILL, f"seed {seed}"
         await reader.drain()
-        await empty(world, reader, chance.sample(sorted(reader.kept), 3))
+        await empty(world, reader, chance.sample(sorted(reader.records), 3))
     begin(processes[-1])
     await world.until_projected(life.count)
 
     await reader.drain()
-    assert reader.kept == await stored(pool), f"seed {seed}"
+    assert reader.records == await stored(pool), f"seed {seed}"
 
 
 def begin(process: asyncio.subprocess.Process) -> None:
@@ -155,7 +155,7 @@ async def kill_at_work(world: World, process: asyncio.subprocess.Process, *, del
 
 
 async def test_what_a_publisher_sends_that_slept_while_another_took_over_changes_nothing(
-    world: World, pool: asyncpg.Pool, reader: ReaderByRule, processes: list[asyncio.subprocess.Process]
+    world: World, pool: asyncpg.Pool, reader: DeduplicatingReader, processes: list[asyncio.subprocess.Process]
 ) -> None:
     life = Life(random.Random(1))
     life.go_on(4 * BATCHES)
@@ -177,7 +177,7 @@ async def test_what_a_publisher_sends_that_slept_while_another_took_over_changes
     await world.until_projected(life.count)
     await world.until(lambda: drops(reader))
 
-    assert reader.kept == await stored(pool)
+    assert reader.records == await stored(pool)
 
 
 async def stopped(process: asyncio.subprocess.Process) -> bool:
@@ -185,7 +185,7 @@ async def stopped(process: asyncio.subprocess.Process) -> bool:
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-async def drops(reader: ReaderByRule) -> bool:
+async def drops(reader: DeduplicatingReader) -> bool:
     """Whether what came late was there, and was dropped."""
     await reader.drain()
     return reader.dropped > 0

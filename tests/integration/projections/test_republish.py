@@ -24,7 +24,7 @@ from tests.integration.cli.test_operator import environment_of, run
 from tests.integration.projections.test_crash import processes  # noqa: F401
 from tests.integration.projections.test_publisher_kills import Life, pool, stored  # noqa: F401
 from tests.integration.projections.test_stage import PARTITIONS, World, projecting, world  # noqa: F401
-from tests.support.reading_by_rule import Kept, ReaderByRule, Record
+from tests.support.deduplicating_reader import DeduplicatingReader, Record, UniqueRecords
 
 RECORDS = 40
 LANES = [(TRANSACTIONS.name, number) for number in range(PARTITIONS)]
@@ -143,14 +143,14 @@ async def empty(world: World) -> None:
         await admin.close()
 
 
-async def kept(world: World) -> tuple[Kept, int]:
+async def kept(world: World) -> tuple[UniqueRecords, int]:
     """What a reader that begins now keeps, and how much it drops."""
-    async with ReaderByRule(world.settings, [TRANSACTIONS]) as reader:
+    async with DeduplicatingReader(world.settings, [TRANSACTIONS]) as reader:
         await reader.drain()
-        return reader.kept, reader.dropped
+        return reader.records, reader.dropped
 
 
-async def wanted(pool: asyncpg.Pool) -> Kept:
+async def wanted(pool: asyncpg.Pool) -> UniqueRecords:
     found = await stored(pool)
     return {lane: found[lane] for lane in LANES}
 
@@ -158,7 +158,7 @@ async def wanted(pool: asyncpg.Pool) -> Kept:
 async def test_a_topic_filled_again_while_events_go_on_holds_all_of_them_once_and_a_reader_at_its_end_goes_on(
     world: World, pool: asyncpg.Pool, life: Life
 ) -> None:
-    async with projecting(world), ReaderByRule(world.settings, (*PUBLIC, PUSH)) as reader:
+    async with projecting(world), DeduplicatingReader(world.settings, (*PUBLIC, PUSH)) as reader:
         await tell(world, life)
         await world.until_projected(life.count)
         await reader.drain()
@@ -172,7 +172,7 @@ async def test_a_topic_filled_again_while_events_go_on_holds_all_of_them_once_an
         await reader.drain()
 
     assert (await kept(world))[0] == await wanted(pool)
-    assert reader.kept == await stored(pool)
+    assert reader.records == await stored(pool)
     assert await world.tables.fetchval("SELECT count(*) FROM tartan.held_topics") == 0
 
 

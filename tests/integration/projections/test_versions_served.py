@@ -25,7 +25,7 @@ from schemas.topics import PUBLIC, PUSH
 from tests.integration.projections.test_crash import processes, run  # noqa: F401
 from tests.integration.projections.test_publisher_kills import Life, pool, stored  # noqa: F401
 from tests.integration.projections.test_stage import World, world  # noqa: F401
-from tests.support.reading_by_rule import ReaderByRule
+from tests.support.deduplicating_reader import DeduplicatingReader
 
 READS = ("/v1/users/u{user}/accounts", "/v1/users/u{user}/transactions?limit=50", "/v1/users/u{user}/items")
 READ_EVERY_S = 0.02
@@ -138,7 +138,7 @@ async def test_nobody_notices_that_versions_are_swapped(
     await world.until_projected(life.count)
     told: list[str] = []
     async with (
-        ReaderByRule(world.settings, (*PUBLIC, PUSH)) as reader,
+        DeduplicatingReader(world.settings, (*PUBLIC, PUSH)) as reader,
         gateway(world) as url,
         asyncpg.create_pool(database, min_size=1, max_size=2) as looking,
     ):
@@ -159,4 +159,4 @@ async def test_nobody_notices_that_versions_are_swapped(
         assert readers.answers > 50
         assert await world.tables.fetchval("SELECT number FROM version") == 1
         await reader.drain()
-        assert reader.kept == await stored(pool)
+        assert reader.records == await stored(pool)

@@ -19,6 +19,7 @@ from sandbox.infra.machine import KAFKA_PORTS, free_port, require_disk, require_
 from sandbox.infra.processes import Command, run, start, tail
 from schemas.errors import Halt
 from tests.support.paths import ROOT
+from tests.support.processes import is_alive
 
 WAIT_S = 20.0
 
@@ -42,7 +43,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def gone(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return not is_alive(psutil.Process(pid))
     except psutil.NoSuchProcess:
         return True
 
