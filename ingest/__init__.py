@@ -1,1 +1,1 @@
-"""Webhook endpoint: a verified POST becomes one record of the topic `webhooks`."""
+"""Stage ingest: verify each webhook POST and append it as one record of the topic `webhooks`."""

@@ -1,16 +1,26 @@
-"""The composition root of `tartan ingest`."""
+"""Compose the stage `ingest`: serve the webhook endpoint, and probe Kafka for /readyz.
+
+The way of one webhook through this stage:
+
+1. `server` reads the token and the body of the POST, within bounds of size and time.
+2. `tokens` parses the token; `verification` compares the body's hash with it.
+3. `keys` returns Plaid's public key from its cache; `verification` checks the signature.
+4. `webhook_record` checks time and environment and builds the record.
+5. `server` appends the record to the topic `webhooks`, and answers 200 once the log has it.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from aiohttp import web
 
 from ingest.keys import FetchKey, KeyCache
 from ingest.server import Endpoint
 from runtime import logs
-from runtime.kafka.clients import Appended, Appender, LogEnds, Outgoing
+from runtime.kafka.clients import Appender, LogEnds
 from runtime.lifecycle import Running
 from runtime.plaid.client import Plaid, PlaidRefused
 from runtime.settings import Settings
@@ -19,12 +29,10 @@ from schemas.topics import WEBHOOKS, full_name
 
 DRAIN_S = 10.0
 """A stop waits this long for requests, then for appends: Plaid gives up on a request after 10 s anyway."""
-
 PROBE_S = 5.0
-"""How often /readyz's word on Kafka is renewed, and how long Kafka may take to answer."""
-
+"""Time between two probes of Kafka for /readyz, and their timeout."""
 UNKNOWN_KEY_CODES = frozenset({"INVALID_WEBHOOK_VERIFICATION_KEY_ID", "INVALID_FIELD"})
-"""Plaid's words for a key id that it never gave. Any other refusal is about us, and no reason to answer 401."""
+"""Plaid's codes for a key id that it never gave. Any other refusal is about us, and no reason to answer 401."""
 
 _log = logs.logger(__name__)
 
@@ -35,15 +43,11 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
     topic = full_name(WEBHOOKS, settings.topic_prefix)
     appender, plaid = Appender(settings, client="ingest"), Plaid(settings)
     keys, readiness = KeyCache(fetch_key(plaid)), _Readiness(settings, topic)
-
-    async def append(record: Outgoing) -> Appended:
-        return await appender.append(topic, record)
-
-    endpoint = Endpoint(settings, keys=keys, append=append)
+    endpoint = Endpoint(settings, keys=keys, append=partial(appender.append, topic))
     probe = asyncio.create_task(readiness.watch())
     try:
         async with serving(endpoint, settings):
-            yield Running("ingest", readiness.reasons, asyncio.get_running_loop().create_future())
+            yield Running("ingest", lambda: readiness.reasons, asyncio.get_running_loop().create_future())
     finally:
         probe.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -56,7 +60,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
 
 @asynccontextmanager
 async def serving(endpoint: Endpoint, settings: Settings) -> AsyncIterator[int]:
-    """Listen on the public port, and give the port; on the way out no new request is taken."""
+    """Listen on the public port for a block, and yield the port; at the end no new request is accepted."""
     # auto_decompress: the signature covers the bytes as they were sent, and a bomb must not be unpacked.
     runner = web.AppRunner(
         endpoint.app(), access_log=None, handle_signals=False, auto_decompress=False, shutdown_timeout=DRAIN_S
@@ -73,7 +77,7 @@ async def serving(endpoint: Endpoint, settings: Settings) -> AsyncIterator[int]:
 
 
 def fetch_key(plaid: Plaid) -> FetchKey:
-    """Ask Plaid for a key in the cache's terms: bytes, None for an unknown id, Retry for all else."""
+    """Return a function that requests a key from Plaid with the errors of FetchKey."""
 
     async def fetch(key_id: str) -> bytes | None:
         try:
@@ -89,33 +93,25 @@ def fetch_key(plaid: Plaid) -> FetchKey:
 
 
 class _Readiness:
-    """What /readyz says: whether Kafka answers for the topic `webhooks`."""
+    """Readiness of this process: Kafka answers for the topic `webhooks`."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._settings = settings
         self._topic = topic
-        self._reasons = ["Kafka: not asked yet"]
-
-    def reasons(self) -> list[str]:
-        """Why this process is not ready."""
-        return self._reasons
+        self.reasons = ["Kafka: not asked yet"]
 
     async def watch(self) -> None:
-        """Ask Kafka, again and again."""
+        """Probe Kafka for ever, over one connection until it fails."""
         while True:
             ends = LogEnds(self._settings)
             try:
                 await asyncio.wait_for(ends.start(), PROBE_S)
-                await self._ask(ends)
+                while True:
+                    await asyncio.wait_for(ends.ends(self._topic, range(self._settings.partitions)), PROBE_S)
+                    self.reasons = []
+                    await asyncio.sleep(PROBE_S)
             except (Retry, TimeoutError) as error:
-                self._reasons = [f"Kafka: {error or 'no answer'}"]
+                self.reasons = [f"Kafka: {error or 'no answer'}"]
             finally:
                 await ends.stop()
-            await asyncio.sleep(PROBE_S)
-
-    async def _ask(self, ends: LogEnds) -> None:
-        """Ask over one connection until it fails."""
-        while True:
-            await asyncio.wait_for(ends.ends(self._topic, range(self._settings.partitions)), PROBE_S)
-            self._reasons = []
             await asyncio.sleep(PROBE_S)

@@ -1,6 +1,6 @@
-"""Plaid's public keys, kept: one question a key, none for what is known not to exist, few for strangers' ids.
+"""Cache Plaid's public keys: one request a key, none for ids known not to exist, few for unknown ids.
 
-An attacker chooses the key id of a forged token, so every unknown id would otherwise be a call to Plaid.
+An attacker chooses the key id of a forged token, so every unknown id would otherwise be a request to Plaid.
 """
 
 import asyncio
@@ -10,149 +10,136 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ingest.metrics import KEY_FETCHES
-from ingest.reasons import Reason, Refused
+from ingest.refusals import Reason, WebhookRefused
 from ingest.verification import VerificationKey, read_key
 from schemas.errors import Retry
 
 FRESH_S = 3600.0
-"""A key is asked for again after an hour, so a key that Plaid ended is noticed without a new one appearing."""
-
+"""A key is requested again after an hour, so a key that Plaid ended is noticed without a new one appearing."""
 KEPT_S_MAX = 24 * 3600.0
-"""While Plaid does not answer, a key stays good for a day: longer than its outages, and than its webhook retries."""
-
+"""While Plaid does not answer, a key stays valid for a day: longer than its outages, and than its webhook retries."""
 RETRY_S = 60.0
-"""After a failed renewal the old key serves this long before Plaid is asked again."""
-
+"""After a failed renewal the old key serves this long before the next request."""
 REFUSED_S = 300.0
-"""How long an unknown, ended or unusable key stays refused without a question."""
-
+"""An unknown, ended or unusable key is refused for this time without a request."""
 REFUSED_MAX = 10_000
-"""Refused ids kept, about 200 bytes each. More, and the oldest is forgotten; the budget still holds."""
-
+"""Refused ids in memory, about 200 bytes each. Beyond it the oldest is dropped; the budget still limits requests."""
 UNKNOWN_PER_MINUTE_MAX = 20
-"""Ids never seen that are asked for in a minute. Plaid rotates one key at a time; a flood of ids meets this wall."""
-
+"""Requests for unknown ids in a minute. Plaid rotates one key at a time; a flood of ids ends here."""
 KEPT_MAX = 100
-"""Good keys kept. Plaid has a handful at a time; each is renewed when a new one appears."""
+"""Valid keys in memory. Plaid has a handful at a time; each is renewed when a new one appears."""
 
 FetchKey = Callable[[str], Awaitable[bytes | None]]
-"""Give the JWK of a key id, None where Plaid knows none. Raises: Retry, where Plaid does not answer."""
+"""Return the JWK of a key id, None where Plaid has none. Raises: Retry, where Plaid does not answer."""
 
 
 @dataclass(slots=True)
-class _Kept:
+class _CachedKey:
     key: VerificationKey
     observed_at: float
     renew_at: float
 
 
 class KeyCache:
-    """Keys by id. All times are those of `clock`, a monotonic one in seconds."""
+    """Cache of keys by id. All times are those of `clock`, a monotonic one in seconds."""
 
     def __init__(self, fetch: FetchKey, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._fetch = fetch
         self._clock = clock
-        self._kept: dict[str, _Kept] = {}
+        self._cached: dict[str, _CachedKey] = {}
         self._refused: OrderedDict[str, tuple[Reason, float]] = OrderedDict()
-        self._flights: dict[str, asyncio.Task[VerificationKey]] = {}
-        self._asked: deque[float] = deque()
+        self._requests: dict[str, asyncio.Task[VerificationKey]] = {}
+        self._unknown_at: deque[float] = deque()
 
     async def get(self, key_id: str) -> VerificationKey:
-        """The key with this id.
+        """Return the key with this id.
 
-        Raises: Refused, where Plaid has no such key or has ended it; Retry, where nobody can say just now.
+        Raises: WebhookRefused, where Plaid has no such key or has ended it; Retry, where that is not known now.
         """
         now = self._clock()
-        kept = self._kept.get(key_id)
-        if kept is not None and now < kept.renew_at:
-            return kept.key
-        self._raise_if_refused(key_id, now)
-        flight = self._flights.get(key_id)
-        if flight is None:
-            if kept is None:
-                self._spend(now)
-            flight = self._start(key_id)
-        # Shielded: the first of many waiters may give up, the others still want the answer.
-        return await asyncio.shield(flight)
+        cached = self._cached.get(key_id)
+        if cached is not None and now < cached.renew_at:
+            return cached.key
+        reason, refused_until = self._refused.get(key_id, (None, 0.0))
+        if reason is not None and now < refused_until:
+            raise WebhookRefused(reason)
+        request = self._requests.get(key_id)
+        if request is None:
+            if cached is None:
+                self._spend_budget(now)
+            request = self._start(key_id)
+        # Shielded: the first of many waiters may be cancelled while the others still need the answer.
+        return await asyncio.shield(request)
 
     async def close(self) -> None:
-        """Give up what is being asked."""
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        """Cancel the requests under way."""
+        requests = list(self._requests.values())
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
 
-    def _raise_if_refused(self, key_id: str, now: float) -> None:
-        reason, until = self._refused.get(key_id, (None, 0.0))
-        if reason is not None and now < until:
-            raise Refused(reason)
-
-    def _spend(self, now: float) -> None:
-        while self._asked and self._asked[0] <= now - 60.0:
-            self._asked.popleft()
-        if len(self._asked) >= UNKNOWN_PER_MINUTE_MAX:
+    def _spend_budget(self, now: float) -> None:
+        while self._unknown_at and self._unknown_at[0] <= now - 60.0:
+            self._unknown_at.popleft()
+        if len(self._unknown_at) >= UNKNOWN_PER_MINUTE_MAX:
             KEY_FETCHES.labels("over_budget").inc()
-            raise Retry("too many unknown key ids in a minute", wait_s=self._asked[0] + 60.0 - now)
-        self._asked.append(now)
+            raise Retry("too many unknown key ids in a minute", wait_s=self._unknown_at[0] + 60.0 - now)
+        self._unknown_at.append(now)
 
     def _start(self, key_id: str) -> asyncio.Task[VerificationKey]:
-        flight = asyncio.create_task(self._ask(key_id))
-        self._flights[key_id] = flight
-        flight.add_done_callback(lambda done: self._landed(key_id, done))
-        return flight
+        def end(request: asyncio.Task[VerificationKey]) -> None:
+            del self._requests[key_id]
+            if not request.cancelled():
+                request.exception()  # read here too, for the case that no waiter is left to read it
 
-    def _landed(self, key_id: str, flight: asyncio.Task[VerificationKey]) -> None:
-        del self._flights[key_id]
-        if not flight.cancelled():
-            flight.exception()  # each waiter has it; where none waits any more, nobody else would read it
+        request = self._requests[key_id] = asyncio.create_task(self._request(key_id))
+        request.add_done_callback(end)
+        return request
 
-    async def _ask(self, key_id: str) -> VerificationKey:
-        is_new = key_id not in self._kept
+    async def _request(self, key_id: str) -> VerificationKey:
+        before = self._cached.get(key_id)
         try:
             jwk = await self._fetch(key_id)
         except Retry:
             KEY_FETCHES.labels("failed").inc()
-            return self._still_good(key_id)
+            return self._renew_later(key_id)
+        if jwk is None:
+            self._refuse(key_id, Reason.KEY_UNKNOWN)
+            raise WebhookRefused(Reason.KEY_UNKNOWN)
         try:
-            key = _read(jwk, key_id)
-        except Refused as refusal:
+            key = read_key(jwk, key_id=key_id)
+        except WebhookRefused as refusal:
             self._refuse(key_id, refusal.reason)
             raise
         KEY_FETCHES.labels("known").inc()
         now = self._clock()
-        self._kept[key_id] = _Kept(key, observed_at=now, renew_at=now + FRESH_S)
-        if is_new:
+        self._cached[key_id] = _CachedKey(key, observed_at=now, renew_at=now + FRESH_S)
+        if before is None:
             self._renew_others(key_id)
         return key
 
-    def _still_good(self, key_id: str) -> VerificationKey:
-        kept, now = self._kept.get(key_id), self._clock()
-        if kept is None or now - kept.observed_at > KEPT_S_MAX:
+    def _renew_later(self, key_id: str) -> VerificationKey:
+        cached, now = self._cached.get(key_id), self._clock()
+        if cached is None or now - cached.observed_at > KEPT_S_MAX:
             raise Retry("Plaid does not give its webhook keys")
-        kept.renew_at = now + RETRY_S
-        return kept.key
+        cached.renew_at = now + RETRY_S
+        return cached.key
 
     def _refuse(self, key_id: str, reason: Reason) -> None:
         KEY_FETCHES.labels(reason.value).inc()
-        self._kept.pop(key_id, None)
+        self._cached.pop(key_id, None)
         self._refused[key_id] = (reason, self._clock() + REFUSED_S)
         self._refused.move_to_end(key_id)
         if len(self._refused) > REFUSED_MAX:
             self._refused.popitem(last=False)
 
     def _renew_others(self, new: str) -> None:
-        """A new key means a rotation: ask for all others again, since Plaid may have ended them.
+        """Request all other keys again, because a new key means a rotation, in which Plaid may have ended them.
 
         Source: Plaid support, webhook verification sample; PLAID.md 1.6.
         """
-        if len(self._kept) > KEPT_MAX:
-            self._kept.pop(min(self._kept, key=lambda key_id: self._kept[key_id].observed_at))
-        for key_id in self._kept:
-            if key_id != new and key_id not in self._flights:
+        if len(self._cached) > KEPT_MAX:
+            self._cached.pop(min(self._cached, key=lambda key_id: self._cached[key_id].observed_at))
+        for key_id in self._cached:
+            if key_id != new and key_id not in self._requests:
                 self._start(key_id)
-
-
-def _read(jwk: bytes | None, key_id: str) -> VerificationKey:
-    if jwk is None:
-        raise Refused(Reason.KEY_UNKNOWN)
-    return read_key(jwk, key_id=key_id)

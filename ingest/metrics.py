@@ -1,4 +1,4 @@
-"""Metrics of the webhook endpoint. Labels are closed sets: never an Item, a user or a key id."""
+"""Metrics of the webhook endpoint; labels are closed sets, never an Item, a user or a key id."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -11,7 +11,7 @@ LATE_APPENDS = Counter(
 )
 ANSWER_SECONDS = Histogram("tartan_webhook_answer_seconds", "From request to answer", buckets=LATENCY_BUCKETS_S)
 IN_FLIGHT = Gauge("tartan_webhooks_in_flight", "Webhooks being handled, and appends that outlived their answer")
-KEY_FETCHES = Counter("tartan_webhook_key_fetches", "Keys asked of Plaid, by outcome", ["outcome"])
+KEY_FETCHES = Counter("tartan_webhook_key_fetches", "Keys requested from Plaid, by outcome", ["outcome"])
 CLOCK_ALARMS = Counter(
     "tartan_webhook_clock_alarms", "Genuine webhooks issued more than 2 s in our future: our clock is late"
 )

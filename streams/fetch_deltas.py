@@ -207,7 +207,7 @@ class FetchDeltas:
 
 
 class Lease:
-    """Time until which a lease is certainly live: counted from before the statement, so never longer than in Postgres."""
+    """Time until which a lease certainly holds: counted from before the statement, so no longer than in Postgres."""
 
     def __init__(self, monotonic: Callable[[], float], lease_s: float, since: float) -> None:
         self._monotonic = monotonic

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ingest.reasons import Refused
-from ingest.verification import verify_again
+from ingest.refusals import WebhookRefused
+from ingest.verification import verify_record
 from schemas import money, topics
 from schemas.encoding import codec
 from schemas.errors import Halt, Quarantine
@@ -215,9 +215,9 @@ def _webhook(record: RawRecord, value: bytes) -> Line:
     except msgspec.MsgspecError:
         body = {"webhook_code": f"{len(webhook.body or b'')} bytes that are no JSON object"}
     try:
-        verify_again(webhook)
+        verify_record(webhook)
         verified = "yes"
-    except Refused as error:
+    except WebhookRefused as error:
         verified = f"no: {error}"
     kind = ".".join(str(body[name]) for name in ("webhook_type", "webhook_code") if name in body)
     missing = "not kept" if webhook.body is None else None

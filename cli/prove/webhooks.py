@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from cli.output import Json, print_result, run
-from ingest.evidence import Evidence, Examiner
+from ingest.evidence import Evidence, EvidenceChecker
 from runtime import settings
 from runtime.archive.log_reader import LogReader
 from runtime.archive.log_scan import looking, records
@@ -48,7 +48,7 @@ def verify_webhooks(
 
 
 async def _examine(loaded: Settings, since_ms: int) -> Examination:
-    examiner, gaps = Examiner(), []
+    checker, gaps = EvidenceChecker(), []
     async with looking(LogReader(loaded, WEBHOOKS)) as reader:
         for number, extent in (await reader.completeness(range(loaded.partitions))).items():
             missing = extent.missing()
@@ -57,8 +57,8 @@ async def _examine(loaded: Settings, since_ms: int) -> Examination:
             for start, end in ranges:
                 async for record in records(reader, number, start, end):
                     if record.timestamp_ms >= since_ms:
-                        examiner.look(record)
-    return Examination(examiner.evidence, gaps)
+                        checker.check(record)
+    return Examination(checker.evidence, gaps)
 
 
 def _document(examination: Examination, limit: int) -> dict[str, Any]:

@@ -276,7 +276,8 @@ _CLAIM = f"""
     UPDATE tartan.sync_state s SET swept_at = tartan.clock()
     FROM claimed WHERE s.item_id = claimed.item_id
     RETURNING s.item_id, claimed.sealed_token, tartan.clock() AS at, claimed.swept_before, s.created_at,
-        s.last_webhook_at, s.last_attempt_at, s.due_at, s.stopped, coalesce(claimed.has_history, false) AS has_history"""
+        s.last_webhook_at, s.last_attempt_at, s.due_at, s.stopped,
+        coalesce(claimed.has_history, false) AS has_history"""
 
 _ANSWERED = """
     WITH answered AS (

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from cli import main as cli
 from ingest.app import stage
 from ingest.server import HEADER, PATH
-from ingest.verification import verify_again
+from ingest.verification import verify_record
 from runtime.archive import store
 from runtime.archive.seal import archive
 from runtime.kafka import topics
@@ -184,7 +184,7 @@ async def test_what_is_answered_200_is_in_the_log_byte_for_byte_and_verifies_aga
         json.loads(body)["item_id"].encode(): body for body in bodies
     }
     for record in stored.values():
-        verify_again(record)
+        verify_record(record)
 
 
 async def test_the_same_webhook_twice_is_two_records_and_a_link_body_is_not_kept(
@@ -201,7 +201,7 @@ async def test_the_same_webhook_twice_is_two_records_and_a_link_body_is_not_kept
     without_key = [value for key, value in records if key is None]
     assert [codec.decode(Webhook, value).body for value in without_key] == [None]
     assert b"public-sandbox-1" not in without_key[0]
-    verify_again(codec.decode(Webhook, without_key[0]))
+    verify_record(codec.decode(Webhook, without_key[0]))
 
 
 async def test_the_stage_says_when_kafka_answers(kafka_address: str, topic_prefix: str) -> None:
@@ -243,4 +243,4 @@ async def test_while_kafka_is_away_plaid_is_told_to_come_back_and_nothing_is_sen
     assert keys.count(b"item-1") <= 1
     assert keys.count(b"item-2") >= 1
     for _, value in records:
-        verify_again(codec.decode(Webhook, value))
+        verify_record(codec.decode(Webhook, value))

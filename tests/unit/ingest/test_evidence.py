@@ -7,8 +7,8 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from ingest.evidence import KEY_DIFFERS, KEY_NOT_YET, UNREADABLE, Evidence, Examiner
-from ingest.reasons import Reason
+from ingest.evidence import KEY_DIFFERS, KEY_NOT_YET, UNREADABLE, Evidence, EvidenceChecker
+from ingest.refusals import Reason
 from runtime.kafka.reader import Received
 from schemas.encoding import codec
 from schemas.log.records import Webhook
@@ -35,10 +35,10 @@ def stored(sent: Sent | None = None) -> Webhook:
 
 
 def examined(*webhooks: Webhook) -> Evidence:
-    examiner = Examiner()
+    checker = EvidenceChecker()
     for offset, webhook in enumerate(webhooks):
-        examiner.look(Received(1, offset, None, codec.encode(webhook), {}, NOW_S * 1000))
-    return examiner.evidence
+        checker.check(Received(1, offset, None, codec.encode(webhook), {}, NOW_S * 1000))
+    return checker.evidence
 
 
 def with_token(sent: Sent, webhook: Webhook) -> Webhook:
@@ -106,10 +106,10 @@ def test_a_body_that_carried_tokens_is_proved_by_its_hash() -> None:
 
 
 def test_what_is_no_webhook_is_a_failure_and_not_the_end() -> None:
-    examiner = Examiner()
-    examiner.look(Received(0, 7, None, b"\xff\x00", {}, 0))
+    checker = EvidenceChecker()
+    checker.check(Received(0, 7, None, b"\xff\x00", {}, 0))
 
-    assert [(one.offset, one.reason) for one in examiner.evidence.failures] == [(7, UNREADABLE)]
+    assert [(one.offset, one.reason) for one in checker.evidence.failures] == [(7, UNREADABLE)]
 
 
 def test_keys_are_told_with_the_time_in_which_they_signed() -> None:

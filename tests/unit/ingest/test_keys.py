@@ -8,7 +8,7 @@ import pytest
 
 from ingest.app import fetch_key
 from ingest.keys import FRESH_S, KEPT_S_MAX, REFUSED_MAX, REFUSED_S, RETRY_S, UNKNOWN_PER_MINUTE_MAX, KeyCache
-from ingest.reasons import Reason, Refused
+from ingest.refusals import Reason, WebhookRefused
 from runtime.plaid.client import Plaid, PlaidRefused
 from sandbox.simulator.api.signing import Keyring
 from schemas.errors import Retry
@@ -40,14 +40,14 @@ class Bank:
         return self.keyring.rotate(NOW, expire_old=expire_old).kid
 
     async def refused(self, key_id: str) -> Reason:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(WebhookRefused) as refused:
             await self.cache.get(key_id)
         return refused.value.reason
 
     async def settled(self) -> None:
         """Wait until nothing is being asked any more."""
         async with asyncio.timeout(5):
-            while self.cache._flights:
+            while self.cache._requests:
                 await asyncio.sleep(0)
 
 

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import intake
-from ingest.reasons import Reason, Refused
+from ingest import webhook_record
+from ingest.refusals import Reason, WebhookRefused
 from ingest.tokens import parse
-from ingest.verification import check_body, check_signature, read_key, verify_again
+from ingest.verification import check_body, check_signature, read_key, verify_record
 from schemas.log.records import Webhook
 
 NOW_S = 1_790_000_000
@@ -116,13 +116,15 @@ def hs256_under_the_public_key(signed: bytes) -> bytes:
     return hmac.digest(jwk_of(PRIVATE), signed, "sha256")
 
 
-def take(sent: Sent, *, stale: Literal["reject", "demote"] = "reject") -> intake.Entry:
+def take(sent: Sent, *, stale: Literal["reject", "demote"] = "reject") -> webhook_record.WebhookRecord:
     """The whole decision as the endpoint makes it, without its network."""
     token = parse(sent.token())
     check_body(token, sent.body)
     key = read_key(sent.jwk, key_id=token.key_id)
     check_signature(token, key)
-    return intake.entry(token, key, sent.body, received_at=NOW_S * 1_000_000, stale=stale, environment="sandbox")
+    return webhook_record.build_record(
+        token, key, sent.body, received_at=NOW_S * 1_000_000, stale=stale, environment="sandbox"
+    )
 
 
 R = Reason
@@ -288,9 +290,9 @@ def test_a_webhook_is_taken_or_refused_for_its_own_reason(sent: Sent, expected: 
         entry = take(sent)
 
         assert entry.record.jwt == sent.token()
-        assert verify_again(entry.record).key_id == KEY_ID
+        assert verify_record(entry.record).key_id == KEY_ID
     else:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(WebhookRefused) as refused:
             take(sent)
 
         assert refused.value.reason is expected
@@ -309,7 +311,7 @@ def test_a_body_with_one_byte_changed_is_refused(where: int, flip: int) -> None:
     changed = bytearray(BODY)
     changed[where] ^= flip
 
-    with pytest.raises(Refused):
+    with pytest.raises(WebhookRefused):
         take(Sent(body=bytes(changed)))
 
 
@@ -319,21 +321,21 @@ def test_a_token_with_one_byte_changed_is_refused(where: int, flip: int) -> None
     changed = bytearray(Sent().token().encode())
     changed[where] ^= flip
 
-    with pytest.raises(Refused):
+    with pytest.raises(WebhookRefused):
         take(Sent(finish=lambda _: changed.decode("utf-8", "surrogateescape")))
 
 
 @settings(deadline=None)
 @given(token=st.text(max_size=300))
 def test_any_text_is_refused_and_never_an_error(token: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(WebhookRefused):
         parse(token)
 
 
 @settings(deadline=None)
 @given(body=st.binary(max_size=300) | st.from_regex(rb'\{"item_id":.{0,40}\}', fullmatch=True))
 def test_any_body_can_be_read(body: bytes) -> None:
-    said = intake.read_body(body)
+    said = webhook_record.read_body(body)
 
     assert said.item_id is None or said.item_id.encode()
 
@@ -342,8 +344,8 @@ def test_demoted_stale_webhooks_are_taken_and_marked() -> None:
     entry = take(claims(iat=NOW_S - 3600), stale="demote")
 
     assert entry.record.stale
-    verify_again(entry.record)
-    with pytest.raises(Refused, match="future"):
+    verify_record(entry.record)
+    with pytest.raises(WebhookRefused, match="future"):
         take(claims(iat=NOW_S + 31), stale="demote")
 
 
@@ -366,7 +368,7 @@ def test_of_a_body_that_carries_tokens_the_hash_is_kept_alone(body: bytes) -> No
 
     assert record.body is None
     assert record.body_sha256 == hashlib.sha256(body).digest()
-    verify_again(record)
+    verify_record(record)
 
 
 @pytest.mark.parametrize(
@@ -384,8 +386,8 @@ def test_a_stored_webhook_that_was_changed_does_not_verify_again(changed: dict[s
     record = take(Sent()).record
     whole = {name: getattr(record, name) for name in Webhook.__struct_fields__}
 
-    with pytest.raises(Refused) as refused:
-        verify_again(Webhook(**{**whole, **changed}))
+    with pytest.raises(WebhookRefused) as refused:
+        verify_record(Webhook(**{**whole, **changed}))
 
     assert refused.value.reason is reason
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.intake import read_body
+from ingest.webhook_record import read_body
 
 
 @pytest.mark.parametrize(

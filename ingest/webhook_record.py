@@ -1,4 +1,4 @@
-"""What a genuine webhook becomes in the log: its key, its record, and what is not kept of it."""
+"""Build the record of a genuine webhook: its key, its fields, and the parts of the body that are not stored."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,15 +6,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from ingest.reasons import Reason, Refused
+from ingest.refusals import Reason, WebhookRefused
 from ingest.tokens import Token
-from ingest.verification import Freshness, VerificationKey, freshness
+from ingest.verification import VerificationKey, is_stale
 from schemas.log.records import Webhook
 from schemas.times import SECOND_US
 
 ITEM_ID_CHARS_MAX = 256
-"""Plaid's Item ids have 37 characters; a longer text than this is none, and the record goes without a key."""
-
+"""Plaid's Item ids have 37 characters; a longer text is none, and the record has no key."""
 KNOWN_TYPES = frozenset(
     {
         "TRANSACTIONS",
@@ -35,23 +34,22 @@ KNOWN_TYPES = frozenset(
     }
 )
 """Types with a label of their own in metrics; any other is counted as "other". Source: PLAID.md 1.5."""
-
 SECRET_NAMES = frozenset({"public_token", "public_tokens", "link_token", "access_token", "processor_token"})
-"""Members that carry tokens. A body with one of them is not kept, whatever its type."""
+"""Members that carry tokens. A body with one of them is not stored, whatever its type."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What the body says of itself, as far as it can be read: it may be anything."""
+class WebhookBody:
+    """Fields of a body that decide how it is stored; the body itself may be anything."""
 
-    item_id: str | None
-    type: str
-    environment: object
-    carries_tokens: bool
+    item_id: str | None = None
+    type: str = "other"
+    environment: object = None
+    carries_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class WebhookRecord:
     """A record for the topic `webhooks`. `ahead_s` is how far the token's time lies in our future (0 if not)."""
 
     key: bytes | None
@@ -60,17 +58,17 @@ class Entry:
     ahead_s: float
 
 
-def read_body(body: bytes) -> Said:
-    """Read what the body says of itself."""
+def read_body(body: bytes) -> WebhookBody:
+    """Read the fields of a body that is JSON; any other body has none."""
     try:
         value: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return Said(None, "other", None, carries_tokens=False)
+        return WebhookBody()
     if not isinstance(value, dict):
-        return Said(None, "other", None, carries_tokens=False)
+        return WebhookBody()
     item_id, kind = value.get("item_id"), value.get("webhook_type")
     has_item = isinstance(item_id, str) and 0 < len(item_id) <= ITEM_ID_CHARS_MAX and _is_utf8(item_id)
-    return Said(
+    return WebhookBody(
         item_id=item_id if has_item else None,
         type=kind if isinstance(kind, str) and kind in KNOWN_TYPES else "other",
         environment=value.get("environment"),
@@ -78,7 +76,7 @@ def read_body(body: bytes) -> Said:
     )
 
 
-def entry(
+def build_record(
     token: Token,
     key: VerificationKey,
     body: bytes,
@@ -86,36 +84,33 @@ def entry(
     received_at: int,
     stale: Literal["reject", "demote"],
     environment: str,
-) -> Entry:
-    """Decide on a webhook whose body and signature were found right, and write its record.
+) -> WebhookRecord:
+    """Build the record of a webhook whose body and signature are verified.
 
     Units: `received_at` in microseconds since 1970, UTC.
-    Raises: Refused, where its time or its environment is wrong.
+    Raises: WebhookRefused, where its time or its environment is wrong.
     """
     now_s = received_at / SECOND_US
-    seen = freshness(token, now_s=now_s)
-    if seen is Freshness.FUTURE:
-        raise Refused(Reason.FUTURE)
-    if seen is Freshness.STALE and stale == "reject":
-        raise Refused(Reason.STALE)
-    said = read_body(body)
-    # A production webhook at a sandbox installation names Items that this database must not know, and vice versa.
-    if said.environment is not None and said.environment != environment:
-        raise Refused(Reason.ENVIRONMENT)
+    is_late = is_stale(token, now_s=now_s)
+    if is_late and stale == "reject":
+        raise WebhookRefused(Reason.STALE)
+    fields = read_body(body)
+    # A production webhook at a sandbox installation names Items that must not get into this database, and vice versa.
+    if fields.environment is not None and fields.environment != environment:
+        raise WebhookRefused(Reason.ENVIRONMENT)
     record = Webhook(
         received_at=received_at,
-        body=None if said.carries_tokens else body,
+        body=None if fields.carries_tokens else body,
         body_sha256=token.body_sha256,
         jwt=token.text,
         jwk_json=key.jwk_json,
-        stale=seen is Freshness.STALE,
+        stale=is_late,
     )
-    ahead_s = max(0.0, token.issued_at - now_s)
-    return Entry(said.item_id.encode() if said.item_id else None, record, said.type, ahead_s)
+    partition_key = fields.item_id.encode() if fields.item_id else None
+    return WebhookRecord(partition_key, record, fields.type, max(0.0, token.issued_at - now_s))
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether text can be a key's bytes: a lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -124,7 +119,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _names(value: Any) -> Iterator[str]:
-    """All names of members, at every depth; with a list of its own, since bodies nest as deep as they like."""
+    """Yield the names of all members, at every depth, without recursion, since bodies nest as deep as they like."""
     waiting = [value]
     while waiting:
         value = waiting.pop()

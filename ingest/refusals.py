@@ -1,6 +1,6 @@
-"""Why a webhook is refused: a closed set, counted by name."""
+"""Reasons for which a webhook is refused: a closed set, counted by name."""
 
-# ruff: noqa: S105 - names of reasons that speak of tokens are no passwords
+# ruff: noqa: S105 - names of reasons that contain "token" are no passwords
 
 from enum import StrEnum
 
@@ -8,7 +8,7 @@ from schemas.errors import Quarantine
 
 
 class Reason(StrEnum):
-    """What is wrong with a webhook. The values are labels of metrics and words of answers."""
+    """Reason of a refusal. The values are metric labels and part of the answers."""
 
     TOKEN_MISSING = "token_missing"
     TOKEN_REPEATED = "token_repeated"
@@ -31,8 +31,8 @@ class Reason(StrEnum):
     ENVIRONMENT = "environment_differs"
 
 
-class Refused(Quarantine):
-    """This webhook is not taken. The message is the reason alone: it never repeats what was sent."""
+class WebhookRefused(Quarantine):
+    """A webhook is refused. The message is the reason alone: it never repeats bytes of the request."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
