@@ -1,4 +1,4 @@
-"""Whose records are: users' keys, and the names that their application knows them by."""
+"""Read users' keys and the names that their application uses for them, for the gate."""
 
 from collections.abc import Collection
 
@@ -9,14 +9,14 @@ from runtime.users.keys import CACHED_USERS_MAX, Destroyed, Keyring
 
 
 class OwnerCache:
-    """Keys and names, kept while the process lives: a user's number never becomes another one's."""
+    """Caches keys and names while the process lives: the number of a user is never reused."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
         self._names: dict[int, tuple[str, str]] = {}
 
     async def load(self, connection: asyncpg.Connection, users: Collection[int]) -> Owners:
-        """Keys and names of users; one without a row is in neither.
+        """Return keys and names of users; one without a row is in neither.
 
         Raises: Halt, where a key does not unwrap.
         """

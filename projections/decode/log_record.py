@@ -29,10 +29,7 @@ class LogRecord(NamedTuple):
 
 
 def decode_record(received: Received) -> LogRecord:
-    """Decode the head of a record.
-
-    Raises: Halt, where it cannot be read.
-    """
+    """Decode the head of a record. Raises: Halt, where it cannot be read."""
     return LogRecord(received, changesets.read(received.value))
 
 

@@ -1,8 +1,7 @@
-"""Reads the bank's payload about a transaction from Avro, once, into all that the fold and the tables need of them.
+"""Decode a transaction from Avro in one pass into fold fields and COPY columns.
 
-The reader is generated from the schema. It goes through the bytes of a transaction once and cuts the row's columns
-from them, in COPY's binary form, without making Python texts: a fold over dicts costs 13 to 28 µs a transaction
-more.
+The decoder is generated from the schema. It cuts the columns from the bytes without making Python texts: a fold over
+dicts costs 13 to 28 µs a transaction more.
 """
 
 from collections.abc import Callable
@@ -32,29 +31,28 @@ COLUMNS = (
     "category_detailed",
     "category_confidence",
 )
-"""Columns of `transactions` that say what the bank said, in the order of the schema's fields."""
+"""Columns of `transactions` with the bank's payload, in the order of the schema's fields."""
 
 ENRICHMENT = frozenset(
     {"merchant_name", "merchant_entity_id", "logo_url", "category_primary", "category_detailed", "category_confidence"}
 )
 
 UNCATEGORISED = b"UNCATEGORISED"
-"""Ledger category of what the bank gave no category for."""
+"""Ledger category of transactions without a category of the bank."""
 NO_CURRENCY = b"XXX"
 """ISO 4217: no currency."""
-REMEMBERED_MAX = 100_000
-"""Amounts and dates kept in their encoded form, about 400 bytes each; bank data repeats them."""
+CACHED_MAX = 100_000
+"""Amounts and dates cached in their encoded form, about 400 bytes each; bank data repeats them."""
 
-
-Read = Callable[[bytes, int, int], TransactionPayload]
+Decoder = Callable[[bytes, int, int], TransactionPayload]
 
 
 @cache
-def reader(number: int) -> Read:
-    """The function that reads a transaction of this schema at `start`, which must end at `end`.
+def decoder(number: int) -> Decoder:
+    """Return the function that decodes a transaction of this schema from `start`, which must end at `end`.
 
-    Raises: Quarantine, where the schema is none of a transaction; so does the function, on bytes that are no such
-    record, on an amount that does not fit and on a date that is none.
+    Raises: Quarantine, where the schema is not a transaction's; the function too, on bytes that are no such record, on
+    an amount that does not fit and on an invalid date.
     """
     if number != catalogue.TRANSACTION:
         raise Quarantine(f"schema {number} is none of a transaction that this code reads")
@@ -76,8 +74,8 @@ def reader(number: int) -> Read:
         "NULL": pg_copy.NULL,
         "TRUE": pg_copy.TRUE,
         "FALSE": pg_copy.FALSE,
-        "amounts": _RememberedAmounts(),
-        "dates": _RememberedDates(),
+        "amounts": _AmountCache(),
+        "dates": _DateCache(),
         "join": b"".join,
         "NO_CURRENCY": NO_CURRENCY,
         "UNCATEGORISED": UNCATEGORISED,
@@ -85,7 +83,15 @@ def reader(number: int) -> Read:
     }
     # The source comes from the schema in this repository alone, never from data.
     exec("\n".join(lines), names)  # noqa: S102
-    return cast(Read, names["read"])
+    return cast(Decoder, names["read"])
+
+
+def decode(schema: int, payload: bytes) -> TransactionPayload:
+    """Decode the stored payload of a row.
+
+    Raises: Quarantine.
+    """
+    return decoder(schema)(payload, 0, len(payload))
 
 
 _ENDING = (
@@ -103,7 +109,7 @@ _ENDING = (
 )
 
 _VALUES = frozenset(
-    {
+    [
         "transaction_id",
         "account_id",
         "amount",
@@ -111,42 +117,29 @@ _VALUES = frozenset(
         "unofficial_currency_code",
         "pending_transaction_id",
         "category_primary",
-    }
+    ]
 )
-"""Fields whose bytes the reader needs by themselves."""
+"""Fields whose bytes the decoder needs by themselves."""
 
-_TEXTS = frozenset(
-    {
-        "account_id",
-        "datetime",
-        "name",
-        "merchant_name",
-        "merchant_entity_id",
-        "logo_url",
-        "category_primary",
-        "category_detailed",
-        "category_confidence",
-    }
-)
+_TEXTS = frozenset(COLUMNS) - {"amount_value", "amount_scale", "currency", "pending", "date", "authorized_date"}
 """Fields that are a text column."""
 
 _DATES = frozenset({"date", "authorized_date"})
 
-
 _SHORT = 128
 """Lengths below 64 are one byte as read, twice themselves by zigzag; nearly all texts are so short."""
 _STEP = tuple(1 + (size >> 1) if size % 2 == 0 else None for size in range(_SHORT))
-"""How far it is from a text's one length byte to behind the text. An odd byte would be a negative length."""
+"""Distance from a text's one length byte to the end of the text. An odd byte would be a negative length."""
 _HOP = tuple(None if step is None else 1 + step for step in _STEP)
 """The same from the byte of a union with null before it."""
 _LEAP = tuple(None if low % 2 else 3 + (low & 0x7F) // 2 for low in range(2 * _SHORT))
 """The same where the length has two bytes, by the first one; the second one counts 64 each."""
 _PREFIX = tuple(pg_copy.length(size >> 1) for size in range(_SHORT))
-"""The length of such a text as COPY has it."""
+"""COPY's length prefix of such a text."""
 
 
 def _field(name: str, kind: Any) -> list[str]:
-    """The lines that read one field. `i` is at the field, and behind it afterwards."""
+    """Return the lines that read one field. `i` is at the field, and behind it afterwards."""
     if kind == "boolean":
         return [f"{name} = data[i] == 1; i += 1"]
     if kind == "string":
@@ -161,10 +154,10 @@ def _field(name: str, kind: Any) -> list[str]:
 
 
 def _text(name: str, steps: str, before: int) -> list[str]:
-    """The lines that read a text behind `before` bytes, by its one byte of length or by the general way."""
+    """Return the lines that read a text behind `before` bytes, by its one byte of length or by the general way."""
     length = f"data[i + {before}]" if before else "data[i]"
     if name not in _VALUES | _TEXTS | _DATES:
-        # What nothing is taken of may be long: two bytes of length are common.
+        # A skipped text may be long: two bytes of length are common.
         return [
             f"n = {length}",
             f"if n < 128: i += {steps}[n]",
@@ -184,7 +177,7 @@ def _text(name: str, steps: str, before: int) -> list[str]:
 
 
 def _take(name: str, prefix: str, before: int) -> list[str]:
-    """The lines that take what is needed of a text which begins `before` bytes behind `i` and ends at `j`."""
+    """Return the lines that take values and columns from a text between `before` bytes behind `i` and `j`."""
     text = f"data[i + {before}:j]" if before else "data[i:j]"
     if name in _VALUES:
         lines, text = [f"{name} = {text}"], name
@@ -197,27 +190,22 @@ def _take(name: str, prefix: str, before: int) -> list[str]:
     return lines
 
 
-class _RememberedAmounts(dict[tuple[bytes, bytes], Amount]):
-    """Amounts in a currency, read once."""
-
+class _AmountCache(dict[tuple[bytes, bytes], Amount]):
     def __missing__(self, key: tuple[bytes, bytes]) -> Amount:
         text, currency = key[0].decode(), key[1].decode()
         try:
-            scaled = money.parse_decimal(text)
+            decimal = money.parse_decimal(text)
         except ValueError:
             raise Quarantine("an amount is no decimal number") from None
-        ledger = abs(money.ledger_amount(scaled, currency))
-        columns = pg_copy.int8(scaled.value) + pg_copy.int2(scaled.scale) + pg_copy.text(currency)
-        # Zero counts as money that left: it is recorded too, and needs one side or the other.
-        amount = Amount(columns, scaled.value >= 0, ledger, pg_copy.numeric(ledger))
+        ledger = abs(money.ledger_amount(decimal, currency))
+        columns = pg_copy.int8(decimal.value) + pg_copy.int2(decimal.scale) + pg_copy.text(currency)
         _make_room(self)
-        self[key] = amount
+        # Zero counts as an outflow: it is posted too, and needs one side or the other.
+        amount = self[key] = Amount(columns, decimal.value >= 0, ledger, pg_copy.numeric(ledger))
         return amount
 
 
-class _RememberedDates(dict[bytes, bytes]):
-    """Date fields, read once."""
-
+class _DateCache(dict[bytes, bytes]):
     def __missing__(self, key: bytes) -> bytes:
         field = pg_copy.date(key.decode())
         _make_room(self)
@@ -225,6 +213,6 @@ class _RememberedDates(dict[bytes, bytes]):
         return field
 
 
-def _make_room(remembered: dict[Any, Any]) -> None:
-    if len(remembered) >= REMEMBERED_MAX:
-        remembered.clear()
+def _make_room(cache: dict[Any, Any]) -> None:
+    if len(cache) >= CACHED_MAX:
+        cache.clear()

@@ -1,1 +1,1 @@
-"""TODO projections/fold."""
+"""Fold: apply accepted records to the unit of work, and settle the difference as events and transfers."""

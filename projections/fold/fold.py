@@ -1,10 +1,8 @@
-"""The fold: what an accepted changeset changes, compared with what is known. Pure.
+"""Fold an accepted record into the unit of work.
 
-First everything that the record says is applied to the working set, then the difference to the state before the
-record is settled: at most one net event, and the transfers from one posting to another, for each transaction. So
-the order within a record does not matter: a posted transaction and the removal of its pending one are one change.
-What a restated history does not name, and what a decision about it concerns, is removed in between; what users say
-comes last.
+All reports of the record are applied first, then the difference to the state before the record is settled: at most one
+net event for each transaction, and the transfers between its postings. So the order within a record does not matter: a
+posted transaction and the removal of its pending one are one change.
 """
 
 from collections.abc import Sequence
@@ -21,7 +19,7 @@ from projections.ledger import override_rules
 from projections.ledger.postings import posted
 from projections.matching import transactions
 from projections.model.book import NOTHING
-from projections.model.change_tracker import Before, Touched, remember
+from projections.model.change_tracker import RowBefore, Touched, track
 from projections.model.record_context import RecordContext
 from projections.model.transaction_payload import TransactionPayload
 from projections.model.unit_of_work import FoldedRecord, ItemRow, NetEvent, Row, TransactionVersion, UnitOfWork
@@ -32,86 +30,97 @@ from schemas.log import gate
 from schemas.log.records import Decision, Head, Item, Removal
 
 _SYNCS = frozenset({gate.SYNC, gate.RESTATED})
-"""Records that say how things stood at the bank when they were made."""
+"""Records with the bank's state at the time when they were produced."""
 
 _USER_FIELDS = "user_fields"
-"""Before the name of a field that the user owns, where an event names what changed."""
+"""Before the name of a user's field, where an event names the changed fields."""
 
 
-def fold(working: UnitOfWork, record: AcceptedRecord) -> FoldedRecord:
-    """Apply an accepted record to the working set, and give what it caused.
+def fold(work: UnitOfWork, record: AcceptedRecord) -> FoldedRecord:
+    """Apply an accepted record to the unit of work, and return its effect. The gate's state is not changed here.
 
-    `item` is None for a record that concerns no Item. The gate's own state is not touched here.
-    Raises: Quarantine; the working set is of no use then.
+    Raises: Quarantine; the unit of work is of no use then.
     """
-    item, head, place, said = record.item, record.log_record.head, record.context, record.changeset
+    item, head, context, changeset = record.item, record.log_record.head, record.context, record.changeset
     net: list[NetEvent] = []
-    not_effective = said.not_effective
-    if item is not None and (head.kind == gate.CHAINED or said.has_effect):
-        common = public_events.common_fields(
-            tenant=place.tenant,
-            user_id=place.user_id,
-            item_id=item.item_id,
-            known_at=place.known_at,
-            changeset=place.changeset_id,
-        )
-        _fold_item(working, item, head, place, said, common, net)
-        whole = said.full_resync
-        known = [] if whole is None else full_resync.known_in(item, whole)
-        touched: Touched = {}
-        heard: Sequence[TransactionPayload | Removal] = said.transactions
-        if item.moved:
-            heard = transactions.heard(working, item, heard, touched, place)
-            not_effective = _counted(not_effective, transactions.PASSED_OVER, len(said.transactions) - len(heard))
-        _apply(working, item, place, heard, touched)
-        if whole is not None:
-            _conclude(working, item, touched, place, said, whole, known)
-        if said.decisions:
-            not_effective = _decide(working, item, touched, place, said.decisions, not_effective)
-        idle = transactions.resolve(working, item, touched, place, said)
-        not_effective = _counted(not_effective, events.DECISION_MADE, idle)
-        if said.edits:
-            apply_overrides.apply(working, item, touched, place, said.edits)
-        _settle(working, item, touched, place, common, net)
-        fold_balances(working, item, place, said.balances, common, net)
-        opening_balances.post(working, item, place)
+    not_effective = changeset.not_effective
+    if item is not None and (head.kind == gate.CHAINED or changeset.has_effect):
+        not_effective = _fold_item(work, item, head, context, changeset, net)
+    cause = {name: getattr(head.cause, name) for name in head.cause.__struct_fields__}
     folded = FoldedRecord(
-        place,
+        context,
         head.item_id,
         head.kind,
         head.type,
-        _cause(head),
+        {name: value for name, value in cause.items() if value not in (None, [])},
         head.at,
-        said.counts,
+        changeset.counts,
         not_effective,
         net,
         public_events.encode_block(net),
         head.body_fingerprint,
     )
-    working.folded.append(folded)
+    work.folded.append(folded)
     return folded
 
 
 def _fold_item(
-    working: UnitOfWork,
+    work: UnitOfWork, item: ItemRow, head: Head, context: RecordContext, changeset: Changeset, net: list[NetEvent]
+) -> dict[str, int]:
+    """Fold the parts of a record in order, and return the counts of events without effect."""
+    common = public_events.common_fields(
+        tenant=context.tenant,
+        user_id=context.user_id,
+        item_id=item.item_id,
+        known_at=context.known_at,
+        changeset=context.changeset_id,
+    )
+    _apply_item(work, item, head, context, changeset, common, net)
+    resync = changeset.full_resync
+    known = [] if resync is None else full_resync.known_in(item, resync)
+    touched: Touched = {}
+    reports: Sequence[TransactionPayload | Removal] = changeset.transactions
+    skipped = 0
+    if item.moved:
+        reports = transactions.filter_moved(work, item, reports, touched, context)
+        skipped = len(changeset.transactions) - len(reports)
+    _apply_transactions(work, item, context, reports, touched)
+    if resync is not None:
+        _conclude(work, item, touched, context, changeset, resync, known)
+    idle = _decide(work, item, touched, context, changeset.decisions) if changeset.decisions else 0
+    idle += transactions.resolve(work, item, touched, context, changeset)
+    if changeset.edits:
+        apply_overrides.apply_edits(work, item, touched, context, changeset.edits)
+    _settle(work, item, touched, context, common, net)
+    fold_balances(work, item, context, changeset.balances, common, net)
+    opening_balances.post(work, item, context)
+    counts = changeset.not_effective
+    for kind, count in ((transactions.PASSED_OVER, skipped), (events.DECISION_MADE, idle)):
+        if count:
+            counts = {**counts, kind: counts.get(kind, 0) + count}
+    return counts
+
+
+def _apply_item(
+    work: UnitOfWork,
     item: ItemRow,
     head: Head,
-    place: RecordContext,
-    said: Changeset,
+    context: RecordContext,
+    changeset: Changeset,
     common: CommonFields,
     net: list[NetEvent],
 ) -> None:
-    if head.kind != gate.CHAINED and not said.items:
+    if head.kind != gate.CHAINED and not changeset.items:
         return
-    known_at = item.known_at = place.known_at
-    working.changed_items[item.item_id] = item
+    known_at = item.known_at = context.known_at
+    work.changed_items[item.item_id] = item
     if head.type in _SYNCS:
         item.last_sync_at = known_at
     item.history_status = head.history_status or item.history_status
-    if not said.items:
+    if not changeset.items:
         return
-    kinds = {kind for kind, *_ in said.items}
-    _, last, payload, schema = said.items[-1]
+    kinds = {kind for kind, *_ in changeset.items}
+    _, last, payload, schema = changeset.items[-1]
     before, before_schema, item.payload, item.schema = item.payload, item.schema, payload, schema
     item.history_status = last.history_status or item.history_status
     if events.ITEM_UNLINKED in kinds:
@@ -128,136 +137,131 @@ def _fold_item(
     net.append(NetEvent(kind, public_schema(schema), item.item_id.encode(), event))
 
 
-def _apply(
-    working: UnitOfWork,
+def _apply_transactions(
+    work: UnitOfWork,
     item: ItemRow,
-    place: RecordContext,
-    said: Sequence[TransactionPayload | Removal],
+    context: RecordContext,
+    reports: Sequence[TransactionPayload | Removal],
     touched: Touched,
 ) -> None:
-    """Apply all that is said of transactions, in order, save that a posted one waits for its pending one."""
+    """Apply reports in order, except that a posted transaction waits for its pending one."""
     waiting: list[TransactionPayload] = []
     by_id = item.by_id
-    for payload in said:
+    for payload in reports:
         if type(payload) is not TransactionPayload:
-            _remove(working, item, touched, payload.transaction_id, place)
+            _remove(work, item, touched, payload.transaction_id, context)
             continue
         row = by_id.get(payload.transaction_id)
         if row is not None:
-            _change(working, item, row, payload, touched)
+            _change(work, item, row, payload, touched)
         elif payload.pending_transaction_id is None:
-            _insert(working, item, payload, touched, place)
+            _insert(work, item, payload, touched, context)
         else:
             row = by_id.get(payload.pending_transaction_id)
             if row is not None:
-                _inherit(working, item, row, payload, touched)
+                _inherit(work, item, row, payload, touched)
             else:
                 waiting.append(payload)
     for payload in waiting:
         row = by_id.get(payload.transaction_id) or by_id.get(payload.pending_transaction_id or "")
         if row is None:
-            _insert(working, item, payload, touched, place)
+            _insert(work, item, payload, touched, context)
         elif row.transaction_id == payload.transaction_id:
-            _change(working, item, row, payload, touched)
+            _change(work, item, row, payload, touched)
         else:
-            _inherit(working, item, row, payload, touched)
+            _inherit(work, item, row, payload, touched)
 
 
 def _insert(
-    working: UnitOfWork, item: ItemRow, payload: TransactionPayload, touched: Touched, place: RecordContext
+    work: UnitOfWork, item: ItemRow, payload: TransactionPayload, touched: Touched, context: RecordContext
 ) -> None:
     transaction_id = payload.transaction_id
-    salt = item.salt
+    salt = item.item_id.encode()
     own = first = own_id(transaction_id, salt=salt)
     repeats = 0
     while own in item.own_ids:
-        # The chain that began with this id lives on under another one; this is a second chain.
-        own = own_id(transaction_id, salt=salt + place.changeset_id + repeats.to_bytes(4, "big"))
+        # The chain that began with this id goes on under another one; this is a second chain.
+        own = own_id(transaction_id, salt=salt + context.changeset_id + repeats.to_bytes(4, "big"))
         repeats += 1
     row = Row(
         own,
         item.item_id,
-        place.user,
+        context.user,
         transaction_id,
         own is not first,
         payload.data,
         payload.schema,
         payload.columns,
         NOTHING,
-        place.offset,
-        place.offset,
-        place.known_at,
-        place.known_at if payload.is_enriched else None,
+        context.offset,
+        context.offset,
+        context.known_at,
+        context.known_at if payload.is_enriched else None,
     )
     if item.waiting_edits:
         apply_overrides.take_waiting(item, row, (transaction_id, payload.pending_transaction_id))
-    row.postings = posted(working.book, row, payload)
+    row.postings = posted(work.book, row, payload)
     item.by_id[transaction_id] = row
     item.own_ids.add(own)
     touched[own] = (row, None)
 
 
-def _change(working: UnitOfWork, item: ItemRow, row: Row, payload: TransactionPayload, touched: Touched) -> None:
+def _change(work: UnitOfWork, item: ItemRow, row: Row, payload: TransactionPayload, touched: Touched) -> None:
     if row.missing_since_offset is not None:
-        full_resync.unmark(working, item, row)
+        work.clear_missing(item, row)
     if row.payload == payload.data and row.removed_at is None:
-        return  # says nothing new, like most of what Plaid calls modified
-    remember(row, touched)
+        return  # nothing new, like most transactions that Plaid calls modified
+    track(row, touched)
     row.payload, row.schema, row.columns, row.removed_at = payload.data, payload.schema, payload.columns, None
-    row.postings = posted(working.book, row, payload)
+    row.postings = posted(work.book, row, payload)
     if not row.version:
         row.enriched_at = row.known_at if payload.is_enriched else None
 
 
-def _inherit(working: UnitOfWork, item: ItemRow, row: Row, payload: TransactionPayload, touched: Touched) -> None:
-    """Let a posted transaction go on in the row of its pending one, removed or not."""
-    remember(row, touched)
+def _inherit(work: UnitOfWork, item: ItemRow, row: Row, payload: TransactionPayload, touched: Touched) -> None:
+    """Continue the row of a pending transaction, removed or not, as its posted one."""
+    track(row, touched)
     del item.by_id[row.transaction_id]
     row.transaction_id, row.own_id_inherited = payload.transaction_id, True
     item.by_id[payload.transaction_id] = row
     if item.waiting_edits:
         apply_overrides.take_waiting(item, row, (payload.transaction_id,))
-    _change(working, item, row, payload, touched)
+    _change(work, item, row, payload, touched)
 
 
-def _remove(working: UnitOfWork, item: ItemRow, touched: Touched, transaction_id: str, place: RecordContext) -> None:
-    """Take a transaction back. An id that no row has is either unknown or superseded: nothing to do."""
+def _remove(work: UnitOfWork, item: ItemRow, touched: Touched, transaction_id: str, context: RecordContext) -> None:
+    """Remove a transaction. An id without a row is either unknown or superseded: nothing to do."""
     row = item.by_id.get(transaction_id)
     if row is not None and row.removed_at is None:
-        remember(row, touched)
-        row.removed_at, row.postings = place.known_at, NOTHING
+        track(row, touched)
+        row.removed_at, row.postings = context.known_at, NOTHING
         if row.missing_since_offset is not None:
-            full_resync.unmark(working, item, row)
+            work.clear_missing(item, row)
 
 
 def _conclude(
-    working: UnitOfWork,
+    work: UnitOfWork,
     item: ItemRow,
     touched: Touched,
-    place: RecordContext,
-    said: Changeset,
-    history: FullResync,
+    context: RecordContext,
+    changeset: Changeset,
+    resync: FullResync,
     known: Sequence[Row],
 ) -> None:
-    """Remove what a whole history does not name, or let it wait for a person where that is too much."""
-    named = {payload.transaction_id for payload in said.transactions if type(payload) is TransactionPayload}
-    conclusion = full_resync.concluded(known, named, history)
+    """Remove the rows that a full resync does not name, or mark them for a person where they are too many."""
+    named = {payload.transaction_id for payload in changeset.transactions if type(payload) is TransactionPayload}
+    conclusion = full_resync.conclude(known, named, resync)
     if conclusion.needs_a_person:
-        full_resync.mark(working, item, conclusion.missing, place, known=len(known))
+        full_resync.mark(work, item, conclusion.missing, context, known=len(known))
         return
     for row in conclusion.missing:
-        _remove(working, item, touched, row.transaction_id, place)
+        _remove(work, item, touched, row.transaction_id, context)
 
 
 def _decide(
-    working: UnitOfWork,
-    item: ItemRow,
-    touched: Touched,
-    place: RecordContext,
-    decisions: Sequence[Decision],
-    not_effective: dict[str, int],
-) -> dict[str, int]:
-    """Remove or keep what waits. Gives what has no effect, with the decisions about what does not wait any more."""
+    work: UnitOfWork, item: ItemRow, touched: Touched, context: RecordContext, decisions: Sequence[Decision]
+) -> int:
+    """Remove or keep marked rows, and return the number of decisions about rows that do not wait any more."""
     idle = 0
     for decision in decisions:
         if decision.decision in transactions.DECISIONS:
@@ -265,110 +269,91 @@ def _decide(
         if item.missing_changeset_id is None or item.missing_changeset_id.hex() != decision.subject:
             idle += 1
             continue
-        item.known_at = place.known_at
+        item.known_at = context.known_at
         for row in full_resync.marked(item):
             if decision.decision == events.APPROVE_REMOVALS:
-                _remove(working, item, touched, row.transaction_id, place)
+                _remove(work, item, touched, row.transaction_id, context)
             else:
-                full_resync.unmark(working, item, row)
-    return _counted(not_effective, events.DECISION_MADE, idle)
-
-
-def _counted(not_effective: dict[str, int], kind: str, count: int) -> dict[str, int]:
-    """What has no effect, with some more of a kind."""
-    return {**not_effective, kind: not_effective.get(kind, 0) + count} if count else not_effective
+                work.clear_missing(item, row)
+    return idle
 
 
 def _settle(
-    working: UnitOfWork,
-    item: ItemRow,
-    touched: Touched,
-    place: RecordContext,
-    common: CommonFields,
-    net: list[NetEvent],
+    work: UnitOfWork, item: ItemRow, touched: Touched, context: RecordContext, common: CommonFields, net: list[NetEvent]
 ) -> None:
-    post, new = working.book.post, working.new
+    post, new = work.book.post, work.new
     for own, (row, before) in touched.items():
         if before is not None:
             about = common if row.item_id == item.item_id else common.about(row.item_id)
-            _settle_known(working, row, before, place, about, net)
-        elif row.removed_at is not None:  # came and went within the record
+            _settle_known(work, row, before, context, about, net)
+        elif row.removed_at is not None:  # added and removed by the same record
             del item.by_id[row.transaction_id]
             item.own_ids.discard(own)
             apply_overrides.put_back(item, row)
         else:
             new.append(row)
             item.transaction_rows += 1
-            if row.review is not None:  # nobody sees it, and it counts for nothing, until a person decided
+            if row.review is not None:  # no reader sees it, and it counts for nothing, until a person decided
                 continue
             row.version = 1
-            row.transfers = post(own, row.postings, place)
-            said = None if row.user_fields is None else override_rules.values_json(row.user_fields)
-            event = public_events.first_transaction_event(common, own, row.payload, said)
+            row.transfers = post(own, row.postings, context)
+            user_fields = None if row.user_fields is None else override_rules.values_json(row.user_fields)
+            event = public_events.first_transaction_event(common, own, row.payload, user_fields)
             net.append(NetEvent(events.TRANSACTION_ADDED, public_schema(row.schema), own, event))
     if touched:
-        working.changed_items[item.item_id] = item
+        work.changed_items[item.item_id] = item
 
 
 def _settle_known(
-    working: UnitOfWork, row: Row, before: Before, place: RecordContext, common: CommonFields, net: list[NetEvent]
+    work: UnitOfWork, row: Row, before: RowBefore, context: RecordContext, common: CommonFields, net: list[NetEvent]
 ) -> None:
     was_there, is_there = before.is_shown, row.is_shown
-    if not was_there and not is_there:  # came back and went again within the record
-        if not row.is_new:
-            working.changed[row.own_id] = row
+    if not was_there and not is_there:  # restored and removed again by the same record
+        work.mark_changed(row)
         return
     changed = changed_fields(before.payload, before.schema, row.payload, row.schema) if is_there else []
     changed += [f"{_USER_FIELDS}.{name}" for name in override_rules.changed_fields(before.user_fields, row.user_fields)]
     if was_there and is_there and not changed:  # other bytes, the same content
         row.payload, row.schema, row.postings = before.payload, before.schema, before.postings
-        if row.user_fields != before.user_fields and not row.is_new:  # the same, said again later
-            working.changed[row.own_id] = row
+        if row.user_fields != before.user_fields:  # the same values, edited again later
+            work.mark_changed(row)
         return
     if row.version:
-        working.versions.append(_version(row, before, place))
+        work.versions.append(
+            TransactionVersion(
+                row.own_id,
+                row.version,
+                row.user,
+                before.item_id,
+                before.transaction_id,
+                before.payload,
+                before.schema,
+                before.user_fields,
+                before.removed_at,
+                before.review,
+                before.changeset,
+                before.known_at,
+                context.offset,
+                context.known_at,
+            )
+        )
     row.version += 1
-    row.last_changeset, row.known_at = place.offset, place.known_at
+    row.last_changeset, row.known_at = context.offset, context.known_at
     if not ENRICHMENT.isdisjoint(changed):
-        row.enriched_at = place.known_at
-    row.transfers = working.book.settle(row.own_id, row.transfers, before.postings, row.postings, place)
+        row.enriched_at = context.known_at
+    row.transfers = work.book.settle(row.own_id, row.transfers, before.postings, row.postings, context)
     if not row.is_new:
-        working.changed[row.own_id] = row
+        work.changed[row.own_id] = row
     net.append(_event_of(row, before, changed, common))
 
 
-def _version(row: Row, before: Before, place: RecordContext) -> TransactionVersion:
-    return TransactionVersion(
-        row.own_id,
-        row.version,
-        row.user,
-        before.item_id,
-        before.transaction_id,
-        before.payload,
-        before.schema,
-        before.user_fields,
-        before.removed_at,
-        before.review,
-        before.changeset,
-        before.known_at,
-        place.offset,
-        place.known_at,
-    )
-
-
-def _event_of(row: Row, before: Before, changed: list[str], common: CommonFields) -> NetEvent:
-    """The one net event of a known transaction. One that comes back after a removal was added, to its readers."""
-    users, previous_users = override_rules.values_json(row.user_fields), None
-    if row.removed_at is not None:
-        kind, changed, previous = events.TRANSACTION_REMOVED, [], None
-    elif not before.is_shown:
-        kind, changed, previous = events.TRANSACTION_ADDED, [], None
-    else:
-        kind, previous, previous_users = (
-            events.TRANSACTION_MODIFIED,
-            before.payload,
-            override_rules.values_json(before.user_fields),
-        )
+def _event_of(row: Row, before: RowBefore, changed: list[str], common: CommonFields) -> NetEvent:
+    """Return the one net event of a known transaction. One that returns after a removal was added, to its readers."""
+    previous: bytes | None
+    kind, previous, previous_user_fields = events.TRANSACTION_MODIFIED, before.payload, before.user_fields
+    if row.removed_at is not None or not before.is_shown:
+        kind = events.TRANSACTION_ADDED if row.removed_at is None else events.TRANSACTION_REMOVED
+        changed, previous, previous_user_fields = [], None, None
     event = public_events.transaction_event(
         common,
         row.own_id,
@@ -376,12 +361,7 @@ def _event_of(row: Row, before: Before, changed: list[str], common: CommonFields
         row.payload,
         changed=changed,
         previous=previous,
-        user_fields=users,
-        previous_user_fields=previous_users,
+        user_fields=override_rules.values_json(row.user_fields),
+        previous_user_fields=override_rules.values_json(previous_user_fields),
     )
     return NetEvent(kind, public_schema(row.schema), row.own_id, event)
-
-
-def _cause(head: Head) -> dict[str, object]:
-    cause = head.cause
-    return {name: getattr(cause, name) for name in cause.__struct_fields__ if getattr(cause, name) not in (None, [])}

@@ -1,7 +1,7 @@
-"""A restated history: what it does not name was removed by the bank, or waits for a person's decision. Pure.
+"""Full resync: transactions that it does not name were removed by the bank, or wait for a person's decision.
 
-Invariant: the marked rows of an Item (`missing_since_offset`) are those that wait for one decision, about the record that the
-Item names in its own `missing_since_offset`; `missing_rows` is their number.
+Invariant: the marked rows of an Item (`missing_since_offset`) wait for one decision, about the record in the Item's
+`missing_changeset_id`; `missing_rows` is their number.
 """
 
 from collections.abc import Collection, Iterable
@@ -18,70 +18,48 @@ REMOVALS_ALWAYS_MAX = 10
 
 
 class Conclusion(NamedTuple):
-    """What a restated history says of the rows that were known in its window, in the order of their own ids."""
+    """Known rows in the window that a full resync does not name, in the order of their own ids."""
 
     missing: list[Row]
     needs_a_person: bool
 
 
-def known_in(item: ItemRow, history: FullResync) -> list[Row]:
-    """The unremoved rows of the history's accounts within its window, as they are before the record."""
-    return [row for row in item.by_id.values() if row.removed_at is None and covers(history, row)]
+def known_in(item: ItemRow, full_resync: FullResync) -> list[Row]:
+    """Return the unremoved rows of the accounts within the window, as they are before the record."""
+    known = []
+    for row in item.by_id.values():
+        if row.removed_at is None:
+            payload = transaction.decode(row.schema, row.payload)
+            if full_resync.covers(payload.account.decode(), pg_copy.read_date(payload.date)):
+                known.append(row)
+    return known
 
 
-def covers(history: FullResync, row: Row, account_id: str | None = None) -> bool:
-    """Whether the history would name a row; `account_id` is what its Item calls the row's account, where not as it."""
-    said = transaction.reader(row.schema)(row.payload, 0, len(row.payload))
-    if (account_id or said.account.decode()) not in history.account_ids:
-        return False
-    date = pg_copy.read_date(said.date)
-    return (history.since is None or history.since <= date) and (history.until is None or date <= history.until)
+def conclude(known: Collection[Row], named: Collection[str], full_resync: FullResync) -> Conclusion:
+    """Return the missing rows once the record's own transactions are applied.
 
-
-def concluded(known: Collection[Row], named: Collection[str], history: FullResync) -> Conclusion:
-    """What is missing of the known rows once the record's own payload are applied.
-
-    `named` are the bank's ids that the record names: a pending transaction that a posted one inherited has its id now.
+    `named` are the bank's ids in the record: a pending transaction that a posted one inherited has its id now.
     """
     missing = [row for row in known if row.removed_at is None and row.transaction_id not in named]
-    missing.sort(key=_own_id)
-    too_many = len(missing) * 1000 > history.removals_permille_max * len(known)
+    missing.sort(key=lambda row: row.own_id)
+    too_many = len(missing) * 1000 > full_resync.removals_permille_max * len(known)
     return Conclusion(missing, len(missing) > REMOVALS_ALWAYS_MAX and too_many)
 
 
 def marked(item: ItemRow) -> list[Row]:
-    """The rows that wait for a decision, in the order of their own ids."""
-    return sorted((row for row in item.by_id.values() if row.missing_since_offset is not None), key=_own_id)
+    """Return the rows that wait for a decision, in the order of their own ids."""
+    rows = (row for row in item.by_id.values() if row.missing_since_offset is not None)
+    return sorted(rows, key=lambda row: row.own_id)
 
 
-def mark(working: UnitOfWork, item: ItemRow, missing: Iterable[Row], place: RecordContext, *, known: int) -> None:
-    """Let rows wait for a decision about this record. What waited for one about an earlier record joins them."""
+def mark(work: UnitOfWork, item: ItemRow, missing: Iterable[Row], context: RecordContext, *, known: int) -> None:
+    """Mark rows as waiting for a decision about this record, with those that waited for one about an earlier record."""
     rows = {row.own_id: row for row in (*marked(item), *missing)}
     for row in rows.values():
-        row.missing_since_offset = place.offset
-        _changed(working, row)
-    item.missing_rows, item.missing_changeset_id = len(rows), place.changeset_id
-    working.changed_items[item.item_id] = item
-    working.withheld_removals[item.item_id] = (
-        f"{len(rows)} transactions of {known} are not in the restated history {place.changeset_id.hex()}"
+        row.missing_since_offset = context.offset
+        work.mark_changed(row)
+    item.missing_rows, item.missing_changeset_id = len(rows), context.changeset_id
+    work.changed_items[item.item_id] = item
+    work.withheld_removals[item.item_id] = (
+        f"{len(rows)} transactions of {known} are not in the restated history {context.changeset_id.hex()}"
     )
-
-
-def unmark(working: UnitOfWork, item: ItemRow, row: Row) -> None:
-    """Take a row's mark away: the bank spoke of it, it was removed, or a person decided."""
-    row.missing_since_offset = None
-    _changed(working, row)
-    item.missing_rows -= 1
-    working.changed_items[item.item_id] = item
-    if not item.missing_rows:
-        item.missing_changeset_id = None
-        working.withheld_removals[item.item_id] = None
-
-
-def _changed(working: UnitOfWork, row: Row) -> None:
-    if not row.is_new:
-        working.changed[row.own_id] = row
-
-
-def _own_id(row: Row) -> bytes:
-    return row.own_id

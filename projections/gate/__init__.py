@@ -1,1 +1,1 @@
-"""TODO projections/gate."""
+"""Gate: decide which records of `changesets` count, and withhold those of quarantined Items."""

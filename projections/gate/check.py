@@ -1,6 +1,6 @@
-"""Which records of a batch count, and what they say: gate, item_quarantine, unsealing, reading. Pure.
+"""Gate of a batch: decide which records count, withhold those of quarantined Items, decrypt and decode the others.
 
-Whatever one record raises here quarantines its Item: it and all that follows for the Item is withheld, the others go on.
+An error of one record quarantines its Item: it and all later records of the Item are withheld, the others go on.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from projections.decode import changeset
+from projections.decode import changeset as decoding
 from projections.decode.changeset import Changeset
 from projections.decode.log_record import LogRecord
 from projections.gate.quarantine import EndedQuarantine, ItemQuarantine, QuarantinedItems, QuarantineSpan
@@ -25,20 +25,18 @@ USERS_WITHOUT_KEY_MAX = 20
 """A failover can lose the keys of the last users; more than these in one batch, and it is the wrong database."""
 
 REASON_CHARACTERS_MAX = 500
-"""Longest reason that a item_quarantine keeps."""
+"""Longest reason that a quarantine stores."""
 
 WITHHELD, QUARANTINED, QUARANTINED_AGAIN = "withheld", "quarantined", "quarantined_again"
 REDRIVEN, NOTHING_TO_REDRIVE = "redriven", "nothing_to_redrive"
-"""What became of a record, beside what the gate says."""
+"""Verdicts on a record beside those of schemas.log.gate."""
 
-_SEALS_NOTHING = frozenset({gate.ERASURE, gate.REDRIVE})
-"""Free records that are not opened: they say all in their heads."""
-_NEVER_WITHHELD = frozenset({gate.REDRIVE, gate.ERASURE})
-"""Records about a quarantined Item that end the item_quarantine, so they must be read."""
+_CONTROL = frozenset({gate.ERASURE, gate.REDRIVE})
+"""Free records with everything in their heads: they are not decrypted, and never withheld, since they end quarantines."""
 
 
 class AcceptedRecord(NamedTuple):
-    """A record that counts, with all that it says. `redriven` are those that it frees, at its own place."""
+    """A record that counts, decoded. `redriven` are the records that it releases, in its own context."""
 
     log_record: LogRecord
     context: RecordContext
@@ -48,37 +46,38 @@ class AcceptedRecord(NamedTuple):
 
 
 class GateResult(Struct):
-    """The outcome for a batch.
-
-    `quarantines`, `withheld` are new in it; `ended`, `freed` were stored and are so no more.
-    """
+    """Result for a batch. `quarantines` and `withheld` are new in it; `ended` and `released` were stored before."""
 
     accepted: list[AcceptedRecord] = field(default_factory=list)
     verdicts: dict[str, int] = field(default_factory=dict)
     quarantines: list[ItemQuarantine] = field(default_factory=list)
     ended: list[EndedQuarantine] = field(default_factory=list)
     withheld: list[LogRecord] = field(default_factory=list)
-    freed: list[LogRecord] = field(default_factory=list)
+    released: list[LogRecord] = field(default_factory=list)
 
     def all_accepted(self) -> Iterator[AcceptedRecord]:
-        """All records that count, those that were redriven before their redrive."""
+        """Yield all records that count, redriven ones before their redrive."""
         for record in self.accepted:
             yield from record.redriven
             yield record
 
+    def count(self, verdict: str) -> None:
+        """Count a verdict."""
+        self.verdicts[verdict] = self.verdicts.get(verdict, 0) + 1
+
 
 class Owners(NamedTuple):
-    """Keys of users (None: destroyed on purpose), and the names that their application knows them by."""
+    """Keys of users (None: destroyed on purpose), with their tenants and application's ids."""
 
     keys: Mapping[int, UserKeys | None]
     names: Mapping[int, tuple[str, str]]
 
 
 class GateCheck:
-    """Lets the records of a batch in, one after the other.
+    """Checks the records of a batch, one after the other.
 
-    `poisoned` names records, by partition and offset, that were found to be what Postgres or the fold refuses.
-    `withheld` has what is stored of the Items that the batch redrives.
+    `poisoned` has the reason of records, by partition and offset, that Postgres or the fold refused before. `withheld`
+    has the stored records of the Items that the batch redrives.
     """
 
     def __init__(
@@ -92,143 +91,148 @@ class GateCheck:
         withheld: Mapping[str, Sequence[LogRecord]] | None = None,
     ) -> None:
         self._items = items
-        self._lot = QuarantinedItems(quarantined, withheld or {})
+        self._quarantined = QuarantinedItems(quarantined, withheld or {})
         self._known_ids = known_ids
         self._owners = owners
         self._poisoned = poisoned
         self._without_key: set[int] = set()
+        self._result = GateResult()
 
     def check(self, batch: Iterable[LogRecord]) -> GateResult:
-        """Decide on each record in order; the Items' gates are moved on.
+        """Decide on each record in order, and advance the Items' gates.
 
         Raises: Halt, where more users than USERS_WITHOUT_KEY_MAX have no key.
         """
-        outcome = GateResult()
+        result, quarantined = self._result, self._quarantined
         for record in batch:
-            _count(outcome, self._verdict(record, outcome))
-        lot = self._lot
-        outcome.quarantines, outcome.ended, outcome.withheld, outcome.freed = (
-            lot.quarantines(),
-            lot.ended,
-            lot.withheld(),
-            lot.freed,
-        )
-        return outcome
+            result.count(self._verdict(record))
+        result.quarantines, result.ended = list(quarantined.new.values()), quarantined.ended
+        result.withheld = [record for records in quarantined.newly_withheld.values() for record in records]
+        result.released = quarantined.released
+        return result
 
-    def _verdict(self, opened: LogRecord, outcome: GateResult) -> str:
-        head, received = opened.head, opened.received
-        if head.item_id is None:
-            return self._of_no_item(opened, outcome)
-        if head.type not in _NEVER_WITHHELD and self._lot.holds(head.item_id, received.offset):
-            self._lot.withhold(head.item_id, opened)
+    def _verdict(self, record: LogRecord) -> str:
+        head, item_id = record.head, record.head.item_id
+        if item_id is None:
+            return self._without_item(record)
+        if head.type not in _CONTROL and self._quarantined.withholds(item_id, record.received.offset):
+            self._quarantined.withhold(item_id, record)
             return WITHHELD
-        item = self._item(head.item_id, opened)
-        verdict = gate.decide(head, item.gate, erased=False, known=head.id in self._known_ids)
+        item = self._items.get(item_id)
+        if item is None:
+            item = self._items[item_id] = ItemRow(item_id, head.user, record.received.partition, is_complete=True)
+        verdict = self._decide(record, item.gate)
         if verdict is Verdict.ACCEPTED and head.type == gate.REDRIVE:
-            return self._redrive(opened, item, outcome)
+            return self._redrive(record, item)
         try:
-            admitted = self._pass(opened, item, verdict, opened)
+            accepted = self._advance(record, item, verdict, record)
         except Quarantine as error:
-            self._lot.quarantine(head.item_id, received, _reason(error))
-            self._lot.withhold(head.item_id, opened)
+            self._quarantined.quarantine(item_id, record.received, _reason(error))
+            self._quarantined.withhold(item_id, record)
             return QUARANTINED
-        if admitted is not None:
-            outcome.accepted.append(admitted)
+        if accepted is not None:
+            self._result.accepted.append(accepted)
         return verdict.value
 
-    def _of_no_item(self, opened: LogRecord, outcome: GateResult) -> str:
-        """A record that concerns no Item: nothing of it can be quarantined, so what it raises ends the process."""
-        head = opened.head
-        if head.kind != gate.FREE:
+    def _without_item(self, record: LogRecord) -> str:
+        """Decide on a record without an Item: nothing can be quarantined, so its error ends the process."""
+        if record.head.kind != gate.FREE:
             return Verdict.UNKNOWN_KIND.value
-        verdict = gate.decide(head, gate.ItemGate(), erased=False, known=head.id in self._known_ids)
+        verdict = self._decide(record, gate.ItemGate())
         if verdict is Verdict.ACCEPTED:
-            outcome.accepted.append(self._admitted(opened, None, opened))
+            self._result.accepted.append(self._accept(record, None, record))
         return verdict.value
 
-    def _redrive(self, opened: LogRecord, item: ItemRow, outcome: GateResult) -> str:
-        """Let what is withheld of an Item through the gate, all of it or, where one record fails again, nothing."""
-        lot, received = self._lot, opened.received
-        admitted = self._admitted(opened, item, opened)
-        if not lot.end(item.item_id, received.offset):
-            outcome.accepted.append(admitted)
+    def _decide(self, record: LogRecord, item_gate: gate.ItemGate) -> Verdict:
+        return gate.decide(record.head, item_gate, erased=False, known=record.head.id in self._known_ids)
+
+    def _redrive(self, record: LogRecord, item: ItemRow) -> str:
+        """Pass the withheld records of an Item through the gate: all of them or, where one fails again, none."""
+        quarantined, received = self._quarantined, record.received
+        accepted, result = self._accept(record, item, record), self._result
+        if not quarantined.end(item.item_id, received.offset):
+            result.accepted.append(accepted)
             return NOTHING_TO_REDRIVE
-        if lot.begins(item.item_id, received.offset):
-            outcome.accepted.append(admitted)
+        if quarantined.begins(item.item_id, received.offset):
+            result.accepted.append(accepted)
             return QUARANTINED_AGAIN
         before = (item.gate, item.chunks, item.head_offset, item.user, item.partition)
         item.chunks = dict(item.chunks)
         known_ids = set(self._known_ids)
         try:
             self._check_poison(received)
-            redriven, verdicts = self._again(opened, item)
+            redriven, verdicts = self._check_withheld(record, item)
         except Quarantine as error:
             item.gate, item.chunks, item.head_offset, item.user, item.partition = before
             self._known_ids = known_ids
-            lot.quarantine(item.item_id, received, _reason(error))
-            outcome.accepted.append(admitted)
+            quarantined.quarantine(item.item_id, received, _reason(error))
+            result.accepted.append(accepted)
             return QUARANTINED_AGAIN
-        lot.free(item.item_id)
-        outcome.accepted.append(admitted._replace(redriven=tuple(redriven)))
+        quarantined.release(item.item_id)
+        result.accepted.append(accepted._replace(redriven=tuple(redriven)))
         for verdict in verdicts:
-            _count(outcome, verdict.value)
+            result.count(verdict.value)
         return REDRIVEN
 
-    def _again(self, redrive: LogRecord, item: ItemRow) -> tuple[list[AcceptedRecord], list[Verdict]]:
+    def _check_withheld(self, redrive: LogRecord, item: ItemRow) -> tuple[list[AcceptedRecord], list[Verdict]]:
         redriven: list[AcceptedRecord] = []
         verdicts: list[Verdict] = []
-        for held in self._lot.waiting(item.item_id):
-            head = held.head
-            verdict = gate.decide(head, item.gate, erased=False, known=head.id in self._known_ids)
+        for record in self._quarantined.waiting(item.item_id):
+            verdict = self._decide(record, item.gate)
             try:
-                admitted = self._pass(held, item, verdict, redrive)
+                accepted = self._advance(record, item, verdict, redrive)
             except Quarantine as error:
-                raise Quarantine(f"record {held.received.offset}: {error}") from error
+                raise Quarantine(f"record {record.received.offset}: {error}") from error
             verdicts.append(verdict)
-            if admitted is not None:
-                redriven.append(admitted)
+            if accepted is not None:
+                redriven.append(accepted)
         return redriven, verdicts
 
-    def _pass(self, opened: LogRecord, item: ItemRow, verdict: Verdict, at: LogRecord) -> AcceptedRecord | None:
-        """Do what the gate says of a record of an Item.
+    def _advance(self, record: LogRecord, item: ItemRow, verdict: Verdict, anchor: LogRecord) -> AcceptedRecord | None:
+        """Apply a verdict to a record of an Item.
 
-        Raises: Halt; Quarantine, where the record cannot be opened or read: nothing is done then.
+        Raises: Halt; Quarantine, where the record cannot be decrypted or decoded: nothing is changed then.
         """
-        head = opened.head
-        admitted = None
+        accepted = None
         if verdict is Verdict.CHUNK:
-            item.chunks[head.id] = (opened.received.offset, opened.received.value)
+            item.chunks[record.head.id] = (record.received.offset, record.received.value)
         elif verdict is Verdict.ACCEPTED:
             try:
-                self._check_poison(opened.received)
-                admitted = self._admitted(opened, item, at)
+                self._check_poison(record.received)
+                accepted = self._accept(record, item, anchor)
             except Halt:
                 raise
             except Exception as error:
                 raise Quarantine(reason(error)) from error
-        item.gate = gate.advance(head, item.gate, verdict)
-        return admitted
+        item.gate = gate.advance(record.head, item.gate, verdict)
+        return accepted
 
-    def _admitted(self, opened: LogRecord, item: ItemRow | None, at: LogRecord) -> AcceptedRecord:
-        """Unseal and read a record that counts, at its own place or at that of the redrive that frees it."""
-        head, received = opened.head, opened.received
-        said = self._said(opened, item)
-        place = self._place(opened, said, at)
+    def _accept(self, record: LogRecord, item: ItemRow | None, anchor: LogRecord) -> AcceptedRecord:
+        """Decrypt and decode a record that counts, with the context of `anchor`: itself, or the redrive of it."""
+        head, received = record.head, record.received
+        changeset = self._decode(record, item)
+        name = self._owners.names.get(head.user)
+        if name is None:
+            if changeset.has_effect:
+                raise Quarantine(f"user {head.user} has a key and no name")
+            name = ("", "")
+        position = anchor.received
+        context = RecordContext(position.partition, position.offset, head.id, anchor.known_at, head.user, *name)
         self._known_ids.add(head.id)
         if item is not None and head.kind == gate.CHAINED:
             item.head_offset, item.user, item.partition = received.offset, head.user, received.partition
             item.chunks = {}
-        return AcceptedRecord(opened, place, item, said)
+        return AcceptedRecord(record, context, item, changeset)
 
     def _check_poison(self, received: Received) -> None:
-        why = self._poisoned.get((received.partition, received.offset))
-        if why is not None:
-            raise Quarantine(why)
+        poison = self._poisoned.get((received.partition, received.offset))
+        if poison is not None:
+            raise Quarantine(poison)
 
-    def _said(self, opened: LogRecord, item: ItemRow | None) -> Changeset:
-        head = opened.head
-        if head.type in _SEALS_NOTHING or item is None:
-            return changeset.without_effect(head.counts)
+    def _decode(self, record: LogRecord, item: ItemRow | None) -> Changeset:
+        head = record.head
+        if head.type in _CONTROL or item is None:
+            return decoding.without_effect(head.counts)
         if head.user not in self._owners.keys:
             self._without_key.add(head.user)
             if len(self._without_key) > USERS_WITHOUT_KEY_MAX:
@@ -236,39 +240,14 @@ class GateCheck:
             raise Quarantine(f"user {head.user} has no key")
         keys = self._owners.keys[head.user]
         if keys is None:
-            return changeset.without_effect({})
-        blocks = [changesets.unseal(opened.envelope, keys)]
-        if head.parts:
-            assert item is not None
-            blocks = [_part(item, named, keys) for named in head.parts] + blocks
-        return changeset.read(blocks)
-
-    def _place(self, opened: LogRecord, said: Changeset, at: LogRecord) -> RecordContext:
-        head, received = opened.head, at.received
-        name = self._owners.names.get(head.user)
-        if name is None:
-            if said.has_effect:
-                raise Quarantine(f"user {head.user} has a key and no name")
-            name = ("", "")
-        return RecordContext(received.partition, received.offset, head.id, at.known_at, head.user, *name)
-
-    def _item(self, item_id: str, opened: LogRecord) -> ItemRow:
-        item = self._items.get(item_id)
-        if item is None:
-            item = self._items[item_id] = ItemRow(item_id, opened.head.user, opened.received.partition)
-            item.is_complete = True
-        return item
-
-
-def _count(outcome: GateResult, verdict: str) -> None:
-    outcome.verdicts[verdict] = outcome.verdicts.get(verdict, 0) + 1
+            return decoding.without_effect({})
+        blocks = [changesets.unseal(record.envelope, keys)]
+        for number, chunk_id in enumerate(head.parts):
+            if chunk_id not in item.chunks:
+                raise Quarantine(f"part {chunk_id.hex()} is named and was not kept aside")
+            blocks.insert(number, changesets.unseal(changesets.read(item.chunks[chunk_id][1]), keys))
+        return decoding.decode(blocks)
 
 
 def _reason(error: Quarantine) -> str:
     return str(error)[:REASON_CHARACTERS_MAX]
-
-
-def _part(item: ItemRow, named: bytes, keys: UserKeys) -> bytes:
-    if named not in item.chunks:
-        raise Quarantine(f"part {named.hex()} is named and was not kept aside")
-    return changesets.unseal(changesets.read(item.chunks[named][1]), keys)

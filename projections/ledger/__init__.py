@@ -1,1 +1,1 @@
-"""TODO projections/ledger."""
+"""Ledger rules: postings of a transaction, from the bank's payload and the user's fields."""

@@ -1,1 +1,1 @@
-"""TODO projections/matching."""
+"""Matching: find accounts and transactions that the bank reports under several ids."""

@@ -1,19 +1,19 @@
-"""Which accounts are one account at the bank, told under several of Plaid's ids. Pure.
+"""Account matching: find accounts that are one account at the bank under several of Plaid's ids.
 
 Source: Plaid, Duplicate Items: match by institution, name and mask, or by persistent_account_id where a bank has one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from projections.decode.changeset import BalanceReport
+from projections.decode.changeset import CACHED, BalanceReport
 from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, UnitOfWork
 from schemas.encoding import codec
-from schemas.log.records import Account, Item
+from schemas.log.records import Account
 
 
-class Portrait(NamedTuple):
-    """What an account looks like, whatever its id: `name` is normalised, None is what the bank did not say."""
+class AccountFeatures(NamedTuple):
+    """Features of an account, whatever its id: `name` is normalised, None is a value that the bank did not report."""
 
     key: AccountKey
     institution_id: str | None
@@ -26,15 +26,16 @@ class Portrait(NamedTuple):
 
 
 def normalised(text: str | None) -> str:
-    """A text without what banks change at will: letter case, and white space around and between payload."""
+    """Remove what banks change at will: letter case, and white space around and between words."""
     return " ".join((text or "").split()).casefold()
 
 
-def portrait(item: ItemRow, account: Account) -> Portrait:
-    """The portrait of a reported account of an Item."""
-    return Portrait(
+def features(item: ItemRow, account: Account) -> AccountFeatures:
+    """Return the features of a reported account of an Item."""
+    institution_id = None if item.payload is None else codec.decoder(item.schema)(item.payload, 0)[0].institution_id
+    return AccountFeatures(
         (item.item_id, account.account_id),
-        _institution(item),
+        institution_id,
         account.persistent_account_id,
         account.mask,
         normalised(account.name) or None,
@@ -44,110 +45,108 @@ def portrait(item: ItemRow, account: Account) -> Portrait:
     )
 
 
-def portraits(item: ItemRow) -> list[tuple[AccountRow, Portrait]]:
-    """The known accounts of an Item with their portraits, by the source that spoke last."""
-    found = []
+def known_features(item: ItemRow) -> list[tuple[AccountRow, AccountFeatures]]:
+    """Return the known accounts of an Item with their features, by the source that was last reported."""
+    known = []
     for row in item.accounts.values():
-        by_sync = row.source == "cached"
-        said = row.cached_payload if by_sync else row.realtime_payload
-        if said is not None:
-            schema = row.cached_payload_schema if by_sync else row.realtime_payload_schema
-            found.append((row, portrait(item, codec.decoder(schema)(said, 0)[0])))
-    return found
+        payload, schema = (
+            (row.cached_payload, row.cached_payload_schema)
+            if row.source == CACHED
+            else (row.realtime_payload, row.realtime_payload_schema)
+        )
+        if payload is not None:
+            known.append((row, features(item, codec.decoder(schema)(payload, 0)[0])))
+    return known
 
 
-def same(one: Portrait, other: Portrait) -> bool:
-    """Whether two accounts look like one: by the bank's lasting id, else by all that an account looks like.
+def is_same(first: AccountFeatures, second: AccountFeatures) -> bool:
+    """Compare two accounts by the bank's persistent id, else by all other features.
 
-    Two lasting ids that differ are two accounts, however alike the rest is.
+    Two persistent ids that differ are two accounts, however alike the rest is.
     """
-    if one.persistent_id is not None and other.persistent_id is not None:
-        return one.persistent_id == other.persistent_id
-    if None in (one.institution_id, one.mask, one.name):
+    if first.persistent_id is not None and second.persistent_id is not None:
+        return first.persistent_id == second.persistent_id
+    if None in (first.institution_id, first.mask, first.name):
         return False
-    return one[1:2] + one[3:] == other[1:2] + other[3:]
+    return first[1:2] + first[3:] == second[1:2] + second[3:]
 
 
 def pairs(
-    new: Iterable[Portrait], peers: Sequence[Portrait], known: Sequence[Portrait]
-) -> list[tuple[Portrait, Portrait]]:
-    """New accounts with the known ones that they are, where there is exactly one such on each side.
+    new: Iterable[AccountFeatures], peers: Sequence[AccountFeatures], known: Sequence[AccountFeatures]
+) -> list[tuple[AccountFeatures, AccountFeatures]]:
+    """Pair new accounts with known ones, where there is exactly one match on each side.
 
-    `peers` are all accounts, the new ones too, that could be the known one as well.
+    `peers` are all accounts, the new ones too, that could match the known one as well.
     """
-    found = []
-    for one in new:
-        alike = [other for other in known if same(one, other)]
-        if len(alike) == 1 and sum(same(peer, alike[0]) for peer in peers) == 1:
-            found.append((one, alike[0]))
-    return found
+    matched = []
+    for account in new:
+        alike = [other for other in known if is_same(account, other)]
+        if len(alike) == 1 and sum(is_same(peer, alike[0]) for peer in peers) == 1:
+            matched.append((account, alike[0]))
+    return matched
 
 
-def join(working: UnitOfWork, item: ItemRow, balances: Sequence[BalanceReport]) -> None:
-    """Put the accounts that a record tells of for the first time among those that they are at the bank, by age: an
-    account of an Item that was linked earlier is older, within an Item the one known earlier.
+def link_new_accounts(work: UnitOfWork, item: ItemRow, balances: Sequence[BalanceReport]) -> None:
+    """Link the accounts that a record reports for the first time with the accounts that they continue, by age.
+
+    An account of an Item that was linked earlier is older, within an Item the one known earlier.
     """
-    told = {one.account.account_id: one.account for one in balances}
-    new = [portrait(item, account) for name, account in told.items() if name not in item.accounts]
+    reported = {balance.account.account_id: balance.account for balance in balances}
+    new = [features(item, account) for account_id, account in reported.items() if account_id not in item.accounts]
     if not new:
         return
-    candidates: list[Portrait] = []
+    candidates: list[AccountFeatures] = []
     peers = list(new)
-    for other in [one for one in working.items.values() if one.user == item.user]:
-        for row, seen in portraits(other):
+    for other in [other for other in work.items.values() if other.user == item.user]:
+        for row, known in known_features(other):
             if row.continued_by is None:
-                family = [seen.key, *walk(working, seen.key, "continues")]
-                is_told = any(name == item.item_id and account_id in told for name, account_id in family)
-                (peers if is_told else candidates).append(seen)
-    for one, found in pairs(new, peers, candidates):
-        account_id = one.key[1]
+                chain = [known.key, *walk(work, known.key, "continues")]
+                is_reported = any(item_id == item.item_id and account_id in reported for item_id, account_id in chain)
+                (peers if is_reported else candidates).append(known)
+    for account, match in pairs(new, peers, candidates):
+        account_id = account.key[1]
         row = item.accounts[account_id] = AccountRow(account_id, item.item_id, item.user)
-        _insert(working, item, row, [found.key, *walk(working, found.key, "continues")])
+        _insert(work, item, row, [match.key, *walk(work, match.key, "continues")])
 
 
-def walk(working: UnitOfWork, key: AccountKey, way: str) -> Iterator[AccountKey]:
-    """The accounts that lie behind one: all older ones (`continues`) or younger ones (`continued_by`)."""
-    seen = {key}
+def walk(work: UnitOfWork, key: AccountKey, link: Literal["continues", "continued_by"]) -> Iterator[AccountKey]:
+    """Yield all older accounts of one (`continues`) or all younger ones (`continued_by`), the nearest first."""
+    visited = {key}
     while True:
-        account = _account(working, key)
-        behind: AccountKey | None = None if account is None else getattr(account, way)
-        if behind is None or behind in seen:
+        item = work.items.get(key[0])
+        account = None if item is None else item.accounts.get(key[1])
+        following: AccountKey | None = None if account is None else getattr(account, link)
+        if following is None or following in visited:
             return
-        seen.add(behind)
-        yield behind
-        key = behind
+        visited.add(following)
+        yield following
+        key = following
 
 
-def _insert(working: UnitOfWork, item: ItemRow, row: AccountRow, family: Sequence[AccountKey]) -> None:
-    younger = [key for key in family if key[0] != item.item_id and _is_older(item, working.items[key[0]])]
-    older = [key for key in family if key not in younger]
+def _insert(work: UnitOfWork, item: ItemRow, row: AccountRow, chain: Sequence[AccountKey]) -> None:
+    """Insert an account into a chain, youngest first, and mark the chain's Items as linked."""
+    younger = [key for key in chain if key[0] != item.item_id and _is_older(item, work.items[key[0]])]
+    older = [key for key in chain if key not in younger]
     key = (row.item_id, row.account_id)
-    for at, way in ((younger[-1:], "continued_by"), (older[:1], "continues")):
-        for neighbour in at:
-            setattr(row, way, neighbour)
-            twin = working.items[neighbour[0]].accounts[neighbour[1]]
-            setattr(twin, "continues" if way == "continued_by" else "continued_by", key)
-            working.changed_accounts[neighbour] = twin
-    twins = {name for name, _ in family} - {item.item_id}
-    for name in twins | {item.item_id} if twins else ():
-        working.items[name].has_linked_items = True
-        working.changed_items[name] = working.items[name]
+    if younger:
+        row.continued_by = younger[-1]
+        _changed_account(work, younger[-1]).continues = key
+    if older:
+        row.continues = older[0]
+        _changed_account(work, older[0]).continued_by = key
+    linked = {item_id for item_id, _ in chain} - {item.item_id}
+    for item_id in linked | {item.item_id} if linked else ():
+        work.items[item_id].has_linked_items = True
+        work.changed_items[item_id] = work.items[item_id]
 
 
-def _account(working: UnitOfWork, key: AccountKey) -> AccountRow | None:
-    item = working.items.get(key[0])
-    return None if item is None else item.accounts.get(key[1])
+def _changed_account(work: UnitOfWork, key: AccountKey) -> AccountRow:
+    account = work.changed_accounts[key] = work.items[key[0]].accounts[key[1]]
+    return account
 
 
-def _is_older(one: ItemRow, other: ItemRow) -> bool:
-    """Whether an Item was linked before another one. Links of one moment go by their ids."""
-    if one.linked_at is None or other.linked_at is None:
-        return one.linked_at is not None
-    return (one.linked_at, one.item_id) < (other.linked_at, other.item_id)
-
-
-def _institution(item: ItemRow) -> str | None:
-    if item.payload is None:
-        return None
-    said: Item = codec.decoder(item.schema)(item.payload, 0)[0]
-    return said.institution_id
+def _is_older(item: ItemRow, other: ItemRow) -> bool:
+    """Compare the times at which two Items were linked, then their ids."""
+    if item.linked_at is None or other.linked_at is None:
+        return item.linked_at is not None
+    return (item.linked_at, item.item_id) < (other.linked_at, other.item_id)

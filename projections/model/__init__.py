@@ -1,1 +1,1 @@
-"""TODO projections/model."""
+"""Data types of the fold: rows, ledger entries and COPY fields, without I/O."""

@@ -1,6 +1,6 @@
-"""The double-entry ledger: each transaction is one transfer between a bank account and a category, or one for each of
-its parts, by construction in balance. A correction takes transfers back by their reverses and posts others; nothing
-is ever changed.
+"""Double-entry ledger: a transaction is one transfer between a bank account and a category, or one for each split.
+
+A correction reverses transfers and posts others; no transfer is ever changed.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ PENDING, POSTED = "pending", "posted"
 
 
 class AccountSpec(NamedTuple):
-    """What a ledger account stands for. Units: `scale` decimals of all its amounts."""
+    """Purpose of a ledger account. Units: `scale` decimals of all its amounts."""
 
     user: int
     kind: str
@@ -28,10 +28,10 @@ class AccountSpec(NamedTuple):
 
 
 class LedgerAccount(Struct, gc=False):
-    """A ledger account and what a batch adds to its debits and credits, by layer.
+    """A ledger account with the debits and credits that a batch adds, by layer.
 
-    `spec` is None where only a known transfer names it: then its row exists already. `stored` is what the database
-    has of its posted debits less credits, where the batch may open accounts (fold.opening_balances); else 0.
+    `spec` is None where only a stored transfer names it: then its row exists already. `stored` is the database's posted
+    debits less credits where the batch may open accounts (fold.opening_balances), else 0.
     """
 
     id: bytes
@@ -44,12 +44,12 @@ class LedgerAccount(Struct, gc=False):
 
     @property
     def posted(self) -> int:
-        """Its posted balance now, debits less credits; only where `stored` was read."""
+        """Posted balance, debits less credits; only where `stored` was read."""
         return self.stored + self.posted_debits - self.posted_credits
 
 
 class Posting(Struct, frozen=True, gc=False):
-    """What the ledger says of a transaction while it lives. `amount_field` and `effective` are as COPY has them."""
+    """One debit and credit of a transaction. `amount_field` and `effective` are COPY fields."""
 
     debit: LedgerAccount
     credit: LedgerAccount
@@ -60,7 +60,7 @@ class Posting(Struct, frozen=True, gc=False):
     effective: bytes
 
     def same_as(self, other: "Posting") -> bool:
-        """Whether both say the same. Accounts stand for currency and category too."""
+        """Compare two postings; the accounts' ids cover currency and category."""
         return (
             self.debit.id == other.debit.id
             and self.credit.id == other.credit.id
@@ -71,7 +71,7 @@ class Posting(Struct, frozen=True, gc=False):
 
 
 NOTHING: tuple[Posting, ...] = ()
-"""What the ledger says of a transaction that does not count."""
+"""Postings of a transaction that does not count."""
 
 
 class Transfer(Struct, frozen=True, gc=False):
@@ -91,97 +91,75 @@ class Transfer(Struct, frozen=True, gc=False):
 
 
 class Book:
-    """The ledger accounts that a batch touches, and the transfers that it posts."""
+    """Ledger accounts that a batch touches, and the transfers that it posts."""
 
     def __init__(self) -> None:
         self.accounts: dict[bytes, LedgerAccount] = {}
         self.transfers: list[Transfer] = []
         self._sides: dict[tuple[int, bytes, bytes, bytes], tuple[LedgerAccount, LedgerAccount, str]] = {}
 
-    def account_by_id(self, account: bytes) -> LedgerAccount:
-        """The account with this id, which a known transfer names."""
-        found = self.accounts.get(account)
-        if found is None:
-            found = self.accounts[account] = LedgerAccount(account)
-        return found
+    def account_by_id(self, account_id: bytes) -> LedgerAccount:
+        """Return the account with an id that a stored transfer names."""
+        account = self.accounts.get(account_id)
+        if account is None:
+            account = self.accounts[account_id] = LedgerAccount(account_id)
+        return account
 
-    def account(self, spec: AccountSpec) -> LedgerAccount:
-        """The account that stands for this."""
-        account = self.account_by_id(ledger_account_id(spec.user, spec.kind, spec.reference, spec.currency))
-        account.spec = spec
+    def account(self, user: int, kind: str, reference: str, currency: str) -> LedgerAccount:
+        """Return the account with this purpose, which the batch creates where the database lacks it."""
+        account = self.account_by_id(ledger_account_id(user, kind, reference, currency))
+        account.spec = AccountSpec(user, kind, reference, currency, money.ledger_scale(currency))
         return account
 
     def posting(self, user: int, payload: TransactionPayload) -> Posting:
-        """What the ledger has to say of these payload: money out is a debit of the category, money in a credit."""
+        """Return the posting of a payload: money out is a debit of the category, money in a credit."""
         key = (user, payload.account, payload.category, payload.currency)
-        bank, category, currency = self._sides.get(key) or self._found(key)
+        bank, category, currency = self._sides.get(key) or self._open_sides(key)
         amount = payload.amount
         debit, credit = (category, bank) if amount.is_outflow else (bank, category)
         layer = PENDING if payload.is_pending else POSTED
         return Posting(debit, credit, amount.ledger, amount.ledger_field, currency, layer, payload.date)
 
     def post(self, own_id: bytes, postings: Sequence[Posting], context: RecordContext, transfers: int = 0) -> int:
-        """Post behind the `transfers` that a transaction has, and give their number then."""
+        """Post behind a transaction's `transfers` so far, and return their new number."""
         for posting in postings:
             transfers += 1
-            self._post(own_id, transfers, posting.debit, posting.credit, posting, None, context)
+            self._post(own_id, transfers, posting, None, context)
         return transfers
 
     def settle(
         self, own_id: bytes, transfers: int, before: Sequence[Posting], after: Sequence[Posting], context: RecordContext
     ) -> int:
-        """Post what leads from some postings to others, and give the number of transfers of the transaction then.
+        """Reverse and post the transfers between two states, and return the transaction's new number of transfers.
 
-        `transfers` is their number so far: the last ones are `before`, in order.
+        `transfers` is their number so far; the last ones are `before`, in order.
         """
         if len(before) == len(after) and all(map(Posting.same_as, before, after)):
             return transfers
         first = transfers - len(before)
         for number, posting in enumerate(before, first + 1):
-            # The reverse has the effective date of what it takes back, so both vanish together as of any date.
+            # The reverse has the effective date of its transfer, so both vanish together as of any date.
             transfers += 1
-            self._post(own_id, transfers, posting.credit, posting.debit, posting, number, context)
+            self._post(own_id, transfers, posting, number, context)
         return self.post(own_id, after, context, transfers)
 
-    def _post(
-        self,
-        own_id: bytes,
-        number: int,
-        debit: LedgerAccount,
-        credit: LedgerAccount,
-        what: Posting,
-        reverses: int | None,
-        context: RecordContext,
-    ) -> None:
-        amount = what.amount
-        if what.layer == POSTED:
+    def _post(self, own_id: bytes, number: int, posting: Posting, reverses: int | None, context: RecordContext) -> None:
+        debit, credit, amount, layer = posting.debit, posting.credit, posting.amount, posting.layer
+        if reverses is not None:
+            debit, credit = credit, debit
+        if layer == POSTED:
             debit.posted_debits += amount
             credit.posted_credits += amount
         else:
             debit.pending_debits += amount
             credit.pending_credits += amount
+        field, currency, effective = posting.amount_field, posting.currency, posting.effective
         self.transfers.append(
-            Transfer(
-                own_id,
-                number,
-                debit.id,
-                credit.id,
-                amount,
-                what.amount_field,
-                what.currency,
-                what.layer,
-                reverses,
-                what.effective,
-                context,
-            )
+            Transfer(own_id, number, debit.id, credit.id, amount, field, currency, layer, reverses, effective, context)
         )
 
-    def _found(self, key: tuple[int, bytes, bytes, bytes]) -> tuple[LedgerAccount, LedgerAccount, str]:
+    def _open_sides(self, key: tuple[int, bytes, bytes, bytes]) -> tuple[LedgerAccount, LedgerAccount, str]:
         user, account, category, currency = key[0], key[1].decode(), key[2].decode(), key[3].decode()
-        bank = self.account(AccountSpec(user, BANK, account, currency, money.ledger_scale(currency)))
-        sides = self._sides[key] = (
-            bank,
-            self.account(AccountSpec(user, CATEGORY, category, currency, money.ledger_scale(currency))),
-            currency,
-        )
+        bank = self.account(user, BANK, account, currency)
+        sides = self._sides[key] = (bank, self.account(user, CATEGORY, category, currency), currency)
         return sides

@@ -1,4 +1,4 @@
-"""Which transactions a record touches, each with its state before the record."""
+"""Transactions that a record changes, each with its state before the record."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from projections.model.book import Posting
 from projections.model.unit_of_work import Row
 
 
-class Before(NamedTuple):
+class RowBefore(NamedTuple):
     """A transaction as it was before the record."""
 
     item_id: str
@@ -22,29 +22,27 @@ class Before(NamedTuple):
 
     @property
     def is_shown(self) -> bool:
-        """Whether readers had it."""
+        """True where readers saw the row."""
         return self.removed_at is None and self.review is None
 
 
-Touched = dict[bytes, tuple[Row, Before | None]]
-"""Own id to row and its state before the record; None for a row that the record made."""
+Touched = dict[bytes, tuple[Row, RowBefore | None]]
+"""Own id to row and its state before the record; None for a row that the record inserted."""
 
 
-def remember(row: Row, touched: Touched) -> None:
-    """Keep a row's state before the record, ahead of its first change."""
+def track(row: Row, touched: Touched) -> None:
+    """Copy a row's state into `touched` ahead of its first change by the record."""
     if row.own_id not in touched:
-        touched[row.own_id] = (
-            row,
-            Before(
-                row.item_id,
-                row.transaction_id,
-                row.payload,
-                row.schema,
-                row.user_fields,
-                row.removed_at,
-                row.review,
-                row.postings,
-                row.last_changeset,
-                row.known_at,
-            ),
+        before = RowBefore(
+            row.item_id,
+            row.transaction_id,
+            row.payload,
+            row.schema,
+            row.user_fields,
+            row.removed_at,
+            row.review,
+            row.postings,
+            row.last_changeset,
+            row.known_at,
         )
+        touched[row.own_id] = (row, before)

@@ -1,4 +1,4 @@
-"""Values in the binary form of Postgres's COPY: each field is its length (4 bytes, big-endian) and its bytes.
+"""Encode values in the binary form of Postgres's COPY: each field is its length (4 bytes, big-endian) and its bytes.
 
 Source: PostgreSQL, COPY, "Binary Format"; numeric: src/backend/utils/adt/numeric.c, numeric_recv.
 """
@@ -19,7 +19,7 @@ LENGTHS = tuple(struct.pack(">i", length) for length in range(_LENGTHS_MAX))
 
 _EPOCH_DAY = datetime.date(2000, 1, 1).toordinal()
 _BEFORE_ALL, _AFTER_ALL = -(2**31), 2**31 - 1
-"""Days that Postgres calls -infinity and infinity. asyncpg writes Python's first and last date so: this does too."""
+"""Postgres' days for -infinity and infinity. asyncpg writes Python's first and last date so, and this does too."""
 EPOCH_US = 946_684_800_000_000
 """Postgres counts days and microseconds from 2000-01-01, Tartan microseconds from 1970-01-01."""
 _NUMERIC_NEGATIVE = 0x4000
@@ -31,17 +31,17 @@ _numeric_header = struct.Struct(">ihhhh").pack
 
 
 def length(size: int) -> bytes:
-    """The prefix of a field of `size` bytes."""
+    """Encode the length prefix of a field of `size` bytes."""
     return LENGTHS[size] if size < _LENGTHS_MAX else struct.pack(">i", size)
 
 
 def raw(value: bytes | None) -> bytes:
-    """A bytea field."""
+    """Encode a bytea field."""
     return NULL if value is None else length(len(value)) + value
 
 
 def text(value: str | None) -> bytes:
-    """A text field."""
+    """Encode a text field."""
     if value is None:
         return NULL
     encoded = value.encode()
@@ -50,32 +50,32 @@ def text(value: str | None) -> bytes:
 
 
 def jsonb(value: str | None) -> bytes:
-    """A jsonb field from JSON text."""
+    """Encode a jsonb field from JSON text."""
     return NULL if value is None else raw(b"\1" + value.encode())
 
 
 def int2(value: int) -> bytes:
-    """A smallint field."""
+    """Encode a smallint field."""
     return smallint(2, value)
 
 
 def int4(value: int | None) -> bytes:
-    """An integer field."""
+    """Encode an integer field."""
     return NULL if value is None else integer(4, value)
 
 
 def int8(value: int) -> bytes:
-    """A bigint field."""
+    """Encode a bigint field."""
     return bigint(8, value)
 
 
 def moment(microseconds: int | None) -> bytes:
-    """A timestamptz field. Units: microseconds since 1970, UTC."""
+    """Encode a timestamptz field. Units: microseconds since 1970, UTC."""
     return NULL if microseconds is None else bigint(8, microseconds - EPOCH_US)
 
 
 def date(value: str) -> bytes:
-    """A date field from ISO 8601 text; Python's first date is before every date, its last one after every date.
+    """Encode a date field from ISO 8601 text; Python's first date is -infinity, its last one infinity.
 
     Raises: Quarantine, where the text is no date.
     """
@@ -89,7 +89,7 @@ def date(value: str) -> bytes:
 
 
 def read_date(field: bytes) -> datetime.date:
-    """The date of a date field."""
+    """Decode a date field."""
     day = int.from_bytes(field[4:], "big", signed=True)
     if day == _BEFORE_ALL:
         return datetime.date.min
@@ -97,7 +97,7 @@ def read_date(field: bytes) -> datetime.date:
 
 
 def numeric(value: int) -> bytes:
-    """A numeric field from an integer: base 10,000 digits, most significant first, without trailing zeros."""
+    """Encode a numeric field from an integer: base 10,000 digits, most significant first, without trailing zeros."""
     digits: list[int] = []
     rest = abs(value)
     while rest:

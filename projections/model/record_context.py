@@ -1,4 +1,4 @@
-"""The position of a record in the log, its time and its user: what rows and events carry of it."""
+"""Position, time and user of a record of the log."""
 
 from msgspec import Struct
 

@@ -1,7 +1,7 @@
-"""The working set: what the fold knows and changes, from the first record of a batch to its last.
+"""Unit of work: the state that the fold reads and changes, from the first record of a batch to its last.
 
-It is filled from the database (store.loader) and written back (store.writer); in between only the fold
-touches it, in the order of the log, so how a log is cut into batches makes no difference.
+store.loader fills it from the database and store.writer writes it back; in between only the fold changes it, in the
+order of the log, so the cut of a log into batches makes no difference.
 """
 
 from typing import NamedTuple
@@ -13,16 +13,16 @@ from projections.model.record_context import RecordContext
 from schemas.log.gate import ItemGate
 
 MERGED_PREFIX = "merged:"
-"""Before the own id, in place of Plaid's id, of a row that turned out to be another one: an id that no bank gives."""
+"""Before the own id, in place of Plaid's id, of a row that was merged into another one: an id that no bank gives."""
 
 
 class Row(Struct, gc=False):
     """A transaction. Units: `known_at`, `enriched_at`, `removed_at` in microseconds since 1970, UTC.
 
-    `columns` are the bank's payload as COPY fields; None where they are still those of the database. `missing_since_offset`
-    is the offset of the restated history that does not name it, while that waits for a decision. `user_fields` is
-    JSON in canonical form (ledger.override_rules). `postings` are what the ledger says of it while it counts: one,
-    or one for each of its splits; none while it is removed or a review holds it.
+    `columns` are the COPY fields of the bank's payload; None where they are still those of the database.
+    `missing_since_offset` is the offset of the full resync that does not name the row, while that waits for a decision.
+    `user_fields` is JSON in canonical form (ledger.override_rules). `postings` are one, or one for each split; none
+    while the row is removed or a review withholds it.
     """
 
     own_id: bytes
@@ -48,17 +48,17 @@ class Row(Struct, gc=False):
 
     @property
     def is_shown(self) -> bool:
-        """Whether readers have it: the bank has it, and it is no repeat of another one."""
+        """True where readers see it: the bank has it, and no review withholds it."""
         return self.removed_at is None and self.review is None
 
     @property
     def is_merged(self) -> bool:
-        """Whether it turned out to be another one, which goes on in its place."""
+        """True where another row goes on in its place."""
         return self.transaction_id.startswith(MERGED_PREFIX)
 
 
 class TransactionVersion(NamedTuple):
-    """What a transaction was until a changeset made it something else. Units: times in microseconds since 1970, UTC."""
+    """A former state of a transaction. Units: times in microseconds since 1970, UTC."""
 
     own_id: bytes
     version: int
@@ -77,7 +77,7 @@ class TransactionVersion(NamedTuple):
 
 
 class AccountVersion(NamedTuple):
-    """What was reported of an account. Units: `known_at` in microseconds since 1970, UTC."""
+    """A reported state of an account. Units: `known_at` in microseconds since 1970, UTC."""
 
     item_id: str
     account_id: str
@@ -91,7 +91,7 @@ class AccountVersion(NamedTuple):
 
 
 class TransactionMatch(NamedTuple):
-    """Says that a Plaid id is a known transaction by a rule of ours, with its score (0 to 100) and the evidence."""
+    """A Plaid id matched with a known transaction by a rule, with its score (0 to 100) and the evidence."""
 
     item_id: str
     transaction_id: str
@@ -107,7 +107,7 @@ class TransactionMatch(NamedTuple):
 class Review(Struct):
     """A question to a person: is this transaction one of those that are known?
 
-    `own_id` is held out of the ledger while it is open. `candidates` is JSON: a list of own id, score and evidence.
+    `own_id` stays out of the ledger while it is open. `candidates` is JSON: a list of own id, score and evidence.
     """
 
     id: bytes
@@ -131,8 +131,8 @@ AccountKey = tuple[str, str]
 class AccountRow(Struct, gc=False):
     """An account with its last payload of each source. Units: times in microseconds since 1970, UTC.
 
-    `opened` is the offset of the changeset that posted its opening balance, `opening_transfers` how many transfers
-    that took so far. `continues` is the older account that it goes on from, `continued_by` the younger one.
+    `opened` is the offset of the changeset that posted its opening balance, `opening_transfers` the number of its
+    opening transfers so far. `continues` is the older account that it goes on from, `continued_by` the younger one.
     """
 
     account_id: str
@@ -155,14 +155,14 @@ class AccountRow(Struct, gc=False):
 
 
 class ItemRow(Struct):
-    """An Item: the gate's state, what Plaid says about it, and its known transactions and accounts.
+    """An Item: the gate's state, Plaid's payload, and its known transactions and accounts.
 
-    `by_id` finds a transaction by the id that the bank uses now, `own_ids` says which own ids are in use. Both hold
-    all of the Item where `is_complete`, else all that this batch can touch. `parts` are kept aside: id to offset
-    and sealed value; `parts_stored` are those that the database has. `missing_rows` wait for a decision about the
-    restated history with the id `missing_changeset_id`. `has_linked_items` says that another Item of the user reports, or reported,
-    some of its accounts; `moved` are its ids of transactions that live on elsewhere, with their own ids. Edits of
-    transactions that are not there wait in `waiting_edits`, by Plaid's id.
+    `by_id` has a transaction by the id that the bank uses now, `own_ids` the own ids in use. Both hold all of the Item
+    where `is_complete`, else all that this batch can touch. `chunks` wait for their record: id to offset and sealed
+    value; `stored_chunks` are those in the database. `missing_rows` rows wait for a decision about the full resync
+    `missing_changeset_id`. `has_linked_items`: another Item of the user reports, or reported, some of its accounts.
+    `moved` are its ids of transactions that go on in another Item, with their own ids. `waiting_edits` are edits of
+    unknown transactions, by Plaid's id.
     """
 
     item_id: str
@@ -191,18 +191,20 @@ class ItemRow(Struct):
     stored_chunks: frozenset[bytes] = frozenset()
 
     @property
-    def salt(self) -> bytes:
-        """What tells own ids of this Item from those of another one with the same Plaid ids."""
-        return self.item_id.encode()
+    def has_linked_accounts(self) -> bool:
+        """True where an account of the Item has, or had, another id too."""
+        return self.has_linked_items or any(
+            account.continues or account.continued_by for account in self.accounts.values()
+        )
 
     def add(self, row: Row) -> None:
-        """Make a row findable."""
+        """Index a row by its ids."""
         self.by_id[row.transaction_id] = row
         self.own_ids.add(row.own_id)
 
 
 class NetEvent(NamedTuple):
-    """A net event: `entity` is what it is about (own id, account and source, Item), `data` its Avro bytes."""
+    """A net event: `entity` is its subject (own id, account and source, or Item), `data` its Avro bytes."""
 
     type: str
     schema: int
@@ -211,7 +213,7 @@ class NetEvent(NamedTuple):
 
 
 class FoldedRecord(NamedTuple):
-    """What an accepted record caused: a row of `changesets`. `block` holds its net events, encoded.
+    """The effect of an accepted record: a row of `changesets`. `block` holds its net events, encoded.
 
     `redriven_by` is the offset of the redrive that has the net events, where the record was withheld.
     """
@@ -231,9 +233,9 @@ class FoldedRecord(NamedTuple):
 
 
 class UnitOfWork:
-    """All that a batch knows and changes.
+    """State and changes of one batch.
 
-    `withheld_removals`: Item to what waits for a decision now, in payload; None where nothing does any more.
+    `withheld_removals`: Item to the text of its open decision about missing rows; None where it waits for none any more.
     """
 
     def __init__(self) -> None:
@@ -241,7 +243,7 @@ class UnitOfWork:
         self.book = Book()
         self.new: list[Row] = []
         self.changed: dict[bytes, Row] = {}
-        self.changed_accounts: dict[tuple[str, str], AccountRow] = {}
+        self.changed_accounts: dict[AccountKey, AccountRow] = {}
         self.changed_items: dict[str, ItemRow] = {}
         self.folded: list[FoldedRecord] = []
         self.versions: list[TransactionVersion] = []
@@ -250,3 +252,22 @@ class UnitOfWork:
         self.reviews: dict[bytes, Review] = {}
         self.changed_reviews: dict[bytes, Review] = {}
         self.withheld_removals: dict[str, str | None] = {}
+
+    def mark_changed(self, row: Row) -> None:
+        """Write a row back, unless it is new and written as such."""
+        if not row.is_new:
+            self.changed[row.own_id] = row
+
+    def clear_missing(self, item: ItemRow, row: Row) -> None:
+        """Clear a row's missing mark: the bank reported it, it was removed, or a person decided."""
+        row.missing_since_offset = None
+        self.mark_changed(row)
+        item.missing_rows -= 1
+        self.changed_items[item.item_id] = item
+        if not item.missing_rows:
+            item.missing_changeset_id = None
+            self.withheld_removals[item.item_id] = None
+
+    def rows_by_own_id(self, user: int) -> dict[bytes, Row]:
+        """Return all rows of a user by own id."""
+        return {row.own_id: row for item in self.items.values() if item.user == user for row in item.by_id.values()}

@@ -43,7 +43,7 @@ def copy_transactions(changed: Iterable[Row]) -> Iterator[bytes]:
             schema_field = pg_copy.int2(schema)
         columns = row.columns
         if columns is None:
-            columns = transaction.reader(row.schema)(row.payload, 0, len(row.payload)).columns
+            columns = transaction.decode(row.schema, row.payload).columns
         yield join(
             (
                 _TRANSACTION_START,

@@ -134,7 +134,7 @@ def _gate_tables(result: GateResult) -> _Small:
         ),
         (
             upsert_sql.FREED,
-            [(record.head.item_id, record.received.partition, record.received.offset) for record in result.freed],
+            [(record.head.item_id, record.received.partition, record.received.offset) for record in result.released],
         ),
         (
             upsert_sql.QUARANTINES,

@@ -70,7 +70,7 @@ def main(count: int, rounds: int = 10) -> None:
     parts: dict[str, Callable[[], Any]] = {
         "unseal": unseal,
         "walk events": lambda: [list(codec.decode_events(block)) for block in bench.blocks],
-        "read (with walk)": lambda: changeset.read(bench.blocks),
+        "read (with walk)": lambda: changeset.decode(bench.blocks),
         "admit (gate, unseal, read)": bench.admit,
         "admit and fold": bench.folded,
         "transactions for COPY": lambda: list(copy_rows.copy_transactions(working.new)),
@@ -90,7 +90,7 @@ def _unchanged(bench: Bench, rounds: int) -> float:
     """What a modified transaction costs that says nothing new."""
     working = bench.folded()
     item = working.items.get("item") or next(row for row in working.changed_items.values())
-    read = changeset.read([codec.encode_events(modified(*bench.said))])
+    read = changeset.decode([codec.encode_events(modified(*bench.said))])
     record = bench.admit()[-1]._replace(item=item, changeset=read)
     return _best(lambda: fold(working, record), rounds) / bench.count * 1e6
 

@@ -161,7 +161,7 @@ class MemoryProjections:
                 QuarantineSpan(item_quarantine.first_offset, item_quarantine.redrive)
             )
             self.reasons[item_quarantine.item_id, item_quarantine.first_offset] = item_quarantine.reason
-        for freed in outcome.freed:
+        for freed in outcome.released:
             self.held[freed.head.item_id or ""].remove(freed)
         for record in outcome.withheld:
             self.held.setdefault(record.head.item_id or "", []).append(record)

@@ -66,7 +66,7 @@ def fields(copied: bytes) -> list[bytes | None]:
 def test_what_is_read_is_what_was_written(said: Transaction, before: bytes, after: bytes) -> None:
     data = codec.encode(said)
 
-    read = transaction.reader(catalogue.TRANSACTION)(before + data + after, len(before), len(before) + len(data))
+    read = transaction.decoder(catalogue.TRANSACTION)(before + data + after, len(before), len(before) + len(data))
 
     assert read.data == data
     assert (read.transaction_id, read.pending_transaction_id) == (
@@ -115,7 +115,7 @@ def test_the_changed_fields_are_those_that_differ(old: Transaction, new: Transac
 def test_a_cut_record_is_quarantine(said: Transaction, size: int) -> None:
     data = codec.encode(said)
     cut = data[: size % len(data)]
-    for read in (lambda: transaction.reader(1)(cut, 0, len(cut)), lambda: codec.splitter(1)(cut)):
+    for read in (lambda: transaction.decoder(1)(cut, 0, len(cut)), lambda: codec.splitter(1)(cut)):
         with pytest.raises(Quarantine):
             read()
 

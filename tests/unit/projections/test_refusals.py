@@ -15,7 +15,7 @@ from tests.support.projections_log import transaction
 
 def read(amount: str) -> object:
     data = codec.encode(transaction("T", amount))
-    return payload.reader(catalogue.TRANSACTION)(data, 0, len(data))
+    return payload.decoder(catalogue.TRANSACTION)(data, 0, len(data))
 
 
 @pytest.mark.parametrize("work", [pg_copy.date, read])
