@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
 
+import asyncpg
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from hypothesis import settings
@@ -81,6 +82,13 @@ async def database(postgres: Postgres, template_dsn: str) -> AsyncIterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     yield await postgres.create_database(name, template=TEMPLATE)
     await postgres.drop_database(name)
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
+    """Connections to this test's database."""
+    async with asyncpg.create_pool(database, min_size=1, max_size=20) as opened:
+        yield opened
 
 
 @pytest.fixture

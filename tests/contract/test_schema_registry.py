@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 from aiohttp import encode_basic_auth
 from confluent_kafka.schema_registry import SchemaRegistryClient
-from typer.testing import CliRunner
 
-from cli import main as cli
 from runtime.kafka import registration
 from runtime.kafka.registry_client import Registry
 from runtime.settings import Settings
 from schemas.contract import subjects
 from schemas.encoding import catalogue
 from schemas.errors import Halt, Retry
+from tests.support.command_line import last_json, tartan
 from tests.support.confluent_registry import ConfluentRegistry, running
 
 TRANSACTIONS, ITEMS = "tartan.transactions-value", "tartan.items-value"
@@ -152,10 +151,8 @@ def test_versions_of_a_subject_are_those_of_its_topic_in_order() -> None:
 
 async def test_the_commands_register_and_then_find_nothing_amiss(registry: ConfluentRegistry) -> None:
     def command(name: str) -> tuple[int, Any]:
-        told = CliRunner().invoke(
-            cli.app, ["schemas", name, "--json"], env={"TARTAN_SCHEMA_REGISTRY_URL": registry.url}
-        )
-        return told.exit_code, json.loads(told.stdout.splitlines()[-1])
+        result = tartan("schemas", name, "--json", TARTAN_SCHEMA_REGISTRY_URL=registry.url)
+        return result.exit_code, last_json(result)
 
     code, before = await asyncio.to_thread(command, "check")
     registered = await asyncio.to_thread(command, "register")

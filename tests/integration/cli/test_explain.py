@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
-from cli import main as cli
 from projections.read import resolve_id
 from sandbox.infra.postgres import Postgres
 from schemas.ids import own_id
 from schemas.log.records import Cause
 from tests.integration.cli.test_operator import Installation, installed  # noqa: F401
 from tests.integration.projections.test_store import Database, fresh, template  # noqa: F401
+from tests.support.command_line import tartan
 from tests.support.projections_log import START_US, Log, account, added, balance, transaction
 
 OWN = own_id("P", salt=b"A").hex()
@@ -51,7 +50,7 @@ async def linked_again(postgres: Postgres, template: str) -> AsyncIterator[Datab
 
 
 def run(projected: Database, *words: str) -> Result:
-    return CliRunner().invoke(cli.app, ["explain", *words], env={"TARTAN_POSTGRES_DSN": projected.dsn})
+    return tartan("explain", *words, TARTAN_POSTGRES_DSN=projected.dsn, COLUMNS=None)
 
 
 def test_a_transaction_is_explained_for_people(projected: Database) -> None:

@@ -1,41 +1,35 @@
 """`tartan migrate` on a real Postgres."""
 
-import sys
-
 import pytest
 
-from cli import main as cli
 from sandbox.infra.postgres import Postgres
+from tests.support.command_line import Ended, tartan_process
 
 
-def migrate(monkeypatch: pytest.MonkeyPatch, dsn: str) -> None:
+def migrate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dsn: str) -> Ended:
     monkeypatch.setenv("TARTAN_POSTGRES_DSN", dsn)
-    monkeypatch.setattr(sys, "argv", ["tartan", "migrate"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code in (0, 1)
+    return tartan_process(monkeypatch, capsys, "migrate")
 
 
 def test_a_migration_says_that_it_is_done_and_may_be_run_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database: str
 ) -> None:
-    for _ in range(2):
-        migrate(monkeypatch, database)
+    runs = [migrate(monkeypatch, capsys, database) for _ in range(2)]
 
-    assert capsys.readouterr().out == "The tables are up to date.\n" * 2
+    assert [(run.code, run.out) for run in runs] == [(0, "The tables are up to date.\n")] * 2
 
 
 @pytest.mark.parametrize(
-    ("instead", "said"),
+    ("user", "reason"),
     [("postgres:wrong@", "password authentication failed"), ("nobody:wrong@", "password authentication failed")],
 )
 def test_refused_credentials_are_one_line_without_the_password(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], postgres: Postgres, instead: str, said: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], postgres: Postgres, user: str, reason: str
 ) -> None:
-    migrate(monkeypatch, f"postgresql://{instead}{postgres.address}/tartan")
+    code, _, shown = migrate(monkeypatch, capsys, f"postgresql://{user}{postgres.address}/tartan")
 
-    shown = capsys.readouterr().err
-    assert said in shown
+    assert code == 1
+    assert reason in shown
     assert postgres.address in shown
     assert "wrong" not in shown
     assert shown.count("\n") == 1
@@ -44,8 +38,8 @@ def test_refused_credentials_are_one_line_without_the_password(
 def test_a_database_that_is_not_there_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], postgres: Postgres
 ) -> None:
-    migrate(monkeypatch, postgres.dsn("nowhere"))
+    code, _, shown = migrate(monkeypatch, capsys, postgres.dsn("nowhere"))
 
-    shown = capsys.readouterr().err
+    assert code == 1
     assert 'database "nowhere" does not exist' in shown
     assert shown.count("\n") == 1

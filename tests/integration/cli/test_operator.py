@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
-from cli import main as cli
 from projections import app as projections
 from projections.store.tables import SCHEMA
 from sandbox.simulator.bank.bank import Item
 from schemas.events import APPROVE_REMOVALS, DECISION_MADE, REJECT_REMOVALS
 from schemas.log import gate
+from tests.support.command_line import tartan, tartan_process
 from tests.support.streams_world import Record, World, streams, world
 
 
@@ -29,7 +28,7 @@ class Installation(NamedTuple):
 
     async def tartan(self, *words: str) -> Result:
         """Run a command in a thread: the stages work on meanwhile."""
-        return await asyncio.to_thread(run, self.environment, *words)
+        return await asyncio.to_thread(tartan, *words, **self.environment)
 
     async def json(self, *words: str, exit_code: int = 0) -> Any:
         """The last line of a command's output."""
@@ -71,10 +70,6 @@ class Installation(NamedTuple):
 
     async def free_records(self) -> list[Record]:
         return [record for record in await self.made.records() if record.head.kind == gate.FREE]
-
-
-def run(environment: Mapping[str, str], *words: str) -> Result:
-    return CliRunner().invoke(cli.app, list(words), env=dict(environment))  # type: ignore[return-value]
 
 
 def environment_of(made: World) -> dict[str, str]:
@@ -271,28 +266,23 @@ def test_what_is_not_there_is_one_line_and_exit_code_1(
     said: str,
 ) -> None:
     monkeypatch.setenv("TARTAN_POSTGRES_DSN", database)
-    monkeypatch.setattr("sys.argv", ["tartan", *words])
 
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
+    ended = tartan_process(monkeypatch, capsys, *words)
 
-    shown = capsys.readouterr().err
-    assert ended.value.code == 1
-    assert said in shown
-    assert shown.count("\n") == 1
+    assert ended.code == 1
+    assert said in ended.err
+    assert ended.err.count("\n") == 1
 
 
 def test_a_program_reads_what_went_wrong_as_the_last_line(
     database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TARTAN_POSTGRES_DSN", database)
-    monkeypatch.setattr("sys.argv", ["tartan", "items", "show", "nobody", "--json"])
 
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
+    ended = tartan_process(monkeypatch, capsys, "items", "show", "nobody", "--json")
 
-    assert ended.value.code == 1
-    assert "there is no item nobody" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert ended.code == 1
+    assert "there is no item nobody" in json.loads(ended.out.splitlines()[-1])["error"]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +296,7 @@ def test_a_program_reads_what_went_wrong_as_the_last_line(
     ],
 )
 def test_wrong_words_are_refused_before_anything_is_asked(words: tuple[str, ...], said: str) -> None:
-    result = run({"TARTAN_POSTGRES_DSN": "postgresql://127.0.0.1:1/none", "COLUMNS": "200"}, *words)
+    result = tartan(*words, TARTAN_POSTGRES_DSN="postgresql://127.0.0.1:1/none")
 
     assert result.exit_code == 2
     assert said in " ".join(result.output.split())

@@ -7,22 +7,20 @@ from typing import Any
 import asyncpg
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
-from cli import main as cli
 from projections.store.tables import SCHEMA
 from runtime.plaid_limits import SYNC
 from runtime.scheduler import queue
 from runtime.scheduler.quotas import CLIENT, client_pace
 from runtime.settings import Settings
+from tests.support import command_line
+from tests.support.command_line import tartan_process
 
 USER = 7
 
 
-def tartan(database: str, *words: str, **environment: str) -> Result:
-    """Run a command of the operator's."""
-    variables = {"TARTAN_POSTGRES_DSN": database, "COLUMNS": "200", **environment}
-    return CliRunner().invoke(cli.app, list(words), env=variables)  # type: ignore[return-value]
+def tartan(database: str, *arguments: str, **environment: str | None) -> Result:
+    return command_line.tartan(*arguments, TARTAN_POSTGRES_DSN=database, **environment)
 
 
 def last_line(result: Result) -> dict[str, Any]:
@@ -164,8 +162,8 @@ def test_ids_stay_whole_and_lines_end_with_words_whatever_the_terminals_width(da
     long = "i" * 60
     asyncio.run(rename(database, "retried", long))
 
-    found = CliRunner().invoke(cli.app, ["items", "list"], env={"TARTAN_POSTGRES_DSN": database, "COLUMNS": None})
-    queued = CliRunner().invoke(cli.app, ["queue"], env={"TARTAN_POSTGRES_DSN": database, "COLUMNS": "80"})
+    found = tartan(database, "items", "list", COLUMNS=None)
+    queued = tartan(database, "queue", COLUMNS="80")
 
     assert [line.split()[0] for line in found.output.splitlines()].count(long) == 1
     assert long in queued.output
@@ -258,11 +256,9 @@ def test_without_tables_or_postgres_it_is_one_line_that_says_what_to_do(
     said = []
     for dsn in (database, "postgresql://me:hush@127.0.0.1:1/tartan"):
         monkeypatch.setenv("TARTAN_POSTGRES_DSN", dsn)
-        monkeypatch.setattr("sys.argv", ["tartan", "queue"])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 1
-        said.append(capsys.readouterr().err)
+        ended = tartan_process(monkeypatch, capsys, "queue")
+        assert ended.code == 1
+        said.append(ended.err)
 
     assert "run `tartan migrate`" in said[0]
     assert said[1].startswith("tartan: no database at postgresql://me:***@127.0.0.1:1/tartan: ")

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
-from cli import main as cli
 from sandbox.infra.postgres import Postgres
+from tests.support.command_line import tartan
 from tests.support.projections_database import Database, fresh
 from tests.support.projections_log import Log, added
 from tests.support.reconciliation_bank import Story
@@ -24,10 +23,8 @@ async def database(postgres: Postgres, template_dsn: str) -> AsyncIterator[Datab
         yield made
 
 
-async def tartan(database: Database, *words: str) -> Result:
-    """Run a command of the operator's."""
-    variables = {"TARTAN_POSTGRES_DSN": database.dsn, "COLUMNS": "200"}
-    return await asyncio.to_thread(CliRunner().invoke, cli.app, ["reconcile", *words], env=variables)  # type: ignore[arg-type]
+async def reconcile(database: Database, *options: str) -> Result:
+    return await asyncio.to_thread(tartan, "reconcile", *options, TARTAN_POSTGRES_DSN=database.dsn)
 
 
 def lines(result: Result) -> list[dict[str, Any]]:
@@ -42,8 +39,8 @@ async def test_accounts_that_tie_out_or_wait_for_pending_rows_are_no_failure(dat
     second.tell(added(*rows), current=second.current + (held if second.is_owed else -held))
     await database.project(log.records)
 
-    result = await tartan(database, "--json")
-    table = await tartan(database)
+    result = await reconcile(database, "--json")
+    table = await reconcile(database)
 
     *accounts, sums = lines(result)
     assert result.exit_code == 0, result.output
@@ -71,9 +68,9 @@ async def test_a_gap_that_nothing_explains_is_a_failure_of_the_account_asked_for
     story.step()
     await database.project(log.records)
 
-    result = await tartan(database, "--json", "--item", story.item_id)
-    fine = await tartan(database, "--json", "--account", "account-of-other")
-    nobody = await tartan(database, "--json", "--item", "nobody's")
+    result = await reconcile(database, "--json", "--item", story.item_id)
+    fine = await reconcile(database, "--json", "--account", "account-of-other")
+    nobody = await reconcile(database, "--json", "--item", "nobody's")
 
     account, sums = lines(result)
     assert result.exit_code == 1

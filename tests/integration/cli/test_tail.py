@@ -13,8 +13,9 @@ from schemas.encoding import codec
 from schemas.errors import Halt
 from schemas.log.records import DeadLetter, Webhook
 from schemas.topics import CHANGESETS, DEAD_LETTERS, TRANSACTIONS, WEBHOOKS, Topic, full_name
-from tests.integration.cli.test_operator import environment_of, run
+from tests.integration.cli.test_operator import environment_of
 from tests.integration.projections.test_stage import PARTITIONS, World, projecting, world  # noqa: F401
+from tests.support.command_line import tartan
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
 
 TO_THE_END = ("--no-follow", "--json")
@@ -22,7 +23,7 @@ TO_THE_END = ("--no-follow", "--json")
 
 async def tail(world: World, *words: str, environment: Mapping[str, str] | None = None) -> Result:
     given = environment_of(world) if environment is None else environment
-    return await asyncio.to_thread(run, given, "tail", *words)
+    return await asyncio.to_thread(tartan, "tail", *words, **given)
 
 
 async def lines(world: World, *words: str) -> list[dict[str, Any]]:

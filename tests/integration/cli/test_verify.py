@@ -1,24 +1,21 @@
 """`tartan verify` on a real Postgres."""
 
 import json
-import sys
 from typing import Any
 
 import pytest
 
-from cli import main as cli
 from projections.store import writer
 from sandbox.infra.postgres import Postgres
 from tests.conftest import finish
+from tests.support.command_line import tartan_process
 from tests.support.projections_database import Database
 from tests.support.projections_log import Log, added, transaction
 
 
 def verified(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[object, str]:
-    monkeypatch.setattr(sys, "argv", ["tartan", "verify", *options])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code, capsys.readouterr().out
+    ended = tartan_process(monkeypatch, capsys, "verify", *options)
+    return ended.code, ended.out
 
 
 @pytest.fixture

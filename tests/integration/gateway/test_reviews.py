@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from cli import main as cli
 from schemas.errors import Quarantine
 from tests.integration.gateway.test_edits import KEY, World, projected, world
+from tests.support.command_line import tartan
 from tests.support.projections_log import account, added, balance, transaction
 
 __all__ = ["projected", "world"]
@@ -119,7 +118,7 @@ async def test_the_command_lists_and_decides(projected: World, monkeypatch: pyte
         monkeypatch.setenv(f"TARTAN_{name}", value)
 
     async def run(*arguments: str) -> tuple[int, Any]:
-        result = await asyncio.to_thread(CliRunner().invoke, cli.app, ["reviews", *arguments, "--json"])
+        result = await asyncio.to_thread(tartan, "reviews", *arguments, "--json")
         if isinstance(result.exception, Quarantine):
             return result.exit_code, str(result.exception)
         lines = result.stdout.strip().splitlines()

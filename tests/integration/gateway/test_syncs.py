@@ -257,7 +257,7 @@ async def test_a_history_tells_each_pass_once_newest_first_whatever_the_pages_si
         while True:
             status, page = await api.ask("GET", f"/v1/items/{item}/syncs?limit={limit}{cursor}")
             assert status == 200
-            assert_shape(page, "Passes")
+            assert_shape(page, "SyncRuns")
             rows += page["syncs"]
             if page["next_cursor"] is None:
                 return rows
@@ -268,7 +268,7 @@ async def test_a_history_tells_each_pass_once_newest_first_whatever_the_pages_si
     assert [await pages(limit) for limit in (1, 3, 7)] == [whole] * 3
     expired, failed, first = whole[4:]
     for row in whole:
-        assert_shape(row, "Pass")
+        assert_shape(row, "SyncRun")
     assert first["applied"] == {"added": 2, "modified": 0, "removed": 0}
     assert (first["fetched"]["modified"], first["no_op"], first["cause"]) == (2, 2, "webhook")
     assert (failed["success"], failed["error"]["code"], failed["changeset"]) == (False, "INTERNAL_SERVER_ERROR", None)

@@ -13,9 +13,7 @@ import pytest
 from aiohttp import ClientSession, web
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
-from typer.testing import CliRunner
 
-from cli import main as cli
 from ingest.app import stage
 from ingest.server import HEADER, PATH
 from ingest.verification import verify_record
@@ -30,6 +28,7 @@ from sandbox.infra.machine import free_port
 from sandbox.simulator.api.signing import Keyring
 from schemas.encoding import codec
 from schemas.log.records import Webhook
+from tests.support.command_line import last_json, tartan
 
 PARTITIONS = 3
 BODY = b'{\n  "webhook_type": "TRANSACTIONS",\n  "item_id": "item-%d",\n  "environment": "sandbox"\n}'
@@ -120,8 +119,8 @@ def verify_webhooks(settings: Settings, *options: str) -> tuple[int, dict[str, A
         "TARTAN_PLAID_URL": "http://127.0.0.1:1",
         "TARTAN_ARCHIVE_URL": settings.archive_url,
     }
-    ended = CliRunner().invoke(cli.app, ["verify", "webhooks", "--json", *options], env=environment)
-    return ended.exit_code, json.loads(ended.stdout.splitlines()[-1])
+    result = tartan("verify", "webhooks", "--json", *options, **environment)
+    return result.exit_code, last_json(result)
 
 
 async def test_a_log_of_webhooks_verifies_again_offline_and_what_was_put_there_by_hand_is_found(

@@ -1,19 +1,18 @@
 """Statements of the ledger: balances at a date and as known at a time, turnover by month; by API and by command."""
 
 import json
-import sys
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from cli import main as cli
 from projections.read import ledger_reports
 from projections.read.queries import to_json
 from projections.verify import digests
 from sandbox.infra.postgres import Postgres
 from schemas.times import from_micros
+from tests.support.command_line import tartan_process
 from tests.support.gateway_world import Api, assert_shape, serving_api
 from tests.support.projections_database import Database, fresh
 from tests.support.projections_log import START_US, Log, account, added, balance, modified, removed, transaction
@@ -119,7 +118,7 @@ async def test_turnover_by_month_counts_what_is_so_now(api: Api) -> None:
 
     assert status == 200
     for row in found["turnover"]:
-        assert_shape(row, "LedgerMoved")
+        assert_shape(row, "LedgerMonth")
     columns = ("month", "currency", "category", "class", "layer", "spent", "received", "net")
     assert [tuple(row[name] for name in columns) for row in found["turnover"]] == [
         ("2026-03", "USD", "FOOD_AND_DRINK", "expense", "posted", "48", "3", "45"),
@@ -158,10 +157,8 @@ def test_the_command_says_the_same(
     api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*options: str) -> tuple[object, Any]:
-        monkeypatch.setattr(sys, "argv", ["tartan", "ledger", *options])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, capsys.readouterr().out
+        ended = tartan_process(monkeypatch, capsys, "ledger", *options)
+        return ended.code, ended.out
 
     monkeypatch.setenv("TARTAN_POSTGRES_DSN", api.settings.postgres_dsn.get_secret_value())
 

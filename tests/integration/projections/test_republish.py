@@ -20,10 +20,11 @@ from runtime.kafka.clients import Appender, LogEnds, Outgoing, connection
 from runtime.postgres.pool import server_settings
 from schemas.errors import Halt
 from schemas.topics import HEADER_POSITION, PUBLIC, PUSH, TRANSACTIONS, full_name
-from tests.integration.cli.test_operator import environment_of, run
+from tests.integration.cli.test_operator import environment_of
 from tests.integration.projections.test_crash import processes  # noqa: F401
 from tests.integration.projections.test_publisher_kills import Life, pool, stored  # noqa: F401
 from tests.integration.projections.test_stage import PARTITIONS, World, projecting, world  # noqa: F401
+from tests.support.command_line import tartan
 from tests.support.deduplicating_reader import DeduplicatingReader, Record, UniqueRecords
 
 RECORDS = 40
@@ -212,7 +213,7 @@ async def test_a_killed_command_is_gone_on_with(
         processes.append(killed)
         assert await asyncio.wait_for(killed.wait(), 60) == -9
         await tell(world, life, 5)
-        told = await asyncio.to_thread(run, environment_of(world), "republish", "transactions", "--json")
+        told = await asyncio.to_thread(tartan, "republish", "transactions", "--json", **environment_of(world))
         await world.until_projected(life.count)
 
     assert told.exit_code == 0, told.output
@@ -273,9 +274,9 @@ async def test_a_partition_that_is_not_empty_is_refused_and_so_are_events_that_a
     await tell(world, life)
     async with projecting(world):
         await world.until_projected(life.count)
-        full = await asyncio.to_thread(run, environment_of(world), "republish", "transactions")
+        full = await asyncio.to_thread(tartan, "republish", "transactions", **environment_of(world))
         await world.tables.execute("UPDATE projection.changesets SET events = NULL WHERE source_offset BETWEEN 2 AND 4")
-        gone = await asyncio.to_thread(run, environment_of(world), "republish", "transactions", "--empty")
+        gone = await asyncio.to_thread(tartan, "republish", "transactions", "--empty", **environment_of(world))
         async with republishing(world, skips_expired=True) as republisher:
             await republisher.hold(range(PARTITIONS), empties=True)
             sent = sum([await republisher.fill(number, empties=True) for number in range(PARTITIONS)])

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 from typing import Any
 
 import asyncpg
@@ -10,13 +9,13 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from cli import main as cli
 from runtime.kafka import topics
 from runtime.kafka.topics_plan import Plan
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 from schemas.topics import CHANGESETS, ITEMS, TOPICS, TRANSACTIONS, WEBHOOKS, full_name
 from tests.conftest import finish
+from tests.support.command_line import tartan_process
 from tests.support.runtime_kafka import make_topic, settings
 
 DAY_MS = 86_400_000
@@ -36,10 +35,7 @@ def tartan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     monkeypatch.setenv("TARTAN_POSTGRES_DSN", "postgresql://tartan@127.0.0.1:1/tartan")
 
     def run(*words: str) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tartan", "topics", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, *capsys.readouterr()
+        return tartan_process(monkeypatch, capsys, "topics", *words)
 
     return run
 

@@ -1,7 +1,6 @@
 """Users, their numbers and their keys on a real Postgres."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -13,13 +12,6 @@ from schemas.errors import Halt
 
 AT_ONCE = 20
 VAULT = Vault(b"k" * 32)
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    """Connections to a database that has Tartan's tables."""
-    async with asyncpg.create_pool(database, min_size=1, max_size=AT_ONCE) as opened:
-        yield opened
 
 
 async def link(pool: asyncpg.Pool, user_id: str = "u-1", *, tenant: str = "acme") -> User:

@@ -1,7 +1,6 @@
 """Marks, claims and leases on a real Postgres."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -25,13 +24,6 @@ VAULT = Vault(bytes(32))
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 PARTITIONS = 12
 USER = 4711
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    """Connections to a database that has Tartan's tables."""
-    async with asyncpg.create_pool(database, min_size=1, max_size=8) as opened:
-        yield opened
 
 
 async def register(pool: asyncpg.Pool, item_id: str = "item", user: int = USER) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,13 +23,6 @@ from tests.support.streams_world import World, streams, world
 
 LIMITS = "off,transactions/sync=10/100"
 DOWN, UP = "ins_109508", "ins_109509"
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    """Connections to a database that has Tartan's tables."""
-    async with asyncpg.create_pool(database, min_size=1, max_size=8) as opened:
-        yield opened
 
 
 def limits(pool: asyncpg.Pool, plaid_limits: str = LIMITS) -> PostgresLimits:

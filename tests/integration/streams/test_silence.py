@@ -1,7 +1,5 @@
 """No Item is silent without a reason that operators see, on a real Postgres: holds, quarantines, lost cursors, rows."""
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import pytest
 
@@ -19,13 +17,6 @@ from tests.support.streams_desk import VAULT, Desk, desk
 __all__ = ["desk"]
 
 LOST = {"code": CURSOR_LOST, "detail": "again"}
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    """Connections of the stage, at Postgres' own time."""
-    async with asyncpg.create_pool(database, min_size=1, max_size=2) as opened:
-        yield opened
 
 
 def store(pool: asyncpg.Pool, **settings: object) -> PostgresStore:

@@ -206,13 +206,6 @@ def refused(error_type: str, error_code: str) -> PlaidRefused:
     return PlaidRefused(error_type=error_type, error_code=error_code, status=400, request_id="r")
 
 
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[asyncpg.Pool]:
-    """Connections to a database that has Tartan's tables."""
-    async with asyncpg.create_pool(database, min_size=1, max_size=8) as opened:
-        yield opened
-
-
 def swept_by(pool: asyncpg.Pool, bank: Answering, limits: Unlimited | None = None, **settings: Any) -> Sweep:
     """A process that sweeps."""
     given: dict[str, Any] = {"plaid_limits": "off", "sweep_share": 1.0} | settings

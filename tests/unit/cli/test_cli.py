@@ -1,16 +1,15 @@
 """The command line explains itself, and an error is one line."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import typer
 from rich.table import Table
-from typer.testing import CliRunner
 
 from cli import main as cli
 from cli import output
+from tests.support.command_line import tartan, tartan_process
 
 COMMAND = typer.main.get_command(cli.app)
 
@@ -39,7 +38,7 @@ def test_help_of_a_command_is_a_sentence_and_each_of_its_options_is_explained(na
     unexplained = [option.name for option in command.params if not getattr(option, "help", None)]
     assert unexplained == []
 
-    shown = CliRunner().invoke(cli.app, [*name.split()[1:], "--help"])
+    shown = tartan(*name.split()[1:], "--help", COLUMNS=None)
     assert shown.exit_code == 0
     assert " ".join(command.help.split())[:40] in " ".join(shown.output.split())
 
@@ -54,11 +53,9 @@ def test_a_table_shows_what_banks_and_users_write_as_they_wrote_it(capsys: pytes
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str]:
-    """Exit code and standard error of `tartan WORDS`."""
-    monkeypatch.setattr(sys, "argv", ["tartan", *words])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code, capsys.readouterr().err
+    """Return the exit code and the standard error of a command."""
+    ended = tartan_process(monkeypatch, capsys, *words)
+    return ended.code, ended.err
 
 
 def test_an_unknown_stage_is_refused_with_the_names_of_those_there_are(
