@@ -61,7 +61,7 @@ class Consumer:
     async def look(self) -> bool:
         """Find out which versions there are; whether one is to be fed by this process. Raises: Retry, one of AWAY."""
         async with borrowed(self._pool) as connection:
-            found = await versions.found(connection)
+            found = await versions.load_versions(connection)
         live, old = found.get(SCHEMA), found.get(OLD)
         if live is None:
             raise Halt("there are no tables: run `tartan migrate`")

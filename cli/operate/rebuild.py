@@ -15,7 +15,7 @@ from cli.output import Json, print_json, print_result, print_text, run, with_pos
 from projections.rebuild import rebuild as rebuilding
 from projections.rebuild import swap, versions
 from projections.rebuild.differences import Comparison
-from projections.rebuild.rebuild import Options, Result, Shown
+from projections.rebuild.rebuild import Options, ProgressListener, Result
 from runtime import logs, settings
 
 LINE_EVERY_S = 5.0
@@ -70,7 +70,7 @@ def rebuild(
     with _progress() as progress:
         result = run(rebuilding.rebuild(loaded, options, progress))
     if as_json:
-        print_json(result.told())
+        print_json(result.to_json())
     else:
         _print(result)
     raise typer.Exit(0 if result.digest_equal or expect_changes else 1)
@@ -79,7 +79,7 @@ def rebuild(
 def _swap_back(*, as_json: bool) -> None:
     loaded = settings.load()
     logs.configure(loaded, "rebuild")
-    swapped = run(swap.back(loaded, tell=lambda sentence: typer.echo(sentence, err=True)))
+    swapped = run(swap.swap_back(loaded, tell=lambda sentence: typer.echo(sentence, err=True)))
     text = f"Version {swapped.live} is live, version {swapped.old} is kept; writers waited {swapped.waited_s:.2f} s."
     print_result(swapped._asdict(), text, as_json=as_json)
 
@@ -91,7 +91,7 @@ def _drop_old(*, as_json: bool) -> None:
 
 
 def _show_versions(*, as_json: bool) -> None:
-    rows = [status.told() for status in with_postgres(versions.status)]
+    rows = [status.to_json() for status in with_postgres(versions.status)]
     table = Table("version", "fold", "schema", "state", "since", "records", "behind", "", box=None)
     for row in rows:
         counts = (f"{row['records']:,}", f"{row['behind']:,}")
@@ -117,12 +117,12 @@ class _Bar:
         self._task = progress.add_task("load", total=None, rate="")
         self._started_at = time.monotonic()
 
-    def say(self, sentence: str) -> None:
+    def message(self, sentence: str) -> None:
         self._progress.console.print(sentence, markup=False, highlight=False)
 
-    def replayed(self, done: int, of: int, transactions: int) -> None:
+    def progress(self, done: int, total: int, transactions: int) -> None:
         rate = transactions / max(time.monotonic() - self._started_at, 0.001)
-        self._progress.update(self._task, completed=done, total=of, rate=f"{rate:,.0f} transactions/s")
+        self._progress.update(self._task, completed=done, total=total, rate=f"{rate:,.0f} transactions/s")
 
 
 class _Lines:
@@ -132,25 +132,25 @@ class _Lines:
         self._started_at = self._printed_at = time.monotonic()
         self._first: int | None = None
 
-    def say(self, sentence: str) -> None:
+    def message(self, sentence: str) -> None:
         typer.echo(sentence, err=True)
 
-    def replayed(self, done: int, of: int, transactions: int) -> None:
+    def progress(self, done: int, total: int, transactions: int) -> None:
         now = time.monotonic()
         self._first = done if self._first is None else self._first
         if now - self._printed_at < LINE_EVERY_S:
             return
         self._printed_at = now
         elapsed = now - self._started_at
-        left_s = (of - done) * elapsed / max(done - self._first, 1)
-        self.say(
-            f"{done:,} of {of:,} records ({done / max(of, 1):.1%}), {transactions / elapsed:,.0f} transactions/s, "
+        left_s = (total - done) * elapsed / max(done - self._first, 1)
+        self.message(
+            f"{done:,} of {total:,} records ({done / max(total, 1):.1%}), {transactions / elapsed:,.0f} transactions/s, "
             f"about {left_s:,.0f} s left"
         )
 
 
 @contextmanager
-def _progress() -> Iterator[Shown]:
+def _progress() -> Iterator[ProgressListener]:
     if not sys.stderr.isatty():
         yield _Lines()
         return

@@ -1,6 +1,6 @@
-"""Compares two versions of the projections on the server, account by account, each in a snapshot of its own. Shell.
+"""Comparison of two versions of the projections on the server, each in a snapshot of its own. Shell.
 
-A snapshot of the live version is taken first, then the next version is brought to exactly its positions: so all
+A snapshot of the live version is taken first, then the next version is loaded up to exactly its positions: so all
 partitions are compared at once, and the live version's writers go on meanwhile.
 """
 
@@ -26,9 +26,9 @@ from projections.verify.digests import NOT_REPLAYED
 from schemas.errors import Halt
 
 SUBJECTS_MAX = 10_000
-"""Differing accounts that are kept in memory and told, about 1 kB each; all of them are counted."""
-LOOKED_AT_MAX = 200
-"""Subjects of one table whose rows are looked at, by one more read of the table."""
+"""Differing accounts in the result, about 1 kB each; all of them are counted."""
+DETAILED_MAX = 200
+"""Subjects of one table whose rows are compared, by one more read of the table."""
 ROWS_AT_ONCE = 2_000
 SEED = 0
 """Of the hashes, on both sides."""
@@ -39,7 +39,7 @@ Row = TypeVar("Row")
 
 
 class _Table(NamedTuple):
-    """How the rows `r` of a table find their subject: three expressions, and what is joined for them."""
+    """SQL expressions for the subject of a table's rows `r`, and the joins that they need."""
 
     user: str = "r.user_number"
     item: str = "r.item_id"
@@ -77,89 +77,89 @@ SUBJECTS: Mapping[str, _Table] = {
 
 
 class Side(NamedTuple):
-    """One of the two: a connection whose snapshot is taken, and the schema that it reads."""
+    """One of the two versions: a connection with a snapshot, and the schema that it reads."""
 
     connection: asyncpg.Connection
     schema: str
 
 
 async def compare(live: Side, following: Side) -> Comparison:
-    """Compare all rows that any replay of the same log gives again, in the columns that both versions have.
+    """Compare all rows that any replay of the same log gives again, in the columns of both versions.
 
     Memory: some thousand digests, and the differences up to SUBJECTS_MAX.
     Raises: Halt, where the two are not at the same positions.
     """
     if await _positions(live) != await _positions(following):
         raise Halt("the versions are not at the same positions, so they cannot be compared")
-    found = Comparison()
+    result = Comparison()
     columns = await _columns(live), await _columns(following)
-    found.new_columns, found.gone_columns = _missing(columns[1], columns[0]), _missing(columns[0], columns[1])
+    result.new_columns, result.gone_columns = _missing(columns[1], columns[0]), _missing(columns[0], columns[1])
     differing: dict[Subject, Difference] = {}
     for table in SUBJECTS:
         both = [name for name in columns[0].get(table, ()) if name in columns[1].get(table, ())]
         if both:
-            await _compare_table(live, following, _Compared(table, both), found, differing)
-    found.differences = with_items(differing.values())
-    found.notes = notes(found.differences)
-    return found
+            await _compare_table(live, following, _Compared(table, both), result, differing)
+    result.differences = with_items(differing.values())
+    result.notes = notes(result.differences)
+    return result
 
 
 class _Compared(NamedTuple):
-    """A table, and the columns of it that are compared."""
+    """A table, and its columns that are compared."""
 
     name: str
     columns: Sequence[str]
 
 
 async def _compare_table(
-    live: Side, following: Side, table: _Compared, found: Comparison, differing: dict[Subject, Difference]
+    live: Side, following: Side, table: _Compared, result: Comparison, differing: dict[Subject, Difference]
 ) -> None:
     subjects: list[Subject] = []
     by_subject = _paired(_digests(live, table), _digests(following, table), lambda digest: digest.subject)
-    async for one, other in by_subject:
-        digest = one or other
+    async for live_digest, next_digest in by_subject:
+        digest = live_digest or next_digest
         assert digest is not None
-        found.rows_compared += digest.rows
-        found.accounts_compared += digest.rows if table.name == "accounts" else 0
-        if one == other:
+        result.rows_compared += digest.rows
+        result.accounts_compared += digest.rows if table.name == "accounts" else 0
+        if live_digest == next_digest:
             continue
         if digest.subject not in differing:
-            found.subjects_different += 1
+            result.subjects_different += 1
             if len(differing) >= SUBJECTS_MAX:
                 continue
             differing[digest.subject] = Difference(*digest.subject)
         differing[digest.subject].tables[table.name] = TableDifference()
-        if len(subjects) < LOOKED_AT_MAX:
+        if len(subjects) < DETAILED_MAX:
             subjects.append(digest.subject)
     if subjects:
         sides = _rows(live, table, subjects), _rows(following, table, subjects)
         async for row, counterpart in _paired(*sides, lambda row: (row.subject, row.key)):
-            which = row or counterpart
-            assert which is not None
-            differing[which.subject].tables[table.name].count(row, counterpart, table.columns)
+            either = row or counterpart
+            assert either is not None
+            differing[either.subject].tables[table.name].count(row, counterpart, table.columns)
 
 
 async def _paired(
     left: AsyncIterator[Row], right: AsyncIterator[Row], key: Callable[[Row], tuple[object, ...]]
 ) -> AsyncIterator[tuple[Row | None, Row | None]]:
-    """Two streams that are sorted by `key`, row by row side by side; None where one has no such row."""
-    one, other = await anext(left, None), await anext(right, None)
-    while one is not None or other is not None:
-        if other is None or (one is not None and key(one) < key(other)):
-            yield one, None
-            one = await anext(left, None)
-        elif one is None or key(other) < key(one):
-            yield None, other
-            other = await anext(right, None)
+    """Iterate over two streams sorted by `key` in parallel; None where one has no such row."""
+    first, second = await anext(left, None), await anext(right, None)
+    while first is not None or second is not None:
+        if second is None or (first is not None and key(first) < key(second)):
+            yield first, None
+            first = await anext(left, None)
+        elif first is None or key(second) < key(first):
+            yield None, second
+            second = await anext(right, None)
         else:
-            yield one, other
-            one, other = await anext(left, None), await anext(right, None)
+            yield first, second
+            first, second = await anext(left, None), await anext(right, None)
 
 
 async def _digests(side: Side, table: _Compared) -> AsyncIterator[Digest]:
     values = ", ".join(f'r."{name}"' for name in table.columns)
-    # A record's hash is a sum of its fields' times powers of 31: added up as it is, rows that have exchanged values
-    # give the same total. So it is hashed once more.
+    # A record's hash is a sum of its fields' hashes times powers of 31: without the second hash, two rows that have
+    # exchanged values would give the same total.
     of_row = f"hashtextextended(hash_record_extended(ROW({values}), {SEED})::text, {SEED})"
     query = f"""
 SELECT {_subject(table.name)}, count(*) AS rows, sum({of_row})::text AS total
@@ -181,11 +181,11 @@ SELECT * FROM (SELECT {_subject(table.name)}, ({_key(table.name)}) COLLATE "C" A
 
 
 def _subject(table: str) -> str:
-    """Three columns, in an order that Python sorts alike."""
-    of = SUBJECTS[table]
+    """Return SQL for the subject's three columns, in Python's sort order."""
+    expressions = SUBJECTS[table]
     return (
-        f'({of.user})::bigint AS subject_user, ({of.item}) COLLATE "C" AS subject_item, '
-        f'({of.account}) COLLATE "C" AS subject_account'
+        f'({expressions.user})::bigint AS subject_user, ({expressions.item}) COLLATE "C" AS subject_item, '
+        f'({expressions.account}) COLLATE "C" AS subject_account'
     )
 
 
@@ -194,7 +194,7 @@ def _source(side: Side, table: str) -> str:
 
 
 def _key(table: str) -> str:
-    """The primary key as one text, bytes in hexadecimal."""
+    """Return SQL for the primary key as one text, bytes in hexadecimal."""
     return " || ' ' || ".join(
         f"encode(r.\"{column.name}\", 'hex')" if isinstance(column.type, LargeBinary) else f'r."{column.name}"::text'
         for column in tables.metadata.tables[f"{tables.SCHEMA}.{table}"].primary_key.columns
@@ -202,12 +202,12 @@ def _key(table: str) -> str:
 
 
 async def _columns(side: Side) -> dict[str, list[str]]:
-    """The columns of each table that any replay gives again, as the database has them."""
-    found: dict[str, list[str]] = {}
+    """Return the columns of each table that any replay gives again, as the database has them."""
+    columns: dict[str, list[str]] = {}
     for row in await side.connection.fetch(_COLUMNS, side.schema):
         if (row["table_name"], row["column_name"]) not in NOT_REPLAYED and row["table_name"] in SUBJECTS:
-            found.setdefault(row["table_name"], []).append(row["column_name"])
-    return found
+            columns.setdefault(row["table_name"], []).append(row["column_name"])
+    return columns
 
 
 def _missing(those: Mapping[str, Sequence[str]], of: Mapping[str, Sequence[str]]) -> list[str]:

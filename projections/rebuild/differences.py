@@ -1,4 +1,4 @@
-"""How two versions of the projections differ: by account, table and row, in ids alone. Core."""
+"""Differences between two versions of the projections, by account, table and row, in ids alone. Pure."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -6,14 +6,14 @@ from typing import NamedTuple
 from msgspec import Struct, field
 
 EXAMPLES_MAX = 3
-"""Rows named of each kind, of one account and table: enough to look at."""
+"""Rows listed of each kind, of one account and table."""
 
 
 class Subject(NamedTuple):
-    """What rows belong to: an account, all of an Item (no account), or all of a user (neither).
+    """Owner of rows: an account, all of an Item (no account), or all of a user (neither).
 
-    Shape: rows of the ledger know their user and account, and no Item: Plaid's account ids are unique. Tables that
-    keep no user's number have 0.
+    Shape: rows of the ledger have user and account, and no Item: Plaid's account ids are unique. Tables without a
+    user's number have 0.
     """
 
     user: int
@@ -22,7 +22,7 @@ class Subject(NamedTuple):
 
 
 class Digest(NamedTuple):
-    """All rows of a subject in one table: how many, and the sum of their hashes of 64 bits, as a decimal."""
+    """All rows of a subject in one table: their number, and the sum of their hashes of 64 bits, as a decimal."""
 
     subject: Subject
     rows: int
@@ -38,7 +38,7 @@ class RowDigest(NamedTuple):
 
 
 class TableDifference(Struct):
-    """How the rows of one subject differ in one table. `columns` are those that differ in rows that both have."""
+    """Differences of one subject in one table. `columns` are those that differ in rows of both versions."""
 
     only_live: int = 0
     only_next: int = 0
@@ -47,25 +47,25 @@ class TableDifference(Struct):
     examples: list[str] = field(default_factory=list)
 
     def count(self, live: RowDigest | None, following: RowDigest | None, columns: Sequence[str]) -> None:
-        """Note a row that one of the two has, or both."""
+        """Count a row of one version, or of both."""
         if live is None or following is None:
-            what = "only_live" if following is None else "only_next"
-            setattr(self, what, getattr(self, what) + 1)
+            kind = "only_live" if following is None else "only_next"
+            setattr(self, kind, getattr(self, kind) + 1)
         elif live.hashes != following.hashes:
-            what = "different"
+            kind = "different"
             self.different += 1
-            found = {name for name, a, b in zip(columns, live.hashes, following.hashes, strict=True) if a != b}
-            self.columns = sorted({*self.columns, *found})
+            differing = {name for name, a, b in zip(columns, live.hashes, following.hashes, strict=True) if a != b}
+            self.columns = sorted({*self.columns, *differing})
         else:
             return
         row = live or following
         assert row is not None
-        if sum(example.startswith(f"{what} ") for example in self.examples) < EXAMPLES_MAX:
-            self.examples.append(f"{what} {row.key}")
+        if sum(example.startswith(f"{kind} ") for example in self.examples) < EXAMPLES_MAX:
+            self.examples.append(f"{kind} {row.key}")
 
 
 class Difference(Struct):
-    """A subject whose rows differ, by table. An empty table is one of which only the digest was compared."""
+    """Differences of a subject, by table. Of an empty table only the digest was compared."""
 
     user: int
     item_id: str
@@ -74,11 +74,10 @@ class Difference(Struct):
 
 
 class Comparison(Struct):
-    """What a comparison of two versions found.
+    """Result of a comparison of two versions.
 
-    Shape: `differences` are the first of `subjects_different`, where there are very many of them, and the first of
-    each table have their rows looked at. `new_columns` and `gone_columns` are `table.column`, `notes` sentences for
-    people.
+    Shape: `differences` are the first of `subjects_different`, where there are very many of them, and rows are compared
+    for the first of each table. `new_columns` and `gone_columns` are `table.column`, `notes` sentences for people.
     """
 
     accounts_compared: int = 0
@@ -91,35 +90,34 @@ class Comparison(Struct):
 
     @property
     def digest_equal(self) -> bool:
-        """Whether all rows of both have the same values in the columns of both."""
+        """Return True where all rows have the same values in the columns of both versions."""
         return not self.subjects_different
 
 
 def with_items(differences: Iterable[Difference]) -> list[Difference]:
-    """The same, where what the ledger says of an account is told with the rest of it."""
-    by_subject: dict[Subject, Difference] = {}
+    """Merge the ledger's differences of an account, which have no Item, into those of the account's Item."""
+    differences = list(differences)
     items: dict[tuple[int, str], set[str]] = {}
-    found = list(differences)
-    for one in found:
-        if one.item_id and one.account_id:
-            items.setdefault((one.user, one.account_id), set()).add(one.item_id)
-    for one in found:
-        known = items.get((one.user, one.account_id), set())
-        item_id = one.item_id or (next(iter(known)) if len(known) == 1 else "")
-        whole = by_subject.setdefault(
-            Subject(one.user, item_id, one.account_id), Difference(one.user, item_id, one.account_id)
-        )
-        whole.tables |= one.tables
-    return [by_subject[subject] for subject in sorted(by_subject)]
+    for difference in differences:
+        if difference.item_id and difference.account_id:
+            items.setdefault((difference.user, difference.account_id), set()).add(difference.item_id)
+    merged: dict[Subject, Difference] = {}
+    for difference in differences:
+        known = items.get((difference.user, difference.account_id), set())
+        item_id = difference.item_id or (next(iter(known)) if len(known) == 1 else "")
+        subject = Subject(difference.user, item_id, difference.account_id)
+        merged.setdefault(subject, Difference(*subject)).tables |= difference.tables
+    return [merged[subject] for subject in sorted(merged)]
 
 
 def notes(differences: Iterable[Difference]) -> list[str]:
-    """What differences mean that are known to come about."""
-    versions = [one.tables["transaction_versions"] for one in differences if "transaction_versions" in one.tables]
-    if versions and all(one.only_next and not (one.only_live or one.different) for one in versions):
-        count = sum(one.only_next for one in versions)
-        return [
-            f"the next version has {count} transaction_versions that the live one lacks: a release that did not keep "
-            "former versions yet has folded their changesets; a rebuild fills them in (--expect-changes)"
-        ]
-    return []
+    """Return explanations of differences with a known cause."""
+    name = "transaction_versions"
+    tables = [difference.tables[name] for difference in differences if name in difference.tables]
+    if not tables or not all(table.only_next and not (table.only_live or table.different) for table in tables):
+        return []
+    count = sum(table.only_next for table in tables)
+    return [
+        f"the next version has {count} transaction_versions that the live one lacks: a release that did not keep "
+        "former versions yet has folded their changesets; a rebuild fills them in (--expect-changes)"
+    ]

@@ -1,4 +1,4 @@
-"""Replays changesets into a version of the projections, from its own positions up to given ones. Shell."""
+"""Loader: replay changesets into the next version, from its own positions up to given ones. Shell."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -14,6 +14,7 @@ from projections.store.tables import NEXT, SCHEMA
 from projections.user_keys import OwnerCache
 from runtime import logs
 from runtime.archive.log_reader import LogReader
+from runtime.archive.log_scan import looking
 from runtime.kafka.clients import Ends
 from runtime.kafka.reader import Received
 from runtime.postgres.errors import LATE, reason
@@ -26,12 +27,12 @@ from schemas.errors import Retry
 from schemas.topics import CHANGESETS
 
 RECORDS_MAX = 5_000
-"""Records of one batch. Records with few events would otherwise gather until their Items alone fill the memory."""
+"""Records of one batch. Many records with few events would otherwise fill the memory with their Items."""
 AT_ONCE_MAX = 1_000
-"""Up to this many records all partitions are asked at once, at 4 MiB each: one after the other, a swap's writers would
+"""Up to this many records all partitions are read at once, at 4 MiB each: one after the other, a swap's writers would
 wait for twelve connections to Kafka."""
 TRIES_MAX = 60
-"""Attempts in a row without a commit, RETRY_S_MAX apart in the end: five minutes sit out a failover of Postgres."""
+"""Attempts in a row without a commit, RETRY_S_MAX apart in the end: five minutes cover a failover of Postgres."""
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
 
 TRANSACTIONS = (events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED)
@@ -42,46 +43,46 @@ _log = logs.logger(__name__)
 
 
 class Log(Protocol):
-    """What of the log is needed: runtime.archive.log_reader.LogReader."""
+    """Source of records: runtime.archive.log_reader.LogReader."""
 
     def read(self, partition: int, start: int, end: int) -> AsyncGenerator[list[Received], None]:
-        """All records from `start` up to `end`, in order. Raises: Halt, where one is missing; Retry."""
+        """Return all records from `start` up to `end`, in order. Raises: Halt, where one is missing; Retry."""
 
 
 class Version(NamedTuple):
-    """The version that is filled. `published` has offsets by partition, below which no encoded events are kept."""
+    """The version that is filled. Below the offsets in `published`, by partition, it has no encoded events."""
 
     number: int
     published: Mapping[int, int]
 
 
 class Replayed(Struct):
-    """How much was replayed: what the heads of the records say."""
+    """Counts of what was replayed, by the heads of the records."""
 
     records: int = 0
     events: int = 0
     transactions: int = 0
 
     def add(self, other: "Replayed") -> None:
-        """Count what another one counted."""
+        """Add other counts."""
         self.records += other.records
         self.events += other.events
         self.transactions += other.transactions
 
 
-Tell = Callable[[Replayed], None]
-"""Told after each commit what it replayed."""
+OnReplayed = Callable[[Replayed], None]
+"""Called after each commit with its counts."""
 
 
 class Loader:
-    """Fills one version. Several processes may do so at once, each with partitions of its own."""
+    """Loader of one version. Several processes may load at once, each its own partitions."""
 
-    def __init__(self, settings: Settings, log: Log, version: Version, tell: Tell) -> None:
+    def __init__(self, settings: Settings, log: Log, version: Version, on_replayed: OnReplayed) -> None:
         self._log = log
-        self._tell = tell
+        self._on_replayed = on_replayed
         self._commits = 0
         self._bytes_max = settings.batch_bytes_max
-        # Its commits do not wait for the disk: Postgres loses rows and positions together, and the load goes on there.
+        # Its commits do not wait for the disk: Postgres loses rows and positions together, and the load continues there.
         self._session = Session(settings, schema=NEXT, durable=False)
         self._projector = Projector(
             self._session,
@@ -96,8 +97,8 @@ class Loader:
         """Close the connection to Postgres."""
         await self._session.close()
 
-    async def left(self, targets: Mapping[int, int] | None = None) -> dict[int, Ends]:
-        """What of each partition is not replayed yet, up to the live version's committed positions or to given ones.
+    async def remaining(self, targets: Mapping[int, int] | None = None) -> dict[int, Ends]:
+        """Return the offsets of each partition to replay, up to the live version's positions or given ones.
 
         Raises: Retry, where Postgres does not answer.
         """
@@ -112,9 +113,9 @@ class Loader:
         return {number: span for number, span in ends.items() if span.start < span.end}
 
     async def load(self, targets: Mapping[int, int]) -> None:
-        """Replay up to these offsets, by partition; what a version has passed already is not read again.
+        """Replay up to these offsets, by partition.
 
-        Idempotence: after any end it goes on at the positions of the version.
+        Idempotence: it continues at the positions of the version, wherever the last attempt ended.
         Raises: Diverged, where a record cannot be replayed as it was first read; Halt; Retry, where Kafka or Postgres
         stay away.
         """
@@ -134,72 +135,60 @@ class Loader:
                 await backoff.wait()
 
     async def _pass(self, targets: Mapping[int, int]) -> None:
-        spans = await self.left(targets)
+        spans = await self.remaining(targets)
         async with aclosing(_ahead(_batches(_records(self._log, spans), self._bytes_max))) as batches:
             async for batch in batches:
                 await self._projector.project(batch)
                 self._commits += 1
-                self._tell(_replayed(batch))
+                self._on_replayed(_replayed(batch))
 
 
 @asynccontextmanager
-async def loading(settings: Settings, version: Version, tell: Tell) -> AsyncIterator[Loader]:
-    """A loader on the log as archive and topic have it. Raises: Retry, where no broker answers."""
-    async with opened_log(settings) as log:
-        loader = Loader(settings, log, version, tell)
+async def open_loader(settings: Settings, version: Version, on_replayed: OnReplayed) -> AsyncIterator[Loader]:
+    """Open a loader on the log of archive and topic. Raises: Retry, where no broker answers."""
+    async with looking(LogReader(settings, CHANGESETS)) as log:
+        loader = Loader(settings, log, version, on_replayed)
         try:
             yield loader
         finally:
             await loader.close()
 
 
-@asynccontextmanager
-async def opened_log(settings: Settings) -> AsyncIterator[LogReader]:
-    """The log of an installation. Raises: Retry, where no broker answers."""
-    log = LogReader(settings, CHANGESETS)
-    await log.start()
-    try:
-        yield log
-    finally:
-        await log.stop()
-
-
 async def _batches(records: AsyncGenerator[LogRecord, None], bytes_max: int) -> AsyncGenerator[list[LogRecord], None]:
-    """The records in batches as large as memory allows."""
     batch: list[LogRecord] = []
-    said = size = 0
+    count = size = 0
     async with aclosing(records):
         async for record in records:
-            count = sum(record.head.counts.values())
-            is_full = said + count > EVENTS_MAX or size >= bytes_max or len(batch) >= RECORDS_MAX
+            events_count = sum(record.head.counts.values())
+            is_full = count + events_count > EVENTS_MAX or size >= bytes_max or len(batch) >= RECORDS_MAX
             if batch and is_full:
                 yield batch
-                batch, said, size = [], 0, 0
+                batch, count, size = [], 0, 0
             batch.append(record)
-            said += count
+            count += events_count
             size += len(record.received.value)
     if batch:
         yield batch
 
 
 async def _records(log: Log, spans: Mapping[int, Ends]) -> AsyncGenerator[LogRecord, None]:
-    """All records of the spans, one partition behind the other."""
-    lists = [log.read(number, span.start, span.end) for number, span in spans.items()]
+    """Iterate over all records of the spans, one partition after the other."""
+    readers = [log.read(number, span.start, span.end) for number, span in spans.items()]
     is_little = sum(span.end - span.start for span in spans.values()) <= AT_ONCE_MAX
-    first = [asyncio.create_task(_next(one)) for one in (lists if is_little else lists[:1])]
+    first = [asyncio.create_task(_next(reader)) for reader in (readers if is_little else readers[:1])]
     try:
-        for number, one in enumerate(lists):
-            records = await first[number] if number < len(first) else await _next(one)
+        for number, reader in enumerate(readers):
+            records = await first[number] if number < len(first) else await _next(reader)
             while records is not None:
                 for record in records:
                     yield decode_record(record)
-                records = await _next(one)
+                records = await _next(reader)
     finally:
         for task in first:
             task.cancel()
         await asyncio.gather(*first, return_exceptions=True)
-        for one in lists:
-            await one.aclose()
+        for reader in readers:
+            await reader.aclose()
 
 
 async def _next(lists: AsyncGenerator[list[Row], None]) -> list[Row] | None:
@@ -207,7 +196,7 @@ async def _next(lists: AsyncGenerator[list[Row], None]) -> list[Row] | None:
 
 
 async def _ahead(batches: AsyncGenerator[list[LogRecord], None]) -> AsyncGenerator[list[LogRecord], None]:
-    """The same batches; the next one is read while one is worked on."""
+    """Iterate over batches; the next one is read while one is processed."""
     reading = asyncio.create_task(_next(batches))
     try:
         while (batch := await reading) is not None:

@@ -1,15 +1,13 @@
-"""Whether a rebuild can begin: each reason against it in one sentence. Core."""
+"""Preflight: reasons against a rebuild, each in one sentence. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from runtime.kafka.topics_plan import LOSING, Step
 
-NO_TABLES = "there is no live version to rebuild: run `tartan migrate`"
-
 
 class Versions(NamedTuple):
-    """The versions that there are. Folds, None where there is no such version; positions are by partition."""
+    """Folds of the existing versions (None: no such version), and positions by partition."""
 
     live: int
     following: int | None
@@ -18,37 +16,36 @@ class Versions(NamedTuple):
     reached: Mapping[int, int]
 
 
-class Kept(NamedTuple):
+class LogExtent(NamedTuple):
     """A partition of the log: first and last offset that neither archive nor topic has, if any, and its next one."""
 
     missing: tuple[int, int] | None
     end: int
 
 
-def of_versions(versions: Versions, *, fold: int, restart: bool, swaps: bool) -> list[str]:
-    """What the versions in the database say against a rebuild."""
-    found = []
+def version_problems(versions: Versions, *, fold: int, restart: bool, swaps: bool) -> Iterator[str]:
+    """Return the reasons in the existing versions."""
     if versions.following not in (None, fold) and not restart:
-        found.append(
+        yield (
             f"a version of fold {versions.following} is begun, and this code's fold is {fold}: "
             "`tartan rebuild --restart` drops it and begins anew"
         )
     for number, reached in sorted(versions.reached.items() if not restart else ()):
-        if reached > versions.positions.get(number, 0):
-            found.append(
-                f"partition {number} of the version that is begun is at {reached}, and the live one at "
-                f"{versions.positions.get(number, 0)}: the database went back; `tartan rebuild --restart` begins anew"
+        live = versions.positions.get(number, 0)
+        if reached > live:
+            yield (
+                f"partition {number} of the version that is begun is at {reached}, and the live one at {live}: "
+                "the database went back; `tartan rebuild --restart` begins anew"
             )
     if versions.old is not None and swaps:
-        found.append(
+        yield (
             "the version before the live one is still kept: drop it with `tartan rebuild --drop-old`, or do not swap "
             "with --no-swap"
         )
-    return found
 
 
-def of_topic(steps: Iterable[Step], *, topic: str, has_archive: bool) -> Iterator[str]:
-    """What the cluster's topic says against a rebuild, by the steps of a plan."""
+def topic_problems(steps: Iterable[Step], *, topic: str, has_archive: bool) -> Iterator[str]:
+    """Return the reasons in the cluster's topic, by the steps of a plan."""
     for step in steps:
         if step.topic != topic:
             continue
@@ -63,15 +60,17 @@ def of_topic(steps: Iterable[Step], *, topic: str, has_archive: bool) -> Iterato
             )
 
 
-def of_log(kept: Mapping[int, Kept], positions: Mapping[int, int], *, topic: str, has_archive: bool) -> Iterator[str]:
-    """What the log's extent says against a rebuild up to these positions."""
-    for number, one in sorted(kept.items()):
+def log_problems(
+    extents: Mapping[int, LogExtent], positions: Mapping[int, int], *, topic: str, has_archive: bool
+) -> Iterator[str]:
+    """Return the reasons in the log's extent, for a rebuild up to these positions."""
+    for number, (missing, end) in sorted(extents.items()):
         position = positions.get(number, 0)
-        if position > one.end:
+        if position > end:
             yield (
-                f"{topic} {number} ends at {one.end}, and the live version has read it up to {position}: "
+                f"{topic} {number} ends at {end}, and the live version has read it up to {position}: "
                 "it was truncated or made anew"
             )
-        if one.missing is not None and one.missing[0] < position:
-            where = "neither the topic nor the archive has them" if has_archive else "and there is no archive"
-            yield f"{topic} {number}: offsets {one.missing[0]} to {one.missing[1]} are gone, {where}"
+        if missing is not None and missing[0] < position:
+            source = "neither the topic nor the archive has them" if has_archive else "and there is no archive"
+            yield f"{topic} {number}: offsets {missing[0]} to {missing[1]} are gone, {source}"

@@ -1,7 +1,9 @@
-"""`tartan rebuild`: the next version of the projections is filled beside the live one, compared with it, put in its
-place. Shell.
+"""`tartan rebuild`: build the next version of the projections beside the live one, and put it in its place. Shell.
 
-Live traffic goes on all the while. Killed at any moment, the next run goes on where this one was.
+Steps: check that it can succeed; begin the next version, or continue it; load it in worker processes until it is close
+to the live one; create indexes and load the rest; compare both versions at the same positions; swap them.
+
+Live traffic goes on meanwhile. After a kill at any moment the next run continues this one.
 """
 
 import os
@@ -18,7 +20,7 @@ from projections.rebuild import checks, swap, versions, workers
 from projections.rebuild import schema as rebuild_schema
 from projections.rebuild.compare_versions import Side, compare
 from projections.rebuild.differences import Comparison
-from projections.rebuild.load import Loader, Replayed, Version, loading
+from projections.rebuild.load import Loader, Replayed, Version, open_loader
 from projections.rebuild.schema import owner
 from projections.rebuild.versions import positions
 from projections.rebuild.worker import CLOSE_ENOUGH
@@ -27,15 +29,15 @@ from runtime.settings import Settings
 from schemas.errors import Halt
 
 FOLLOWED_MAX = 500
-"""Records that this process replays itself, beside what each worker leaves: starting workers takes as long."""
+"""Records that this process replays itself, beside those that each worker leaves: starting workers takes as long."""
 ROUNDS_MAX = 1_000
-"""Times that workers are started again because the live version went on; each is shorter than the one before it."""
+"""Times that workers are started again because the live version went on; each round is shorter than the last one."""
 
 LOAD, FINISH, COMPARE, SWAP = "load", "finish", "compare", "swap"
 
 
 class Options(NamedTuple):
-    """What a rebuild is asked for. `expect_changes`: differences do not end it. `worker`: the command of a process."""
+    """Options of a rebuild. `expect_changes`: differences do not end it. `worker`: the command of a process."""
 
     processes: int | None = None
     expect_changes: bool = False
@@ -46,7 +48,7 @@ class Options(NamedTuple):
 
 
 class Result(Struct):
-    """What came of a rebuild: counts and rates of this run alone."""
+    """Result of a rebuild: counts and rates of this run alone."""
 
     version: int = 0
     digest_equal: bool = False
@@ -59,124 +61,122 @@ class Result(Struct):
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     comparison: Comparison = field(default_factory=Comparison)
 
-    def told(self) -> dict[str, Any]:
-        """The result as one document, its comparison in it, and the seconds of all phases."""
-        told = msgspec.to_builtins(self)
-        comparison = told.pop("comparison")
-        return {**told, "seconds": round(sum(self.seconds_by_phase.values()), 3), **comparison}
+    def to_json(self) -> dict[str, Any]:
+        """Return the result and its comparison as one document, with the seconds of all phases."""
+        document = msgspec.to_builtins(self)
+        comparison = document.pop("comparison")
+        return {**document, "seconds": round(sum(self.seconds_by_phase.values()), 3), **comparison}
 
 
-class Shown(Protocol):
-    """Who is shown how far a rebuild is."""
+class ProgressListener(Protocol):
+    """Output of a rebuild's progress."""
 
-    def say(self, sentence: str) -> None:
-        """Tell what begins."""
+    def message(self, sentence: str) -> None:
+        """Print a sentence, for example the step that begins."""
 
-    def replayed(self, done: int, of: int, transactions: int) -> None:
-        """Tell how many records are replayed, of how many, and how many transactions this run has replayed."""
+    def progress(self, done: int, total: int, transactions: int) -> None:
+        """Print the records replayed, of all, and the transactions that this run has replayed."""
 
 
-async def rebuild(settings: Settings, options: Options, shown: Shown) -> Result:
-    """Fill the next version, compare it with the live one, and put it in its place where it may be.
+async def rebuild(settings: Settings, options: Options, listener: ProgressListener) -> Result:
+    """Fill the next version, compare it with the live one, and swap the two.
 
-    A difference ends it, and the next version stays for a look, unless `expect_changes`.
-    Raises: Halt, with each reason, where it cannot be begun; Diverged, where a record cannot be replayed as it was
-    first read; NotSwapped, with who is in the way; Retry, where Kafka or Postgres stay away. The next run goes on where
-    this one ended.
+    A difference ends it before the swap, and the next version stays for inspection, unless `expect_changes`.
+    Raises: Halt, with each reason, where it cannot begin; Diverged, where a record cannot be replayed as it was first
+    read; NotSwapped, with the obstacle; Retry, where Kafka or Postgres stay away. The next run continues this one.
     """
-    async with rebuild_schema.alone(settings) as connection:
-        return await _Rebuild(settings, options, shown, connection).run()
+    async with rebuild_schema.exclusive_owner(settings) as connection:
+        return await _Rebuild(settings, options, listener, connection).run()
 
 
 class _Rebuild:
-    def __init__(self, settings: Settings, options: Options, shown: Shown, connection: asyncpg.Connection) -> None:
+    def __init__(
+        self, settings: Settings, options: Options, listener: ProgressListener, connection: asyncpg.Connection
+    ) -> None:
         self._settings = settings
         self._options = options
-        self._shown = shown
+        self._listener = listener
         self._connection = connection
         self._result = Result()
         self._replayed = Replayed()
         self._total = self._before = 0
 
     async def run(self) -> Result:
-        result, version = self._result, await self._begun()
+        result, version = self._result, await self._begin()
         result.version = version.number
-        shown = self._shown
-        async with loading(self._settings, version, self._tell) as loader:
+        async with open_loader(self._settings, version, self._add_progress) as loader:
             with self._phase(LOAD):
                 await self._load(version, loader)
             with self._phase(FINISH):
-                shown.say("indexes and statistics")
+                self._listener.message("indexes and statistics")
                 await rebuild_schema.finish(self._connection, self._settings)
                 await self._load(version, loader)
             self._count()
             with self._phase(COMPARE):
-                shown.say("comparison with the live version")
-                result.comparison = await self._compared(loader)
+                self._listener.message("comparison with the live version")
+                result.comparison = await self._compare(loader)
             result.digest_equal = result.comparison.digest_equal
-            await rebuild_schema.note(self._connection, version.number, result.told())
+            await rebuild_schema.store_result(self._connection, version.number, result.to_json())
             if self._options.swaps and (result.digest_equal or self._options.expect_changes):
-                shown.say("swap")
                 with self._phase(SWAP):
+                    self._listener.message("swap")
                     # What came meanwhile is replayed before the live version's writers have to wait.
                     await self._load(version, loader)
-                    await swap.swap(
-                        self._settings, catch_up=loader.load, differs=not result.digest_equal, tell=shown.say
-                    )
+                    differs, tell = not result.digest_equal, self._listener.message
+                    await swap.swap(self._settings, catch_up=loader.load, differs=differs, tell=tell)
                 result.swapped = True
         return result
 
-    async def _begun(self) -> Version:
+    async def _begin(self) -> Version:
         options = self._options
         await checks.require(self._connection, self._settings, restart=options.restart, swaps=options.swaps)
-        is_there = NEXT in await versions.found(self._connection)
-        if is_there and options.restart:
+        is_begun = NEXT in await versions.load_versions(self._connection)
+        if is_begun and options.restart:
             await rebuild_schema.drop(self._connection)
-        self._result.resumed = is_there and not options.restart
+        self._result.resumed = is_begun and not options.restart
         size_mib = await rebuild_schema.size_bytes(self._connection) / 2**20
-        self._shown.say(
+        self._listener.message(
             f"{'goes on with' if self._result.resumed else 'begins'} the next version; it needs about as much room as "
             f"the live one, {size_mib:,.0f} MiB, and whether the disk has it is not looked at"
         )
         return await rebuild_schema.begin(self._connection, self._settings, with_events=options.with_events)
 
     async def _load(self, version: Version, loader: Loader) -> None:
-        """Replay until the live version is close: in processes what is much, here what is little."""
+        """Replay until the live version is close: many records in worker processes, few here."""
         processes = self._options.processes or os.cpu_count() or 1
         for _ in range(ROUNDS_MAX):
-            spans = await loader.left()
-            left = {number: span.end - span.start for number, span in spans.items()}
-            await self._expect(sum(left.values()))
-            if sum(left.values()) <= FOLLOWED_MAX + processes * CLOSE_ENOUGH:
+            spans = await loader.remaining()
+            records = {number: span.end - span.start for number, span in spans.items()}
+            remaining = sum(records.values())
+            live = await positions(self._connection, SCHEMA)
+            self._total = sum(position.next for position in live.values())
+            self._before = self._total - remaining - self._replayed.records
+            if remaining <= FOLLOWED_MAX + processes * CLOSE_ENOUGH:
                 await loader.load({number: span.end for number, span in spans.items()})
                 return
-            hands = workers.dealt(left, processes)
-            await workers.work(self._settings, version, hands, self._tell, command=self._options.worker)
+            assignments = workers.assign_partitions(records, processes)
+            command = self._options.worker
+            await workers.run_workers(self._settings, version, assignments, self._add_progress, command=command)
         raise Halt("the rebuild does not come close to the live version, which is faster: give it more processes")
 
-    async def _compared(self, loader: Loader) -> Comparison:
+    async def _compare(self, loader: Loader) -> Comparison:
         async with _snapshot(self._settings, SCHEMA) as live:
-            at = await positions(live.connection, SCHEMA)
-            await loader.load({number: position.next for number, position in at.items()})
+            targets = await positions(live.connection, SCHEMA)
+            await loader.load({number: position.next for number, position in targets.items()})
             async with _snapshot(self._settings, NEXT) as following:
                 return await compare(live, following)
 
-    async def _expect(self, left: int) -> None:
-        at = await positions(self._connection, SCHEMA)
-        self._total = sum(position.next for position in at.values())
-        self._before = self._total - left - self._replayed.records
-
-    def _tell(self, replayed: Replayed) -> None:
+    def _add_progress(self, replayed: Replayed) -> None:
         self._replayed.add(replayed)
         done = self._before + self._replayed.records
-        # The live version goes on, and with it what there is to replay.
-        self._shown.replayed(done, max(done, self._total), self._replayed.transactions)
+        # The live version goes on, and with it the total.
+        self._listener.progress(done, max(done, self._total), self._replayed.transactions)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
+        started_at = time.monotonic()
         yield
-        self._result.seconds_by_phase[name] = round(time.monotonic() - began, 3)
+        self._result.seconds_by_phase[name] = round(time.monotonic() - started_at, 3)
 
     def _count(self) -> None:
         result, replayed = self._result, self._replayed
@@ -188,7 +188,7 @@ class _Rebuild:
 
 @asynccontextmanager
 async def _snapshot(settings: Settings, schema: str) -> AsyncIterator[Side]:
-    """All of a version's tables as they are at one moment."""
+    """Open a version's tables as they are at one moment."""
     async with (
         owner(settings, schema=schema) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),

@@ -1,4 +1,4 @@
-"""The version that a rebuild fills: made, found again, finished, dropped. By the owner of the tables. Shell."""
+"""Schema of the version that a rebuild fills: begin, finish and drop it, as the owner of the tables. Shell."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -13,38 +13,29 @@ from projections.rebuild.load import Version
 from projections.store import ddl, tables
 from projections.store.grants import Roles
 from projections.store.tables import NEXT, SCHEMA
-from runtime import logs
-from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, server_settings
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 
 STATEMENT_S_MAX = 6 * 3600
-"""An index over years of rows, or one read of all of them; nobody waits for it."""
+"""For an index over years of rows, or one read of all of them; nobody waits for it."""
 MAINTENANCE_MEMORY = "512MB"
-"""What each of a few indexes sorts in memory."""
+"""Memory in which each of a few indexes is sorted."""
 LOADING, LOADED, DROPPED = "loading", "loaded", "dropped"
-"""What has become of a rebuild, in tartan.rebuilds."""
+"""States of a rebuild, in tartan.rebuilds."""
 
 
 @asynccontextmanager
 async def owner(settings: Settings, *, schema: str = SCHEMA) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the tables' owner, for work that takes as long as it takes.
+    """Open a connection of the tables' owner, for work without a short time limit.
 
     Raises: Retry, where Postgres does not answer.
     """
-    dsn = settings.postgres_dsn.get_secret_value()
     limits = dict.fromkeys(
         ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"), f"{STATEMENT_S_MAX}s"
     )
-    try:
-        connection = await asyncpg.connect(
-            dsn,
-            timeout=CONNECT_TIMEOUT_S,
-            server_settings={**server_settings(settings, "rebuild", search_path=schema), **limits},
-        )
-    except POSTGRES_ERRORS as error:
-        raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
+    session = server_settings(settings, "rebuild", search_path=schema)
+    connection = await versions.connect_owner(settings, {**session, **limits})
     try:
         yield connection
     except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
@@ -54,10 +45,10 @@ async def owner(settings: Settings, *, schema: str = SCHEMA) -> AsyncIterator[as
 
 
 @asynccontextmanager
-async def alone(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """The owner's connection of the one rebuild of this database; its lock ends with it, however that ends.
+async def exclusive_owner(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """Open the owner's connection of the one rebuild of this database; it holds a lock as long as it is open.
 
-    Raises: Halt, where another process works on a version.
+    Raises: Halt, where another process rebuilds or swaps.
     """
     async with owner(settings) as connection:
         if not await connection.fetchval(_TRY_LOCK):
@@ -68,12 +59,12 @@ async def alone(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def begin(connection: asyncpg.Connection, settings: Settings, *, with_events: bool) -> Version:
-    """The version to fill: the one that an earlier rebuild began, or a new one, made in one transaction.
+    """Return the version to fill: the one that an earlier rebuild began, or a new one, created in one transaction.
 
-    `with_events`: it keeps all events encoded, also those that are published.
-    Raises: Halt, where the one that was begun does not keep them.
+    `with_events`: it has all events encoded, also those that are published.
+    Raises: Halt, where the one that was begun has not.
     """
-    row = await connection.fetchrow(_BEGUN) if NEXT in await versions.found(connection) else None
+    row = await connection.fetchrow(_BEGUN) if NEXT in await versions.load_versions(connection) else None
     if row is None:
         roles = Roles(settings.projector_role, settings.eraser_role)
         async with connection.transaction():
@@ -96,35 +87,35 @@ async def drop(connection: asyncpg.Connection) -> None:
 
 
 async def finish(connection: asyncpg.Connection, settings: Settings) -> None:
-    """Make the indexes that only readers need, each on a connection of its own, and look at all rows once.
+    """Create the indexes that only readers need, each on a connection of its own, and analyze all tables.
 
-    Idempotence: an index that is there stays.
+    Idempotence: an existing index stays.
     """
 
-    async def make(statement: str) -> None:
-        async with owner(settings, schema=NEXT) as making:
-            await making.execute(f"SET maintenance_work_mem = '{MAINTENANCE_MEMORY}'")
-            await making.execute(statement)
+    async def create(statement: str) -> None:
+        async with owner(settings, schema=NEXT) as indexer:
+            await indexer.execute(f"SET maintenance_work_mem = '{MAINTENANCE_MEMORY}'")
+            await indexer.execute(statement)
 
-    await asyncio.gather(*(make(statement) for statement in ddl.deferred(NEXT).values()))
+    await asyncio.gather(*(create(statement) for statement in ddl.deferred(NEXT).values()))
     for table in tables.metadata.sorted_tables:
         await connection.execute(f"ANALYZE {NEXT}.{table.name}")
     await connection.execute(_LOADED, LOADED)
 
 
-async def note(connection: asyncpg.Connection, number: int, result: Mapping[str, Any]) -> None:
-    """Keep what came of a rebuild."""
+async def store_result(connection: asyncpg.Connection, number: int, result: Mapping[str, Any]) -> None:
+    """Store the result of a rebuild."""
     await connection.execute(_NOTE, number, msgspec.json.encode(result).decode())
 
 
 async def size_bytes(connection: asyncpg.Connection) -> int:
-    """What the live version fills on the disk, indexes included."""
+    """Return the size of the live version on the disk, indexes included."""
     return int(await connection.fetchval(_SIZE, SCHEMA))
 
 
 _KEY = "hashtextextended('tartan versions', 0)"
 _TRY_LOCK = f"SELECT pg_try_advisory_lock({_KEY})"
-# A lock's key of 64 bits is shown as two halves.
+# pg_locks has a lock's key of 64 bits as two halves.
 _HOLDER = f"""
 SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid)
  WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.database = (
@@ -136,8 +127,8 @@ _POSITIONS = f"""
 INSERT INTO {NEXT}.positions (partition, position) SELECT partition, 0 FROM {SCHEMA}.positions"""
 _BEGIN = f"""
 INSERT INTO tartan.rebuilds (number, fold, state, checkpoints, started_at)
-SELECT $1, $2, '{LOADING}', coalesce(jsonb_object_agg(partition, published), '{{}}'), tartan.clock() FROM tartan.published_checkpoints
- WHERE NOT $3
+SELECT $1, $2, '{LOADING}', coalesce(jsonb_object_agg(partition, published), '{{}}'), tartan.clock()
+  FROM tartan.published_checkpoints WHERE NOT $3
 RETURNING number, checkpoints"""
 _BEGUN = f"SELECT number, checkpoints FROM tartan.rebuilds JOIN {NEXT}.version USING (number)"
 _DROPPED = f"""

@@ -1,4 +1,4 @@
-"""Which versions of the projections there are, how far each is, and the end of the one that was kept. Shell."""
+"""Versions of the projections: list them with their positions, and drop the one that a swap has kept. Shell."""
 
 import asyncio
 import datetime
@@ -18,13 +18,13 @@ from schemas.errors import Retry, TartanError
 
 SCHEMAS = (SCHEMA, NEXT, OLD)
 DROP_LOCK_S = 2.0
-"""How long a drop waits for the feeders of the old version, whose batches wait behind it meanwhile."""
+"""Longest wait of a drop for the feeders of the old version, whose batches wait behind it meanwhile."""
 DROP_TRIES = 15
 DROP_PAUSE_S = 2.0
 
 
 class Version(NamedTuple):
-    """A version of the projections. `not_fed`: why nothing is written to it any more, None where it is fed."""
+    """A version of the projections. `not_fed`: reason why nothing is written to it any more, None where it is fed."""
 
     schema: str
     number: int
@@ -34,9 +34,9 @@ class Version(NamedTuple):
 
 
 class Status(NamedTuple):
-    """A version as operators see it: records folded, records that the live version is ahead, and since when it is so.
+    """A version for operators: records folded, and records that the live version is ahead.
 
-    `state` is what became of its rebuild; the first version had none, and is live since it was made.
+    `state` is that of its rebuild, since `since`; the first version had none, and is live since it was made.
     """
 
     version: Version
@@ -45,89 +45,81 @@ class Status(NamedTuple):
     records: int
     behind: int
 
-    def told(self) -> dict[str, Any]:
-        """For JSON."""
-        number, fold, not_fed = self.version.number, self.version.fold, self.version.not_fed
+    def to_json(self) -> dict[str, Any]:
+        """Return the status as one document."""
         return {
             "schema": self.version.schema,
-            "number": number,
-            "fold": fold,
+            "number": self.version.number,
+            "fold": self.version.fold,
             "state": self.state,
             "since": self.since.isoformat(),
             "records": self.records,
             "behind": self.behind,
-            "not_fed": not_fed,
+            "not_fed": self.version.not_fed,
         }
 
 
 class NotSwapped(TartanError):
-    """Versions were not swapped, and why; the live one goes on."""
+    """Versions were not swapped, for the given reason; the live one stays live."""
 
 
-async def found(connection: asyncpg.Connection) -> dict[str, Version]:
-    """The versions that there are, by schema; no swap comes in between."""
+async def load_versions(connection: asyncpg.Connection) -> dict[str, Version]:
+    """Return the existing versions by schema, the live one first; no swap comes in between."""
     async with snapshot(connection):
-        return {one.schema: one for one in await _found(connection)}
+        schemas = [
+            schema
+            for schema in SCHEMAS
+            if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{schema}.version")
+        ]
+        if not schemas:
+            return {}
+        each = " UNION ALL ".join(
+            f"SELECT {index} AS place, '{schema}' AS schema, number, fold, made_at FROM {schema}.version"
+            for index, schema in enumerate(schemas)
+        )
+        return {row["schema"]: Version(*row) for row in await connection.fetch(_VERSIONS.format(each=each))}
 
 
 async def status(connection: asyncpg.Connection) -> list[Status]:
-    """The versions that there are, the live one first."""
+    """Return the status of each version, the live one first."""
+    statuses = []
     async with snapshot(connection):
-        rows = {row["number"]: row for row in await connection.fetch(_REBUILDS)}
+        rebuilds = {row["number"]: row for row in await connection.fetch(_REBUILDS)}
         live = await positions(connection, SCHEMA)
-        told = []
-        for one in await _found(connection):
-            at = await positions(connection, one.schema)
-            row = rows.get(one.number)
-            told.append(
-                Status(
-                    one,
-                    "live" if row is None else row["state"],
-                    one.made_at if row is None else row["since"],
-                    sum(position.next for position in at.values()),
-                    sum(max(0, position.next - at.get(number, Position(0)).next) for number, position in live.items()),
-                )
-            )
-    return told
-
-
-async def _found(connection: asyncpg.Connection) -> list[Version]:
-    there = [
-        schema
-        for schema in SCHEMAS
-        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{schema}.version")
-    ]
-    each = " UNION ALL ".join(
-        f"SELECT {place} AS place, '{schema}' AS schema, number, fold, made_at FROM {schema}.version"
-        for place, schema in enumerate(there)
-    )
-    return [Version(*row) for row in await connection.fetch(_VERSIONS.format(each=each))] if there else []
+        for version in (await load_versions(connection)).values():
+            reached = await positions(connection, version.schema)
+            row = rebuilds.get(version.number)
+            state, since = ("live", version.made_at) if row is None else (row["state"], row["since"])
+            records = sum(position.next for position in reached.values())
+            gaps = (position.next - reached.get(number, Position(0)).next for number, position in live.items())
+            statuses.append(Status(version, state, since, records, sum(max(0, gap) for gap in gaps)))
+    return statuses
 
 
 async def positions(connection: asyncpg.Connection | asyncpg.Pool, schema: str) -> dict[int, Position]:
-    """The committed positions of a version, by partition."""
+    """Return the committed positions of a version, by partition."""
     rows = await connection.fetch(f"SELECT partition, position, last_checksum FROM {schema}.positions")
     return {row["partition"]: Position(row["position"], row["last_checksum"]) for row in rows}
 
 
 async def mark_not_fed(pool: asyncpg.Pool, number: int, why: str) -> None:
-    """Say that an old version is not what the log makes any more, and why: nobody goes back to it."""
+    """Record that an old version no longer follows the log, so that nobody swaps back to it."""
     await pool.execute(_NOT_FED, number, why)
 
 
 async def drop_old(settings: Settings) -> Version:
-    """Drop the version that was kept after a swap, and give what it was. Readers and the live version go on.
+    """Drop the version that was kept after a swap, and return it. Readers and the live version go on.
 
-    Raises: NotSwapped, where there is none, somebody's own objects depend on it, or locks on it are not to be had.
+    Raises: NotSwapped, where there is none, other objects depend on it, or its locks are not free.
     """
-    for left in reversed(range(DROP_TRIES)):
+    for tries_left in reversed(range(DROP_TRIES)):
         async with owner(settings) as connection:
             try:
                 return await _drop_old(connection)
             except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
-                if not left:
-                    who = await holders(connection, OLD)
-                    raise NotSwapped(f"{OLD} cannot be locked: it is used by {who}") from error
+                if not tries_left:
+                    users = await holders(connection, OLD)
+                    raise NotSwapped(f"{OLD} cannot be locked: it is used by {users}") from error
             except asyncpg.DependentObjectsStillExistError as error:
                 raise NotSwapped(f"{OLD} is not dropped, others depend on it: {error.detail}") from error
         await asyncio.sleep(DROP_PAUSE_S)
@@ -137,53 +129,59 @@ async def drop_old(settings: Settings) -> Version:
 async def _drop_old(connection: asyncpg.Connection) -> Version:
     limit = f"SET LOCAL lock_timeout = '{round(DROP_LOCK_S * 1000)}'"
     async with transaction(connection, f"{limit}; {VERSION_HELD}"):
-        old = (await found(connection)).get(OLD)
+        old = (await load_versions(connection)).get(OLD)
         if old is None:
             raise NotSwapped("no version is kept from before: `tartan rebuild --status` shows which there are")
-        # Its feeders hold this table first, and then want the others.
+        # Its feeders lock this table first, and the others after it.
         await connection.execute(f"LOCK TABLE {OLD}.positions IN ACCESS EXCLUSIVE MODE")
-        # Not by CASCADE, which would take with it what others built on these tables, and say nothing.
-        named = ", ".join(row["name"] for row in await connection.fetch(_TABLES, OLD))
-        await connection.execute(f"DROP TABLE {named}; DROP FUNCTION {OLD}.refuse_change; DROP SCHEMA {OLD}")
+        # Not by CASCADE, which would silently drop what others built on these tables.
+        names = ", ".join(row["name"] for row in await connection.fetch(_TABLES, OLD))
+        await connection.execute(f"DROP TABLE {names}; DROP FUNCTION {OLD}.refuse_change; DROP SCHEMA {OLD}")
         await connection.execute(_DROPPED, old.number)
     return old
 
 
 async def holders(connection: asyncpg.Connection, schema: str) -> str | None:
-    """Whose transactions hold locks on tables of a schema, in words: session, its name, its age. None: nobody's."""
-    return _named(await connection.fetch(_HOLDERS, schema))
+    """Return the sessions that hold locks on tables of a schema, with name and age; None where there are none."""
+    return _sessions(await connection.fetch(_HOLDERS, schema))
 
 
 async def blockers(connection: asyncpg.Connection, waiting: int) -> str | None:
-    """Whom the session with this pid waits for, in the same words."""
-    return _named(await connection.fetch(_BLOCKERS, waiting))
+    """Return the sessions that the session with this pid waits for, in the same form."""
+    return _sessions(await connection.fetch(_BLOCKERS, waiting))
 
 
-def _named(rows: Sequence[asyncpg.Record]) -> str | None:
-    found = [f"session {row['pid']} ({row['name'] or 'of another user'}, {row['age_s'] or 0:.1f} s)" for row in rows]
-    return ", ".join(found) or None
+def _sessions(rows: Sequence[asyncpg.Record]) -> str | None:
+    texts = [f"session {row['pid']} ({row['name'] or 'of another user'}, {row['age_s'] or 0:.1f} s)" for row in rows]
+    return ", ".join(texts) or None
 
 
 @asynccontextmanager
 async def owner(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the tables' owner, for short transactions that lock tables.
+    """Open a connection of the tables' owner, for short transactions that lock tables.
 
     Raises: Retry, where Postgres does not answer.
     """
-    dsn = settings.postgres_dsn.get_secret_value()
-    try:
-        connection = await asyncpg.connect(
-            dsn,
-            timeout=CONNECT_TIMEOUT_S,
-            command_timeout=settings.statement_timeout_s + 5.0,
-            server_settings=server_settings(settings, "versions"),
-        )
-    except POSTGRES_ERRORS as error:
-        raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
+    connection = await connect_owner(
+        settings, server_settings(settings, "versions"), command_timeout=settings.statement_timeout_s + 5.0
+    )
     try:
         yield connection
     finally:
         connection.terminate()
+
+
+async def connect_owner(
+    settings: Settings, session: dict[str, str], *, command_timeout: float | None = None
+) -> asyncpg.Connection:
+    """Connect as the tables' owner. Raises: Retry, where Postgres does not answer."""
+    dsn = settings.postgres_dsn.get_secret_value()
+    try:
+        return await asyncpg.connect(
+            dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=command_timeout, server_settings=session
+        )
+    except POSTGRES_ERRORS as error:
+        raise Retry(f"no database at {logs.mask(dsn)}: {str(error) or type(error).__name__}") from error
 
 
 _VERSIONS = """

@@ -1,6 +1,6 @@
-"""One worker of a rebuild: `python -m projections.rebuild.worker`, a process that replays some partitions.
+"""Worker process of a rebuild, `python -m projections.rebuild.worker`: replay some partitions. Shell.
 
-Standard input: the task as one line of JSON, then nothing until the rebuild ends; its end ends the worker, so none
+Standard input: the task as one line of JSON, then nothing until the rebuild ends; its end ends the worker, so no worker
 outlives a rebuild that was killed. Standard output: one line of JSON a report, the last one with an error, if any.
 Settings come from the environment.
 """
@@ -16,7 +16,7 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
-from projections.rebuild.load import Replayed, Version, loading
+from projections.rebuild.load import Replayed, Version, open_loader
 from runtime import logs, settings
 from runtime.lifecycle import GC_THRESHOLD
 from runtime.settings import Settings
@@ -24,13 +24,13 @@ from schemas.errors import TartanError
 
 REPORT_EVERY_S = 0.2
 PASSES_MAX = 1_000
-"""Each pass goes to where the live version was at its beginning, and takes less than the one before it."""
+"""Each pass ends at the live version's position at its beginning, and takes less than the one before it."""
 CLOSE_ENOUGH = 100
 """Records behind the live version at which the rest is left to the process that compares and swaps."""
 
 
 class Task(Struct):
-    """What a worker does: these partitions of this version."""
+    """Partitions of a version that a worker replays."""
 
     number: int
     published: dict[int, int]
@@ -38,56 +38,55 @@ class Task(Struct):
 
 
 class Report(Struct):
-    """What a worker has replayed since its last report, or why it stops."""
+    """Counts since the worker's last report, or the error that stops it."""
 
     replayed: Replayed = msgspec.field(default_factory=Replayed)
     error: str | None = None
 
 
-async def work(given: Settings, task: Task, out: IO[bytes]) -> None:
+async def replay(given: Settings, task: Task, out: IO[bytes]) -> None:
     """Replay the task's partitions until the live version is close. Raises: Halt, Retry, as Loader.load does."""
     reporter = _Reporter(out)
-    async with loading(given, Version(task.number, task.published), reporter.add) as loader:
+    async with open_loader(given, Version(task.number, task.published), reporter.add) as loader:
         for _ in range(PASSES_MAX):
-            spans = {number: span for number, span in (await loader.left()).items() if number in task.partitions}
+            spans = {number: span for number, span in (await loader.remaining()).items() if number in task.partitions}
             if sum(span.end - span.start for span in spans.values()) <= CLOSE_ENOUGH:
                 break
             await loader.load({number: span.end for number, span in spans.items()})
-    reporter.tell()
+    reporter.write()
 
 
 class _Reporter:
-    """Tells what was replayed, a few times a second."""
+    """Sums up counts and writes them a few times a second."""
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out = out
-        self._gathered = Replayed()
-        self._told_at = time.monotonic()
+        self._sum = Replayed()
+        self._written_at = time.monotonic()
 
     def add(self, replayed: Replayed) -> None:
-        self._gathered.add(replayed)
-        if time.monotonic() - self._told_at >= REPORT_EVERY_S:
-            self.tell()
+        self._sum.add(replayed)
+        if time.monotonic() - self._written_at >= REPORT_EVERY_S:
+            self.write()
 
-    def tell(self) -> None:
-        say(self._out, Report(self._gathered))
-        self._gathered, self._told_at = Replayed(), time.monotonic()
+    def write(self) -> None:
+        _write(self._out, Report(self._sum))
+        self._sum, self._written_at = Replayed(), time.monotonic()
 
 
-def say(out: IO[bytes], report: Report) -> None:
-    """Write one report."""
+def _write(out: IO[bytes], report: Report) -> None:
     out.write(msgspec.json.encode(report) + b"\n")
     out.flush()
 
 
-async def _until_left(given: Settings, task: Task, out: IO[bytes]) -> None:
-    working = asyncio.create_task(work(given, task, out))
-    left = asyncio.create_task(_end_of_input())
-    await asyncio.wait((working, left), return_when=asyncio.FIRST_COMPLETED)
-    if not working.done():
-        os._exit(1)  # whoever started it is gone: what is not committed is replayed by the next rebuild
-    left.cancel()
-    working.result()
+async def _replay_until_input_ends(given: Settings, task: Task, out: IO[bytes]) -> None:
+    replaying = asyncio.create_task(replay(given, task, out))
+    input_end = asyncio.create_task(_end_of_input())
+    await asyncio.wait((replaying, input_end), return_when=asyncio.FIRST_COMPLETED)
+    if not replaying.done():
+        os._exit(1)  # the rebuild is gone: what is not committed is replayed by the next one
+    input_end.cancel()
+    replaying.result()
 
 
 async def _end_of_input() -> None:
@@ -97,7 +96,7 @@ async def _end_of_input() -> None:
 
 
 def main() -> None:
-    """Run the worker; the exit code is 1 where it could not do its task."""
+    """Run the worker; the exit code is 1 where the task failed."""
     task = msgspec.json.decode(sys.stdin.readline(), type=Task)
     out = sys.stdout.buffer
     given = settings.load()
@@ -107,9 +106,9 @@ def main() -> None:
     gc.set_threshold(GC_THRESHOLD)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_until_left(given, task, out))
+            runner.run(_replay_until_input_ends(given, task, out))
     except TartanError as error:
-        say(out, Report(error=str(error)))
+        _write(out, Report(error=str(error)))
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The worker processes of a rebuild: partitions dealt out, started, listened to, ended. Shell."""
+"""Worker processes of a rebuild: assign partitions, start the processes, read their reports, end them. Shell."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import msgspec
 from pydantic import SecretStr
 
-from projections.rebuild.load import Tell, Version
+from projections.rebuild.load import OnReplayed, Version
 from projections.rebuild.worker import Report, Task
 from runtime.settings import Settings
 from schemas.errors import Halt
@@ -20,45 +20,45 @@ END_S_MAX = 5.0
 _PREFIX = "TARTAN_"
 
 
-def dealt(left: Mapping[int, int], workers: int) -> list[list[int]]:
-    """Deal partitions out so that each worker has about as much to do, the largest first.
+def assign_partitions(records: Mapping[int, int], workers: int) -> list[list[int]]:
+    """Assign partitions so that each worker has about as many records, the largest first.
 
-    Shape: `left` has the records of each partition; at most as many lists as workers, none of them empty.
+    Shape: `records` by partition; at most as many lists as workers, none of them empty.
     """
-    hands: list[tuple[int, list[int]]] = [(0, []) for _ in range(min(workers, len(left)))]
-    for number in sorted(left, key=lambda number: (-left[number], number)):
-        place = min(range(len(hands)), key=lambda place: hands[place][0])
-        load, hand = hands[place]
-        hands[place] = (load + left[number], [*hand, number])
-    return [sorted(hand) for _, hand in hands]
+    assignments: list[tuple[int, list[int]]] = [(0, []) for _ in range(min(workers, len(records)))]
+    for number in sorted(records, key=lambda number: (-records[number], number)):
+        index = min(range(len(assignments)), key=lambda index: assignments[index][0])
+        total, partitions = assignments[index]
+        assignments[index] = (total + records[number], [*partitions, number])
+    return [sorted(partitions) for _, partitions in assignments]
 
 
-async def work(
+async def run_workers(
     settings: Settings,
     version: Version,
-    hands: Sequence[Sequence[int]],
-    tell: Tell,
+    assignments: Sequence[Sequence[int]],
+    on_replayed: OnReplayed,
     *,
     command: Sequence[str] = COMMAND,
 ) -> None:
-    """Let one process a hand replay its partitions, until the live version is close.
+    """Run one process for each assignment, until the live version is close.
 
-    Raises: Halt, with the reason, where one of them could not go on; the others are ended.
+    Raises: Halt, with the reason, where one of them failed; the others are ended.
     """
     published = dict(version.published)
-    working = [
-        asyncio.create_task(_one(settings, Task(version.number, published, list(hand)), tell, command))
-        for hand in hands
+    running = [
+        asyncio.create_task(_run(settings, Task(version.number, published, list(partitions)), on_replayed, command))
+        for partitions in assignments
     ]
     try:
-        await asyncio.gather(*working)
+        await asyncio.gather(*running)
     finally:
-        for one in working:
-            one.cancel()
-        await asyncio.gather(*working, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _one(settings: Settings, task: Task, tell: Tell, command: Sequence[str]) -> None:
+async def _run(settings: Settings, task: Task, on_replayed: OnReplayed, command: Sequence[str]) -> None:
     async with _started(settings, command) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -66,7 +66,7 @@ async def _one(settings: Settings, task: Task, tell: Tell, command: Sequence[str
         error = None
         async for line in process.stdout:
             report = msgspec.json.decode(line, type=Report)
-            tell(report.replayed)
+            on_replayed(report.replayed)
             error = report.error or error
         code = await process.wait()
     if code:
@@ -93,7 +93,7 @@ async def _started(settings: Settings, command: Sequence[str]) -> AsyncIterator[
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """This process's environment, with these settings in place of its own."""
+    """Return this process's environment, with these settings in place of its own."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
     return inherited | {
         f"{_PREFIX}{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
 
 
 async def load(connection: asyncpg.Connection, keys: Sequence[Key]) -> Loaded:
-    """Read the facts of accounts; call it in a transaction of one snapshot. `missing` are accounts that do not exist."""
+    """Read the facts of accounts; call it in a transaction of one snapshot. `missing` accounts do not exist."""
     rows = await connection.fetch(_ACCOUNTS, [key.item_id for key in keys], [key.account_id for key in keys])
     accounts = {Key(row["item_id"], row["account_id"]): row for row in rows}
     users = {key: int(row["user_number"]) for key, row in accounts.items()}
@@ -206,8 +206,8 @@ _LAST_VERSION = f"""
 # record, so its start is in sync_state.
 _ACCOUNTS = f"""
 SELECT a.item_id, a.account_id, a.user_number, a.type, a.cached_payload, a.cached_payload_schema, a.cached_at,
-       a.realtime_payload, a.realtime_payload_schema, a.realtime_at, a.last_changeset, a.opened, a.continued_by_item, i.history_status,
-       i.missing_rows, i.unlinked, i.last_sync_at, p.position, r.tied_at,
+       a.realtime_payload, a.realtime_payload_schema, a.realtime_at, a.last_changeset, a.opened, a.continued_by_item,
+       i.history_status, i.missing_rows, i.unlinked, i.last_sync_at, p.position, r.tied_at,
        CASE WHEN s.last_synced_at >= s.last_attempt_at THEN s.last_attempt_at END AS looked_at,
        coalesce(s.stopped IS NULL AND s.generation > s.done_generation, false)
            OR coalesce(s.wait_offset >= p.position, false) AS is_behind,

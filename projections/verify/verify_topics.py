@@ -1,4 +1,4 @@
-"""Verification of the public topics: compare what a reader keeps of each partition with the fold's net events. Shell."""
+"""Verification of the public topics: compare the records of each partition with the fold's net events. Shell."""
 
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -177,7 +177,7 @@ class _Partition:
 
 
 def _events_by_topic(row: asyncpg.Record) -> EventsByTopic | None:
-    """Return a changeset's events as records; None where they are deleted or unreadable (verify_tables counts those)."""
+    """Return a changeset's events as records; None where deleted or unreadable (verify_tables counts those)."""
     if row["events"] is None:
         return None
     try:

@@ -43,12 +43,12 @@ class Quiet:
         self.said: list[str] = []
         self.done: list[int] = []
 
-    def say(self, sentence: str) -> None:
+    def message(self, sentence: str) -> None:
         self.said.append(sentence)
 
-    def replayed(self, done: int, of: int, transactions: int) -> None:
+    def progress(self, done: int, total: int, transactions: int) -> None:
         self.done.append(done)
-        assert done <= of
+        assert done <= total
 
 
 class World:

@@ -176,7 +176,7 @@ async def test_a_rebuild_that_could_not_end_well_is_refused_with_its_reason(worl
         with pytest.raises(Halt, match=reason):
             await world.rebuild(**options)
 
-    async with schema.alone(world.settings):
+    async with schema.exclusive_owner(world.settings):
         await refused("another process rebuilds")
     for wrong, right, reason in (
         (

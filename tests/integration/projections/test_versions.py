@@ -62,7 +62,7 @@ class Beside:
         )
 
     async def back(self, *, patience_s: float = 20.0) -> versions_swap.Swapped:
-        return await versions_swap.back(self.live.settings, tell=self.told.append, patience_s=patience_s)
+        return await versions_swap.swap_back(self.live.settings, tell=self.told.append, patience_s=patience_s)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def story() -> Log:
 
 
 async def numbers(connection: asyncpg.Connection) -> dict[str, int]:
-    return {schema: one.number for schema, one in (await versions.found(connection)).items()}
+    return {schema: one.number for schema, one in (await versions.load_versions(connection)).items()}
 
 
 async def epoch(connection: asyncpg.Connection) -> str:
@@ -303,7 +303,11 @@ async def test_nobody_goes_back_to_a_version_that_is_not_fed_or_of_another_fold(
         await beside.back()
 
     [live, old] = await versions.status(tables)
-    assert (live.told()["state"], old.told()["state"], old.told()["not_fed"]) == ("live", "old", "it went astray")
+    assert (live.to_json()["state"], old.to_json()["state"], old.to_json()["not_fed"]) == (
+        "live",
+        "old",
+        "it went astray",
+    )
 
 
 async def test_readers_columns_stay_where_a_version_has_others(beside: Beside, tables: asyncpg.Connection) -> None:

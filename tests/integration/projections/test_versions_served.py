@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from gateway.app import Gateway, serving
 from gateway.live.hub import Hub
 from projections.rebuild import swap
-from projections.rebuild.load import Version, loading
+from projections.rebuild.load import Version, open_loader
 from projections.rebuild.rebuild import Options, rebuild
 from projections.store.tables import OLD, SCHEMA
 from projections.verify import digests
@@ -47,10 +47,10 @@ async def going_on(work: Any) -> AsyncIterator[None]:
 class Quiet:
     """Shows nothing of a rebuild."""
 
-    def say(self, sentence: str) -> None:
+    def message(self, sentence: str) -> None:
         pass
 
-    def replayed(self, done: int, of: int, transactions: int) -> None:
+    def progress(self, done: int, total: int, transactions: int) -> None:
         pass
 
 
@@ -146,10 +146,10 @@ async def test_nobody_notices_that_versions_are_swapped(
         async with going_on(readers.ask()), going_on(readers.look()):
             async with going_on(write(world, life)):
                 result = await rebuild(world.settings, Options(processes=1, swaps=False), Quiet())
-                async with loading(world.settings, Version(result.version, {}), lambda _: None) as loader:
+                async with open_loader(world.settings, Version(result.version, {}), lambda _: None) as loader:
                     await swap.swap(world.settings, catch_up=loader.load, differs=False, tell=told.append)
                 for _ in range(3):
-                    await swap.back(world.settings, tell=told.append)
+                    await swap.swap_back(world.settings, tell=told.append)
             await world.until_projected(life.count)
             async with asyncio.timeout(30):
                 while await digest(database, OLD) != await digest(database, SCHEMA):

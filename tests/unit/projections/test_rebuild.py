@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from projections.rebuild import compare_versions
 from projections.rebuild.differences import Difference, RowDigest, Subject, TableDifference, notes, with_items
-from projections.rebuild.preflight import Kept, Versions, of_log, of_topic, of_versions
-from projections.rebuild.workers import dealt
+from projections.rebuild.preflight import LogExtent, Versions, log_problems, topic_problems, version_problems
+from projections.rebuild.workers import assign_partitions
 from projections.store import tables
 from runtime.kafka.topics_plan import Step
 
@@ -18,7 +18,7 @@ ONE_BEGUN = Versions(live=1, following=1, old=None, positions={0: 10}, reached={
 def test_each_partition_is_dealt_once_and_no_worker_has_much_more_than_its_share(
     left: dict[int, int], workers: int
 ) -> None:
-    hands = dealt(left, workers)
+    hands = assign_partitions(left, workers)
 
     assert sorted(number for hand in hands for number in hand) == sorted(left)
     assert len(hands) == min(workers, len(left))
@@ -27,28 +27,28 @@ def test_each_partition_is_dealt_once_and_no_worker_has_much_more_than_its_share
 
 
 def test_a_version_that_is_begun_goes_on_where_nothing_is_against_it() -> None:
-    assert of_versions(ONE_BEGUN, fold=1, restart=False, swaps=True) == []
+    assert list(version_problems(ONE_BEGUN, fold=1, restart=False, swaps=True)) == []
 
 
 def test_another_fold_and_positions_beyond_the_live_ones_are_refused_until_restart() -> None:
     ahead = ONE_BEGUN._replace(reached={0: 11})
 
-    assert "fold is 2" in of_versions(ONE_BEGUN, fold=2, restart=False, swaps=True)[0]
-    assert "the database went back" in of_versions(ahead, fold=1, restart=False, swaps=True)[0]
-    assert of_versions(ahead, fold=2, restart=True, swaps=True) == []
+    assert "fold is 2" in next(version_problems(ONE_BEGUN, fold=2, restart=False, swaps=True))
+    assert "the database went back" in next(version_problems(ahead, fold=1, restart=False, swaps=True))
+    assert list(version_problems(ahead, fold=2, restart=True, swaps=True)) == []
 
 
 def test_a_kept_old_version_is_in_the_way_of_a_swap_alone() -> None:
     kept = ONE_BEGUN._replace(old=1)
 
-    assert len(of_versions(kept, fold=1, restart=False, swaps=True)) == 1
-    assert of_versions(kept, fold=1, restart=False, swaps=False) == []
+    assert len(list(version_problems(kept, fold=1, restart=False, swaps=True))) == 1
+    assert list(version_problems(kept, fold=1, restart=False, swaps=False)) == []
 
 
 def test_missing_ranges_are_named_where_the_live_version_has_read_them() -> None:
-    kept = {0: Kept((0, 4), 20), 1: Kept(None, 7), 2: Kept((0, 99), 100)}
+    kept = {0: LogExtent((0, 4), 20), 1: LogExtent(None, 7), 2: LogExtent((0, 99), 100)}
 
-    reasons = list(of_log(kept, {0: 10, 1: 8, 2: 0}, topic=TOPIC, has_archive=False))
+    reasons = list(log_problems(kept, {0: 10, 1: 8, 2: 0}, topic=TOPIC, has_archive=False))
 
     assert len(reasons) == 2
     assert reasons[0] == f"{TOPIC} 0: offsets 0 to 4 are gone, and there is no archive"
@@ -62,8 +62,8 @@ def test_a_topic_that_loses_records_is_refused_unless_they_are_archived() -> Non
         Step("change", TOPIC, "min.insync.replicas", "1", "2"),
     ]
 
-    assert len(list(of_topic(steps, topic=TOPIC, has_archive=False))) == 1
-    assert list(of_topic(steps, topic=TOPIC, has_archive=True)) == []
+    assert len(list(topic_problems(steps, topic=TOPIC, has_archive=False))) == 1
+    assert list(topic_problems(steps, topic=TOPIC, has_archive=True)) == []
 
 
 def test_every_table_of_a_version_is_compared() -> None:
