@@ -31,6 +31,5 @@ GONE = "gone"
 REFUSED = "refused"
 """Plaid will never serve the Item, or refuses our requests as wrong: an operator has to act."""
 UNLINKED = "unlinked"
-ITEM_STATES = (ACTIVE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REVOKED, GONE, REFUSED, UNLINKED)
 SYNCABLE_STATES = frozenset({ACTIVE, PENDING_DISCONNECT, PENDING_EXPIRATION})
 """States in which Plaid still answers /transactions/sync. Source: PLAID.md 1.5, 1.9."""

@@ -1,4 +1,4 @@
-"""Table of topics: content, key, retention and writer of each. Pure."""
+"""Table of topics: key, retention and schemas of each. Pure."""
 
 from dataclasses import dataclass
 
@@ -17,55 +17,36 @@ class Topic:
 
     name: str
     key: str
-    value: str
     retention_ms: int | None
-    written_by: str
     schemas: tuple[int, ...] = ()
     event_types: tuple[str, ...] = ()
     message_bytes_max: int = 1024 * 1024
 
 
-WEBHOOKS = Topic("webhooks", "item_id, or none", "one webhook as it came in", None, "ingest", (catalogue.WEBHOOK,))
+WEBHOOKS = Topic("webhooks", "item_id, or none", None, (catalogue.WEBHOOK,))
+"""One webhook as it was received. Writer: ingest."""
 CHANGESETS = Topic(
-    "changesets",
-    "user number",
-    "one atomic update: clear head, sealed events",
-    None,
-    "streams, gateway",
-    (catalogue.HEAD, catalogue.EVENTS),
-    message_bytes_max=MESSAGE_BYTES_MAX,
+    "changesets", "user number", None, (catalogue.HEAD, catalogue.EVENTS), message_bytes_max=MESSAGE_BYTES_MAX
 )
+"""One atomic update: clear head, sealed events. Writers: streams, gateway."""
 TRANSACTIONS = Topic(
     "transactions",
     "own transaction id",
-    "one event",
     30 * DAY_MS,
-    "projections",
     (catalogue.TRANSACTION_EVENT_1, catalogue.TRANSACTION_EVENT),
     ("transaction.added", "transaction.modified", "transaction.removed"),
 )
-BALANCES = Topic(
-    "balances", "account id", "one event", 30 * DAY_MS, "projections", (catalogue.BALANCE_EVENT,), ("balance.updated",)
-)
+"""One event. Writer of this and the topics below: projections."""
+BALANCES = Topic("balances", "account id", 30 * DAY_MS, (catalogue.BALANCE_EVENT,), ("balance.updated",))
 ITEMS = Topic(
-    "items",
-    "item id",
-    "one event",
-    30 * DAY_MS,
-    "projections",
-    (catalogue.ITEM_EVENT,),
-    ("item.linked", "item.unlinked", "item.state_changed"),
+    "items", "item id", 30 * DAY_MS, (catalogue.ITEM_EVENT,), ("item.linked", "item.unlinked", "item.state_changed")
 )
-PUSH = Topic("push", "user number", "one user's message, JSON", DAY_MS, "projections")
+PUSH = Topic("push", "user number", DAY_MS)
+"""One user's message, JSON."""
 DEAD_LETTERS = Topic(
-    "dead-letters",
-    "original key",
-    "sealed original and why, where, when",
-    30 * DAY_MS,
-    "any stage",
-    (catalogue.DEAD_LETTER,),
-    message_bytes_max=MESSAGE_BYTES_MAX,
+    "dead-letters", "original key", 30 * DAY_MS, (catalogue.DEAD_LETTER,), message_bytes_max=MESSAGE_BYTES_MAX
 )
+"""A sealed original with reason, place and time. Writer: any stage."""
 
 TOPICS = (WEBHOOKS, CHANGESETS, TRANSACTIONS, BALANCES, ITEMS, PUSH, DEAD_LETTERS)
 PUBLIC = (TRANSACTIONS, BALANCES, ITEMS)

@@ -82,7 +82,7 @@ class Loader:
         self._on_replayed = on_replayed
         self._commits = 0
         self._bytes_max = settings.batch_bytes_max
-        # Its commits do not wait for the disk: Postgres loses rows and positions together, and the load continues there.
+        # Commits do not wait for the disk: Postgres loses rows and positions together, and the load continues there.
         self._session = Session(settings, schema=NEXT, durable=False)
         self._projector = Projector(
             self._session,

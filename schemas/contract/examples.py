@@ -30,8 +30,12 @@ class Example(NamedTuple):
     value: Mapping[str, Any]
 
 
+def _record(schema: int, **fields: Any) -> dict[str, Any]:
+    """Return a record of a schema whose other fields are null."""
+    return {entry["name"]: fields.get(entry["name"]) for entry in catalogue.declared_schema(schema)["fields"]}
+
+
 def _payload(**fields: Any) -> dict[str, Any]:
-    names = [entry["name"] for entry in catalogue.declared_schema(catalogue.TRANSACTION)["fields"]]
     values = {
         "account_id": _ACCOUNT_ID,
         "iso_currency_code": "USD",
@@ -44,9 +48,8 @@ def _payload(**fields: Any) -> dict[str, Any]:
         "payment_channel": "in store",
         "location_json": '{"city":"Oakland","region":"CA"}',
         "extra_json": '{"a_field_of_tomorrow":"kept"}',
-        **fields,
     }
-    return {name: values.get(name) for name in names}
+    return _record(catalogue.TRANSACTION, **(values | fields))
 
 
 _PENDING = _payload(transaction_id="lPNjeW1nR6CDn5okmGQ6hEpMo4lLNoSrzqDje", amount="4.5", pending=True)
@@ -77,38 +80,32 @@ def _transaction(changeset: str, version: int, payload: Mapping[str, Any], **fie
 
 
 def _account(current: str, available: str) -> dict[str, Any]:
-    return {
-        "account_id": _ACCOUNT_ID,
-        "persistent_account_id": None,
-        "name": "Everyday Checking",
-        "official_name": "Everyday Checking Account",
-        "mask": "0000",
-        "type": "depository",
-        "subtype": "checking",
-        "holder_category": "personal",
-        "verification_status": None,
-        "current": current,
-        "available": available,
-        "limit": None,
-        "iso_currency_code": "USD",
-        "unofficial_currency_code": None,
-        "last_updated_datetime": "2026-03-11T09:30:00Z",
-        "extra_json": None,
-    }
+    return _record(
+        catalogue.ACCOUNT,
+        account_id=_ACCOUNT_ID,
+        name="Everyday Checking",
+        official_name="Everyday Checking Account",
+        mask="0000",
+        type="depository",
+        subtype="checking",
+        holder_category="personal",
+        current=current,
+        available=available,
+        iso_currency_code="USD",
+        last_updated_datetime="2026-03-11T09:30:00Z",
+    )
 
 
 def _item(changeset: str, state: str, previous: str | None, code: str | None = None) -> dict[str, Any]:
-    item = {
-        "item_id": _ITEM_ID,
-        "state": state,
-        "code": code,
-        "reason": None,
-        "effective_at": None,
-        "institution_id": "ins_109508",
-        "institution_name": "First Platypus Bank",
-        "history_status": None if previous is None else "HISTORICAL_UPDATE_COMPLETE",
-        "extra_json": None,
-    }
+    item = _record(
+        catalogue.ITEM,
+        item_id=_ITEM_ID,
+        state=state,
+        code=code,
+        institution_id="ins_109508",
+        institution_name="First Platypus Bank",
+        history_status=None if previous is None else "HISTORICAL_UPDATE_COMPLETE",
+    )
     return {**_OWNER, "known_at": KNOWN_AT, "changeset": changeset, "item": item, "previous_state": previous}
 
 
