@@ -173,7 +173,7 @@ async def _rows(side: Side, table: _Compared, subjects: Collection[Subject]) -> 
     users, items, accounts = (list(values) for values in zip(*subjects, strict=True))
     query = f"""
 SELECT * FROM (SELECT {_subject(table.name)}, ({_key(table.name)}) COLLATE "C" AS key, ARRAY[{hashes}] AS hashes
-                 FROM {_source(side, table.name)}) AS found
+                 FROM {_source(side, table.name)}) AS digests
  WHERE (subject_user, subject_item, subject_account) IN (SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[]))
  ORDER BY 1, 2, 3, 4"""
     async for row in side.connection.cursor(query, users, items, accounts, prefetch=ROWS_AT_ONCE):

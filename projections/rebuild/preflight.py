@@ -28,14 +28,14 @@ def version_problems(versions: Versions, *, fold: int, restart: bool, swaps: boo
     if versions.following not in (None, fold) and not restart:
         yield (
             f"a version of fold {versions.following} is begun, and this code's fold is {fold}: "
-            "`tartan rebuild --restart` drops it and begins anew"
+            "`tartan rebuild --restart` drops it and starts again"
         )
     for number, reached in sorted(versions.reached.items() if not restart else ()):
         live = versions.positions.get(number, 0)
         if reached > live:
             yield (
                 f"partition {number} of the version that is begun is at {reached}, and the live one at {live}: "
-                "the database went back; `tartan rebuild --restart` begins anew"
+                "the database went back; `tartan rebuild --restart` starts again"
             )
     if versions.old is not None and swaps:
         yield (
@@ -69,7 +69,7 @@ def log_problems(
         if position > end:
             yield (
                 f"{topic} {number} ends at {end}, and the live version has read it up to {position}: "
-                "it was truncated or made anew"
+                "it was truncated or re-created"
             )
         if missing is not None and missing[0] < position:
             source = "neither the topic nor the archive has them" if has_archive else "and there is no archive"

@@ -128,7 +128,7 @@ async def _plan(settings: Settings, schema: str, differs: bool | None) -> _Plan:
                 f"version {other.number} is of fold {other.fold}, this release's is {FOLD}: its own release swaps it"
             )
         if schema == NEXT and old is not None:
-            raise NotSwapped(f"version {old.number} is kept still: `tartan rebuild --drop-old` first")
+            raise NotSwapped(f"version {old.number} is still kept: `tartan rebuild --drop-old` first")
         if other.not_fed is not None:
             raise NotSwapped(f"version {other.number} is not fed any more: {other.not_fed}")
         if differs is None:

@@ -74,9 +74,9 @@ SELECT format('ledger account %s %s', encode(account, 'hex'), layer)
         """
 SELECT format('own id %s', encode(own_id, 'hex'))
   FROM transactions t FULL JOIN (
-       SELECT own_id, count(*) AS found, min(number) AS first, max(number) AS last
+       SELECT own_id, count(*) AS total, min(number) AS first, max(number) AS last
          FROM ledger_transfers GROUP BY own_id) AS l USING (own_id)
- WHERE coalesce(l.found, 0) <> coalesce(t.transfers, l.found, 0) OR l.first <> 1 OR l.last <> l.found""",
+ WHERE coalesce(l.total, 0) <> coalesce(t.transfers, l.total, 0) OR l.first <> 1 OR l.last <> l.total""",
     ),
     Invariant(
         "shown_transactions_are_in_the_ledger_with_their_amounts",
@@ -132,14 +132,14 @@ INVARIANTS = (
         """
 SELECT format('own id %s', encode(own_id, 'hex'))
   FROM transactions t FULL JOIN (
-       SELECT own_id, count(*) AS found, max(version) AS last, bool_or(is_broken) AS is_broken,
+       SELECT own_id, count(*) AS total, max(version) AS last, bool_or(is_broken) AS is_broken,
               max(until_changeset) AS until_changeset
          FROM (SELECT own_id, version, until_changeset,
                       (lead(changeset) OVER w, lead(known_at) OVER w) IS DISTINCT FROM (until_changeset, until)
                       AND lead(version) OVER w IS NOT NULL AS is_broken
                  FROM transaction_versions WINDOW w AS (PARTITION BY own_id ORDER BY version)) AS pairs
         GROUP BY own_id) AS v USING (own_id)
- WHERE coalesce(v.found, 0) IS DISTINCT FROM greatest(t.version - 1, 0) OR v.last <> v.found OR v.is_broken
+ WHERE coalesce(v.total, 0) IS DISTINCT FROM greatest(t.version - 1, 0) OR v.last <> v.total OR v.is_broken
     OR v.until_changeset <> t.last_changeset""",
     ),
     Invariant(
@@ -148,9 +148,9 @@ SELECT format('own id %s', encode(own_id, 'hex'))
         """
 SELECT format('account %s of item %s', account_id, item_id)
   FROM accounts a FULL JOIN (
-       SELECT item_id, account_id, count(*) AS found, max(version) AS last
+       SELECT item_id, account_id, count(*) AS total, max(version) AS last
          FROM account_versions GROUP BY item_id, account_id) AS v USING (item_id, account_id)
- WHERE a.version IS DISTINCT FROM v.found OR v.last <> v.found""",
+ WHERE a.version IS DISTINCT FROM v.total OR v.last <> v.total""",
     ),
     _of_rows(
         "links_point_to_transactions",

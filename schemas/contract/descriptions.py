@@ -10,17 +10,17 @@ TRANSACTION_EVENT: Mapping[str, str] = {
     "link of the same bank and every change of Plaid's id.",
     "tenant": "the tenant that the user belongs to",
     "user_id": "the application's own id of the user",
-    "item_id": "Plaid's id of the Item that speaks for the transaction now",
+    "item_id": "Plaid's id of the Item that reports the transaction now",
     "version": "1 for the first event of this id, then one more with each event of it",
     "known_at": "when Tartan knew it: microseconds since 1970, UTC. Never goes back within a partition.",
-    "changeset": "32 hex digits: the id of the update that said it; `tartan explain` takes it",
-    "changed": "names of the fields that differ between `previous` and `transaction`, and `user_fields.NAME` of those "
-    "that differ between what the user said before and says now; empty for added and removed",
-    "transaction": "the bank's last words, also where the transaction was removed",
-    "previous": "the bank's words before a modification; null for added and removed",
-    "user_fields_json": "what the user says, a JSON object of field to value (category, notes, tags, name, "
-    "display_date, hidden, splits); null where they never said anything. It counts above the bank's words for the "
-    "fields that it names; a field that the user cleared is not in it.",
+    "changeset": "32 hex digits: the id of the update that caused it; `tartan explain` takes it",
+    "changed": "names of the fields that differ between `previous` and `transaction`, and `user_fields.NAME` of user "
+    "fields that changed; empty for added and removed",
+    "transaction": "the bank's last values, also where the transaction was removed",
+    "previous": "the bank's values before a modification; null for added and removed",
+    "user_fields_json": "fields that the user set, a JSON object of field to value (category, notes, tags, name, "
+    "display_date, hidden, splits); null where there never were any. They override the bank's values; a field that "
+    "the user cleared is not in it.",
     "previous_user_fields_json": "the same before a modification; null for added and removed",
 }
 
@@ -52,7 +52,7 @@ TRANSACTION: Mapping[str, str] = {
     "transaction_type": "Plaid's older division: place, digital, special, unresolved",
     "merchant_category_code": "MCC, four digits",
     "check_number": "of a check",
-    "account_owner": "which of an account's cards it is, where the bank says so",
+    "account_owner": "which of an account's cards it is, where the bank reports it",
     "location_json": "JSON as Plaid sent it: address, city, lat, lon, store_number, …",
     "counterparties_json": "JSON as Plaid sent it: an array of {name, type, entity_id, confidence_level, …}",
     "payment_meta_json": "JSON as Plaid sent it: payee, payer, reference_number, reason, …",
@@ -68,7 +68,7 @@ BALANCE_EVENT: Mapping[str, str] = {
     "source": "`cached`: what came with a sync, as old as the bank's last contact with Plaid; `realtime`: asked of the "
     "bank at that moment",
     "account": "the account and its balances now",
-    "previous": "the last words of the same source; null at the first report",
+    "previous": "the last values of the same source; null at the first report",
 }
 
 ACCOUNT: Mapping[str, str] = {
@@ -86,7 +86,7 @@ ACCOUNT: Mapping[str, str] = {
     "limit": "decimal text: of a credit line or an overdraft",
     "iso_currency_code": "ISO 4217; null where the currency has none",
     "unofficial_currency_code": "where there is no ISO code",
-    "last_updated_datetime": "ISO 8601: when the bank looked, where it says so. Its change alone is no event.",
+    "last_updated_datetime": "ISO 8601: time of the bank's balance, where the bank reports it. Its change alone is no event.",
     "extra_json": TRANSACTION["extra_json"],
 }
 
@@ -125,10 +125,10 @@ RECORDS: Mapping[str, Mapping[str, str]] = {
 EVENTS: Mapping[str, str] = {
     "transaction.added": "A transaction is there that readers did not have: new, or back after a removal "
     "(`version` above 1).",
-    "transaction.modified": "The bank or the user says something else of it than before. Pending to posted is this: "
+    "transaction.modified": "The bank or the user changed it. Pending to posted is this: "
     "`id` stays, `transaction.transaction_id` and `pending` change.",
     "transaction.removed": "It is not there any more: the bank took it back, or it turned out to be another one that "
-    "is known. `transaction` holds the last words about it.",
+    "is known. `transaction` holds its last values.",
     "balance.updated": "The bank reports another balance, name or limit of an account, or the account for the first "
     "time.",
     "item.linked": "A user linked a bank; transactions and balances follow.",

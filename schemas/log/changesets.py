@@ -113,7 +113,7 @@ def read(value: bytes) -> Envelope:
     except Quarantine as error:
         raise Halt("a head in changesets cannot be read") from error
     if stop != end or len(value) < end + NONCE_BYTES:
-        raise Halt(f"a head in changesets ends at {stop}, its length says {end} of {len(value)} bytes")
+        raise Halt(f"a head in changesets ends at {stop}, its length gives {end} of {len(value)} bytes")
     return Envelope(head, value[:end], value[end : end + NONCE_BYTES], value[end + NONCE_BYTES :])
 
 

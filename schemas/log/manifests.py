@@ -156,9 +156,9 @@ def decode_segment(manifest: Manifest, content: bytes | None) -> Iterator[segmen
     if content is None:
         raise Damaged("its segment is missing")
     if len(content) != manifest.bytes:
-        raise Damaged(f"its segment has {len(content)} bytes, its manifest says {manifest.bytes}")
+        raise Damaged(f"its segment has {len(content)} bytes, its manifest has {manifest.bytes}")
     if segments.sha256_hex(content) != manifest.sha256:
-        raise Damaged("its segment does not have the SHA-256 that its manifest says")
+        raise Damaged("its segment does not have the SHA-256 of its manifest")
     header, records = segments.decode(content)
     if any(getattr(header, name) != getattr(manifest, name) for name in ("topic", "partition", "first", "last")):
         raise Damaged(f"its segment holds {header.topic} {header.partition}, {header.first}..{header.last}")

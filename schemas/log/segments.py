@@ -160,14 +160,14 @@ def _records(content: bytes, position: int, end: int, header: Header) -> Iterato
             expected += 1
             yield record
     if position != end or expected != header.last + 1 or header.count != expected - header.first:
-        raise Damaged(f"its header says {header.first}..{header.last}, its records end at {expected - 1}")
+        raise Damaged(f"its header has {header.first}..{header.last}, its records end at {expected - 1}")
 
 
 def _unpacked(frame: bytes) -> bytes:
     try:
         length = zstandard.frame_content_size(frame)
         if not 0 <= length <= BLOCK_BYTES_MAX:
-            raise Damaged(f"a block says that it holds {length} bytes")
+            raise Damaged(f"a block declares {length} bytes")
         return zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError as error:
         raise Damaged(f"a block cannot be unpacked: {error}") from error

@@ -187,7 +187,7 @@ async def test_a_rebuild_that_could_not_end_well_is_refused_with_its_reason(worl
         (
             "UPDATE projection.positions SET position = position + 5 WHERE partition = 1",
             "UPDATE projection.positions SET position = position - 5 WHERE partition = 1",
-            "truncated or made anew",
+            "truncated or re-created",
         ),
         (
             "UPDATE projection.positions SET last_checksum = sha256(last_checksum)",
