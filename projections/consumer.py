@@ -15,7 +15,7 @@ from projections.publish.publisher import Publisher
 from projections.rebuild import versions
 from projections.rebuild.versions import Version
 from projections.store.connection import Session
-from projections.store.loader import VersionMismatch
+from projections.store.gate_state import VersionMismatch
 from projections.store.tables import FOLD, OLD, SCHEMA
 from projections.user_keys import OwnerCache
 from runtime import logs, metrics

@@ -15,9 +15,9 @@ from projections.publish import operator_notices
 from projections.publish.kafka_records import changesets_with_events
 from projections.publish.operator_notices import TooManyQuarantined
 from projections.publish.publisher import Committed, Publisher
-from projections.store import loader, writer
+from projections.store import gate_state, loader, writer
 from projections.store.connection import Session
-from projections.store.loader import VersionMismatch
+from projections.store.gate_state import VersionMismatch
 from projections.store.writer import NewPosition
 from projections.user_keys import OwnerCache
 from runtime import crash_points, logs, metrics
@@ -164,7 +164,7 @@ class Projector:
         try:
             with metrics.BATCH_SECONDS.labels(READER).time():
                 partitions = {record.received.partition for record in records}
-                async with loader.lock_positions(connection, partitions, version=self._version):
+                async with gate_state.lock_positions(connection, partitions, version=self._version):
                     batch, working, outcome = await self._fold(connection, records, poisoned)
                     await _write(connection, working, outcome, batch.advanced, checkpoints, self._published)
                     if self._publisher is not None:
@@ -196,9 +196,9 @@ class Projector:
     ) -> tuple[_Batch, UnitOfWork, GateResult]:
         heads = [record.head for record in records]
         redriven = {head.item_id for head in heads if head.type == gate.REDRIVE and head.item_id is not None}
-        withheld = await loader.read_withheld(connection, redriven) if redriven else {}
+        withheld = await gate_state.read_withheld(connection, redriven) if redriven else {}
         heads += [record.head for waiting in withheld.values() for record in waiting]
-        control = await loader.read_gate_state(
+        control = await gate_state.read_gate_state(
             connection,
             {record.received.partition for record in records},
             {head.item_id for head in heads if head.item_id is not None},
@@ -292,7 +292,7 @@ def _fold_one(working: UnitOfWork, record: AcceptedRecord) -> None:
         raise _FoldFailed(record.log_record, error) from error
 
 
-def _placed(records: Sequence[LogRecord], locked: dict[int, loader.LockedPosition]) -> _Batch:
+def _placed(records: Sequence[LogRecord], locked: dict[int, gate_state.LockedPosition]) -> _Batch:
     """What of the records lies at the locked positions or behind; `locked` moves along.
 
     Raises: Halt, where a record lies above its partition's position: what is between them would be lost.
@@ -309,7 +309,7 @@ def _placed(records: Sequence[LogRecord], locked: dict[int, loader.LockedPositio
         if received.offset > at.position:
             raise Halt(f"partition {received.partition} goes on at {received.offset}, expected {at.position}: a gap")
         moment = known_time(record, at.known_at)
-        locked[received.partition] = loader.LockedPosition(received.offset + 1, moment)
+        locked[received.partition] = gate_state.LockedPosition(received.offset + 1, moment)
         opened.append(record._replace(known_at=moment))
         last[received.partition] = NewPosition(
             received.partition, received.offset + 1, checksum(received.value), moment

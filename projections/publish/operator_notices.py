@@ -7,7 +7,7 @@ import asyncpg
 
 from projections.gate.check import GateResult
 from projections.model.unit_of_work import UnitOfWork
-from projections.store.loader import QUARANTINED_BY
+from projections.store.gate_state import QUARANTINED_BY
 from runtime import logs
 from runtime.incidents import dead_letters, incidents
 from runtime.incidents.dead_letters import NewDeadLetter

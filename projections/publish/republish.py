@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from projections.publish import kafka_records, outbox
 from projections.publish.kafka_records import ChangesetEvents, Destination
 from projections.publish.outbox import ROWS_MAX
-from projections.store import loader
+from projections.store import gate_state
 from projections.store.tables import NEXT
 from runtime.kafka.clients import Appender, LogEnds, Outgoing, connection
 from runtime.settings import Settings
@@ -116,8 +116,8 @@ class Republisher:
         if not empties:
             for number in partitions:
                 await self._require_empty(number)
-        async with loader.lock_positions(self._database, partitions):
-            positions = await loader.read_positions(self._database, partitions)
+        async with gate_state.lock_positions(self._database, partitions):
+            positions = await gate_state.read_positions(self._database, partitions)
             since = [position.next for position in positions.values()]
             await self._database.execute(_HOLD, self._topic.name, list(positions), since)
         return list(partitions)
@@ -224,7 +224,7 @@ class Republisher:
             return hold.first, (await anext(last))[0]
 
     async def _position(self, partition: int) -> int:
-        positions = await loader.read_positions(self._database, [partition])
+        positions = await gate_state.read_positions(self._database, [partition])
         if partition not in positions:
             raise Halt(f"changesets have no partition {partition}")
         return positions[partition].next
@@ -262,7 +262,7 @@ class Republisher:
         """Send the changesets that came meanwhile, the last of them under the lock, and release the hold."""
         sent = 0
         while True:
-            async with loader.lock_positions(self._database, [partition]):
+            async with gate_state.lock_positions(self._database, [partition]):
                 end = await self._position(partition)
                 page = await self._page(partition, start, end)
                 if len(page) <= LAST_MAX:

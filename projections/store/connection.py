@@ -1,9 +1,9 @@
-"""The projector's own connection: held for good, set up once, replaced when it breaks."""
+"""Keep the projector's own connection: opened and prepared once, replaced when it breaks."""
 
 import asyncpg
 
 from projections.store import writer
-from projections.store.loader import VersionMismatch
+from projections.store.gate_state import VersionMismatch
 from projections.store.tables import SCHEMA
 from runtime.postgres.errors import POSTGRES_ERRORS
 from runtime.postgres.pool import CONNECT_TIMEOUT_S, NO_ROLE, no_role, server_settings
@@ -14,9 +14,9 @@ CLOSE_S = 5.0
 
 
 class Session:
-    """One prepared connection to the tables of `schema`. A pool would reset it after each batch, a round trip more.
+    """One prepared connection to the tables of `schema`. A pool would reset it after each batch, with a round trip.
 
-    `durable` False: a crash of Postgres may lose what was committed last, tables and position together.
+    `durable` False: a crash of Postgres may lose the last commits, tables and positions together.
     """
 
     def __init__(self, settings: Settings, *, schema: str = SCHEMA, durable: bool = True) -> None:
@@ -26,10 +26,10 @@ class Session:
         self._connection: asyncpg.Connection | None = None
 
     async def connection(self) -> asyncpg.Connection:
-        """The connection, ready for store.write.
+        """Return the connection, prepared for `writer.write`.
 
-        Raises: Retry, where Postgres is away; VersionMismatch, where the schema has no tables; Halt, where Postgres does
-        not let this process act as the projector.
+        Raises: Retry, where Postgres is away; VersionMismatch, where the schema has no tables; Halt, where the login
+        user may not switch to the projector's role.
         """
         if self._connection is not None and self._connection.is_closed():
             self.drop()
@@ -49,7 +49,7 @@ class Session:
         return self._connection
 
     def drop(self) -> None:
-        """Give the connection up, without a word to a server that may not answer."""
+        """Abort the connection without waiting for the server."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
@@ -66,9 +66,9 @@ class Session:
             settings.postgres_dsn.get_secret_value(),
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=settings.statement_timeout_s + 5.0,
-            # The planner learns nothing from arrays: a plan made once is as good, and costs nothing the next time.
+            # Plans do not depend on the arrays' content, so one generic plan serves all executions.
             server_settings={
-                # This schema alone: where it is gone, no table of another one stands in for its own.
+                # Only this schema: if it is dropped, no table of another one is used instead.
                 **server_settings(settings, "projections", role=settings.projector_role, search_path=self._schema),
                 **({} if self._durable else {"synchronous_commit": "off"}),
                 "plan_cache_mode": "force_generic_plan",

@@ -1,7 +1,7 @@
-"""Who may do what: the role that projects only adds to the ledger, the role that erases only takes from it.
+"""Grant rights on a projection: the projector's role may only insert into the ledger, the eraser's only delete.
 
-The login user of the stages owns the tables; the projector's sessions take on `projector`, so that not even a mistake
-of this code changes a transfer. Rights are given again at each migration: what a revision adds is covered.
+The login user of the stages owns the tables. The projector's sessions switch to the role `projector`, so that not even
+a mistake of this code changes a transfer. Each migration grants the rights again, so new tables are covered.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from runtime.postgres.pool import CONTROL_SCHEMA
 
 
 class Roles(NamedTuple):
-    """Roles that cannot log in; they belong to the whole server."""
+    """Names of the roles, which cannot log in and belong to the whole server."""
 
     projector: str = "tartan_projector"
     eraser: str = "tartan_eraser"
@@ -21,9 +21,9 @@ DEFAULT = Roles()
 
 
 def statements(schema: str, roles: Roles) -> list[str]:
-    """The statements that make the roles where they are missing, and give them their rights on a projection.
+    """Return the statements that create missing roles and grant them their rights on a projection.
 
-    A user who may not make roles or join them is told what somebody has to do who may.
+    Where the user may not create or grant roles, the error names the statements for an administrator.
     """
     projector, eraser = roles
     transfers = f"{schema}.ledger_transfers"
@@ -51,7 +51,7 @@ def statements(schema: str, roles: Roles) -> list[str]:
 
 
 def _role(name: str) -> str:
-    # Another database's migration may make the same role at the same moment.
+    # Another database's migration may create the same role at the same moment.
     return f"""DO $$ BEGIN
             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN
                 BEGIN

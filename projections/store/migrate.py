@@ -1,4 +1,4 @@
-"""Bring a database to the schema of this code: Alembic writes the SQL of the missing revisions, asyncpg runs it."""
+"""Migrate a database to the schema of this code: Alembic writes the SQL of missing revisions, asyncpg runs it."""
 
 import asyncio
 import io
@@ -19,18 +19,18 @@ SCRIPTS = "projections.store:migrations"
 MIGRATION_S_MAX = 3600.0
 """A revision may build an index over years of rows."""
 
-# Before there were versions, the live schema's name had a number.
+# Earlier releases had a number in the live schema's name.
 _RENAMED = f"""DO $$ BEGIN
         IF to_regnamespace('projection_1') IS NOT NULL THEN
             ALTER SCHEMA projection_1 RENAME TO {tables.SCHEMA};
         END IF;
     END $$"""
 
-# Tables in which nothing is yet are filled by this code.
+# Empty tables are filled by this code's fold.
 _UNUSED = f"""UPDATE {tables.version.fullname} SET fold = {tables.FOLD}
      WHERE NOT EXISTS (SELECT FROM {tables.SCHEMA}.positions WHERE position > 0)"""
 
-# What streams' positions belong to: random, so that no client's token of another database or history fits by chance.
+# The epoch of the positions in streams: random, so that no token of another database or history matches by chance.
 _EPOCH = f"""INSERT INTO {CONTROL_SCHEMA}.facts (name, value) VALUES ('{EPOCH}', to_jsonb(gen_random_uuid()::text))
      ON CONFLICT (name) DO NOTHING"""
 
@@ -40,32 +40,32 @@ _REVISION = f"SELECT version_num FROM {CONTROL_SCHEMA}.alembic_version"
 
 
 def migrate(dsn: str, roles: Roles = grants.DEFAULT) -> None:
-    """Apply all revisions that the database lacks, in one transaction; two at once wait for each other.
+    """Apply all missing revisions in one transaction; a second migration at the same time waits.
 
     It runs an event loop of its own: from a coroutine call it through asyncio.to_thread.
     Idempotence: a database at the newest revision stays as it is.
-    Raises: Halt, where Postgres is older than POSTGRES_MIN, or the user lacks a right that an administrator can give.
+    Raises: Halt, where Postgres is older than POSTGRES_MIN, or the user lacks a right that an administrator can grant.
     """
     asyncio.run(_migrate(dsn, roles))
 
 
 def script(revision: str | None, roles: Roles = grants.DEFAULT) -> str:
-    """The SQL that leads from a revision (None: an empty database) to the newest one."""
+    """Return the SQL that leads from a revision (None: an empty database) to the newest one."""
     written = io.StringIO()
     config = Config(output_buffer=written)
     config.set_main_option("script_location", SCRIPTS)
     config.set_main_option("path_separator", "os")
     command.upgrade(config, f"{revision}:head" if revision else "head", sql=True)
-    # Alembic makes its own table first, and expects the schema of it to be there.
-    # The views show what the tables have behind the last revision, and the rights are on all of it.
+    # Alembic creates its own table first, and needs the schema of it. Views and rights follow the last revision.
     shown = ";\n".join([_UNUSED, _EPOCH, _views(), *grants.statements(tables.SCHEMA, roles)])
     return f"CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};\n{_RENAMED};\n{written.getvalue()}\n{shown};\n"
 
 
 def _views() -> str:
-    """The views of this code, where the live tables are of its fold: others lack what it shows, until a rebuild.
+    """Return the statement that replaces the views, where the live tables are of this code's fold.
 
-    After a swap back, views have columns more than an older release knows: it leaves them as that swap has made them.
+    Tables of another fold lack columns until a rebuild. After a swap back the views have columns that an older release
+    does not have: it leaves them as they are.
     """
     shown = ";\n".join(views.statements(tables.SCHEMA))
     return f"""DO $versions$ BEGIN
@@ -86,7 +86,7 @@ async def _migrate(dsn: str, roles: Roles) -> None:
         if major < POSTGRES_MIN:
             raise Halt(f"PostgreSQL {major} is too old: Tartan needs {POSTGRES_MIN} or newer")
         async with connection.transaction():
-            # Two processes that start at once: the second waits here, then finds nothing to do.
+            # The second of two processes that start at once waits here, and then has nothing to do.
             await connection.execute(_LOCK)
             has_revisions = await connection.fetchval(_HAS_REVISIONS)
             revision = await connection.fetchval(_REVISION) if has_revisions else None

@@ -1,4 +1,4 @@
-"""The derived tables of one projection version. Each can be dropped and filled again from `changesets`.
+"""Declare the derived tables of one projection version: each can be dropped and filled again from the log.
 
 Units: amounts are `value` * 10 ** -`scale`; ledger amounts are integers at their account's `scale`.
 Locks: a projector locks the rows of `positions` of its partitions first, in order, and then owns all rows of the
@@ -30,10 +30,10 @@ from runtime.postgres.pool import LIVE_SCHEMA
 from runtime.postgres.pool import READS_SCHEMA as READS_SCHEMA
 
 FOLD = 1
-"""Number of the fold: raised when the same log gives other rows or net events."""
+"""Number of the fold: it rises when the same log gives other rows or net events."""
 SCHEMA, NEXT, OLD = LIVE_SCHEMA, "projection_next", "projection_old"
 """Schemas of the live version, of the one that a rebuild fills, and of the one that was live before: a swap of
-versions renames them. A session's search_path says in which of them the tables' unqualified names are found."""
+versions renames them. A session's search_path resolves the tables' unqualified names in one of them."""
 metadata = MetaData(schema=SCHEMA)
 
 version = Table(
@@ -43,7 +43,7 @@ version = Table(
     Column("fold", Integer, nullable=False, comment="FOLD of the code that fills these tables"),
     Column("made_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
 )
-"""One row: which version the tables of a schema are. It goes along when the schema is renamed, and is in no digest."""
+"""One row: the version of a schema's tables. It moves with the schema when that is renamed, and is in no digest."""
 
 _EMPTY = text("'{}'::jsonb")
 
@@ -58,7 +58,7 @@ def _moment(name: str, *, nullable: bool = True, comment: str | None = None) -> 
 
 
 def _scaled(name: str) -> tuple[Column[Any], Column[Any], Column[Any]]:
-    """An amount as the bank wrote it, and as value and scale."""
+    """Return the columns of an amount: value, scale, and the bank's own text."""
     return Column(f"{name}_value", BigInteger), Column(f"{name}_scale", SmallInteger), Column(name, Text)
 
 
@@ -103,7 +103,7 @@ items = Table(
     ),
     Column("waiting_edits", JSONB, comment="by Plaid id: what the user said of transactions that are not there"),
     _moment("known_at", nullable=False),
-    Index("items_user", "user_number"),  # queries.items: all Items of a user
+    Index("items_user", "user_number"),  # read.queries.items, store.loader.load_rows
 )
 
 accounts = Table(
@@ -138,8 +138,8 @@ accounts = Table(
     Column("continues_account", Text),
     Column("continued_by_item", Text, comment="Item of the younger account that goes on from this one"),
     Column("continued_by_account", Text),
-    Index("accounts_user", "user_number"),  # queries.accounts: all accounts of a user
-    Index("accounts_account", "account_id"),  # gateway.handlers.reconciliations: an account by Plaid's id alone
+    Index("accounts_user", "user_number"),  # read.queries.accounts
+    Index("accounts_account", "account_id"),  # read.resolve_id.explain_id: by Plaid's id alone
 )
 
 transactions = Table(
@@ -192,11 +192,12 @@ transactions = Table(
         BigInteger,
         comment="offset of the restated history that does not name it; null again once the bank names it",
     ),
-    # queries.transactions: a user's newest first; equal dates are sorted by own_id on the way.
+    # read.queries.transactions, read.as_of.transactions: newest first; equal dates are sorted by own_id. Also
+    # store.loader.load_rows: rows in a window of dates.
     Index("transactions_user_date", "user_number", text("date DESC")),
-    # known.missing: what a decision about a restated history concerns.
+    # read.queries.missing, store.loader.load_rows: rows that a decision about a full resync concerns.
     Index("transactions_missing", "item_id", postgresql_where=text("missing_since_offset IS NOT NULL")),
-    # store.known: rows whose own_id cannot be computed from the id that the bank names.
+    # store.loader.load_rows, read.resolve_id.explain_id: rows whose own_id is not computed from Plaid's id.
     Index(
         "transactions_inherited", "item_id", "transaction_id", unique=True, postgresql_where=text("own_id_inherited")
     ),
@@ -219,7 +220,7 @@ transaction_versions = Table(
     _moment("known_at", nullable=False),
     Column("until_changeset", BigInteger, nullable=False, comment="offset of what made the next one"),
     _moment("until", nullable=False, comment="known_at of the next one"),
-    Index("transaction_versions_user", "user_number", "until"),  # time_travel: what was another one at a time
+    Index("transaction_versions_user", "user_number", "until"),  # read.as_of.transactions: versions that ended since
 )
 
 account_versions = Table(
@@ -243,12 +244,12 @@ transaction_matches = Table(
     Column("transaction_id", Text, primary_key=True, comment="Plaid's id"),
     Column("own_id", LargeBinary, nullable=False, comment="the transaction that it is"),
     Column("user_number", BigInteger, nullable=False),
-    Column("rule", Text, nullable=False, comment="of identity_match; left: the id leads nowhere any more"),
+    Column("rule", Text, nullable=False, comment="of matching; left: the id leads nowhere any more"),
     Column("score", SmallInteger, nullable=False, comment="0 to 100"),
     Column("evidence", JSONB, nullable=False),
     Column("changeset", BigInteger, nullable=False, comment="offset"),
     _moment("known_at", nullable=False),
-    Index("transaction_matches_own", "own_id"),  # explain: why these are one transaction
+    Index("transaction_matches_own", "own_id"),  # read.explain.transaction, store.loader.load_rows
 )
 
 reviews = Table(
@@ -266,7 +267,7 @@ reviews = Table(
     Column("decided", BigInteger, comment="offset of what ended it"),
     _moment("known_at", nullable=False),
     _moment("decided_at"),
-    # queries.reviews: what waits for a user's decision.
+    # read.reviews.list_open, store.gate_state.read_gate_state: reviews that wait for a user's decision.
     Index("reviews_open", "user_number", postgresql_where=text("state = 'open'")),
 )
 
@@ -280,7 +281,7 @@ ledger_accounts = Table(
     Column("currency", Text, nullable=False),
     Column("scale", SmallInteger, nullable=False, comment="decimals of all its amounts"),
     CheckConstraint("kind IN ('bank', 'category', 'equity')", name="ledger_accounts_kind"),
-    Index("ledger_accounts_user", "user_number"),  # queries.ledger: all ledger accounts of a user
+    Index("ledger_accounts_user", "user_number"),  # read.ledger_reports.balances, store.loader.load_rows
 )
 
 ledger_transfers = Table(
@@ -331,9 +332,9 @@ changesets = Table(
     _moment("produced_at", nullable=False, comment="when the record was made"),
     _moment("known_at", nullable=False),
     Column("body_fingerprint", LargeBinary, comment="free records: keyed fingerprint of the request's body"),
-    # queries.changesets and resume of a stream: what a user missed is one range.
+    # read.queries.newest: a user's last offset.
     Index("changesets_user", "user_number", "source_offset"),
-    Index("changesets_item", "item_id", "source_offset"),  # queries.changesets: sync history of an Item
+    Index("changesets_item", "item_id", "source_offset"),  # read.queries.changesets: sync history
 )
 
 positions = Table(

@@ -1,4 +1,4 @@
-"""What readers see: views of schema `reads` over the tables of one projection version."""
+"""Define the views of schema `reads`, which readers query, over the tables of one projection version."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from projections.store.tables import READS_SCHEMA
 
 
 class Column(NamedTuple):
-    """A column of a view that is there, with its type as SQL writes it."""
+    """A column of an existing view, with its type in SQL."""
 
     name: str
     type: str
 
 
 def _major(amount: str, scale: str) -> str:
-    """An amount in major units, exact: without decimals of its own a quotient keeps 16 digits and rounds the rest."""
+    # Exact: a quotient of numbers without decimals would keep 16 digits and round the rest.
     return f"round(round({amount}, {scale}) / power(10::numeric, {scale}), {scale})"
 
 
@@ -24,11 +24,11 @@ SELECT own_id, user_number, item_id, account_id, transaction_id, pending,
        amount_value, amount_scale, currency,
        date, authorized_date, datetime, name, merchant_name, merchant_entity_id, logo_url,
        category_primary, category_detailed, category_confidence, enriched_at, user_fields,
-       removed_at, version, transfers, first_changeset, last_changeset, known_at, payload, payload_schema, missing_since_offset,
-       active_transfers, review, own_id_inherited
+       removed_at, version, transfers, first_changeset, last_changeset, known_at, payload, payload_schema,
+       missing_since_offset, active_transfers, review, own_id_inherited
   FROM {{schema}}.transactions"""
 
-# The chart of accounts. What comes in by these categories of Plaid is income; by all others money is spent.
+# The chart of accounts: money comes in by these categories of Plaid, and is spent by all others.
 _LEDGER_ACCOUNTS = """
 SELECT l.id, l.user_number, l.kind, l.reference, l.currency, l.scale,
        CASE WHEN l.kind = 'equity' THEN 'equity'
@@ -74,19 +74,25 @@ VIEWS = {
 
 
 def statements(schema: str) -> list[str]:
-    """The statements that point the views of `reads` at the tables of `schema`."""
+    """Return the statements that point the views of `reads` at the tables of `schema`."""
     return [_statement(name, select) for name, select in selects(schema).items()]
 
 
 def selects(schema: str) -> dict[str, str]:
-    """What each view of `reads` selects from the tables of `schema`."""
+    """Return the SELECT of each view of `reads` over the tables of `schema`."""
     return {name: select.format(schema=schema, name=name) for name, select in VIEWS.items()}
 
 
 def replacement(name: str, select: str, given: Sequence[str], shown: Sequence[Column]) -> str:
-    """The statement that lets a view show `select`, which gives the columns `given`, instead of what it shows now.
+    """Return the statement that replaces the SELECT of a view.
 
-    A view's columns are a contract: new ones come last, and one that this version does not have is null in it.
+    A view's columns are a contract: new ones come last, and one that this version lacks is null in it.
+
+    Args:
+        name: Of the view.
+        select: The new SELECT.
+        given: The columns of `select`.
+        shown: The present columns of the view.
     """
     if [column.name for column in shown] == list(given[: len(shown)]):
         return _statement(name, select)

@@ -13,7 +13,7 @@ from projections.gate.check import GateResult
 from projections.model import pg_copy
 from projections.model.unit_of_work import UnitOfWork
 from projections.store import copy_rows, rows, upsert_sql
-from projections.store.loader import QUARANTINED_BY
+from projections.store.gate_state import QUARANTINED_BY
 from projections.store.rows import Values
 from projections.store.upsert_sql import Target
 from schemas.times import from_micros

@@ -23,7 +23,7 @@ from projections.fold.fold import fold
 from projections.gate.check import GateCheck, Owners
 from projections.model.unit_of_work import UnitOfWork
 from projections.projector import EVENTS_MAX
-from projections.store import copy_rows, loader, rows, writer
+from projections.store import copy_rows, gate_state, loader, rows, writer
 from projections.store.connection import Session
 from projections.store.migrate import migrate
 from projections.store.writer import NewPosition
@@ -136,11 +136,11 @@ async def _project(
     """Project a batch without failures, part by part, as `projections.projector` does."""
     last = batch[-1].received
     started = time.perf_counter()
-    async with loader.lock_positions(connection, {0}):
+    async with gate_state.lock_positions(connection, {0}):
         timer.seconds[READ] += time.perf_counter() - started
         with timer.part(READ):
             item_ids = {record.head.item_id or "" for record in batch}
-            control = await loader.read_gate_state(connection, {0}, item_ids, [])
+            control = await gate_state.read_gate_state(connection, {0}, item_ids, [])
         with timer.part(OPEN):
             moment = control.positions[0].known_at
             placed = []

@@ -17,7 +17,7 @@ from projections.gate.check import AcceptedRecord
 from projections.model.unit_of_work import ItemRow, UnitOfWork
 from projections.publish import retention
 from projections.publish.retention import Expiry
-from projections.store import loader, rows, writer
+from projections.store import gate_state, rows, writer
 from projections.store.writer import ONE_STATEMENT_ROWS_MAX
 from projections.verify import digests
 from runtime.kafka.reader import Received
@@ -151,7 +151,7 @@ async def test_one_refused_record_among_many_quarantines_its_item_alone(database
     quarantined = await connection.fetch("SELECT item_id, first_offset FROM tartan.quarantines ORDER BY first_offset")
     assert [tuple(row) for row in quarantined] == [("I7", 47), ("I31", 71)]
     assert await connection.fetchval("SELECT count(*) FROM reads.transactions") == 38
-    assert (await loader.read_positions(connection, [0]))[0].next == 80
+    assert (await gate_state.read_positions(connection, [0]))[0].next == 80
 
 
 async def test_whatever_the_fold_of_one_record_raises_quarantines_its_item(
@@ -182,7 +182,7 @@ async def test_an_error_that_no_record_causes_escapes(database: Database) -> Non
     log.link("B")
     await database.alter("ALTER TABLE projection.positions RENAME TO elsewhere")
 
-    with pytest.raises(loader.VersionMismatch, match="gone"):
+    with pytest.raises(gate_state.VersionMismatch, match="gone"):
         await database.project(log.records)
 
 
@@ -198,7 +198,7 @@ async def test_a_schema_that_lacks_a_column_quarantines_nobody(database: Databas
         await database.project(log.records[1:])
 
     assert await connection.fetchval("SELECT count(*) FROM tartan.quarantines") == 0
-    assert (await loader.read_positions(connection, [0]))[0].next == 1
+    assert (await gate_state.read_positions(connection, [0]))[0].next == 1
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ async def test_a_column_more_than_this_code_knows_stops_nothing(database: Databa
 
     connection = await database.connection()
     assert await connection.fetchval("SELECT count(*) FROM tartan.quarantines") == 0
-    assert (await loader.read_positions(connection, [0]))[0].next == 3
+    assert (await gate_state.read_positions(connection, [0]))[0].next == 3
 
 
 async def test_control_names_its_columns(database: Database) -> None:

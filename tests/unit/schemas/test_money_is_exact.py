@@ -55,7 +55,7 @@ CARRIERS = frozenset(
 OWN_JSON = frozenset(
     {
         "projections/ledger/override_rules.py",
-        "projections/store/loader.py",
+        "projections/store/gate_state.py",
         "projections/events/public_events.py",
         "projections/read/queries.py",
     }
