@@ -7,7 +7,7 @@ from typing import NamedTuple
 import asyncpg
 
 from projections.read import queries
-from projections.read.queries import Row
+from projections.read.queries import Page, Row
 from runtime.users.commands import Command, CommandTarget
 from schemas.encoding import catalogue, codec
 from schemas.events import APPROVE_REVIEW, DECISION_MADE, REJECT_REVIEW
@@ -18,13 +18,6 @@ REVIEWS_MAX = 100
 """Reviews of a page: each shows two or three transactions."""
 
 OPEN, APPROVED, REJECTED = "open", "approved", "rejected"
-
-
-class Page(NamedTuple):
-    """Reviews and the `after` of the next page: day and id of the last one, None after the last page."""
-
-    rows: list[Row]
-    next: tuple[datetime.date, bytes] | None
 
 
 class ReviewTarget(NamedTuple):

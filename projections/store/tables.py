@@ -79,29 +79,17 @@ items = Table(
     Column("payload_schema", SmallInteger),
     Column("head", LargeBinary, comment="gate: id of the last accepted chained record"),
     Column("head_offset", BigInteger),
-    Column(
-        "unlinked", Boolean, nullable=False, server_default="false", comment="gate: nothing chained counts any more"
-    ),
+    Column("unlinked", Boolean, nullable=False, server_default="false", comment="gate: no chained record counts now"),
     Column("transaction_rows", BigInteger, nullable=False, server_default="0", comment="0: no look-up of known rows"),
     _moment("linked_at", comment="known_at of the link"),
     _moment("unlinked_at"),
     _moment("last_sync_at", comment="known_at of the last accepted sync"),
-    Column(
-        "missing_rows",
-        Integer,
-        nullable=False,
-        server_default="0",
-        comment="transactions that a restated history does not name and that wait for a decision",
-    ),
+    # Transactions that a full resync does not name and that wait for a decision.
+    Column("missing_rows", Integer, nullable=False, server_default="0"),
     Column("missing_changeset_id", LargeBinary, comment="id of that changeset: the subject of the decision"),
-    Column(
-        "has_linked_items",
-        Boolean,
-        nullable=False,
-        server_default="false",
-        comment="another Item of the user reports, or reported, some of its accounts: look for its rows there too",
-    ),
-    Column("waiting_edits", JSONB, comment="by Plaid id: what the user said of transactions that are not there"),
+    # Another Item of the user reports, or reported, some of its accounts: its rows may belong to that one.
+    Column("has_linked_items", Boolean, nullable=False, server_default="false"),
+    Column("waiting_edits", JSONB, comment="by Plaid id: edits of transactions that do not exist yet"),
     _moment("known_at", nullable=False),
     Index("items_user", "user_number"),  # read.queries.items, store.loader.load_rows
 )
@@ -125,7 +113,7 @@ accounts = Table(
     Column("source", Text, nullable=False, comment="of the columns above: cached or realtime, whichever came last"),
     Column("cached_payload", LargeBinary, comment="last payload of a sync, Avro"),
     Column("cached_payload_schema", SmallInteger, nullable=False, server_default="0"),
-    _moment("cached_at", comment="known_at of the last sync that said something else"),
+    _moment("cached_at", comment="known_at of the last sync with another payload"),
     Column("realtime_payload", LargeBinary, comment="last payload of a real-time balance, Avro"),
     Column("realtime_payload_schema", SmallInteger, nullable=False, server_default="0"),
     _moment("realtime_at"),
@@ -175,23 +163,12 @@ transactions = Table(
     Column("category_detailed", Text),
     Column("category_confidence", Text),
     Column(
-        "user_fields",
-        JSONB,
-        comment="what the user said: field to {value, at}, at the offset that said it; no bank update touches it",
+        "user_fields", JSONB, comment="field to {value, at}: at is the offset of the edit; no bank update changes it"
     ),
-    Column(
-        "active_transfers",
-        SmallInteger,
-        nullable=False,
-        server_default="1",
-        comment="its last transfers, which count now",
-    ),
-    Column("review", LargeBinary, comment="review that must say first whether it is a purchase of its own"),
-    Column(
-        "missing_since_offset",
-        BigInteger,
-        comment="offset of the restated history that does not name it; null again once the bank names it",
-    ),
+    Column("active_transfers", SmallInteger, nullable=False, server_default="1", comment="last transfers, which count"),
+    Column("review", LargeBinary, comment="open review, which withholds it from the ledger"),
+    # Null again once the bank names it.
+    Column("missing_since_offset", BigInteger, comment="offset of the full resync that does not name it"),
     # read.queries.transactions, read.as_of.transactions: newest first; equal dates are sorted by own_id. Also
     # store.loader.load_rows: rows in a window of dates.
     Index("transactions_user_date", "user_number", text("date DESC")),
@@ -317,13 +294,13 @@ changesets = Table(
     metadata,
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("source_offset", BigInteger, primary_key=True, autoincrement=False),
-    Column("id", LargeBinary, nullable=False, unique=True, comment="look-up of free records that were accepted"),
+    Column("id", LargeBinary, nullable=False, unique=True, comment="look-up of accepted free records"),
     Column("item_id", Text),
     Column("user_number", BigInteger, nullable=False),
     Column("kind", Text, nullable=False),
     Column("type", Text, nullable=False),
     Column("cause", JSONB, nullable=False),
-    Column("counts", JSONB, nullable=False, server_default=_EMPTY, comment="events that the record said, by type"),
+    Column("counts", JSONB, nullable=False, server_default=_EMPTY, comment="events in the record, by type"),
     Column("not_effective", JSONB, nullable=False, server_default=_EMPTY, comment="events without effect yet, by type"),
     Column("net_events", Integer, nullable=False),
     Column("digest", LargeBinary, nullable=False, comment="SHA-256 of the block of net events"),
@@ -341,9 +318,9 @@ positions = Table(
     "positions",
     metadata,
     Column("partition", Integer, primary_key=True, autoincrement=False),
-    Column("position", BigInteger, nullable=False, comment="first offset not dealt with"),
+    Column("position", BigInteger, nullable=False, comment="next offset to read"),
     Column("last_checksum", LargeBinary, comment="SHA-256 of the value before it"),
-    _moment("known_at", comment="of the record before it; the next one's is never earlier"),
+    _moment("known_at", comment="of the record before it; later records are never earlier"),
 )
 
 chunks = Table(

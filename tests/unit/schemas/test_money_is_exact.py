@@ -38,6 +38,7 @@ CARRIERS = frozenset(
         "projections/fold/apply_overrides.py",
         "projections/fold/fold.py",
         "projections/model/book.py",
+        "projections/store/gate_state.py",
         "projections/store/loader.py",
         "sandbox/simulation/memory/projection_tables.py",
         "projections/events/public_events.py",
