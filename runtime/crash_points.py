@@ -1,7 +1,7 @@
-"""Named places where a test can cut the power.
+"""Crash points: named places where a test can kill or stop the process.
 
-`TARTAN_CRASH_AT=project.after_commit:3` makes the process kill itself the third time it comes by, `TARTAN_STOP_AT`
-stops it there until somebody wakes it. Unset, which is always so outside of tests, a place costs two comparisons.
+`TARTAN_CRASH_AT=project.after_commit:3` makes the process kill itself at the third time, `TARTAN_STOP_AT` stops it
+until it gets SIGCONT. Both are unset outside of tests; a point then costs two comparisons.
 """
 
 import os
@@ -13,7 +13,7 @@ STOP_VARIABLE = "TARTAN_STOP_AT"
 
 
 class CrashPoint(StrEnum):
-    """The steps of the way, between which a crash must lose and double nothing (docs/architecture.md)."""
+    """The crash points, at which a crash must lose and double nothing (docs/architecture.md)."""
 
     INGEST_BEFORE_APPEND = "ingest.before_append"
     INGEST_AFTER_APPEND = "ingest.after_append"
@@ -37,7 +37,7 @@ class CrashPoint(StrEnum):
 
 
 class _Plan:
-    """Which point this process stops or dies at, and how many passes are left."""
+    """The point at which this process stops or dies, and the number of times left."""
 
     def __init__(self, text: str | None, signal_number: signal.Signals) -> None:
         name, _, times = (text or "").partition(":")
@@ -45,11 +45,11 @@ class _Plan:
         self.left = int(times or "1")
         self._signal = signal_number
 
-    def pass_by(self) -> None:
-        """Count this time, and act on the last one."""
+    def count(self) -> None:
+        """Count one time, and send the signal at the last."""
         self.left -= 1
         if self.left <= 0:
-            self.point = None  # woken up, it goes on
+            self.point = None  # after SIGCONT it goes on
             os.kill(os.getpid(), self._signal)
 
 
@@ -58,8 +58,8 @@ _stops = _Plan(os.environ.get(STOP_VARIABLE), signal.SIGSTOP)
 
 
 def reach(point: CrashPoint) -> None:
-    """Die or stop here, as by a power cut or a machine that was put to sleep, if a test asked for it."""
+    """Die or stop here, as by a power cut or a sleeping machine, if a test requested it."""
     if point is _dies.point:
-        _dies.pass_by()
+        _dies.count()
     if point is _stops.point:
-        _stops.pass_by()
+        _stops.count()

@@ -1,4 +1,4 @@
-"""A process: start, health, metrics, graceful stop on SIGTERM, exit on what it cannot survive."""
+"""Lifecycle of a process: start, health, metrics, graceful stop on SIGTERM, exit on fatal errors."""
 
 import asyncio
 import faulthandler
@@ -19,20 +19,17 @@ from runtime.settings import Settings
 from schemas.errors import Halt, TartanError
 
 GC_THRESHOLD = 50_000
-"""Objects between collections after start: with what was loaded frozen, this is worth 5 %."""
+"""Objects between garbage collections after start; with the loaded objects frozen this saves 5 %."""
 STOP_S_MAX = 60.0
-"""A stop waits for the transaction under way; longer than this and the process ends all the same, with code 1 and
-the stacks of its threads in the log. A thread of C keeps the time, so a blocked event loop does not stop it."""
+"""Longest stop, which waits for the transaction under way; then the process exits with code 1 and logs the stacks of
+its threads. A thread of C measures the time, so a blocked event loop does not prevent it."""
 
 _log = logs.logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A stage at work.
-
-    `not_ready` gives the reasons why it is not ready; `ended` ends, with the error, when the stage fails.
-    """
+    """A running stage. `not_ready` returns the reasons against readiness; `ended` ends with the stage's error."""
 
     name: str
     not_ready: Callable[[], list[str]]
@@ -43,7 +40,7 @@ Stage = Callable[[Settings], AbstractAsyncContextManager[Running]]
 
 
 def run(stages: dict[str, Stage], settings: Settings) -> int:
-    """Run stages in this process until SIGTERM, SIGINT or the failure of one. Gives the exit code."""
+    """Run stages in this process until SIGTERM, SIGINT or the failure of one; return the exit code."""
     logs.configure(settings, "+".join(stages))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -54,7 +51,7 @@ def run(stages: dict[str, Stage], settings: Settings) -> int:
 
 @dataclass(slots=True)
 class _Process:
-    """What this process has come to: /readyz and the signals ask for it."""
+    """The state of this process, for /readyz and the signals."""
 
     expected: int
     running: list[Running] = field(default_factory=list)
@@ -85,15 +82,15 @@ async def _main(stages: dict[str, Stage], settings: Settings) -> int:
     except asyncio.CancelledError:
         if not process.stop.is_set():
             raise
-        return 0  # told to stop before all had started
-    except Exception as error:  # noqa: BLE001 - the last place that can say why
-        _log.error("stopped", **_told(error))
+        return 0  # a signal came before all stages had started
+    except Exception as error:  # noqa: BLE001 - the last place that can log the reason
+        _log.error("stopped", **_log_fields(error))
         return 1
     return 1 if failed else 0
 
 
 def _stop_on_signals(process: _Process) -> None:
-    """Let SIGTERM and SIGINT stop this task's process, also while its stages wait for their neighbours to start."""
+    """Stop this task's process on SIGTERM and SIGINT, also while its stages wait for Kafka or Postgres at start."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 
@@ -116,22 +113,22 @@ def _stopping() -> None:
 
 async def _until_stopped(process: _Process) -> bool:
     """Wait for the signal to stop or the first stage that ends by itself; True where one did."""
-    asked = asyncio.create_task(process.stop.wait())
+    signalled = asyncio.create_task(process.stop.wait())
     stages = {asyncio.ensure_future(stage.ended): stage.name for stage in process.running}
-    done, _ = await asyncio.wait({asked, *stages}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
+    done, _ = await asyncio.wait({signalled, *stages}, return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
     failed = [task for task in done if task in stages]
     for task in failed:
         error = None if task.cancelled() else task.exception()
-        _log.error("stage failed", failed=stages[task], **_told(error))
+        _log.error("stage failed", failed=stages[task], **_log_fields(error))
     if failed:
         process.stop.set()
         _stopping()
     return bool(failed)
 
 
-def _told(error: BaseException | None) -> dict[str, Any]:
-    """What a log line says of an error: ours and the system's say all in their words, of others the trace is needed."""
+def _log_fields(error: BaseException | None) -> dict[str, Any]:
+    """Return the log fields of an error: own and system errors need their text only, all others the trace."""
     if error is None:
         return {"reason": "it ended by itself"}
     plain = isinstance(error, TartanError | OSError) and str(error)
@@ -140,10 +137,7 @@ def _told(error: BaseException | None) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _health_server(settings: Settings, process: _Process) -> AsyncIterator[None]:
-    """/healthz, /readyz and /metrics on the internal port.
-
-    Raises: Halt, where the port cannot be listened on.
-    """
+    """Serve /healthz, /readyz and /metrics on the internal port. Raises: Halt, where the port cannot be used."""
 
     async def readyz(_: web.Request) -> web.Response:
         reasons = process.not_ready()
@@ -158,7 +152,7 @@ async def _health_server(settings: Settings, process: _Process) -> AsyncIterator
         try:
             await web.TCPSite(runner, host, port, reuse_port=False).start()
         except OSError as error:
-            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error  # below 0: no such host
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error  # below 0: an unknown host
             raise Halt(f"internal port {host}:{port} cannot be used ({why}): set TARTAN_INTERNAL_PORT") from error
         yield
     finally:

@@ -12,12 +12,12 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from runtime.settings import Settings
 
 _NOISY = {"aiokafka": logging.CRITICAL, "faust": logging.ERROR, "mode": logging.ERROR, "kafka": logging.CRITICAL}
-"""aiokafka writes about 4,000 ERROR lines while a broker restarts (FAUST.md); what matters of them reaches us as
-exceptions and metrics."""
+"""Lowest level of noisy libraries: aiokafka writes about 4,000 ERROR lines while a broker restarts (FAUST.md). The
+important ones arrive as exceptions and metrics."""
 
 REDACTED = "***"
 DEPTH_MAX = 8
-"""How deep names are looked for in a value. What lies deeper is shown as REDACTED: a log line is no dump."""
+"""Depth to which names in a value are checked; deeper values are shown as REDACTED."""
 
 _SECRET_NAME = re.compile(r"token|secret|password|passphrase|authorization|cookie|api_?key|credential|jwt|dsn", re.I)
 _SECRET_TEXT = re.compile(
@@ -32,7 +32,7 @@ _SECRET_TEXT = re.compile(
 
 
 def configure(settings: Settings, stage: str) -> None:
-    """Set up the logs of this process, those of its libraries included."""
+    """Configure the logs of this process, those of its libraries included."""
     level = getattr(logging, settings.log_level.upper())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -40,7 +40,7 @@ def configure(settings: Settings, stage: str) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    written = _written(settings.log_format)
+    written = _renderers(settings.log_format)
     structlog.configure(
         processors=[*shared, *written],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -60,13 +60,13 @@ def configure(settings: Settings, stage: str) -> None:
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """A logger that says which module speaks."""
+    """Return a logger whose lines name the module."""
     bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=name)
     return bound
 
 
 def redact(value: Any, *, depth: int = 0) -> Any:
-    """A value without what its names call secret, at every depth."""
+    """Replace the values of secret names by REDACTED, at every depth."""
     if isinstance(value, Mapping):
         if depth == DEPTH_MAX:
             return REDACTED
@@ -80,8 +80,8 @@ def redact(value: Any, *, depth: int = 0) -> Any:
 
 
 def mask(text: str) -> str:
-    """A text without what looks like a token, a key or a password, wherever it stands in it."""
-    return _SECRET_TEXT.sub(lambda found: next(filter(None, found.groups()), "") + REDACTED, text)
+    """Replace everything in a text that has the form of a token, a key or a password."""
+    return _SECRET_TEXT.sub(lambda match: next(filter(None, match.groups()), "") + REDACTED, text)
 
 
 def _is_secret(name: object) -> bool:
@@ -96,8 +96,8 @@ def _of(stage: str) -> Processor:
     return add
 
 
-def _written(form: str) -> list[Processor]:
-    """From an event to its line. The text of an exception may hold anything, so the whole line is masked at the end."""
+def _renderers(form: str) -> list[Processor]:
+    """Return the processors from an event to its line. Exceptions can contain anything, so the whole line is masked."""
     if form == "json":
         return [structlog.processors.format_exc_info, _redacted, structlog.processors.JSONRenderer(), _masked]
     console = structlog.dev.ConsoleRenderer(

@@ -1,4 +1,4 @@
-"""Prometheus metrics that every stage has. No ids in labels: an Item or user is found in logs and tables."""
+"""Prometheus metrics of every stage. Labels have no ids: logs and tables have those."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

@@ -36,7 +36,7 @@ class Backoff:
         self._next_s = self._base_s
 
 
-async def insist(work: Callable[[], Awaitable[Result]], *, what: str) -> Result:
+async def insist(work: Callable[[], Awaitable[Result]], *, action: str) -> Result:
     """Repeat idempotent work until it raises no Retry.
 
     Raises: Halt, where it did not succeed within GIVE_UP_S.
@@ -48,9 +48,9 @@ async def insist(work: Callable[[], Awaitable[Result]], *, what: str) -> Result:
         try:
             return await work()
         except Retry as error:
-            metrics.RETRIES.labels("streams", what).inc()
+            metrics.RETRIES.labels("streams", action).inc()
             if now() - started_at > GIVE_UP_S:
-                raise Halt(f"{what} did not succeed for {GIVE_UP_S:g} s: {error}") from error
+                raise Halt(f"{action} did not succeed for {GIVE_UP_S:g} s: {error}") from error
             wait_s = backoff.next_s()
-            _log.warning("again", what=what, reason=str(error), wait_s=wait_s)
+            _log.warning("again", what=action, reason=str(error), wait_s=wait_s)
             await asyncio.sleep(wait_s)

@@ -1,10 +1,7 @@
 """Settings of every process, from the environment (prefix TARTAN_), checked at start."""
 
-import base64
-import binascii
-import re
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -12,23 +9,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runtime import plaid_limits
 from runtime.plaid_limits import Limit
-from schemas import money
+from runtime.settings_syntax import Price, parse_key, parse_price, parse_weights
 from schemas.errors import Halt
 from schemas.log.changesets import RECORD_BYTES_MAX
 from schemas.topics import PARTITIONS_DEFAULT
 
-KEY_BYTES = 32
 ROLE = r"^[a-z_][a-z0-9_]{0,62}$"
 """Pattern of a role's name that needs no quotes in SQL."""
-
-_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,8})?", re.ASCII)
-
-
-class Price(NamedTuple):
-    """The price of one request: plain decimal text, and the currency's ISO 4217 code."""
-
-    amount: str
-    currency: str
 
 
 class Settings(BaseSettings):
@@ -272,7 +259,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            decoded_key(value.get_secret_value())
+            parse_key(value.get_secret_value())
         return value
 
     @field_validator("plaid_limits", "balance_price", "tenant_weights")
@@ -283,9 +270,9 @@ class Settings(BaseSettings):
                 case "plaid_limits":
                     plaid_limits.parse(value, environment="sandbox")
                 case "balance_price":
-                    price(value)
+                    parse_price(value)
                 case _:
-                    weights(value)
+                    parse_weights(value)
         except Halt as error:
             raise ValueError(str(error)) from error
         return value
@@ -315,11 +302,11 @@ class Settings(BaseSettings):
         Raises: Halt, where neither TARTAN_KEY_ENCRYPTION_KEY nor the file is set, or it is no key.
         """
         if self.key_encryption_key is not None:
-            return decoded_key(self.key_encryption_key.get_secret_value())
+            return parse_key(self.key_encryption_key.get_secret_value())
         if self.key_encryption_key_file is None:
             raise Halt("no key: set TARTAN_KEY_ENCRYPTION_KEY (32 bytes in base64) or TARTAN_KEY_ENCRYPTION_KEY_FILE")
         try:
-            return decoded_key(self.key_encryption_key_file.read_text("ascii"))
+            return parse_key(self.key_encryption_key_file.read_text("ascii"))
         except (OSError, ValueError) as error:
             raise Halt(f"TARTAN_KEY_ENCRYPTION_KEY_FILE {self.key_encryption_key_file}: {error}") from error
 
@@ -341,7 +328,7 @@ class Settings(BaseSettings):
 
     def weights(self) -> dict[str, float]:
         """Return the share under load of each tenant that has one."""
-        return weights(self.tenant_weights)
+        return parse_weights(self.tenant_weights)
 
     def limits(self) -> dict[str, Limit]:
         """Return Plaid's rate limits by endpoint; an endpoint that is absent has none."""
@@ -349,47 +336,11 @@ class Settings(BaseSettings):
 
     def price(self) -> Price | None:
         """Return the price of a real-time balance request, where it is set."""
-        return price(self.balance_price)
+        return parse_price(self.balance_price)
 
     def plaid_address(self) -> str:
         """Return the base address of Plaid's API."""
         return self.plaid_url or f"https://{self.plaid_environment}.plaid.com"
-
-
-def price(text: str) -> Price | None:
-    """Parse an amount and its currency's ISO 4217 code; None where nothing is set. Raises: ValueError."""
-    if not text:
-        return None
-    amount, _, currency = text.partition(" ")
-    if not (_AMOUNT.fullmatch(amount) and currency.isupper() and money.is_iso(currency)):
-        raise ValueError("is not an amount and an ISO 4217 code, as 0.10 USD")
-    return Price(amount, currency)
-
-
-def weights(text: str) -> dict[str, float]:
-    """Parse tenant:number pairs. Raises: ValueError."""
-    parsed: dict[str, float] = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        tenant, colon, number = entry.rpartition(":")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = 0.0
-        if not (tenant and colon and 0.001 <= weight <= 1000):
-            raise ValueError(f"{entry!r} is not tenant:number with a number from 0.001 to 1000")
-        parsed[tenant] = weight
-    return parsed
-
-
-def decoded_key(text: str) -> bytes:
-    """Decode 32 bytes of base64. Raises: ValueError."""
-    try:
-        key = base64.b64decode(text.strip(), validate=True)
-    except binascii.Error as error:
-        raise ValueError("is not base64") from error
-    if len(key) != KEY_BYTES:
-        raise ValueError(f"decodes to {len(key)} bytes, a key has {KEY_BYTES}")
-    return key
 
 
 def described() -> list[tuple[str, str, str]]:

@@ -1,15 +1,15 @@
-"""The version of this code, as what it sets aside and publishes says it."""
+"""The version of this code."""
 
 from functools import cache
 from importlib import metadata
 
 UNKNOWN = "unknown"
-"""A checkout that was never installed has none."""
+"""Version of a checkout that was never installed."""
 
 
 @cache
 def code_version() -> str:
-    """Version of the installed package."""
+    """Return the version of the installed package."""
     try:
         return metadata.version("tartan")
     except metadata.PackageNotFoundError:

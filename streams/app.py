@@ -90,7 +90,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         parts = await _Parts.connect(settings, stack)
         # The lock proves that the process before this one is dead; the Items that it held wait until its appends are
         # read.
-        await insist(parts.store.expire_inherited, what="inherit")
+        await insist(parts.store.expire_inherited, action="inherit")
         tasks = [lock, *await _start(parts, stack)]
         ended = asyncio.ensure_future(_first_end(tasks))
         try:

@@ -68,7 +68,7 @@ class FetchDeltas:
         """Open the Item, run its sync, turn errors into an outcome, and release the Item."""
         started_at = self._context.monotonic()
         if claimed.head is not None and claimed.head.unlinked:
-            await insist(lambda: self._store.finish_unlink(claimed), what="finish_unlink")
+            await insist(lambda: self._store.finish_unlink(claimed), action="finish_unlink")
             return
         try:
             run = await self._open(claimed, self._bank(claimed, lease))
@@ -76,7 +76,7 @@ class FetchDeltas:
         except InDoubt as error:
             # Only the log can show whether it has the record: the lease ends, and the next claimer reads the log.
             _log.warning("append in doubt", item_id=claimed.item_id, reason=str(error))
-            await insist(lambda: self._store.expire(claimed), what="expire")
+            await insist(lambda: self._store.expire(claimed), action="expire")
             return
         except LeaseLost:
             _count_lost_lease(claimed)  # another worker has the Item: there is nothing to release
@@ -94,9 +94,9 @@ class FetchDeltas:
         if result.stopped == outcomes.QUARANTINED:
             error = result.error or {}
             reason = f"{error.get('code')}: {error.get('detail')}"
-            await insist(lambda: self._store.quarantine(claimed, reason), what="quarantine")
+            await insist(lambda: self._store.quarantine(claimed, reason), action="quarantine")
             shared.QUARANTINED.labels("streams").inc()
-        await insist(lambda: self._store.release(claimed, result), what="release")
+        await insist(lambda: self._store.release(claimed, result), action="release")
         reach(CrashPoint.FETCH_AFTER_RELEASE)
 
     async def _wait_for_log(self, claimed: Claimed) -> None:

@@ -32,7 +32,7 @@ class FollowHeads:
         """Take records, process them and acknowledge, for ever. Raises: Halt."""
         while True:
             records = await self._reader.take()
-            erased = await insist(lambda records=records: self.process(records), what=FOLLOWER)  # type: ignore[misc]
+            erased = await insist(lambda records=records: self.process(records), action=FOLLOWER)  # type: ignore[misc]
             self._reader.acknowledge(records)
             for user in erased:
                 self._on_erased(user)

@@ -34,7 +34,7 @@ class MarkDue:
         """Take records, process them and acknowledge, for ever. Raises: Halt."""
         while True:
             records = await self._reader.take()
-            await insist(lambda records=records: self.process(records), what=MARKER)  # type: ignore[misc]
+            await insist(lambda records=records: self.process(records), action=MARKER)  # type: ignore[misc]
             self._reader.acknowledge(records)
             self._on_commit()
 

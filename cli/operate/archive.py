@@ -66,7 +66,7 @@ async def _once(loaded: Settings, age_h: float | None, *, as_json: bool) -> int:
         def show_progress(sealed: Sealed) -> None:
             status.update(f"sealed {sealed.topic} {sealed.partition}, offsets {sealed.first}..{sealed.last}")
 
-        archived = await archive(loaded, store, sealed_before_ms=before_ms, told=show_progress)
+        archived = await archive(loaded, store, sealed_before_ms=before_ms, on_sealed=show_progress)
     document = _archived_document(archived)
     waiting = sum(row.topic_end - row.archived_end for row in archived.reached)
     summary = (

@@ -49,7 +49,7 @@ async def verify_topics(
             partitions = []
             for topic, reader in readers:
                 end = ends[topic.name][number].end
-                start = min((await reader.completeness([number]))[number].kept.start, end)
+                start = min((await reader.completeness([number]))[number].topic_ends.start, end)
                 finding = findings[invariant_name(topic)]
                 partitions.append(_Partition(connection, reader, topic, number, finding, Ends(start, end), folded))
             async for row in connection.cursor(_EVENTS, number, prefetch=EVENTS_AT_ONCE):

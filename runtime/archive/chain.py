@@ -1,4 +1,4 @@
-"""The chains of an archive as they are read: manifests, heads and segments, checked before anything is given."""
+"""Chains of an archive: read and check manifests, heads and segments."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -14,38 +14,38 @@ MANIFESTS_AT_ONCE = 16
 
 
 async def whole(store: ArchiveStore, topic: str, partition: int) -> Chain:
-    """All manifests of a partition, checked from offset 0 to the head. Raises: Retry."""
+    """Return all manifests of a partition, checked from offset 0 to the head. Raises: Retry."""
     objects = await store.listed(manifests.folder(topic, partition))
     return await read(store, topic, partition, objects)
 
 
 async def read(store: ArchiveStore, topic: str, partition: int, objects: Sequence[Stored], *, start: int = 0) -> Chain:
-    """The chain of the manifests among these objects, from the one that begins at `start`. Raises: Retry."""
+    """Return the chain of the manifests among these objects, from the one that begins at `start`. Raises: Retry."""
     firsts = [first for entry in objects if (first := manifests.parse_manifest_name(entry.name)) is not None]
     head = await _head(store, topic, partition)
     return manifests.check_chain(topic, partition, await _links(store, topic, partition, firsts), head, start=start)
 
 
 async def tail(store: ArchiveStore, topic: str, partition: int) -> Chain:
-    """The chain from its head on, for who wants its end; what lies before the head is not looked at. Raises: Retry."""
+    """Return the last links of a chain, from the head's on, unchecked before it. Raises: Retry."""
     head = await _head(store, topic, partition)
     start = head.first if isinstance(head, Head) else 0
-    # Stores list what comes after a name, and the head's own manifest is to be among it.
+    # Stores list names after a given one, and the head's own manifest must be among them.
     after = manifests.manifest_name(start - 1) if start else ""
     objects = await store.listed(manifests.folder(topic, partition), after=after)
     return await read(store, topic, partition, objects, start=start)
 
 
-def refuse(store: ArchiveStore, chain: Chain) -> None:
-    """Raises: Halt, where a chain has a fault, naming each by its range."""
+def check(store: ArchiveStore, chain: Chain) -> None:
+    """Refuse a chain with faults. Raises: Halt, naming the range of each fault."""
     if chain.faults:
         raise Halt(f"archive {store.address}: " + "; ".join(str(fault) for fault in chain.faults))
 
 
 async def records(store: ArchiveStore, manifest: Manifest) -> Iterator[Record]:
-    """The records of a segment, after every byte of it was checked. Holds the segment and one block of it unpacked.
+    """Return the records of a segment after a check of every byte.
 
-    Raises: Damaged; Retry.
+    Memory: the segment and one block of it unpacked. Raises: Damaged; Retry.
     """
     folder = manifests.folder(manifest.topic, manifest.partition)
     content = await store.get(f"{folder}/{manifests.segment_name(manifest)}")

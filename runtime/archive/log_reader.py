@@ -1,4 +1,4 @@
-"""The log as archive and topic have it together, for those who read it from its beginning."""
+"""Log reader: archive and topic as one log, from offset 0."""
 
 from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing
@@ -20,33 +20,33 @@ from schemas.topics import Topic, full_name
 
 RECORDS_MAX = 2_000
 BYTES_MAX = 4 * 1024 * 1024
-"""Of one list: what a reader holds beside what it works on, whatever the size of the records. One may be more."""
+"""Most bytes of one list, unless a single record is larger."""
 
 NO_CHAIN = Chain((), ())
 
 
 class Extent(NamedTuple):
-    """What of a partition is there: the archive has all below `archived_end`, the topic what is within `kept`."""
+    """The parts of a partition: the archive has records below `archived_end`, the topic within `topic_ends`."""
 
     archived_end: int
-    kept: Ends
+    topic_ends: Ends
 
     @property
     def end(self) -> int:
         """The log's next offset."""
-        return self.kept.end
+        return self.topic_ends.end
 
     def missing(self, start: int = 0) -> tuple[int, int] | None:
-        """First and last offset from `start` on that neither has; None where all is there."""
+        """Return the first and last offset from `start` on that neither has; None where nothing is missing."""
         first = max(start, self.archived_end)
-        return (first, self.kept.start - 1) if first < self.kept.start else None
+        return (first, self.topic_ends.start - 1) if first < self.topic_ends.start else None
 
 
 class LogReader:
     """Reads partitions of one topic from the archive, where TARTAN_ARCHIVE_URL names one, and from Kafka.
 
-    Records come from the topic where it keeps them and else from the archive; where both have records, one at each
-    end of what both have is compared, so that archive and topic of two logs are never joined.
+    Records come from the topic where it has them, else from the archive. Where both have records, the first and the
+    last common one are compared, so that archive and topic of two logs are never joined.
     """
 
     def __init__(self, settings: Settings, topic: Topic) -> None:
@@ -65,115 +65,114 @@ class LogReader:
         await self._ends.stop()
 
     async def completeness(self, partitions: Collection[int]) -> dict[int, Extent]:
-        """What archive and topic have of each partition.
+        """Return the extent of each partition in archive and topic.
 
-        Where the topic no longer keeps its beginning, the archive's whole chain is checked; its segments are checked
-        as they are read.
+        Where the topic has lost its beginning, the archive's whole chain is checked; segments are checked when read.
         Raises: Halt, where that chain is broken, naming each range, or archive and topic are of two logs; Retry.
         """
         return {number: await self._extent(number) for number in partitions}
 
     async def read(self, partition: int, start: int, end: int) -> AsyncGenerator[list[Received], None]:
-        """The records from offset `start` up to `end`, which is not given, in order, without gap or overlap.
+        """Yield the records from offset `start` up to, but without, `end`, in order, without gap or overlap.
 
         Shape: lists of at most 2,000 records or about 4 MiB, a larger record alone. Memory: one list and, from the
-        archive, one segment (16 MiB, or one record). Whoever stops before the end closes it (contextlib.aclosing).
-        Raises: Halt, where a range is in neither, a segment is missing or not as it was sealed, or archive and topic
-        are of two logs: each names its offsets; Retry, where Kafka or the archive does not answer, or the topic drops
-        records while they are read: what was given stays right, and reading goes on behind it.
+        archive, one segment (16 MiB, or one record). Use it in contextlib.aclosing.
+        Raises: Halt, where a range is in neither, a segment is missing or changed, or archive and topic are of two
+        logs, with the offsets; Retry, where Kafka or the archive does not answer, or the topic deletes records
+        meanwhile: yielded records stay valid, and a new call goes on behind them.
         """
-        kept = await self._kept(partition)
-        if end > kept.end:
-            raise Halt(f"{self._topic} {partition} ends at {kept.end}, and is to be read up to {end}")
-        seam = min(max(start, kept.start), end)
+        topic_ends = await self._read_topic_ends(partition)
+        if end > topic_ends.end:
+            raise Halt(f"{self._topic} {partition} ends at {topic_ends.end}, and is to be read up to {end}")
+        seam = min(max(start, topic_ends.start), end)
         if start < seam:
             missing = (await self._extent(partition)).missing(start)
             if missing is not None and missing[0] < end:
-                where = f"{self._topic} {partition}, offsets {missing[0]}..{missing[1]}"
-                raise Halt(f"{where}: neither the topic nor the archive has them")
+                place = f"{self._topic} {partition}, offsets {missing[0]}..{missing[1]}"
+                raise Halt(f"{place}: neither the topic nor the archive has them")
             async with aclosing(self._archived(partition, start, seam)) as lists:
                 async for archived in lists:
                     yield archived
         async with aclosing(topic_range.records(self._settings, self._topic, partition, seam, end)) as fetched:
-            async for found in fetched:
-                for piece in _pieces(_kept_record(partition, record) for record in found):
+            async for fetched_records in fetched:
+                for piece in _pieces(_from_kafka(partition, record) for record in fetched_records):
                     yield piece
 
-    async def _kept(self, partition: int) -> Ends:
+    async def _read_topic_ends(self, partition: int) -> Ends:
         return (await self._ends.ends(self._topic, [partition]))[partition]
 
     async def _extent(self, partition: int) -> Extent:
-        kept = await self._kept(partition)
+        topic_ends = await self._read_topic_ends(partition)
         if self._store is None:
-            return Extent(0, kept)
-        if not kept.start:
+            return Extent(0, topic_ends)
+        if not topic_ends.start:
             chain = await archive_chain.tail(self._store, self._topic, partition)
-            archive_chain.refuse(self._store, chain)
-        elif (chain := self._chains.get(partition, NO_CHAIN)).end < kept.start:
+            archive_chain.check(self._store, chain)
+        elif (chain := self._chains.get(partition, NO_CHAIN)).end < topic_ends.start:
             chain = await archive_chain.whole(self._store, self._topic, partition)
-            archive_chain.refuse(self._store, chain)
+            archive_chain.check(self._store, chain)
             self._chains[partition] = chain
-        # The log's end is read again: an archiver at work is ahead of what was its end before.
-        kept = await self._kept(partition)
-        await self._compare(self._store, partition, chain, kept)
-        return Extent(chain.end, kept)
+        # The log's end is read again: an archiver at work may be ahead of the first reading.
+        topic_ends = await self._read_topic_ends(partition)
+        await self._compare(self._store, partition, chain, topic_ends)
+        return Extent(chain.end, topic_ends)
 
-    async def _compare(self, store: ArchiveStore, partition: int, chain: Chain, kept: Ends) -> None:
+    async def _compare(self, store: ArchiveStore, partition: int, chain: Chain, topic_ends: Ends) -> None:
         """Compare the first and the last record that archive and topic both have."""
-        if chain.end > kept.end:
-            raise Halt(f"{self._topic} {partition} ends at {kept.end}, the archive at {chain.end}: another log")
-        if not chain.links or chain.end <= kept.start:
+        if chain.end > topic_ends.end:
+            raise Halt(f"{self._topic} {partition} ends at {topic_ends.end}, the archive at {chain.end}: another log")
+        if not chain.links or chain.end <= topic_ends.start:
             return
-        if kept.start:
-            first = next(link.manifest for link in chain.links if link.manifest.last >= kept.start)
-            async with aclosing(self._segment(store, first, kept.start, kept.start + 1)) as lists:
-                async for found in lists:
-                    await self._is_kept(partition, kept.start, segments.sha256_hex(segments.encode_record(found[0])))
-        await self._is_kept(partition, chain.end - 1, chain.links[-1].manifest.last_record)
+        if topic_ends.start:
+            first = next(link.manifest for link in chain.links if link.manifest.last >= topic_ends.start)
+            async with aclosing(self._segment(store, first, topic_ends.start, topic_ends.start + 1)) as lists:
+                async for records in lists:
+                    sha256 = segments.sha256_hex(segments.encode_record(records[0]))
+                    await self._compare_record(partition, topic_ends.start, sha256)
+        await self._compare_record(partition, chain.end - 1, chain.links[-1].manifest.last_record)
 
-    async def _is_kept(self, partition: int, offset: int, sha256: str) -> None:
-        found = await topic_range.record(self._settings, self._topic, partition, offset)
-        if segments.sha256_hex(segments.encode_record(found)) != sha256:
+    async def _compare_record(self, partition: int, offset: int, sha256: str) -> None:
+        record = await topic_range.record(self._settings, self._topic, partition, offset)
+        if segments.sha256_hex(segments.encode_record(record)) != sha256:
             raise Halt(f"{self._topic} {partition} at {offset}: the topic has another record than the archive")
 
     async def _archived(self, partition: int, start: int, end: int) -> AsyncGenerator[list[Received], None]:
         if start >= end:
             return
-        assert self._store is not None, "nothing is missing below the topic, so it is archived"
+        assert self._store is not None, "nothing is missing below the topic, so the archive has it"
         for link in self._chains[partition].links:
             manifest = link.manifest
             if manifest.last < start or manifest.first >= end:
                 continue
             async with aclosing(self._segment(self._store, manifest, start, end)) as lists:
-                async for found in lists:
-                    for piece in _pieces(_received(partition, record) for record in found):
+                async for records in lists:
+                    for piece in _pieces(_from_archive(partition, record) for record in records):
                         yield piece
 
     async def _segment(
         self, store: ArchiveStore, manifest: Manifest, start: int, end: int
     ) -> AsyncGenerator[list[Record], None]:
-        """A segment's records within a range, in lists."""
+        """Yield a segment's records within a range, in lists."""
         try:
             records = await archive_chain.records(store, manifest)
             within = (record for record in records if start <= record.offset < end)
-            while found := list(islice(within, RECORDS_MAX)):
-                yield found
+            while batch := list(islice(within, RECORDS_MAX)):
+                yield batch
         except Damaged as error:
-            where = f"{self._topic} {manifest.partition}, offsets {manifest.first}..{manifest.last}"
-            raise Halt(f"archive {store.address}: {where}: {error}") from error
+            place = f"{self._topic} {manifest.partition}, offsets {manifest.first}..{manifest.last}"
+            raise Halt(f"archive {store.address}: {place}: {error}") from error
 
 
-def _kept_record(partition: int, found: Any) -> Received:
-    return Received(partition, found.offset, found.key, found.value or b"", dict(found.headers), found.timestamp)
+def _from_kafka(partition: int, record: Any) -> Received:
+    return Received(partition, record.offset, record.key, record.value or b"", dict(record.headers), record.timestamp)
 
 
-def _received(partition: int, record: Record) -> Received:
+def _from_archive(partition: int, record: Record) -> Received:
     headers = {name: value or b"" for name, value in record.headers}
     return Received(partition, record.offset, record.key, record.value or b"", headers, record.timestamp_ms)
 
 
 def _pieces(records: Iterator[Received]) -> Iterator[list[Received]]:
-    """Records in lists of bounded size."""
     piece: list[Received] = []
     filled = 0
     for record in records:

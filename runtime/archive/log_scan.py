@@ -1,4 +1,4 @@
-"""Looks at the log beside something else: open for a block, and read only as far as the other side has come."""
+"""Scans of the log beside another source: opened for a block, and read only as far as the other source."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -21,7 +21,7 @@ Look = TypeVar("Look", bound=_Opened)
 
 @asynccontextmanager
 async def looking(look: Look) -> AsyncIterator[Look]:
-    """Have a look at the log open for a block. Raises: Retry, where Kafka does not answer."""
+    """Open a reader of the log for a block. Raises: Retry, where Kafka does not answer."""
     try:
         await look.start()
         yield look
@@ -30,35 +30,35 @@ async def looking(look: Look) -> AsyncIterator[Look]:
 
 
 async def records(reader: LogReader, partition: int, start: int, end: int) -> AsyncGenerator[Received, None]:
-    """The records from offset `start` up to `end`, one by one. Raises: as `LogReader.read`.
+    """Yield the records from offset `start` up to `end`, one by one; use it in contextlib.aclosing.
 
-    Whoever stops before the end closes it (contextlib.aclosing).
+    Raises: as `LogReader.read`.
     """
     async with aclosing(reader.read(partition, start, end)) as lists:
-        async for some in lists:
-            for record in some:
+        async for batch in lists:
+            for record in batch:
                 yield record
 
 
 class Ahead(Generic[T]):
-    """An iterator that is read up to a mark, again and again: what lies at or above the mark waits for the next."""
+    """An iterator that is read up to a limit, again and again; the first element above it waits for the next call."""
 
     def __init__(self, source: AsyncIterator[T]) -> None:
         self._source = source
         self._next: T | None = None
 
     async def until(self, is_above: Callable[[T], bool]) -> AsyncIterator[T]:
-        """Those that come before the first one that is above."""
+        """Yield the elements before the first one that is above the limit."""
         while True:
             if self._next is None:
                 self._next = await anext(self._source, None)
-            found = self._next
-            if found is None or is_above(found):
+            element = self._next
+            if element is None or is_above(element):
                 return
             self._next = None
-            yield found
+            yield element
 
     async def rest(self) -> AsyncIterator[T]:
-        """All that is left."""
-        async for found in self.until(lambda _: False):
-            yield found
+        """Yield the remaining elements."""
+        async for element in self.until(lambda _: False):
+            yield element

@@ -1,4 +1,4 @@
-"""Where the archive is: a folder, or a bucket of an S3-compatible store. Objects are put once and never changed."""
+"""Archive store: a folder, or a bucket of an S3-compatible store. Objects are written once and never changed."""
 
 import asyncio
 import os
@@ -18,9 +18,9 @@ from schemas.errors import Halt, Retry
 
 CONNECT_S_MAX = 5
 REQUEST_S_MAX = 60
-"""A segment of 16 MiB within it needs 270 KiB/s."""
+"""A segment of 16 MiB in this time needs 270 KiB/s."""
 RETRIES_MAX = 4
-"""Of a request that the store did not answer, with 0.1 s doubled between them; cron or the operator tries again."""
+"""Retries of a request without an answer, with a backoff from 0.1 s; then cron or the operator tries again."""
 
 
 class Stored(NamedTuple):
@@ -31,7 +31,7 @@ class Stored(NamedTuple):
 
 
 class ArchiveStore:
-    """Objects by path. Errors of the store are Retry; none of them holds a credential."""
+    """Objects by path. Errors of the store raise Retry, without credentials."""
 
     def __init__(self, store: ObjectStore, address: str, local: Path | None) -> None:
         self.address = address
@@ -39,16 +39,16 @@ class ArchiveStore:
         self._local = local
 
     async def get(self, path: str) -> bytes | None:
-        """An object's bytes; None where there is none."""
+        """Return an object's bytes; None where there is none."""
         with self._errors(f"cannot read {path}"):
             try:
-                found = await obstore.get_async(self._store, path)
-                return bytes(await found.bytes_async())
+                answer = await obstore.get_async(self._store, path)
+                return bytes(await answer.bytes_async())
             except (FileNotFoundError, NotFoundError):
                 return None
 
     async def create(self, path: str, content: bytes) -> bool:
-        """Put an object where none is; False where one is, which stays as it is."""
+        """Write a new object; False where one exists, which stays unchanged."""
         with self._errors(f"cannot write {path}"):
             try:
                 await obstore.put_async(self._store, path, content, mode="create", use_multipart=False)
@@ -58,46 +58,46 @@ class ArchiveStore:
             return True
 
     async def replace(self, path: str, content: bytes) -> None:
-        """Put an object, whatever is there."""
+        """Write an object, also in place of an existing one."""
         with self._errors(f"cannot write {path}"):
             await obstore.put_async(self._store, path, content, use_multipart=False)
             await self._durable(path)
 
     async def listed(self, folder: str, *, after: str = "") -> list[Stored]:
-        """The objects of a folder whose names come after one, sorted by name."""
+        """Return the objects of a folder with names behind `after`, sorted by name."""
         offset = f"{folder}/{after}" if after else None
-        found = []
+        objects = []
         with self._errors(f"cannot list {folder}"):
             async for chunk in obstore.list(self._store, folder, offset=offset):
-                found += [Stored(entry["path"].rpartition("/")[2], entry["size"]) for entry in chunk]
-        return sorted(found)
+                objects += [Stored(entry["path"].rpartition("/")[2], entry["size"]) for entry in chunk]
+        return sorted(objects)
 
     async def folders(self, folder: str) -> list[str]:
-        """The names of the folders within a folder, sorted."""
+        """Return the names of the folders within a folder, sorted."""
         with self._errors(f"cannot list {folder}"):
-            found = await obstore.list_with_delimiter_async(self._store, folder)
-        return sorted(prefix.rpartition("/")[2] for prefix in found["common_prefixes"])
+            listing = await obstore.list_with_delimiter_async(self._store, folder)
+        return sorted(prefix.rpartition("/")[2] for prefix in listing["common_prefixes"])
 
     async def _durable(self, path: str) -> None:
-        """Flush a file and its folder: after a power cut a manifest must never be there without its segment."""
+        """Flush a file and its folders, so that no power cut leaves a manifest without its segment."""
         if self._local is not None:
             await asyncio.to_thread(_flush, self._local / path)
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def _errors(self, action: str) -> Iterator[None]:
         try:
             yield
         except (BaseError, OSError) as error:
-            raise Retry(f"archive {self.address} {what}: {_first_line(error)}") from error
+            raise Retry(f"archive {self.address} {action}: {_first_line(error)}") from error
 
 
 def configured(settings: Settings) -> bool:
-    """Whether this installation has an archive."""
+    """Return whether this installation has an archive."""
     return bool(settings.archive_url)
 
 
 def connect(settings: Settings) -> ArchiveStore:
-    """The archive that TARTAN_ARCHIVE_URL names; S3's endpoint and credentials are in AWS_* as everywhere.
+    """Connect to the archive of TARTAN_ARCHIVE_URL; S3's endpoint and credentials are in the usual AWS_* variables.
 
     Raises: Halt, where no URL is set, or it cannot be one; Retry, where the folder cannot be made.
     """
@@ -128,14 +128,14 @@ def _s3(url: str) -> ObjectStore:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says; obstore's has a dump of its insides below the first line."""
+    """Return an error's first line; below it obstore dumps its internals."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _flush(path: Path) -> None:
-    for place in (path, path.parent, path.parent.parent):
-        opened = os.open(place, os.O_RDONLY)
+    for file in (path, path.parent, path.parent.parent):
+        descriptor = os.open(file, os.O_RDONLY)
         try:
-            os.fsync(opened)
+            os.fsync(descriptor)
         finally:
-            os.close(opened)
+            os.close(descriptor)

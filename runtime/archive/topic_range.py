@@ -1,4 +1,4 @@
-"""A partition of a topic as it is kept, from one offset to another, without a consumer group."""
+"""Ranges of a topic's partition, read without a consumer group."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -14,24 +14,24 @@ from schemas.errors import Halt, Retry
 from schemas.log.segments import Record
 
 FETCH_BYTES = 4 * 1024 * 1024
-"""Of one answer; Kafka gives a first batch that is larger whole (KIP-74)."""
+"""Bytes of one answer; Kafka returns a larger first batch whole (KIP-74)."""
 RECORDS_MAX = 2_000
-"""Of one list: at 20 µs a record the event loop is free every 40 ms."""
+"""Records of one list: at 20 µs a record the event loop is free every 40 ms."""
 SILENCE_S_MAX = 60.0
-"""How long a partition that has more may give nothing: two of a request's timeouts."""
+"""Longest wait for a partition that has more records: two timeouts of a request."""
 POLL_MS = 1_000
 
 
 async def records(
     settings: Settings, topic: str, partition: int, start: int, end: int
 ) -> AsyncGenerator[list[Any], None]:
-    """The records from `start` up to `end`, which is not given, as aiokafka's ConsumerRecords in lists.
+    """Yield the records from `start` up to, but without, `end`, as lists of aiokafka's ConsumerRecords.
 
-    Raises: Retry, where Kafka does not answer, or no longer keeps `start`; Halt, where an offset between is missing.
+    Raises: Retry, where Kafka does not answer, or no longer has `start`; Halt, where an offset between is missing.
     """
     if start >= end:
         return
-    where = TopicPartition(topic, partition)
+    place = TopicPartition(topic, partition)
     consumer = AIOKafkaConsumer(
         group_id=None,
         enable_auto_commit=False,
@@ -44,11 +44,11 @@ async def records(
     )
     try:
         await consumer.start()
-        consumer.assign([where])
-        consumer.seek(where, start)
+        consumer.assign([place])
+        consumer.seek(place, start)
         following = start
         while following < end:
-            batch = await _next(consumer, where, following)
+            batch = await _next(consumer, place, following)
             if batch[0].offset != following or batch[-1].offset - following + 1 != len(batch):
                 raise Halt(f"{topic} {partition} has no record at an offset from {following} to {batch[-1].offset}")
             following = batch[-1].offset + 1
@@ -63,24 +63,24 @@ async def records(
 
 
 async def record(settings: Settings, topic: str, partition: int, offset: int) -> Record:
-    """The record at an offset that is kept. Raises: as `records`."""
+    """Return the record at an offset. Raises: as `records`."""
     async with aclosing(records(settings, topic, partition, offset, offset + 1)) as lists:
-        async for found in lists:
-            return as_record(found[0])
-    raise AssertionError("one was asked for, and `records` raises where it gives none")
+        async for batch in lists:
+            return as_record(batch[0])
+    raise AssertionError("`records` raises where it has no record")
 
 
-async def _next(consumer: AIOKafkaConsumer, where: TopicPartition, following: int) -> list[Any]:
+async def _next(consumer: AIOKafkaConsumer, place: TopicPartition, following: int) -> list[Any]:
     try:
         async with asyncio.timeout(SILENCE_S_MAX):
-            while not (found := await consumer.getmany(where, timeout_ms=POLL_MS, max_records=RECORDS_MAX)):
+            while not (fetched := await consumer.getmany(place, timeout_ms=POLL_MS, max_records=RECORDS_MAX)):
                 pass
     except TimeoutError as error:
-        raise Retry(f"{where.topic} {where.partition} at {following}: nothing within {SILENCE_S_MAX:g} s") from error
-    batch: list[Any] = found[where]
+        raise Retry(f"{place.topic} {place.partition} at {following}: nothing within {SILENCE_S_MAX:g} s") from error
+    batch: list[Any] = fetched[place]
     return batch
 
 
-def as_record(found: Any) -> Record:
-    """A record of aiokafka's as the archive keeps it."""
-    return Record(found.offset, found.timestamp, found.key, found.value, tuple(found.headers))
+def as_record(record: Any) -> Record:
+    """Convert a record of aiokafka's to one of the archive."""
+    return Record(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))

@@ -1,6 +1,6 @@
-"""`tartan archive verify`: is every sealed record still there, byte for byte, and the same that the topic has."""
+"""Verification of the archive: every sealed record is present, unchanged, and equal to the topic's."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from schemas.log.segments import Damaged, Record
 from schemas.topics import full_name
 
 RECORDS_MAX = 2_000
-"""Of a segment that are compared at once."""
+"""Records of a segment that are compared at once."""
 
 
 class Verified(NamedTuple):
-    """What was looked at in one partition, and what is wrong.
+    """The verification of one partition.
 
-    `compared` counts the records that were compared with the topic's. `unnamed` counts segments that no manifest
-    names: what a crash between the two left, which is no fault.
+    `compared` counts records that were compared with the topic's. `unnamed` counts segments without a manifest, which a
+    crash between the two leaves and which are no fault.
     """
 
     topic: str
@@ -37,7 +37,7 @@ class Verified(NamedTuple):
 
 
 async def verify(settings: Settings, store: ArchiveStore) -> AsyncGenerator[Verified, None]:
-    """Walk every chain, hash every byte again, and compare every record that the topic keeps with it.
+    """Verify every chain, hash every byte again, and compare every record that the topic still has.
 
     Memory: a segment and a list of the topic's records. Raises: Retry, where Kafka or the archive does not answer.
     """
@@ -45,10 +45,12 @@ async def verify(settings: Settings, store: ArchiveStore) -> AsyncGenerator[Veri
     await ends.start()
     try:
         for topic, partition in await _places(settings, store):
-            found, chain, _ = await _chain(store, topic, partition)
-            kept = (await ends.ends(topic, [partition]))[partition] if partition < settings.partitions else Ends(0, 0)
-            faults = [*chain.faults, *_seam(topic, partition, chain, kept)]
-            start, end = kept.start, min(kept.end, chain.end)
+            totals, chain, _ = await _chain(store, topic, partition)
+            topic_ends = (
+                (await ends.ends(topic, [partition]))[partition] if partition < settings.partitions else Ends(0, 0)
+            )
+            faults = [*chain.faults, *_seam(topic, partition, chain, topic_ends)]
+            start, end = topic_ends.start, min(topic_ends.end, chain.end)
             compared = 0
             async with aclosing(topic_range.records(settings, topic, partition, start, end)) as lists:
                 topic_records = _Cursor(lists, Ends(start, end))
@@ -56,22 +58,22 @@ async def verify(settings: Settings, store: ArchiveStore) -> AsyncGenerator[Veri
                     matched, wrong = await _segment(store, link.manifest, topic_records)
                     compared += matched
                     faults += wrong
-            yield found._replace(compared=compared, faults=tuple(sorted(faults)))
+            yield totals._replace(compared=compared, faults=tuple(sorted(faults)))
     finally:
         await ends.stop()
 
 
 async def verify_chains(settings: Settings, store: ArchiveStore) -> AsyncGenerator[Verified, None]:
-    """Walk every chain, and look whether each segment is there in its size. Asks nothing of Kafka. Raises: Retry."""
+    """Verify every chain, and that each segment exists with its size; without Kafka. Raises: Retry."""
     for topic, partition in await _places(settings, store):
-        found, chain, objects = await _chain(store, topic, partition)
+        totals, chain, objects = await _chain(store, topic, partition)
         sizes = {entry.name: entry.bytes for entry in objects}
         wrong = [fault for link in chain.links if (fault := _size_fault(link.manifest, sizes))]
-        yield found._replace(faults=tuple(sorted([*chain.faults, *wrong])))
+        yield totals._replace(faults=tuple(sorted([*chain.faults, *wrong])))
 
 
 async def _places(settings: Settings, store: ArchiveStore) -> list[tuple[str, int]]:
-    """Every partition that is there or should be: one that is gone from the settings is still walked."""
+    """Return every partition that the archive has or should have, also those that the settings no longer have."""
     names = [full_name(topic, settings.topic_prefix) for topic in seal.TOPICS]
     places = {(name, partition) for name in names for partition in range(settings.partitions)}
     for name in names:
@@ -80,17 +82,17 @@ async def _places(settings: Settings, store: ArchiveStore) -> list[tuple[str, in
 
 
 async def _chain(store: ArchiveStore, topic: str, partition: int) -> tuple[Verified, Chain, list[Stored]]:
-    """A partition's totals, its chain, and the objects of its folder."""
+    """Return a partition's totals, its chain, and the objects of its folder."""
     objects = await store.listed(manifests.folder(topic, partition))
     chain = await archive_chain.read(store, topic, partition, objects)
-    held = {manifests.segment_name(link.manifest): link.manifest for link in chain.links}
-    unnamed = sum(1 for entry in objects if manifests.parse_segment_name(entry.name) and entry.name not in held)
+    named = {manifests.segment_name(link.manifest): link.manifest for link in chain.links}
+    unnamed = sum(1 for entry in objects if manifests.parse_segment_name(entry.name) and entry.name not in named)
     totals = Verified(
         topic,
         partition,
-        segments=len(held),
-        records=sum(one.count for one in held.values()),
-        bytes=sum(one.bytes for one in held.values()),
+        segments=len(named),
+        records=sum(manifest.count for manifest in named.values()),
+        bytes=sum(manifest.bytes for manifest in named.values()),
         compared=0,
         unnamed=unnamed,
         faults=(),
@@ -99,58 +101,59 @@ async def _chain(store: ArchiveStore, topic: str, partition: int) -> tuple[Verif
 
 
 def _size_fault(manifest: Manifest, sizes: dict[str, int]) -> Fault | None:
-    found = sizes.get(manifests.segment_name(manifest))
-    if found == manifest.bytes:
+    size = sizes.get(manifests.segment_name(manifest))
+    if size == manifest.bytes:
         return None
-    what = (
-        "its segment is missing"
-        if found is None
-        else f"its segment has {found} bytes, its manifest says {manifest.bytes}"
-    )
-    return Fault(manifest.topic, manifest.partition, manifest.first, manifest.last, what)
+    has = "is missing" if size is None else f"has {size} bytes, its manifest says {manifest.bytes}"
+    return Fault(manifest.topic, manifest.partition, manifest.first, manifest.last, f"its segment {has}")
 
 
-def _seam(topic: str, partition: int, chain: Chain, kept: Ends) -> Iterator[Fault]:
-    """What is wrong between a chain's end and the topic."""
-    if kept.start > chain.end:
-        yield Fault(topic, partition, chain.end, kept.start - 1, "neither the topic nor the archive has them")
-    if kept.end < chain.end:
-        what = f"the archive has them, the topic ends at {kept.end}: truncated, or another log"
-        yield Fault(topic, partition, kept.end, chain.end - 1, what)
+def _seam(topic: str, partition: int, chain: Chain, topic_ends: Ends) -> Iterator[Fault]:
+    """Yield the faults between a chain's end and the topic."""
+    if topic_ends.start > chain.end:
+        yield Fault(topic, partition, chain.end, topic_ends.start - 1, "neither the topic nor the archive has them")
+    if topic_ends.end < chain.end:
+        reason = f"the archive has them, the topic ends at {topic_ends.end}: truncated, or another log"
+        yield Fault(topic, partition, topic_ends.end, chain.end - 1, reason)
 
 
 class _Cursor:
-    """Gives a topic's records of a range in order, as many as are asked for."""
+    """Returns a topic's records of a range in order."""
 
-    def __init__(self, lists: AsyncIterator[list[Any]], held: Ends) -> None:
-        self.held = held
+    def __init__(self, lists: AsyncIterator[list[Any]], span: Ends) -> None:
+        self.span = span
         self._lists = lists
-        self._next = held.start
+        self._next = span.start
         self._waiting: list[Any] = []
 
     async def take(self, first: int, last: int) -> list[Record]:
-        """The records from `first` to `last`, both included and within what is held; those before are passed over."""
-        found: list[Record] = []
+        """Return the records from `first` to `last`, both included and within the range; skip those before."""
+        records: list[Record] = []
         while self._next <= last:
             if not self._waiting:
                 self._waiting = await anext(self._lists)
             count = last + 1 - self._next
             taken, self._waiting = self._waiting[:count], self._waiting[count:]
             self._next += len(taken)
-            found += [topic_range.as_record(record) for record in taken if record.offset >= first]
-        return found
+            records += [topic_range.as_record(record) for record in taken if record.offset >= first]
+        return records
 
 
 async def _segment(store: ArchiveStore, manifest: Manifest, topic: _Cursor) -> tuple[int, list[Fault]]:
-    """Check a segment and compare it with what the topic keeps of it: records compared, and what is wrong."""
+    """Verify a segment and compare it with the topic; return the number of compared records, and the faults."""
     compared, differing = 0, list[int]()
     try:
         records = await archive_chain.records(store, manifest)
         while archived := list(islice(records, RECORDS_MAX)):
-            both = [record for record in archived if topic.held.start <= record.offset < topic.held.end]
-            if both:
-                differing += _differing(both, await topic.take(both[0].offset, both[-1].offset))
-                compared += len(both)
+            common = [record for record in archived if topic.span.start <= record.offset < topic.span.end]
+            if common:
+                topic_ends = await topic.take(common[0].offset, common[-1].offset)
+                differing += [
+                    mine.offset
+                    for mine, theirs in zip(common, topic_ends, strict=True)
+                    if segments.encode_record(mine) != segments.encode_record(theirs)
+                ]
+                compared += len(common)
     except Damaged as error:
         return compared, [Fault(manifest.topic, manifest.partition, manifest.first, manifest.last, str(error))]
     return compared, [
@@ -159,17 +162,8 @@ async def _segment(store: ArchiveStore, manifest: Manifest, topic: _Cursor) -> t
     ]
 
 
-def _differing(archived: Iterable[Record], kept: Iterable[Record]) -> list[int]:
-    """Offsets at which the topic has another record."""
-    return [
-        mine.offset
-        for mine, theirs in zip(archived, kept, strict=True)
-        if segments.encode_record(mine) != segments.encode_record(theirs)
-    ]
-
-
 def _runs(offsets: Sequence[int]) -> list[tuple[int, int]]:
-    """Offsets in a row as first and last."""
+    """Group consecutive offsets into (first, last) pairs."""
     runs: list[tuple[int, int]] = []
     for offset in offsets:
         if runs and runs[-1][1] == offset - 1:

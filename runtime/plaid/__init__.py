@@ -1,1 +1,1 @@
-"""TODO runtime/plaid."""
+"""Plaid's API: the client, and its answers decoded exactly."""

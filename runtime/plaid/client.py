@@ -1,7 +1,7 @@
-"""The Plaid client: plaid-python makes requests and carries auth, answers are taken raw and read exactly.
+"""Plaid client: plaid-python builds and authenticates requests; answers are decoded by runtime.plaid.models.
 
-plaid-python's own models read 237 transactions a second and turn money into floats (PLAID.md 1.12). Its calls
-block, so they run in threads of their own, as many as the connections they share.
+plaid-python's own models decode 237 transactions a second and turn money into floats (PLAID.md 1.12). Its calls block,
+so they run in threads, as many as there are connections.
 """
 
 import asyncio
@@ -24,28 +24,28 @@ from runtime.settings import Settings
 from schemas.errors import Halt, Quarantine, Retry, TartanError
 
 PAGE_TRANSACTIONS_MAX = 500
-"""Most that a page may hold: fewer pages are fewer chances of a mutation between them (PLAID.md 1.1)."""
+"""Plaid's maximum: fewer pages have fewer chances of a mutation between them (PLAID.md 1.1)."""
 CONNECT_TIMEOUT_S = 10.0
 THREADS_SPARE = 4
-"""Threads beyond the fetches under way, so that a key or a link waits behind no history."""
+"""Threads beyond the fetches, so that a key or a link does not wait for a history."""
 BALANCES_TIMEOUT_S_MIN = 60.0
-"""The bank itself is asked, which takes up to 30 s and more (PLAID.md 1.4); a call that is given up is billed, too."""
+"""Plaid asks the bank, which can take more than 30 s (PLAID.md 1.4); a call without an answer is billed too."""
 OLDEST_BALANCE = "min_last_updated_datetime"
-"""The field that /accounts/balance/get needs for banks that give no balance of now: how old one may be."""
+"""Field of /accounts/balance/get with the greatest age, which banks without present balances need."""
 CATEGORY_VERSION = "v2"
 PLAID_VERSION = "2020-09-14"
 _CODE = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
-"""What a code of Plaid's looks like. Codes are kept as they come, and what else a gateway between may say, a NUL that
-Postgres does not take, would end each process that meets it."""
+"""Pattern of Plaid's codes. They are stored as they come; other text of a gateway between, as a NUL that Postgres
+refuses, would end each process that stores it."""
 COUNTRIES = ("US", "CA", "GB")
 
 Answer = TypeVar("Answer")
 
 
 class PlaidRefused(TartanError):
-    """Plaid's own answer that says no. It holds what programs may branch on, never its message or a token.
+    """An error answer of Plaid, without its message or a token.
 
-    `field`: OLDEST_BALANCE, where the message names it, and nothing else.
+    `field`: OLDEST_BALANCE, where the message names it; nothing else.
     """
 
     def __init__(
@@ -68,21 +68,21 @@ class PlaidRefused(TartanError):
 
 
 class Exchanged(NamedTuple):
-    """What a public token was exchanged for."""
+    """The access token and the id of a new Item."""
 
     access_token: str
     item_id: str
 
 
 class LinkToken(NamedTuple):
-    """A token that opens Link in a browser, and when it ends, as Plaid wrote it."""
+    """A token that opens Link in a browser, and its expiration as Plaid wrote it."""
 
     link_token: str
     expiration: str
 
 
 class Institution(NamedTuple):
-    """A bank, as Plaid knows it."""
+    """A bank of Plaid's."""
 
     institution_id: str
     name: str
@@ -128,7 +128,7 @@ class _Done(Struct):
 
 
 class Plaid:
-    """Plaid's API. Each method raises PlaidRefused, Retry (no answer, or none from Plaid) or Quarantine."""
+    """Plaid's API. Each method raises PlaidRefused, Retry (no answer of Plaid) or Quarantine (an unreadable one)."""
 
     def __init__(self, settings: Settings, *, threads: int | None = None) -> None:
         if not settings.plaid_client_id or not settings.plaid_secret.get_secret_value():
@@ -145,7 +145,7 @@ class Plaid:
                 "plaidVersion": PLAID_VERSION,
             },
         )
-        configuration.retries = False  # whether to try again is decided where the whole update is known
+        configuration.retries = False  # the caller decides, because it has the whole update
         configuration.connection_pool_maxsize = size
         client = plaid.ApiClient(configuration)
         client.rest_client = _RawTransport(configuration, timeout=self._timeout)
@@ -153,12 +153,12 @@ class Plaid:
         self._api = PlaidApi(client)
 
     async def close(self) -> None:
-        """Close idle connections and let the threads go; a call under way ends by its timeout."""
+        """Close idle connections and release the threads; a call under way ends by its timeout."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._transport.pool_manager.clear()
 
     async def sync_page(self, token: str, cursor: str | None, *, count: int = PAGE_TRANSACTIONS_MAX) -> SyncPage:
-        """Ask for one page of what changed after a cursor; None asks for the whole history."""
+        """Get one page of changes after a cursor; None gets the whole history."""
         options: dict[str, Any] = {
             "include_original_description": True,
             "personal_finance_category_version": models.PersonalFinanceCategoryVersion(CATEGORY_VERSION),
@@ -174,7 +174,7 @@ class Plaid:
         return await self._call(self._api.transactions_sync, request, plaid_answers.sync_page)
 
     async def accounts(self, token: str) -> AccountsAnswer:
-        """Ask for the accounts with their cached balances; free."""
+        """Get the accounts with their cached balances; free."""
         return await self._call(
             self._api.accounts_get, models.AccountsGetRequest(access_token=token), plaid_answers.accounts
         )
@@ -182,9 +182,9 @@ class Plaid:
     async def balances(
         self, token: str, *, account_ids: Sequence[str] = (), oldest: datetime | None = None
     ) -> AccountsAnswer:
-        """Ask the bank for the balances now; paid, 5 a minute and Item.
+        """Get the present balances from the bank; paid, 5 a minute and Item.
 
-        `oldest`: how old a balance may be at a bank that gives none of now, which needs it; others pass it over.
+        `oldest`: the greatest age of a balance, which banks without present balances need and others ignore.
         """
         options: dict[str, Any] = {}
         if account_ids:
@@ -198,21 +198,21 @@ class Plaid:
         return await self._call(self._api.accounts_balance_get, request, plaid_answers.accounts, timeout_s=timeout_s)
 
     async def item(self, token: str) -> ItemAnswer:
-        """Ask for the Item's state and when Plaid last heard of its bank."""
+        """Get the Item's state and the time of Plaid's last contact with its bank."""
         return await self._call(self._api.item_get, models.ItemGetRequest(access_token=token), plaid_answers.item)
 
     async def remove(self, token: str) -> None:
-        """End the Item at Plaid: its token is void afterwards, and billing stops."""
+        """Remove the Item at Plaid: its token becomes void, and billing stops."""
         await self._call(self._api.item_remove, models.ItemRemoveRequest(access_token=token), _reads(_Done))
 
     async def exchange(self, public_token: str) -> Exchanged:
-        """Exchange the token that Link gave for the Item's access token."""
+        """Exchange Link's public token for the Item's access token."""
         request = models.ItemPublicTokenExchangeRequest(public_token=public_token)
         answer = await self._call(self._api.item_public_token_exchange, request, _reads(_Exchange))
         return Exchanged(answer.access_token, answer.item_id)
 
     async def verification_key(self, key_id: str) -> bytes:
-        """Ask for the key that signs webhooks: its JWK as JSON."""
+        """Get a key that signs webhooks, as JSON of its JWK."""
         request = models.WebhookVerificationKeyGetRequest(key_id=key_id)
         answer = await self._call(self._api.webhook_verification_key_get, request, _reads(_Key))
         return bytes(answer.key)
@@ -228,7 +228,7 @@ class Plaid:
         account_selection: bool = False,
         redirect_uri: str | None = None,
     ) -> LinkToken:
-        """Make a token that opens Link; with an access token in update mode, to repair that Item's login."""
+        """Create a token that opens Link; with an access token in update mode, to repair that Item's login."""
         fields: dict[str, Any] = {"redirect_uri": redirect_uri} if redirect_uri else {}
         if access_token is None:
             fields["products"] = [models.Products("transactions")]
@@ -257,13 +257,13 @@ class Plaid:
         username: str | None = None,
         password: str | None = None,
     ) -> str:
-        """Make an Item in Plaid's sandbox, as if a user had gone through Link."""
-        given = {
+        """Create an Item in Plaid's sandbox, as a user does through Link."""
+        fields = {
             "webhook": webhook or self._settings.webhook_url or None,
             "override_username": username,
             "override_password": password,
         }
-        options = {name: value for name, value in given.items() if value is not None}
+        options = {name: value for name, value in fields.items() if value is not None}
         request = models.SandboxPublicTokenCreateRequest(
             institution_id=institution_id,
             initial_products=[models.Products("transactions")],
@@ -273,17 +273,17 @@ class Plaid:
         return str(answer.public_token)
 
     async def update_webhook(self, token: str, url: str) -> None:
-        """Change where Plaid sends the Item's webhooks; Plaid answers with WEBHOOK_UPDATE_ACKNOWLEDGED there."""
+        """Change the address of the Item's webhooks; Plaid sends WEBHOOK_UPDATE_ACKNOWLEDGED to it."""
         request = models.ItemWebhookUpdateRequest(access_token=token, webhook=url)
         await self._call(self._api.item_webhook_update, request, _reads(_Done))
 
     async def refresh(self, token: str) -> None:
-        """Have Plaid ask the bank now; paid, 2 a minute and Item. What it finds is told by webhook."""
+        """Have Plaid ask the bank now; paid, 2 a minute and Item. Changes are announced by webhook."""
         request = models.TransactionsRefreshRequest(access_token=token)
         await self._call(self._api.transactions_refresh, request, _reads(_Done))
 
     async def institution(self, institution_id: str, *, countries: Sequence[str] = COUNTRIES) -> Institution:
-        """Ask for a bank's name."""
+        """Get a bank's name."""
         request = models.InstitutionsGetByIdRequest(
             institution_id=institution_id, country_codes=[models.CountryCode(code) for code in countries]
         )
@@ -303,12 +303,12 @@ class Plaid:
         return await loop.run_in_executor(self._threads, partial(self._blocking, ask, read))
 
     def _blocking(self, ask: Callable[[], Any], read: Callable[[bytes], Answer]) -> Answer:
-        """Runs in a thread; the answer is read there too, so that a large page does not hold up the loop."""
+        """Call in a thread; the answer is decoded there too, so that a large page does not block the event loop."""
         try:
             response = ask()
             body: bytes = response.data
         except urllib3.exceptions.HTTPError as error:
-            # `from None`: urllib3's errors hold the request, and with it the token; the type says what is needed.
+            # `from None`: urllib3's errors contain the request, and with it the token.
             raise Retry(f"no answer from Plaid: {type(error).__name__}") from None
         if 200 <= response.status <= 299:
             return read(body)
@@ -316,9 +316,9 @@ class Plaid:
 
 
 class _RawTransport(rest.RESTClientObject):  # type: ignore[misc]
-    """plaid-python's transport, giving every answer as it came.
+    """plaid-python's transport, with every answer returned raw.
 
-    Its own turns what is not 2xx into an exception whose text holds the body, and fails where that is no UTF-8.
+    The original turns other answers than 2xx into an exception with the body as text, and fails where that is no UTF-8.
     """
 
     def __init__(self, configuration: Any, *, timeout: urllib3.Timeout) -> None:
@@ -335,7 +335,7 @@ class _RawTransport(rest.RESTClientObject):  # type: ignore[misc]
         _request_timeout: float | None = None,
         **_: Any,
     ) -> Any:
-        """Send one request; nothing is retried or redirected."""
+        """Send one request, without retries or redirects."""
         own = None if _request_timeout is None else urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=_request_timeout)
         return self.pool_manager.request(
             method,

@@ -1,8 +1,8 @@
-"""What Plaid answers, read exactly: amounts as Decimal, and every field that has no name here kept as JSON.
+"""Plaid's answers, decoded exactly: amounts as Decimal, and every field without a name here as JSON.
 
-Fields that Plaid adds later must survive until this code knows them (Source: PLAID.md 1.3: all objects are open).
-A page is first decoded by structs that refuse unknown fields, the fast way; where that fails its transactions are
-decoded one by one, and those that are refused alone once more by a tolerant struct, with the raw fields beside it.
+Fields that Plaid adds later must survive until this code has them (Source: PLAID.md 1.3: all objects are open). A page
+is first decoded by structs that refuse unknown fields, which is fast; where that fails, its transactions are decoded
+one by one, and refused ones again by a tolerant struct, with the raw fields beside it.
 """
 
 from collections.abc import Hashable
@@ -29,7 +29,7 @@ OUTAGE_CODES = ("INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_N
 """`error_code` of a bank's outage (PLAID.md 1.9)."""
 
 CLEAR_TEXT_MAX = 4096
-"""Characters of a cursor, of which Plaid promises 256 at most (PLAID.md 1.1), and of a status."""
+"""Longest cursor or status, in characters. Plaid promises 256 at most for a cursor (PLAID.md 1.1)."""
 
 _ABSENT = Raw()
 
@@ -115,9 +115,9 @@ class _StrictCategory(_Category, forbid_unknown_fields=True, gc=False):
 
 
 class _StrictTransaction(_Transaction, forbid_unknown_fields=True, gc=False):
-    """Besides the log's own fields it takes those of Plaid's specification, which go into extra_json.
+    """A transaction without fields outside Plaid's specification; those that the log lacks go into extra_json.
 
-    Those that nobody sends unasked must be null here, so that telling costs the fast path nothing.
+    Fields that Plaid sends on request only must be null here, so that they cost the fast path nothing.
     """
 
     personal_finance_category: _StrictCategory | None = None
@@ -211,9 +211,9 @@ class _ItemGet(Struct):
 
 
 def decode(shape: type[Answer], body: bytes) -> Answer:
-    """Read an answer's JSON as a struct.
+    """Decode an answer's JSON as a struct.
 
-    Raises: Retry, where it is no JSON (a proxy's page); Quarantine, where it is and lacks what the struct needs.
+    Raises: Retry, where it is no JSON (a proxy's page); Quarantine, where it lacks a field that the struct needs.
     """
     try:
         return cast(Answer, _decoder(cast(Hashable, shape)).decode(body))
@@ -234,7 +234,7 @@ def parse_time(text: str | None) -> datetime | None:
 
 
 def sync_page(body: bytes) -> SyncPage:
-    """Read an answer of /transactions/sync. Raises: Retry, Quarantine, as `decode` says."""
+    """Decode an answer of /transactions/sync. Raises: Retry, Quarantine, as `decode`."""
     try:
         strict: _StrictPage = _decoder(_StrictPage).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -244,26 +244,26 @@ def sync_page(body: bytes) -> SyncPage:
 
 
 def accounts(body: bytes) -> AccountsAnswer:
-    """Read an answer of /accounts/get. Raises: Retry, Quarantine, as `decode` says."""
+    """Decode an answer of /accounts/get. Raises: Retry, Quarantine, as `decode`."""
     answer = decode(_Accounts, body)
     return AccountsAnswer([_account(raw) for raw in answer.accounts], answer.request_id)
 
 
 def item(body: bytes) -> ItemAnswer:
-    """Read an answer of /item/get. Raises: Retry, Quarantine, as `decode` says."""
+    """Decode an answer of /item/get. Raises: Retry, Quarantine, as `decode`."""
     answer = decode(_ItemGet, body)
-    found, error = answer.item, answer.item.error or _ItemError()
+    item, error = answer.item, answer.item.error or _ItemError()
     status = answer.status or _Status()
     updates, webhook = status.transactions or _TransactionsStatus(), status.last_webhook or _LastWebhook()
     return ItemAnswer(
-        found.item_id,
-        found.institution_id,
-        found.institution_name,
-        found.webhook,
+        item.item_id,
+        item.institution_id,
+        item.institution_name,
+        item.webhook,
         error.error_type,
         error.error_code,
         error.error_code_reason,
-        found.consent_expiration_time,
+        item.consent_expiration_time,
         webhook.sent_at,
         webhook.code_sent,
         updates.last_successful_update,
@@ -274,7 +274,7 @@ def item(body: bytes) -> ItemAnswer:
 
 def _page(page: _Page, added: list[Transaction], modified: list[Transaction]) -> SyncPage:
     for name, text in (("cursor", page.next_cursor), ("status", page.transactions_update_status)):
-        # They stand in clear heads, which Postgres keeps as text: what it refuses would stop the log's readers.
+        # Heads contain them in clear and Postgres stores them as text: a text that it refuses would stop the readers.
         if text is not None and ("\0" in text or len(text) > CLEAR_TEXT_MAX):
             raise Quarantine(f"Plaid's answer has a {name} that cannot be kept")
     return SyncPage(
@@ -290,15 +290,13 @@ def _page(page: _Page, added: list[Transaction], modified: list[Transaction]) ->
 
 
 def _strict(wire: _StrictTransaction) -> Transaction:
-    if wire.category is None and wire.category_id is None:
-        return _transaction(wire, None)
-    said = {"category": wire.category, "category_id": wire.category_id}
-    kept = {name: value for name, value in said.items() if value is not None}
-    return _transaction(wire, msgspec.json.encode(kept).decode())
+    legacy = {"category": wire.category, "category_id": wire.category_id}
+    present = {name: value for name, value in legacy.items() if value is not None}
+    return _transaction(wire, msgspec.json.encode(present).decode() if present else None)
 
 
 def _transaction(wire: _Transaction, extra: str | None) -> Transaction:
-    """Positional arguments: keywords would cost a third more, 500 times a page."""
+    """Build a transaction of the log. Positional, because keywords cost a third more, 500 times a page."""
     category = wire.personal_finance_category or _NO_CATEGORY
     return Transaction(
         wire.transaction_id,
@@ -349,26 +347,25 @@ def _either(raw: Raw) -> Transaction:
 def _tolerant(raw: Raw) -> Transaction:
     fields = decode(dict[str, Raw], bytes(raw))
     wire = decode(_Transaction, bytes(raw))
-    unknown = {name: fields[name] for name in fields if name not in _TRANSACTION_FIELDS}
-    if wire.personal_finance_category is not None:
-        parts = decode(dict[str, Raw], bytes(fields["personal_finance_category"]))
-        more = _extra({name: parts[name] for name in parts if name not in _Category.__struct_fields__})
-        if more is not None:
-            unknown["personal_finance_category"] = Raw(more.encode())
-    return _transaction(wire, _extra(unknown))
+    nested = None if wire.personal_finance_category is None else ("personal_finance_category", _Category)
+    return _transaction(wire, _unknown(fields, _Transaction, nested))
 
 
-_TRANSACTION_FIELDS = frozenset(_Transaction.__struct_fields__)
+def _unknown(fields: dict[str, Raw], shape: type[Struct], nested: tuple[str, type[Struct]] | None) -> str | None:
+    """Return the fields that a struct lacks, those of one nested object included, as JSON."""
+    unknown = {name: raw for name, raw in fields.items() if name not in shape.__struct_fields__}
+    if nested is not None:
+        name, inner = nested
+        extra = _unknown(decode(dict[str, Raw], bytes(fields[name])), inner, None)
+        if extra is not None:
+            unknown[name] = Raw(extra.encode())
+    present = {name: unknown[name] for name in sorted(unknown) if _text(unknown[name]) is not None}
+    return msgspec.json.encode(present).decode() if present else None
 
 
 def _account(raw: Raw) -> Account:
     fields = decode(dict[str, Raw], bytes(raw))
     wire = decode(_Account, bytes(raw))
-    unknown = {name: fields[name] for name in fields if name not in _Account.__struct_fields__}
-    balances = decode(dict[str, Raw], bytes(fields["balances"]))
-    more = _extra({name: balances[name] for name in balances if name not in _Balances.__struct_fields__})
-    if more is not None:
-        unknown["balances"] = Raw(more.encode())
     return Account(
         wire.account_id,
         wire.persistent_account_id,
@@ -385,14 +382,8 @@ def _account(raw: Raw) -> Account:
         wire.balances.iso_currency_code,
         wire.balances.unofficial_currency_code,
         wire.balances.last_updated_datetime,
-        _extra(unknown),
+        _unknown(fields, _Account, ("balances", _Balances)),
     )
-
-
-def _extra(fields: dict[str, Raw]) -> str | None:
-    """The fields that say something, as one JSON object in the order of their names."""
-    said = {name: fields[name] for name in sorted(fields) if _text(fields[name]) is not None}
-    return msgspec.json.encode(said).decode() if said else None
 
 
 def _text(raw: Raw) -> str | None:

@@ -1,1 +1,1 @@
-"""TODO runtime/postgres."""
+"""Postgres: pool and transactions, tables of schema `tartan`, classes of errors, locks and clock."""

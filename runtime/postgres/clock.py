@@ -1,6 +1,6 @@
-"""The scheduler's clock: Postgres' own, so that all workers share one; a simulation sets it to its virtual time.
+"""Clock of the scheduler: `tartan.clock()` is Postgres' now(), one for all workers, or a simulation's virtual time.
 
-Every statement about due times, leases, quotas and breakers asks `tartan.clock()` instead of now().
+Statements about due times, leases, quotas and breakers use it instead of now().
 """
 
 from datetime import datetime
@@ -12,6 +12,6 @@ CREATE OR REPLACE FUNCTION tartan.clock() RETURNS timestamptz LANGUAGE sql STABL
 RETURN coalesce(nullif(current_setting('tartan.now', true), '')::timestamptz, now())"""
 
 
-async def set_clock(connection: asyncpg.Connection, at: datetime) -> None:
-    """Make `tartan.clock()` tell this time on a connection, until it is set again. For simulations only."""
-    await connection.execute("SELECT set_config('tartan.now', $1, false)", at.isoformat())
+async def set_clock(connection: asyncpg.Connection, now: datetime) -> None:
+    """Set `tartan.clock()` of a connection to a time. For simulations only."""
+    await connection.execute("SELECT set_config('tartan.now', $1, false)", now.isoformat())

@@ -1,8 +1,7 @@
-"""Tables of schema `tartan`: what is primary or operational. What is derived lives in projections.store.tables.
+"""Tables of schema `tartan`, primary and operational; derived tables are in projections.store.tables.
 
-Primary: users, user_keys, credentials, quarantines. Operational: sync_state, hints, repeats, heads, positions,
-sync_runs, reconciliations, discrepancies. Locks are taken in the order positions, users, user_keys, credentials,
-sync_state, hints, heads.
+Primary: users, user_keys, credentials, quarantines. All others are operational. Locks are taken in the order positions,
+users, user_keys, credentials, sync_state, hints, heads. The comment of an index names its query.
 """
 
 from sqlalchemy import (
@@ -36,6 +35,10 @@ def _moment(name: str, *, nullable: bool = True, now: bool = False) -> Column[ob
     return Column(name, DateTime(timezone=True), nullable=nullable, server_default=default)
 
 
+def _json(name: str, default: str = "{}", comment: str | None = None) -> Column[object]:
+    return Column(name, JSONB, nullable=False, server_default=default, comment=comment)
+
+
 users = Table(
     "users",
     metadata,
@@ -43,7 +46,7 @@ users = Table(
     Column("tenant", Text, nullable=False),
     Column("user_id", Text, nullable=False, comment="the application's own id of the user"),
     _moment("created_at", nullable=False, now=True),
-    UniqueConstraint("tenant", "user_id", name="users_tenant_user_id"),  # look-up by the application's id
+    UniqueConstraint("tenant", "user_id", name="users_tenant_user_id"),  # users.keys.find
 )
 
 user_keys = Table(
@@ -55,7 +58,7 @@ user_keys = Table(
     Column("state", Text, nullable=False),
     _moment("created_at", nullable=False, now=True),
     _moment("destroyed_at"),
-    # A destroyed key stays as a tombstone and is never made again.
+    # A destroyed key stays as a tombstone and is never created again.
     CheckConstraint("(state = 'active') = (wrapped IS NOT NULL)", name="user_keys_active_or_destroyed"),
 )
 
@@ -70,7 +73,7 @@ credentials = Table(
     Column("sealed_token", LargeBinary, comment="access token bound to the Item; null once unlinked"),
     _moment("created_at", nullable=False, now=True),
     _moment("unlinked_at"),
-    Index("credentials_user", "user_number"),  # all Items of a user
+    Index("credentials_user", "user_number"),  # an erasure: streams.storage.consumer_transactions
 )
 
 sync_state = Table(
@@ -89,32 +92,26 @@ sync_state = Table(
     ),
     Column("done_generation", BigInteger, nullable=False, server_default="0"),
     _moment("due_at"),
-    _moment("not_before"),  # not claimed earlier, whatever marks say: Plaid's limits do not end because of a webhook
+    _moment("not_before"),  # not claimed earlier, in spite of marks: a webhook does not end Plaid's limits
     Column("attempts", Integer, nullable=False, server_default="0", comment="failures in a row"),
-    # Apart from attempts: an Item whose history is not there yet has not failed, yet each wait is longer.
+    # Apart from attempts: an Item whose history is not ready has not failed, yet each wait is longer.
     Column("not_ready", Integer, nullable=False, server_default="0", comment="answers in a row: history not ready"),
     Column("lease_token", LargeBinary, comment="random; whoever has it may work"),
     _moment("lease_until"),
-    # A process that starts ends the leases of its dead predecessor: its Items do not wait for the lease's end.
+    # A process ends the leases of its dead predecessor at start, so its Items do not wait for them.
     Column("lease_holder", Text, comment="instance id of the process that has the lease"),
     Column("wait_offset", BigInteger, comment="not claimed before follow_heads has read this offset"),
-    Column(
-        "cause",
-        JSONB,
-        nullable=False,
-        server_default='{"kind": "operator"}',
-        comment="of the latest mark: schemas.log.records.Cause",
-    ),
+    _json("cause", '{"kind": "operator"}', comment="of the latest mark: schemas.log.records.Cause"),
     Column("unlink_requested", Boolean, nullable=False, server_default="false"),
     Column("accounts_wanted", Boolean, nullable=False, server_default="true", comment="/accounts/get is due"),
     _moment("accounts_at"),
     Column("refresh_wanted", Boolean, nullable=False, server_default="false", comment="/transactions/refresh is due"),
-    # The last history in place of a lost cursor lacked an account: nothing that was removed meanwhile is concluded yet.
+    # The last full resync lacked an account, so it concluded no removals yet.
     Column("history_incomplete", Boolean, nullable=False, server_default="false"),
-    _moment("refreshed_at"),  # when Plaid was last told to ask the bank
-    _moment("bank_updated_at"),  # /item/get: when Plaid last read the bank with success
-    _moment("bank_observed_at"),  # when /item/get was last asked
-    _moment("swept_at"),  # when webhooks were last compared with what Plaid says it sent
+    _moment("refreshed_at"),  # the last /transactions/refresh
+    _moment("bank_updated_at"),  # Plaid's last successful read of the bank, by /item/get
+    _moment("bank_observed_at"),  # the last /item/get
+    _moment("swept_at"),  # the last comparison of webhooks with those that Plaid sent
     _moment("last_webhook_at"),
     _moment("last_synced_at"),
     _moment("last_attempt_at"),
@@ -125,8 +122,8 @@ sync_state = Table(
         comment="why nothing is scheduled: login_required, revoked, gone, refused, quarantined, erased, unlinked",
     ),
     _moment("created_at", nullable=False, now=True),
-    # The claim: within each tenant, each lane by age. Whatever holds an Item back (a rate limit, a bank that is down)
-    # is in not_before and so in ready_at: what waits is not read again and again.
+    # leases.claim: within each tenant, each lane by age. The wait for a rate limit or a bank is in not_before and so in
+    # ready_at: Items that wait are not read again and again.
     Column(
         "ready_at",
         DateTime(timezone=True),
@@ -134,10 +131,10 @@ sync_state = Table(
         comment="when the Item can be claimed; null where it is not due",
     ),
     Index("sync_state_ready", "tenant", "lane", "ready_at", postgresql_where=text("ready_at IS NOT NULL")),
-    Index("sync_state_sweep", "swept_at"),  # the sweep for missed webhooks: the longest unseen first
-    Index("sync_state_institution", "institution_id"),  # a bank's outage begins and ends for all its Items
-    Index("sync_state_idle", "last_synced_at", postgresql_where=text("due_at IS NULL")),  # the schedule's tick
-    Index("sync_state_user", "user_number"),  # an erasure
+    Index("sync_state_sweep", "swept_at"),  # streams.webhooks.sweep: the longest unseen first
+    Index("sync_state_institution", "institution_id"),  # breakers.failed, answered, probe
+    Index("sync_state_idle", "last_synced_at", postgresql_where=text("due_at IS NULL")),  # enqueue.mark_scheduled
+    Index("sync_state_user", "user_number"),  # an erasure: streams.storage.consumer_transactions
 )
 
 hints = Table(
@@ -147,7 +144,7 @@ hints = Table(
     Column("webhook_offset", BigInteger, primary_key=True, comment="all webhooks of an Item are in one partition"),
     Column("webhook_partition", Integer, nullable=False),
     Column("code", Text, nullable=False, comment="webhook_code"),
-    Column("fields", JSONB, nullable=False, server_default="{}"),
+    _json("fields"),
     _moment("received_at", nullable=False),
 )
 
@@ -156,7 +153,7 @@ repeats = Table(
     metadata,
     Column("key", LargeBinary, primary_key=True, comment="SHA-256 of key id, iat and body hash"),
     _moment("observed_at", nullable=False),
-    Index("repeats_observed_at", "observed_at"),  # purge after 24 h
+    Index("repeats_observed_at", "observed_at"),  # enqueue.purge
 )
 
 heads = Table(
@@ -173,13 +170,7 @@ heads = Table(
     Column("state", Text),
     Column("code", Text),
     Column("history_status", Text),
-    Column(
-        "fingerprints",
-        JSONB,
-        nullable=False,
-        server_default="{}",
-        comment="keyed pseudonym of an account to hex fingerprint",
-    ),
+    _json("fingerprints", comment="keyed pseudonym of an account to hex fingerprint"),
     Column("hints_until", BigInteger),
 )
 
@@ -204,7 +195,7 @@ published_checkpoints = Table(
 held_topics = Table(
     "held_topics",
     metadata,
-    # A row: `tartan republish` fills this partition of a topic, and its publisher sends nothing there.
+    # While `tartan republish` fills this partition of a topic, its publisher sends nothing there.
     Column("topic", Text, primary_key=True, comment="without prefix"),
     Column("partition", Integer, primary_key=True),
     Column("since", BigInteger, nullable=False, comment="position in changesets when it was held"),
@@ -239,25 +230,23 @@ sync_runs = Table(
         "outcome", Text, nullable=False, comment="appended, unchanged, not_ready, limited, stopped, unlinked, failed"
     ),
     Column("error", JSONB),
-    # How a manual sync that waits finds its pass, and what of the log it has to see applied.
+    # A manual sync waits for its run by generation, and for the projections by offset.
     Column(
         "generation", BigInteger, nullable=False, server_default="0", comment="of the mark that the pass dealt with"
     ),
     Column("changeset_offset", BigInteger, comment="of the last record appended, in the partition of the Item"),
-    Index("sync_runs_item", "item_id", "run"),  # an Item's history
-    Index("sync_runs_failed", "run", postgresql_where=text("outcome = 'failed'")),  # queue status: the last 50
-    # leases.count_gone: removals that were believed without Plaid's word.
-    Index("sync_runs_unlinked", "started_at", postgresql_where=text("outcome = 'unlinked'")),
+    Index("sync_runs_item", "item_id", "run"),  # runs.latest, runs.since
+    Index("sync_runs_failed", "run", postgresql_where=text("outcome = 'failed'")),  # queue.status
+    Index("sync_runs_unlinked", "started_at", postgresql_where=text("outcome = 'unlinked'")),  # leases.count_gone
 )
 
 rate_limit_buckets = Table(
     "rate_limit_buckets",
     metadata,
-    # Plaid's quotas, shared by all workers. One number a bucket: when it would be full again (GCRA).
     Column("endpoint", Text, primary_key=True, comment="Plaid's path without slashes at its start: transactions/sync"),
     Column("item_id", Text, primary_key=True, comment="empty: the client's bucket"),
     Column("tat", DateTime(timezone=True), nullable=False, comment="GCRA's theoretical arrival time"),
-    Index("rate_limit_buckets_tat", "tat"),  # purge of what is full again
+    Index("rate_limit_buckets_tat", "tat"),  # quotas.purge
 )
 
 breakers = Table(
@@ -282,11 +271,11 @@ incidents = Table(
     _moment("opened_at", nullable=False, now=True),
     _moment("last_at", nullable=False, now=True),
     _moment("closed_at"),
-    _moment("alerted_at"),  # when operators were told that it began
-    _moment("end_alerted_at"),  # and that it ended
-    # One open incident a subject, however often it is seen.
+    _moment("alerted_at"),  # the message of its begin was sent
+    _moment("end_alerted_at"),  # and that of its end
+    # incidents.report: one open incident a kind and subject.
     Index("incidents_open", "kind", "subject", unique=True, postgresql_where=text("closed_at IS NULL")),
-    # The alerts' work list.
+    # incidents.unalerted
     Index(
         "incidents_untold",
         "incident",
@@ -297,7 +286,6 @@ incidents = Table(
 reconciliations = Table(
     "reconciliations",
     metadata,
-    # The last check of each account, and when the next one is due.
     Column("item_id", Text, primary_key=True),
     Column("account_id", Text, primary_key=True),
     Column("user_number", BigInteger, nullable=False),
@@ -312,7 +300,7 @@ reconciliations = Table(
     Column("source", Text, comment="of the balance: cached or realtime"),
     Column("tied_at", BigInteger, comment="first offset that it has not tied out with"),
     _moment("tied_out_at"),  # when it last tied out
-    Index("reconciliations_next", "next_at"),  # reconciliation: what is due
+    Index("reconciliations_next", "next_at"),  # reconciliations.claim
 )
 
 discrepancies = Table(
@@ -328,21 +316,23 @@ discrepancies = Table(
     Column("ledger", Numeric),
     Column("bank", Numeric),
     Column("gap", Numeric, nullable=False),
-    Column("evidence", JSONB, nullable=False, server_default="{}"),
+    _json("evidence"),
     _moment("opened_at", nullable=False, now=True),
-    _moment("cause_at", nullable=False, now=True),  # since when it has this cause
-    _moment("gap_at", nullable=False, now=True),  # since when it has this size
+    _moment("cause_at", nullable=False, now=True),  # begin of this cause
+    _moment("gap_at", nullable=False, now=True),  # begin of this size
     _moment("last_at", nullable=False, now=True),
     Column("count", Integer, nullable=False, server_default="1", comment="checks that saw it"),
     Column("repair", Text, nullable=False, comment="wait, sync, compare, ask"),
-    _moment("repaired_at"),  # when the repair was started; null where there is nothing to start
+    _moment("repaired_at"),  # start of the repair; null where nothing is to be started
     Column("checks_after", Integer, nullable=False, server_default="0", comment="checks since the repair was done"),
     Column("outcome", Text, comment="persists, repaired, resolved, withdrawn"),
     _moment("resolved_at"),
-    # One open discrepancy an account.
+    # reconciliations.account: one open discrepancy an account.
     Index("discrepancies_open", "item_id", "account_id", unique=True, postgresql_where=text("resolved_at IS NULL")),
-    Index("discrepancies_account", "item_id", "account_id", "discrepancy"),  # an account's history
-    Index("discrepancies_resolved", "resolved_at", postgresql_where=text("resolved_at IS NOT NULL")),  # purge
+    Index("discrepancies_account", "item_id", "account_id", "discrepancy"),  # reconciliations.history
+    Index(
+        "discrepancies_resolved", "resolved_at", postgresql_where=text("resolved_at IS NOT NULL")
+    ),  # reconciliations.purge
 )
 
 dead_letters = Table(
@@ -362,7 +352,7 @@ dead_letters = Table(
     _moment("quarantined_at", nullable=False, now=True),
     _moment("published_at"),  # on the topic dead-letters
     _moment("redriven_at"),
-    # One letter a record, however often it is read; an update of an Item without a record has one open letter.
+    # dead_letters.write: one letter a record, however often it is read.
     Index(
         "dead_letters_record",
         "topic",
@@ -371,9 +361,9 @@ dead_letters = Table(
         unique=True,
         postgresql_where=text("source_offset IS NOT NULL"),
     ),
-    Index("dead_letters_item", "item_id"),  # a redrive closes an Item's letters
-    Index("dead_letters_unpublished", "dead_letter", postgresql_where=text("published_at IS NULL")),
-    Index("dead_letters_quarantined_at", "quarantined_at"),  # the rate that stops a consumer; purge
+    Index("dead_letters_item", "item_id"),  # dead_letters.mark_redriven
+    Index("dead_letters_unpublished", "dead_letter", postgresql_where=text("published_at IS NULL")),  # publish
+    Index("dead_letters_quarantined_at", "quarantined_at"),  # dead_letters.purge
 )
 
 rebuilds = Table(

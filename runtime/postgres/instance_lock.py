@@ -1,5 +1,7 @@
-"""One live process a stage and instance id: two with one static id throw each other out of the group once a second
-and neither stops (FAUST.md). A Postgres advisory lock decides who is it. Shell."""
+"""Instance lock: one live process a stage and instance id, by a Postgres advisory lock.
+
+Two processes with one static id expel each other from the consumer group once a second without end (FAUST.md).
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,21 +16,21 @@ from runtime.settings import Settings
 from schemas.errors import Halt
 
 TAKE_S_MAX = 90.0
-"""A process that was told to stop finishes within 60 s (runtime.lifecycle); its successor waits that long and more."""
+"""A stop takes at most 60 s (runtime.lifecycle); the successor waits longer than that."""
 TRY_EVERY_S = 0.25
 LOOK_EVERY_S = 5.0
-"""How soon a lost connection, and with it the lock, is noticed."""
+"""Interval of the check for a lost connection, and with it a lost lock."""
 
 _log = logs.logger(__name__)
 
 
 @asynccontextmanager
 async def alone(settings: Settings, stage: str) -> AsyncIterator["asyncio.Task[None]"]:
-    """Hold this stage's and id's lock for a block; the task given ends, with Halt, when another process has it.
+    """Hold the lock of this stage and id for a block; the yielded task ends, with Halt, when another process has it.
 
     Raises: Halt, where another process keeps the lock for TAKE_S_MAX, or Postgres does not answer for so long.
     """
-    connection = await _taken(settings, stage)
+    connection = await _acquire(settings, stage)
     watch = asyncio.create_task(_keep(connection, settings, stage))
     try:
         yield watch
@@ -38,7 +40,7 @@ async def alone(settings: Settings, stage: str) -> AsyncIterator["asyncio.Task[N
 
 
 async def _keep(connection: asyncpg.Connection, settings: Settings, stage: str) -> None:
-    """Look whether the session that holds the lock is still there, and take the lock again where it is not."""
+    """Check the session that has the lock, and acquire the lock again where the session is lost."""
     try:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
@@ -47,16 +49,17 @@ async def _keep(connection: asyncpg.Connection, settings: Settings, stage: str) 
             except POSTGRES_ERRORS as error:
                 _log.warning("instance lock lost", reason=type(error).__name__)
                 connection.terminate()
-                connection = await _taken(settings, stage)
+                connection = await _acquire(settings, stage)
     finally:
         connection.terminate()
 
 
-async def _taken(settings: Settings, stage: str) -> asyncpg.Connection:
+async def _acquire(settings: Settings, stage: str) -> asyncpg.Connection:
     name = f"tartan {stage} {settings.topic_prefix} {settings.instance_id}"
-    until = asyncio.get_running_loop().time() + TAKE_S_MAX
+    now = asyncio.get_running_loop().time
+    deadline = now() + TAKE_S_MAX
     problem = f"another process runs {stage} with TARTAN_INSTANCE_ID {settings.instance_id}"
-    while asyncio.get_running_loop().time() < until:
+    while now() < deadline:
         connection = None
         try:
             connection = await asyncpg.connect(

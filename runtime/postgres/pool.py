@@ -1,4 +1,4 @@
-"""Connections to Postgres, every option written out."""
+"""Postgres connections: pools, sessions, transactions and snapshots, every option written out."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,31 +11,31 @@ from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 
 CONTROL_SCHEMA = "tartan"
-"""Schema of what is primary or operational: users and keys, tokens, sync_state, heads, positions, quarantines."""
+"""Schema of the primary and operational tables (runtime.postgres.control_tables)."""
 
 LIVE_SCHEMA = "projection"
-"""Schema of the derived tables that readers see and whose events are published."""
+"""Schema of the derived tables of the live version."""
 
 READS_SCHEMA = "reads"
-"""Views over the live version: what readers use, so that a swap of versions is a swap of views."""
+"""Schema of the views that readers use, so that a swap of versions is a swap of views."""
 
 EPOCH = "epoch"
-"""Name of the fact (table facts) that changes where what readers were shown is no longer what the log says."""
+"""Name of the fact (table facts) that changes where browsers have to load everything again."""
 
 VERSION_HELD = f"LOCK TABLE {READS_SCHEMA}.positions IN ACCESS SHARE MODE"
-"""First statement of a transaction that has to see one version: a swap waits for its end, or it for the swap's."""
+"""First statement of a transaction that reads one version: a swap waits for its end, or it for the swap's."""
 
 CONNECT_TIMEOUT_S = 15.0
 IDLE_LIFETIME_S = 300.0
 
 NO_ROLE = (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError)
-"""What a server answers whose role is missing, or is not the user's to take on."""
+"""Errors of a role that is missing, or that the user must not act as."""
 
 
 async def open_pool(
     settings: Settings, *, stage: str, size: int | None = None, role: str | None = None
 ) -> asyncpg.Pool:
-    """Open a pool whose sessions give up locks and statements by themselves, so a stopped process blocks nobody.
+    """Open a pool whose sessions end locks and statements by timeouts, so that a stopped process blocks nobody.
 
     Raises: Halt, where its user may not act as `role`.
     """
@@ -47,7 +47,7 @@ async def open_pool(
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=settings.statement_timeout_s + 5.0,
             max_inactive_connection_lifetime=IDLE_LIFETIME_S,
-            reset=_nothing_to_reset,
+            reset=_skip_reset,
             server_settings=server_settings(settings, stage, role=role),
         )
     except NO_ROLE as error:
@@ -58,17 +58,17 @@ async def open_pool(
 
 @asynccontextmanager
 async def borrowed(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """Borrow a connection; the pool's proxy stands for it in everything but its type."""
+    """Borrow a connection; the pool's proxy behaves like one but has another type."""
     async with pool.acquire() as connection:
         yield cast(asyncpg.Connection, connection)
 
 
 @asynccontextmanager
 async def transaction(connection: asyncpg.Connection, first: str) -> AsyncIterator[str]:
-    """A transaction that begins with these statements, in one round trip. Gives the answer to the last of them.
+    """Run a transaction that begins with these statements, in one round trip; yield the answer to the last of them.
 
-    Whatever ends it early rolls it back. Nobody finds a connection with a transaction in it afterwards: where the
-    server does not say that it ended, the connection is closed, and the server rolls back what is open still.
+    Any error rolls it back. Where the server does not confirm its end, the connection is closed and the server rolls
+    back, so no connection returns to the pool with an open transaction.
     Raises: Retry, where it was rolled back at its COMMIT.
     """
     try:
@@ -77,23 +77,23 @@ async def transaction(connection: asyncpg.Connection, first: str) -> AsyncIterat
         await _roll_back(connection)
         raise
     try:
-        ended = await connection.execute("COMMIT")
+        answer = await connection.execute("COMMIT")
     except asyncpg.PostgresError:
-        raise  # the server has answered, and rolled back
+        raise  # the server answered, and rolled back
     except BaseException:
-        connection.terminate()  # done or not: nobody knows
+        connection.terminate()  # committed or not is unknown
         raise
     # A transaction that failed before answers ROLLBACK, without an error.
-    if ended != "COMMIT":
+    if answer != "COMMIT":
         raise Retry("Postgres rolled a transaction back")
 
 
 @asynccontextmanager
 async def snapshot(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """A read-only transaction whose reads see one moment of one version; within another transaction, that one.
+    """Run a read-only transaction that sees one moment of one version; join a transaction that is open already.
 
     The lock comes before the snapshot, which Postgres takes with the first query: a snapshot from before a swap would
-    show the version that came after it as it was then, which may be behind what was read earlier.
+    show the new version as of then, which may be behind earlier reads.
     """
     if connection.is_in_transaction():
         yield
@@ -114,20 +114,22 @@ async def _roll_back(connection: asyncpg.Connection) -> None:
         raise
 
 
-async def _nothing_to_reset(_: asyncpg.Connection) -> None:
-    """Nothing: settings are only ever changed with SET LOCAL, and who listens or holds an advisory lock keeps its
-    connection. asyncpg's own reset is a round trip at each release, about three a webhook."""
+async def _skip_reset(_: asyncpg.Connection) -> None:
+    """Skip asyncpg's own reset, a round trip at each release, about three a webhook.
+
+    Settings are changed with SET LOCAL only, and listeners and owners of advisory locks keep their connections.
+    """
 
 
 def no_role(role: str, error: Exception) -> str:
-    """What to do about one of NO_ROLE, in a sentence."""
+    """Return the remedy of an error of NO_ROLE, in a sentence."""
     return f"cannot act as the role {role} ({error}): run `tartan migrate`, which makes it or says who has to"
 
 
 def server_settings(
     settings: Settings, stage: str, *, role: str | None = None, search_path: str = f"{LIVE_SCHEMA}, {CONTROL_SCHEMA}"
 ) -> dict[str, str]:
-    """The session settings of a stage's connections, which act as `role` where one is given."""
+    """Return the session settings of a stage's connections, which act as `role` where one is given."""
     return {
         **({} if role is None else {"role": role}),
         "application_name": f"tartan-{stage}-{settings.instance_id}"[:63],

@@ -285,8 +285,8 @@ _CLAIM = _CLAIM_BY % {
     "paid": "",
     "available": "NULL::float8",
 }
-# $12 to $15: pace of the client and of the Item. The client's bucket is locked before an Item's, so a claim that waits for
-# it counts the tokens of the one before. A millionth of a token makes up for times in whole microseconds.
+# $12 to $15: pace of the client and of the Item. The client's bucket is locked before an Item's, so a claim that waits
+# for it counts the tokens of the one before. A millionth of a token makes up for times in whole microseconds.
 # Where the client has no token left, only Items to be unlinked are claimed: those call /item/remove.
 _CLAIM_METERED = _CLAIM_BY % {
     "client": f"""client AS MATERIALIZED (

@@ -25,7 +25,8 @@ from projections.read import queries
 from runtime import logs
 from runtime.plaid.models import AccountsAnswer
 from runtime.scheduler.stop_reasons import UNLINKED
-from runtime.settings import Price, Settings
+from runtime.settings import Settings
+from runtime.settings_syntax import Price
 from runtime.users.commands import Command, CommandTarget, PreparedCommand
 from schemas.encoding import catalogue, codec
 from schemas.errors import Retry

@@ -171,7 +171,7 @@ class Worker:
         return self.lag_s
 
     async def _claim(self) -> None:
-        await insist(self.store.inherit, what="inherit")
+        await insist(self.store.inherit, action="inherit")
         await self.dispatcher.run()
 
     async def _fetch(self) -> None:

@@ -128,7 +128,7 @@ class Projector:
         checkpoints = self._publisher.unstored_checkpoints()
         committed = await insist(
             lambda: self._wire.call(lambda: self._database.do(lambda: self._projection.commit(batch, checkpoints))),
-            what=READER,
+            action=READER,
         )
         self._publisher.mark_stored(checkpoints)
         self._publisher.submit(committed)

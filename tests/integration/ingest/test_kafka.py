@@ -152,7 +152,7 @@ async def test_a_log_of_webhooks_verifies_again_offline_and_what_was_put_there_b
 
     # What the topic no longer has is read from the archive; without one, it is said what is not there.
     settings = settings.model_copy(update={"archive_url": tmp_path.as_uri()})
-    await archive(settings, store.connect(settings), sealed_before_ms=None, told=lambda _: None)
+    await archive(settings, store.connect(settings), sealed_before_ms=None, on_sealed=lambda _: None)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka_address)
     await admin.start()
     await admin.delete_records(

@@ -361,7 +361,7 @@ async def test_a_log_of_which_the_archive_has_the_beginning_is_whole_and_a_chang
 ) -> None:
     given = sound.settings.model_copy(update={"topic_prefix": topic_prefix, "archive_url": tmp_path.as_uri()})
     await produce(given, sound.contents)
-    await archive(given, archive_store.connect(given), sealed_before_ms=None, told=lambda _: None)
+    await archive(given, archive_store.connect(given), sealed_before_ms=None, on_sealed=lambda _: None)
     await delete(given, {CHANGESETS.name: 3})
 
     found = await verify_log.verify_log(given, tables)

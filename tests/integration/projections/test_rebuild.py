@@ -221,7 +221,7 @@ async def test_records_that_the_topic_has_lost_come_from_the_archive_or_the_rebu
     await world.live()
     without = world.settings
     world.settings = without.model_copy(update={"archive_url": tmp_path.as_uri()})
-    await archive(world.settings, store.connect(world.settings), sealed_before_ms=None, told=lambda _: None)
+    await archive(world.settings, store.connect(world.settings), sealed_before_ms=None, on_sealed=lambda _: None)
     sync(world, 1, 5, 3)
     await world.live()
     await world.lose(before=10)

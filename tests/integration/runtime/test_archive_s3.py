@@ -46,7 +46,7 @@ def world(kafka_address: str, topic_prefix: str, tmp_path: Path, endpoint: str) 
 
 async def seal(world: World) -> Archived:
     store = archive_store.connect(world.settings)
-    return await archive(world.settings, store, sealed_before_ms=None, told=lambda _: None)
+    return await archive(world.settings, store, sealed_before_ms=None, on_sealed=lambda _: None)
 
 
 async def verified(world: World) -> list[Verified]:

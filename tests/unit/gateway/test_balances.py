@@ -13,7 +13,8 @@ from gateway.handlers.balances.balances import ReportedBalances, SharedCall
 from gateway.http.parameters import read_all
 from gateway.http.problems import Problem
 from gateway.routes import ROUTES
-from runtime.settings import Price, Settings
+from runtime.settings import Settings
+from runtime.settings_syntax import Price
 
 [ROUTE] = [route for route in ROUTES if route.operation == "read_balances"]
 MORNING = datetime.datetime(2026, 9, 21, 8, tzinfo=datetime.UTC)
