@@ -62,7 +62,7 @@ OWN_JSON = frozenset(
     }
 )
 """Read JSON of our own making, in which amounts are text: what users say has whole numbers only (edits.applied)."""
-SECONDS = frozenset({"runtime/settings.py"})
+SECONDS = frozenset({"runtime/settings.py", "runtime/settings_syntax.py"})
 """Their floats are times; the price of a balance is text."""
 TIMED = frozenset({"projections/reconcile/job.py", "runtime/operators/reconciliations.py"})
 """Have floats in lines that name seconds, and nowhere else."""
