@@ -1,11 +1,10 @@
 """The scheduler's tables in a test: one connection whose clock the test sets, and one worker's turns."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
-import pytest
 
 from runtime.kafka.clients import partition_of
 from runtime.plaid_limits import Limit
@@ -105,15 +104,3 @@ class Desk:
             partition_of(user_key(user), PARTITIONS),
             position,
         )
-
-
-@pytest.fixture
-async def desk(database: str) -> AsyncIterator[Desk]:
-    """A desk at a database that has Tartan's tables."""
-    connection = await asyncpg.connect(database)
-    try:
-        opened = Desk(connection)
-        await opened.wait(0)
-        yield opened
-    finally:
-        await connection.close()

@@ -26,7 +26,7 @@ HEX = "0123456789abcdef"
 
 
 @pytest.fixture
-async def made(kafka_address: str, topic_prefix: str, database: str) -> AsyncIterator[World]:
+async def stage_world(kafka_address: str, topic_prefix: str, database: str) -> AsyncIterator[World]:
     """A world without the stage, and without quotas: passes that die one after the other would wait for them."""
     async with world(kafka_address, topic_prefix, database, plaid_limits="off") as found:
         yield found
@@ -60,24 +60,24 @@ class Killed:
         return await self._log.end(partition)
 
 
-async def test_an_update_killed_after_each_of_its_parts_while_the_bank_goes_on_becomes_true(made: World) -> None:
-    item = made.bank.create_item("user", transactions=60)
+async def test_an_update_killed_after_each_of_its_parts_while_the_bank_goes_on_becomes_true(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user", transactions=60)
     killed: list[Killed] = []
 
     def dying(passes: SyncContext) -> SyncContext:
-        killed.append(Killed(passes.log, lambda: _remove_a_pending(made, item)))
+        killed.append(Killed(passes.log, lambda: _remove_a_pending(stage_world, item)))
         return passes._replace(log=killed[0])
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        before = await made.assert_true(item)
-    made.bank.step(item.item_id, changes=1_000)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        before = await stage_world.assert_true(item)
+    stage_world.bank.step(item.item_id, changes=1_000)
     pending = len(item.pending)
-    async with streams(made, change=dying, record_bytes_max=SMALL):
-        await made.webhook(item)
-        await made.settled(item, timeout_s=240.0)
-        held = await made.assert_true(item)
+    async with streams(stage_world, change=dying, record_bytes_max=SMALL):
+        await stage_world.webhook(item)
+        await stage_world.settled(item, timeout_s=240.0)
+        held = await stage_world.assert_true(item)
 
     new = list(zip(held.records, held.verdicts, strict=True))[len(before.records) :]
     accepted = [record.head for record, verdict in new if verdict is Verdict.ACCEPTED]
@@ -88,11 +88,11 @@ async def test_an_update_killed_after_each_of_its_parts_while_the_bank_goes_on_b
     assert pending - len(item.pending) >= 5
     assert set(accepted[0].parts) < set(aside)
     assert all(len(value) <= SMALL for value in killed[0].values)
-    assert await made.attempts(item) == ["appended", "appended"]
+    assert await stage_world.attempts(item) == ["appended", "appended"]
 
 
-async def test_parts_that_come_late_or_belong_to_nothing_have_no_effect(made: World) -> None:
-    item = made.bank.create_item("user", transactions=300)
+async def test_parts_that_come_late_or_belong_to_nothing_have_no_effect(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user", transactions=300)
     kept: list[Killed] = []
 
     def keeping(passes: SyncContext) -> SyncContext:
@@ -101,44 +101,47 @@ async def test_parts_that_come_late_or_belong_to_nothing_have_no_effect(made: Wo
         kept.append(log)
         return passes._replace(log=log)
 
-    async with streams(made, change=keeping, record_bytes_max=SMALL):
-        user = await made.register(item)
-        await made.settled(item)
-        first = await made.assert_true(item)
+    async with streams(stage_world, change=keeping, record_bytes_max=SMALL):
+        user = await stage_world.register(item)
+        await stage_world.settled(item)
+        first = await stage_world.assert_true(item)
         # What a zombie still had on its way: a part of an update that was told already.
         late = next(value for value in kept[0].values if changesets.read(value).head.kind == gate.PART)
-        await made.append(made.partition(user), user_key(user), late)
-        made.bank.step(item.item_id, changes=3)
-        await made.webhook(item)
-        await made.settled(item)
-        held = await made.assert_true(item)
+        await stage_world.append(stage_world.partition(user), user_key(user), late)
+        stage_world.bank.step(item.item_id, changes=3)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
 
     assert held.verdicts[len(first.verdicts) :] == [Verdict.CHUNK, Verdict.ACCEPTED]
     assert held.head is not None
     assert held.head.parts == []
 
 
-async def test_an_event_too_large_for_a_record_quarantines_its_item_until_its_redrive(made: World) -> None:
-    large, small = made.bank.create_item("large", transactions=20), made.bank.create_item("small", transactions=20)
+async def test_an_event_too_large_for_a_record_quarantines_its_item_until_its_redrive(stage_world: World) -> None:
+    large, small = (
+        stage_world.bank.create_item("large", transactions=20),
+        stage_world.bank.create_item("small", transactions=20),
+    )
 
-    async with streams(made, record_bytes_max=SMALL):
-        user = await made.register(large)
-        await made.register(small)
-        await made.settled(large, small)
-        made.bank.apply_update(large, _wordy)
-        await made.webhook(large)
-        await made.settled(large)
-        [quarantined] = await made.pool.fetch("SELECT * FROM tartan.quarantines")
-        row = await made.row(large)
-        made.bank.step(small.item_id)
-        await made.webhook(small)
-        await made.settled(small)
-        await made.assert_true(small)
-    async with streams(made):
-        await _append_redrive(made, user, large.item_id)
-        await made.until(lambda: _passes(made, large, 3), what="a pass after the redrive")
-        await made.settled(large)
-        await made.assert_true(large)
+    async with streams(stage_world, record_bytes_max=SMALL):
+        user = await stage_world.register(large)
+        await stage_world.register(small)
+        await stage_world.settled(large, small)
+        stage_world.bank.apply_update(large, _wordy)
+        await stage_world.webhook(large)
+        await stage_world.settled(large)
+        [quarantined] = await stage_world.pool.fetch("SELECT * FROM tartan.quarantines")
+        row = await stage_world.row(large)
+        stage_world.bank.step(small.item_id)
+        await stage_world.webhook(small)
+        await stage_world.settled(small)
+        await stage_world.assert_true(small)
+    async with streams(stage_world):
+        await _append_redrive(stage_world, user, large.item_id)
+        await stage_world.until(lambda: _passes(stage_world, large, 3), what="a pass after the redrive")
+        await stage_world.settled(large)
+        await stage_world.assert_true(large)
 
     assert (quarantined["item_id"], quarantined["reader"], quarantined["first_offset"]) == (
         large.item_id,
@@ -149,13 +152,13 @@ async def test_an_event_too_large_for_a_record_quarantines_its_item_until_its_re
     assert (row["stopped"], row["due_at"]) == ("quarantined", None)
 
 
-def _remove_a_pending(made: World, item: Item) -> None:
+def _remove_a_pending(stage_world: World, item: Item) -> None:
     """Let a pending transaction vanish, as a hold does."""
 
     def removal(drawing: TransactionGenerator) -> list[Change]:
         return [Change("removed", item.live[drawing.item.pending.draw(drawing.rng)])]
 
-    made.bank.apply_update(item, removal)
+    stage_world.bank.apply_update(item, removal)
 
 
 def _wordy(drawing: TransactionGenerator) -> list[Change]:
@@ -167,9 +170,9 @@ def _wordy(drawing: TransactionGenerator) -> list[Change]:
     return [Change("added", row)]
 
 
-async def _append_redrive(made: World, user: int, item_id: str) -> None:
-    async with made.pool.acquire() as connection:
-        keys = (await made.keyring.of(connection, [user]))[user]
+async def _append_redrive(stage_world: World, user: int, item_id: str) -> None:
+    async with stage_world.pool.acquire() as connection:
+        keys = (await stage_world.keyring.of(connection, [user]))[user]
     assert isinstance(keys, changesets.UserKeys)
     head = Head(
         id=os.urandom(16),
@@ -184,8 +187,8 @@ async def _append_redrive(made: World, user: int, item_id: str) -> None:
         first_offset=-1,
     )
     value = changesets.seal(head, codec.encode_events([]), keys, nonce=os.urandom(12))
-    await made.append(made.partition(user), user_key(user), value)
+    await stage_world.append(stage_world.partition(user), user_key(user), value)
 
 
-async def _passes(made: World, item: Item, count: int) -> bool:
-    return len(await made.attempts(item)) >= count
+async def _passes(stage_world: World, item: Item, count: int) -> bool:
+    return len(await stage_world.attempts(item)) >= count

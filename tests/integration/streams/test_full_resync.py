@@ -1,6 +1,5 @@
 """A lost cursor, on a real Kafka and Postgres: the history is read again and appended as one record."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,34 +11,29 @@ from schemas.events import HISTORY_RESTATED, TRANSACTION_ADDED
 from schemas.log import gate
 from schemas.log.records import History
 from streams.sync import backoff
-from tests.support.streams_world import Held, World, streams, world
+from tests.support.streams_world import Held, World, streams
 
 COMPLETE = "HISTORICAL_UPDATE_COMPLETE"
 
 
-@pytest.fixture
-async def made(kafka_address: str, topic_prefix: str, database: str) -> AsyncIterator[World]:
-    """A world without the stage."""
-    async with world(kafka_address, topic_prefix, database) as found:
-        yield found
+async def test_a_restated_history_names_what_there_is_and_the_window_in_which_the_rest_is_gone(
+    stage_world: World,
+) -> None:
+    item = stage_world.bank.create_item("user", transactions=400)
 
-
-async def test_a_restated_history_names_what_there_is_and_the_window_in_which_the_rest_is_gone(made: World) -> None:
-    item = made.bank.create_item("user", transactions=400)
-
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        before = await made.assert_true(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        before = await stage_world.assert_true(item)
         failure_modes.refuse_cursors(item)
-        failure_modes.remove_rows(made.bank, item, 7)
-        await made.webhook(item)
-        await made.settled(item)
-        held = await made.assert_true(item)
-        made.bank.step(item.item_id, changes=5)
-        await made.webhook(item)
-        await made.settled(item)
-        later = await made.assert_true(item)
+        failure_modes.remove_rows(stage_world.bank, item, 7)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
+        stage_world.bank.step(item.item_id, changes=5)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        later = await stage_world.assert_true(item)
 
     restated = held.records[-1]
     assert len(before.transactions) == 400
@@ -54,54 +48,54 @@ async def test_a_restated_history_names_what_there_is_and_the_window_in_which_th
     assert covered.account_ids == sorted(account.account_id for account in item.accounts.values() if account.is_listed)
     assert [record.head.type for record in later.records[len(held.records) :]] == [gate.SYNC]
     # Right after the history the new cursor is tried.
-    assert await made.attempts(item) == ["appended", "appended", "unchanged", "appended"]
-    assert (await made.row(item))["attempts"] == 0
+    assert await stage_world.attempts(item) == ["appended", "appended", "unchanged", "appended"]
+    assert (await stage_world.row(item))["attempts"] == 0
 
 
-async def test_nothing_is_appended_before_plaid_has_read_the_history_again(made: World) -> None:
-    item = made.bank.create_item("user", transactions=200)
+async def test_nothing_is_appended_before_plaid_has_read_the_history_again(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user", transactions=200)
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        before = await made.held(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        before = await stage_world.held(item)
         failure_modes.refuse_cursors(item)
-        failure_modes.remove_rows(made.bank, item, 3)
+        failure_modes.remove_rows(stage_world.bank, item, 3)
         # Neither time comes by itself within a test.
-        failure_modes.unready_history(made.bank, item, initial_s=3_600, complete_s=3_600)
-        await made.webhook(item)
-        await made.until(lambda: _passes(made, item, 2), what="a pass while nothing is ready")
+        failure_modes.unready_history(stage_world.bank, item, initial_s=3_600, complete_s=3_600)
+        await stage_world.webhook(item)
+        await stage_world.until(lambda: _passes(stage_world, item, 2), what="a pass while nothing is ready")
         item.reread = "INITIAL_UPDATE_COMPLETE"
-        await made.until(lambda: _passes(made, item, 4), what="passes while a part is ready")
-        early = await made.held(item)
+        await stage_world.until(lambda: _passes(stage_world, item, 4), what="passes while a part is ready")
+        early = await stage_world.held(item)
         item.reread = None
         item.arrangement += 1
-        await made.webhook(item, historical_update_complete=True)
-        await made.settled(item)
-        held = await made.assert_true(item)
+        await stage_world.webhook(item, historical_update_complete=True)
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
 
     assert [record.head.id for record in early.records] == [record.head.id for record in before.records]
-    assert (await made.attempts(item))[1:4] == ["not_ready"] * 3
+    assert (await stage_world.attempts(item))[1:4] == ["not_ready"] * 3
     assert held.records[-1].head.type == gate.RESTATED
 
 
-async def test_of_a_history_without_a_known_account_no_removal_may_be_concluded(made: World) -> None:
-    item = made.bank.create_item("user", transactions=200)
+async def test_of_a_history_without_a_known_account_no_removal_may_be_concluded(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user", transactions=200)
     hidden = item.transaction_accounts[0].account_id
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        before = await made.assert_true(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        before = await stage_world.assert_true(item)
         failure_modes.refuse_cursors(item)
         failure_modes.hide_account(item, hidden)
-        await made.webhook(item)
-        await made.settled(item)
-        without = await made.held(item)
-        failure_modes.show_account(made.bank, item, hidden)
-        await made.webhook(item)
-        await made.settled(item)
-        await made.assert_true(item)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        without = await stage_world.held(item)
+        failure_modes.show_account(stage_world.bank, item, hidden)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        await stage_world.assert_true(item)
 
     covered = _covered(without)
     assert hidden not in covered.account_ids
@@ -110,17 +104,17 @@ async def test_of_a_history_without_a_known_account_no_removal_may_be_concluded(
     assert without.transactions == before.transactions
 
 
-async def test_a_restated_history_larger_than_a_record_says_first_what_it_covers(made: World) -> None:
-    item = made.bank.create_item("user", transactions=400)
+async def test_a_restated_history_larger_than_a_record_says_first_what_it_covers(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user", transactions=400)
 
-    async with streams(made, record_bytes_max=8 * 1024):
-        await made.register(item)
-        await made.settled(item)
+    async with streams(stage_world, record_bytes_max=8 * 1024):
+        await stage_world.register(item)
+        await stage_world.settled(item)
         failure_modes.refuse_cursors(item)
-        failure_modes.remove_rows(made.bank, item, 7)
-        await made.webhook(item)
-        await made.settled(item)
-        held = await made.assert_true(item)
+        failure_modes.remove_rows(stage_world.bank, item, 7)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
 
     last = held.records[-1].head
     [first] = [record for record in held.records if record.head.id == last.parts[0]]
@@ -131,25 +125,25 @@ async def test_a_restated_history_larger_than_a_record_says_first_what_it_covers
 
 
 async def test_a_bank_that_was_asked_is_read_though_its_webhook_is_lost(
-    made: World, monkeypatch: pytest.MonkeyPatch
+    stage_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    item = made.bank.create_item("user")
+    item = stage_world.bank.create_item("user")
     monkeypatch.setattr(backoff, "REFRESHED_S", 4.0)  # the simulated bank answers after 2 s
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
         failure_modes.add_unseen_changes(item, changes=5)
-        await made.pool.execute("UPDATE tartan.sync_state SET refresh_wanted = true")
-        async with made.pool.acquire() as connection:
+        await stage_world.pool.execute("UPDATE tartan.sync_state SET refresh_wanted = true")
+        async with stage_world.pool.acquire() as connection:
             await enqueue.mark_manual(connection, item.item_id)
-        await made.until(lambda: _passes(made, item, 2), what="a pass that asks the bank")
-        asked = await made.row(item)
-        await made.settled(item)
-        await made.assert_true(item)
-        read = await made.row(item)
+        await stage_world.until(lambda: _passes(stage_world, item, 2), what="a pass that asks the bank")
+        asked = await stage_world.row(item)
+        await stage_world.settled(item)
+        await stage_world.assert_true(item)
+        read = await stage_world.row(item)
 
-    assert await made.attempts(item) == ["appended", "unchanged", "appended"]
+    assert await stage_world.attempts(item) == ["appended", "unchanged", "appended"]
     assert asked["refreshed_at"] is not None
     assert not read["refresh_wanted"]
     assert read["bank_observed_at"] > asked["bank_observed_at"]
@@ -163,5 +157,5 @@ def _covered(held: Held) -> History:
     return said
 
 
-async def _passes(made: World, item: Item, count: int) -> bool:
-    return len(await made.attempts(item)) >= count
+async def _passes(stage_world: World, item: Item, count: int) -> bool:
+    return len(await stage_world.attempts(item)) >= count

@@ -14,9 +14,7 @@ from runtime.plaid_limits import Limit
 from runtime.postgres.clock import set_clock
 from runtime.scheduler import enqueue, leases, quotas
 from runtime.scheduler.types import FairQueueState, Lane
-from tests.support.streams_desk import Desk, desk
-
-__all__ = ["desk"]
+from tests.support.streams_desk import Desk
 
 WIDE = Limit(item=1_000, client=10_000)
 

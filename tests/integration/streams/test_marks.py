@@ -24,9 +24,7 @@ from streams.follow_heads import FollowHeads
 from streams.heads import HeadChanges
 from streams.mark_due import MarkDue
 from streams.storage.consumer_transactions import following, marking
-from tests.support.streams_desk import BEGIN, USER, Desk, desk
-
-__all__ = ["desk"]
+from tests.support.streams_desk import BEGIN, USER, Desk
 
 BODY = b'{"webhook_type":"TRANSACTIONS","webhook_code":"SYNC_UPDATES_AVAILABLE","item_id":"item"}'
 KEYS = changesets.user_keys(bytes(32), 1)

@@ -12,9 +12,7 @@ from runtime.users.keys import Keyring
 from schemas.errors import Halt
 from streams.schedule.fair_queue import FairQueue
 from streams.storage.store import PostgresStore
-from tests.support.streams_desk import VAULT, Desk, desk
-
-__all__ = ["desk"]
+from tests.support.streams_desk import VAULT, Desk
 
 LOST = {"code": CURSOR_LOST, "detail": "again"}
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
@@ -28,25 +27,18 @@ from tests.support.streams_world import World, streams, world
 UPDATES = "SYNC_UPDATES_AVAILABLE"
 
 
-@pytest.fixture
-async def made(kafka_address: str, topic_prefix: str, database: str) -> AsyncIterator[World]:
-    """A world without the stage."""
-    async with world(kafka_address, topic_prefix, database) as found:
-        yield found
+async def test_a_linked_item_and_its_webhooks_become_changesets_that_tell_the_truth(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user", transactions=700)
 
-
-async def test_a_linked_item_and_its_webhooks_become_changesets_that_tell_the_truth(made: World) -> None:
-    item = made.bank.create_item("user", transactions=700)
-
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        first = await made.assert_true(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        first = await stage_world.assert_true(item)
         for changes in (1, 7):
-            made.bank.step(item.item_id, changes=changes)
-            await made.webhook(item)
-            await made.settled(item)
-        held = await made.assert_true(item)
+            stage_world.bank.step(item.item_id, changes=changes)
+            await stage_world.webhook(item)
+            await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
 
     assert [record.head.type for record in first.records] == ["link", "sync"]
     assert held.head is not None
@@ -56,85 +48,85 @@ async def test_a_linked_item_and_its_webhooks_become_changesets_that_tell_the_tr
 
 
 @pytest.mark.parametrize("fault", ["MUTATION", "HTML", "RESET", "INTERNAL_SERVER_ERROR"])
-async def test_a_failure_between_pages_restarts_the_update_and_tears_nothing(made: World, fault: str) -> None:
-    item = made.bank.create_item("user", transactions=1_200)
-    made.bank.faults.declare(Fault(code=fault, page=2, times=2))
+async def test_a_failure_between_pages_restarts_the_update_and_tears_nothing(stage_world: World, fault: str) -> None:
+    item = stage_world.bank.create_item("user", transactions=1_200)
+    stage_world.bank.faults.declare(Fault(code=fault, page=2, times=2))
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        held = await made.assert_true(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
 
     assert [record.head.type for record in held.records] == ["link", "sync"]
-    assert made.bank.faults.declared() == []
-    assert await made.attempts(item) == ["appended"]
+    assert stage_world.bank.faults.declared() == []
+    assert await stage_world.attempts(item) == ["appended"]
 
 
-async def test_a_webhook_that_lands_during_a_sync_causes_one_more_pass(made: World) -> None:
-    item = made.bank.create_item("user")
-    made.bank.faults.declare(Fault(code="SLOW", delay_s=1.0))
+async def test_a_webhook_that_lands_during_a_sync_causes_one_more_pass(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
+    stage_world.bank.faults.declare(Fault(code="SLOW", delay_s=1.0))
 
-    async with streams(made):
-        await made.register(item)
-        await made.until(lambda: _leased(made), what="a pass under way")
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.until(lambda: _leased(stage_world), what="a pass under way")
         for _ in range(3):
-            await made.webhook(item)
-        await made.settled(item)
-        made.bank.step(item.item_id)
-        await made.webhook(item)
-        await made.settled(item)
-        await made.assert_true(item)
+            await stage_world.webhook(item)
+        await stage_world.settled(item)
+        stage_world.bank.step(item.item_id)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        await stage_world.assert_true(item)
 
-    assert await made.attempts(item) == ["appended", "unchanged", "appended"]
-
-
-async def test_a_repeated_webhook_has_no_effect_and_one_that_looks_alike_has(made: World) -> None:
-    item = made.bank.create_item("user")
-
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        number = await made.webhook(item)
-        await made.settled(item)
-        await made.webhook(item, same_as=number)
-        await made.settled(item)
-        await made.webhook(item)
-        await made.settled(item)
-
-    assert await made.attempts(item) == ["appended", "unchanged", "unchanged"]
+    assert await stage_world.attempts(item) == ["appended", "unchanged", "appended"]
 
 
-async def test_two_genuine_webhooks_of_one_second_are_two_passes(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_a_repeated_webhook_has_no_effect_and_one_that_looks_alike_has(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
+
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        number = await stage_world.webhook(item)
+        await stage_world.settled(item)
+        await stage_world.webhook(item, same_as=number)
+        await stage_world.settled(item)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+
+    assert await stage_world.attempts(item) == ["appended", "unchanged", "unchanged"]
+
+
+async def test_two_genuine_webhooks_of_one_second_are_two_passes(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
     now = int(time.time())
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
         for _ in range(2):
-            made.bank.step(item.item_id)
-            await made.webhook(item, same_as=now)
-            await made.settled(item)
-            await made.assert_true(item)
+            stage_world.bank.step(item.item_id)
+            await stage_world.webhook(item, same_as=now)
+            await stage_world.settled(item)
+            await stage_world.assert_true(item)
 
-    assert await made.attempts(item) == ["appended", "appended", "appended"]
+    assert await stage_world.attempts(item) == ["appended", "appended", "appended"]
 
 
-async def test_what_a_zombie_appends_late_is_skipped_and_the_item_synced_again(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_what_a_zombie_appends_late_is_skipped_and_the_item_synced_again(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        user = await made.register(item)
-        await made.settled(item)
-        root, sync = (await made.held(item)).records
-        passes = len(await made.attempts(item))
+    async with streams(stage_world):
+        user = await stage_world.register(item)
+        await stage_world.settled(item)
+        root, sync = (await stage_world.held(item)).records
+        passes = len(await stage_world.attempts(item))
         # Another holder of the lease read the same update from the same head, a moment later.
-        await made.append(root.partition, user_key(user), await _sealed(made, sync.head, user))
-        await made.until(lambda: _passes(made, item, passes + 1), what="one more pass")
-        made.bank.step(item.item_id)
-        await made.webhook(item)
-        await made.settled(item)
-        held = await made.assert_true(item)
+        await stage_world.append(root.partition, user_key(user), await _sealed(stage_world, sync.head, user))
+        await stage_world.until(lambda: _passes(stage_world, item, passes + 1), what="one more pass")
+        stage_world.bank.step(item.item_id)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
 
     assert [verdict for verdict in held.verdicts if verdict is not Verdict.ACCEPTED] == [Verdict.NOT_HEAD]
 
@@ -144,17 +136,17 @@ async def test_a_history_that_is_not_ready_is_no_empty_account(
 ) -> None:
     options = Options(rate_limits="off", initial_update_delay_s=5.0, historical_update_delay_s=7.0)
 
-    async with world(kafka_address, topic_prefix, database, options=options) as made, streams(made):
-        item = made.bank.create_item("user", ready=False)
-        await made.register(item)
-        await made.until(lambda: _passes(made, item, 2), what="two passes")
-        early = await made.held(item)
-        await made.until(lambda: _complete(item), what="the bank's whole history")
-        await made.webhook(item, historical_update_complete=True)
-        await made.until(lambda: _history(made, item), what="the whole history")
-        await made.settled(item)
-        await made.assert_true(item)
-        outcomes = await made.attempts(item)
+    async with world(kafka_address, topic_prefix, database, options=options) as stage_world, streams(stage_world):
+        item = stage_world.bank.create_item("user", ready=False)
+        await stage_world.register(item)
+        await stage_world.until(lambda: _passes(stage_world, item, 2), what="two passes")
+        early = await stage_world.held(item)
+        await stage_world.until(lambda: _complete(item), what="the bank's whole history")
+        await stage_world.webhook(item, historical_update_complete=True)
+        await stage_world.until(lambda: _history(stage_world, item), what="the whole history")
+        await stage_world.settled(item)
+        await stage_world.assert_true(item)
+        outcomes = await stage_world.attempts(item)
 
     assert [record.head.type for record in early.records] == ["link"]
     assert early.head is not None
@@ -162,73 +154,73 @@ async def test_a_history_that_is_not_ready_is_no_empty_account(
     assert outcomes[:2] == ["not_ready", "not_ready"]
 
 
-async def test_login_required_stops_an_item_and_its_repair_brings_it_back(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_login_required_stops_an_item_and_its_repair_brings_it_back(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        made.bank.break_item(item, "ITEM_LOGIN_REQUIRED", silent=True)
-        await made.webhook(item, "ERROR", "ITEM", error={"error_code": "ITEM_LOGIN_REQUIRED"})
-        await made.settled(item)
-        stopped = await made.row(item)
-        broken = await made.held(item)
-        made.bank.repair_item(item, silent=True)
-        made.bank.step(item.item_id, changes=3)
-        await made.webhook(item, "LOGIN_REPAIRED", "ITEM")
-        await made.settled(item)
-        held = await made.assert_true(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        stage_world.bank.break_item(item, "ITEM_LOGIN_REQUIRED", silent=True)
+        await stage_world.webhook(item, "ERROR", "ITEM", error={"error_code": "ITEM_LOGIN_REQUIRED"})
+        await stage_world.settled(item)
+        stopped = await stage_world.row(item)
+        broken = await stage_world.held(item)
+        stage_world.bank.repair_item(item, silent=True)
+        stage_world.bank.step(item.item_id, changes=3)
+        await stage_world.webhook(item, "LOGIN_REPAIRED", "ITEM")
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
         # An ERROR that arrives hours after the repair: Plaid itself says otherwise.
-        await made.webhook(item, "ERROR", "ITEM", error={"error_code": "ITEM_LOGIN_REQUIRED"})
-        await made.settled(item)
-        late = await made.held(item)
+        await stage_world.webhook(item, "ERROR", "ITEM", error={"error_code": "ITEM_LOGIN_REQUIRED"})
+        await stage_world.settled(item)
+        late = await stage_world.held(item)
 
     assert (stopped["stopped"], stopped["due_at"]) == (LOGIN_REQUIRED, None)
     assert broken.head is not None
     assert (broken.head.type, broken.head.item_state) == ("state", LOGIN_REQUIRED)
     assert held.head is not None
     assert (held.head.item_state, held.head.item_code) == (ACTIVE, None)
-    assert (late.head, (await made.row(item))["stopped"]) == (held.head, None)
-    assert await made.pool.fetch("SELECT FROM tartan.hints") == []
+    assert (late.head, (await stage_world.row(item))["stopped"]) == (held.head, None)
+    assert await stage_world.pool.fetch("SELECT FROM tartan.hints") == []
 
 
-async def test_a_refused_sync_tells_the_state_even_without_a_webhook(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_a_refused_sync_tells_the_state_even_without_a_webhook(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        made.bank.break_item(item, "ITEM_LOGIN_REQUIRED", silent=True)
-        await made.webhook(item)
-        await made.settled(item)
-        held = await made.held(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        stage_world.bank.break_item(item, "ITEM_LOGIN_REQUIRED", silent=True)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        held = await stage_world.held(item)
         # A manual sync looks whether the user has repaired the login, and tells nothing twice.
-        async with made.pool.acquire() as connection:
+        async with stage_world.pool.acquire() as connection:
             await enqueue.mark_manual(connection, item.item_id)
-        await made.settled(item)
-        again = await made.held(item)
+        await stage_world.settled(item)
+        again = await stage_world.held(item)
 
     assert held.head is not None
     assert (held.head.type, held.head.item_code) == ("state", "ITEM_LOGIN_REQUIRED")
     assert len(again.records) == len(held.records)
-    assert await made.attempts(item) == ["appended", "stopped", "stopped"]
+    assert await stage_world.attempts(item) == ["appended", "stopped", "stopped"]
 
 
-async def test_an_item_that_plaid_never_serves_is_told_and_goes_on_when_somebody_asks(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_an_item_that_plaid_never_serves_is_told_and_goes_on_when_somebody_asks(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        made.bank.break_item(item, "ITEM_NOT_SUPPORTED", silent=True)
-        await made.webhook(item)
-        await made.settled(item)
-        refused, row = await made.held(item), await made.row(item)
-        made.bank.repair_item(item, silent=True)
-        async with made.pool.acquire() as connection:
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        stage_world.bank.break_item(item, "ITEM_NOT_SUPPORTED", silent=True)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        refused, row = await stage_world.held(item), await stage_world.row(item)
+        stage_world.bank.repair_item(item, silent=True)
+        async with stage_world.pool.acquire() as connection:
             await enqueue.mark_manual(connection, item.item_id)
-        await made.settled(item)
-        held = await made.assert_true(item)
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
 
     assert refused.head is not None
     assert (refused.head.type, refused.head.item_state, refused.head.item_code) == (
@@ -239,24 +231,24 @@ async def test_an_item_that_plaid_never_serves_is_told_and_goes_on_when_somebody
     assert (row["stopped"], row["due_at"]) == (REFUSED, None)
     assert '"ITEM_NOT_SUPPORTED"' in row["last_error"]
     assert held.head is not None
-    assert (held.head.item_state, (await made.row(item))["stopped"]) == (ACTIVE, None)
+    assert (held.head.item_state, (await stage_world.row(item))["stopped"]) == (ACTIVE, None)
 
 
-async def test_what_plaid_cannot_confirm_is_taken_from_the_webhook(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_what_plaid_cannot_confirm_is_taken_from_the_webhook(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        await made.webhook(
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        await stage_world.webhook(
             item, "PENDING_DISCONNECT", "ITEM", reason="INSTITUTION_MIGRATION", disconnect_time="2030-01-01T00:00:00Z"
         )
-        await made.settled(item)
-        held = await made.assert_true(item)
-        made.bank.step(item.item_id)
-        await made.webhook(item)
-        await made.settled(item)
-        later = await made.assert_true(item)
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
+        stage_world.bank.step(item.item_id)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        later = await stage_world.assert_true(item)
 
     [(kind, said)] = [event for event in held.records[-1].events if event[0] == ITEM_STATE_CHANGED]
     assert kind == ITEM_STATE_CHANGED
@@ -268,85 +260,85 @@ async def test_what_plaid_cannot_confirm_is_taken_from_the_webhook(made: World) 
     )
     assert later.head is not None
     assert later.head.item_state == PENDING_DISCONNECT
-    assert (await made.row(item))["stopped"] is None
+    assert (await stage_world.row(item))["stopped"] is None
 
 
-async def test_a_revoked_permission_stops_the_item_and_erases_nothing(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_a_revoked_permission_stops_the_item_and_erases_nothing(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        made.bank.break_item(item, "USER_PERMISSION_REVOKED", silent=True)
-        await made.webhook(item, "USER_PERMISSION_REVOKED", "ITEM")
-        await made.settled(item)
-        held = await made.held(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        stage_world.bank.break_item(item, "USER_PERMISSION_REVOKED", silent=True)
+        await stage_world.webhook(item, "USER_PERMISSION_REVOKED", "ITEM")
+        await stage_world.settled(item)
+        held = await stage_world.held(item)
 
     assert held.head is not None
     assert held.head.item_state == REVOKED
     assert held.transactions
-    assert (await made.row(item))["stopped"] == REVOKED
+    assert (await stage_world.row(item))["stopped"] == REVOKED
 
 
-async def test_an_unlinked_item_ends_at_plaid_then_in_the_log_and_only_then_loses_its_token(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_an_unlinked_item_ends_at_plaid_then_in_the_log_and_only_then_loses_its_token(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        async with made.pool.acquire() as connection:
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        async with stage_world.pool.acquire() as connection:
             await enqueue.request_unlink(connection, item.item_id)
-        await made.settled(item)
-        held = await made.held(item)
+        await stage_world.settled(item)
+        held = await stage_world.held(item)
 
-    [credentials] = await made.pool.fetch("SELECT sealed_token, unlinked_at FROM tartan.credentials")
+    [credentials] = await stage_world.pool.fetch("SELECT sealed_token, unlinked_at FROM tartan.credentials")
     assert held.head is not None
     assert (held.head.type, held.head.item_state) == ("unlink", UNLINKED)
     assert item.removed
     assert credentials["sealed_token"] is None
     assert credentials["unlinked_at"] is not None
-    assert (await made.row(item))["stopped"] == UNLINKED
+    assert (await stage_world.row(item))["stopped"] == UNLINKED
 
 
-async def test_an_unlink_that_died_after_the_removal_ends_all_the_same(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_an_unlink_that_died_after_the_removal_ends_all_the_same(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
     item.removed = True  # /item/remove was answered, and the process died before its append
-    async with made.pool.acquire() as connection:
+    async with stage_world.pool.acquire() as connection:
         await enqueue.request_unlink(connection, item.item_id)
-    async with streams(made):
-        await made.settled(item)
+    async with streams(stage_world):
+        await stage_world.settled(item)
 
-    assert (await made.row(item))["stopped"] == UNLINKED
+    assert (await stage_world.row(item))["stopped"] == UNLINKED
 
 
-async def test_a_pass_without_news_appends_nothing(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_a_pass_without_news_appends_nothing(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made, schedule_interval_s=1.0):
-        await made.register(item)
-        await made.settled(item)
-        await made.until(lambda: _passes(made, item, 3), what="two scheduled passes")
-        held = await made.assert_true(item)
+    async with streams(stage_world, schedule_interval_s=1.0):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        await stage_world.until(lambda: _passes(stage_world, item, 3), what="two scheduled passes")
+        held = await stage_world.assert_true(item)
 
     assert len(held.records) == 2
-    assert set((await made.attempts(item))[1:]) == {"unchanged"}
+    assert set((await stage_world.attempts(item))[1:]) == {"unchanged"}
 
 
-async def test_a_balance_that_moved_alone_is_told(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_a_balance_that_moved_alone_is_told(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
         account = next(iter(item.accounts.values()))
         account.opening += 5
-        await made.webhook(item, "NEW_ACCOUNTS_AVAILABLE", "ITEM")
-        await made.settled(item)
-        held = await made.assert_true(item)
+        await stage_world.webhook(item, "NEW_ACCOUNTS_AVAILABLE", "ITEM")
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
 
     assert held.head is not None
     assert held.head.item_code == "NEW_ACCOUNTS_AVAILABLE"
@@ -355,199 +347,199 @@ async def test_a_balance_that_moved_alone_is_told(made: World) -> None:
     assert not set(held.head.fingerprints) & set(item.accounts)
 
 
-async def test_a_rate_limit_waits_whatever_webhooks_say_and_is_no_failure(made: World) -> None:
-    item = made.bank.create_item("user")
-    made.bank.faults.declare(Fault(code="RATE_LIMIT"))
+async def test_a_rate_limit_waits_whatever_webhooks_say_and_is_no_failure(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
+    stage_world.bank.faults.declare(Fault(code="RATE_LIMIT"))
 
-    async with streams(made):
-        await made.register(item)
-        await made.until(lambda: _passes(made, item, 1), what="a pass")
-        await made.webhook(item)
-        await made.until(lambda: _marked(made, item, 2), what="the webhook's mark")
-        row = await made.row(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.until(lambda: _passes(stage_world, item, 1), what="a pass")
+        await stage_world.webhook(item)
+        await stage_world.until(lambda: _marked(stage_world, item, 2), what="the webhook's mark")
+        row = await stage_world.row(item)
 
-    assert await made.attempts(item) == ["limited"]
+    assert await stage_world.attempts(item) == ["limited"]
     assert 50 < (row["not_before"] - datetime.now(UTC)).total_seconds() < 120
     assert '"RATE_LIMIT"' in row["last_error"]
     assert row["attempts"] == 0
 
 
-async def test_an_outage_waits_for_hours_and_a_webhook_ends_the_wait(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_an_outage_waits_for_hours_and_a_webhook_ends_the_wait(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-        made.bank.faults.declare(Fault(code="INSTITUTION_DOWN"))
-        made.bank.step(item.item_id)
-        await made.webhook(item)
-        await made.until(lambda: _passes(made, item, 2), what="a failed pass")
-        failed = await made.row(item)
-        await made.webhook(item)
-        await made.settled(item)
-        await made.assert_true(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+        stage_world.bank.faults.declare(Fault(code="INSTITUTION_DOWN"))
+        stage_world.bank.step(item.item_id)
+        await stage_world.webhook(item)
+        await stage_world.until(lambda: _passes(stage_world, item, 2), what="a failed pass")
+        failed = await stage_world.row(item)
+        await stage_world.webhook(item)
+        await stage_world.settled(item)
+        await stage_world.assert_true(item)
 
     assert (failed["due_at"] - datetime.now(UTC)).total_seconds() > 3_000
-    assert await made.attempts(item) == ["appended", "failed", "appended"]
+    assert await stage_world.attempts(item) == ["appended", "failed", "appended"]
 
 
-async def test_what_a_dead_process_left_is_read_before_anything_is_asked(made: World) -> None:
-    item = made.bank.create_item("user")
-    user = await made.register(item)
-    await made.pool.execute(
+async def test_what_a_dead_process_left_is_read_before_anything_is_asked(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
+    user = await stage_world.register(item)
+    await stage_world.pool.execute(
         "UPDATE tartan.sync_state SET lease_token = '\\x01', lease_holder = '1', "
         "lease_until = now() + interval '1 hour', last_attempt_at = now()"
     )
     # The dead process's root is in the log, and no one has read it yet.
-    root = await _append_root(made, user, item.item_id)
+    root = await _append_root(stage_world, user, item.item_id)
 
-    async with streams(made):
-        await made.settled(item)
-        held = await made.assert_true(item)
+    async with streams(stage_world):
+        await stage_world.settled(item)
+        held = await stage_world.assert_true(item)
 
     assert held.records[0].head.id == root
     assert held.verdicts == [Verdict.ACCEPTED, Verdict.ACCEPTED]
 
 
-async def test_two_processes_share_the_items_and_one_may_restart(made: World) -> None:
-    items = [made.bank.create_item(f"user-{number}", transactions=40) for number in range(12)]
+async def test_two_processes_share_the_items_and_one_may_restart(stage_world: World) -> None:
+    items = [stage_world.bank.create_item(f"user-{number}", transactions=40) for number in range(12)]
 
     async def news() -> None:
         for item in items:
-            made.bank.step(item.item_id)
-            await made.webhook(item)
+            stage_world.bank.step(item.item_id)
+            await stage_world.webhook(item)
 
-    async with streams(made):
-        async with streams(made, instance_id="2"):
+    async with streams(stage_world):
+        async with streams(stage_world, instance_id="2"):
             for item in items:
-                await made.register(item)
-            await made.settled(*items)
+                await stage_world.register(item)
+            await stage_world.settled(*items)
             await news()
-            await made.settled(*items)
+            await stage_world.settled(*items)
         await news()
         # A static member keeps its partitions while it restarts, so nobody else is disturbed.
-        async with streams(made, instance_id="2"):
-            await made.settled(*items)
+        async with streams(stage_world, instance_id="2"):
+            await stage_world.settled(*items)
             for item in items:
-                held = await made.assert_true(item)
+                held = await stage_world.assert_true(item)
                 assert set(held.verdicts) == {Verdict.ACCEPTED}
 
 
-async def test_connections_that_postgres_ends_cost_nothing(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_connections_that_postgres_ends_cost_nothing(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made) as running:
-        await made.register(item)
-        await made.settled(item)
+    async with streams(stage_world) as running:
+        await stage_world.register(item)
+        await stage_world.settled(item)
         for _ in range(3):
-            await made.pool.execute(
+            await stage_world.pool.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'tartan-streams%'"
             )
-            made.bank.step(item.item_id)
-            await made.webhook(item)
-        await made.settled(item)
-        await made.assert_true(item)
+            stage_world.bank.step(item.item_id)
+            await stage_world.webhook(item)
+        await stage_world.settled(item)
+        await stage_world.assert_true(item)
         assert running.not_ready() == []
 
 
-async def test_a_restarted_process_goes_on_where_it_was(made: World) -> None:
-    item = made.bank.create_item("user")
+async def test_a_restarted_process_goes_on_where_it_was(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
 
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-    made.bank.step(item.item_id)
-    await made.webhook(item)
-    async with streams(made):
-        await made.settled(item)
-        await made.assert_true(item)
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+    stage_world.bank.step(item.item_id)
+    await stage_world.webhook(item)
+    async with streams(stage_world):
+        await stage_world.settled(item)
+        await stage_world.assert_true(item)
 
-    assert await made.attempts(item) == ["appended", "appended"]
+    assert await stage_world.attempts(item) == ["appended", "appended"]
 
 
-async def test_another_log_than_the_one_that_was_read_stops_the_process(made: World) -> None:
-    item = made.bank.create_item("user")
-    async with streams(made):
-        await made.register(item)
-        await made.settled(item)
-    await made.pool.execute("UPDATE tartan.positions SET last_checksum = '\\x00' WHERE reader = 'follow_heads'")
+async def test_another_log_than_the_one_that_was_read_stops_the_process(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
+    async with streams(stage_world):
+        await stage_world.register(item)
+        await stage_world.settled(item)
+    await stage_world.pool.execute("UPDATE tartan.positions SET last_checksum = '\\x00' WHERE reader = 'follow_heads'")
 
     with pytest.raises(Halt, match="another log"):
-        async with streams(made) as running:
+        async with streams(stage_world) as running:
             await asyncio.wait_for(asyncio.ensure_future(running.ended), 10)
 
 
-async def test_the_crash_of_an_agent_ends_the_stage(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    item = made.bank.create_item("user")
+async def test_the_crash_of_an_agent_ends_the_stage(stage_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = stage_world.bank.create_item("user")
 
     async def broken(*_: object, **__: object) -> None:
         raise Halt("on purpose")
 
     monkeypatch.setattr(FetchDeltas, "fetch", broken)
-    async with stage(made.settings) as running:
-        await made.register(item)
+    async with stage(stage_world.settings) as running:
+        await stage_world.register(item)
         with pytest.raises(Halt, match="on purpose"):
             await asyncio.wait_for(asyncio.ensure_future(running.ended), 10)
 
 
 async def test_two_processes_with_one_instance_id_do_not_run_at_once(
-    made: World, monkeypatch: pytest.MonkeyPatch
+    stage_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instance_lock, "TAKE_S_MAX", 0.5)
 
-    async with streams(made):
+    async with streams(stage_world):
         with pytest.raises(Halt, match="another process"):
-            async with streams(made):
+            async with streams(stage_world):
                 pass
 
 
-async def test_a_pass_under_way_is_finished_at_a_stop(made: World) -> None:
-    item = made.bank.create_item("user")
-    made.bank.faults.declare(Fault(code="SLOW", delay_s=1.0))
+async def test_a_pass_under_way_is_finished_at_a_stop(stage_world: World) -> None:
+    item = stage_world.bank.create_item("user")
+    stage_world.bank.faults.declare(Fault(code="SLOW", delay_s=1.0))
 
-    async with streams(made) as running:
-        await made.until(lambda: _ready(running), what="partitions assigned")
-        await made.register(item)
-        await made.until(lambda: _leased(made), what="a pass under way")
+    async with streams(stage_world) as running:
+        await stage_world.until(lambda: _ready(running), what="partitions assigned")
+        await stage_world.register(item)
+        await stage_world.until(lambda: _leased(stage_world), what="a pass under way")
 
-    assert await made.attempts(item) == ["appended"]
-    assert (await made.row(item))["lease_token"] is None
+    assert await stage_world.attempts(item) == ["appended"]
+    assert (await stage_world.row(item))["lease_token"] is None
 
 
 async def _ready(running: Running) -> bool:
     return running.not_ready() == []
 
 
-async def _leased(made: World) -> bool:
-    return bool(await made.pool.fetchval("SELECT count(*) FROM tartan.sync_state WHERE lease_token IS NOT NULL"))
+async def _leased(stage_world: World) -> bool:
+    return bool(await stage_world.pool.fetchval("SELECT count(*) FROM tartan.sync_state WHERE lease_token IS NOT NULL"))
 
 
-async def _passes(made: World, item: Item, count: int) -> bool:
-    return len(await made.attempts(item)) >= count
+async def _passes(stage_world: World, item: Item, count: int) -> bool:
+    return len(await stage_world.attempts(item)) >= count
 
 
-async def _marked(made: World, item: Item, generation: int) -> bool:
-    return (await made.row(item))["generation"] >= generation
+async def _marked(stage_world: World, item: Item, generation: int) -> bool:
+    return (await stage_world.row(item))["generation"] >= generation
 
 
 async def _complete(item: Item) -> bool:
     return item.phase == "HISTORICAL_UPDATE_COMPLETE"
 
 
-async def _history(made: World, item: Item) -> bool:
-    held = await made.held(item)
+async def _history(stage_world: World, item: Item) -> bool:
+    held = await stage_world.held(item)
     return held.head is not None and held.head.history_status == "HISTORICAL_UPDATE_COMPLETE"
 
 
-async def _sealed(made: World, head: Head, user: int) -> bytes:
+async def _sealed(stage_world: World, head: Head, user: int) -> bytes:
     """A record with this head and no events, sealed under the user's key."""
-    async with made.pool.acquire() as connection:
-        keys = (await made.keyring.of(connection, [user]))[user]
+    async with stage_world.pool.acquire() as connection:
+        keys = (await stage_world.keyring.of(connection, [user]))[user]
     assert isinstance(keys, changesets.UserKeys)
     return changesets.seal(head, codec.encode_events([]), keys, nonce=os.urandom(12))
 
 
-async def _append_root(made: World, user: int, item_id: str) -> bytes:
+async def _append_root(stage_world: World, user: int, item_id: str) -> bytes:
     head = Head(
         id=os.urandom(16),
         kind=gate.CHAINED,
@@ -560,5 +552,5 @@ async def _append_root(made: World, user: int, item_id: str) -> bytes:
         key_generation=1,
         item_state=ACTIVE,
     )
-    await made.append(made.partition(user), user_key(user), await _sealed(made, head, user))
+    await stage_world.append(stage_world.partition(user), user_key(user), await _sealed(stage_world, head, user))
     return head.id
