@@ -88,8 +88,8 @@ class Desk:
 
     async def row(self, item_id: str = "item") -> asyncpg.Record:
         """The Item's row."""
-        [found] = await self.connection.fetch("SELECT * FROM tartan.sync_state WHERE item_id = $1", item_id)
-        return found
+        [item_row] = await self.connection.fetch("SELECT * FROM tartan.sync_state WHERE item_id = $1", item_id)
+        return item_row
 
     async def ready_in(self, item_id: str = "item") -> float | None:
         """Seconds until an Item can be claimed."""

@@ -153,9 +153,9 @@ class Memory:
         block = changesets.unseal(changesets.read(self.values[number]), KEYS)
         return [(event.type, codec.decode_event(event)) for event in codec.decode_events(block)]
 
-    def _may_raise(self, what: str) -> None:
-        if what in self.raises:
-            raise self.raises[what]
+    def _may_raise(self, call: str) -> None:
+        if call in self.raises:
+            raise self.raises[call]
 
 
 async def fetched(
@@ -171,7 +171,7 @@ async def fetched(
     async def sleep(_: float) -> None:
         memory.told.append("slept")
 
-    made = SyncContext(
+    context = SyncContext(
         bank=memory,
         log=memory,
         store=memory,
@@ -181,6 +181,8 @@ async def fetched(
         nonce=lambda: bytes(12),
         accounts_interval_s=86_400.0,
     )._replace(**world or {})
-    at = made.monotonic() if claimed_at is None else claimed_at
-    await FetchDeltas(made, lease_s=lease_s).fetch(msgspec.structs.replace(CLAIMED, **changed), claimed_at=at)
+    started_at = context.monotonic() if claimed_at is None else claimed_at
+    await FetchDeltas(context, lease_s=lease_s).fetch(
+        msgspec.structs.replace(CLAIMED, **changed), claimed_at=started_at
+    )
     return memory.released[-1] if memory.released else None

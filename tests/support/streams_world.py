@@ -85,10 +85,10 @@ class World:
 
     async def register(self, item: Item, *, user_id: str | None = None) -> int:
         """Register an Item as the gateway does after Link; gives the user's number."""
-        async with self.pool.acquire() as held:
-            user = await users.find_or_create(held, self.vault, tenant="t", user_id=user_id or item.user)
+        async with self.pool.acquire() as view:
+            user = await users.find_or_create(view, self.vault, tenant="t", user_id=user_id or item.user)
             await enqueue.register_item(
-                held,
+                view,
                 self.vault,
                 item_id=item.item_id,
                 tenant="t",
@@ -174,45 +174,45 @@ class World:
             ]
             consumer.assign(partitions)
             ends = await consumer.end_offsets(partitions)
-            found = []
+            read_rows = []
             for tp in partitions:
                 consumer.seek(tp, 0)
                 while await consumer.position(tp) < ends[tp]:
                     message = await consumer.getone(tp)
-                    found.append(await self._opened(tp.partition, message.offset, message.value))
-            return found
+                    read_rows.append(await self._opened(tp.partition, message.offset, message.value))
+            return read_rows
         finally:
             await consumer.stop()
 
-    async def held(self, item: Item) -> Held:
+    async def view(self, item: Item) -> Held:
         """What a reader holds of an Item: the gate and the events applied in order."""
-        held, state = Held(), ItemGate()
+        view, state = Held(), ItemGate()
         aside: dict[bytes, list[tuple[str, Any]]] = {}
         for record in await self.records():
             if record.head.item_id != item.item_id:
                 continue
             verdict = gate.decide(record.head, state, erased=False, known=False)
             state = gate.advance(record.head, state, verdict)
-            held.verdicts.append(verdict)
-            held.records.append(record)
+            view.verdicts.append(verdict)
+            view.records.append(record)
             if verdict is Verdict.CHUNK:
                 aside[record.head.id] = record.events
             elif verdict is Verdict.ACCEPTED:
-                held.head = record.head
-                said = [event for part in record.head.parts for event in aside[part]]
+                view.head = record.head
+                record = [event for part in record.head.parts for event in aside[part]]
                 aside = {} if record.head.kind == gate.CHAINED else aside
-                _apply([*said, *record.events], held)
-        return held
+                _apply([*record, *record.events], view)
+        return view
 
     async def assert_true(self, item: Item) -> Held:
         """The log says of an Item what the simulator knows to be true."""
-        held = await self.held(item)
+        view = await self.held(item)
         truth = truth_of(item, version="v2")
-        found = {
+        read_rows = {
             name: (row.amount, row.date, row.pending, row.name, row.category_detailed, row.merchant_name)
-            for name, row in held.transactions.items()
+            for name, row in view.transactions.items()
         }
-        wanted = {
+        expected = {
             row["transaction_id"]: (
                 row["amount"],
                 row["date"],
@@ -223,40 +223,40 @@ class World:
             )
             for row in truth["transactions"]
         }
-        assert found == wanted
+        assert read_rows == expected
         known = {account["account_id"]: account["current"] for account in truth["accounts"]}
-        assert {name: account.current for name, account in held.accounts.items() if name in known} == known
-        return held
+        assert {name: account.current for name, account in view.accounts.items() if name in known} == known
+        return view
 
     async def _opened(self, partition: int, offset: int, value: bytes) -> Record:
         envelope = changesets.read(value)
-        async with self.pool.acquire() as held:
-            keys = (await self.keyring.of(held, [envelope.head.user]))[envelope.head.user]
+        async with self.pool.acquire() as view:
+            keys = (await self.keyring.of(view, [envelope.head.user]))[envelope.head.user]
         assert not isinstance(keys, Destroyed)
         block = changesets.unseal(envelope, keys)
         events = [(event.type, codec.decode_event(event)) for event in codec.decode_events(block)]
         return Record(partition, offset, envelope.head, events)
 
 
-def _apply(events: list[tuple[str, Any]], held: Held) -> None:
-    covered = next((said for _, said in events if isinstance(said, History)), None)
+def _apply(events: list[tuple[str, Any]], view: Held) -> None:
+    covered = next((record for _, record in events if isinstance(record, History)), None)
     if covered is not None and covered.complete:
-        _conclude(covered, held)
-    for kind, said in events:
+        _conclude(covered, view)
+    for kind, record in events:
         if kind == TRANSACTION_REMOVED:
-            assert isinstance(said, Removal)
-            held.transactions.pop(said.transaction_id, None)
-        elif isinstance(said, Transaction):
-            held.transactions[said.transaction_id] = said
+            assert isinstance(record, Removal)
+            view.transactions.pop(record.transaction_id, None)
+        elif isinstance(record, Transaction):
+            view.transactions[record.transaction_id] = record
         elif kind == BALANCE_REPORTED:
-            held.accounts[said.account_id] = said
+            view.accounts[record.account_id] = record
 
 
-def _conclude(covered: History, held: Held) -> None:
+def _conclude(covered: History, view: Held) -> None:
     """Forget what a whole history covers: what is still there follows it."""
-    for known in list(held.transactions.values()):
+    for known in list(view.transactions.values()):
         if known.account_id in covered.account_ids and known.date >= (covered.since or ""):
-            del held.transactions[known.transaction_id]
+            del view.transactions[known.transaction_id]
 
 
 def _part(value: dict[str, Any]) -> str:
@@ -292,10 +292,10 @@ async def world(
 
 @asynccontextmanager
 async def streams(
-    made: World, *, change: Callable[[SyncContext], SyncContext] = lambda passes: passes, **changed: Any
+    stage_world: World, *, change: Callable[[SyncContext], SyncContext] = lambda passes: passes, **changed: Any
 ) -> AsyncIterator[Running]:
     """The stage, at work; a failure of it fails the test. `change`: of what its passes are made in."""
-    settings = made.settings.model_copy(update=changed)
+    settings = stage_world.settings.model_copy(update=changed)
     chosen = {name: getattr(settings, name) for name in ("days_requested", "removals_share_max", "record_bytes_max")}
     with patch.object(app, "SyncContext", lambda **given: change(SyncContext(**chosen | given))):
         async with stage(settings) as running:

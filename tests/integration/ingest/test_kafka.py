@@ -93,13 +93,13 @@ async def in_the_log(settings: Settings) -> list[tuple[bytes | None, bytes]]:
     topic = f"{settings.topic_prefix}webhooks"
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_address, isolation_level="read_committed")
     async with consumer:
-        wanted = [TopicPartition(topic, number) for number in range(PARTITIONS)]
-        consumer.assign(wanted)
-        await consumer.seek_to_beginning(*wanted)
-        ends = await consumer.end_offsets(wanted)
+        assigned = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        consumer.assign(assigned)
+        await consumer.seek_to_beginning(*assigned)
+        ends = await consumer.end_offsets(assigned)
         records: list[tuple[bytes | None, bytes]] = []
-        while any([await consumer.position(tp) < ends[tp] for tp in wanted]):
-            for batch in (await consumer.getmany(*wanted, timeout_ms=1000)).values():
+        while any([await consumer.position(tp) < ends[tp] for tp in assigned]):
+            for batch in (await consumer.getmany(*assigned, timeout_ms=1000)).values():
                 records += [(record.key, record.value) for record in batch]
         return records
 
@@ -133,9 +133,15 @@ async def test_a_log_of_webhooks_verifies_again_offline_and_what_was_put_there_b
         await ingest.post(BODY % 20)
         settings = ingest.settings
 
-    code, told = await asyncio.to_thread(verify_webhooks, settings)
-    assert (code, told["checked"], told["valid"], told["without_body"], told["violations"]) == (0, 22, 22, 1, 0)
-    assert sorted(key["webhooks"] for key in told["keys"]) == [1, 21]
+    code, printed = await asyncio.to_thread(verify_webhooks, settings)
+    assert (code, printed["checked"], printed["valid"], printed["without_body"], printed["violations"]) == (
+        0,
+        22,
+        22,
+        1,
+        0,
+    )
+    assert sorted(key["webhooks"] for key in printed["keys"]) == [1, 21]
 
     webhook = codec.decode(Webhook, next(value for key, value in await in_the_log(settings) if key == b"item-7"))
     forged = msgspec.structs.replace(webhook, body=BODY % 8)
@@ -143,10 +149,10 @@ async def test_a_log_of_webhooks_verifies_again_offline_and_what_was_put_there_b
     place = await appender.append(f"{topic_prefix}webhooks", Outgoing(b"item-8", codec.encode(forged)))
     await appender.stop()
 
-    code, told = await asyncio.to_thread(verify_webhooks, settings)
-    assert (code, told["checked"], told["violations"]) == (1, 23, 1)
-    assert told["failures"] == [{"partition": place.partition, "offset": place.offset, "reason": "body_differs"}]
-    assert told["reasons"] == {"body_differs": 1}
+    code, printed = await asyncio.to_thread(verify_webhooks, settings)
+    assert (code, printed["checked"], printed["violations"]) == (1, 23, 1)
+    assert printed["failures"] == [{"partition": place.partition, "offset": place.offset, "reason": "body_differs"}]
+    assert printed["reasons"] == {"body_differs": 1}
     later = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%d")
     assert (await asyncio.to_thread(verify_webhooks, settings, "--since", later))[1]["checked"] == 0
 
@@ -159,11 +165,11 @@ async def test_a_log_of_webhooks_verifies_again_offline_and_what_was_put_there_b
         {TopicPartition(f"{topic_prefix}webhooks", place.partition): RecordsToDelete(place.offset + 1)}
     )
     await admin.close()
-    code, told = await asyncio.to_thread(verify_webhooks, settings)
-    assert (code, told["checked"], told["violations"], told["missing"]) == (1, 23, 1, [])
-    code, told = await asyncio.to_thread(verify_webhooks, settings.model_copy(update={"archive_url": ""}))
-    assert (code, told["checked"], told["violations"]) == (0, 22 - place.offset, 0)
-    assert told["missing"] == [{"partition": place.partition, "first": 0, "last": place.offset}]
+    code, printed = await asyncio.to_thread(verify_webhooks, settings)
+    assert (code, printed["checked"], printed["violations"], printed["missing"]) == (1, 23, 1, [])
+    code, printed = await asyncio.to_thread(verify_webhooks, settings.model_copy(update={"archive_url": ""}))
+    assert (code, printed["checked"], printed["violations"]) == (0, 22 - place.offset, 0)
+    assert printed["missing"] == [{"partition": place.partition, "first": 0, "last": place.offset}]
 
 
 async def test_what_is_answered_200_is_in_the_log_byte_for_byte_and_verifies_again(

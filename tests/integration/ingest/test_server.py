@@ -75,8 +75,8 @@ async def running(**settings: object) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    async with running() as made:
-        yield made
+    async with running() as running_world:
+        yield running_world
 
 
 def counted(status: str, reason: str) -> float:
@@ -244,7 +244,7 @@ async def test_more_webhooks_at_once_than_the_bound_are_429(world: World, monkey
         await release.wait()
 
     world.append_first = wait
-    held = [asyncio.create_task(world.post()) for _ in range(2)]
+    requests = [asyncio.create_task(world.post()) for _ in range(2)]
     await arrived.acquire()
     await arrived.acquire()
 
@@ -253,7 +253,7 @@ async def test_more_webhooks_at_once_than_the_bound_are_429(world: World, monkey
 
     assert (status, answer["type"]) == (429, "urn:tartan:problem:in_flight")
     assert 5 <= int(headers["Retry-After"]) <= 10
-    assert [(await task)[0] for task in held] == [200, 200]
+    assert [(await task)[0] for task in requests] == [200, 200]
 
 
 async def test_a_body_that_trickles_is_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

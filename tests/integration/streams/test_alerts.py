@@ -95,10 +95,10 @@ def counted(outcome: str) -> float:
     return REGISTRY.get_sample_value("tartan_alerts_total", {"outcome": outcome}) or 0.0
 
 
-async def told_all(one: AlertSender) -> None:
+async def told_all(alert_sender: AlertSender) -> None:
     """Let a teller work until nothing is left to tell."""
     for _ in range(50):
-        if await one.send_next() == sender.POLL_S:
+        if await alert_sender.send_next() == sender.POLL_S:
             return
     raise AssertionError("50 turns and no end")
 
@@ -106,8 +106,8 @@ async def told_all(one: AlertSender) -> None:
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
     async with asyncio.timeout(WAIT_S):
         while True:
-            held = condition()
-            if held if isinstance(held, bool) else await held:
+            is_met = condition()
+            if is_met if isinstance(is_met, bool) else await is_met:
                 return
             await asyncio.sleep(0.02)
 
@@ -115,12 +115,12 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
 async def test_an_incident_is_told_once_however_often_it_is_seen(
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
-    one = teller(pool, http, receiver)
+    alert_sender = teller(pool, http, receiver)
     await see(pool, times=3)
-    await told_all(one)
+    await told_all(alert_sender)
 
     await see(pool, times=20)
-    await told_all(one)
+    await told_all(alert_sender)
 
     [message] = receiver.took
     assert "sync keeps failing" in message["text"]
@@ -136,13 +136,13 @@ async def test_an_incident_is_told_once_however_often_it_is_seen(
 async def test_the_end_is_told_once_and_says_how_long_it_was(
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
-    one = teller(pool, http, receiver)
+    alert_sender = teller(pool, http, receiver)
     await see(pool, times=2)
-    await told_all(one)
+    await told_all(alert_sender)
 
     await end(pool)
-    await told_all(one)
-    await told_all(one)
+    await told_all(alert_sender)
+    await told_all(alert_sender)
 
     _, over = receiver.took
     assert over["text"].startswith("Tartan: over: An Item's sync keeps failing")
@@ -154,11 +154,11 @@ async def test_the_end_is_told_once_and_says_how_long_it_was(
 async def test_what_ended_before_it_was_told_is_one_message(
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
-    one = teller(pool, http, receiver)
+    alert_sender = teller(pool, http, receiver)
     await see(pool)
     await end(pool)
 
-    await told_all(one)
+    await told_all(alert_sender)
 
     [message] = receiver.took
     assert message["text"].startswith("Tartan: began and is already over: ")
@@ -168,14 +168,14 @@ async def test_what_ended_before_it_was_told_is_one_message(
 async def test_messages_come_in_the_order_of_what_happened(
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
-    one = teller(pool, http, receiver)
+    alert_sender = teller(pool, http, receiver)
     await see(pool, "a")
-    await told_all(one)
+    await told_all(alert_sender)
 
     await see(pool, "b")
     await end(pool, "a")
     await see(pool, "c")
-    await told_all(one)
+    await told_all(alert_sender)
 
     assert [(taken["subject"], taken["state"]) for taken in receiver.took] == [
         ("a", "open"),
@@ -188,16 +188,16 @@ async def test_messages_come_in_the_order_of_what_happened(
 async def test_a_receiver_that_is_down_is_told_when_it_is_back_and_waited_for_longer_each_time(
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
-    one = teller(pool, http, receiver)
+    alert_sender = teller(pool, http, receiver)
     before = {outcome: counted(outcome) for outcome in ("failed", "told")}
     receiver.status = 503
     await see(pool, "a")
     await see(pool, "b")
 
-    waits = [await one.send_next() for _ in range(12)]
+    waits = [await alert_sender.send_next() for _ in range(12)]
     untold = list(receiver.took)
     receiver.status = 200
-    await told_all(one)
+    await told_all(alert_sender)
 
     assert untold == []
     assert waits[:4] == [1, 2, 4, 8]
@@ -223,16 +223,16 @@ async def test_a_receiver_that_takes_only_text_gets_only_text(
 async def test_a_message_that_is_refused_for_its_content_goes_to_the_log_and_holds_up_no_other(
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
-    one = teller(pool, http, receiver)
+    alert_sender = teller(pool, http, receiver)
     receiver.status = 400
     await see(pool, "a")
     with structlog.testing.capture_logs() as lines:
         for _ in range(sender.REFUSALS_MAX):
-            await one.send_next()
+            await alert_sender.send_next()
 
     receiver.status = 200
     await see(pool, "b")
-    await told_all(one)
+    await told_all(alert_sender)
 
     logged = [line for line in lines if line["event"] == "incident"]
     assert [(line["log_level"], line["subject"]) for line in logged] == [("error", "a")]
@@ -262,17 +262,17 @@ async def test_incidents_that_trickle_in_are_told_together_once_a_minute_has_had
     pool: asyncpg.Pool, http: aiohttp.ClientSession, receiver: Receiver
 ) -> None:
     clock = Seconds()
-    one = teller(pool, http, receiver, clock)
+    alert_sender = teller(pool, http, receiver, clock)
     for number in range(sender.MESSAGES_A_MINUTE_MAX):
         await see(pool, f"item-{number}")
-        await one.send_next()
+        await alert_sender.send_next()
     for number in range(50):
         await see(pool, f"later-{number}")
 
-    wait_s = await one.send_next()
+    wait_s = await alert_sender.send_next()
     within = len(receiver.took)
     clock.now += wait_s
-    await one.send_next()
+    await alert_sender.send_next()
 
     assert (within, wait_s) == (sender.MESSAGES_A_MINUTE_MAX, sender.MINUTE_S)
     assert receiver.took[-1]["count"] == 50
@@ -286,7 +286,7 @@ async def test_of_many_processes_each_incident_is_told_by_one(
         await see(pool, f"item-{number}")
 
     async def nothing_untold() -> bool:
-        await asyncio.gather(*(one.send_next() for one in tellers))
+        await asyncio.gather(*(alert_sender.send_next() for alert_sender in tellers))
         async with pool.acquire() as connection:
             return not await incidents.unalerted(connection, 1)
 
@@ -322,12 +322,12 @@ async def test_a_slow_receiver_does_not_hold_up_who_sees_the_incident_again(
 
 
 async def test_without_an_address_incidents_are_lines_of_the_log(pool: asyncpg.Pool) -> None:
-    one = AlertSender(pool, LogChannel(), monotonic=Seconds())
+    alert_sender = AlertSender(pool, LogChannel(), monotonic=Seconds())
     await see(pool)
     with structlog.testing.capture_logs() as lines:
-        await told_all(one)
+        await told_all(alert_sender)
         await end(pool)
-        await told_all(one)
+        await told_all(alert_sender)
 
     assert [(line["log_level"], line["kind"], line["state"]) for line in lines] == [
         ("error", "sync_failing", "open"),

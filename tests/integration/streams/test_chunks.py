@@ -28,8 +28,8 @@ HEX = "0123456789abcdef"
 @pytest.fixture
 async def stage_world(kafka_address: str, topic_prefix: str, database: str) -> AsyncIterator[World]:
     """A world without the stage, and without quotas: passes that die one after the other would wait for them."""
-    async with world(kafka_address, topic_prefix, database, plaid_limits="off") as found:
-        yield found
+    async with world(kafka_address, topic_prefix, database, plaid_limits="off") as running:
+        yield running
 
 
 class Killed:
@@ -77,9 +77,9 @@ async def test_an_update_killed_after_each_of_its_parts_while_the_bank_goes_on_b
     async with streams(stage_world, change=dying, record_bytes_max=SMALL):
         await stage_world.webhook(item)
         await stage_world.settled(item, timeout_s=240.0)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
-    new = list(zip(held.records, held.verdicts, strict=True))[len(before.records) :]
+    new = list(zip(item_view.records, item_view.verdicts, strict=True))[len(before.records) :]
     accepted = [record.head for record, verdict in new if verdict is Verdict.ACCEPTED]
     aside = [record.head.id for record, verdict in new if verdict is Verdict.CHUNK]
     assert len(accepted) == 1
@@ -93,12 +93,12 @@ async def test_an_update_killed_after_each_of_its_parts_while_the_bank_goes_on_b
 
 async def test_parts_that_come_late_or_belong_to_nothing_have_no_effect(stage_world: World) -> None:
     item = stage_world.bank.create_item("user", transactions=300)
-    kept: list[Killed] = []
+    logs: list[Killed] = []
 
     def keeping(passes: SyncContext) -> SyncContext:
         log = Killed(passes.log, lambda: None)
         log.deaths = 1_000  # none dies
-        kept.append(log)
+        logs.append(log)
         return passes._replace(log=log)
 
     async with streams(stage_world, change=keeping, record_bytes_max=SMALL):
@@ -106,16 +106,16 @@ async def test_parts_that_come_late_or_belong_to_nothing_have_no_effect(stage_wo
         await stage_world.settled(item)
         first = await stage_world.assert_true(item)
         # What a zombie still had on its way: a part of an update that was told already.
-        late = next(value for value in kept[0].values if changesets.read(value).head.kind == gate.PART)
+        late = next(value for value in logs[0].values if changesets.read(value).head.kind == gate.PART)
         await stage_world.append(stage_world.partition(user), user_key(user), late)
         stage_world.bank.step(item.item_id, changes=3)
         await stage_world.webhook(item)
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
-    assert held.verdicts[len(first.verdicts) :] == [Verdict.CHUNK, Verdict.ACCEPTED]
-    assert held.head is not None
-    assert held.head.parts == []
+    assert item_view.verdicts[len(first.verdicts) :] == [Verdict.CHUNK, Verdict.ACCEPTED]
+    assert item_view.head is not None
+    assert item_view.head.parts == []
 
 
 async def test_an_event_too_large_for_a_record_quarantines_its_item_until_its_redrive(stage_world: World) -> None:
@@ -163,9 +163,9 @@ def _remove_a_pending(stage_world: World, item: Item) -> None:
 
 def _wordy(drawing: TransactionGenerator) -> list[Change]:
     """A transaction whose description fills more than two small records, and does not compress."""
-    words = "".join(random.Random(1).choices(HEX, k=6 * SMALL))
+    text = "".join(random.Random(1).choices(HEX, k=6 * SMALL))
     row = scripted_transaction(
-        drawing, drawing.account(), amount=Decimal(5), description=words, day=datetime.now(UTC).date(), pending=False
+        drawing, drawing.account(), amount=Decimal(5), description=text, day=datetime.now(UTC).date(), pending=False
     )
     return [Change("added", row)]
 

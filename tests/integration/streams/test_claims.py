@@ -65,8 +65,8 @@ async def mark(pool: asyncpg.Pool, item_id: str = "item", **fields: Any) -> int:
 
 async def row(pool: asyncpg.Pool, item_id: str = "item") -> asyncpg.Record:
     """The Item's row."""
-    [found] = await pool.fetch("SELECT * FROM tartan.sync_state WHERE item_id = $1", item_id)
-    return found
+    [item_row] = await pool.fetch("SELECT * FROM tartan.sync_state WHERE item_id = $1", item_id)
+    return item_row
 
 
 async def follow(pool: asyncpg.Pool, position: int, user: int = USER) -> None:
@@ -128,15 +128,15 @@ async def test_a_lost_lease_is_noticed_and_the_next_claim_says_that_it_expired(p
     await register(pool)
     [lost] = await claim(pool, lease_s=0.0)
 
-    [found] = await claim(pool)
+    [item_row] = await claim(pool)
 
-    assert found.expired
+    assert item_row.expired
     async with pool.acquire() as connection:
         assert not await leases.renew(connection, lost, lease_s=60)
-        assert await leases.renew(connection, found, lease_s=60)
+        assert await leases.renew(connection, item_row, lease_s=60)
         assert not await leases.release_untouched(connection, lost, wait_offset=5)
     assert not await release(pool, lost)
-    assert (await row(pool))["lease_token"] == found.lease
+    assert (await row(pool))["lease_token"] == item_row.lease
 
 
 async def test_the_leases_of_a_dead_process_end_when_its_successor_starts(pool: asyncpg.Pool) -> None:
@@ -147,10 +147,10 @@ async def test_the_leases_of_a_dead_process_end_when_its_successor_starts(pool: 
 
     async with pool.acquire() as connection:
         ended = await leases.expire_all(connection, holder="1")
-    [found] = await claim(pool)
+    [item_row] = await claim(pool)
 
     assert ended == 1
-    assert (found.item_id, found.expired) == (mine[0].item_id, True)
+    assert (item_row.item_id, item_row.expired) == (mine[0].item_id, True)
 
 
 async def test_an_item_waits_until_the_follower_has_read_its_append(pool: asyncpg.Pool) -> None:
@@ -163,10 +163,10 @@ async def test_an_item_waits_until_the_follower_has_read_its_append(pool: asyncp
     await follow(pool, 7)
     still = await claim(pool)
     await follow(pool, 8)
-    [found] = await claim(pool)
+    [item_row] = await claim(pool)
 
     assert (waiting, still) == ([], [])
-    assert not found.expired
+    assert not item_row.expired
 
 
 async def test_a_quarantined_item_is_passed_over_and_its_unlink_is_not(pool: asyncpg.Pool) -> None:
@@ -311,7 +311,7 @@ async def test_a_manual_sync_finds_the_pass_that_dealt_with_it(pool: asyncpg.Poo
         unknown = await enqueue.mark_manual(connection, "nobody")
 
     assert (before, unknown) == ([], None)
-    assert [(one.outcome, one.added, one.changeset_offset) for one in after] == [("appended", 3, 9)]
+    assert [(run.outcome, run.added, run.changeset_offset) for run in after] == [("appended", 3, 9)]
     assert (every[:-1], len(every)) == (after, 2)
 
 
@@ -360,7 +360,7 @@ async def test_webhooks_that_nothing_can_be_made_of_hold_up_none_behind_them(poo
     for offset, value in enumerate(values):  # each by itself, so that no one's failure is another's
         await agent.process([Received(0, offset, None, value, {}, 0)])
 
-    found = await row(pool)
-    assert (found["generation"], found["last_webhook_at"]) == (registered + 2, datetime(1970, 1, 1, tzinfo=UTC))
+    item_row = await row(pool)
+    assert (item_row["generation"], item_row["last_webhook_at"]) == (registered + 2, datetime(1970, 1, 1, tzinfo=UTC))
     assert await pool.fetchval("SELECT fields FROM tartan.hints") == '{"account_id": "a"}'
     assert await pool.fetchval("SELECT position FROM tartan.positions WHERE reader = 'mark_due'") == len(values)

@@ -29,24 +29,24 @@ async def test_a_restated_history_names_what_there_is_and_the_window_in_which_th
         failure_modes.remove_rows(stage_world.bank, item, 7)
         await stage_world.webhook(item)
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
         stage_world.bank.step(item.item_id, changes=5)
         await stage_world.webhook(item)
         await stage_world.settled(item)
         later = await stage_world.assert_true(item)
 
-    restated = held.records[-1]
+    restated = item_view.records[-1]
     assert len(before.transactions) == 400
     assert (restated.head.type, restated.head.counts[TRANSACTION_ADDED]) == (gate.RESTATED, 393)
     assert (restated.head.parent, restated.head.history_status) == (before.records[-1].head.id, COMPLETE)
     assert restated.head.base_cursor != restated.head.next_cursor
-    covered = _covered(held)
+    covered = _covered(item_view)
     # The default of 730 days begins before the oldest of the simulator's 90; midnight may lie between both looks.
     begins = datetime.now(UTC).date() - timedelta(days=730)
     assert covered.since in {begins.isoformat(), (begins - timedelta(days=1)).isoformat()}
     assert (covered.until, covered.complete, covered.removals_permille_max) == (None, True, 200)
     assert covered.account_ids == sorted(account.account_id for account in item.accounts.values() if account.is_listed)
-    assert [record.head.type for record in later.records[len(held.records) :]] == [gate.SYNC]
+    assert [record.head.type for record in later.records[len(item_view.records) :]] == [gate.SYNC]
     # Right after the history the new cursor is tried.
     assert await stage_world.attempts(item) == ["appended", "appended", "unchanged", "appended"]
     assert (await stage_world.row(item))["attempts"] == 0
@@ -58,7 +58,7 @@ async def test_nothing_is_appended_before_plaid_has_read_the_history_again(stage
     async with streams(stage_world):
         await stage_world.register(item)
         await stage_world.settled(item)
-        before = await stage_world.held(item)
+        before = await stage_world.view(item)
         failure_modes.refuse_cursors(item)
         failure_modes.remove_rows(stage_world.bank, item, 3)
         # Neither time comes by itself within a test.
@@ -67,16 +67,16 @@ async def test_nothing_is_appended_before_plaid_has_read_the_history_again(stage
         await stage_world.until(lambda: _passes(stage_world, item, 2), what="a pass while nothing is ready")
         item.reread = "INITIAL_UPDATE_COMPLETE"
         await stage_world.until(lambda: _passes(stage_world, item, 4), what="passes while a part is ready")
-        early = await stage_world.held(item)
+        early = await stage_world.view(item)
         item.reread = None
         item.arrangement += 1
         await stage_world.webhook(item, historical_update_complete=True)
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
     assert [record.head.id for record in early.records] == [record.head.id for record in before.records]
     assert (await stage_world.attempts(item))[1:4] == ["not_ready"] * 3
-    assert held.records[-1].head.type == gate.RESTATED
+    assert item_view.records[-1].head.type == gate.RESTATED
 
 
 async def test_of_a_history_without_a_known_account_no_removal_may_be_concluded(stage_world: World) -> None:
@@ -91,7 +91,7 @@ async def test_of_a_history_without_a_known_account_no_removal_may_be_concluded(
         failure_modes.hide_account(item, hidden)
         await stage_world.webhook(item)
         await stage_world.settled(item)
-        without = await stage_world.held(item)
+        without = await stage_world.view(item)
         failure_modes.show_account(stage_world.bank, item, hidden)
         await stage_world.webhook(item)
         await stage_world.settled(item)
@@ -114,10 +114,10 @@ async def test_a_restated_history_larger_than_a_record_says_first_what_it_covers
         failure_modes.remove_rows(stage_world.bank, item, 7)
         await stage_world.webhook(item)
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
-    last = held.records[-1].head
-    [first] = [record for record in held.records if record.head.id == last.parts[0]]
+    last = item_view.records[-1].head
+    [first] = [record for record in item_view.records if record.head.id == last.parts[0]]
     assert last.type == gate.RESTATED
     assert len(last.parts) > 1
     assert first.events[0][0] == HISTORY_RESTATED
@@ -150,11 +150,11 @@ async def test_a_bank_that_was_asked_is_read_though_its_webhook_is_lost(
     assert read["bank_updated_at"] > asked["bank_updated_at"]
 
 
-def _covered(held: Held) -> History:
+def _covered(item_view: Held) -> History:
     """What the last record says that it covers."""
-    [said] = [said for kind, said in held.records[-1].events if kind == HISTORY_RESTATED]
-    assert isinstance(said, History)
-    return said
+    [history] = [history for kind, history in item_view.records[-1].events if kind == HISTORY_RESTATED]
+    assert isinstance(history, History)
+    return history
 
 
 async def _passes(stage_world: World, item: Item, count: int) -> bool:

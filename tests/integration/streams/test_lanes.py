@@ -350,9 +350,9 @@ async def test_claims_follow_the_rule_whatever_waits(desk: Desk, seed: int) -> N
     while waiting:
         slots = rng.choice([1, 2, 5, 8])
         expected = chosen(list(waiting.values()), desk.turns.state(), slots)
-        found = await desk.claimed(slots, lease_s=3600.0)
-        assert found == expected, f"seed {seed}"
-        for item_id in found:
+        claimed_items = await desk.claimed(slots, lease_s=3600.0)
+        assert claimed_items == expected, f"seed {seed}"
+        for item_id in claimed_items:
             del waiting[item_id]
         await desk.wait(1)
         waiting = {item_id: item._replace(age_s=item.age_s + 1) for item_id, item in waiting.items()}

@@ -80,8 +80,8 @@ async def test_workers_at_once_share_what_a_bucket_lends(pool: asyncpg.Pool, mon
 
     taken = await asyncio.gather(*(limits(pool).take(SYNC, "item") for _ in range(20)), return_exceptions=True)
 
-    assert sum(one is None for one in taken) == lends
-    assert all(one is None or isinstance(one, Retry) for one in taken)
+    assert sum(result is None for result in taken) == lends
+    assert all(result is None or isinstance(result, Retry) for result in taken)
 
 
 async def test_a_bank_whose_time_is_over_is_tried_although_postgres_was_away(
@@ -179,31 +179,34 @@ async def test_an_item_that_changes_without_end_waits_before_plaid_has_to_say_so
 ) -> None:
     options = Options(seed=3, rate_limits="sandbox", history_transactions=3)
     given: dict[str, Any] = {"plaid_limits": "sandbox", "sweep_share": 0.0}
-    async with world(kafka_address, topic_prefix, database, options=options, **given) as made, streams(made):
-        item = made.bank.create_item("user")
-        await made.register(item)
-        await made.settled(item, timeout_s=60)
+    async with (
+        world(kafka_address, topic_prefix, database, options=options, **given) as stage_world,
+        streams(stage_world),
+    ):
+        item = stage_world.bank.create_item("user")
+        await stage_world.register(item)
+        await stage_world.settled(item, timeout_s=60)
 
         async def is_held_after_another_webhook() -> bool:
-            before = len(await made.attempts(item))
-            await made.webhook(item)
+            before = len(await stage_world.attempts(item))
+            await stage_world.webhook(item)
 
             async def is_dealt_with() -> bool:
-                return len(await made.attempts(item)) > before or await _is_held(made, item)
+                return len(await stage_world.attempts(item)) > before or await _is_held(stage_world, item)
 
-            await made.until(is_dealt_with, what="a pass, or a wait", timeout_s=60)
-            return await _is_held(made, item)
+            await stage_world.until(is_dealt_with, what="a pass, or a wait", timeout_s=60)
+            return await _is_held(stage_world, item)
 
-        await made.until(is_held_after_another_webhook, what="the Item waits for its quota", timeout_s=120)
+        await stage_world.until(is_held_after_another_webhook, what="the Item waits for its quota", timeout_s=120)
 
-        passes = await made.attempts(item)
+        passes = await stage_world.attempts(item)
         assert set(passes) <= {"appended", "unchanged"}
         assert 20 <= len(passes) < 50  # Plaid's limit a minute
-        assert not [key for key in made.bank.requests if key[1] == "TRANSACTIONS_SYNC_LIMIT"]
+        assert not [key for key in stage_world.bank.requests if key[1] == "TRANSACTIONS_SYNC_LIMIT"]
 
 
-async def _is_held(made: World, item: Item) -> bool:
-    row = await made.row(item)
+async def _is_held(stage_world: World, item: Item) -> bool:
+    row = await stage_world.row(item)
     return row["not_before"] is not None and row["not_before"] > datetime.now(UTC)
 
 
@@ -215,51 +218,56 @@ async def test_a_bank_that_is_down_is_tried_by_one_item_and_its_items_go_on_when
         monkeypatch.setattr(breakers, name, value)
     options = Options(seed=3, rate_limits="off", history_transactions=5)
     given: dict[str, Any] = {"plaid_limits": "off", "institution_failures_max": 2, "sweep_share": 0.0}
-    async with world(kafka_address, topic_prefix, database, options=options, **given) as made, streams(made):
-        items = [made.bank.create_item(f"user-{number}", institution_id=DOWN) for number in range(12)]
-        other = made.bank.create_item("other", institution_id=UP)
+    async with (
+        world(kafka_address, topic_prefix, database, options=options, **given) as stage_world,
+        streams(stage_world),
+    ):
+        items = [stage_world.bank.create_item(f"user-{number}", institution_id=DOWN) for number in range(12)]
+        other = stage_world.bank.create_item("other", institution_id=UP)
         for item in (*items, other):
-            await made.register(item)
-        await made.settled(*items, other, timeout_s=60)
+            await stage_world.register(item)
+        await stage_world.settled(*items, other, timeout_s=60)
 
         for item in (*items, other):
-            made.bank.step(item.item_id)
-        made.bank.institution_down(DOWN)
+            stage_world.bank.step(item.item_id)
+        stage_world.bank.institution_down(DOWN)
         for item in (*items, other):
-            await made.webhook(item)
-        await made.settled(other, timeout_s=60)
-        await made.until(lambda: _probed(made, 3), what="three Items have tried for their bank", timeout_s=60)
-        failures = await _failures(made, items)
-        told = await _is_told(made)
-        made.bank.institution_up(DOWN)
-        await made.settled(*items, timeout_s=60)
+            await stage_world.webhook(item)
+        await stage_world.settled(other, timeout_s=60)
+        await stage_world.until(
+            lambda: _probed(stage_world, 3), what="three Items have tried for their bank", timeout_s=60
+        )
+        failures = await _failures(stage_world, items)
+        is_alerted = await _is_told(stage_world)
+        stage_world.bank.institution_up(DOWN)
+        await stage_world.settled(*items, timeout_s=60)
 
         for item in (items[0], items[-1], other):
-            await made.assert_true(item)
-        assert told
-        assert not await _is_told(made)
+            await stage_world.assert_true(item)
+        assert is_alerted
+        assert not await _is_told(stage_world)
         # Those that were under way when the breaker opened, and one for each time that it opened since.
-        trips = await made.pool.fetchval("SELECT count FROM tartan.incidents WHERE kind = 'institution_down'")
-        assert failures <= made.settings.fetch_concurrency + 2 + trips
+        trips = await stage_world.pool.fetchval("SELECT count FROM tartan.incidents WHERE kind = 'institution_down'")
+        assert failures <= stage_world.settings.fetch_concurrency + 2 + trips
 
 
-async def _probed(made: World, times: int) -> bool:
-    trips = await made.pool.fetchval("SELECT trips FROM tartan.breakers WHERE institution_id = $1", DOWN)
+async def _probed(stage_world: World, times: int) -> bool:
+    trips = await stage_world.pool.fetchval("SELECT trips FROM tartan.breakers WHERE institution_id = $1", DOWN)
     return (trips or 0) >= times
 
 
-async def _failures(made: World, items: list[Item]) -> int:
-    found = await made.pool.fetchval(
+async def _failures(stage_world: World, items: list[Item]) -> int:
+    count = await stage_world.pool.fetchval(
         "SELECT count(*) FROM tartan.sync_runs WHERE outcome = 'failed' AND item_id = ANY($1)",
         [item.item_id for item in items],
     )
-    return int(found)
+    return int(count)
 
 
-async def _is_told(made: World) -> bool:
-    found = await made.pool.fetchval(
+async def _is_told(stage_world: World) -> bool:
+    count = await stage_world.pool.fetchval(
         "SELECT count(*) FROM tartan.incidents WHERE kind = $1 AND subject = $2 AND closed_at IS NULL",
         incidents.INSTITUTION_DOWN,
         DOWN,
     )
-    return bool(found)
+    return bool(count)

@@ -231,12 +231,12 @@ async def test_an_erasure_leaves_a_user_in_no_table_but_the_keys_tombstone(desk:
         await transaction.apply(HeadChanges(erased=[USER]))
 
     tables = [table.fullname for table in metadata.sorted_tables if "user_number" in table.columns]
-    kept = {
+    left_rows = {
         table
         for table in tables
         if await pool.fetchval(f"SELECT EXISTS (SELECT FROM {table} WHERE user_number = {USER})")
     }
-    assert kept == {"tartan.user_keys"}
+    assert left_rows == {"tartan.user_keys"}
     assert len(tables) >= 7
 
 
@@ -255,9 +255,9 @@ async def test_an_erased_user_is_known_with_and_without_a_head(desk: Desk, pool:
 
     async with following(pool, {0}) as transaction:
         await transaction.heads({"gone", "here"})
-        found = await transaction.erased({1, 2, 3, 4})
+        erased_users = await transaction.erased({1, 2, 3, 4})
 
-    assert found == {1, 2}
+    assert erased_users == {1, 2}
 
 
 async def test_a_batch_that_comes_again_changes_nothing(desk: Desk, pool: asyncpg.Pool) -> None:

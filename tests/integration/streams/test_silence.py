@@ -26,13 +26,13 @@ def store(pool: asyncpg.Pool, **settings: object) -> PostgresStore:
 async def claimed(desk: Desk, item_id: str = "item") -> Claimed:
     """An Item under a lease."""
     await desk.register(item_id)
-    [found] = await desk.claim()
-    return found
+    [claimed_item] = await desk.claim()
+    return claimed_item
 
 
 async def open_kinds(connection: asyncpg.Connection) -> list[tuple[str, str, int]]:
-    found = await connection.fetch("SELECT kind, subject, count FROM tartan.incidents WHERE closed_at IS NULL")
-    return sorted((row["kind"], row["subject"], row["count"]) for row in found)
+    claimed_item = await connection.fetch("SELECT kind, subject, count FROM tartan.incidents WHERE closed_at IS NULL")
+    return sorted((row["kind"], row["subject"], row["count"]) for row in claimed_item)
 
 
 async def quarantined(connection: asyncpg.Connection) -> int:
@@ -40,56 +40,58 @@ async def quarantined(connection: asyncpg.Connection) -> int:
 
 
 async def test_an_unlink_that_is_asked_for_during_a_pass_is_not_held_by_what_the_pass_holds(desk: Desk) -> None:
-    found = await claimed(desk)
+    claimed_item = await claimed(desk)
     await enqueue.request_unlink(desk.connection, "item")
 
-    await desk.release(found, outcome="appended", due_in_s=7_200.0, not_before_s=7_200.0)
+    await desk.release(claimed_item, outcome="appended", due_in_s=7_200.0, not_before_s=7_200.0)
 
     assert await desk.ready_in() == 0
 
 
 async def test_a_mark_during_a_pass_does_wait_for_what_the_pass_holds(desk: Desk) -> None:
-    found = await claimed(desk)
+    claimed_item = await claimed(desk)
     await desk.mark()
 
-    await desk.release(found, outcome="appended", due_in_s=7_200.0, not_before_s=7_200.0)
+    await desk.release(claimed_item, outcome="appended", due_in_s=7_200.0, not_before_s=7_200.0)
 
     assert await desk.ready_in() == 7_200
 
 
 async def test_a_claim_says_why_the_attempt_before_it_failed(desk: Desk) -> None:
-    found = await claimed(desk)
+    claimed_item = await claimed(desk)
 
     await desk.release(
-        found, outcome="failed", done=False, due_in_s=0.0, attempts=1, error={"code": "INSTITUTION_DOWN"}
+        claimed_item, outcome="failed", done=False, due_in_s=0.0, attempts=1, error={"code": "INSTITUTION_DOWN"}
     )
     [again] = await desk.claim()
 
-    assert (found.last_code, again.last_code) == (None, "INSTITUTION_DOWN")
+    assert (claimed_item.last_code, again.last_code) == (None, "INSTITUTION_DOWN")
 
 
 async def test_an_item_whose_credentials_are_gone_is_claimed_so_that_its_pass_says_so(desk: Desk) -> None:
     await desk.register("item")
     await desk.connection.execute("DELETE FROM tartan.credentials")
 
-    [found] = await desk.claim()
+    [claimed_item] = await desk.claim()
 
-    assert (found.item_id, found.sealed_token) == ("item", None)
+    assert (claimed_item.item_id, claimed_item.sealed_token) == ("item", None)
 
 
 async def test_cursors_that_are_refused_again_and_again_are_an_incident_and_a_reason_in_the_queue(desk: Desk) -> None:
-    found = await claimed(desk)
+    claimed_item = await claimed(desk)
     given = {"outcome": "appended", "done": True, "error": LOST}
     kinds = []
     for attempts in (run_incidents.FAILING_AFTER, run_incidents.FAILING_AFTER + 1):
-        await desk.release(found, **given, attempts=attempts, due_in_s=3_600.0, not_before_s=3_600.0)
-        await run_incidents.record(desk.connection, found, _released(given, attempts))
+        await desk.release(claimed_item, **given, attempts=attempts, due_in_s=3_600.0, not_before_s=3_600.0)
+        await run_incidents.record(desk.connection, claimed_item, _released(given, attempts))
         kinds.append([kind for kind, _, _ in await open_kinds(desk.connection)])
 
     status = await queue.status(desk.connection, Settings())
 
     assert kinds == [[], ["sync_failing"]]
-    assert [(one.state.value, one.why, one.code) for one in status.listed] == [("delayed", "retry", CURSOR_LOST)]
+    assert [(listed.state.value, listed.why, listed.code) for listed in status.listed] == [
+        ("delayed", "retry", CURSOR_LOST)
+    ]
     assert await incidents.close_ended(desk.connection) == 0
 
 
@@ -103,12 +105,12 @@ async def test_a_quarantine_its_letter_and_its_incident_are_there_before_the_ite
     await set_clock(desk.connection, await pool.fetchval("SELECT now()"))
     await desk.register("item")
     stage = store(pool)
-    [found] = await stage.claim(1)
+    [claimed_item] = await stage.claim(1)
 
-    await stage.quarantine(found, "unrecordable")
+    await stage.quarantine(claimed_item, "unrecordable")
     died_here = await open_kinds(desk.connection)
     await stage.release(
-        found, leases.Released(outcome="failed", done=True, stopped="quarantined", attempts=1, error=LOST)
+        claimed_item, leases.Released(outcome="failed", done=True, stopped="quarantined", attempts=1, error=LOST)
     )
 
     assert died_here == await open_kinds(desk.connection) == [("item_quarantined", "item", 1)]
@@ -149,10 +151,10 @@ async def test_a_deploy_that_would_quarantine_too_many_stops_and_operators_are_t
 
 
 async def test_an_unlinked_item_is_behind_all_that_the_sweep_looks_at(desk: Desk) -> None:
-    found = await claimed(desk)
+    claimed_item = await claimed(desk)
     await desk.connection.execute("UPDATE tartan.sync_state SET swept_at = tartan.clock() - interval '1 day'")
 
-    await leases.finish_unlink(desk.connection, found)
+    await leases.finish_unlink(desk.connection, claimed_item)
 
     due = "SELECT count(*) FROM tartan.sync_state WHERE swept_at IS NULL OR swept_at < tartan.clock()"
     assert await desk.connection.fetchval(due) == 0

@@ -38,13 +38,13 @@ async def test_a_linked_item_and_its_webhooks_become_changesets_that_tell_the_tr
             stage_world.bank.step(item.item_id, changes=changes)
             await stage_world.webhook(item)
             await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
     assert [record.head.type for record in first.records] == ["link", "sync"]
-    assert held.head is not None
-    assert (held.head.item_state, held.head.cause.kind) == (ACTIVE, "webhook")
-    assert held.head.cause.request_ids
-    assert held.records[1].head.history_status == "HISTORICAL_UPDATE_COMPLETE"
+    assert item_view.head is not None
+    assert (item_view.head.item_state, item_view.head.cause.kind) == (ACTIVE, "webhook")
+    assert item_view.head.cause.request_ids
+    assert item_view.records[1].head.history_status == "HISTORICAL_UPDATE_COMPLETE"
 
 
 @pytest.mark.parametrize("fault", ["MUTATION", "HTML", "RESET", "INTERNAL_SERVER_ERROR"])
@@ -55,9 +55,9 @@ async def test_a_failure_between_pages_restarts_the_update_and_tears_nothing(sta
     async with streams(stage_world):
         await stage_world.register(item)
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
-    assert [record.head.type for record in held.records] == ["link", "sync"]
+    assert [record.head.type for record in item_view.records] == ["link", "sync"]
     assert stage_world.bank.faults.declared() == []
     assert await stage_world.attempts(item) == ["appended"]
 
@@ -118,7 +118,7 @@ async def test_what_a_zombie_appends_late_is_skipped_and_the_item_synced_again(s
     async with streams(stage_world):
         user = await stage_world.register(item)
         await stage_world.settled(item)
-        root, sync = (await stage_world.held(item)).records
+        root, sync = (await stage_world.view(item)).records
         passes = len(await stage_world.attempts(item))
         # Another holder of the lease read the same update from the same head, a moment later.
         await stage_world.append(root.partition, user_key(user), await _sealed(stage_world, sync.head, user))
@@ -126,9 +126,9 @@ async def test_what_a_zombie_appends_late_is_skipped_and_the_item_synced_again(s
         stage_world.bank.step(item.item_id)
         await stage_world.webhook(item)
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
-    assert [verdict for verdict in held.verdicts if verdict is not Verdict.ACCEPTED] == [Verdict.NOT_HEAD]
+    assert [verdict for verdict in item_view.verdicts if verdict is not Verdict.ACCEPTED] == [Verdict.NOT_HEAD]
 
 
 async def test_a_history_that_is_not_ready_is_no_empty_account(
@@ -140,7 +140,7 @@ async def test_a_history_that_is_not_ready_is_no_empty_account(
         item = stage_world.bank.create_item("user", ready=False)
         await stage_world.register(item)
         await stage_world.until(lambda: _passes(stage_world, item, 2), what="two passes")
-        early = await stage_world.held(item)
+        early = await stage_world.view(item)
         await stage_world.until(lambda: _complete(item), what="the bank's whole history")
         await stage_world.webhook(item, historical_update_complete=True)
         await stage_world.until(lambda: _history(stage_world, item), what="the whole history")
@@ -164,23 +164,23 @@ async def test_login_required_stops_an_item_and_its_repair_brings_it_back(stage_
         await stage_world.webhook(item, "ERROR", "ITEM", error={"error_code": "ITEM_LOGIN_REQUIRED"})
         await stage_world.settled(item)
         stopped = await stage_world.row(item)
-        broken = await stage_world.held(item)
+        broken = await stage_world.view(item)
         stage_world.bank.repair_item(item, silent=True)
         stage_world.bank.step(item.item_id, changes=3)
         await stage_world.webhook(item, "LOGIN_REPAIRED", "ITEM")
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
         # An ERROR that arrives hours after the repair: Plaid itself says otherwise.
         await stage_world.webhook(item, "ERROR", "ITEM", error={"error_code": "ITEM_LOGIN_REQUIRED"})
         await stage_world.settled(item)
-        late = await stage_world.held(item)
+        late = await stage_world.view(item)
 
     assert (stopped["stopped"], stopped["due_at"]) == (LOGIN_REQUIRED, None)
     assert broken.head is not None
     assert (broken.head.type, broken.head.item_state) == ("state", LOGIN_REQUIRED)
-    assert held.head is not None
-    assert (held.head.item_state, held.head.item_code) == (ACTIVE, None)
-    assert (late.head, (await stage_world.row(item))["stopped"]) == (held.head, None)
+    assert item_view.head is not None
+    assert (item_view.head.item_state, item_view.head.item_code) == (ACTIVE, None)
+    assert (late.head, (await stage_world.row(item))["stopped"]) == (item_view.head, None)
     assert await stage_world.pool.fetch("SELECT FROM tartan.hints") == []
 
 
@@ -193,16 +193,16 @@ async def test_a_refused_sync_tells_the_state_even_without_a_webhook(stage_world
         stage_world.bank.break_item(item, "ITEM_LOGIN_REQUIRED", silent=True)
         await stage_world.webhook(item)
         await stage_world.settled(item)
-        held = await stage_world.held(item)
+        item_view = await stage_world.view(item)
         # A manual sync looks whether the user has repaired the login, and tells nothing twice.
         async with stage_world.pool.acquire() as connection:
             await enqueue.mark_manual(connection, item.item_id)
         await stage_world.settled(item)
-        again = await stage_world.held(item)
+        again = await stage_world.view(item)
 
-    assert held.head is not None
-    assert (held.head.type, held.head.item_code) == ("state", "ITEM_LOGIN_REQUIRED")
-    assert len(again.records) == len(held.records)
+    assert item_view.head is not None
+    assert (item_view.head.type, item_view.head.item_code) == ("state", "ITEM_LOGIN_REQUIRED")
+    assert len(again.records) == len(item_view.records)
     assert await stage_world.attempts(item) == ["appended", "stopped", "stopped"]
 
 
@@ -215,12 +215,12 @@ async def test_an_item_that_plaid_never_serves_is_told_and_goes_on_when_somebody
         stage_world.bank.break_item(item, "ITEM_NOT_SUPPORTED", silent=True)
         await stage_world.webhook(item)
         await stage_world.settled(item)
-        refused, row = await stage_world.held(item), await stage_world.row(item)
+        refused, row = await stage_world.view(item), await stage_world.row(item)
         stage_world.bank.repair_item(item, silent=True)
         async with stage_world.pool.acquire() as connection:
             await enqueue.mark_manual(connection, item.item_id)
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
     assert refused.head is not None
     assert (refused.head.type, refused.head.item_state, refused.head.item_code) == (
@@ -230,8 +230,8 @@ async def test_an_item_that_plaid_never_serves_is_told_and_goes_on_when_somebody
     )
     assert (row["stopped"], row["due_at"]) == (REFUSED, None)
     assert '"ITEM_NOT_SUPPORTED"' in row["last_error"]
-    assert held.head is not None
-    assert (held.head.item_state, (await stage_world.row(item))["stopped"]) == (ACTIVE, None)
+    assert item_view.head is not None
+    assert (item_view.head.item_state, (await stage_world.row(item))["stopped"]) == (ACTIVE, None)
 
 
 async def test_what_plaid_cannot_confirm_is_taken_from_the_webhook(stage_world: World) -> None:
@@ -244,15 +244,15 @@ async def test_what_plaid_cannot_confirm_is_taken_from_the_webhook(stage_world: 
             item, "PENDING_DISCONNECT", "ITEM", reason="INSTITUTION_MIGRATION", disconnect_time="2030-01-01T00:00:00Z"
         )
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
         stage_world.bank.step(item.item_id)
         await stage_world.webhook(item)
         await stage_world.settled(item)
         later = await stage_world.assert_true(item)
 
-    [(kind, said)] = [event for event in held.records[-1].events if event[0] == ITEM_STATE_CHANGED]
+    [(kind, item_record)] = [event for event in item_view.records[-1].events if event[0] == ITEM_STATE_CHANGED]
     assert kind == ITEM_STATE_CHANGED
-    assert (said.state, said.code, said.reason, said.effective_at) == (
+    assert (item_record.state, item_record.code, item_record.reason, item_record.effective_at) == (
         PENDING_DISCONNECT,
         "PENDING_DISCONNECT",
         "INSTITUTION_MIGRATION",
@@ -272,11 +272,11 @@ async def test_a_revoked_permission_stops_the_item_and_erases_nothing(stage_worl
         stage_world.bank.break_item(item, "USER_PERMISSION_REVOKED", silent=True)
         await stage_world.webhook(item, "USER_PERMISSION_REVOKED", "ITEM")
         await stage_world.settled(item)
-        held = await stage_world.held(item)
+        item_view = await stage_world.view(item)
 
-    assert held.head is not None
-    assert held.head.item_state == REVOKED
-    assert held.transactions
+    assert item_view.head is not None
+    assert item_view.head.item_state == REVOKED
+    assert item_view.transactions
     assert (await stage_world.row(item))["stopped"] == REVOKED
 
 
@@ -289,11 +289,11 @@ async def test_an_unlinked_item_ends_at_plaid_then_in_the_log_and_only_then_lose
         async with stage_world.pool.acquire() as connection:
             await enqueue.request_unlink(connection, item.item_id)
         await stage_world.settled(item)
-        held = await stage_world.held(item)
+        item_view = await stage_world.view(item)
 
     [credentials] = await stage_world.pool.fetch("SELECT sealed_token, unlinked_at FROM tartan.credentials")
-    assert held.head is not None
-    assert (held.head.type, held.head.item_state) == ("unlink", UNLINKED)
+    assert item_view.head is not None
+    assert (item_view.head.type, item_view.head.item_state) == ("unlink", UNLINKED)
     assert item.removed
     assert credentials["sealed_token"] is None
     assert credentials["unlinked_at"] is not None
@@ -322,9 +322,9 @@ async def test_a_pass_without_news_appends_nothing(stage_world: World) -> None:
         await stage_world.register(item)
         await stage_world.settled(item)
         await stage_world.until(lambda: _passes(stage_world, item, 3), what="two scheduled passes")
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
-    assert len(held.records) == 2
+    assert len(item_view.records) == 2
     assert set((await stage_world.attempts(item))[1:]) == {"unchanged"}
 
 
@@ -338,13 +338,13 @@ async def test_a_balance_that_moved_alone_is_told(stage_world: World) -> None:
         account.opening += 5
         await stage_world.webhook(item, "NEW_ACCOUNTS_AVAILABLE", "ITEM")
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
-    assert held.head is not None
-    assert held.head.item_code == "NEW_ACCOUNTS_AVAILABLE"
+    assert item_view.head is not None
+    assert item_view.head.item_code == "NEW_ACCOUNTS_AVAILABLE"
     # A clear head names no account: the fingerprints stand under pseudonyms.
-    assert len(held.head.fingerprints) == len(item.accounts)
-    assert not set(held.head.fingerprints) & set(item.accounts)
+    assert len(item_view.head.fingerprints) == len(item.accounts)
+    assert not set(item_view.head.fingerprints) & set(item.accounts)
 
 
 async def test_a_rate_limit_waits_whatever_webhooks_say_and_is_no_failure(stage_world: World) -> None:
@@ -395,10 +395,10 @@ async def test_what_a_dead_process_left_is_read_before_anything_is_asked(stage_w
 
     async with streams(stage_world):
         await stage_world.settled(item)
-        held = await stage_world.assert_true(item)
+        item_view = await stage_world.assert_true(item)
 
-    assert held.records[0].head.id == root
-    assert held.verdicts == [Verdict.ACCEPTED, Verdict.ACCEPTED]
+    assert item_view.records[0].head.id == root
+    assert item_view.verdicts == [Verdict.ACCEPTED, Verdict.ACCEPTED]
 
 
 async def test_two_processes_share_the_items_and_one_may_restart(stage_world: World) -> None:
@@ -421,8 +421,8 @@ async def test_two_processes_share_the_items_and_one_may_restart(stage_world: Wo
         async with streams(stage_world, instance_id="2"):
             await stage_world.settled(*items)
             for item in items:
-                held = await stage_world.assert_true(item)
-                assert set(held.verdicts) == {Verdict.ACCEPTED}
+                item_view = await stage_world.assert_true(item)
+                assert set(item_view.verdicts) == {Verdict.ACCEPTED}
 
 
 async def test_connections_that_postgres_ends_cost_nothing(stage_world: World) -> None:
@@ -527,8 +527,8 @@ async def _complete(item: Item) -> bool:
 
 
 async def _history(stage_world: World, item: Item) -> bool:
-    held = await stage_world.held(item)
-    return held.head is not None and held.head.history_status == "HISTORICAL_UPDATE_COMPLETE"
+    item_view = await stage_world.view(item)
+    return item_view.head is not None and item_view.head.history_status == "HISTORICAL_UPDATE_COMPLETE"
 
 
 async def _sealed(stage_world: World, head: Head, user: int) -> bytes:

@@ -52,28 +52,28 @@ async def address(take: Callable[[dict[str, Any]], Any]) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def sweeping(made: World, *, timing: Timing = TIMING) -> AsyncIterator[Sweep]:
+async def sweeping(stage_world: World, *, timing: Timing = TIMING) -> AsyncIterator[Sweep]:
     """A process that sweeps."""
-    plaid = Plaid(made.settings)
-    limits = PostgresLimits(made.pool, made.settings)
+    plaid = Plaid(stage_world.settings)
+    limits = PostgresLimits(stage_world.pool, stage_world.settings)
     try:
-        yield Sweep(made.pool, plaid, made.vault.open_token, limits, made.settings, timing=timing)
+        yield Sweep(stage_world.pool, plaid, stage_world.vault.open_token, limits, stage_world.settings, timing=timing)
     finally:
         await plaid.close()
 
 
-async def sweep_until(made: World, sweeps: Sweep, *items: Item, after: datetime) -> Round:
+async def sweep_until(stage_world: World, sweeps: Sweep, *items: Item, after: datetime) -> Round:
     """Take turns until all Items were looked at after a moment. Gives the sums."""
     total = Round()
 
     async def all_seen() -> bool:
         nonlocal total
         turn = await sweeps.round()
-        total = Round(*(one + other for one, other in zip(total[:4], turn[:4], strict=True)))
-        rows = [await made.row(item) for item in items]
+        total = Round(*(count + other for count, other in zip(total[:4], turn[:4], strict=True)))
+        rows = [await stage_world.row(item) for item in items]
         return all(row["swept_at"] is not None and row["swept_at"] > after for row in rows)
 
-    await made.until(all_seen, what="all Items swept", timeout_s=60)
+    await stage_world.until(all_seen, what="all Items swept", timeout_s=60)
     return total
 
 
@@ -85,10 +85,10 @@ async def loss_of(pool: asyncpg.Pool) -> dict[str, Any]:
 
 async def is_told(pool: asyncpg.Pool) -> bool:
     """Whether operators are told of missed webhooks."""
-    found = await pool.fetchval(
+    closed_at = await pool.fetchval(
         "SELECT count(*) FROM tartan.incidents WHERE kind = $1 AND closed_at IS NULL", incidents.WEBHOOKS_MISSED
     )
-    return bool(found)
+    return bool(closed_at)
 
 
 @pytest.mark.timeout(240)
@@ -98,73 +98,75 @@ async def test_of_webhooks_that_are_lost_each_is_found_and_healed_and_their_shar
     rates = WebhookRates(lost=LOST, repeated=0.1, delay_max_s=0.2)
     options = Options(seed=7, rate_limits="off", history_transactions=3, webhooks=rates)
     given = {"sweep_share": 1.0, "plaid_limits": "off", "claim_poll_s": 0.05}
-    async with world(kafka_address, topic_prefix, database, options=options, **given) as made:
+    async with world(kafka_address, topic_prefix, database, options=options, **given) as stage_world:
 
         async def ingest(body: dict[str, Any]) -> None:
-            await made.webhook(body["item_id"], body["webhook_code"], body["webhook_type"])
+            await stage_world.webhook(body["item_id"], body["webhook_code"], body["webhook_type"])
 
-        async with address(ingest) as url, streams(made), sweeping(made) as sweeps:
-            items = [made.bank.create_item(f"user-{number}", webhook_url=url) for number in range(ITEMS)]
+        async with address(ingest) as url, streams(stage_world), sweeping(stage_world) as sweeps:
+            items = [stage_world.bank.create_item(f"user-{number}", webhook_url=url) for number in range(ITEMS)]
             for item in items:
-                await made.register(item)
-            await made.settled(*items, timeout_s=60)
+                await stage_world.register(item)
+            await stage_world.settled(*items, timeout_s=60)
 
             for _ in range(ROUNDS):
                 # Webhooks that follow each other within what two clocks may differ by are not told apart.
-                await past(made, datetime.now(UTC) + timedelta(seconds=missed.SKEW_S + 0.5))
+                await past(stage_world, datetime.now(UTC) + timedelta(seconds=missed.SKEW_S + 0.5))
                 for item in items:
-                    made.bank.step(item.item_id)
+                    stage_world.bank.step(item.item_id)
                 sent_at = datetime.now(UTC)
-                await made.until(lambda: _quiet(made), what="all webhooks delivered")
-                await made.settled(*items, timeout_s=60)
+                await stage_world.until(lambda: _quiet(stage_world), what="all webhooks delivered")
+                await stage_world.settled(*items, timeout_s=60)
                 # Only the sweep heals what is lost: the schedule comes after 15 minutes.
-                await sweep_until(made, sweeps, *items, after=sent_at + timedelta(seconds=TIMING.grace_s + 0.1))
-                await made.settled(*items, timeout_s=60)
+                await sweep_until(stage_world, sweeps, *items, after=sent_at + timedelta(seconds=TIMING.grace_s + 0.1))
+                await stage_world.settled(*items, timeout_s=60)
 
-        lost = made.bank.deliveries.counts["lost"]
+        lost = stage_world.bank.deliveries.counts["lost"]
         assert lost >= 3  # of 160, by this seed
-        loss = await loss_of(made.pool)
+        loss = await loss_of(stage_world.pool)
         assert (loss["sent"], loss["missed"]) == (ITEMS * ROUNDS, lost)
-        assert await is_told(made.pool)
-        rows = await made.pool.fetch("SELECT item_id FROM tartan.sync_runs WHERE cause = 'sweep'")
+        assert await is_told(stage_world.pool)
+        rows = await stage_world.pool.fetch("SELECT item_id FROM tartan.sync_runs WHERE cause = 'sweep'")
         # A slow machine may look again before a pass has begun; what came by webhook causes none.
         assert lost <= len(rows) <= 2 * lost
         for item in items:
             if item.item_id in {row["item_id"] for row in rows}:
-                await made.assert_true(item)
+                await stage_world.assert_true(item)
 
 
 async def test_webhooks_that_nobody_has_read_are_seen_in_the_log(
     kafka_address: str, topic_prefix: str, database: str
 ) -> None:
-    async with world(kafka_address, topic_prefix, database) as made:
-        ends = LogEnds(made.settings)
+    async with world(kafka_address, topic_prefix, database) as stage_world:
+        ends = LogEnds(stage_world.settings)
         await ends.start()
         try:
-            is_read = consumer_lag.on_webhooks(made.pool, ends, made.topic("webhooks"), made.settings.partitions)
+            is_read = consumer_lag.on_webhooks(
+                stage_world.pool, ends, stage_world.topic("webhooks"), stage_world.settings.partitions
+            )
             empty = [await is_read(), await is_read()]
 
-            await made.webhook("item")
+            await stage_world.webhook("item")
             waiting = [await is_read(), await is_read()]
-            async with streams(made):
-                await made.until(is_read, what="the webhook read")
+            async with streams(stage_world):
+                await stage_world.until(is_read, what="the webhook read")
         finally:
             await ends.stop()
 
     assert (empty, waiting) == ([False, True], [True, False])
 
 
-async def _quiet(made: World) -> bool:
-    return made.bank.deliveries.quiet
+async def _quiet(stage_world: World) -> bool:
+    return stage_world.bank.deliveries.quiet
 
 
-async def past(made: World, moment: datetime) -> None:
+async def past(stage_world: World, moment: datetime) -> None:
     """Wait until a moment is over."""
 
     async def is_over() -> bool:
         return datetime.now(UTC) > moment
 
-    await made.until(is_over, what=f"{moment} over")
+    await stage_world.until(is_over, what=f"{moment} over")
 
 
 class Answering:
@@ -214,8 +216,8 @@ def swept_by(pool: asyncpg.Pool, bank: Answering, limits: Unlimited | None = Non
     def open_token(sealed: bytes, *, item_id: str) -> str:
         return sealed.decode()
 
-    made = limits or Unlimited()
-    return Sweep(pool, bank, open_token, made, Settings(**given), timing=timing)  # type: ignore[arg-type]
+    stage_world = limits or Unlimited()
+    return Sweep(pool, bank, open_token, stage_world, Settings(**given), timing=timing)  # type: ignore[arg-type]
 
 
 async def add(pool: asyncpg.Pool, *items: str, **fields: Any) -> None:
@@ -241,8 +243,8 @@ async def due(pool: asyncpg.Pool) -> set[str]:
 
 def ago(seconds: float) -> str:
     """A moment as Plaid writes it."""
-    at = datetime.now(UTC) - timedelta(seconds=seconds)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    time = datetime.now(UTC) - timedelta(seconds=seconds)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def test_the_longest_unseen_go_first_and_those_seen_lately_wait(pool: asyncpg.Pool) -> None:
@@ -290,7 +292,7 @@ async def test_processes_that_sweep_at_once_share_the_items_and_the_quota(pool: 
     bank = Answering(said())
     sweeps = [swept_by(pool, bank, plaid_limits="production,item/get=15/975") for _ in range(6)]
 
-    turns = await asyncio.gather(*(one.round() for one in sweeps))
+    turns = await asyncio.gather(*(count.round() for count in sweeps))
 
     # 975 a minute and a margin of 5 s are 15 a second: 31 in two seconds at once, and what comes in meanwhile.
     looked = sum(turn.checked for turn in turns)

@@ -17,21 +17,30 @@ def transaction(name: str, amount: int) -> Transaction:
     return Transaction(name, "a", str(amount), "USD", None, False, None, "2026-01-01")
 
 
-def page(words: list[tuple[int, tuple[str, str]]]) -> SyncPage:
+def page(updates: list[tuple[int, tuple[str, str]]]) -> SyncPage:
     """A page of numbered words."""
-    said = {TRANSACTION_ADDED: [], TRANSACTION_MODIFIED: []}  # type: dict[str, list[Transaction]]
+    transactions = {TRANSACTION_ADDED: [], TRANSACTION_MODIFIED: []}  # type: dict[str, list[Transaction]]
     removed = []
-    for number, (kind, name) in words:
+    for number, (kind, name) in updates:
         if kind == TRANSACTION_REMOVED:
             removed.append(Removal(name, "a"))
         else:
-            said[kind].append(transaction(name, number))
-    return SyncPage(said[TRANSACTION_ADDED], said[TRANSACTION_MODIFIED], removed, [], f"c{len(words)}", True, None, "r")
+            transactions[kind].append(transaction(name, number))
+    return SyncPage(
+        transactions[TRANSACTION_ADDED],
+        transactions[TRANSACTION_MODIFIED],
+        removed,
+        [],
+        f"c{len(updates)}",
+        True,
+        None,
+        "r",
+    )
 
 
-def singly(words: list[tuple[str, str]]) -> list[SyncPage]:
+def singly(updates: list[tuple[str, str]]) -> list[SyncPage]:
     """Each word on a page of its own: the order of the words is the order of the pages."""
-    return [page([entry]) for entry in enumerate(words)]
+    return [page([entry]) for entry in enumerate(updates)]
 
 
 def applied(update: Update, before: dict[str, str]) -> dict[str, str]:
@@ -45,10 +54,10 @@ def applied(update: Update, before: dict[str, str]) -> dict[str, str]:
     return rows
 
 
-def naive(words: list[tuple[str, str]], before: dict[str, str]) -> dict[str, str]:
+def naive(updates: list[tuple[str, str]], before: dict[str, str]) -> dict[str, str]:
     """The same, word by word."""
     rows = dict(before)
-    for number, (kind, name) in enumerate(words):
+    for number, (kind, name) in enumerate(updates):
         if kind == TRANSACTION_REMOVED:
             rows.pop(name, None)
         else:
@@ -58,50 +67,52 @@ def naive(words: list[tuple[str, str]], before: dict[str, str]) -> dict[str, str
 
 @given(st.lists(WORDS, min_size=1, max_size=30), st.sets(IDS))
 def test_a_reader_of_the_fold_ends_where_a_reader_of_every_word_does(
-    words: list[tuple[str, str]], known: set[str]
+    updates: list[tuple[str, str]], known: set[str]
 ) -> None:
     before = dict.fromkeys(known, "before")
 
-    update = fold(singly(words), fresh=False)
+    update = fold(singly(updates), fresh=False)
 
-    assert applied(update, before) == naive(words, before)
+    assert applied(update, before) == naive(updates, before)
 
 
 @given(st.lists(WORDS, min_size=1, max_size=30))
-def test_a_fresh_update_ends_the_same_for_a_reader_that_knows_nothing(words: list[tuple[str, str]]) -> None:
-    assert applied(fold(singly(words), fresh=True), {}) == naive(words, {})
+def test_a_fresh_update_ends_the_same_for_a_reader_that_knows_nothing(updates: list[tuple[str, str]]) -> None:
+    assert applied(fold(singly(updates), fresh=True), {}) == naive(updates, {})
 
 
 @given(st.lists(WORDS, min_size=1, max_size=30), st.booleans())
-def test_each_id_has_one_outcome_and_the_same_pages_the_same_update(words: list[tuple[str, str]], fresh: bool) -> None:
-    update = fold(singly(words), fresh=fresh)
+def test_each_id_has_one_outcome_and_the_same_pages_the_same_update(
+    updates: list[tuple[str, str]], fresh: bool
+) -> None:
+    update = fold(singly(updates), fresh=fresh)
 
     names = [change.record.transaction_id for change in update.changes]
     assert len(names) == len(set(names))
-    assert set(names) <= {name for _, name in words}
-    assert fold(singly(words), fresh=fresh) == update
+    assert set(names) <= {name for _, name in updates}
+    assert fold(singly(updates), fresh=fresh) == update
 
 
 @given(st.lists(IDS, unique=True, min_size=1), st.data())
 def test_where_pages_are_cut_does_not_matter(names: list[str], data: st.DataObject) -> None:
     kinds = [data.draw(st.sampled_from([TRANSACTION_ADDED, TRANSACTION_MODIFIED, TRANSACTION_REMOVED])) for _ in names]
-    words = list(enumerate(zip(kinds, names, strict=True)))
-    cut = data.draw(st.integers(0, len(words)))
+    updates = list(enumerate(zip(kinds, names, strict=True)))
+    cut = data.draw(st.integers(0, len(updates)))
 
-    whole = fold([page(words)], fresh=False)
-    parts = fold([page(words[:cut]), page(words[cut:])], fresh=False)
+    whole = fold([page(updates)], fresh=False)
+    parts = fold([page(updates[:cut]), page(updates[cut:])], fresh=False)
 
     assert sorted(map(repr, whole.changes)) == sorted(map(repr, parts.changes))
 
 
 @given(st.lists(WORDS, min_size=1, max_size=20), st.lists(WORDS, max_size=20))
 def test_what_was_known_before_never_outlives_its_removal(
-    words: list[tuple[str, str]], more: list[tuple[str, str]]
+    updates: list[tuple[str, str]], more: list[tuple[str, str]]
 ) -> None:
-    told = words + more
-    update = fold(singly(told), fresh=False)
+    all_changes = updates + more
+    update = fold(singly(all_changes), fresh=False)
 
-    last = {name: kind for kind, name in told}
+    last = {name: kind for kind, name in all_changes}
     outcomes = {change.record.transaction_id: change.type for change in update.changes}
     assert {name for name, kind in outcomes.items() if kind == TRANSACTION_REMOVED} == {
         name for name, kind in last.items() if kind == TRANSACTION_REMOVED

@@ -53,34 +53,45 @@ def signed_by_another(webhook: Webhook) -> Webhook:
 
 change = msgspec.structs.replace
 ALTERED: dict[str, tuple[Callable[[Webhook], Webhook], str]] = {
-    "a byte of the body": (lambda one: change(one, body=BODY.replace(b"item-1", b"item-2")), Reason.BODY_DIFFERS),
+    "a byte of the body": (
+        lambda webhook: change(webhook, body=BODY.replace(b"item-1", b"item-2")),
+        Reason.BODY_DIFFERS,
+    ),
     "the body and its hash": (
-        lambda one: change(one, body=b"{}", body_sha256=hashlib.sha256(b"{}").digest()),
+        lambda webhook: change(webhook, body=b"{}", body_sha256=hashlib.sha256(b"{}").digest()),
         Reason.BODY_DIFFERS,
     ),
     "the hash in the token": (
-        lambda one: with_token(claims(request_body_sha256=hashlib.sha256(b"{}").hexdigest()), one),
+        lambda webhook: with_token(claims(request_body_sha256=hashlib.sha256(b"{}").hexdigest()), webhook),
         Reason.BODY_DIFFERS,
     ),
     "the token's time, signed by nobody": (
-        lambda one: change(one, jwt=".".join([*claims(iat=NOW_S - 1).token().split(".")[:2], one.jwt.split(".")[2]])),
+        lambda webhook: change(
+            webhook, jwt=".".join([*claims(iat=NOW_S - 1).token().split(".")[:2], webhook.jwt.split(".")[2]])
+        ),
         Reason.SIGNATURE_WRONG,
     ),
-    "the key": (lambda one: change(one, jwk_json=jwk_of(STRANGER).decode()), Reason.SIGNATURE_WRONG),
-    "the key's id": (lambda one: change(one, jwk_json=jwk_of(PRIVATE, kid="another").decode()), Reason.KEY_UNUSABLE),
+    "the key": (lambda webhook: change(webhook, jwk_json=jwk_of(STRANGER).decode()), Reason.SIGNATURE_WRONG),
+    "the key's id": (
+        lambda webhook: change(webhook, jwk_json=jwk_of(PRIVATE, kid="another").decode()),
+        Reason.KEY_UNUSABLE,
+    ),
     "a key that had ended": (
-        lambda one: change(one, jwk_json=jwk_of(PRIVATE, expired_at=NOW_S - 60).decode()),
+        lambda webhook: change(webhook, jwk_json=jwk_of(PRIVATE, expired_at=NOW_S - 60).decode()),
         Reason.KEY_EXPIRED,
     ),
     "a key that was not made yet": (
-        lambda one: change(one, jwk_json=jwk_of(PRIVATE, created_at=NOW_S + 60).decode()),
+        lambda webhook: change(webhook, jwk_json=jwk_of(PRIVATE, created_at=NOW_S + 60).decode()),
         KEY_NOT_YET,
     ),
-    "received later": (lambda one: change(one, received_at=(NOW_S + 301) * 1_000_000), Reason.STALE),
-    "received before it was sent": (lambda one: change(one, received_at=(NOW_S - 31) * 1_000_000), Reason.FUTURE),
-    "called stale": (lambda one: change(one, stale=True), Reason.STALE),
-    "no token": (lambda one: change(one, jwt=""), Reason.TOKEN_MISSING),
-    "another algorithm": (lambda one: with_token(header(alg="HS256"), one), Reason.ALGORITHM),
+    "received later": (lambda webhook: change(webhook, received_at=(NOW_S + 301) * 1_000_000), Reason.STALE),
+    "received before it was sent": (
+        lambda webhook: change(webhook, received_at=(NOW_S - 31) * 1_000_000),
+        Reason.FUTURE,
+    ),
+    "called stale": (lambda webhook: change(webhook, stale=True), Reason.STALE),
+    "no token": (lambda webhook: change(webhook, jwt=""), Reason.TOKEN_MISSING),
+    "another algorithm": (lambda webhook: with_token(header(alg="HS256"), webhook), Reason.ALGORITHM),
     "token and key together": (signed_by_another, KEY_DIFFERS),
 }
 
@@ -89,27 +100,27 @@ ALTERED: dict[str, tuple[Callable[[Webhook], Webhook], str]] = {
 def test_an_altered_record_is_found_at_its_place_with_its_reason(altered: str) -> None:
     alter, reason = ALTERED[altered]
 
-    found = examined(stored(), alter(stored()), stored())
+    result = examined(stored(), alter(stored()), stored())
 
-    assert (found.checked, found.valid, found.violations) == (3, 2, 1)
-    assert [(one.partition, one.offset, one.reason) for one in found.failures] == [(1, 1, reason)]
-    assert found.reasons == {reason: 1}
+    assert (result.checked, result.valid, result.violations) == (3, 2, 1)
+    assert [(webhook.partition, webhook.offset, webhook.reason) for webhook in result.failures] == [(1, 1, reason)]
+    assert result.reasons == {reason: 1}
 
 
 def test_a_body_that_carried_tokens_is_proved_by_its_hash() -> None:
     hidden = stored(carrying(LINK_BODY))
     assert hidden.body is None
 
-    found = examined(hidden, change(hidden, body_sha256=hashlib.sha256(BODY).digest()))
+    result = examined(hidden, change(hidden, body_sha256=hashlib.sha256(BODY).digest()))
 
-    assert (found.valid, found.without_body, found.reasons) == (1, 2, {Reason.BODY_DIFFERS: 1})
+    assert (result.valid, result.without_body, result.reasons) == (1, 2, {Reason.BODY_DIFFERS: 1})
 
 
 def test_what_is_no_webhook_is_a_failure_and_not_the_end() -> None:
     checker = EvidenceChecker()
     checker.check(Received(0, 7, None, b"\xff\x00", {}, 0))
 
-    assert [(one.offset, one.reason) for one in checker.evidence.failures] == [(7, UNREADABLE)]
+    assert [(webhook.offset, webhook.reason) for webhook in checker.evidence.failures] == [(7, UNREADABLE)]
 
 
 def test_keys_are_told_with_the_time_in_which_they_signed() -> None:

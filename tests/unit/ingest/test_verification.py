@@ -299,27 +299,27 @@ def test_a_webhook_is_taken_or_refused_for_its_own_reason(sent: Sent, expected: 
 
 
 def test_the_table_has_at_least_sixty_rows_and_each_reason_of_the_core_occurs_in_it() -> None:
-    found = {row[2] for row in TABLE}
+    reasons = {row[2] for row in TABLE}
 
     assert len(TABLE) >= 60
-    assert set(Reason) - found == {Reason.TOKEN_REPEATED, Reason.KEY_UNKNOWN}
+    assert set(Reason) - reasons == {Reason.TOKEN_REPEATED, Reason.KEY_UNKNOWN}
 
 
 @settings(deadline=None)
-@given(where=st.integers(0, len(BODY) - 1), flip=st.integers(1, 255))
-def test_a_body_with_one_byte_changed_is_refused(where: int, flip: int) -> None:
+@given(offset=st.integers(0, len(BODY) - 1), flip=st.integers(1, 255))
+def test_a_body_with_one_byte_changed_is_refused(offset: int, flip: int) -> None:
     changed = bytearray(BODY)
-    changed[where] ^= flip
+    changed[offset] ^= flip
 
     with pytest.raises(WebhookRefused):
         take(Sent(body=bytes(changed)))
 
 
 @settings(deadline=None)
-@given(where=st.integers(0, len(Sent().token()) - 1), flip=st.integers(1, 255))
-def test_a_token_with_one_byte_changed_is_refused(where: int, flip: int) -> None:
+@given(offset=st.integers(0, len(Sent().token()) - 1), flip=st.integers(1, 255))
+def test_a_token_with_one_byte_changed_is_refused(offset: int, flip: int) -> None:
     changed = bytearray(Sent().token().encode())
-    changed[where] ^= flip
+    changed[offset] ^= flip
 
     with pytest.raises(WebhookRefused):
         take(Sent(finish=lambda _: changed.decode("utf-8", "surrogateescape")))
@@ -335,9 +335,9 @@ def test_any_text_is_refused_and_never_an_error(token: str) -> None:
 @settings(deadline=None)
 @given(body=st.binary(max_size=300) | st.from_regex(rb'\{"item_id":.{0,40}\}', fullmatch=True))
 def test_any_body_can_be_read(body: bytes) -> None:
-    said = webhook_record.read_body(body)
+    fields = webhook_record.read_body(body)
 
-    assert said.item_id is None or said.item_id.encode()
+    assert fields.item_id is None or fields.item_id.encode()
 
 
 def test_demoted_stale_webhooks_are_taken_and_marked() -> None:

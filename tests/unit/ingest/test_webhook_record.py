@@ -15,9 +15,9 @@ from ingest.webhook_record import read_body
     "raw", [b"[" * 30_000, b'{"item_id": "\xff"}', b'{"item_id": "\\ud800"}', b'{"webhook_type": []}']
 )
 def test_a_body_that_cannot_be_read_names_no_item(raw: bytes) -> None:
-    said = read_body(raw)
+    fields = read_body(raw)
 
-    assert (said.item_id, said.type) == (None, "other")
+    assert (fields.item_id, fields.type) == (None, "other")
 
 
 def test_an_item_id_that_is_no_utf8_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +32,6 @@ def test_an_item_id_that_is_no_utf8_is_no_key(monkeypatch: pytest.MonkeyPatch) -
     | st.recursive(st.none() | st.text(), lambda inner: st.lists(inner)).map(lambda v: json.dumps(v).encode())
 )
 def test_no_body_raises(raw: bytes) -> None:
-    said: Any = read_body(raw)
+    fields: Any = read_body(raw)
 
-    assert said.item_id is None or said.item_id.encode()
+    assert fields.item_id is None or fields.item_id.encode()

@@ -34,23 +34,25 @@ def incident(kind: str = incidents.SYNC_FAILING, **fields: Any) -> Incident:
 def test_every_kind_is_told_with_its_subject_detail_and_remedy(kind: str) -> None:
     message = message_of_one(incident(kind, subject="what it is about"))
 
-    words = incidents.KINDS[kind]
+    described = incidents.KINDS[kind]
     assert message.text.splitlines() == [
-        f"Tartan: {words.title} ({words.subject} what it is about).",
+        f"Tartan: {described.title} ({described.subject} what it is about).",
         "Detail: late: no answer",
-        f"What to do: {words.remedy}",
+        f"What to do: {described.remedy}",
     ]
     assert message.begins
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "duration"),
     [(-1, "0 s"), (59, "59 s"), (60, "1 min"), (7_500, "2 h 5 min"), (90_000, "1 d 1 h"), (900_000, "10 d 10 h")],
 )
-def test_an_end_says_how_long_it_was_and_asks_for_nothing(seconds: float, words: str) -> None:
+def test_an_end_says_how_long_it_was_and_asks_for_nothing(seconds: float, duration: str) -> None:
     message = message_of_one(incident(closed_at=START + timedelta(seconds=seconds), alerted=True, count=7))
 
-    assert message.text == (f"Tartan: over: An Item's sync keeps failing (Item item). It lasted {words}, seen 7 times.")
+    assert message.text == (
+        f"Tartan: over: An Item's sync keeps failing (Item item). It lasted {duration}, seen 7 times."
+    )
     assert not message.begins
 
 
@@ -75,17 +77,19 @@ def test_a_kind_of_another_version_is_told_all_the_same() -> None:
 )
 def test_any_flood_is_one_readable_message_that_counts_all(flood: list[tuple[str, str, bool, bool]]) -> None:
     many = [
-        incident(kind, incident=number, subject=subject, closed_at=START if closed else None, alerted=told and closed)
-        for number, (kind, subject, closed, told) in enumerate(flood)
+        incident(
+            kind, incident=number, subject=subject, closed_at=START if closed else None, alerted=is_alerted and closed
+        )
+        for number, (kind, subject, closed, is_alerted) in enumerate(flood)
     ]
 
     message = message_of_many(many)
 
     body = message.body
     assert body["count"] == sum(kind["count"] for kind in body["kinds"]) == len(many)
-    lasting = [one for one in many if one.closed_at is None]
+    lasting = [each for each in many if each.closed_at is None]
     assert len(body["incidents"]) == min(NAMED_MAX, len(lasting or many))
     assert message.begins == bool(lasting)
     assert len(message.text) < SLACK_CHARACTERS_MAX
     assert message.incidents == tuple(many)
-    assert all(incidents.describe(one.kind).remedy in message.text for one in lasting)
+    assert all(incidents.describe(each.kind).remedy in message.text for each in lasting)

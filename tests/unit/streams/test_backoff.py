@@ -75,8 +75,8 @@ def test_a_history_that_is_not_there_counts_as_no_failure() -> None:
 
 
 def test_moments_are_exact_both_ways() -> None:
-    at = datetime(2026, 11, 22, 8, 9, 10, 999_999, tzinfo=UTC)
+    started_at = datetime(2026, 11, 22, 8, 9, 10, 999_999, tzinfo=UTC)
 
     for step in range(1_000):
-        moment = at + timedelta(microseconds=step * 7_919)
+        moment = started_at + timedelta(microseconds=step * 7_919)
         assert times.from_micros(times.to_micros(moment)) == moment

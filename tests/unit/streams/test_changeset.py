@@ -34,8 +34,10 @@ def draft(cursor: str = "c2", **fields: object) -> Draft:
     return Draft(gate.SYNC, given.pop("events", changeset.encode_transactions(CHANGES)), **given)  # type: ignore[arg-type]
 
 
-def composed(what: Draft, tip: Tip = TIP, *, nonce: bytes = b"n" * 12, at: datetime = NOW) -> changeset.SealedRecord:
-    return changeset.compose(what, RecordParameters(SUBJECT, tip, KEYS, at, lambda: nonce))
+def composed(
+    content: Draft, tip: Tip = TIP, *, nonce: bytes = b"n" * 12, time: datetime = NOW
+) -> changeset.SealedRecord:
+    return changeset.compose(content, RecordParameters(SUBJECT, tip, KEYS, time, lambda: nonce))
 
 
 def test_a_record_opens_to_what_was_said_and_follows_the_tip() -> None:
@@ -45,8 +47,10 @@ def test_a_record_opens_to_what_was_said_and_follows_the_tip() -> None:
 
     envelope = changesets.read(sealed.value)
     head = envelope.head
-    said = [(event.type, codec.decode_event(event)) for event in codec.decode_events(changesets.unseal(envelope, KEYS))]
-    assert said == [(change.type, change.record) for change in CHANGES] + [(BALANCE_REPORTED, ACCOUNT)]
+    decoded = [
+        (event.type, codec.decode_event(event)) for event in codec.decode_events(changesets.unseal(envelope, KEYS))
+    ]
+    assert decoded == [(change.type, change.record) for change in CHANGES] + [(BALANCE_REPORTED, ACCOUNT)]
     assert (head.kind, head.type, head.parent, head.user, head.item_id) == ("chained", "sync", TIP.head, 4711, "item")
     assert (head.base_cursor, head.next_cursor, head.item_state, head.item_code) == ("c1", "c2", LOGIN_REQUIRED, "X")
     assert (head.at, head.hints_until, head.cause) == (1767323045678901, 9, SUBJECT.cause)
@@ -58,7 +62,7 @@ def test_a_record_opens_to_what_was_said_and_follows_the_tip() -> None:
 def test_the_same_content_has_one_id_on_one_tip_and_another_later_in_the_chain() -> None:
     first = composed(draft())
 
-    assert composed(draft(), nonce=b"m" * 12, at=NOW + timedelta(days=1)).id == first.id
+    assert composed(draft(), nonce=b"m" * 12, time=NOW + timedelta(days=1)).id == first.id
     assert composed(draft(), TIP._replace(head=b"x" * 16)).id != first.id
     assert composed(draft("c3")).id != first.id
 
@@ -84,8 +88,8 @@ def test_a_fingerprint_is_keyed_and_does_not_move_with_the_time_of_the_banks_loo
     assert changeset.fingerprint(ACCOUNT, OTHER_KEYS) != PRINTS["a"]
 
 
-def is_news(what: Draft, tip: Tip = TIP, *, now: datetime = NOW) -> bool:
-    return changeset.is_news(tip, what, now=now)
+def is_news(content: Draft, tip: Tip = TIP, *, now: datetime = NOW) -> bool:
+    return changeset.is_news(tip, content, now=now)
 
 
 def test_nothing_new_is_not_worth_a_record() -> None:

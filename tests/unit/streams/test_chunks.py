@@ -27,89 +27,93 @@ RECORD_BYTES = 2048
 PARAMETERS = RecordParameters(SUBJECT, TIP, KEYS, NOW, lambda: b"n" * 12)
 
 
-def row(number: int, words: int = 0) -> Transaction:
+def row(number: int, characters: int = 0) -> Transaction:
     """A transaction with so many random characters, which no compression makes fewer than half."""
-    name = "".join(random.Random(number).choices("0123456789abcdefghijklmnopqrstuvwxyz", k=words))
+    name = "".join(random.Random(number).choices("0123456789abcdefghijklmnopqrstuvwxyz", k=characters))
     return Transaction(f"t{number}", "a", "1.5", "USD", None, False, None, "2026-01-01", name=name)
 
 
 def events(*rows: Transaction) -> Events:
-    return changeset.encode_transactions([Change(TRANSACTION_ADDED, one) for one in rows])
+    return changeset.encode_transactions([Change(TRANSACTION_ADDED, item) for item in rows])
 
 
 def composed(
-    said: Events, *, cursor: str = "c2", bytes_max: int = RECORD_BYTES, at: datetime = NOW
+    content: Events, *, cursor: str = "c2", bytes_max: int = RECORD_BYTES, time: datetime = NOW
 ) -> ChunkedChangeset:
-    nonces = count(at.day)
-    parameters = RecordParameters(SUBJECT, TIP, KEYS, at, lambda: next(nonces).to_bytes(12, "big"), bytes_max)
-    return chunks.compose(Draft(gate.SYNC, said, cursor=cursor), parameters)
+    nonces = count(time.day)
+    parameters = RecordParameters(SUBJECT, TIP, KEYS, time, lambda: next(nonces).to_bytes(12, "big"), bytes_max)
+    return chunks.compose(Draft(gate.SYNC, content, cursor=cursor), parameters)
 
 
-def values(made: ChunkedChangeset) -> list[bytes]:
+def values(changes: ChunkedChangeset) -> list[bytes]:
     """The records in the order in which they are appended."""
-    return [*(part.value for part in made.chunks), made.record.value]
+    return [*(part.value for part in changes.chunks), changes.record.value]
 
 
 def read(records: list[bytes]) -> Events:
     """What a reader gets of one update: the named parts in their order, then the record's own events."""
     envelopes = {changesets.read(value).head.id: changesets.read(value) for value in records}
     last = changesets.read(records[-1]).head
-    blocks = [changesets.unseal(envelopes[one], KEYS) for one in [*last.parts, last.id]]
+    blocks = [changesets.unseal(envelopes[item], KEYS) for item in [*last.parts, last.id]]
     return [(event.type, event.schema, event.data) for block in blocks for event in codec.decode_events(block)]
 
 
 def test_what_fits_one_record_has_no_parts_and_the_id_that_it_always_had() -> None:
-    said = events(row(1), row(2))
+    content = events(row(1), row(2))
 
-    made = composed(said)
+    changes = composed(content)
 
-    alone = changeset.compose(Draft(gate.SYNC, said, cursor="c2"), PARAMETERS)
-    assert (made.chunks, made.record.id, made.record.tip) == ([], alone.id, alone.tip)
+    alone = changeset.compose(Draft(gate.SYNC, content, cursor="c2"), PARAMETERS)
+    assert (changes.chunks, changes.record.id, changes.record.tip) == ([], alone.id, alone.tip)
 
 
 def test_what_does_not_fit_is_cut_in_order_and_the_last_record_names_the_parts() -> None:
-    said = events(*(row(number, 60) for number in range(400)))
+    content = events(*(row(number, 60) for number in range(400)))
 
-    made = composed(said)
+    changes = composed(content)
 
-    heads = [changesets.read(value).head for value in values(made)]
-    assert len(made.chunks) > 5
+    heads = [changesets.read(value).head for value in values(changes)]
+    assert len(changes.chunks) > 5
     assert {(head.kind, head.type, head.parent) for head in heads[:-1]} == {(gate.PART, gate.PART, TIP.head)}
-    assert [head.id for head in heads[:-1]] == heads[-1].parts == [part.id for part in made.chunks]
-    assert all(len(value) <= RECORD_BYTES for value in values(made))
-    assert read(values(made)) == said
+    assert [head.id for head in heads[:-1]] == heads[-1].parts == [part.id for part in changes.chunks]
+    assert all(len(value) <= RECORD_BYTES for value in values(changes))
+    assert read(values(changes)) == content
 
 
 def test_parts_move_neither_cursor_nor_state_and_the_last_record_counts_them_all() -> None:
-    made = composed(events(*(row(number, 60) for number in range(200))))
+    changes = composed(events(*(row(number, 60) for number in range(200))))
 
-    *halves, last = (changesets.read(value).head for value in values(made))
+    *halves, last = (changesets.read(value).head for value in values(changes))
     assert {(head.base_cursor, head.next_cursor, head.item_state, head.history_status) for head in halves} == {
         (None, None, None, None)
     }
     assert sum(head.counts[TRANSACTION_ADDED] for head in halves) < 200
     assert (last.next_cursor, last.item_state) == ("c2", ACTIVE)
-    assert last.counts == made.record.counts == {TRANSACTION_ADDED: 200}
+    assert last.counts == changes.record.counts == {TRANSACTION_ADDED: 200}
 
 
 def test_the_gate_takes_the_parts_of_the_record_that_it_accepts_and_no_others() -> None:
-    made = composed(events(*(row(number, 60) for number in range(200))))
+    changes = composed(events(*(row(number, 60) for number in range(200))))
     left = composed(events(*(row(number, 60) for number in range(900, 1000))))
 
     state, verdicts = ItemGate(head=TIP.head, user=4711), []
-    for value in [left.chunks[0].value, *values(made)]:
+    for value in [left.chunks[0].value, *values(changes)]:
         head: Head = changesets.read(value).head
         verdicts.append(gate.decide(head, state, erased=False, known=False))
         state = gate.advance(head, state, verdicts[-1])
 
-    assert verdicts == [Verdict.CHUNK] * (1 + len(made.chunks)) + [Verdict.ACCEPTED]
-    assert (state.head, state.parts) == (made.record.id, ())
+    assert verdicts == [Verdict.CHUNK] * (1 + len(changes.chunks)) + [Verdict.ACCEPTED]
+    assert (state.head, state.parts) == (changes.record.id, ())
 
 
 def test_the_same_update_has_the_same_ids_at_another_time_and_another_update_shares_its_parts() -> None:
-    said = events(*(row(number, 60) for number in range(200)))
+    content = events(*(row(number, 60) for number in range(200)))
 
-    first, again, further = composed(said), composed(said, at=NOW + timedelta(days=1)), composed(said, cursor="c3")
+    first, again, further = (
+        composed(content),
+        composed(content, time=NOW + timedelta(days=1)),
+        composed(content, cursor="c3"),
+    )
 
     assert (
         [part.id for part in again.chunks] == [part.id for part in first.chunks] == [part.id for part in further.chunks]
@@ -119,24 +123,24 @@ def test_the_same_update_has_the_same_ids_at_another_time_and_another_update_sha
 
 
 def test_a_records_id_covers_its_parts_and_their_order() -> None:
-    said = events(row(1))
-    made = composed(events(*(row(number, 60) for number in range(200))))
+    content = events(row(1))
+    changes = composed(events(*(row(number, 60) for number in range(200))))
 
     def named(*which: changeset.Chunk) -> bytes:
-        draft = Draft(gate.SYNC, said, cursor="c2")
+        draft = Draft(gate.SYNC, content, cursor="c2")
         return changeset.compose(draft, PARAMETERS, which).id
 
-    one, two = made.chunks[:2]
-    assert len({named(), named(one), named(two), named(one, two), named(two, one)}) == 5
+    item, two = changes.chunks[:2]
+    assert len({named(), named(item), named(two), named(item, two), named(two, item)}) == 5
 
 
 def test_what_hardly_compresses_is_halved_until_it_fits() -> None:
-    said = events(*(row(number, 700) for number in range(40)))
+    content = events(*(row(number, 700) for number in range(40)))
 
-    made = composed(said)
+    changes = composed(content)
 
-    assert all(len(value) <= RECORD_BYTES for value in values(made))
-    assert read(values(made)) == said
+    assert all(len(value) <= RECORD_BYTES for value in values(changes))
+    assert read(values(changes)) == content
 
 
 def test_one_event_larger_than_a_record_is_refused() -> None:
@@ -151,13 +155,13 @@ def test_a_head_larger_than_a_record_is_refused() -> None:
 
 @given(st.lists(st.integers(0, 900), min_size=1, max_size=60), st.integers(RECORD_BYTES, 3 * RECORD_BYTES))
 def test_any_cut_gives_a_reader_the_same_events_within_the_limit(sizes: list[int], bytes_max: int) -> None:
-    said = events(*(row(number, words) for number, words in enumerate(sizes)))
+    content = events(*(row(number, characters) for number, characters in enumerate(sizes)))
 
-    made = composed(said, bytes_max=bytes_max)
+    changes = composed(content, bytes_max=bytes_max)
 
-    assert read(values(made)) == said
-    assert max(map(len, values(made))) <= bytes_max
-    assert bool(made.chunks) == (len(composed(said, bytes_max=2**20).record.value) > bytes_max)
+    assert read(values(changes)) == content
+    assert max(map(len, values(changes))) <= bytes_max
+    assert bool(changes.chunks) == (len(composed(content, bytes_max=2**20).record.value) > bytes_max)
 
 
 async def test_a_pass_appends_the_parts_first_and_waits_for_the_record_that_names_them() -> None:
@@ -218,6 +222,6 @@ async def test_a_link_whose_accounts_fill_more_than_a_record_has_parts_too() -> 
 
 
 def test_the_tip_after_parts_is_that_of_the_record_that_names_them() -> None:
-    made = composed(events(*(row(number, 60) for number in range(200))))
+    changes = composed(events(*(row(number, 60) for number in range(200))))
 
-    assert made.record.tip == TIP._replace(head=made.record.id, at=NOW, cursor="c2")
+    assert changes.record.tip == TIP._replace(head=changes.record.id, at=NOW, cursor="c2")

@@ -140,7 +140,7 @@ async def test_what_others_made_due_is_found_by_the_poll() -> None:
         desk.queue.ready = [claimed(1)]
         await desk.until_asked(3)
 
-    assert [one.item_id for one in desk.sent] == ["item-1"]
+    assert [each.item_id for each in desk.sent] == ["item-1"]
 
 
 async def test_while_the_quota_is_used_up_no_wake_causes_a_claim() -> None:
@@ -275,10 +275,10 @@ def test_over_any_stretch_tenants_get_their_weights_to_within_one_turn_each(
     served = Counter(tenant for _, tenant in serve(turns, backlogs, times))
 
     # SFQ's bound: what two backlogged flows got, each by its weight, differs by at most one Item of each.
-    for one in weights:
+    for each in weights:
         for other in weights:
-            apart = abs(served[one] / weights[one] - served[other] / weights[other])
-            assert apart <= 1 / weights[one] + 1 / weights[other] + 1e-6
+            apart = abs(served[each] / weights[each] - served[other] / weights[other])
+            assert apart <= 1 / weights[each] + 1 / weights[other] + 1e-6
 
 
 @given(st.integers(1, 400), st.integers(1, 50))

@@ -108,11 +108,11 @@ async def test_a_lease_counts_from_the_time_of_the_claim_and_a_dead_one_asks_and
     world = {"limits": Counting(), "monotonic": lambda: 1_000.0}
 
     slept = await fetched(asleep, lease_s=30.0, world=world, claimed_at=970.0)
-    held = await fetched(awake, lease_s=30.0, world=world, claimed_at=970.5)
+    renewed = await fetched(awake, lease_s=30.0, world=world, claimed_at=970.5)
 
     assert (slept, asleep.cursors, asleep.heads, asleep.released) == (None, [], [], [])
-    assert held is not None
-    assert held.outcome == "appended"
+    assert renewed is not None
+    assert renewed.outcome == "appended"
 
 
 async def test_a_page_that_lacks_its_fields_is_tried_again_and_then_quarantines_its_item() -> None:
@@ -182,17 +182,22 @@ async def test_an_item_that_is_gone_stops() -> None:
 )
 async def test_what_plaid_never_serves_is_a_state_that_is_told_once(code: str, kind: str) -> None:
     first = Memory(answers=[refusal(code, kind)])
-    told = await fetched(first)
+    result = await fetched(first)
     again = Memory(answers=[refusal(code, kind)], raises={"item": refusal(code, kind)})
     silent = await fetched(again, head=msgspec.structs.replace(HEAD, state="refused", code=code))
 
     assert [(head.type, head.item_state, head.item_code) for head in first.heads] == [("state", "refused", code)]
     assert again.heads == []
-    for result in (told, silent):
-        assert result is not None
-        assert (result.outcome, result.done, result.stopped, result.due_in_s) == ("stopped", True, "refused", None)
-        assert result.error is not None
-        assert result.error["code"] == code
+    for released in (result, silent):
+        assert released is not None
+        assert (released.outcome, released.done, released.stopped, released.due_in_s) == (
+            "stopped",
+            True,
+            "refused",
+            None,
+        )
+        assert released.error is not None
+        assert released.error["code"] == code
 
 
 async def test_a_refused_item_goes_on_once_plaid_serves_it_again() -> None:
@@ -323,7 +328,7 @@ async def test_an_unlink_that_no_token_can_bring_about_ends_after_a_day_of_refus
         assert (late, believed.told) == (None, ["remove", "finish_unlink"])
     else:
         assert late is not None
-        assert [made.type for made in believed.heads] == ["unlink"]
+        assert [record.type for record in believed.heads] == ["unlink"]
         assert late.error == {"code": "INVALID_ACCESS_TOKEN", "detail": "taken for removed"}
 
 

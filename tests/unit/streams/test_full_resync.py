@@ -259,9 +259,9 @@ def test_the_share_that_needs_no_person_is_said_in_permille(share: float, permil
 def test_of_a_whole_history_everything_is_added_and_what_is_told_removed_stays_removed() -> None:
     pages = [PAGE._replace(added=[], modified=[transaction("t2")], removed=[Removal("t0", "a")])]
 
-    said = full_resync.encode(covered(), fold(pages, fresh=True))
+    encoded = full_resync.encode(covered(), fold(pages, fresh=True))
 
-    assert [kind for kind, _, _ in said] == [HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_REMOVED]
+    assert [kind for kind, _, _ in encoded] == [HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_REMOVED]
 
 
 async def test_a_banks_outage_before_it_makes_no_hours_of_the_first_new_cursor() -> None:

@@ -74,8 +74,8 @@ def test_batches_give_what_the_whole_gives() -> None:
         chain.append(record(offset, parent=chain[-1].head.id, next_cursor=f"c{offset}"))
 
     known: dict[str, ItemHead] = {}
-    for one in chain:
-        known |= followed(one, known=known).heads
+    for each in chain:
+        known |= followed(each, known=known).heads
 
     assert known == followed(*chain).heads
 

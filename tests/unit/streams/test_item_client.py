@@ -41,9 +41,9 @@ async def test_a_pass_that_nobody_waits_for_does_not_ask() -> None:
 
 async def test_asking_how_fresh_it_is_tells_no_state_that_was_known() -> None:
     memory = Memory()
-    told = msgspec.structs.replace(HEAD, code="NEW_ACCOUNTS_AVAILABLE")
+    known_head = msgspec.structs.replace(HEAD, code="NEW_ACCOUNTS_AVAILABLE")
 
-    await fetched(memory, head=told, **MANUAL)
+    await fetched(memory, head=known_head, **MANUAL)
 
     [head] = memory.heads
     assert (head.type, head.item_code) == ("sync", "NEW_ACCOUNTS_AVAILABLE")
@@ -129,10 +129,10 @@ async def test_a_login_that_is_broken_is_told_before_a_bank_is_asked_in_vain() -
     known = Memory(raises={"item": refusal("ITEM_LOGIN_REQUIRED")})
     stopped = await fetched(known, **REFRESH)
     unknown = Memory(raises={"refresh": refusal("ITEM_LOGIN_REQUIRED")})
-    found = await fetched(unknown, **REFRESH)
+    answered = await fetched(unknown, **REFRESH)
 
     assert known.told == ["item"]
-    for result in (stopped, found):
+    for result in (stopped, answered):
         assert result is not None
         assert (result.outcome, result.stopped, result.refreshed) == ("stopped", "login_required", False)
 

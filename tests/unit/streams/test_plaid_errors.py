@@ -33,7 +33,7 @@ def hint(code: str, offset: int = 0, **fields: str) -> KnownHint:
 
 
 @pytest.mark.parametrize(
-    ("error_type", "error_code", "wanted"),
+    ("error_type", "error_code", "expected"),
     [
         ("TRANSACTIONS_ERROR", "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION", ErrorClass.MUTATION),
         ("API_ERROR", "INTERNAL_SERVER_ERROR", ErrorClass.TRANSIENT),
@@ -54,8 +54,8 @@ def hint(code: str, offset: int = 0, **fields: str) -> KnownHint:
         ("SOME_NEW_ERROR", "SOMETHING_OF_2030", ErrorClass.TRANSIENT),
     ],
 )
-def test_each_code_has_its_error_class(error_type: str, error_code: str, wanted: ErrorClass) -> None:
-    assert classify(error_type, error_code) is wanted
+def test_each_code_has_its_error_class(error_type: str, error_code: str, expected: ErrorClass) -> None:
+    assert classify(error_type, error_code) is expected
 
 
 def test_a_field_that_plaid_refuses_is_the_cursor_only_where_one_was_sent() -> None:
@@ -71,7 +71,7 @@ def test_only_codes_that_name_the_item_say_that_it_is_removed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "wanted"),
+    ("code", "expected"),
     [
         ("ITEM_LOGIN_REQUIRED", LOGIN_REQUIRED),
         ("USER_PERMISSION_REVOKED", REVOKED),
@@ -79,9 +79,9 @@ def test_only_codes_that_name_the_item_say_that_it_is_removed() -> None:
         ("INSTITUTION_NO_LONGER_SUPPORTED", REFUSED),
     ],
 )
-def test_what_plaid_says_now_is_the_state(code: str, wanted: str) -> None:
-    assert state(code) == ItemState(wanted, code)
-    assert stopped_state(classify("", code), code, "why") == ItemState(wanted, code, "why")
+def test_what_plaid_says_now_is_the_state(code: str, expected: str) -> None:
+    assert state(code) == ItemState(expected, code)
+    assert stopped_state(classify("", code), code, "why") == ItemState(expected, code, "why")
 
 
 def test_a_request_that_plaid_calls_wrong_is_a_state_too_whatever_its_code() -> None:
@@ -92,7 +92,7 @@ def test_a_request_that_plaid_calls_wrong_is_a_state_too_whatever_its_code() -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
         ("2026-01-02T03:04:05.678+01:00", datetime(2026, 1, 2, 2, 4, 5, 678_000, tzinfo=UTC)),
@@ -101,8 +101,8 @@ def test_a_request_that_plaid_calls_wrong_is_a_state_too_whatever_its_code() -> 
         (None, None),
     ],
 )
-def test_when_the_bank_was_read_is_taken_where_it_is_a_time(text: str | None, wanted: datetime | None) -> None:
-    assert parse_time(text) == wanted
+def test_when_the_bank_was_read_is_taken_where_it_is_a_time(text: str | None, expected: datetime | None) -> None:
+    assert parse_time(text) == expected
 
 
 def test_an_error_that_arrives_after_the_repair_stops_nothing() -> None:
@@ -144,10 +144,10 @@ def test_an_announced_end_stays_announced_until_a_repair() -> None:
 
 
 def test_a_question_that_no_webhook_led_to_takes_no_word_of_a_webhook_back() -> None:
-    kept = {"known": ACTIVE, "known_code": "NEW_ACCOUNTS_AVAILABLE"}
+    before = {"known": ACTIVE, "known_code": "NEW_ACCOUNTS_AVAILABLE"}
 
-    assert state(None, **kept) == ItemState(ACTIVE, "NEW_ACCOUNTS_AVAILABLE")
-    assert state(None, hint("LOGIN_REPAIRED"), **kept) == ItemState(ACTIVE)
+    assert state(None, **before) == ItemState(ACTIVE, "NEW_ACCOUNTS_AVAILABLE")
+    assert state(None, hint("LOGIN_REPAIRED"), **before) == ItemState(ACTIVE)
 
 
 def test_new_accounts_are_told_and_change_no_state() -> None:

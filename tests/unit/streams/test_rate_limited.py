@@ -74,8 +74,8 @@ class Limits:
     async def institution_answered(self, institution_id: str) -> None:
         self._tell("answered", institution_id)
 
-    def _tell(self, *what: str) -> None:
-        self.told.append(what)
+    def _tell(self, *call: str) -> None:
+        self.told.append(call)
         if self._away:
             raise Retry("Postgres is away")
 
@@ -253,7 +253,7 @@ async def test_what_plaid_answers_without_its_bank_does_not_close_the_breaker() 
 
 
 @pytest.mark.parametrize(
-    ("error_type", "code", "told"),
+    ("error_type", "code", "reports"),
     [
         ("ITEM_ERROR", "ITEM_LOGIN_REQUIRED", [("answered", "ins_1")]),
         ("API_ERROR", "INTERNAL_SERVER_ERROR", []),
@@ -264,7 +264,7 @@ async def test_what_plaid_answers_without_its_bank_does_not_close_the_breaker() 
     ],
 )
 async def test_a_refusal_closes_the_breaker_only_where_the_bank_itself_gave_it(
-    error_type: str, code: str, told: list[tuple[str, ...]]
+    error_type: str, code: str, reports: list[tuple[str, ...]]
 ) -> None:
     limits = Limits()
     bank = limited(Plaid(refusal=refused(error_type, code)), limits, bank_failing=True)
@@ -272,7 +272,7 @@ async def test_a_refusal_closes_the_breaker_only_where_the_bank_itself_gave_it(
     with pytest.raises(PlaidRefused, match=code):
         await bank.sync_page("token", None)
 
-    assert limits.told == told
+    assert limits.told == reports
 
 
 async def test_no_answer_is_told_to_nobody() -> None:

@@ -65,9 +65,9 @@ class Memory:
         return self._values[offset - self._start]
 
 
-def witnessed(log: Memory, kept: Mapping[int, Position]) -> LogContinuity:
+def witnessed(log: Memory, position: Mapping[int, Position]) -> LogContinuity:
     async def load(partitions: Collection[int]) -> Mapping[int, Position]:
-        return {number: kept[number] for number in partitions if number in kept}
+        return {number: position[number] for number in partitions if number in position}
 
     return LogContinuity(log, topic="changesets", reader="test", load=load)
 
@@ -79,7 +79,7 @@ async def test_a_reader_starts_behind_what_it_has_read_or_at_the_very_beginning(
 
 
 @pytest.mark.parametrize(
-    ("log", "kept", "said"),
+    ("log", "position", "message"),
     [
         (Memory([b"a", b"x", b"c"]), Position(2, checksum(b"b")), "another log"),
         (Memory([b"a"]), Position(2, checksum(b"b")), "truncated"),
@@ -88,9 +88,9 @@ async def test_a_reader_starts_behind_what_it_has_read_or_at_the_very_beginning(
         (Memory([b"d"], start=3), Position(0), "incomplete"),
     ],
 )
-async def test_a_log_that_is_not_the_one_that_was_read_is_halt(log: Memory, kept: Position, said: str) -> None:
-    with pytest.raises(Halt, match=said):
-        await witnessed(log, {0: kept}).starts([0])
+async def test_a_log_that_is_not_the_one_that_was_read_is_halt(log: Memory, position: Position, message: str) -> None:
+    with pytest.raises(Halt, match=message):
+        await witnessed(log, {0: position}).starts([0])
 
 
 async def test_a_log_that_lost_its_beginning_is_halt_for_a_new_reader() -> None:

@@ -166,10 +166,10 @@ def test_no_member_of_a_body_raises(raw: bytes) -> None:
 
 @given(st.integers(), st.binary(), TEXTS)
 def test_no_record_raises(received_at: int, digest: bytes, jwt: str) -> None:
-    one = Webhook(received_at, b"{}", digest, jwt, "{}")
+    each = Webhook(received_at, b"{}", digest, jwt, "{}")
 
-    assert len(key(one)) == 32
-    assert_can_be_kept(react(one, partition=0, offset=0))
+    assert len(key(each)) == 32
+    assert_can_be_kept(react(each, partition=0, offset=0))
 
 
 @given(JSON, JSON)
@@ -212,7 +212,10 @@ class Marking:
 GENUINE = codec.encode(webhook(body("TRANSACTIONS", "SYNC_UPDATES_AVAILABLE")))
 
 
-@given(st.binary() | st.integers(0, len(GENUINE)).flatmap(lambda at: st.binary().map(lambda tail: GENUINE[:at] + tail)))
+@given(
+    st.binary()
+    | st.integers(0, len(GENUINE)).flatmap(lambda index: st.binary().map(lambda tail: GENUINE[:index] + tail))
+)
 async def test_bytes_that_are_no_webhook_hold_up_none_behind_them(raw: bytes) -> None:
     marking = Marking()
 
@@ -221,14 +224,14 @@ async def test_bytes_that_are_no_webhook_hold_up_none_behind_them(raw: bytes) ->
         yield marking
 
     agent = MarkDue(None, begin, on_commit=lambda: None)  # type: ignore[arg-type]
-    await agent.process([Received(0, at, None, value, {}, 0) for at, value in enumerate([raw, GENUINE])])
+    await agent.process([Received(0, index, None, value, {}, 0) for index, value in enumerate([raw, GENUINE])])
 
     assert "item" in marking.marks
     assert marking.position == 2
 
 
-def key(one: Webhook) -> bytes:
-    return identify(one, partition=0, offset=0).key
+def key(each: Webhook) -> bytes:
+    return identify(each, partition=0, offset=0).key
 
 
 def test_the_key_of_a_repeat_is_that_of_the_signature() -> None:
@@ -262,7 +265,7 @@ def test_webhooks_read_together_make_one_mark_an_item_and_no_repeat_counts() -> 
     known = identify(webhook(contents[0], iat=8), partition=0, offset=8)
     twice = identify(webhook(contents[0], iat=0), partition=0, offset=9)
 
-    batch = collect([*fresh, known, twice], {one.key for one in fresh})
+    batch = collect([*fresh, known, twice], {each.key for each in fresh})
 
     assert [mark.item_id for mark in batch.marks] == ["item", "other"]
     mark = batch.marks[0]
@@ -274,10 +277,10 @@ def test_webhooks_read_together_make_one_mark_an_item_and_no_repeat_counts() -> 
 
 def test_two_genuine_webhooks_of_one_second_both_count() -> None:
     signed = webhook(body("TRANSACTIONS", "SYNC_UPDATES_AVAILABLE"), iat=1_699_999_999)
-    one = identify(signed, partition=0, offset=4)
+    each = identify(signed, partition=0, offset=4)
 
-    batch = collect([one], new_keys=set())
+    batch = collect([each], new_keys=set())
 
-    assert one.prompt
+    assert each.prompt
     assert [mark.cause.webhook_offset for mark in batch.marks] == [4]
     assert not batch.repeats
