@@ -1,4 +1,4 @@
-"""Builds logs of changesets for the projections' tests, sealed as the real writers seal them."""
+"""Logs of changesets for the projections' tests, sealed as the real writers seal them."""
 
 import itertools
 import json
@@ -21,18 +21,18 @@ Event = tuple[str, int, bytes]
 
 
 def keys_of(user: int) -> UserKeys:
-    """The keys of a user in tests."""
+    """Return the keys of a user."""
     return user_keys(user.to_bytes(32, "big"), 1)
 
 
 def owners(users: Collection[int]) -> Owners:
-    """Keys and names of users: in tests each below 1,000 has both."""
+    """Return keys and ids of users; each user below 1,000 has both."""
     known = [user for user in users if user < 1_000]
     return Owners({user: keys_of(user) for user in known}, {user: ("t", f"u{user}") for user in known})
 
 
 def transaction(transaction_id: str, amount: str = "10", **fields: Any) -> Transaction:
-    """A transaction with the given payload, the others usual."""
+    """Return a transaction with these fields and usual values of the others."""
     usual: dict[str, Any] = {
         "account_id": "checking",
         "iso_currency_code": "USD",
@@ -50,60 +50,60 @@ def transaction(transaction_id: str, amount: str = "10", **fields: Any) -> Trans
 
 
 def account(account_id: str = "checking", current: str | None = "100", **fields: Any) -> Account:
-    """An account with the given payload."""
+    """Return an account with these fields and usual values of the others."""
     usual: dict[str, Any] = {"name": "Checking", "mask": "0000", "type": "depository", "iso_currency_code": "USD"}
     rest = {"persistent_account_id": None, "official_name": None, "subtype": "checking"}
     return Account(account_id=account_id, current=current, **{**usual, **rest, **fields})
 
 
-def added(*said: Transaction) -> list[Event]:
-    """Events transaction.added."""
-    return [(events.TRANSACTION_ADDED, catalogue.TRANSACTION, codec.encode(one)) for one in said]
+def added(*rows: Transaction) -> list[Event]:
+    """Return events transaction.added."""
+    return [(events.TRANSACTION_ADDED, catalogue.TRANSACTION, codec.encode(row)) for row in rows]
 
 
-def modified(*said: Transaction) -> list[Event]:
-    """Events transaction.modified."""
-    return [(events.TRANSACTION_MODIFIED, catalogue.TRANSACTION, codec.encode(one)) for one in said]
+def modified(*rows: Transaction) -> list[Event]:
+    """Return events transaction.modified."""
+    return [(events.TRANSACTION_MODIFIED, catalogue.TRANSACTION, codec.encode(row)) for row in rows]
 
 
 def removed(*ids: str) -> list[Event]:
-    """Events transaction.removed."""
-    return [(events.TRANSACTION_REMOVED, catalogue.REMOVAL, codec.encode(Removal(one))) for one in ids]
+    """Return events transaction.removed."""
+    return [(events.TRANSACTION_REMOVED, catalogue.REMOVAL, codec.encode(Removal(plaid_id))) for plaid_id in ids]
 
 
-def balance(*said: Account, realtime: bool = False) -> list[Event]:
-    """Events balance.reported."""
+def balance(*accounts: Account, realtime: bool = False) -> list[Event]:
+    """Return events balance.reported."""
     kind = events.BALANCE_REPORTED_REALTIME if realtime else events.BALANCE_REPORTED
-    return [(kind, catalogue.ACCOUNT, codec.encode(one)) for one in said]
+    return [(kind, catalogue.ACCOUNT, codec.encode(reported)) for reported in accounts]
 
 
 def restated(
-    *said: Transaction,
+    *rows: Transaction,
     accounts: Iterable[str] = ("checking", "card"),
     since: str | None = None,
     until: str | None = None,
     complete: bool = True,
     permille: int = 1000,
 ) -> list[Event]:
-    """Events history.restated and transaction.added of all that an Item has."""
+    """Return events history.restated and transaction.added of all rows of an Item."""
     history = History(list(accounts), since, until, complete, permille)
-    return [(events.HISTORY_RESTATED, catalogue.HISTORY, codec.encode(history)), *added(*said)]
+    return [(events.HISTORY_RESTATED, catalogue.HISTORY, codec.encode(history)), *added(*rows)]
 
 
 def edited(own_id: bytes, transaction_id: str, **fields: Any) -> list[Event]:
-    """An event transaction.edited: what a user says of the transaction with this own id, and this Plaid id then."""
-    said = Edit(own_id.hex(), transaction_id, json.dumps(fields))
-    return [(events.TRANSACTION_EDITED, catalogue.EDIT, codec.encode(said))]
+    """Return an event transaction.edited of the transaction with this own id and, at that time, this Plaid id."""
+    edit = Edit(own_id.hex(), transaction_id, json.dumps(fields))
+    return [(events.TRANSACTION_EDITED, catalogue.EDIT, codec.encode(edit))]
 
 
 def about_item(kind: str, item: Item) -> list[Event]:
-    """An event about an Item."""
+    """Return an event about an Item."""
     return [(kind, catalogue.ITEM, codec.encode(item))]
 
 
 @dataclass
 class Log:
-    """A log in memory: records by partition, each with its offset."""
+    """Log in memory: records by partition, each with its offset."""
 
     partitions: int = 1
     records: list[Received] = field(default_factory=list)
@@ -113,40 +113,40 @@ class Log:
 
     def link(self, item_id: str, user: int = 1, *more: Event) -> Received:
         """Append an Item's root."""
-        said = about_item(events.ITEM_LINKED, Item(item_id, "active", institution_id="ins_1", institution_name="Bank"))
-        return self.append(item_id, [*said, *more], user=user, type=gate.LINK)
+        item = Item(item_id, "active", institution_id="ins_1", institution_name="Bank")
+        return self.append(item_id, [*about_item(events.ITEM_LINKED, item), *more], user=user, type=gate.LINK)
 
-    def sync(self, item_id: str, *said: Event, user: int = 1, **head: Any) -> Received:
-        """Append a sync."""
-        return self.append(item_id, list(said), user=user, type=gate.SYNC, **head)
+    def sync(self, item_id: str, *block: Event, user: int = 1, **head: Any) -> Received:
+        """Append a sync run's changeset."""
+        return self.append(item_id, block, user=user, type=gate.SYNC, **head)
 
-    def restate(self, item_id: str, *said: Event, user: int = 1, **head: Any) -> Received:
-        """Append a restated history."""
-        return self.append(item_id, list(said), user=user, type=gate.RESTATED, **head)
+    def restate(self, item_id: str, *block: Event, user: int = 1, **head: Any) -> Received:
+        """Append a full resync's changeset."""
+        return self.append(item_id, block, user=user, type=gate.RESTATED, **head)
 
     def edit(self, item_id: str, own_id: bytes, transaction_id: str, user: int = 1, **fields: Any) -> Received:
         """Append an edit."""
         return self.free(item_id, edited(own_id, transaction_id, **fields), type=gate.EDIT, user=user)
 
     def decide(self, item_id: str, decision: str, subject: bytes | None = None, user: int = 1) -> Received:
-        """Append a decision, about the Item's head unless told otherwise."""
-        said = Decision((subject or self.heads[item_id]).hex(), decision)
-        event = (events.DECISION_MADE, catalogue.DECISION, codec.encode(said))
+        """Append a decision; without a subject it is about the Item's head."""
+        payload = codec.encode(Decision((subject or self.heads[item_id]).hex(), decision))
+        event = (events.DECISION_MADE, catalogue.DECISION, payload)
         return self.free(item_id, [event], type=gate.DECISION, user=user)
 
     def redrive(self, item_id: str, user: int = 1, **head: Any) -> Received:
         """Append a redrive."""
         return self.free(item_id, [], type=gate.REDRIVE, user=user, **head)
 
-    def free(self, item_id: str | None, said: Iterable[Event], *, type: str, user: int = 1, **head: Any) -> Received:
+    def free(self, item_id: str | None, block: Iterable[Event], *, type: str, user: int = 1, **head: Any) -> Received:
         """Append a free record with an id of its own."""
         number = head.pop("id", None) or free_id(user, str(len(self.records)))
-        return self.append(item_id, said, user=user, type=type, kind=gate.FREE, id=number, **head)
+        return self.append(item_id, block, user=user, type=type, kind=gate.FREE, id=number, **head)
 
     def append(
         self,
         item_id: str | None,
-        said: Iterable[Event],
+        block: Iterable[Event],
         *,
         user: int = 1,
         type: str = gate.SYNC,
@@ -154,15 +154,15 @@ class Log:
         keys: UserKeys | None = None,
         **head: Any,
     ) -> Received:
-        """Append a record, chained to the Item's head unless told otherwise."""
-        block = codec.encode_events(list(said))
+        """Append a record; a chained one has the Item's head as its parent, unless another one is given."""
+        encoded = codec.encode_events(list(block))
         keys = keys or keys_of(user)
         parent = head.pop("parent", self.heads.get(item_id or "") if kind == gate.CHAINED else None)
         self.clock_us += 1_000_000
         number = changesets.changeset_id(
-            keys_of(user), parent=parent, base_cursor=None, next_cursor=str(self.clock_us), state=type, events=block
+            keys_of(user), parent=parent, base_cursor=None, next_cursor=str(self.clock_us), state=type, events=encoded
         )
-        whole = Head(
+        head_record = Head(
             id=head.pop("id", number),
             kind=kind,
             type=type,
@@ -175,17 +175,17 @@ class Log:
             **head,
         )
         if kind == gate.CHAINED and item_id is not None:
-            self.heads[item_id] = whole.id
-        value = changesets.seal(whole, block, keys, nonce=next(self._nonces).to_bytes(12, "big"))
+            self.heads[item_id] = head_record.id
+        value = changesets.seal(head_record, encoded, keys, nonce=next(self._nonces).to_bytes(12, "big"))
         return self.put(value, user)
 
     @staticmethod
     def stranger() -> UserKeys:
-        """Keys of nobody in the log: what they seal does not open."""
+        """Return the keys of a user who has no records: what they seal does not open."""
         return keys_of(999_999)
 
     def put(self, value: bytes, user: int) -> Received:
-        """Append bytes."""
+        """Append a sealed value."""
         partition = user % self.partitions
         offset = sum(record.partition == partition for record in self.records)
         record = Received(partition, offset, str(user).encode(), value, {}, self.clock_us // 1000)

@@ -1,4 +1,4 @@
-"""Histories with all that goes wrong: quarantines of older code, poison, redrives, lost cursors, decisions."""
+"""Histories with failures: quarantines of an older release, poison, redrives, lost cursors, decisions."""
 
 from dataclasses import dataclass, field
 
@@ -39,7 +39,7 @@ steps = st.lists(
     max_size=20,
 )
 older = st.lists(st.tuples(st.integers(0, ITEMS - 1), st.integers(0, 12)), max_size=2)
-"""Items that an older code quarantined, and where."""
+"""Items that an older release quarantined, with the offset."""
 
 FEW = 1
 """`restated.REMOVALS_ALWAYS_MAX` for these histories: they are too small for the real one to matter."""
@@ -47,14 +47,14 @@ FEW = 1
 
 @dataclass
 class Trouble:
-    """A log in which much goes wrong, and the quarantines that were stored before."""
+    """Log with many failures, and the quarantines that were stored before."""
 
     log: Log = field(default_factory=Log)
     quarantined: dict[str, list[QuarantineSpan]] = field(default_factory=dict)
     restated: dict[str, list[bytes]] = field(default_factory=dict)
 
     def act(self, act: str, number: int, variant: int) -> None:
-        """Append what an act says."""
+        """Append the record of an act."""
         log, item = self.log, f"item{number}"
         named = [transaction(f"T{bit}", str(variant)) for bit in range(NAMES_MAX) if variant >> bit & 1]
         match act:
@@ -92,7 +92,7 @@ class Trouble:
 
     def _sync(self, named: list[Transaction], variant: int) -> list[tuple[str, int, bytes]]:
         if variant % 4 == 0:
-            return removed(*(one.transaction_id for one in named))
+            return removed(*(row.transaction_id for row in named))
         if variant % 4 == 1:
             return [*added(*named), *balance(account(current=str(variant)))]
         if variant % 4 == 2 and named:
@@ -101,21 +101,21 @@ class Trouble:
         return modified(*named)
 
     def _decide(self, item: str, decision: str) -> None:
-        """About each history that was restated: which of them waits is for the fold to know."""
+        """Decide on the last two full resyncs; the fold accepts the decision that a resync waits for."""
         for subject in self.restated.get(item, [])[-2:]:
             self.log.decide(item, decision, subject)
 
 
 def trouble(acts: list[Step], before: list[tuple[int, int]]) -> Trouble:
     """Act out steps."""
-    made = Trouble()
+    history = Trouble()
     for number in range(ITEMS):
-        made.log.link(f"item{number}")
+        history.log.link(f"item{number}")
     for act in acts:
-        made.act(*act)
+        history.act(*act)
     for number, offset in before:
-        made.quarantined[f"item{number}"] = [QuarantineSpan(offset, None)]
-    return made
+        history.quarantined[f"item{number}"] = [QuarantineSpan(offset, None)]
+    return history
 
 
 troubles = st.builds(trouble, steps, older)

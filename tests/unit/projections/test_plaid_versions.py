@@ -144,7 +144,7 @@ def said_by(story: Story, answer: Json) -> list[str]:
     """Bring one answer the whole way of the pure code: read, folded, sealed, gated, folded into rows and events."""
     page = models.sync_page(json.dumps(answer).encode())
     update = pages.fold([page], fresh=False)
-    return story.say(*changeset.encode_transactions(update.changes), *changeset.encode_balances(update.accounts))
+    return story.sync(*changeset.encode_transactions(update.changes), *changeset.encode_balances(update.accounts))
 
 
 def readers(*numbers: int) -> Iterator[Any]:
