@@ -76,8 +76,7 @@ def tail(
     unseal: Annotated[
         bool,
         typer.Option(
-            "--unseal",
-            help="Decrypt changesets with the users' keys; each is reported on standard error with the name.",
+            "--unseal", help="Decrypt changesets with the users' keys; each is reported on standard error with --by."
         ),
     ] = False,
     by: By = "",

@@ -1,4 +1,4 @@
-"""The gateway as two tenants' back ends see it, on a real Postgres and a simulated Plaid, and the tables behind it."""
+"""Gateway under test: REST calls of two tenants, on a real Postgres and a simulated Plaid, and rows for its tables."""
 
 import asyncio
 import datetime
@@ -32,7 +32,7 @@ NOW = datetime.datetime(2026, 9, 21, 12, tzinfo=datetime.UTC)
 
 
 class Api:
-    """The gateway as two tenants' back ends see it, and the tables behind it."""
+    """A client of two tenants, and the rows of the tables behind the gateway."""
 
     def __init__(self, address: str, session: ClientSession, pool: asyncpg.Pool, settings: Settings) -> None:
         self.address, self.session, self.pool, self.settings = address, session, pool, settings
@@ -46,8 +46,8 @@ class Api:
         key: str | None = "key-a",
         headers: dict[str, str] | None = None,
     ) -> tuple[int, Any]:
-        sent = {**({"Authorization": f"Bearer {key}"} if key else {}), **(headers or {})}
-        async with self.session.request(method, self.address + path, json=body, headers=sent) as answer:
+        all_headers = {**({"Authorization": f"Bearer {key}"} if key else {}), **(headers or {})}
+        async with self.session.request(method, self.address + path, json=body, headers=all_headers) as answer:
             return answer.status, await answer.json(content_type=None)
 
     async def link(self, user: str = "ada", *, key: str = "key-a") -> str:
@@ -67,7 +67,7 @@ class Api:
         return int(await self.pool.fetchval("SELECT user_number FROM tartan.users WHERE user_id = $1", user))
 
     async def show(self, item_id: str, *, user: int, transactions: int = 0) -> list[bytes]:
-        """Put rows into the tables as the projection would."""
+        """Insert an Item, its account and transactions as projections does; return the transactions' own ids."""
         await self.pool.execute(
             f"""INSERT INTO {SCHEMA}.items (item_id, user_number, partition, state, head_offset, linked_at, known_at)
                 VALUES ($1, $2, 0, 'active', 0, $3, $3)""",
@@ -119,7 +119,7 @@ class Api:
         error: str | None = None,
         cause: str = "manual",
     ) -> None:
-        """A pass over an Item, as streams leaves it."""
+        """Insert a finished sync run of an Item as streams does."""
         await self.pool.execute(
             """INSERT INTO tartan.sync_runs (item_id, started_at, duration_s, cause, added, modified, removed,
                 outcome, generation, changeset_offset, error)
@@ -136,7 +136,7 @@ class Api:
     async def accept(
         self, item_id: str, offset: int, *, said: Sequence[str] = (), net: Sequence[str] = (), expired: bool = False
     ) -> None:
-        """A changeset with the events that it says and those that it led to, as projections show it."""
+        """Insert an accepted changeset with the bank's changes (`said`) and its net events, as projections does."""
         row = await self.pool.fetchrow(
             "SELECT partition, user_number FROM tartan.sync_state WHERE item_id = $1", item_id
         )
@@ -162,7 +162,7 @@ class Api:
         )
 
     async def read_up_to(self, item_id: str, position: int) -> None:
-        """Move what readers see of the Item's partition."""
+        """Set the position of the Item's partition, below which readers see all changesets."""
         await self.pool.execute(
             f"""INSERT INTO {SCHEMA}.positions (partition, position)
                 SELECT partition, $2 FROM tartan.sync_state WHERE item_id = $1
@@ -204,7 +204,7 @@ def assert_shape(document: dict[str, Any], name: str) -> None:
     assert set(document) == set(SCHEMAS[name]["properties"]), name
 
 
-async def generation_is(api: Api, wanted: int) -> None:
+async def generation_is(api: Api, generation: int) -> None:
     async with asyncio.timeout(5):
-        while await api.pool.fetchval("SELECT generation FROM tartan.sync_state") < wanted:
+        while await api.pool.fetchval("SELECT generation FROM tartan.sync_state") < generation:
             await asyncio.sleep(0.01)

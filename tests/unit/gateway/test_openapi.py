@@ -1,4 +1,4 @@
-"""The OpenAPI document says all that the routes do, and nothing else."""
+"""The OpenAPI document describes every route and nothing else."""
 
 import re
 from importlib import resources
@@ -18,7 +18,7 @@ SETTINGS = Settings(
 )
 
 
-def served() -> set[tuple[str, str]]:
+def served_routes() -> set[tuple[str, str]]:
     app: web.Application = Gateway(SETTINGS, pool=None, plaid=None, hub=Hub(), appender=None).app()  # type: ignore[arg-type]
     found = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
     return {(method, path) for method, path in found if path.startswith(("/v1", "/internal"))}
@@ -26,9 +26,9 @@ def served() -> set[tuple[str, str]]:
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
     return [
-        (method.upper(), path, what)
+        (method.upper(), path, operation)
         for path, item in document(ROUTES)["paths"].items()
-        for method, what in item.items()
+        for method, operation in item.items()
     ]
 
 
@@ -39,18 +39,18 @@ def references(value: Any) -> list[str]:
 
 
 def test_each_route_that_is_served_is_in_the_document_and_each_in_the_document_is_served() -> None:
-    assert {(method, path) for method, path, _ in operations()} == served()
+    assert {(method, path) for method, path, _ in operations()} == served_routes()
 
 
 def test_each_operation_has_a_name_of_its_own_a_summary_and_its_path_parameters() -> None:
-    names = [what["operationId"] for _, _, what in operations()]
+    names = [operation["operationId"] for _, _, operation in operations()]
     assert len(names) == len(set(names)) == len(ROUTES)
-    for _, path, what in operations():
-        in_path = {one["name"] for one in what["parameters"] if one["in"] == "path"}
+    for _, path, operation in operations():
+        in_path = {parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "path"}
         assert in_path == set(re.findall(r"{(\w+)}", path))
-        assert all(one["required"] for one in what["parameters"] if one["in"] == "path")
-        assert what["summary"]
-        assert what["responses"]
+        assert all(parameter["required"] for parameter in operation["parameters"] if parameter["in"] == "path")
+        assert operation["summary"]
+        assert operation["responses"]
 
 
 def test_each_reference_leads_to_a_schema_and_each_schema_is_used() -> None:
@@ -60,11 +60,11 @@ def test_each_reference_leads_to_a_schema_and_each_schema_is_used() -> None:
 
 
 def test_each_operation_but_the_open_ones_asks_for_a_key() -> None:
-    open_ones = {what["operationId"] for _, _, what in operations() if not what["security"]}
+    open_ones = {operation["operationId"] for _, _, operation in operations() if not operation["security"]}
 
     assert open_ones == {"stream", "openapi"}
-    for _, _, what in operations():
-        assert ("401" in what["responses"]) == (what["operationId"] not in open_ones)
+    for _, _, operation in operations():
+        assert ("401" in operation["responses"]) == (operation["operationId"] not in open_ones)
 
 
 def test_the_page_shows_what_users_say_and_reads_no_field_that_the_api_lacks() -> None:
@@ -76,9 +76,11 @@ def test_the_page_shows_what_users_say_and_reads_no_field_that_the_api_lacks() -
 
 
 def test_a_body_that_has_to_say_something_is_required_and_a_large_one_is_413() -> None:
-    said = {what["operationId"]: what for _, _, what in operations()}
-    edit = said["edit_transaction"]["requestBody"]
+    by_id = {operation["operationId"]: operation for _, _, operation in operations()}
+    edit = by_id["edit_transaction"]["requestBody"]
 
     assert (edit["required"], edit["content"]["application/json"]["schema"]["minProperties"]) == (True, 1)
-    assert not said["read_balances"]["requestBody"]["required"]
-    assert [what for what in said.values() if ("requestBody" in what) != ("413" in what["responses"])] == []
+    assert not by_id["read_balances"]["requestBody"]["required"]
+    assert [
+        operation for operation in by_id.values() if ("requestBody" in operation) != ("413" in operation["responses"])
+    ] == []
