@@ -1,1 +1,1 @@
-"""Deterministic simulation: the real code of the streams stage in a world that a seed decides."""
+"""Simulate the streams stage deterministically: its real code in an environment that a seed decides."""

@@ -1,4 +1,4 @@
-"""What banks and Plaid do to an Item beyond a single request; each as an act of a story."""
+"""Cause the faults of banks and of Plaid that concern more than one request."""
 
 import random
 from collections.abc import Callable
@@ -11,35 +11,35 @@ from sandbox.simulator.control.failure_modes import CursorRefusal
 from sandbox.simulator.webhooks.delivery import WebhookFault
 
 REMOVED_MIN, REMOVED_SHARE = 11, 0.4
-"""Of an Item's rows: more than ten and more than a fifth, so that a person has to be asked."""
+"""Removed rows of an Item: more than ten and more than a fifth, so that a person must decide."""
 CODES: tuple[CursorRefusal, ...] = ("INVALID_FIELD", "INVALID_FIELD", "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION")
 LATE_S = (60.0, 600.0, 3600.0)
 LATE_S_MAX = 23 * 3600.0
 
 Later = Callable[[float, Callable[[], None]], None]
-"""Let something happen after so many seconds, unless the faults are over by then."""
+"""Schedule an action after so many seconds, unless the faults are over by then."""
 
 
-class Banking:
-    """See the module. `late_s_max`: how late a webhook may come."""
+class BankFaults:
+    """Cause faults of one installation."""
 
     def __init__(self, installation: Installation, rng: random.Random, later: Later) -> None:
         self._installation = installation
-        self._plaid = installation.plaid_world
+        self._plaid = installation.simulated_plaid
         self._rng = rng
         self._later = later
-        # A day of virtual time costs seconds of the machine's, so it passes in few runs.
+        # A day of virtual time costs seconds of real time, so few runs have such late webhooks.
         self._late_s = (*LATE_S, LATE_S_MAX) if rng.random() < 0.05 else LATE_S
         self._hidden: list[tuple[Item, str]] = []
 
-    def lose_the_cursor(self, item: Item) -> None:
-        """Plaid refuses the cursor, and tells of something new."""
+    def refuse_cursor(self, item: Item) -> None:
+        """Refuse the cursor, and add a change."""
         self._count("cursor_refused", item)
         failure_modes.refuse_cursors(item, code=self._rng.choice(CODES))
         self._plaid.step(item.item_id)
 
     def remove_many(self, item: Item) -> None:
-        """Most of a history goes while its cursor is refused: more than is removed without a person."""
+        """Remove many rows while the cursor is refused: more than a full resync removes without a decision."""
         count = max(REMOVED_MIN, int(len(item.live) * REMOVED_SHARE))
         if len(item.live) < count or not self._plaid.reachable(item):
             return
@@ -47,15 +47,15 @@ class Banking:
         failure_modes.refuse_cursors(item)
         failure_modes.remove_rows(self._plaid, item, count)
         if self._rng.random() < 0.3:
-            self._later(self._rng.uniform(5.0, 120.0), lambda: self._return(item))
+            self._later(self._rng.uniform(5.0, 120.0), lambda: self._return_rows(item))
 
-    def _return(self, item: Item) -> None:
+    def _return_rows(self, item: Item) -> None:
         if not item.removed and self._plaid.reachable(item):
             self._count("some_returned", item)
             failure_modes.return_rows(self._plaid, item, self._rng.randint(1, 8))
 
-    def forget_the_history(self, item: Item) -> None:
-        """Plaid refuses the cursor, and has the history not ready for a while."""
+    def unready_history(self, item: Item) -> None:
+        """Refuse the cursor, and make the history not ready for a while."""
         self._count("history_unready", item)
         failure_modes.refuse_cursors(item)
         initial_s = self._rng.uniform(5.0, 60.0)
@@ -63,43 +63,43 @@ class Banking:
         failure_modes.unready_history(self._plaid, item, initial_s=initial_s, complete_s=complete_s)
         self._plaid.step(item.item_id)
 
-    def hide(self, item: Item) -> None:
-        """An account is missing from all answers for a while, in some cases from a whole history too."""
-        shown = [one for one in item.accounts.values() if one.is_listed]
-        if len(shown) < 2:
+    def hide_account(self, item: Item) -> None:
+        """Hide an account from all answers for a while, in some cases from a full resync too."""
+        listed = [account for account in item.accounts.values() if account.is_listed]
+        if len(listed) < 2:
             return
-        account_id = self._rng.choice(shown).account_id
+        account_id = self._rng.choice(listed).account_id
         self._count("account_hidden", item)
         failure_modes.hide_account(item, account_id)
         self._hidden.append((item, account_id))
         if self._rng.random() < 0.5:
             failure_modes.refuse_cursors(item)
         self._plaid.step(item.item_id)
-        self._later(self._rng.uniform(10.0, 200.0), lambda: self._show(item, account_id))
+        self._later(self._rng.uniform(10.0, 200.0), lambda: self._show_account(item, account_id))
 
-    def _show(self, item: Item, account_id: str) -> None:
+    def _show_account(self, item: Item, account_id: str) -> None:
         if not item.removed:
             failure_modes.show_account(self._plaid, item, account_id)
 
-    def refresh(self, item: Item) -> None:
-        """Something happened that Plaid has not seen, and a user asks for a refresh."""
+    def request_refresh(self, item: Item) -> None:
+        """Add changes that Plaid has not read, and request a refresh."""
         self._count("refresh_asked", item)
         failure_modes.add_unseen_changes(item, changes=self._rng.randint(1, 4))
-        self._installation.ask(item.item_id, Lane.MANUAL, refresh=True)
+        self._installation.request_sync(item.item_id, Lane.MANUAL, refresh=True)
 
-    def be_late(self, item: Item) -> None:
-        """The next webhook of an Item comes late, by up to a day."""
+    def delay_webhook(self, item: Item) -> None:
+        """Delay the next webhook of an Item, by up to a day."""
         self._count("webhook_late", item)
         delay_s = self._rng.choice(self._late_s)
         self._plaid.deliveries.declare(WebhookFault(kind="late", item_id=item.item_id, delay_s=delay_s))
         self._plaid.step(item.item_id)
 
-    def heal(self) -> None:
-        """End all of it: what is hidden is shown, and webhooks come in time."""
+    def end(self) -> None:
+        """End all of these faults."""
         self._plaid.deliveries.withdraw()
         for item, account_id in self._hidden:
-            self._show(item, account_id)
+            self._show_account(item, account_id)
 
     def _count(self, kind: str, item: Item) -> None:
-        self._installation.hazards.counts[kind] += 1
+        self._installation.faults.counts[kind] += 1
         self._installation.trace.note(f"{kind} {item.item_id}")

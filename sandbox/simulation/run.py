@@ -1,4 +1,7 @@
-"""One run: a seed lets a story happen, the faults end, all comes to rest, and what must be true is looked at."""
+"""Run one seed.
+
+The steps: run a scenario, end its faults, wait until the installation is at rest, check it.
+"""
 
 import asyncio
 import random
@@ -13,22 +16,22 @@ from sandbox.simulation.deliveries import deliver
 from sandbox.simulation.engine import loop
 from sandbox.simulation.engine.installation import START, Installation
 from sandbox.simulation.engine.worker import SCHEDULE_S, TICK_S
-from sandbox.simulation.scenario import Story
+from sandbox.simulation.scenario import Scenario
 from sandbox.simulation.trace import Trace
 from sandbox.simulator.control.faults import CONNECTION_FAULTS, MUTATION
 from sandbox.simulator.options import Options, WebhookRates
 
 HEALING_S = SCHEDULE_S + 10 * TICK_S
-"""After the faults: one round of the schedule, which is what heals a lost webhook, and a little."""
+"""Time after the faults: one round of the schedule, which repairs a lost webhook, and a margin."""
 QUIET_S_MAX = 48 * 3600.0
-"""Virtual time after which a run that is not quiet never will be: a webhook may be 23 h late, an Item wait 18 h."""
-LOOK_S, LOOK_S_MAX = 5.0, 120.0
-"""How often a run is looked at: seldom where it rests for hours, since each look costs the machine's time."""
+"""Virtual time after which a run must be at rest: a webhook may be 23 h late, an Item wait 18 h."""
+CHECK_S, CHECK_S_MAX = 5.0, 120.0
+"""Interval of checks for rest; it grows, since each check costs real time."""
 
 
 @dataclass
 class Outcome:
-    """What became of a run. `trace`: the same for two runs of one seed."""
+    """The result of a run. `trace`: a hash that is equal for two runs of one seed."""
 
     seed: int
     problems: list[str] = field(default_factory=list)
@@ -40,39 +43,39 @@ class Outcome:
 
 
 def simulate(seed: int, *, shown: bool = False, dsn: str | None = None) -> Outcome:
-    """Run one seed to its end. `dsn`: of a fresh database for the scheduler's tables, which else are in memory."""
-    return loop.run(lambda: _simulated(seed, shown=shown, dsn=dsn))
+    """Run one seed to its end. `dsn`: a fresh database for the scheduler's tables, which else are in memory."""
+    return loop.run(lambda: _simulate(seed, shown=shown, dsn=dsn))
 
 
-async def _simulated(seed: int, *, shown: bool, dsn: str | None) -> Outcome:
+async def _simulate(seed: int, *, shown: bool, dsn: str | None) -> Outcome:
     rng = random.Random(seed)
     trace = Trace(shown=shown)
     is_scheduling = rng.random() < 0.6
     installation = Installation(random.Random(rng.random()), _options(seed, rng, is_scheduling), trace, _limits(rng))
     installation.is_scheduling = is_scheduling
     if dsn is not None:
-        await installation.open(dsn)
-    story = Story(installation, random.Random(rng.random()))
-    pulse = asyncio.create_task(deliver(installation, story.ingest_answers, random.Random(rng.random())))
+        await installation.open_database(dsn)
+    scenario = Scenario(installation, random.Random(rng.random()))
+    delivery = asyncio.create_task(deliver(installation, scenario.is_ingest_up, random.Random(rng.random())))
     outcome = Outcome(seed)
     try:
-        await story.run()
-        await _rested(installation, story, outcome)
-        tables = await installation.seen()
-        outcome.problems += checks.problems(installation, tables, story, random.Random(rng.random()))
+        await scenario.run()
+        await _rest(installation, scenario, outcome)
+        tables = await installation.load_tables()
+        outcome.problems += checks.problems(installation, tables, scenario, random.Random(rng.random()))
     except loop.Stuck as error:
         outcome.problems.append(str(error))
     finally:
         outcome.trace = trace.digest()
-        pulse.cancel()
-        await _buried(story)
+        delivery.cancel()
+        await _dispose(scenario)
         await installation.close()
     outcome.faults = _faults(installation)
     outcome.virtual_s = asyncio.get_running_loop().time()
     outcome.claims = installation.monitor.claims
     if outcome.problems:
-        named = next((item.item_id for item in story.items if item.item_id in outcome.problems[0]), "")
-        outcome.about = trace.about(named, lines_max=checks.LINES_MAX)
+        item_id = next((item.item_id for item in scenario.items if item.item_id in outcome.problems[0]), "")
+        outcome.about = trace.about(item_id, lines_max=checks.LINES_MAX)
     return outcome
 
 
@@ -98,36 +101,36 @@ def _options(seed: int, rng: random.Random, is_scheduling: bool) -> Options:
 
 
 def _limits(rng: random.Random) -> dict[str, Limit]:
-    """Plaid's quotas, so small in some runs that they are felt."""
-    plan = limits_of("production", environment="production")
+    """Return Plaid's quotas, in some runs so small that they delay sync runs."""
+    limits = limits_of("production", environment="production")
     if rng.random() < 0.5:
-        plan[SYNC], plan[ACCOUNTS], plan[ITEM] = Limit(10, 30), Limit(6, 25), Limit(6, 25)
-    return plan
+        limits[SYNC], limits[ACCOUNTS], limits[ITEM] = Limit(10, 30), Limit(6, 25), Limit(6, 25)
+    return limits
 
 
-async def _rested(installation: Installation, story: Story, outcome: Outcome) -> None:
-    """Wait until nothing is under way; an operator deals with what waits for one.
+async def _rest(installation: Installation, scenario: Scenario, outcome: Outcome) -> None:
+    """Wait until no work is in progress; an operator settles quarantines and removals.
 
-    The schedule goes on for one round, and then stops so that rest can be.
+    The schedule runs for one more round and then stops, since it would make Items due for ever.
     """
-    virtual = asyncio.get_running_loop()
+    loop_time = asyncio.get_running_loop().time
     if installation.is_scheduling:
         await asyncio.sleep(HEALING_S)
     installation.is_scheduling = False
-    until, look_s = virtual.time() + QUIET_S_MAX, LOOK_S
-    while (left := checks.unfinished(installation, await installation.seen())) and not installation.failures:
-        if virtual.time() > until:
+    deadline, wait_s = loop_time() + QUIET_S_MAX, CHECK_S
+    while (left := checks.unfinished(installation, await installation.load_tables())) and not installation.failures:
+        if loop_time() > deadline:
             outcome.problems.append(f"not quiet after {timedelta(seconds=QUIET_S_MAX)}: {'; '.join(left[:5])}")
             return
-        story.operator.settle(story.items)
-        await asyncio.sleep(look_s)
-        look_s = min(look_s * 1.1, LOOK_S_MAX)
+        scenario.operator.settle(scenario.items)
+        await asyncio.sleep(wait_s)
+        wait_s = min(wait_s * 1.1, CHECK_S_MAX)
 
 
-async def _buried(story: Story) -> None:
-    for process in [*story.buried, *(worker.process for worker in story.workers.values())]:
-        await process.bury()
-    # Servers that still had an answer to give.
+async def _dispose(scenario: Scenario) -> None:
+    for process in [*scenario.dead_processes, *(worker.process for worker in scenario.workers.values())]:
+        await process.dispose()
+    # Tasks of servers with an outstanding answer.
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
@@ -135,15 +138,13 @@ async def _buried(story: Story) -> None:
 
 
 def _faults(installation: Installation) -> Counter[str]:
-    """What really happened, by kind."""
-    faults = Counter(installation.hazards.counts)
-    for (_, code), count in installation.plaid_world.requests.items():
+    """Count the faults that happened, by kind."""
+    faults = Counter(installation.faults.counts)
+    plaid = installation.simulated_plaid
+    for (_, code), count in plaid.requests.items():
         if code != "OK":
-            faults[_kind(code)] += count
-    courier = installation.plaid_world.deliveries
-    faults.update({f"webhook_{kind}": courier.counts[kind] for kind in ("lost", "failed") if courier.counts[kind]})
+            is_simulated = code in CONNECTION_FAULTS or code == MUTATION
+            faults[code.lower() if is_simulated else f"plaid_{code.lower()}"] += count
+    counts = plaid.deliveries.counts
+    faults.update({f"webhook_{kind}": counts[kind] for kind in ("lost", "failed") if counts[kind]})
     return faults
-
-
-def _kind(code: str) -> str:
-    return code.lower() if code in CONNECTION_FAULTS or code == MUTATION else f"plaid_{code.lower()}"

@@ -1,11 +1,11 @@
-"""`tartan simulate`: many seeds, one after the other; a failure names its seed and what replays it."""
+"""Run `tartan simulate`: many seeds, one after the other; a failure prints its seed and the command to replay it."""
 
 import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -14,12 +14,12 @@ from sandbox.simulation.engine import postgres
 from sandbox.simulation.run import Outcome, simulate
 
 POSTGRES_EVERY = 20
-"""Each seed that this divides keeps the scheduler's tables in a real Postgres, which takes several times as long."""
+"""Seeds that this divides keep the scheduler's tables in a real Postgres, which takes several times as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulateOptions:
-    """What is asked for. `seed`: this one alone; `first`: of `seeds` in a row. `items`: of a day."""
+    """The options of the command. `seed`: only this one; `first`: the first of `seeds`; `items`: those of a day."""
 
     seeds: int = 100
     first: int = 1
@@ -32,34 +32,34 @@ class SimulateOptions:
 
 @dataclass
 class Tally:
-    """What many runs came to."""
+    """The result of many runs."""
 
     runs: int = 0
     failures: int = 0
     postgres_runs: int = 0
     seconds: float = 0.0
-    faults: Counter[str] | None = None
+    faults: Counter[str] = field(default_factory=Counter)
 
-    def shown(self) -> dict[str, object]:
-        """As JSON."""
+    def as_json(self) -> dict[str, object]:
+        """Return the values of the report."""
         return {
             "runs": self.runs,
             "failures": self.failures,
-            "faults": dict(sorted((self.faults or Counter()).items())),
+            "faults": dict(sorted(self.faults.items())),
             "postgres_runs": self.postgres_runs,
             "seconds": round(self.seconds, 1),
         }
 
 
 def run_simulate(options: SimulateOptions) -> int:
-    """Run seeds, or a day, and say what came of it. Gives the exit code: 0 only without failures."""
+    """Run seeds, or a day, and print the result; return the exit code: 0 only without failures."""
     quiet()
     if options.day:
         return _day(options)
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
-    tally = run_seeds(seeds, shown=options.trace, on_failure=_told)
+    tally = run_seeds(seeds, shown=options.trace, on_failure=_print_failure)
     if options.json:
-        print(json.dumps(tally.shown()))
+        print(json.dumps(tally.as_json()))
     else:
         print(f"{tally.runs} runs, {tally.failures} failures, {tally.seconds:.1f} s")
     return 1 if tally.failures else 0
@@ -69,12 +69,11 @@ def run_seeds(
     seeds: "range | list[int]", *, shown: bool = False, on_failure: Callable[[Outcome], None] = lambda _: None
 ) -> Tally:
     """Run seeds one after the other."""
-    tally, began = Tally(faults=Counter()), time.monotonic()
-    assert tally.faults is not None
-    with postgres.runs() as runs:
+    tally, started_at = Tally(), time.monotonic()
+    with postgres.run_databases() as databases:
         for seed in seeds:
             if seed % POSTGRES_EVERY == 0:
-                with runs.database() as dsn:
+                with databases.database() as dsn:
                     outcome = simulate(seed, shown=shown, dsn=dsn)
                 tally.postgres_runs += 1
             else:
@@ -84,16 +83,16 @@ def run_seeds(
             if outcome.problems:
                 tally.failures += 1
                 on_failure(outcome)
-    tally.seconds = time.monotonic() - began
+    tally.seconds = time.monotonic() - started_at
     return tally
 
 
 def quiet() -> None:
-    """Say nothing of what the agents log: thousands of lines a run, about faults that are meant."""
+    """Disable the agents' log: thousands of lines a run, about intended faults."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-def _told(outcome: Outcome) -> None:
+def _print_failure(outcome: Outcome) -> None:
     print(f"seed {outcome.seed} failed: tartan simulate --seed {outcome.seed} --trace")
     for problem in outcome.problems:
         print(f"  {problem}")
@@ -103,6 +102,6 @@ def _told(outcome: Outcome) -> None:
 
 def _day(options: SimulateOptions) -> int:
     result = day.simulate_day(items=options.items)
-    shown = result.shown()
-    print(json.dumps(shown) if options.json else "\n".join(f"{name}: {value}" for name, value in shown.items()))
+    report = result.as_json()
+    print(json.dumps(report) if options.json else "\n".join(f"{name}: {value}" for name, value in report.items()))
     return 1 if result.problems() else 0

@@ -18,15 +18,15 @@ from streams.app import ChangesetLog
 from streams.ports import Log
 
 
-def in_memory(broker: Broker, hazards: ProcessFaults) -> BrokerClient:
-    return BrokerClient(broker, Connection(Process("w1"), random.Random(1), hazards))
+def in_memory(broker: Broker, faults: ProcessFaults) -> BrokerClient:
+    return BrokerClient(broker, Connection(Process("w1"), random.Random(1), faults))
 
 
 @pytest.fixture(params=["memory", "kafka"])
 async def log(request: pytest.FixtureRequest, kafka_address: str, topic_prefix: str) -> AsyncIterator[Log]:
     if request.param == "memory":
-        hazards = ProcessFaults()
-        yield in_memory(Broker(random.Random(1), hazards, partitions=3), hazards)
+        faults = ProcessFaults()
+        yield in_memory(Broker(random.Random(1), faults, partitions=3), faults)
         return
     settings = Settings(kafka_address=kafka_address, topic_prefix=topic_prefix, partitions=3)
     await topics.apply(settings)
@@ -61,17 +61,17 @@ def test_an_append_without_an_answer_is_in_doubt_whether_or_not_it_landed() -> N
 
 
 async def _in_doubt() -> None:
-    hazards = ProcessFaults()
-    broker = Broker(random.Random(4), hazards, partitions=1)
+    faults = ProcessFaults()
+    broker = Broker(random.Random(4), faults, partitions=1)
     broker.doubt_share = 1.0
-    log = in_memory(broker, hazards)
+    log = in_memory(broker, faults)
 
     for _ in range(12):
         with pytest.raises(InDoubt):
             await log.append(0, b"1", b"value")
 
     await asyncio.sleep(300)
-    kinds = hazards.counts
+    kinds = faults.counts
     assert sum(kinds.values()) == 12
     assert min(kinds.values()) > 0
     landed = kinds["append_in_doubt_now"] + kinds["append_in_doubt_later"]
@@ -79,11 +79,11 @@ async def _in_doubt() -> None:
 
 
 async def test_a_log_that_is_away_takes_nothing() -> None:
-    hazards = ProcessFaults()
-    broker = Broker(random.Random(4), hazards, partitions=1)
+    faults = ProcessFaults()
+    broker = Broker(random.Random(4), faults, partitions=1)
     broker.away_until = asyncio.get_running_loop().time() + 60
 
-    log = in_memory(broker, hazards)
+    log = in_memory(broker, faults)
 
     with pytest.raises(Retry):
         await log.append(0, b"1", b"value")

@@ -45,12 +45,12 @@ def gate_accepts_what_is_not_the_heads_child(patch: pytest.MonkeyPatch) -> None:
 
 
 def release_forgets_the_offset_to_wait_for(patch: pytest.MonkeyPatch) -> None:
-    real = Tables._give_back
+    real = Tables._release
 
-    def give_back(self: Tables, row: Row, claimed: Claimed, result: Released, now: datetime) -> None:
+    def release(self: Tables, row: Row, claimed: Claimed, result: Released, now: datetime) -> None:
         real(self, row, claimed, msgspec.structs.replace(result, wait_offset=None), now)
 
-    patch.setattr(Tables, "_give_back", give_back)
+    patch.setattr(Tables, "_release", release)
 
 
 def mark_does_not_raise_the_generation(patch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,6 @@ def test_every_seed_ends_true_and_every_fault_happens() -> None:
     )
     assert tally.runs == SEEDS
     assert tally.postgres_runs == SEEDS // POSTGRES_EVERY
-    assert tally.faults is not None
     assert [kind for kind in FAULTS if not tally.faults[kind]] == []
 
 
@@ -101,9 +100,9 @@ def test_a_seed_repeats_itself_to_the_last_event() -> None:
 
 def test_a_seed_on_postgres_repeats_itself_to_the_last_event() -> None:
     outcomes = []
-    with postgres.runs() as runs:
+    with postgres.run_databases() as databases:
         for _ in range(2):
-            with runs.database() as dsn:
+            with databases.database() as dsn:
                 outcomes.append(simulate(20, dsn=dsn))
 
     first, second = outcomes

@@ -21,9 +21,10 @@ from sandbox.simulation.engine.lease_monitor import LeaseMonitor
 from sandbox.simulation.engine.loop import Process
 from sandbox.simulation.engine.network import Connection, ProcessFaults
 from sandbox.simulation.engine.postgres import TimedPool
+from sandbox.simulation.memory.database import Database
 from sandbox.simulation.memory.limits import MemoryLimits, Quotas
 from sandbox.simulation.memory.rows import Credential
-from sandbox.simulation.memory.store import Database, MemoryStore
+from sandbox.simulation.memory.store import MemoryStore
 from sandbox.simulation.memory.tables import Tables
 from sandbox.simulation.trace import Trace
 from schemas.log.records import Cause
@@ -74,21 +75,23 @@ def memory(*, metered: bool) -> Side:
     """The ports in memory."""
     clock = Clock()
     tables = Tables(clock.now, random.Random(1))
-    hazards = ProcessFaults()
-    database = Database(tables, random.Random(2), hazards)
-    wire = Connection(Process("w1"), random.Random(3), hazards)
+    faults = ProcessFaults()
+    database = Database(tables, random.Random(2), faults)
+    connection = Connection(Process("w1"), random.Random(3), faults)
     monitor = LeaseMonitor(clock.now, [], Trace(shown=False))
     limits = {"transactions/sync": SYNC_LIMIT} if metered else {}
     quotas = Quotas(tables, limits, failures_max=3)
     tables.is_failing = quotas.is_failing
-    store = MemoryStore(database, wire, monitor, lease_s=LEASE_S, holder="w1", limit=SYNC_LIMIT if metered else None)
+    store = MemoryStore(
+        database, connection, monitor, lease_s=LEASE_S, holder="w1", limit=SYNC_LIMIT if metered else None
+    )
 
     async def register(item_id: str, tenant: str, bank: str) -> None:
         tables.register(item_id, Credential(tenant, USER, bank, bank, item_id), partition=0, keys=keys_of(USER))
 
     async def ask(item_id: str, lane: Lane, unlink: bool) -> None:
         kind = "unlink" if unlink else "manual"
-        tables.mark_one(item_id, Lane.WEBHOOK if unlink else lane, Cause(kind), unlink=unlink)
+        tables.mark_item(item_id, Lane.WEBHOOK if unlink else lane, Cause(kind), unlink=unlink)
 
     async def read(position: int) -> None:
         tables.advance("follow_heads", {0: Position(position)})
@@ -97,7 +100,7 @@ def memory(*, metered: bool) -> Side:
         found = tables.rows[item_id]
         return {name: getattr(found, name) for name in SHOWN}
 
-    bounds = MemoryLimits(quotas, database, wire)
+    bounds = MemoryLimits(quotas, database, connection)
     return Side(clock, store, bounds, store.marking, store.following, bounds.probe, register, ask, read, row)
 
 

@@ -1,1 +1,1 @@
-"""TODO sandbox/simulation/engine."""
+"""Run simulated processes: virtual time, network, Kafka, workers, and the monitor of their leases."""

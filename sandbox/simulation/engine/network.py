@@ -1,4 +1,4 @@
-"""What lies between a process and the servers it asks: time, and the places where faults strike."""
+"""Simulate the way from a process to the servers: latency, and faults of the process at its calls."""
 
 import asyncio
 import contextvars
@@ -11,144 +11,133 @@ from typing import Any, NamedTuple, TypeVar
 from sandbox.simulation.engine.loop import Process
 
 LATENCY_S_MAX = 0.02
-"""A server nearby; what takes longer is a fault."""
+"""Latency of a server nearby; a longer one is a fault."""
 
 Result = TypeVar("Result")
 
 
-class Blow(Enum):
-    """What happens to a process at its next call."""
+class ProcessFault(Enum):
+    """A fault of a process at its next call."""
 
     KILL = "crash"
     FREEZE = "sigstop"
 
 
-class Armed(NamedTuple):
-    """A blow that waits for its process to make a call. `answered`: it falls after the server did what was asked."""
+class PlannedFault(NamedTuple):
+    """A fault at the next call of its process. `answered`: after the server has processed the request."""
 
-    blow: Blow
+    fault: ProcessFault
     answered: bool
 
 
 class ProcessFaults:
-    """Blows by process name, and what of all faults really happened."""
+    """Hold planned faults by process name, and count the faults of all kinds that happened."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.on_blow: Callable[[Process, Blow], None] = lambda process, blow: None
-        self._armed: dict[str, list[Armed]] = defaultdict(list)
+        self.on_fault: Callable[[Process, ProcessFault], None] = lambda process, fault: None
+        self._planned: dict[str, list[PlannedFault]] = defaultdict(list)
 
-    def arm(self, name: str, armed: Armed) -> None:
-        """Let a blow fall at the next call that the process makes."""
-        self._armed[name].append(armed)
+    def plan(self, name: str, planned: PlannedFault) -> None:
+        """Plan a fault at the next call of a process."""
+        self._planned[name].append(planned)
 
-    def disarm(self) -> None:
-        """Take back all that has not fallen."""
-        self._armed.clear()
+    def clear(self) -> None:
+        """Remove all planned faults."""
+        self._planned.clear()
 
-    def strike(self, process: Process, *, answered: bool) -> None:
-        """Let fall what is armed for this moment of a call."""
-        waiting = self._armed.get(process.name)
-        if not waiting or waiting[0].answered is not answered or process.frozen:
+    def inject(self, process: Process, *, answered: bool) -> None:
+        """Apply the fault that is planned for this moment of a call."""
+        planned = self._planned.get(process.name)
+        if not planned or planned[0].answered is not answered or process.frozen:
             return
-        armed = waiting.pop(0)
-        self.counts[armed.blow.value] += 1
-        if armed.blow is Blow.KILL:
+        fault = planned.pop(0).fault
+        self.counts[fault.value] += 1
+        if fault is ProcessFault.KILL:
             process.kill()
         else:
             process.freeze()
-        self.on_blow(process, armed.blow)
+        self.on_fault(process, fault)
 
 
 class Connection:
-    """One process's way to the servers."""
+    """One process's connection to the servers.
 
-    def __init__(self, process: Process, rng: random.Random, hazards: ProcessFaults) -> None:
+    A request that was sent is processed, whatever happens to its process; only the answer may find no receiver.
+    """
+
+    def __init__(self, process: Process, rng: random.Random, faults: ProcessFaults) -> None:
         self.process = process
         self._rng = rng
-        self._hazards = hazards
+        self._faults = faults
 
-    async def call(self, effect: Callable[[], Result], *, out_s: float | None = None, back_s: float = 0.0) -> Result:
-        """Have a server do something, and await its answer.
-
-        What was sent is done, whatever becomes of the process meanwhile; only the answer finds nobody then.
-        `out_s`: how long the request travels, by default a little. `back_s`: how long the answer takes beyond that.
-        """
-        self._hazards.strike(self.process, answered=False)
-        await asyncio.sleep(0)  # here it stands, where it was stopped or killed
+    async def call(self, effect: Callable[[], Result]) -> Result:
+        """Request a synchronous effect of a server and await its answer."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Result] = loop.create_future()
-        out_s = self._rng.random() * LATENCY_S_MAX if out_s is None else out_s
-        back_s += self._rng.random() * LATENCY_S_MAX
+        answer: asyncio.Future[Result] = await self._start()
+        request_s, answer_s = self._rng.random() * LATENCY_S_MAX, self._rng.random() * LATENCY_S_MAX
 
-        def arrived() -> None:
+        def serve() -> None:
+            result: Result | None = None
+            failure: Exception | None = None
             try:
                 result = effect()
             except Exception as error:  # noqa: BLE001 - the caller's, like the result
-                self._hazards.strike(self.process, answered=True)
-                loop.call_later(back_s, _fail, answer, error, context=_NOBODY)
-            else:
-                self._hazards.strike(self.process, answered=True)
-                loop.call_later(back_s, _answer, answer, result, context=_NOBODY)
+                failure = error
+            self._faults.inject(self.process, answered=True)
+            loop.call_later(answer_s, _answer, answer, result, failure, context=_NO_PROCESS)
 
-        loop.call_later(out_s, arrived, context=_NOBODY)
+        loop.call_later(request_s, serve, context=_NO_PROCESS)
         return await answer
 
-    async def ask(
-        self, effect: Callable[[], Coroutine[Any, Any, Result]], *, out_s: float | None = None, back_s: float = 0.0
+    async def call_async(
+        self, effect: Callable[[], Coroutine[Any, Any, Result]], *, request_s: float | None = None
     ) -> Result:
-        """The same with a server that itself awaits something."""
-        self._hazards.strike(self.process, answered=False)
-        await asyncio.sleep(0)  # here it stands, where it was stopped or killed
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Result] = loop.create_future()
-        out_s = self._rng.random() * LATENCY_S_MAX if out_s is None else out_s
-        back_s += self._rng.random() * LATENCY_S_MAX
-        serve(loop, self._serve(effect, answer, out_s, back_s))
+        """Request an effect that itself awaits. `request_s`: latency of the request, by default a random one."""
+        answer: asyncio.Future[Result] = await self._start()
+        request_s = self._rng.random() * LATENCY_S_MAX if request_s is None else request_s
+        answer_s = self._rng.random() * LATENCY_S_MAX
+
+        async def serve() -> None:
+            if request_s:
+                await asyncio.sleep(request_s)
+            result: Result | None = None
+            failure: Exception | None = None
+            try:
+                result = await effect()
+            except Exception as error:  # noqa: BLE001 - the caller's, like the result
+                failure = error
+            self._faults.inject(self.process, answered=True)
+            await asyncio.sleep(answer_s)
+            _answer(answer, result, failure)
+
+        run_server_task(serve())
         return await answer
 
-    async def _serve(
-        self,
-        effect: Callable[[], Coroutine[Any, Any, Result]],
-        answer: "asyncio.Future[Result]",
-        out_s: float,
-        back_s: float,
-    ) -> None:
-        if out_s:
-            await asyncio.sleep(out_s)
-        result: Result | None = None
-        failure: BaseException | None = None
-        try:
-            result = await effect()
-        except Exception as error:  # noqa: BLE001 - the caller's, like the result
-            failure = error
-        self._hazards.strike(self.process, answered=True)
-        await asyncio.sleep(back_s)
-        if failure is not None:
-            _fail(answer, failure)
-        else:
-            _answer(answer, result)
+    async def _start(self) -> "asyncio.Future[Any]":
+        self._faults.inject(self.process, answered=False)
+        await asyncio.sleep(0)  # a process that was frozen or killed stops here
+        return asyncio.get_running_loop().create_future()
 
 
-def _answer(answer: "asyncio.Future[Any]", result: Any) -> None:
-    if not answer.done():
+def _answer(answer: "asyncio.Future[Any]", result: Any, failure: Exception | None) -> None:
+    if answer.done():
+        return
+    if failure is None:
         answer.set_result(result)
+    else:
+        answer.set_exception(failure)
+        answer.exception()  # mark it as retrieved, also where no receiver lives
 
 
-def _fail(answer: "asyncio.Future[Any]", error: BaseException) -> None:
-    if not answer.done():
-        answer.set_exception(error)
-        answer.exception()  # seen, also where nobody lives to see it
-
-
-_NOBODY = contextvars.Context()
+_NO_PROCESS = contextvars.Context()
 """The context of servers, which belong to no process."""
 
-_serving: set["asyncio.Task[None]"] = set()
+_server_tasks: set["asyncio.Task[None]"] = set()
 
 
-def serve(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
-    """Run something outside of any process: servers go on when their clients do not."""
-    task = loop.create_task(work, context=_NOBODY.copy())
-    _serving.add(task)
-    task.add_done_callback(_serving.discard)
+def run_server_task(work: Coroutine[Any, Any, None]) -> None:
+    """Run a task outside of any process: servers go on when their clients do not."""
+    task = asyncio.get_running_loop().create_task(work, context=_NO_PROCESS.copy())
+    _server_tasks.add(task)
+    task.add_done_callback(_server_tasks.discard)

@@ -1,4 +1,4 @@
-"""A real Postgres at a time that is given: for runs on it, and for contracts between memory and the real parts."""
+"""Run a real Postgres at a given time: for runs on it, and for contract tests of the memory tables."""
 
 import asyncio
 import random
@@ -24,13 +24,13 @@ from schemas.log.records import Cause
 TEMPLATE = "template_of_runs"
 PREFIX = "tartan-simulate-"
 CONNECTIONS_MAX = 3
-"""One statement runs at a time; a second connection is for one that has just broken."""
+"""One statement runs at a time; a second connection replaces one that has just broken."""
 
 Result = TypeVar("Result")
 
 
 class TimedPool:
-    """A pool whose connections tell the time of a virtual clock; it stands where an asyncpg.Pool does."""
+    """Act as an asyncpg.Pool whose connections have the time of a virtual clock."""
 
     def __init__(self, pool: asyncpg.Pool, now: Callable[[], datetime]) -> None:
         self._pool = pool
@@ -38,85 +38,81 @@ class TimedPool:
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection on which `tartan.clock()` is the time now."""
+        """Acquire a connection on which `tartan.clock()` is the current virtual time."""
         async with self._pool.acquire() as acquired:
             connection = cast(asyncpg.Connection, acquired)
             await set_clock(connection, self._now())
             yield connection
 
 
-class Runs:
-    """A server with a database for each run, copied from one that has all tables. It starts when it is first needed."""
+class RunDatabases:
+    """Provide a database for each run, copied from a template, on a server that starts at the first use."""
 
     def __init__(self, folder: Path) -> None:
-        self._server = Postgres(folder, options=PostgresOptions(fast=True))
-        self._number = 0
+        self.server = Postgres(folder, options=PostgresOptions(fast=True))
+        self._last_number = 0
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """A database of a run's own: its connection string."""
-        if not self._server.running:
-            _finished(self._server.start())
-            migrate(_finished(self._server.create_database(TEMPLATE)))
-        self._number += 1
-        name = f"run_{self._number}"
+        """Create a database and yield its connection string."""
+        if not self.server.running:
+            _run(self.server.start())
+            migrate(_run(self.server.create_database(TEMPLATE)))
+        self._last_number += 1
+        name = f"run_{self._last_number}"
         try:
-            yield _finished(self._server.create_database(name, template=TEMPLATE))
+            yield _run(self.server.create_database(name, template=TEMPLATE))
         finally:
-            _finished(self._server.drop_database(name))
-
-    def end(self) -> None:
-        """End the server, where one was started."""
-        self._server.kill()
+            _run(self.server.drop_database(name))
 
 
 @contextmanager
-def runs() -> Iterator[Runs]:
-    """Databases for runs, in a folder that goes with them."""
+def run_databases() -> Iterator[RunDatabases]:
+    """Provide databases in a temporary folder."""
     parent = Path(tempfile.gettempdir())
     remove_abandoned(parent, prefix=PREFIX)
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True) as name:
-        found = Runs(Path(name) / "postgres")
+        databases = RunDatabases(Path(name) / "postgres")
         try:
-            yield found
+            yield databases
         finally:
-            found.end()
+            databases.server.kill()
 
 
-async def opened(dsn: str) -> asyncpg.Pool:
-    """Connections to a run's database. Nothing is reset between statements: they set their clock themselves."""
+async def open_pool(dsn: str) -> asyncpg.Pool:
+    """Connect to a run's database. Connections are not reset, because each statement sets its clock."""
     pool: asyncpg.Pool = await asyncpg.create_pool(
-        dsn, min_size=1, max_size=CONNECTIONS_MAX, reset=_kept, ssl=False, max_inactive_connection_lifetime=0
+        dsn, min_size=1, max_size=CONNECTIONS_MAX, reset=_keep, ssl=False, max_inactive_connection_lifetime=0
     )
     return pool
 
 
-async def seen(connection: asyncpg.Connection, clock: Clock) -> Tables:
-    """What the scheduler's tables hold now, as far as a story and its checks look at it."""
+async def load_tables(connection: asyncpg.Connection, clock: Clock) -> Tables:
+    """Load the scheduler's tables, as far as a scenario and its checks read them."""
     tables = Tables(clock, random.Random(0))
-    for found in await connection.fetch(_ROWS):
-        known = {field.name: found[field.name] for field in fields(Row) if field.name in found}
-        row = Row(**known | {"user": found["user_number"], "cause": Cause("seen"), "last_error": found["last_error"]})
+    for record in await connection.fetch("SELECT * FROM tartan.sync_state ORDER BY item_id"):
+        values = {field.name: record[field.name] for field in fields(Row) if field.name in record}
+        row = Row(**values | {"user": record["user_number"], "cause": Cause("seen")})
         tables.rows[row.item_id] = row
-    for found in await connection.fetch(_CREDENTIALS):
-        tables.credentials[found["item_id"]] = Credential(
-            found["tenant"],
-            found["user_number"],
-            found["institution_id"],
-            found["institution_name"],
-            "kept" if found["kept"] else None,
+    for record in await connection.fetch(_CREDENTIALS):
+        tables.credentials[record["item_id"]] = Credential(
+            record["tenant"],
+            record["user_number"],
+            record["institution_id"],
+            record["institution_name"],
+            "kept" if record["has_token"] else None,
         )
-    for found in await connection.fetch(_QUARANTINES):
-        tables.quarantines[found["item_id"], found["first_offset"]] = ItemQuarantine(
-            found["partition"], found["reason"], found["reader"], found["redrive_offset"]
+    for record in await connection.fetch("SELECT * FROM tartan.quarantines ORDER BY item_id, first_offset"):
+        tables.quarantines[record["item_id"], record["first_offset"]] = ItemQuarantine(
+            record["partition"], record["reason"], record["reader"], record["redrive_offset"]
         )
-    for found in await connection.fetch(_POSITIONS):
-        tables.positions[found["reader"], found["partition"]] = Position(found["position"])
+    for record in await connection.fetch("SELECT * FROM tartan.positions ORDER BY reader, partition"):
+        tables.positions[record["reader"], record["partition"]] = Position(record["position"])
     return tables
 
 
-def _finished(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end on a loop of its own, in the machine's time."""
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end on its own loop, in real time."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(work)
@@ -124,11 +120,8 @@ def _finished(work: Coroutine[Any, Any, Result]) -> Result:
         loop.close()
 
 
-async def _kept(connection: object) -> None:
-    """Leave a connection as it is when it comes back to the pool."""
+async def _keep(connection: object) -> None:
+    """Leave a connection as it is when it returns to the pool."""
 
 
-_ROWS = "SELECT * FROM tartan.sync_state ORDER BY item_id"
-_CREDENTIALS = "SELECT *, sealed_token IS NOT NULL AS kept FROM tartan.credentials ORDER BY item_id"
-_QUARANTINES = "SELECT * FROM tartan.quarantines ORDER BY item_id, first_offset"
-_POSITIONS = "SELECT * FROM tartan.positions ORDER BY reader, partition"
+_CREDENTIALS = "SELECT *, sealed_token IS NOT NULL AS has_token FROM tartan.credentials ORDER BY item_id"

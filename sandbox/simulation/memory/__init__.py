@@ -1,1 +1,1 @@
-"""TODO sandbox/simulation/memory."""
+"""Keep the tables of the scheduler and of the projections in memory, by the rules of their SQL."""

@@ -1,9 +1,11 @@
-"""Plaid's quotas and the banks' breakers in memory, by the rules of scheduler.quotas and scheduler.breakers."""
+"""Keep Plaid's quotas and the banks' breakers in memory, by the rules of scheduler.quotas and scheduler.breakers."""
 
 import asyncio
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from runtime.plaid.models import OUTAGE_CODES
 from runtime.plaid_limits import SYNC, Limit
@@ -19,14 +21,16 @@ from runtime.scheduler.quotas import (
     take_token,
 )
 from sandbox.simulation.engine.network import Connection
+from sandbox.simulation.memory.database import Database
 from sandbox.simulation.memory.rows import Row
-from sandbox.simulation.memory.store import Database
 from sandbox.simulation.memory.tables import Tables
 from schemas.errors import Retry
 from streams.limits.postgres_limits import WAIT_S_MAX
 
-LOOK_S_MIN = 0.05
-"""Shortest wait between two looks at a bucket."""
+RETRY_S_MIN = 0.05
+"""Shortest wait between two tries at a bucket."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -40,7 +44,7 @@ class Breaker:
 
 
 class Quotas:
-    """The buckets and breakers that all workers share; each method is one statement or transaction."""
+    """The buckets and breakers of all workers; each method is one statement or transaction."""
 
     def __init__(self, tables: Tables, limits: Mapping[str, Limit], *, failures_max: int) -> None:
         self._tables = tables
@@ -49,7 +53,7 @@ class Quotas:
         self._breakers: dict[str, Breaker] = {}
 
     def take(self, endpoint: str, item_id: str) -> float:
-        """Take a token of the Item's bucket and one of the client's, or none. Gives 0, or the seconds to wait."""
+        """Take a token of the Item's bucket and one of the client's, or none; return 0 or the seconds to wait."""
         limit = self.limits.get(endpoint)
         if limit is None:
             return 0.0
@@ -62,15 +66,15 @@ class Quotas:
         }
         if (PAGES, CLIENT) in taken and taken[PAGES, CLIENT].wait_s > 0:
             return pages_pace(limit).interval_s
-        longest = max(one.wait_s for one in taken.values())
+        longest = max(token.wait_s for token in taken.values())
         if longest > 0:
             return longest
-        for name, one in taken.items():
-            buckets[name] = now + timedelta(seconds=one.tat_s)
+        for name, token in taken.items():
+            buckets[name] = now + timedelta(seconds=token.tat_s)
         return 0.0
 
     def exceeded(self, endpoint: str, item_id: str, error_code: str) -> None:
-        """Plaid answered 429 although we had a token: empty the buckets that it may speak of."""
+        """Empty the buckets that a 429 of Plaid may concern."""
         limit = self.limits.get(endpoint)
         if limit is None:
             return
@@ -83,12 +87,12 @@ class Quotas:
             buckets[endpoint, CLIENT] = max(before, min(before + timedelta(seconds=CLIENT_STEP_S), most))
 
     def is_failing(self, institution_id: str | None) -> bool:
-        """Whether an answer of this bank that is no outage has to be told."""
+        """Return whether the breaker must learn of a good answer of this bank."""
         breaker = self._breakers.get(institution_id or "")
         return breaker is not None and (breaker.failures > 0 or breaker.open_until is not None)
 
     def failed(self, institution_id: str) -> None:
-        """Count an outage answer of a bank; as many in a row as are set make its Items wait."""
+        """Count an outage of a bank; `failures_max` in a row open its breaker."""
         now = self._tables.clock()
         breaker = self._breakers.setdefault(institution_id, Breaker(changed_at=now))
         breaker.failures += 1
@@ -107,12 +111,12 @@ class Quotas:
                 self._tables.queue.put(row)
 
     def answered(self, institution_id: str) -> bool:
-        """A bank was reached: its breaker closes and its Items go on. Gives whether any waited."""
+        """Close a bank's breaker after a good answer; return whether it was open."""
         breaker = self._breakers.pop(institution_id, None)
         if breaker is None or not breaker.trips:
             return False
         now = self._tables.clock()
-        at = now + timedelta(seconds=SPREAD_S * self._tables.rng.random())
+        retry_at = now + timedelta(seconds=SPREAD_S * self._tables.rng.random())
         for row in self._items(institution_id):
             error = row.last_error or {}
             failed = error.get("code") in OUTAGE_CODES
@@ -120,23 +124,23 @@ class Quotas:
             later = row.due_at is not None and row.due_at > now + timedelta(seconds=SPREAD_S) and failed
             if error.get("detail") == "RATE_LIMIT_EXCEEDED" or not (waits or later):
                 continue
-            row.not_before = None if row.due_at is None else at
+            row.not_before = None if row.due_at is None else retry_at
             if failed and row.due_at is not None:
-                row.due_at = min(row.due_at, at)
+                row.due_at = min(row.due_at, retry_at)
             self._tables.queue.put(row)
         return True
 
     def probe(self) -> int:
-        """Of each bank whose time is over, let one Item try. Gives how many."""
+        """Release one Item of each bank whose breaker's time is over; return their number."""
         now, chosen = self._tables.clock(), 0
         for institution_id in sorted(self._breakers):
             breaker = self._breakers[institution_id]
             if breaker.open_until is None or breaker.open_until > now:
                 continue
             breaker.open_until, breaker.changed_at = now + timedelta(seconds=PROBE_S), now
-            fit = [row for row in self._items(institution_id) if self._may_try(row, now)]
-            if fit:
-                row = min(fit, key=_untried_first)
+            candidates = [row for row in self._items(institution_id) if self._may_try(row, now)]
+            if candidates:
+                row = min(candidates, key=_untried_first)
                 row.not_before, row.due_at = None, min(row.due_at or now, now)
                 self._tables.queue.put(row)
                 chosen += 1
@@ -160,42 +164,52 @@ def _untried_first(row: Row) -> tuple[bool, datetime, str]:
     return (row.last_attempt_at is not None, row.last_attempt_at or row.created_at, row.item_id)
 
 
-class MemoryLimits:
-    """The port Limits: one process's way to the quotas."""
+class LimitsClient(ABC):
+    """The port Limits of one process: wait for tokens in virtual time."""
 
-    def __init__(self, quotas: Quotas, database: Database, wire: Connection) -> None:
-        self._quotas = quotas
-        self._database = database
-        self._wire = wire
+    @abstractmethod
+    async def _try_take(self, endpoint: str, item_id: str) -> float: ...
 
     async def take(self, endpoint: str, item_id: str) -> None:
         """Wait until the Item's bucket and the client's both give a token. Raises: Retry."""
         now = asyncio.get_running_loop().time
-        began = now()
+        started_at = now()
         while True:
-            wait = await self._look(endpoint, item_id)
-            if not wait:
+            wait_s = await self._try_take(endpoint, item_id)
+            if not wait_s:
                 return
-            wait = max(wait, LOOK_S_MIN)
-            if now() - began + wait > WAIT_S_MAX:
-                raise Retry(f"the quota of {endpoint} has nothing for {wait:.0f} s", wait_s=wait)
-            await asyncio.sleep(wait)
+            wait_s = max(wait_s, RETRY_S_MIN)
+            if now() - started_at + wait_s > WAIT_S_MAX:
+                raise Retry(f"the quota of {endpoint} has nothing for {wait_s:.0f} s", wait_s=wait_s)
+            await asyncio.sleep(wait_s)
 
-    async def _look(self, endpoint: str, item_id: str) -> float:
-        return await self._wire.call(lambda: self._database.do(lambda: self._quotas.take(endpoint, item_id)))
+
+class MemoryLimits(LimitsClient):
+    """The port Limits over the quotas in memory."""
+
+    def __init__(self, quotas: Quotas, database: Database, connection: Connection) -> None:
+        self._quotas = quotas
+        self._database = database
+        self._connection = connection
 
     async def exceeded(self, endpoint: str, item_id: str, *, error_code: str) -> None:
-        """Plaid counted otherwise and answered 429. Raises: Retry."""
-        await self._wire.call(lambda: self._database.do(lambda: self._quotas.exceeded(endpoint, item_id, error_code)))
+        """Empty the buckets that a 429 of Plaid may concern. Raises: Retry."""
+        await self._execute(lambda: self._quotas.exceeded(endpoint, item_id, error_code))
 
     async def institution_failed(self, institution_id: str, *, error_code: str) -> None:
-        """A bank answered with an outage. Raises: Retry."""
-        await self._wire.call(lambda: self._database.do(lambda: self._quotas.failed(institution_id)))
+        """Count an outage of a bank. Raises: Retry."""
+        await self._execute(lambda: self._quotas.failed(institution_id))
 
     async def institution_answered(self, institution_id: str) -> None:
-        """A bank answered otherwise: its Items go on. Raises: Retry."""
-        await self._wire.call(lambda: self._database.do(lambda: self._quotas.answered(institution_id)))
+        """Close a bank's breaker after a good answer. Raises: Retry."""
+        await self._execute(lambda: self._quotas.answered(institution_id))
 
     async def probe(self) -> int:
-        """Let one Item of each bank whose time is over try. Raises: Retry."""
-        return await self._wire.call(lambda: self._database.do(self._quotas.probe))
+        """Release one Item of each bank whose breaker's time is over. Raises: Retry."""
+        return await self._execute(self._quotas.probe)
+
+    async def _try_take(self, endpoint: str, item_id: str) -> float:
+        return await self._execute(lambda: self._quotas.take(endpoint, item_id))
+
+    async def _execute(self, effect: Callable[[], Result]) -> Result:
+        return await self._connection.call(lambda: self._database.execute(effect))

@@ -1,4 +1,4 @@
-"""Rows of the scheduler's tables in memory."""
+"""Define the rows of the scheduler's tables in memory."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def ready_at(self) -> datetime | None:
-        """When the Item can be claimed; None where it is not due."""
+        """The time from which the Item can be claimed; None where it is not due."""
         if self.due_at is None or self.not_before is None:
             return self.due_at
         return max(self.due_at, self.not_before)
@@ -78,11 +78,8 @@ class ItemQuarantine:
 
 @dataclass(slots=True)
 class FinishedRun:
-    """A row of `sync_runs`."""
+    """A row of `sync_runs`, as far as `count_gone` reads it."""
 
     at: datetime
-    item_id: str
-    cause: str
     outcome: str
     error: dict[str, Any] | None
-    held: bool

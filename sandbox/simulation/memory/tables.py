@@ -1,6 +1,6 @@
-"""The scheduler's tables in memory: what scheduler.enqueue and scheduler.leases do in Postgres, statement by statement.
+"""Keep the scheduler's tables in memory, with the statements of scheduler.enqueue and scheduler.leases.
 
-Each method is one statement or one transaction: whole, at one moment. Times are those of the clock that is given.
+Each method is one statement or one transaction, applied as a whole at one moment.
 """
 
 import random
@@ -14,7 +14,7 @@ from runtime.kafka.reader import Position
 from runtime.scheduler.enqueue import STALE_RUN_S
 from runtime.scheduler.leases import FOLLOWER, HINTS_MAX, NO_OFFSET, QUARANTINED_BY, REMARKED_WAIT_S_MAX
 from runtime.scheduler.types import Claimed, Hint, KnownHint, Lane, Mark, Released
-from sandbox.simulation.memory.ready_queue import Ready
+from sandbox.simulation.memory.ready_queue import ReadyQueue
 from sandbox.simulation.memory.rows import Credential, FinishedRun, ItemQuarantine, Row
 from schemas.errors import Quarantine
 from schemas.log.changesets import UserKeys
@@ -26,9 +26,9 @@ Clock = Callable[[], datetime]
 
 @dataclass(slots=True)
 class Tables:
-    """Everything that the streams stage keeps.
+    """The tables of the streams stage.
 
-    `forgotten`: Items that were marked during a pass and that its release did not leave due, in words.
+    `lost_marks`: failures of releases that did not leave an Item due although it was marked during its sync run.
     """
 
     clock: Clock
@@ -40,25 +40,25 @@ class Tables:
     repeats: dict[bytes, datetime] = field(default_factory=dict)
     positions: dict[tuple[str, int], Position] = field(default_factory=dict)
     quarantines: dict[tuple[str, int], ItemQuarantine] = field(default_factory=dict)
-    attempts: list[FinishedRun] = field(default_factory=list)
-    forgotten: list[str] = field(default_factory=list)
+    runs: list[FinishedRun] = field(default_factory=list)
+    lost_marks: list[str] = field(default_factory=list)
     keys: dict[int, UserKeys | None] = field(default_factory=dict)
     buckets: dict[tuple[str, str], datetime] = field(default_factory=dict)
     unlinking: set[str] = field(default_factory=set)
     is_failing: Callable[[str | None], bool] = lambda institution_id: False
-    queue: Ready[Row] = field(init=False)
+    queue: ReadyQueue = field(init=False)
 
     def __post_init__(self) -> None:
-        self.queue = Ready(self.rows)
+        self.queue = ReadyQueue(self.rows)
 
     def position(self, reader: str, partition: int) -> Position:
-        """Where a reader stands."""
+        """Return a reader's position."""
         return self.positions.get((reader, partition), Position(0))
 
-    # What marks.
+    # Marks.
 
     def register(self, item_id: str, credential: Credential, *, partition: int, keys: UserKeys) -> int:
-        """Keep an Item's token and make it due at once. Raises: Quarantine, where it is another user's or unlinked."""
+        """Store an Item's token and mark it due. Raises: Quarantine, where it is another user's or unlinked."""
         before = self.credentials.get(item_id)
         if before is not None and (before.user != credential.user or before.unlinked):
             raise Quarantine(f"item {item_id} is another user's, or was unlinked")
@@ -67,38 +67,20 @@ class Tables:
         row = self.rows.get(item_id)
         if row is None:
             now = self.clock()
-            self.rows[item_id] = Row(
-                item_id,
-                credential.tenant,
-                credential.user,
-                partition,
-                credential.institution_id,
-                now,
-                now,
-                Cause("link"),
-            )
+            tenant, user, institution_id = credential.tenant, credential.user, credential.institution_id
+            self.rows[item_id] = Row(item_id, tenant, user, partition, institution_id, now, now, Cause("link"))
             self.queue.put(self.rows[item_id])
             return 1
         self._mark(row, Lane.BACKFILL, Cause("link"))
         row.accounts_wanted = True
         return row.generation
 
-    def mark_one(
-        self,
-        item_id: str,
-        lane: Lane,
-        cause: Cause,
-        *,
-        accounts: bool = False,
-        unlink: bool = False,
-        refresh: bool = False,
-    ) -> int:
-        """Make an Item due because somebody asked; its generation, 0 where there is none."""
+    def mark_item(self, item_id: str, lane: Lane, cause: Cause, *, unlink: bool = False, refresh: bool = False) -> int:
+        """Mark an Item due at a user's request; return its generation, 0 where there is none."""
         row = self.rows.get(item_id)
         if row is None or row.stopped == "unlinked":
             return 0
         self._mark(row, lane, cause)
-        row.accounts_wanted = row.accounts_wanted or accounts
         row.unlink_requested = row.unlink_requested or unlink
         row.refresh_wanted = row.refresh_wanted or refresh
         if unlink:
@@ -108,7 +90,7 @@ class Tables:
         return row.generation
 
     def mark_webhooks(self, marks: Sequence[Mark]) -> int:
-        """Make Items due, one mark each. Gives how many there are."""
+        """Mark Items due, one mark each; return their number."""
         return sum(self._mark_webhook(mark) for mark in marks)
 
     def _mark_webhook(self, mark: Mark) -> bool:
@@ -139,14 +121,14 @@ class Tables:
         self.queue.put(row)
 
     def add_hints(self, hints: Sequence[Hint]) -> None:
-        """Keep hints for the next pass over their Items."""
+        """Store hints for the next sync run of their Items."""
         for hint in hints:
             row = self.rows.get(hint.item_id)
             if row is not None and row.stopped != "unlinked":
                 self.hints[hint.item_id].setdefault(hint.offset, hint)
 
     def mark_again(self, items: Collection[str], redriven: Collection[str] = ()) -> None:
-        """Make Items due once more: a record of theirs was skipped, or their records were redriven."""
+        """Mark Items due after a skipped record or a redrive."""
         for item_id in sorted(items):
             row = self.rows.get(item_id)
             if row is not None and row.stopped != "unlinked":
@@ -155,36 +137,36 @@ class Tables:
                 row.stopped = None if row.stopped == "quarantined" else row.stopped
 
     def mark_scheduled(self, *, interval_s: float, recheck_s: float, spread_s: float) -> int:
-        """Make Items due that have not synced for the interval, spread by their ids."""
+        """Mark Items due that have not synced for the interval, spread by their ids."""
         now = self.clock()
         marked = 0
         for row in self.rows.values():
             if row.due_at is not None or row.lease_token is not None:
                 continue
-            seen, tried = row.last_synced_at or row.created_at, row.last_attempt_at or row.created_at
-            idle = row.stopped is None and seen < now - timedelta(seconds=interval_s)
-            asks = row.stopped == "login_required" and tried < now - timedelta(seconds=recheck_s)
-            if not (idle or asks):
+            synced_at, tried_at = row.last_synced_at or row.created_at, row.last_attempt_at or row.created_at
+            is_idle = row.stopped is None and synced_at < now - timedelta(seconds=interval_s)
+            needs_recheck = row.stopped == "login_required" and tried_at < now - timedelta(seconds=recheck_s)
+            if not (is_idle or needs_recheck):
                 continue
             marked += 1
             row.generation += 1
             row.cause, row.lane = Cause("schedule"), Lane.SCHEDULE
-            place = blake2b(row.item_id.encode(), digest_size=2).digest()
-            row.due_at = now + timedelta(seconds=spread_s * int.from_bytes(place, "big") / 65_536)
+            share = int.from_bytes(blake2b(row.item_id.encode(), digest_size=2).digest(), "big") / 65_536
+            row.due_at = now + timedelta(seconds=spread_s * share)
             self.queue.put(row)
         return marked
 
-    # What leases.
+    # Leases.
 
     def is_claimable(self, row: Row, now: datetime) -> bool:
-        """Whether a ready Item is free, and nothing of it is still to be read from the log."""
+        """Return whether a ready Item is not leased and the follower has read its last append."""
         if row.lease_until is not None and row.lease_until > now:
             return False
         return row.wait_offset is None or row.wait_offset < self.position(FOLLOWER, row.partition).next
 
     def is_quarantined(self, item_id: str) -> bool:
-        """Whether a item_quarantine of the Item is not redriven."""
-        return any(name == item_id and found.redrive_offset is None for (name, _), found in self.quarantines.items())
+        """Return whether a quarantine of the Item is not redriven."""
+        return any(name == item_id and row.redrive_offset is None for (name, _), row in self.quarantines.items())
 
     def lease(self, row: Row, *, lease_s: float, holder: str) -> Claimed:
         """Lease one Item."""
@@ -193,11 +175,8 @@ class Tables:
         row.lease_token = self.rng.randbytes(16)
         row.lease_until, row.lease_holder = now + timedelta(seconds=lease_s), holder
         row.last_attempt_at, row.marks_at_claim = now, row.marks
-        held, credential, head = self.hints.get(row.item_id, {}), self.credentials[row.item_id], None
-        found = self.heads.get(row.item_id)
-        if found is not None:
-            head = found.head
-        known = tuple(KnownHint(hint.offset, hint.code, hint.fields) for _, hint in sorted(held.items())[:HINTS_MAX])
+        credential, head = self.credentials[row.item_id], self.heads.get(row.item_id)
+        hints = [hint for _, hint in sorted(self.hints.get(row.item_id, {}).items())[:HINTS_MAX]]
         return Claimed(
             item_id=row.item_id,
             tenant=row.tenant,
@@ -216,95 +195,88 @@ class Tables:
             accounts_at=row.accounts_at,
             attempts=row.attempts,
             not_ready=row.not_ready,
-            head=head,
-            hints=known,
+            head=None if head is None else head.head,
+            hints=tuple(KnownHint(hint.offset, hint.code, hint.fields) for hint in hints),
             refresh_wanted=row.refresh_wanted,
             history_incomplete=row.history_incomplete,
             bank_failing=self.is_failing(row.institution_id),
             last_code=(row.last_error or {}).get("code"),
         )
 
-    def held(self, claimed: Claimed) -> Row | None:
-        """The row of a lease that lasts."""
+    def leased_row(self, claimed: Claimed) -> Row | None:
+        """Return the row of a live lease."""
         row = self.rows.get(claimed.item_id)
         if row is None or row.lease_token != claimed.lease or row.lease_until is None:
             return None
         return row if row.lease_until > self.clock() else None
 
     def renew(self, claimed: Claimed, *, lease_s: float) -> bool:
-        """Prolong a lease; False where it was lost."""
-        row = self.held(claimed)
+        """Renew a lease; return False where it was lost."""
+        row = self.leased_row(claimed)
         if row is None:
             return False
         row.lease_until = self.clock() + timedelta(seconds=lease_s)
         return True
 
     def release(self, claimed: Claimed, result: Released) -> bool:
-        """Give an Item back; False where the lease was lost, and then only the attempt is kept."""
-        row, now = self.held(claimed), self.clock()
+        """Release an Item; return False where the lease was lost: then only the run is stored."""
+        row, now = self.leased_row(claimed), self.clock()
         if row is not None:
-            self._give_back(row, claimed, result, now)
-            if row.marks > row.marks_at_claim and not self._is_due_by(
-                row, now + timedelta(seconds=REMARKED_WAIT_S_MAX)
-            ):
-                self.forgotten.append(f"{row.item_id} was marked during its pass and is due at {row.due_at}")
-        self.attempts.append(
-            FinishedRun(now, claimed.item_id, claimed.cause.kind, result.outcome, result.error, row is not None)
-        )
+            self._release(row, claimed, result, now)
+            latest = now + timedelta(seconds=REMARKED_WAIT_S_MAX)
+            if row.marks > row.marks_at_claim and (row.due_at is None or row.due_at > latest):
+                self.lost_marks.append(f"{row.item_id} was marked during its pass and is due at {row.due_at}")
+        self.runs.append(FinishedRun(now, result.outcome, result.error))
         return row is not None
 
-    def _give_back(self, row: Row, claimed: Claimed, result: Released, now: datetime) -> None:
-        marked = row.generation > claimed.generation
+    def _release(self, row: Row, claimed: Claimed, result: Released, now: datetime) -> None:
+        is_marked = row.generation > claimed.generation
         row.lease_token = row.lease_until = None
         if result.done:
             row.done_generation = max(row.done_generation, claimed.generation)
         due_in_s = result.due_in_s
-        if marked:
+        if is_marked:
             due_in_s = min(due_in_s or 0.0, 0.0 if result.done else REMARKED_WAIT_S_MAX)
         row.due_at = None if due_in_s is None else now + timedelta(seconds=due_in_s)
-        # What held the Item back during the pass, as the outage of its bank does, still holds it.
-        holds = [row.not_before] if row.not_before is not None and row.not_before > now else []
-        holds += [now + timedelta(seconds=result.not_before_s)] if result.not_before_s is not None else []
-        # An unlink that was asked for meanwhile is held by nothing.
-        row.not_before = None if row.unlink_requested and marked else max(holds, default=None)
+        # A bound that was set during the sync run, as by an outage of the bank, still applies.
+        bounds = [row.not_before] if row.not_before is not None and row.not_before > now else []
+        bounds += [now + timedelta(seconds=result.not_before_s)] if result.not_before_s is not None else []
+        # An unlink that was requested meanwhile has no bound.
+        row.not_before = None if row.unlink_requested and is_marked else max(bounds, default=None)
         self.queue.put(row)
         row.wait_offset = row.wait_offset if result.wait_offset is None else result.wait_offset
         if result.accounts_read:
             row.accounts_at = now
-            row.accounts_wanted = row.accounts_wanted and marked
+            row.accounts_wanted = row.accounts_wanted and is_marked
         row.last_synced_at = now if result.synced else row.last_synced_at
         row.bank_observed_at = now if result.bank_asked else row.bank_observed_at
         row.bank_updated_at = result.bank_updated_at or row.bank_updated_at
         row.refreshed_at = now if result.refreshed else row.refreshed_at
-        row.refresh_wanted = row.refresh_wanted and (marked or not (result.refreshed or result.done))
+        row.refresh_wanted = row.refresh_wanted and (is_marked or not (result.refreshed or result.done))
         row.attempts, row.not_ready, row.stopped = result.attempts, result.not_ready, result.stopped
         row.last_error = result.error
         if result.hints_until is not None:
             self._drop_hints(row.item_id, result.hints_until)
 
-    @staticmethod
-    def _is_due_by(row: Row, at: datetime) -> bool:
-        return row.due_at is not None and row.due_at <= at
-
     def release_untouched(self, claimed: Claimed, *, wait_offset: int) -> None:
-        """Give an Item back untouched, to wait for the follower."""
-        row = self.held(claimed)
+        """Release an Item untouched, to wait for the follower."""
+        row = self.leased_row(claimed)
         if row is not None:
             row.lease_token = row.lease_until = None
             row.wait_offset = wait_offset if row.wait_offset is None else max(row.wait_offset, wait_offset)
 
     def expire(self, claimed: Claimed) -> None:
-        """End a lease as if time had."""
+        """End a lease as its timeout does."""
         row = self.rows.get(claimed.item_id)
         if row is not None and row.lease_token == claimed.lease:
             row.lease_until = self.clock()
 
     def expire_all(self, *, holder: str) -> int:
-        """End the leases of a process that is dead. Gives how many."""
+        """End the live leases of a dead process; return their number."""
         now, ended = self.clock(), 0
         for row in self.rows.values():
-            live = row.lease_token is not None and row.lease_until is not None and row.lease_until > now
-            if live and row.lease_holder == holder:
+            is_live = row.lease_token is not None and row.lease_until is not None and row.lease_until > now
+            if is_live and row.lease_holder == holder:
                 row.lease_until = now
                 ended += 1
         return ended
@@ -318,44 +290,41 @@ class Tables:
         self.hints.pop(claimed.item_id, None)
         self.unlinking.discard(claimed.item_id)
 
-    def quarantine(self, claimed: Claimed, *, reason: str) -> None:
-        """Set an Item aside until it is redriven, where the lease lasts."""
-        if self.held(claimed) is None:
+    def quarantine(self, claimed: Claimed, reason: str) -> None:
+        """Quarantine an Item until it is redriven, if the lease is live."""
+        if self.leased_row(claimed) is None:
             return
         self.quarantines[claimed.item_id, NO_OFFSET] = ItemQuarantine(claimed.partition, reason, QUARANTINED_BY)
 
     def count_gone(self) -> tuple[int, int]:
-        """How many Items Plaid called gone within the last hour, and how many Items there are."""
+        """Count the Items that Plaid reported as gone within the hour, and all Items."""
         hour_ago = self.clock() - timedelta(hours=1)
         live = [row for row in self.rows.values() if row.stopped != "unlinked"]
         gone = sum(row.stopped in ("gone", "refused") and (row.last_attempt_at or hour_ago) > hour_ago for row in live)
-        for one in reversed(self.attempts):
-            if one.at <= hour_ago:
+        for run in reversed(self.runs):
+            if run.at <= hour_ago:
                 break
-            gone += one.outcome == "unlinked" and (one.error or {}).get("code") == "INVALID_ACCESS_TOKEN"
+            gone += run.outcome == "unlinked" and (run.error or {}).get("code") == "INVALID_ACCESS_TOKEN"
         return gone, len(live)
 
-    # What follows the log.
+    # Heads.
 
-    def follow(self, followed: HeadChanges) -> None:
-        """Write heads and what histories lacked, make due again what was skipped or redriven."""
-        for item_id, offset in sorted(followed.redriven.items()):
+    def apply_heads(self, changes: HeadChanges) -> None:
+        """Write heads, erase users, and mark the Items of skipped or redriven records due."""
+        for item_id, offset in sorted(changes.redriven.items()):
             for (name, _), item_quarantine in self.quarantines.items():
-                if (
-                    name == item_id
-                    and item_quarantine.reader == QUARANTINED_BY
-                    and item_quarantine.redrive_offset is None
-                ):
+                is_open = item_quarantine.reader == QUARANTINED_BY and item_quarantine.redrive_offset is None
+                if name == item_id and is_open:
                     item_quarantine.redrive_offset = offset
-        self.mark_again(followed.again | followed.redriven.keys(), followed.redriven)
-        for item_id, incomplete in followed.histories.items():
+        self.mark_again(changes.again | changes.redriven.keys(), changes.redriven)
+        for item_id, incomplete in changes.histories.items():
             if item_id in self.rows:
                 self.rows[item_id].history_incomplete = incomplete
-        for item_id, head in followed.heads.items():
+        for item_id, head in changes.heads.items():
             if head.hints_until is not None:
                 self._drop_hints(item_id, head.hints_until)
             self.heads[item_id] = head
-        for user in followed.erased:
+        for user in changes.erased:
             self._erase(user)
 
     def _erase(self, user: int) -> None:
@@ -366,11 +335,11 @@ class Tables:
                 table.pop(item_id, None)
 
     def advance(self, reader: str, positions: Mapping[int, Position]) -> None:
-        """Move a reader's positions."""
+        """Set a reader's positions."""
         for partition, position in positions.items():
             self.positions[reader, partition] = position
 
     def _drop_hints(self, item_id: str, until: int) -> None:
-        held = self.hints.get(item_id, {})
-        for offset in [offset for offset in held if offset <= until]:
-            del held[offset]
+        hints = self.hints.get(item_id, {})
+        for offset in [offset for offset in hints if offset <= until]:
+            del hints[offset]
