@@ -1,1 +1,1 @@
-"""Changesets become tables, a ledger, public events and pushes."""
+"""Projections: fold changesets into tables, a ledger, public events and pushes."""

@@ -1,4 +1,16 @@
-"""The composition root of `tartan projections`."""
+"""Composition root of `tartan projections`: changesets become tables, a ledger, public events and pushes.
+
+Steps of the stage, in order:
+
+1. `consumer.run` reads records of `changesets`, decodes their heads (`decode.log_record`) and cuts batches.
+2. `consumer.feed` projects a batch into the live version, then into the one that was live before.
+3. `projector.handle_batch` locks the positions and reads the gate's state (`store.gate_state`).
+4. The gate decides which records count, decrypts and decodes them (`gate.check`, `decode.changeset`).
+5. `store.loader` loads the rows that the records can touch into a unit of work (`model.unit_of_work`).
+6. `fold.fold` applies each record; `fold.redrive` is the exception, for a redrive with the records that it releases.
+7. `store.writer` saves rows, transfers, net events and positions, and the transaction commits.
+8. `publish.publisher` publishes the events; `consumer.run` acknowledges the batch.
+"""
 
 import asyncio
 import contextlib
@@ -32,8 +44,8 @@ from runtime.users.vault import Vault
 from schemas.topics import CHANGESETS, full_name
 
 POOL_SIZE = 6
-"""For the continuity, the publisher's resume and checkpoints, the expiry, the dead letters, reconciliation; the projectors have
-connections of their own."""
+"""Connections for continuity, the publisher's resume and checkpoints, expiry, dead letters and reconciliation; the
+projectors have their own."""
 GROUP = READER if FOLD == 1 else f"{READER}-{FOLD}"
 """Consumer group, and name of the instance's lock. It has the fold: processes of two releases run side by side until
 the next version is live, and each release's read the whole log. The first fold's is the name from before folds."""
@@ -41,10 +53,10 @@ the next version is live, and each release's read the whole log. The first fold'
 
 @asynccontextmanager
 async def stage(settings: Settings) -> AsyncIterator[Running]:
-    """Project the partitions that the group gives to this process.
+    """Project the partitions that the group assigns to this process.
 
-    Where no version is of this code's fold it waits, and its readiness says for what.
-    Raises: Halt, where the instance id is in use or the tables are not there; Retry, where Kafka or Postgres is away.
+    Where no version is of this code's fold it waits, and its readiness names the reason.
+    Raises: Halt, where the instance id is in use or the tables are missing; Retry, where Kafka or Postgres is away.
     """
     async with AsyncExitStack() as stack:
         pool = await open_pool(settings, stage=READER, size=POOL_SIZE, role=settings.projector_role)
@@ -54,21 +66,21 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         for client in (appender, log):
             await client.start()
             stack.push_async_callback(client.stop)
-        wire = SchemaIds(settings, pool)
-        publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix, prefixes=wire.prefixes)
-        ownership = OwnerCache(Keyring(Vault(settings.master_key())))
-        feeder = Consumer(settings, pool=pool, publisher=publisher, ownership=ownership)
-        stack.callback(feeder.drop)
+        schema_ids = SchemaIds(settings, pool)
+        publisher = Publisher(appender, Outbox(pool), topic_prefix=settings.topic_prefix, prefixes=schema_ids.prefixes)
+        owners = OwnerCache(Keyring(Vault(settings.master_key())))
+        consumer = Consumer(settings, pool=pool, publisher=publisher, owners=owners)
+        stack.callback(consumer.drop)
 
         def troubles() -> list[str]:
-            return [*feeder.troubles(), *publisher.troubles(), *wire.troubles()]
+            return [*consumer.troubles(), *publisher.troubles(), *schema_ids.troubles()]
 
-        at_work = _at_work(settings, _Parts(pool, appender, log, publisher, feeder))
-        if await feeder.look():
-            yield Running(READER, troubles, await stack.enter_async_context(at_work))
+        consuming = _consuming(settings, _Parts(pool, appender, log, publisher, consumer))
+        if await consumer.refresh_versions():
+            yield Running(READER, troubles, await stack.enter_async_context(consuming))
         else:
-            waiting = asyncio.create_task(_once_there(feeder, at_work))
-            stack.push_async_callback(_end, waiting)
+            waiting = asyncio.create_task(_wait_and_consume(consumer, consuming))
+            stack.push_async_callback(_cancel, waiting)
             yield Running(READER, troubles, waiting)
 
 
@@ -77,87 +89,86 @@ class _Parts(NamedTuple):
     appender: Appender
     log: LogEnds
     publisher: Publisher
-    feeder: Consumer
+    consumer: Consumer
 
 
 @asynccontextmanager
-async def _at_work(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.Task[None]"]:
-    """Read, feed and publish; the task given ends, with its error, when one of these does."""
-    pool, appender, log, publisher, feeder = parts
+async def _consuming(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.Task[None]"]:
+    """Read, project and publish; the yielded task ends, with its error, when one of these does."""
+    pool, appender, log, publisher, consumer = parts
     topic = full_name(CHANGESETS, settings.topic_prefix)
     async with AsyncExitStack() as stack:
         lock = await stack.enter_async_context(alone(settings, GROUP))
-        continuity = LogContinuity(log, topic=topic, reader=READER, load=feeder.positions)
+        continuity = LogContinuity(log, topic=topic, reader=READER, load=consumer.positions)
         publishing = asyncio.create_task(publisher.run())
-        stack.push_async_callback(_end, publishing)
+        stack.push_async_callback(_cancel, publishing)
         stack.push_async_callback(publisher.drain)
-        app = faust_app.build(settings, name=GROUP, positions=_positions(continuity, publisher, feeder))
+        app = faust_app.build(settings, name=GROUP, positions=_positions(continuity, publisher, consumer))
         reader = faust_app.reader(
             app, topic, agent="project", records_max=settings.batch_records_max, bytes_max=settings.batch_bytes_max
         )
-        projecting = asyncio.create_task(feeder.run(reader))
-        stack.push_async_callback(_end, projecting)
+        projecting = asyncio.create_task(consumer.run(reader))
+        stack.push_async_callback(_cancel, projecting)
         engine = await stack.enter_async_context(faust_app.running(app))
         tasks = [publishing, projecting, engine, lock]
         for work in (
             continuity.watch(lambda: faust_app.assigned(app, topic), unacknowledged=reader.unacknowledged),
             dead_letters.run(pool, appender, settings),
-            _while_it_acts(feeder, lambda: Expiry(pool).run_forever()),
-            _while_it_acts(feeder, lambda: Reconciler(pool, settings).keep()),
+            _while_live(consumer, lambda: Expiry(pool).run_forever()),
+            _while_live(consumer, lambda: Reconciler(pool, settings).keep()),
         ):
             tasks.append(asyncio.create_task(work))
-            stack.push_async_callback(_end, tasks[-1])
+            stack.push_async_callback(_cancel, tasks[-1])
         ended = asyncio.create_task(_first(tasks))
-        stack.push_async_callback(_end, ended)
+        stack.push_async_callback(_cancel, ended)
         try:
             yield ended
         finally:
             if projecting.done():
-                # Nobody is left to acknowledge what was read, so a stop must not wait for it.
+                # No task is left to acknowledge the records in flight, so a stop must not wait for it.
                 app.conf.stream_wait_empty = False
 
 
-async def _once_there(feeder: Consumer, at_work: AbstractAsyncContextManager["asyncio.Task[None]"]) -> None:
-    """Begin to work when there is a version to feed."""
-    await feeder.wait()
-    async with at_work as ended:
+async def _wait_and_consume(consumer: Consumer, consuming: AbstractAsyncContextManager["asyncio.Task[None]"]) -> None:
+    await consumer.wait_for_version()
+    async with consuming as ended:
         await ended
 
 
-async def _while_it_acts(feeder: Consumer, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Do work of the live version while this process feeds it, for ever. Raises what the work raises."""
+async def _while_live(consumer: Consumer, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do work of the live version while this process feeds it, for ever. Raises the errors of the work."""
     while True:
-        await feeder.acts.wait()
-        tasks = [asyncio.create_task(work()), asyncio.create_task(feeder.yields.wait())]
+        await consumer.live.wait()
+        tasks = [asyncio.create_task(work()), asyncio.create_task(consumer.not_live.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if tasks[0].done():
                 tasks[0].result()
         finally:
             for task in tasks:
-                await _end(task)
+                await _cancel(task)
 
 
-def _positions(continuity: LogContinuity, publisher: Publisher, feeder: Consumer) -> Positions:
+def _positions(continuity: LogContinuity, publisher: Publisher, consumer: Consumer) -> Positions:
     async def positions(assigned: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
-        """Where to begin, after a look at the log; what was committed there and not published is sent now."""
+        """Return the start positions after a check of the log, and publish committed events that wait."""
         numbers = [number for _, number in assigned]
         starts = await continuity.starts(numbers)
-        committed = await feeder.published_up_to(numbers)
-        publisher.submit(Committed({number: (at, at) for number, at in committed.items()}, []))
+        committed = await consumer.published_up_to(numbers)
+        publisher.submit(Committed({number: (end, end) for number, end in committed.items()}, []))
         return {(topic, number): starts[number] for topic, number in assigned}
 
     return positions
 
 
 async def _first(tasks: list["asyncio.Task[None]"]) -> None:
-    """End with the first of tasks that are meant to go on for ever. Raises what it raised."""
+    """Wait for the first end of tasks that run for ever. Raises its error."""
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
 
 
-async def _end(task: "asyncio.Task[Any]") -> None:
+async def _cancel(task: "asyncio.Task[Any]") -> None:
     task.cancel()
     with contextlib.suppress(BaseException):
         await task

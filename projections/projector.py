@@ -1,7 +1,8 @@
-"""The projector: takes what waits, folds it, writes it in one transaction, hands the events over, acknowledges."""
+"""Projector: project a batch of records into the tables of one version, in one transaction of Postgres."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import asyncpg
@@ -9,7 +10,7 @@ import asyncpg
 from projections.decode.log_record import LogRecord, known_time
 from projections.fold.fold import fold
 from projections.fold.redrive import fold_redrive
-from projections.gate.check import AcceptedRecord, GateCheck, GateResult
+from projections.gate.check import GateCheck, GateResult
 from projections.model.unit_of_work import UnitOfWork
 from projections.publish import operator_notices
 from projections.publish.kafka_records import changesets_with_events
@@ -35,7 +36,7 @@ EVENTS_MAX = 20_000
 record may hold more, and is then a batch of its own."""
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
 ENDING_S, ENDING_LOOKS = 0.5, 25
-"""How long a connection whose session Postgres ended may take to be closed on this side."""
+"""Longest time until a connection whose session Postgres ended is closed on this side."""
 
 Poisoned = Mapping[tuple[int, int], str]
 """Partition and offset of records that fail by themselves, with the reason."""
@@ -51,7 +52,7 @@ class _FoldFailed(TartanError):
         self.record = record
 
 
-class _Lost(Retry):
+class _ConnectionLost(Retry):
     """The connection ended within a batch, perhaps by the timeout of its transaction."""
 
 
@@ -60,25 +61,27 @@ class _NotEncodable(TartanError):
 
 
 class Diverged(Halt):
-    """A replay cannot do with a record what was done when it was first read."""
+    """A replay cannot repeat the effect that a record had when it was first read."""
 
 
 class _Batch(NamedTuple):
-    """What of a batch lies at the locked positions or behind, and how it moves them."""
+    """Records of a batch from the locked positions on, their new positions, and the gate with its stored state."""
 
-    opened: list[LogRecord]
+    records: list[LogRecord]
     spans: dict[int, tuple[int, int]]
-    advanced: list[NewPosition]
+    positions: list[NewPosition]
+    gate: GateCheck
+    work: UnitOfWork
 
 
 class Projector:
-    """One process's projector; others may run beside it on other partitions."""
+    """Projects batches into one version's tables; others may run beside it on other partitions."""
 
     def __init__(
         self,
         session: Session,
         publisher: Publisher | None,
-        ownership: OwnerCache,
+        owners: OwnerCache,
         settings: Settings,
         *,
         version: int | None = None,
@@ -87,36 +90,68 @@ class Projector:
         """Without a publisher it replays: it writes the tables of its session's schema and nothing else.
 
         Shape: `version` is the number that those tables must have, None for any of this code's fold; `published` has
-        offsets by partition, below which no events are kept.
+        offsets by partition, below which no events are stored.
         """
         self._session = session
         self._version = version
         self._published = published or {}
         self._publisher = publisher
-        self._ownership = ownership
+        self._owners = owners
         self._quarantines_max = settings.dead_letters_max
         self._quarantines_window_s = settings.dead_letters_window_s
         self._trouble: str | None = None
 
     def troubles(self) -> list[str]:
-        """Why nothing is committed now; empty where it is."""
+        """Return why nothing is committed now; empty where batches are."""
         return [] if self._trouble is None else [self._trouble]
 
     def drop(self) -> None:
-        """Give up the connection, which another version makes stale; the next batch opens one."""
+        """Close the connection, which another version makes stale; the next batch opens one."""
         self._session.drop()
+
+    async def handle_batch(self, records: Sequence[LogRecord], poisoned: Poisoned) -> None:
+        """Decode, check, load, fold, save and publish records; all but the last step in one transaction.
+
+        Raises: _FoldFailed, where the fold refuses a record; _NotEncodable; VersionMismatch; Halt; Retry; errors of
+        Postgres. Nothing is committed then.
+        """
+        connection = await self._session.connection()
+        checkpoints = {} if self._publisher is None else self._publisher.unstored_checkpoints()
+        async with self._transaction(connection, {record.received.partition for record in records}):
+            batch = await self._read_batch(connection, records, poisoned)
+            work, result = batch.work, batch.gate.check(batch.records)  # decrypts and decodes the records that count
+            if self._publisher is None:
+                _require_same_quarantines(result)
+            await loader.load_rows(connection, work, result.all_accepted())
+            try:
+                for record in result.accepted:
+                    if record.redriven:
+                        fold_redrive(work, record)
+                    else:
+                        fold(work, record)
+            except Halt:
+                raise
+            except Exception as error:
+                raise _FoldFailed(record.log_record, error) from error
+            await self._save(connection, batch, result, checkpoints)
+            crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
+        crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
+        if self._publisher is not None:
+            self._publisher.mark_stored(checkpoints)
+            self._publisher.submit(Committed(batch.spans, changesets_with_events(work.folded)))
+            _count(batch, result)
 
     async def project(self, records: Sequence[LogRecord], poisoned: Poisoned | None = None) -> None:
         """Project records in one transaction or, where Postgres refuses one of them or it takes too long, in several.
 
-        Idempotence: records below their partition's position are passed over.
-        Raises: Retry or one of LATE, where not all was committed; Halt; whatever no record's data causes.
+        Idempotence: records below their partition's position are skipped.
+        Raises: Retry or one of LATE, where not all was committed; Halt; any error that no record's data causes.
         """
         poisoned = poisoned or {}
         while True:
             try:
-                return await self._transact(records, poisoned)
-            except (_Lost, *TOO_LONG) as error:
+                return await self.handle_batch(records, poisoned)
+            except (_ConnectionLost, *TOO_LONG) as error:
                 if len(records) == 1:
                     raise
                 metrics.RETRIES.labels(READER, "halve").inc()
@@ -124,25 +159,20 @@ class Projector:
                 self._session.drop()
                 break
             except _FoldFailed as failed:
-                poisoned = self._poisoned(poisoned, failed.record, failed)
+                poisoned = self._with_poisoned(poisoned, failed.record, failed)
             except (_NotEncodable, *OF_DATA) as error:
                 if len(records) > 1:
                     break
-                poisoned = self._poisoned(poisoned, records[0], error)
+                poisoned = self._with_poisoned(poisoned, records[0], error)
         middle = len(records) // 2
         await self.project(records[:middle], poisoned)
         await self.project(records[middle:], poisoned)
         return None
 
-    def _poisoned(self, poisoned: Poisoned, record: LogRecord, error: Exception) -> Poisoned:
-        if self._publisher is None:
-            raise Diverged(f"{_where(record)} was not quarantined, and cannot be replayed: {reason(error)}") from error
-        return _with(poisoned, record, error)
+    async def project_with_retry(self, records: Sequence[LogRecord]) -> None:
+        """Project records, and retry while Kafka or Postgres is late.
 
-    async def patiently(self, records: Sequence[LogRecord]) -> None:
-        """Project records, however long the world is late.
-
-        Raises: VersionMismatch, where the tables are not what they were; Halt; whatever is an error of this code.
+        Raises: VersionMismatch, where the tables are another version; Halt; any error of this code.
         """
         backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX)
         while True:
@@ -158,187 +188,133 @@ class Projector:
                 self._trouble = None
                 return
 
-    async def _transact(self, records: Sequence[LogRecord], poisoned: Poisoned) -> None:
-        connection = await self._session.connection()
-        checkpoints = {} if self._publisher is None else self._publisher.unstored_checkpoints()
+    @asynccontextmanager
+    async def _transaction(self, connection: asyncpg.Connection, partitions: set[int]) -> AsyncIterator[None]:
+        """Hold the positions of the partitions in a transaction, and translate the errors that end it."""
         try:
             with metrics.BATCH_SECONDS.labels(READER).time():
-                partitions = {record.received.partition for record in records}
                 async with gate_state.lock_positions(connection, partitions, version=self._version):
-                    batch, working, outcome = await self._fold(connection, records, poisoned)
-                    await _write(connection, working, outcome, batch.advanced, checkpoints, self._published)
-                    if self._publisher is not None:
-                        await operator_notices.write_notices(
-                            connection,
-                            working,
-                            outcome,
-                            quarantines_max=self._quarantines_max,
-                            window_s=self._quarantines_window_s,
-                        )
-                    crash_points.reach(CrashPoint.PROJECT_BEFORE_COMMIT)
+                    yield
         except asyncpg.UndefinedTableError as error:
             raise VersionMismatch(f"tables are gone: {reason(error)}") from error
         except TooManyQuarantined as error:
             await operator_notices.open_stop_incident(connection, error)
             raise
         except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            if await _is_ending(connection):
-                raise _Lost("the connection to Postgres was lost") from error
+            # A statement may fall between the end of the session in Postgres and the close of the connection here.
+            for _ in range(ENDING_LOOKS):
+                if connection.is_closed():
+                    raise _ConnectionLost("the connection to Postgres was lost") from error
+                await asyncio.sleep(ENDING_S / ENDING_LOOKS)
             raise
-        crash_points.reach(CrashPoint.PROJECT_AFTER_COMMIT)
-        if self._publisher is not None:
-            self._publisher.mark_stored(checkpoints)
-            self._publisher.submit(Committed(batch.spans, changesets_with_events(working.folded)))
-            _count(batch, outcome)
 
-    async def _fold(
+    async def _read_batch(
         self, connection: asyncpg.Connection, records: Sequence[LogRecord], poisoned: Poisoned
-    ) -> tuple[_Batch, UnitOfWork, GateResult]:
+    ) -> _Batch:
+        """Read the state that the gate decides by, and drop the records below the positions."""
         heads = [record.head for record in records]
         redriven = {head.item_id for head in heads if head.type == gate.REDRIVE and head.item_id is not None}
         withheld = await gate_state.read_withheld(connection, redriven) if redriven else {}
         heads += [record.head for waiting in withheld.values() for record in waiting]
-        control = await gate_state.read_gate_state(
+        state = await gate_state.read_gate_state(
             connection,
             {record.received.partition for record in records},
             {head.item_id for head in heads if head.item_id is not None},
             [head.id for head in heads if head.kind == gate.FREE],
         )
-        batch = _placed(records, control.positions)
-        owners = await self._ownership.load(connection, {head.user for head in heads})
-        working = UnitOfWork()
-        working.items, working.reviews = control.items, control.reviews
-        keeper = GateCheck(
-            items=working.items,
-            quarantined=control.quarantined,
-            known_ids=control.known_ids,
-            owners=owners,
+        new, spans, positions = _from_positions(records, state.positions)
+        work = UnitOfWork()
+        work.items, work.reviews = state.items, state.reviews
+        gate_check = GateCheck(
+            items=work.items,
+            quarantined=state.quarantined,
+            known_ids=state.known_ids,
+            owners=await self._owners.load(connection, {head.user for head in heads}),
             poisoned=poisoned,
             withheld=withheld,
         )
-        outcome = keeper.check(batch.opened)
+        return _Batch(new, spans, positions, gate_check, work)
+
+    async def _save(
+        self, connection: asyncpg.Connection, batch: _Batch, result: GateResult, checkpoints: Mapping[int, int]
+    ) -> None:
+        work = batch.work
+        try:
+            await writer.write(connection, work, result, batch.positions, checkpoints, published=self._published)
+        except NOT_ENCODABLE as error:  # here alone these errors mean that the data of a record is at fault
+            raise _NotEncodable(reason(error)) from error
+        if self._publisher is not None:
+            await operator_notices.write_notices(
+                connection, work, result, quarantines_max=self._quarantines_max, window_s=self._quarantines_window_s
+            )
+
+    def _with_poisoned(self, poisoned: Poisoned, record: LogRecord, error: Exception) -> Poisoned:
+        """Add a record to the poisoned ones.
+
+        Raises: Diverged, in a replay; the error, where to quarantine the record did not help or is impossible.
+        """
+        position = (record.received.partition, record.received.offset)
         if self._publisher is None:
-            _require_same_quarantines(outcome)
-        await loader.load_rows(connection, working, outcome.all_accepted())
-        for record in outcome.accepted:
-            _fold_one(working, record)
-        return batch, working, outcome
+            place = f"changesets {position[0]} at {position[1]}, Item {record.head.item_id}"
+            raise Diverged(f"{place} was not quarantined, and cannot be replayed: {reason(error)}") from error
+        if position in poisoned or record.head.item_id is None:
+            raise error
+        return {**poisoned, position: reason(error)}
 
 
-def _require_same_quarantines(outcome: GateResult) -> None:
-    """Which records are withheld is a fact: a replay makes no new item_quarantine, and ends none that was not ended.
+def _require_same_quarantines(result: GateResult) -> None:
+    """Check that a replay quarantines no Item anew, and ends no quarantine that had not ended.
 
     Raises: Diverged.
     """
-    if outcome.quarantines:
-        item_quarantine = outcome.quarantines[0]
-        where = (
-            f"changesets {item_quarantine.partition} at {item_quarantine.first_offset}, Item {item_quarantine.item_id}"
-        )
-        raise Diverged(f"{where}, was not quarantined, and cannot be replayed: {item_quarantine.reason}")
-    if outcome.ended:
-        ended = outcome.ended[0]
+    for new in result.quarantines:
+        place = f"changesets {new.partition} at {new.first_offset}, Item {new.item_id}"
+        raise Diverged(f"{place}, was not quarantined, and cannot be replayed: {new.reason}")
+    for ended in result.ended:
         raise Diverged(
             f"the item_quarantine of Item {ended.item_id} ends with {ended.redrive} in a replay, and did not before"
         )
 
 
-def _where(record: LogRecord) -> str:
-    received = record.received
-    return f"changesets {received.partition} at {received.offset}, Item {record.head.item_id}"
+def _from_positions(
+    records: Sequence[LogRecord], locked: dict[int, gate_state.LockedPosition]
+) -> tuple[list[LogRecord], dict[int, tuple[int, int]], list[NewPosition]]:
+    """Return the records from the locked positions on, each partition's span of them, and the new positions.
 
-
-async def _is_ending(connection: asyncpg.Connection) -> bool:
-    """Whether a connection is closed or about to be: a statement may fall between Postgres' last word and its end."""
-    for _ in range(ENDING_LOOKS):
-        if connection.is_closed():
-            return True
-        await asyncio.sleep(ENDING_S / ENDING_LOOKS)
-    return False
-
-
-def _with(poisoned: Poisoned, found: LogRecord, error: Exception) -> Poisoned:
-    """What is poisoned, with one record more.
-
-    Raises: the error, where item_quarantine the record did not help or cannot: then it is not for one record to answer for.
+    `locked` is advanced. Raises: Halt, where a record lies above its partition's position: a gap would be lost.
     """
-    where = (found.received.partition, found.received.offset)
-    if where in poisoned or found.head.item_id is None:
-        raise error
-    return {**poisoned, where: reason(error)}
-
-
-async def _write(
-    connection: asyncpg.Connection,
-    working: UnitOfWork,
-    outcome: GateResult,
-    advanced: Sequence[NewPosition],
-    checkpoints: Mapping[int, int],
-    published: Mapping[int, int],
-) -> None:
-    """store.write, in which alone these errors say that the data of a record is at fault."""
-    try:
-        await writer.write(connection, working, outcome, advanced, checkpoints, published=published)
-    except NOT_ENCODABLE as error:
-        raise _NotEncodable(reason(error)) from error
-
-
-def _fold_one(working: UnitOfWork, record: AcceptedRecord) -> None:
-    try:
-        (fold_redrive if record.redriven else fold)(working, record)
-    except Halt:
-        raise
-    except Exception as error:
-        raise _FoldFailed(record.log_record, error) from error
-
-
-def _placed(records: Sequence[LogRecord], locked: dict[int, gate_state.LockedPosition]) -> _Batch:
-    """What of the records lies at the locked positions or behind; `locked` moves along.
-
-    Raises: Halt, where a record lies above its partition's position: what is between them would be lost.
-    """
-    opened: list[LogRecord] = []
+    new: list[LogRecord] = []
     last: dict[int, NewPosition] = {}
     for record in records:
-        received = record.received
-        at = locked.get(received.partition)
-        if at is None:
-            raise Halt(f"partition {received.partition} has no position: was the number of partitions changed?")
-        if received.offset < at.position:
+        received, partition = record.received, record.received.partition
+        position = locked.get(partition)
+        if position is None:
+            raise Halt(f"partition {partition} has no position: was the number of partitions changed?")
+        if received.offset < position.position:
             continue
-        if received.offset > at.position:
-            raise Halt(f"partition {received.partition} goes on at {received.offset}, expected {at.position}: a gap")
-        moment = known_time(record, at.known_at)
-        locked[received.partition] = gate_state.LockedPosition(received.offset + 1, moment)
-        opened.append(record._replace(known_at=moment))
-        last[received.partition] = NewPosition(
-            received.partition, received.offset + 1, checksum(received.value), moment
-        )
-    first = {record.received.partition: record.received.offset for record in reversed(opened)}
-    spans = {number: (first.get(number, at.position), at.position) for number, at in locked.items()}
-    return _Batch(opened, spans, list(last.values()))
+        if received.offset > position.position:
+            raise Halt(f"partition {partition} goes on at {received.offset}, expected {position.position}: a gap")
+        known_at = known_time(record, position.known_at)
+        locked[partition] = gate_state.LockedPosition(received.offset + 1, known_at)
+        new.append(record._replace(known_at=known_at))
+        last[partition] = NewPosition(partition, received.offset + 1, checksum(received.value), known_at)
+    first = {record.received.partition: record.received.offset for record in reversed(new)}
+    spans = {number: (first.get(number, end.position), end.position) for number, end in locked.items()}
+    return new, spans, list(last.values())
 
 
-def _count(batch: _Batch, outcome: GateResult) -> None:
+def _count(batch: _Batch, result: GateResult) -> None:
     metrics.BATCHES.labels(READER).inc()
-    metrics.RECORDS.labels(READER).inc(len(batch.opened))
-    for verdict, count in outcome.verdicts.items():
+    metrics.RECORDS.labels(READER).inc(len(batch.records))
+    for verdict, count in result.verdicts.items():
         metrics.GATE.labels(READER, verdict).inc(count)
-    for advanced in batch.advanced:
-        metrics.POSITION.labels(READER, str(advanced.partition)).set(advanced.position)
-    for item_quarantine in outcome.quarantines:
+    for new in batch.positions:
+        metrics.POSITION.labels(READER, str(new.partition)).set(new.position)
+    for quarantine in result.quarantines:
         metrics.QUARANTINED.labels(READER).inc()
-        _log.error(
-            "item quarantined",
-            item=item_quarantine.item_id,
-            offset=item_quarantine.first_offset,
-            reason=item_quarantine.reason,
-        )
-    for record in outcome.accepted:
+        offset = quarantine.first_offset
+        _log.error("item quarantined", item=quarantine.item_id, offset=offset, reason=quarantine.reason)
+    for record in result.accepted:
         if record.redriven:
-            _log.info(
-                "item redriven",
-                item=record.log_record.head.item_id,
-                offset=record.context.offset,
-                records=len(record.redriven),
-            )
+            item_id, count = record.log_record.head.item_id, len(record.redriven)
+            _log.info("item redriven", item=item_id, offset=record.context.offset, records=count)

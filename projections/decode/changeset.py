@@ -51,7 +51,7 @@ class FullResync(NamedTuple):
 
 
 class TransactionEdit(NamedTuple):
-    """A user's edit of a transaction: its own id, the Plaid id that it had then, and field to value (None clears it)."""
+    """A user's edit of a transaction: own id, its Plaid id at that time, and field to value (None clears it)."""
 
     own_id: bytes
     transaction_id: str

@@ -32,7 +32,7 @@ REDRIVEN, NOTHING_TO_REDRIVE = "redriven", "nothing_to_redrive"
 """Verdicts on a record beside those of schemas.log.gate."""
 
 _CONTROL = frozenset({gate.ERASURE, gate.REDRIVE})
-"""Free records with everything in their heads: they are not decrypted, and never withheld, since they end quarantines."""
+"""Free records with everything in their heads: not decrypted, and never withheld, since they end quarantines."""
 
 
 class AcceptedRecord(NamedTuple):

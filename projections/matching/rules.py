@@ -12,7 +12,7 @@ amended  Both posted, at most a day apart, amounts within a tip, likeness of ALI
          day, less 20.
 
 A match needs LINK_MIN or more, to be the best for both sides, and MARGIN more than any other pair of either side.
-Duplicates, equal in all that `exact` compares, cannot be told apart and pair off, unless one has user fields.
+Duplicates, equal in all that `exact` compares, cannot be distinguished and pair off, unless one has user fields.
 An unmatched pair of at least PLAUSIBLE is a question for a person where something is at stake: an old transaction
 that still counts, so that one purchase would count twice; its user fields; or a choice among good pairs.
 """

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 
 class Amount(Struct, frozen=True, gc=False):
-    """An amount in a currency: COPY fields of value, scale and currency, and the ledger's integer as number and field."""
+    """An amount: COPY fields of value, scale and currency, and the ledger's integer as number and field."""
 
     columns: bytes
     is_outflow: bool

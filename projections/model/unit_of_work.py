@@ -235,7 +235,7 @@ class FoldedRecord(NamedTuple):
 class UnitOfWork:
     """State and changes of one batch.
 
-    `withheld_removals`: Item to the text of its open decision about missing rows; None where it waits for none any more.
+    `withheld_removals`: Item to the text of its open decision about missing rows; None where none waits.
     """
 
     def __init__(self) -> None:

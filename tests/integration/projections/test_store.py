@@ -249,7 +249,7 @@ async def test_a_row_that_cannot_be_encoded_quarantines_its_item(
 
 
 async def run(database: Database, records: Sequence[Received]) -> None:
-    await asyncio.wait_for(database.projector.patiently([decode_record(record) for record in records]), 60.0)
+    await asyncio.wait_for(database.projector.project_with_retry([decode_record(record) for record in records]), 60.0)
 
 
 @pytest.mark.parametrize("table", ["items", "accounts", "transactions"])
@@ -315,7 +315,7 @@ async def test_what_a_library_says_of_a_record_is_not_kept(database: Database, m
     def failing(*_: object) -> object:
         raise ValueError("could not read 'Jane Doe, 12.34'")
 
-    monkeypatch.setattr(check.changeset, "read", failing)
+    monkeypatch.setattr(check.decoding, "decode", failing)
     await database.project(log.records)
 
     assert await (await database.connection()).fetchval("SELECT reason FROM tartan.quarantines") == "ValueError"

@@ -27,7 +27,7 @@ class Fed:
 
     def made(self) -> Consumer:
         live = self.database.live
-        return Consumer(live.settings, pool=self.pool, publisher=live.publisher, ownership=live.ownership)  # type: ignore[arg-type]
+        return Consumer(live.settings, pool=self.pool, publisher=live.publisher, owners=live.ownership)  # type: ignore[arg-type]
 
     async def feed(self, records: Sequence[Received]) -> None:
         await asyncio.wait_for(self.feeder.feed([decode_record(record) for record in records]), 30)
@@ -105,7 +105,7 @@ async def test_an_old_version_that_went_astray_is_not_fed_and_nobody_goes_back_t
 async def test_a_process_of_another_fold_waits_and_says_for_what(fed: Fed, tables: asyncpg.Connection) -> None:
     await tables.execute(f"UPDATE {SCHEMA}.version SET fold = {FOLD + 1}; UPDATE {OLD}.version SET fold = {FOLD + 1}")
 
-    assert not await fed.feeder.look()
+    assert not await fed.feeder.refresh_versions()
 
     assert fed.feeder.troubles() == [f"the live tables are version 2 of fold {FOLD + 1}, this code's fold is {FOLD}"]
     assert await fed.feeder.published_up_to([0]) == {}
