@@ -58,7 +58,7 @@ async def test_a_failure_between_pages_restarts_the_update_and_tears_nothing(sta
         item_view = await stage_world.assert_true(item)
 
     assert [record.head.type for record in item_view.records] == ["link", "sync"]
-    assert stage_world.bank.faults.declared() == []
+    assert stage_world.bank.faults.declared == []
     assert await stage_world.attempts(item) == ["appended"]
 
 
