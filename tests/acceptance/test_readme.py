@@ -25,8 +25,8 @@ async def test_the_request_of_the_readme_links_an_item_and_its_consumer_reads_th
     [item] = await running.bank.make_items("ada", transactions=40)
     environment = {
         **os.environ,
-        "TARTAN_GATEWAY_URL": running.world.gateway_url,
-        "TARTAN_API_KEY": running.world.secrets.api_key,
+        "TARTAN_GATEWAY_URL": running.stack.gateway_url,
+        "TARTAN_API_KEY": running.stack.secrets.api_key,
         "PUBLIC_TOKEN": item["public_token"],
     }
     program = example("python").replace("tartan.transactions", f"{topic_prefix}transactions")
@@ -39,8 +39,8 @@ async def test_the_request_of_the_readme_links_an_item_and_its_consumer_reads_th
         sys.executable,
         "-c",
         program,
-        running.world.settings().kafka_address,
-        running.world.gateway_url,
+        running.stack.settings().kafka_address,
+        running.stack.gateway_url,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
