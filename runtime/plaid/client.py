@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import plaid
 import urllib3
@@ -67,21 +67,21 @@ class PlaidRefused(TartanError):
         self.field = field
 
 
-class Exchanged(NamedTuple):
+class Exchanged(Struct, frozen=True):
     """The access token and the id of a new Item."""
 
     access_token: str
     item_id: str
 
 
-class LinkToken(NamedTuple):
+class LinkToken(Struct, frozen=True):
     """A token that opens Link in a browser, and its expiration as Plaid wrote it."""
 
     link_token: str
     expiration: str
 
 
-class Institution(NamedTuple):
+class Institution(Struct, frozen=True):
     """A bank of Plaid's."""
 
     institution_id: str
@@ -96,31 +96,16 @@ class _Refusal(Struct):
     error_message: str | None = None
 
 
-class _Exchange(Struct):
-    access_token: str
-    item_id: str
-
-
 class _Key(Struct):
     key: Raw
-
-
-class _LinkToken(Struct):
-    link_token: str
-    expiration: str
 
 
 class _PublicToken(Struct):
     public_token: str
 
 
-class _Institution(Struct):
-    institution_id: str
-    name: str
-
-
 class _InstitutionAnswer(Struct):
-    institution: _Institution
+    institution: Institution
 
 
 class _Done(Struct):
@@ -208,8 +193,7 @@ class Plaid:
     async def exchange(self, public_token: str) -> Exchanged:
         """Exchange Link's public token for the Item's access token."""
         request = models.ItemPublicTokenExchangeRequest(public_token=public_token)
-        answer = await self._call(self._api.item_public_token_exchange, request, _reads(_Exchange))
-        return Exchanged(answer.access_token, answer.item_id)
+        return await self._call(self._api.item_public_token_exchange, request, _reads(Exchanged))
 
     async def verification_key(self, key_id: str) -> bytes:
         """Get a key that signs webhooks, as JSON of its JWK."""
@@ -246,8 +230,7 @@ class Plaid:
             user=models.LinkTokenCreateRequestUser(client_user_id=user_id),
             **fields,
         )
-        answer = await self._call(self._api.link_token_create, request, _reads(_LinkToken))
-        return LinkToken(answer.link_token, answer.expiration)
+        return await self._call(self._api.link_token_create, request, _reads(LinkToken))
 
     async def sandbox_public_token(
         self,
@@ -270,7 +253,7 @@ class Plaid:
             options=models.SandboxPublicTokenCreateRequestOptions(**options),
         )
         answer = await self._call(self._api.sandbox_public_token_create, request, _reads(_PublicToken))
-        return str(answer.public_token)
+        return answer.public_token
 
     async def update_webhook(self, token: str, url: str) -> None:
         """Change the address of the Item's webhooks; Plaid sends WEBHOOK_UPDATE_ACKNOWLEDGED to it."""
@@ -288,7 +271,7 @@ class Plaid:
             institution_id=institution_id, country_codes=[models.CountryCode(code) for code in countries]
         )
         answer = await self._call(self._api.institutions_get_by_id, request, _reads(_InstitutionAnswer))
-        return Institution(answer.institution.institution_id, answer.institution.name)
+        return answer.institution
 
     async def _call(
         self,

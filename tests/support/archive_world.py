@@ -1,4 +1,4 @@
-"""What the tests of the archive share: both primary topics with records of every kind, and an archive in a folder."""
+"""World of the archive's tests: both primary topics with records of every kind, and an archive in a folder."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ PARTITIONS = 2
 
 @dataclass(frozen=True)
 class World:
-    """An installation's log and its archive"""
+    """An installation's log and its archive."""
 
     settings: Settings
     address: str
@@ -54,7 +54,7 @@ class World:
         return sum(path.stat().st_size for path in self.files("segment"))
 
     async def append(self, count: int, *, seed: int, partition: int = 0, topic: Topic = CHANGESETS) -> None:
-        """Append records of every form that Kafka knows."""
+        """Append records of every form that Kafka accepts."""
         draw = random.Random(seed)
         appender = Appender(self.settings, client="test")
         await appender.start()
@@ -66,12 +66,12 @@ class World:
     async def delete_before(self, offset: int, *, partition: int = 0) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.address)
         await admin.start()
-        where = TopicPartition(self.changesets, partition)
-        await admin.delete_records({where: RecordsToDelete(before_offset=offset)})
+        place = TopicPartition(self.changesets, partition)
+        await admin.delete_records({place: RecordsToDelete(before_offset=offset)})
         await admin.close()
 
-    async def make_again(self) -> None:
-        """Delete the topic and create it anew."""
+    async def recreate(self) -> None:
+        """Delete the topic and create it again."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.address)
         await admin.start()
         await admin.delete_topics([self.changesets])
@@ -82,7 +82,7 @@ class World:
         await make_topic(self.address, self.changesets, partitions=PARTITIONS)
 
     async def original(self, partition: int = 0) -> list[Received]:
-        """What Kafka has, as a stage would be given it."""
+        """Read the records in Kafka, as a stage reads them."""
         rows = await stored(self.address, self.changesets, partition)
         return [
             Received(partition, row.offset, row.key, row.value or b"", dict(row.headers), row.timestamp_ms)
@@ -90,12 +90,12 @@ class World:
         ]
 
     async def read(self, start: int, end: int, partition: int = 0) -> list[Received]:
-        """What a rebuild is given."""
+        """Read a range as a rebuild does."""
         reader = LogReader(self.settings, CHANGESETS)
         await reader.start()
         try:
             async with aclosing(reader.read(partition, start, end)) as lists:
-                return [record async for found in lists for record in found]
+                return [record async for batch in lists for record in batch]
         finally:
             await reader.stop()
 
@@ -123,7 +123,7 @@ async def make_world(address: str, prefix: str, folder: Path, *, url: str | None
 def tartan(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[Any, Mapping[str, Any]]:
-    """Run `tartan archive …` as a shell would: its exit code and its last line."""
+    """Run `tartan archive …`; return its exit code and its last line, decoded."""
     for name, value in world.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["tartan", "archive", *arguments, "--json"])

@@ -1,4 +1,4 @@
-"""What the tests of runtime.kafka.clients share: topics of their own, and what is in a log."""
+"""Helpers for tests on Kafka: create a topic, read all records of a partition."""
 
 import asyncio
 from typing import NamedTuple
@@ -12,7 +12,7 @@ PARTITIONS = 3
 
 
 class Stored(NamedTuple):
-    """A record as the log has it."""
+    """A record of the log."""
 
     offset: int
     key: bytes | None
@@ -26,7 +26,7 @@ def settings(address: str, prefix: str) -> Settings:
 
 
 async def make_topic(address: str, name: str, *, partitions: int = PARTITIONS, **configs: str) -> None:
-    """Make a topic, and wait until the broker lists it: it answers before it knows of it itself."""
+    """Create a topic, and wait until the broker describes it, which comes after its answer."""
     admin = AIOKafkaAdminClient(bootstrap_servers=address)
     await admin.start()
     try:
@@ -39,8 +39,8 @@ async def make_topic(address: str, name: str, *, partitions: int = PARTITIONS, *
 
 
 async def stored(address: str, topic: str, partition: int) -> list[Stored]:
-    """All records of a partition."""
-    where, records = TopicPartition(topic, partition), []
+    """Read all records of a partition."""
+    place, records = TopicPartition(topic, partition), []
     consumer = AIOKafkaConsumer(
         bootstrap_servers=address,
         enable_auto_commit=False,
@@ -49,15 +49,15 @@ async def stored(address: str, topic: str, partition: int) -> list[Stored]:
         fetch_max_bytes=32 * 2**20,
     )
     async with consumer:
-        consumer.assign([where])
-        await consumer.seek_to_beginning(where)
-        end = (await consumer.end_offsets([where]))[where]
-        while await consumer.position(where) < end:
-            for batch in (await consumer.getmany(where, timeout_ms=1000)).values():
+        consumer.assign([place])
+        await consumer.seek_to_beginning(place)
+        end = (await consumer.end_offsets([place]))[place]
+        while await consumer.position(place) < end:
+            for batch in (await consumer.getmany(place, timeout_ms=1000)).values():
                 records += [Stored(row.offset, row.key, row.value, tuple(row.headers), row.timestamp) for row in batch]
     return records
 
 
 async def stored_values(address: str, topic: str) -> list[bytes | None]:
-    """The values of all records of a topic."""
+    """Read the values of all records of a topic."""
     return [row.value for number in range(PARTITIONS) for row in await stored(address, topic, number)]

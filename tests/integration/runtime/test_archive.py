@@ -222,7 +222,7 @@ def forge(world: World) -> None:
 
 
 def test_a_topic_that_was_made_again_is_never_joined_and_never_sealed(sealed: World, run: Run) -> None:
-    finish(sealed.make_again())
+    finish(sealed.recreate())
     finish(sealed.append(50, seed=77))
 
     code, told = run("--all")

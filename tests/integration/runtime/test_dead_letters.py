@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import asyncpg
@@ -38,8 +37,8 @@ def letter(offset: int | None = 7, item: str = "A", **fields: object) -> NewDead
     return NewDeadLetter(**{**usual, **fields}, source_offset=offset, item_id=item)  # type: ignore[arg-type]
 
 
-async def quarantine(tables: asyncpg.Connection, item: str, first: int = 7, redrive: int | None = None) -> None:
-    await tables.execute(
+async def quarantine(connection: asyncpg.Connection, item: str, first: int = 7, redrive: int | None = None) -> None:
+    await connection.execute(
         "INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader, redrive_offset)"
         " VALUES ($1, $2, 1, 'x', 'projections', $3)",
         item,
@@ -48,43 +47,38 @@ async def quarantine(tables: asyncpg.Connection, item: str, first: int = 7, redr
     )
 
 
-@pytest.fixture
-async def tables(database: str) -> AsyncIterator[asyncpg.Connection]:
-    found = await asyncpg.connect(database)
-    yield found
-    await found.close()
+async def test_a_record_has_one_letter_however_often_it_is_read(connection: asyncpg.Connection) -> None:
+    await dead_letters.write(connection, [letter(), letter(8)])
 
+    await dead_letters.write(connection, [letter(reason="another time")])
 
-async def test_a_record_has_one_letter_however_often_it_is_read(tables: asyncpg.Connection) -> None:
-    await dead_letters.write(tables, [letter(), letter(8)])
-
-    await dead_letters.write(tables, [letter(reason="another time")])
-
-    found = await dead_letters.list_letters(tables)
+    found = await dead_letters.list_letters(connection)
     assert [(one.source_offset, one.reason) for one in found] == [(8, "does not open"), (7, "does not open")]
     assert {one.code_version for one in found} == {code_version()}
     assert [one.value_bytes for one in found] == [6, 6]
 
 
-async def test_an_update_without_a_record_has_one_open_letter_that_counts(tables: asyncpg.Connection) -> None:
+async def test_an_update_without_a_record_has_one_open_letter_that_counts(connection: asyncpg.Connection) -> None:
     failing = letter(None, stage="streams", key=None, value=None)
-    await dead_letters.write(tables, [failing])
+    await dead_letters.write(connection, [failing])
 
-    await dead_letters.write(tables, [failing._replace(reason="too large")])
+    await dead_letters.write(connection, [failing._replace(reason="too large")])
 
-    [open_one] = await dead_letters.list_letters(tables)
+    [open_one] = await dead_letters.list_letters(connection)
     assert (open_one.attempts, open_one.reason) == (2, "too large")
-    await dead_letters.mark_redriven(tables, "streams", {"A": 12})
-    await dead_letters.write(tables, [failing])
-    assert [one.attempts for one in await dead_letters.list_letters(tables)] == [1, 2]
+    await dead_letters.mark_redriven(connection, "streams", {"A": 12})
+    await dead_letters.write(connection, [failing])
+    assert [one.attempts for one in await dead_letters.list_letters(connection)] == [1, 2]
 
 
-async def test_a_redrive_ends_the_letters_of_its_stage_below_it(tables: asyncpg.Connection) -> None:
-    await dead_letters.write(tables, [letter(7), letter(9), letter(7, "B", partition=0), letter(None, stage="streams")])
+async def test_a_redrive_ends_the_letters_of_its_stage_below_it(connection: asyncpg.Connection) -> None:
+    await dead_letters.write(
+        connection, [letter(7), letter(9), letter(7, "B", partition=0), letter(None, stage="streams")]
+    )
 
-    await dead_letters.mark_redriven(tables, "projections", {"A": 9})
+    await dead_letters.mark_redriven(connection, "projections", {"A": 9})
 
-    still = await dead_letters.list_letters(tables, open_only=True)
+    still = await dead_letters.list_letters(connection, open_only=True)
     assert [(one.stage, one.item_id, one.source_offset) for one in still] == [
         ("streams", "A", None),
         ("projections", "B", 7),
@@ -92,68 +86,68 @@ async def test_a_redrive_ends_the_letters_of_its_stage_below_it(tables: asyncpg.
     ]
 
 
-async def test_letters_are_listed_newest_first_in_pages(tables: asyncpg.Connection) -> None:
-    await dead_letters.write(tables, [letter(offset) for offset in range(5)])
+async def test_letters_are_listed_newest_first_in_pages(connection: asyncpg.Connection) -> None:
+    await dead_letters.write(connection, [letter(offset) for offset in range(5)])
 
-    first = await dead_letters.list_letters(tables, limit=2)
-    second = await dead_letters.list_letters(tables, limit=2, before=first[-1].number)
+    first = await dead_letters.list_letters(connection, limit=2)
+    second = await dead_letters.list_letters(connection, limit=2, before=first[-1].number)
 
     assert [one.source_offset for one in (*first, *second)] == [4, 3, 2, 1]
-    assert await dead_letters.list_letters(tables, item_id="B") == []
-    assert await dead_letters.list_letters(tables, stage="streams") == []
+    assert await dead_letters.list_letters(connection, item_id="B") == []
+    assert await dead_letters.list_letters(connection, stage="streams") == []
 
 
-async def test_one_letter_is_shown_with_its_original(tables: asyncpg.Connection) -> None:
-    await dead_letters.write(tables, [letter()])
-    await quarantine(tables, "A")
-    [kept] = await dead_letters.list_letters(tables)
+async def test_one_letter_is_shown_with_its_original(connection: asyncpg.Connection) -> None:
+    await dead_letters.write(connection, [letter()])
+    await quarantine(connection, "A")
+    [kept] = await dead_letters.list_letters(connection)
 
-    assert await dead_letters.find(tables, kept.number) == (kept, b"1", b"sealed")
+    assert await dead_letters.find(connection, kept.number) == (kept, b"1", b"sealed")
     assert kept.is_quarantined
-    assert await dead_letters.find(tables, kept.number + 1) is None
+    assert await dead_letters.find(connection, kept.number + 1) is None
 
 
-async def test_a_purge_leaves_what_is_young_and_what_is_still_quarantined(tables: asyncpg.Connection) -> None:
-    await dead_letters.write(tables, [letter(1, "done"), letter(2, "quarantined"), letter(3, "young")])
-    await tables.execute(
+async def test_a_purge_leaves_what_is_young_and_what_is_still_quarantined(connection: asyncpg.Connection) -> None:
+    await dead_letters.write(connection, [letter(1, "done"), letter(2, "quarantined"), letter(3, "young")])
+    await connection.execute(
         "UPDATE tartan.dead_letters SET quarantined_at = quarantined_at - interval '2 days' WHERE item_id <> 'young'"
     )
-    await quarantine(tables, "quarantined")
-    await quarantine(tables, "done", redrive=9)
-    before = await tables.fetchval("SELECT now() - interval '1 day'")
-    numbers = {one.item_id: one.number for one in await dead_letters.list_letters(tables)}
+    await quarantine(connection, "quarantined")
+    await quarantine(connection, "done", redrive=9)
+    before = await connection.fetchval("SELECT now() - interval '1 day'")
+    numbers = {one.item_id: one.number for one in await dead_letters.list_letters(connection)}
 
-    assert await dead_letters.purge(tables, before, dry_run=True) == [numbers["done"]]
-    assert await dead_letters.purge(tables, before) == [numbers["done"]]
-    assert {one.item_id for one in await dead_letters.list_letters(tables)} == {"quarantined", "young"}
+    assert await dead_letters.purge(connection, before, dry_run=True) == [numbers["done"]]
+    assert await dead_letters.purge(connection, before) == [numbers["done"]]
+    assert {one.item_id for one in await dead_letters.list_letters(connection)} == {"quarantined", "young"}
 
-    assert await dead_letters.purge(tables, None, number=numbers["quarantined"]) == [numbers["quarantined"]]
-    assert {one.item_id for one in await dead_letters.list_letters(tables)} == {"young"}
-
-
-async def test_a_purge_without_time_and_number_deletes_nothing(tables: asyncpg.Connection) -> None:
-    await dead_letters.write(tables, [letter()])
-
-    assert await dead_letters.purge(tables, None) == []
+    assert await dead_letters.purge(connection, None, number=numbers["quarantined"]) == [numbers["quarantined"]]
+    assert {one.item_id for one in await dead_letters.list_letters(connection)} == {"young"}
 
 
-async def test_the_rate_counts_a_readers_quarantines_within_the_window(tables: asyncpg.Connection) -> None:
-    now = await tables.fetchval("SELECT now()")
+async def test_a_purge_without_time_and_number_deletes_nothing(connection: asyncpg.Connection) -> None:
+    await dead_letters.write(connection, [letter()])
+
+    assert await dead_letters.purge(connection, None) == []
+
+
+async def test_the_rate_counts_a_readers_quarantines_within_the_window(connection: asyncpg.Connection) -> None:
+    now = await connection.fetchval("SELECT now()")
     for number in range(3):
-        await quarantine(tables, f"I{number}")
-    await tables.execute(
+        await quarantine(connection, f"I{number}")
+    await connection.execute(
         "UPDATE tartan.quarantines SET quarantined_at = $1 WHERE item_id = 'I0'", now - timedelta(seconds=60)
     )
-    await tables.execute(
+    await connection.execute(
         "UPDATE tartan.quarantines SET quarantined_at = $1, reader = 'streams' WHERE item_id = 'I1'", now
     )
-    await tables.execute("UPDATE tartan.quarantines SET quarantined_at = $1 WHERE item_id = 'I2'", now)
-    await clock.set_clock(tables, now + timedelta(seconds=1))
+    await connection.execute("UPDATE tartan.quarantines SET quarantined_at = $1 WHERE item_id = 'I2'", now)
+    await clock.set_clock(connection, now + timedelta(seconds=1))
 
-    assert await dead_letters.count_quarantined(tables, "projections", 30.0) == 1
-    assert await dead_letters.count_quarantined(tables, "projections", 62.0) == 2
-    await clock.set_clock(tables, now + timedelta(seconds=120))
-    assert await dead_letters.count_quarantined(tables, "projections", 62.0) == 0
+    assert await dead_letters.count_quarantined(connection, "projections", 30.0) == 1
+    assert await dead_letters.count_quarantined(connection, "projections", 62.0) == 2
+    await clock.set_clock(connection, now + timedelta(seconds=120))
+    assert await dead_letters.count_quarantined(connection, "projections", 62.0) == 0
 
 
 class Refusing:
@@ -170,9 +164,9 @@ class Refusing:
 
 
 async def test_a_letter_that_no_topic_takes_is_told_without_its_original(
-    tables: asyncpg.Connection, database: str
+    connection: asyncpg.Connection, database: str
 ) -> None:
-    await dead_letters.write(tables, [letter()])
+    await dead_letters.write(connection, [letter()])
     appender = Refusing(Quarantine("exceeds 16777216 bytes"))
 
     async with asyncpg.create_pool(database, min_size=0, max_size=1) as pool:
@@ -183,15 +177,15 @@ async def test_a_letter_that_no_topic_takes_is_told_without_its_original(
     assert (told.source_offset, told.value) == (7, None)
 
 
-async def test_letters_stay_unpublished_where_kafka_is_away(tables: asyncpg.Connection, database: str) -> None:
-    await dead_letters.write(tables, [letter(1), letter(2)])
+async def test_letters_stay_unpublished_where_kafka_is_away(connection: asyncpg.Connection, database: str) -> None:
+    await dead_letters.write(connection, [letter(1), letter(2)])
 
     async with asyncpg.create_pool(database, min_size=0, max_size=1) as pool:
         for _ in range(2):
             with pytest.raises(Retry):
                 await dead_letters.publish(pool, Refusing(Retry("away")), "topic")  # type: ignore[arg-type]
 
-    assert [one.published_at for one in await dead_letters.list_letters(tables)] == [None, None]
+    assert [one.published_at for one in await dead_letters.list_letters(connection)] == [None, None]
 
 
 @pytest.fixture
@@ -224,15 +218,15 @@ async def told(settings: Settings) -> list[tuple[bytes | None, DeadLetter]]:
     return found
 
 
-async def test_several_processes_publish_each_letter_once(world: Settings, tables: asyncpg.Connection) -> None:
+async def test_several_processes_publish_each_letter_once(world: Settings, connection: asyncpg.Connection) -> None:
     count = 3 * LETTERS_MAX + 1
-    await dead_letters.write(tables, [letter(offset, f"I{offset}") for offset in range(count)])
+    await dead_letters.write(connection, [letter(offset, f"I{offset}") for offset in range(count)])
     pool, appender = await open_pool(world, stage="test", size=4), Appender(world, client="test")
     await appender.start()
     loops = [asyncio.create_task(dead_letters.run(pool, appender, world)) for _ in range(3)]
     try:
         deadline = time.monotonic() + WAIT_S_MAX
-        while await tables.fetchval("SELECT count(*) FROM tartan.dead_letters WHERE published_at IS NULL"):
+        while await connection.fetchval("SELECT count(*) FROM tartan.dead_letters WHERE published_at IS NULL"):
             assert time.monotonic() < deadline, "too late"
             await asyncio.sleep(0.05)
     finally:
@@ -245,7 +239,7 @@ async def test_several_processes_publish_each_letter_once(world: Settings, table
     found = await told(world)
     assert sorted(one.source_offset or 0 for _, one in found) == list(range(count))
     key, first = next(pair for pair in found if pair[1].source_offset == 0)
-    quarantined_at = await tables.fetchval("SELECT quarantined_at FROM tartan.dead_letters WHERE source_offset = 0")
+    quarantined_at = await connection.fetchval("SELECT quarantined_at FROM tartan.dead_letters WHERE source_offset = 0")
     assert key == b"1"
     assert first == DeadLetter(
         "projections",
@@ -262,10 +256,12 @@ async def test_several_processes_publish_each_letter_once(world: Settings, table
     )
 
 
-async def test_the_incident_of_a_stop_ends_after_a_quiet_window(world: Settings, tables: asyncpg.Connection) -> None:
-    await incidents.report(tables, incidents.DEAD_LETTERS, "projections", "3 Items quarantined")
-    await incidents.report(tables, incidents.DEAD_LETTERS, "streams", "still so")
-    await tables.execute(
+async def test_the_incident_of_a_stop_ends_after_a_quiet_window(
+    world: Settings, connection: asyncpg.Connection
+) -> None:
+    await incidents.report(connection, incidents.DEAD_LETTERS, "projections", "3 Items quarantined")
+    await incidents.report(connection, incidents.DEAD_LETTERS, "streams", "still so")
+    await connection.execute(
         "UPDATE tartan.incidents SET last_at = last_at - make_interval(secs => $1) WHERE subject = 'projections'",
         world.dead_letters_window_s + 1,
     )
@@ -274,7 +270,7 @@ async def test_the_incident_of_a_stop_ends_after_a_quiet_window(world: Settings,
     open_ones = "SELECT array_agg(subject) FROM tartan.incidents WHERE closed_at IS NULL"
     try:
         deadline = time.monotonic() + WAIT_S_MAX
-        while await tables.fetchval(open_ones) != ["streams"]:
+        while await connection.fetchval(open_ones) != ["streams"]:
             assert time.monotonic() < deadline, "too late"
             await asyncio.sleep(0.02)
     finally:

@@ -1,7 +1,6 @@
 """Incidents on a real Postgres: one while it lasts, closed when it is over, kept for a while."""
 
 import json
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,14 +15,6 @@ from runtime.scheduler.types import Claimed, Released
 from runtime.users.vault import Vault
 
 VAULT = Vault(bytes(32))
-
-
-@pytest.fixture
-async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to a database that has Tartan's tables."""
-    opened = await asyncpg.connect(database)
-    yield opened
-    await opened.close()
 
 
 async def claimed_item(connection: asyncpg.Connection, item_id: str = "item", **row: Any) -> Claimed:
