@@ -199,14 +199,14 @@ class World:
                 aside[record.head.id] = record.events
             elif verdict is Verdict.ACCEPTED:
                 view.head = record.head
-                record = [event for part in record.head.parts for event in aside[part]]
+                chunk_events = [event for part in record.head.parts for event in aside[part]]
                 aside = {} if record.head.kind == gate.CHAINED else aside
-                _apply([*record, *record.events], view)
+                _apply([*chunk_events, *record.events], view)
         return view
 
     async def assert_true(self, item: Item) -> Held:
         """The log says of an Item what the simulator knows to be true."""
-        view = await self.held(item)
+        view = await self.view(item)
         truth = truth_of(item, version="v2")
         read_rows = {
             name: (row.amount, row.date, row.pending, row.name, row.category_detailed, row.merchant_name)
