@@ -7,8 +7,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from runtime.kafka.clients import connection
 from runtime.settings import Settings
-from sandbox.observe.published_events import event_of
-from schemas.topics import Topic, full_name
+from schemas.topics import HEADER_POSITION, Topic, full_name
 
 Lane = tuple[str, int]
 """Short name of a topic, and a partition of it."""
@@ -56,7 +55,9 @@ class DeduplicatingReader:
         return [(place, await self._consumer.position(place)) for place in map(self._place, lanes)]
 
     def _read(self, lane: Lane, record: ConsumerRecord) -> None:
-        position = event_of(record)[:2]
+        # Records of `push` have a position and no event type.
+        offset, _, index = dict(record.headers)[HEADER_POSITION].decode().partition(".")
+        position = (int(offset), int(index))
         if position <= self._last.get(lane, (-1, -1)):
             self.dropped += 1
             return
