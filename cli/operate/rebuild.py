@@ -144,7 +144,8 @@ class _Lines:
         elapsed = now - self._started_at
         left_s = (total - done) * elapsed / max(done - self._first, 1)
         self.message(
-            f"{done:,} of {total:,} records ({done / max(total, 1):.1%}), {transactions / elapsed:,.0f} transactions/s, "
+            f"{done:,} of {total:,} records ({done / max(total, 1):.1%}), "
+            f"{transactions / elapsed:,.0f} transactions/s, "
             f"about {left_s:,.0f} s left"
         )
 

@@ -1,9 +1,9 @@
 """User fields of a transaction: stored beside the bank's payload, field by field, and laid over it for readers.
 
 A row's user fields are canonical JSON, `{field: {"at": offset, "value": …}}` with sorted keys, None where the user
-never set any. `at` is the offset of the edit, so a field depends on no other field, no bank update and no clock. A cleared
-field keeps the value null: where two rows are merged, the later edit counts, also a clearing. Fields of later versions
-are preserved. Numbers in values are whole: an amount is decimal text, never a float.
+never set any. `at` is the offset of the edit, so a field depends on no other field, no bank update and no clock. A
+cleared field keeps the value null: where two rows are merged, the later edit counts, also a clearing. Fields of later
+versions are preserved. Numbers in values are whole: an amount is decimal text, never a float.
 """
 
 import json

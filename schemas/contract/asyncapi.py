@@ -33,7 +33,8 @@ def document(topic_prefix: str) -> dict[str, Any]:
             "title": "Tartan's events",
             "version": "1.0.0",
             "description": "Bank data of an application's users, published to other teams. One record is one event; a"
-            " record not above the last position read from its partition is a repeat. Full description: docs/events.md.",
+            " record not above the last position read from its partition is a repeat. Full description: "
+            "docs/events.md.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "defaultContentType": WIRE,

@@ -86,7 +86,8 @@ ACCOUNT: Mapping[str, str] = {
     "limit": "decimal text: of a credit line or an overdraft",
     "iso_currency_code": "ISO 4217; null where the currency has none",
     "unofficial_currency_code": "where there is no ISO code",
-    "last_updated_datetime": "ISO 8601: time of the bank's balance, where the bank reports it. Its change alone is no event.",
+    "last_updated_datetime": "ISO 8601: time of the bank's balance, where the bank reports it. Its change alone is "
+    "no event.",
     "extra_json": TRANSACTION["extra_json"],
 }
 

@@ -67,10 +67,10 @@ class Fault(NamedTuple):
     partition: int
     first: int
     last: int
-    problem: str
+    what: str
 
     def __str__(self) -> str:
-        return f"{self.topic} {self.partition}, offsets {self.first}..{self.last}: {self.problem}"
+        return f"{self.topic} {self.partition}, offsets {self.first}..{self.last}: {self.what}"
 
 
 class Chain(NamedTuple):

@@ -27,8 +27,18 @@ NOT_A_VERB = re.compile(r"(The|A|An|One|All|Each|Every|It|Its|This|That|These|No
 HUMAN_VERBS = re.compile(r"\b(says|said|tells|told|hears|knows|wants|wanted|looks at|is looked|stands)\b")
 """Verbs of people: programs read, write, return, append, claim, release, skip and retry."""
 
-ENTRY_POINTS = frozenset({"cli.__main__", "projections.rebuild.worker", "projections.store.migrations.env"})
-"""Modules that are run and not imported."""
+ENTRY_POINTS = frozenset(
+    {
+        "cli.__main__",
+        "projections.rebuild.worker",
+        "projections.store.migrations.env",
+        "ingest.app",
+        "streams.app",
+        "projections.app",
+        "gateway.app",
+    }
+)
+"""Modules that are run, or imported by name: cli.main starts the stages."""
 
 SHARED_NAMES = frozenset({"app", "metrics", "__init__"})
 """Module names that each stage has by convention."""
@@ -37,10 +47,12 @@ SHARED_NAMES = frozenset({"app", "metrics", "__init__"})
 def modules() -> dict[str, Path]:
     paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
     return {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in sorted(paths)
-        if "migrations/versions" not in path.as_posix()
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sorted(paths)
     }
+
+
+def revision(name: str) -> bool:
+    return name.startswith("projections.store.migrations.versions.")
 
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
@@ -101,6 +113,72 @@ def attribute_docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield after.lineno, after.value.value
 
 
+def test_variables_name_their_content() -> None:
+    wrong = [
+        f"{name}:{line} {word}" for name, tree in trees() for word, line in bound_names(tree) if word in VAGUE_NAMES
+    ]
+
+    assert wrong == []
+
+
+def test_a_docstring_of_a_function_starts_with_a_verb() -> None:
+    wrong = [
+        f"{name}:{getattr(node, 'lineno', 1)} {text.splitlines()[0]}"
+        for name, tree in trees()
+        for node, text in docstrings(tree)
+        if VAGUE_OPENERS.match(text)
+        or (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and not any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+            and NOT_A_VERB.match(text)
+        )
+    ]
+
+    assert wrong == []
+
+
+def test_programs_and_rows_are_not_people() -> None:
+    texts = [
+        (f"{name}:{line}", text)
+        for name, path in modules().items()
+        for tree in [ast.parse(path.read_text("utf-8"))]
+        for line, text in [
+            *((getattr(node, "lineno", 1), text) for node, text in docstrings(tree)),
+            *attribute_docstrings(tree),
+            *comments(path),
+        ]
+    ]
+
+    assert [f"{place} {match[0]}" for place, text in texts if (match := HUMAN_VERBS.search(text))] == []
+
+
+def test_no_module_name_is_in_two_packages_beside_each_other() -> None:
+    places: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for name, path in modules().items():
+        *parents, package, module = ["", *name.split(".")]
+        if parents and path.name != "__init__.py" and module not in SHARED_NAMES:
+            places[".".join(parents), module].add(package)
+
+    assert {key: sorted(packages) for key, packages in places.items() if len(packages) > 1} == {}
+
+
+def test_modules_are_short() -> None:
+    lengths = {name: len(path.read_text("utf-8").splitlines()) for name, path in modules().items()}
+
+    assert {name: length for name, length in lengths.items() if length > MODULE_LINES_MAX} == {}
+
+
+def test_functions_are_short() -> None:
+    wrong = {
+        f"{name}.{node.name}": length
+        for name, tree in trees()
+        for node in functions(tree)
+        if (length := (node.end_lineno or 0) - node.lineno + 1) > FUNCTION_LINES_MAX
+    }
+
+    assert wrong == {}
+
+
 def test_packages_are_small() -> None:
     sizes: dict[str, int] = defaultdict(int)
     for path in modules().values():
@@ -108,6 +186,19 @@ def test_packages_are_small() -> None:
             sizes[path.parent.relative_to(ROOT).as_posix()] += 1
 
     assert {folder: size for folder, size in sizes.items() if size > MODULES_MAX} == {}
+
+
+def test_every_module_is_imported_by_the_product() -> None:
+    imported: set[str] = set()
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names} - {name}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} - {name}
+    leaves = {name for name, path in modules().items() if path.name != "__init__.py" and not revision(name)}
+
+    assert sorted(leaves - imported - ENTRY_POINTS) == []
 
 
 def test_nothing_is_exempt_from_the_formatter() -> None:

@@ -109,7 +109,7 @@ def test_an_unreadable_head_is_named_with_the_last_segment_and_hides_nothing_els
 
     faults = manifests.check_chain("t", 3, found, Damaged("y")).faults
 
-    assert [(fault.first, fault.last, fault.problem) for fault in faults] == [(10, 14, "x"), (30, 31, "y")]
+    assert [(fault.first, fault.last, fault.what) for fault in faults] == [(10, 14, "x"), (30, 31, "y")]
 
 
 def test_a_manifest_of_another_partition_is_named() -> None:
