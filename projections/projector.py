@@ -272,7 +272,7 @@ def _require_same_quarantines(result: GateResult) -> None:
         raise Diverged(f"{place}, was not quarantined, and cannot be replayed: {new.reason}")
     for ended in result.ended:
         raise Diverged(
-            f"the item_quarantine of Item {ended.item_id} ends with {ended.redrive} in a replay, and did not before"
+            f"the quarantine of Item {ended.item_id} ends at {ended.redrive} in this replay but did not originally"
         )
 
 

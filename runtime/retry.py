@@ -36,7 +36,7 @@ class Backoff:
         self._next_s = self._base_s
 
 
-async def insist(work: Callable[[], Awaitable[Result]], *, action: str) -> Result:
+async def retry_until_done(work: Callable[[], Awaitable[Result]], *, action: str) -> Result:
     """Repeat idempotent work until it raises no Retry.
 
     Raises: Halt, where it did not succeed within GIVE_UP_S.

@@ -29,7 +29,7 @@ from runtime.lifecycle import Running
 from runtime.plaid.client import Plaid
 from runtime.postgres.instance_lock import alone
 from runtime.postgres.pool import open_pool
-from runtime.retry import insist
+from runtime.retry import retry_until_done
 from runtime.scheduler.leases import FOLLOWER
 from runtime.scheduler.types import Claimed
 from runtime.settings import Settings
@@ -90,7 +90,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         parts = await _Parts.connect(settings, stack)
         # The lock proves that the process before this one is dead; the Items that it held wait until its appends are
         # read.
-        await insist(parts.store.expire_inherited, action="inherit")
+        await retry_until_done(parts.store.expire_inherited, action="inherit")
         tasks = [lock, *await _start(parts, stack)]
         ended = asyncio.ensure_future(_first_end(tasks))
         try:

@@ -14,7 +14,7 @@ from runtime import metrics as shared
 from runtime.crash_points import CrashPoint, reach
 from runtime.kafka.clients import InDoubt
 from runtime.plaid.client import PlaidRefused
-from runtime.retry import insist
+from runtime.retry import retry_until_done
 from runtime.scheduler.types import Claimed, Released
 from schemas.errors import Halt, Quarantine, Retry
 from streams import metrics
@@ -68,7 +68,7 @@ class FetchDeltas:
         """Open the Item, run its sync, turn errors into an outcome, and release the Item."""
         started_at = self._context.monotonic()
         if claimed.head is not None and claimed.head.unlinked:
-            await insist(lambda: self._store.finish_unlink(claimed), action="finish_unlink")
+            await retry_until_done(lambda: self._store.finish_unlink(claimed), action="finish_unlink")
             return
         try:
             run = await self._open(claimed, self._bank(claimed, lease))
@@ -76,7 +76,7 @@ class FetchDeltas:
         except InDoubt as error:
             # Only the log can show whether it has the record: the lease ends, and the next claimer reads the log.
             _log.warning("append in doubt", item_id=claimed.item_id, reason=str(error))
-            await insist(lambda: self._store.expire(claimed), action="expire")
+            await retry_until_done(lambda: self._store.expire(claimed), action="expire")
             return
         except LeaseLost:
             _count_lost_lease(claimed)  # another worker has the Item: there is nothing to release
@@ -94,9 +94,9 @@ class FetchDeltas:
         if result.stopped == outcomes.QUARANTINED:
             error = result.error or {}
             reason = f"{error.get('code')}: {error.get('detail')}"
-            await insist(lambda: self._store.quarantine(claimed, reason), action="quarantine")
+            await retry_until_done(lambda: self._store.quarantine(claimed, reason), action="quarantine")
             shared.QUARANTINED.labels("streams").inc()
-        await insist(lambda: self._store.release(claimed, result), action="release")
+        await retry_until_done(lambda: self._store.release(claimed, result), action="release")
         reach(CrashPoint.FETCH_AFTER_RELEASE)
 
     async def _wait_for_log(self, claimed: Claimed) -> None:
@@ -106,7 +106,7 @@ class FetchDeltas:
             end = await self._context.log.end(claimed.partition)
             await self._store.release_untouched(claimed, wait_offset=end - 1)
         except Retry as error:
-            _log.warning("not let go", item_id=claimed.item_id, reason=str(error))  # this lease expires, too
+            _log.warning("lease not released", item_id=claimed.item_id, reason=str(error))  # this lease expires, too
 
     async def _renew(self, claimed: Claimed, lease: "Lease") -> None:
         """Renew the lease until it is lost."""
@@ -174,7 +174,7 @@ class FetchDeltas:
             return outcomes.quarantined(claimed, error_fields("unrecordable", str(error)))
         except TooManyGone as error:
             metrics.GONE_SUSPECTED.inc()
-            _log.error("not taken as gone", item_id=claimed.item_id, reason=str(error))
+            _log.error("not treated as gone", item_id=claimed.item_id, reason=str(error))
             fields = error_fields("too_many_gone", str(error))
             return outcomes.after_plaid_error(claimed, ErrorClass.OUTAGE, fields, jitter=self._context.random())
         except Retry as error:
@@ -182,7 +182,7 @@ class FetchDeltas:
                 return outcomes.after_rate_limit(claimed, error_fields("quota", str(error)), wait_s=error.wait_s)
             return self._after_failure(claimed, "late", str(error))
         except Exception as error:  # noqa: BLE001 - one Item that breaks our code must not stop the others
-            _log.exception("pass failed", item_id=claimed.item_id)
+            _log.exception("sync run failed", item_id=claimed.item_id)
             code, detail = type(error).__name__, str(error) if isinstance(error, Quarantine) else ""
             if outcomes.is_exhausted(claimed):
                 return outcomes.quarantined(claimed, error_fields(code, detail))

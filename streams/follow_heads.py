@@ -10,7 +10,7 @@ from runtime import metrics as shared
 from runtime.crash_points import CrashPoint, reach
 from runtime.kafka.continuity import checksum
 from runtime.kafka.reader import Position, Reader, Received, unread
-from runtime.retry import insist
+from runtime.retry import retry_until_done
 from runtime.scheduler.leases import FOLLOWER
 from schemas.log import changesets
 from streams.heads import HeadRecord, apply_records
@@ -32,7 +32,7 @@ class FollowHeads:
         """Take records, process them and acknowledge, for ever. Raises: Halt."""
         while True:
             records = await self._reader.take()
-            erased = await insist(lambda records=records: self.process(records), action=FOLLOWER)  # type: ignore[misc]
+            erased = await retry_until_done(lambda records=records: self.process(records), action=FOLLOWER)  # type: ignore[misc]
             self._reader.acknowledge(records)
             for user in erased:
                 self._on_erased(user)

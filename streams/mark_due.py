@@ -11,13 +11,13 @@ from runtime import metrics as shared
 from runtime.crash_points import CrashPoint, reach
 from runtime.kafka.continuity import checksum
 from runtime.kafka.reader import Position, Reader, Received, unread
-from runtime.retry import insist
+from runtime.retry import retry_until_done
 from schemas.encoding import codec
 from schemas.errors import Quarantine
 from schemas.log.records import Webhook
 from streams import metrics
 from streams.ports import MARKER, BeginMarking
-from streams.webhooks import rules
+from streams.webhooks import reactions
 
 _log = logs.logger(__name__)
 
@@ -34,7 +34,7 @@ class MarkDue:
         """Take records, process them and acknowledge, for ever. Raises: Halt."""
         while True:
             records = await self._reader.take()
-            await insist(lambda records=records: self.process(records), action=MARKER)  # type: ignore[misc]
+            await retry_until_done(lambda records=records: self.process(records), action=MARKER)  # type: ignore[misc]
             self._reader.acknowledge(records)
             self._on_commit()
 
@@ -56,7 +56,7 @@ class MarkDue:
                     return
                 offsets = {(record.partition, record.offset) for record in new}
                 unread_webhooks = [webhook for webhook in webhooks if (webhook.partition, webhook.offset) in offsets]
-                batch = rules.collect(unread_webhooks, new_keys)
+                batch = reactions.collect(unread_webhooks, new_keys)
                 await transaction.advance(
                     {record.partition: Position(record.offset + 1, checksum(record.value)) for record in new}
                 )
@@ -70,7 +70,7 @@ class MarkDue:
             metrics.WEBHOOKS.labels(reaction).inc(count)
 
 
-def _decode(record: Received) -> rules.LoggedWebhook | None:
+def _decode(record: Received) -> reactions.LoggedWebhook | None:
     """Decode a webhook; a record that is none, which no ingest writes, is skipped and stays in the log."""
     try:
         webhook = codec.decode(Webhook, record.value)
@@ -78,4 +78,4 @@ def _decode(record: Received) -> rules.LoggedWebhook | None:
         metrics.WEBHOOKS.labels("unreadable").inc()
         _log.error("no webhook", partition=record.partition, offset=record.offset, reason=str(error))
         return None
-    return rules.identify(webhook, partition=record.partition, offset=record.offset)
+    return reactions.identify(webhook, partition=record.partition, offset=record.offset)

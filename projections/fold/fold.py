@@ -12,10 +12,10 @@ from projections.decode.transaction import ENRICHMENT
 from projections.events import public_events
 from projections.events.field_diff import changed_fields
 from projections.events.public_events import CommonFields, public_schema
-from projections.fold import apply_overrides, full_resync, opening_balances
+from projections.fold import apply_edits, full_resync, opening_balances
 from projections.fold.balances import fold_balances
 from projections.gate.check import AcceptedRecord
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.ledger.postings import posted
 from projections.matching import transactions
 from projections.model.book import NOTHING
@@ -90,7 +90,7 @@ def _fold_item(
     idle = _decide(work, item, touched, context, changeset.decisions) if changeset.decisions else 0
     idle += transactions.resolve(work, item, touched, context, changeset)
     if changeset.edits:
-        apply_overrides.apply_edits(work, item, touched, context, changeset.edits)
+        apply_edits.apply_edits(work, item, touched, context, changeset.edits)
     _settle(work, item, touched, context, common, net)
     fold_balances(work, item, context, changeset.balances, common, net)
     opening_balances.post(work, item, context)
@@ -199,7 +199,7 @@ def _insert(
         context.known_at if payload.is_enriched else None,
     )
     if item.waiting_edits:
-        apply_overrides.take_waiting(item, row, (transaction_id, payload.pending_transaction_id))
+        apply_edits.take_waiting(item, row, (transaction_id, payload.pending_transaction_id))
     row.postings = posted(work.book, row, payload)
     item.by_id[transaction_id] = row
     item.own_ids.add(own)
@@ -225,7 +225,7 @@ def _inherit(work: UnitOfWork, item: ItemRow, row: Row, payload: TransactionPayl
     row.transaction_id, row.own_id_inherited = payload.transaction_id, True
     item.by_id[payload.transaction_id] = row
     if item.waiting_edits:
-        apply_overrides.take_waiting(item, row, (payload.transaction_id,))
+        apply_edits.take_waiting(item, row, (payload.transaction_id,))
     _change(work, item, row, payload, touched)
 
 
@@ -289,7 +289,7 @@ def _settle(
         elif row.removed_at is not None:  # added and removed by the same record
             del item.by_id[row.transaction_id]
             item.own_ids.discard(own)
-            apply_overrides.put_back(item, row)
+            apply_edits.put_back(item, row)
         else:
             new.append(row)
             item.transaction_rows += 1
@@ -297,7 +297,7 @@ def _settle(
                 continue
             row.version = 1
             row.transfers = post(own, row.postings, context)
-            user_fields = None if row.user_fields is None else override_rules.values_json(row.user_fields)
+            user_fields = None if row.user_fields is None else user_field_values.values_json(row.user_fields)
             event = public_events.first_transaction_event(common, own, row.payload, user_fields)
             net.append(NetEvent(events.TRANSACTION_ADDED, public_schema(row.schema), own, event))
     if touched:
@@ -312,7 +312,9 @@ def _settle_known(
         work.mark_changed(row)
         return
     changed = changed_fields(before.payload, before.schema, row.payload, row.schema) if is_there else []
-    changed += [f"{_USER_FIELDS}.{name}" for name in override_rules.changed_fields(before.user_fields, row.user_fields)]
+    changed += [
+        f"{_USER_FIELDS}.{name}" for name in user_field_values.changed_fields(before.user_fields, row.user_fields)
+    ]
     if was_there and is_there and not changed:  # other bytes, the same content
         row.payload, row.schema, row.postings = before.payload, before.schema, before.postings
         if row.user_fields != before.user_fields:  # the same values, edited again later
@@ -361,7 +363,7 @@ def _event_of(row: Row, before: RowBefore, changed: list[str], common: CommonFie
         row.payload,
         changed=changed,
         previous=previous,
-        user_fields=override_rules.values_json(row.user_fields),
-        previous_user_fields=override_rules.values_json(previous_user_fields),
+        user_fields=user_field_values.values_json(row.user_fields),
+        previous_user_fields=user_field_values.values_json(previous_user_fields),
     )
     return NetEvent(kind, public_schema(row.schema), row.own_id, event)

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from projections.decode import transaction
 from projections.decode.transaction import UNCATEGORISED
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.model import pg_copy
 from projections.model.book import NOTHING, Book, Posting
 from projections.model.transaction_payload import Amount, TransactionPayload
@@ -25,13 +25,13 @@ def posted(book: Book, row: Row, payload: TransactionPayload | None = None) -> t
     payload = payload or transaction.decode(row.schema, row.payload)
     if row.user_fields is None:
         return (book.posting(row.user, payload),)
-    overrides = override_rules.values(row.user_fields)
-    if override_rules.SPLITS in overrides:
+    overrides = user_field_values.values(row.user_fields)
+    if user_field_values.SPLITS in overrides:
         bank: Transaction = codec.decoder(row.schema)(row.payload, 0)[0]
-        splits = override_rules.splits(overrides, bank.amount, bank.currency)
+        splits = user_field_values.splits(overrides, bank.amount, bank.currency)
         if splits is not None:
             return tuple(book.posting(row.user, _part(payload, split, bank.currency)) for split in splits)
-    category = override_rules.category(overrides)
+    category = user_field_values.category(overrides)
     return (book.posting(row.user, payload if category is None else _in_category(payload, category)),)
 
 
@@ -39,7 +39,7 @@ def _in_category(payload: TransactionPayload, category: str) -> TransactionPaylo
     return replace(payload, category=category.encode() or UNCATEGORISED)
 
 
-def _part(payload: TransactionPayload, split: override_rules.Split, currency: str) -> TransactionPayload:
+def _part(payload: TransactionPayload, split: user_field_values.Split, currency: str) -> TransactionPayload:
     ledger = abs(money.ledger_amount(split.amount, currency))
     amount = Amount(b"", split.amount.value >= 0, ledger, pg_copy.numeric(ledger))
     return replace(_in_category(payload, split.category), amount=amount)

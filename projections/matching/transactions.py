@@ -10,7 +10,7 @@ from datetime import date
 from typing import Any, NamedTuple
 
 from projections.decode.changeset import Changeset, FullResync
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.ledger.postings import posted
 from projections.matching import rules
 from projections.matching.accounts import link_new_accounts, walk
@@ -182,7 +182,7 @@ class _Resolver:
         track(old, self._touched)
         if old.missing_since_offset is not None:
             self._work.clear_missing(self._work.items[old.item_id], old)
-        old.user_fields = override_rules.merge(old.user_fields, new.user_fields)
+        old.user_fields = user_field_values.merge(old.user_fields, new.user_fields)
         payload = (new.payload, new.schema, new.columns)
         self._end(item, new)
         if ahead:

@@ -21,7 +21,7 @@ class Row(Struct, gc=False):
 
     `columns` are the COPY fields of the bank's payload; None where they are still those of the database.
     `missing_since_offset` is the offset of the full resync that does not name the row, while that waits for a decision.
-    `user_fields` is JSON in canonical form (ledger.override_rules). `postings` are one, or one for each split; none
+    `user_fields` is JSON in canonical form (ledger.user_field_values). `postings` are one, or one for each split; none
     while the row is removed or a review withholds it.
     """
 

@@ -12,7 +12,7 @@ import msgspec
 
 from projections.events import public_events
 from projections.events.public_events import TRANSACTION_EVENTS
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.model.unit_of_work import NetEvent
 from schemas import events
 from schemas.encoding import catalogue
@@ -88,7 +88,7 @@ def _transaction(data: bytes) -> dict[str, Any]:
         "logo_url": bank.logo_url,
         "pending": bank.pending,
         "changed": event.changed,
-        **override_rules.effective(bank, event.user_fields),
+        **user_field_values.effective(bank, event.user_fields),
     }
 
 

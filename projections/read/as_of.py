@@ -11,7 +11,7 @@ import heapq
 
 import asyncpg
 
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.read.queries import (
     ANY_TRANSACTION,
     OF_USER,
@@ -112,7 +112,7 @@ def transaction(row: StoredRow) -> Row:
         "transaction_id": row["transaction_id"],
         "version": row["version"],
         **{name: getattr(payload, name) for name in _TRANSACTION_FIELDS},
-        **override_rules.effective(payload, override_rules.values(row["user_fields"])),
+        **user_field_values.effective(payload, user_field_values.values(row["user_fields"])),
         "status": status(row),
         **to_json({name: row[name] for name in ("removed_at", "known_at")}),
     }

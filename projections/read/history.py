@@ -5,7 +5,7 @@ from typing import NamedTuple
 import asyncpg
 
 from projections.events.field_diff import changed_fields
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.read import as_of
 from projections.read.lineage import LogOffset, changesets
 from projections.read.queries import PAGE_MAX, SHOWN, Row, StoredRow, status, to_json
@@ -46,12 +46,12 @@ def differences(older: StoredRow, newer: StoredRow) -> list[Row]:
     """Return the fields in which two versions differ, with both values: first the bank's, then the user's."""
     names = changed_fields(older["payload"], older["payload_schema"], newer["payload"], newer["payload_schema"])
     old, new = (codec.decoder(row["payload_schema"])(row["payload"], 0)[0] for row in (older, newer))
-    users_old, users_new = (override_rules.values(row["user_fields"]) for row in (older, newer))
+    users_old, users_new = (user_field_values.values(row["user_fields"]) for row in (older, newer))
     return [
         *({"field": name, "before": getattr(old, name, None), "after": getattr(new, name, None)} for name in names),
         *(
             {"field": USER_FIELDS + name, "before": users_old.get(name), "after": users_new.get(name)}
-            for name in override_rules.changed_fields(older["user_fields"], newer["user_fields"])
+            for name in user_field_values.changed_fields(older["user_fields"], newer["user_fields"])
         ),
     ]
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from runtime.postgres import pool
 from schemas import money
 from schemas.encoding import codec
@@ -251,7 +251,7 @@ def _transaction(row: asyncpg.Record) -> Row:
     shown = {name: _value(value) for name, value in row.items() if name not in _NOT_SHOWN}
     amount = decimal_text(shown.pop("amount_value"), shown.pop("amount_scale"))
     payload: Transaction = codec.decoder(row["payload_schema"])(row["payload"], 0)[0]
-    effective = override_rules.effective(payload, override_rules.values(row["user_fields"]))
+    effective = user_field_values.effective(payload, user_field_values.values(row["user_fields"]))
     return {"id": shown.pop("own_id"), "amount": amount, **shown, **effective, "status": status(row)}
 
 

@@ -9,7 +9,7 @@ from projections.decode import transaction
 from projections.decode.changeset import FullResync
 from projections.fold import opening_balances
 from projections.gate.check import AcceptedRecord
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.matching import linked_items, transactions
 from projections.model import pg_copy
 from projections.model.book import BANK, POSTED, Posting
@@ -148,7 +148,7 @@ def _transaction(row: asyncpg.Record, working: UnitOfWork) -> Row:
         to_micros(row["removed_at"]),
         row["version"],
         row["transfers"],
-        override_rules.canonical(row["user_fields"]),
+        user_field_values.canonical(row["user_fields"]),
         row["missing_since_offset"],
         row["review"],
         False,

@@ -7,7 +7,7 @@ import msgspec
 from runtime import logs
 from runtime.plaid.client import PlaidRefused
 from runtime.plaid.models import HISTORY_COMPLETE, SyncPage
-from runtime.retry import insist
+from runtime.retry import retry_until_done
 from runtime.scheduler.types import Claimed, Released
 from schemas.events import (
     ACTIVE,
@@ -104,7 +104,7 @@ class SyncRun:
         store, writer = self._context.store, self.writer
         code = await remove_item(self._context.bank, store, self._claimed, self._token, writer.tip)
         if writer.tip.head is None:  # the log has nothing of it
-            await insist(lambda: store.finish_unlink(self._claimed), action="finish_unlink")
+            await retry_until_done(lambda: store.finish_unlink(self._claimed), action="finish_unlink")
             return None
         state = ItemState(UNLINKED)
         await writer.append(Draft(gate.UNLINK, encode_item(ITEM_UNLINKED, writer.subject, state), state=state))

@@ -15,7 +15,7 @@ from msgspec import Struct
 from runtime.plaid.models import ItemAnswer, parse_time
 from schemas.log.records import Webhook
 from streams.sync import plaid_errors
-from streams.webhooks import rules
+from streams.webhooks import reactions
 
 GRACE_S = 120.0
 """Time that a webhook may be on its way: Plaid's first retry comes after 30 s, ingest and log take milliseconds. One
@@ -151,7 +151,7 @@ def _reaction_to(code: str) -> str:
     """Return the reaction to a webhook with this code, whose type Plaid does not name."""
     for webhook_type in ("TRANSACTIONS", "ITEM"):
         body = msgspec.json.encode({"webhook_type": webhook_type, "webhook_code": code, "item_id": "item"})
-        reaction = rules.react(Webhook(0, body, b"", "", ""), partition=0, offset=0).kind
+        reaction = reactions.react(Webhook(0, body, b"", "", ""), partition=0, offset=0).kind
         if reaction in ("marked", "hinted", "legacy"):
             return reaction
     return "nothing"

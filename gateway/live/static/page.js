@@ -133,7 +133,7 @@ const handlers = {
 
 const cells = {
   amount: "amount", date: "detail", name: "label", merchant_name: "label", pending: "amount", category_primary: "category", category_detailed: "category",
-  "user_fields.name": "label", "override_rules.category": "category", "override_rules.splits": "category", "user_fields.notes": "notes", "user_fields.tags": "tags",
+  "user_fields.name": "label", "user_fields.category": "category", "user_fields.splits": "category", "user_fields.notes": "notes", "user_fields.tags": "tags",
 };
 
 function put(data, isNew) {

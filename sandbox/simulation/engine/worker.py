@@ -10,7 +10,7 @@ from projections.publish.publisher import Publisher
 from runtime.kafka.clients import Appended, Appender, Outgoing
 from runtime.kafka.reader import GatheringReader
 from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
-from runtime.retry import insist
+from runtime.retry import retry_until_done
 from runtime.scheduler.leases import FOLLOWER
 from runtime.scheduler.types import Claimed
 from sandbox.simulation.engine.installation import IS_LATE, Installation
@@ -166,7 +166,7 @@ class Worker:
         task.add_done_callback(lambda ended: self.installation.check_task(self.process, ended))
 
     async def _claim(self) -> None:
-        await insist(self.store.inherit, action="inherit")
+        await retry_until_done(self.store.inherit, action="inherit")
         await self.dispatcher.run()
 
     async def _fetch(self) -> None:

@@ -9,7 +9,7 @@ from projections.publish.kafka_records import ChangesetEvents, changesets_with_e
 from projections.publish.outbox import ROWS_MAX
 from projections.publish.publisher import Committed, Publisher
 from runtime.kafka.reader import GatheringReader, Received, unread
-from runtime.retry import insist
+from runtime.retry import retry_until_done
 from sandbox.simulation.engine.network import Connection
 from sandbox.simulation.memory.database import Database
 from sandbox.simulation.memory.projection_tables import MemoryProjections, OwnersOf
@@ -133,6 +133,6 @@ class Projector:
 
     async def _commit(self, batch: Sequence[Received]) -> None:
         checkpoints = self._publisher.unstored_checkpoints()
-        committed = await insist(lambda: self._client.commit(batch, checkpoints), action=READER)
+        committed = await retry_until_done(lambda: self._client.commit(batch, checkpoints), action=READER)
         self._publisher.mark_stored(checkpoints)
         self._publisher.submit(committed)

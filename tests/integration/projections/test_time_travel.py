@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.model import pg_copy
 from projections.read import as_of, queries
 from projections.read.queries import Row
@@ -33,7 +33,7 @@ DATES = [
 ]
 
 
-SAID_NOW = override_rules.effective(transaction("T"), {}).keys()
+SAID_NOW = user_field_values.effective(transaction("T"), {}).keys()
 
 
 def relinked_history(rng: random.Random) -> Log:
@@ -169,7 +169,7 @@ def _row(row: Any) -> tuple[Any, ...]:
         payload.amount,
         payload.date,
         payload.pending,
-        override_rules.effective(payload, override_rules.values(row.user_fields)),
+        user_field_values.effective(payload, user_field_values.values(row.user_fields)),
     )
 
 

@@ -9,7 +9,7 @@ import fastavro
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas import events, money
 from schemas.encoding import catalogue, codec
@@ -56,11 +56,13 @@ def test_the_ledger_says_what_the_bank_and_the_user_say_together(life: Life) -> 
     for row in memory.rows.values():
         if row.is_shown:
             bank = codec.decode(Transaction, row.payload)
-            said = override_rules.values(row.user_fields)
+            said = user_field_values.values(row.user_fields)
             layer = "pending" if bank.pending else "posted"
-            whole = override_rules.category(said)
+            whole = user_field_values.category(said)
             one = (bank.category_primary if whole is None else whole) or "UNCATEGORISED"
-            parts = [(split.category, split.amount) for split in override_rules.splits(said, bank.amount, "USD") or ()]
+            parts = [
+                (split.category, split.amount) for split in user_field_values.splits(said, bank.amount, "USD") or ()
+            ]
             for category, amount in parts or [(one, money.parse_decimal(bank.amount))]:
                 ledger = money.ledger_amount(amount, "USD")
                 expected["category", category, layer] += ledger
@@ -97,7 +99,7 @@ def test_a_reader_of_the_events_alone_has_what_the_user_says_and_is_told_exactly
             seen[told["id"]] = now
     for row in memory.rows.values():
         if row.is_shown:
-            assert seen[row.own_id.hex()] == override_rules.values(row.user_fields)
+            assert seen[row.own_id.hex()] == user_field_values.values(row.user_fields)
 
 
 def _by_meaning(memory: MemoryProjections) -> dict[tuple[object, ...], int]:

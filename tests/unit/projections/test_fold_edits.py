@@ -8,7 +8,7 @@ import fastavro
 import msgspec
 import pytest
 
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.model.unit_of_work import Row
 from schemas import events
 from schemas.encoding import catalogue, codec
@@ -213,7 +213,7 @@ def test_what_is_said_of_a_held_transaction_is_said_of_the_one_that_it_turns_out
 
     row = story.memory.rows[OWN]
     assert (row.item_id, row.transaction_id) == ("B", "U")
-    assert override_rules.values(row.user_fields) == {"category": "RENT", "notes": "whichever"}
+    assert user_field_values.values(row.user_fields) == {"category": "RENT", "notes": "whichever"}
 
 
 def test_an_edit_said_twice_counts_once(story: Story) -> None:

@@ -35,7 +35,7 @@ CARRIERS = frozenset(
         "projections/fold/balances.py",
         "projections/model/pg_copy.py",
         "projections/events/field_diff.py",
-        "projections/fold/apply_overrides.py",
+        "projections/fold/apply_edits.py",
         "projections/fold/fold.py",
         "projections/model/book.py",
         "projections/store/gate_state.py",
@@ -55,7 +55,7 @@ CARRIERS = frozenset(
 """What hands amounts on."""
 OWN_JSON = frozenset(
     {
-        "projections/ledger/override_rules.py",
+        "projections/ledger/user_field_values.py",
         "projections/store/gate_state.py",
         "projections/events/public_events.py",
         "projections/read/queries.py",

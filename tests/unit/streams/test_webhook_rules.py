@@ -15,7 +15,7 @@ from runtime.scheduler.types import Hint, Mark
 from schemas.encoding import codec
 from schemas.log.records import Webhook
 from streams.mark_due import MarkDue
-from streams.webhooks.rules import REACTIONS, Reaction, collect, identify, react
+from streams.webhooks.reactions import REACTIONS, Reaction, collect, identify, react
 
 TEXTS = st.text(st.characters(codec=None, categories=None), max_size=20)
 """Any text that JSON can name, NUL and lone surrogates included."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from projections.decode.changeset import TransactionEdit
-from projections.ledger import override_rules
+from projections.ledger import user_field_values
 from projections.ledger.postings import posted
 from projections.model.change_tracker import Touched, track
 from projections.model.record_context import RecordContext
@@ -22,12 +22,12 @@ def apply_edits(
         row = _edited_row(work, item, edit, context.user)
         if row is None:
             waiting = item.waiting_edits.get(edit.transaction_id)
-            user_fields = override_rules.apply_edit(waiting, edit.fields, context.offset)
+            user_fields = user_field_values.apply_edit(waiting, edit.fields, context.offset)
             if user_fields is not None:
                 item.waiting_edits = {**item.waiting_edits, edit.transaction_id: user_fields}
                 work.changed_items[item.item_id] = item
             continue
-        user_fields = override_rules.apply_edit(row.user_fields, edit.fields, context.offset)
+        user_fields = user_field_values.apply_edit(row.user_fields, edit.fields, context.offset)
         if user_fields != row.user_fields:
             track(row, touched)
             row.user_fields = user_fields
@@ -38,7 +38,7 @@ def take_waiting(item: ItemRow, row: Row, ids: Iterable[str | None]) -> None:
     """Move the waiting edits of any of these Plaid ids to a row; the caller tracks the row and posts it."""
     for name in ids:
         if name in item.waiting_edits:
-            row.user_fields = override_rules.merge(row.user_fields, item.waiting_edits[name])
+            row.user_fields = user_field_values.merge(row.user_fields, item.waiting_edits[name])
             item.waiting_edits = {key: fields for key, fields in item.waiting_edits.items() if key != name}
 
 
