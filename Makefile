@@ -43,7 +43,7 @@ check: install-dev ## Lint, check types, direction of imports and schemas
 	$(BIN)/tartan schemas check
 
 test: check ## Run all checks and tests with a real Kafka and Postgres; EXAMPLES=20 draws more generated cases
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: install-dev ## Run the tests that need no server
 	EXAMPLES=$(or $(EXAMPLES),0.2) $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not servers" tests/unit tests/property tests/contract

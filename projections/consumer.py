@@ -20,7 +20,7 @@ from projections.store.tables import FOLD, OLD, SCHEMA
 from projections.user_keys import OwnerCache
 from runtime import logs, metrics
 from runtime.kafka.reader import Position, Reader
-from runtime.postgres.errors import AWAY, POSTGRES_ERRORS, reason
+from runtime.postgres.errors import AWAY, reason
 from runtime.postgres.pool import borrowed
 from runtime.retry import Backoff
 from runtime.settings import Settings
@@ -163,7 +163,7 @@ class Consumer:
                 await self._projectors[OLD].project_with_retry(batch)
         except VersionMismatch:
             raise
-        except (Halt, *POSTGRES_ERRORS) as error:
+        except (Halt, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             await self._give_up(self._versions[OLD].number, reason(error))
 
     async def _give_up(self, number: int, why: str) -> None:

@@ -39,6 +39,7 @@ def list_items(
     as_json: Json = False,
 ) -> None:
     """List Items, the latest linked first."""
+    only = "quarantined" if only == "parked" else only  # the earlier release's name
     if only not in (None, *item_status.ONLY):
         raise typer.BadParameter(f"--only is one of {', '.join(item_status.ONLY)}")
     items = with_postgres(

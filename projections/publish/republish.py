@@ -167,7 +167,7 @@ class Republisher:
             )
             raise Halt(
                 f"the events of {sum(row['count'] for row in expired)} changesets are not kept any more ({ranges}): "
-                "`tartan rebuild --with-events --no-swap` folds them again, --kept fills the topic with what is there"
+                "`tartan rebuild --with-events --no-swap` folds them again, --skip-expired fills the topic with what is there"
             )
 
     async def _require_empty(self, partition: int) -> None:
@@ -246,7 +246,7 @@ class Republisher:
         if expired:
             raise Halt(
                 f"the events of changesets {partition}@{expired[0]} to {partition}@{expired[-1]} are not kept any "
-                "more; --kept leaves them out"
+                "more; --skip-expired leaves them out"
             )
         return [outbox.changeset_events(row) for row in rows]
 

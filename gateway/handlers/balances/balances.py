@@ -179,7 +179,7 @@ class Balances:
         return ReportedBalances(prepared.id, answer.accounts, asked_at, answer.request_id)
 
     async def _append(self, item: OwnedItem, answer: AccountsAnswer, prepared: PreparedCommand, *, by: str) -> None:
-        """Append the balances. Readers accept a prepared once, so an append in doubt is repeated.
+        """Append the balances. Readers accept a prepared command once, so an append in doubt is repeated.
 
         Raises: Problem 503, where the log accepts nothing for a minute.
         """
