@@ -167,7 +167,8 @@ class Republisher:
             )
             raise Halt(
                 f"the events of {sum(row['count'] for row in expired)} changesets are not kept any more ({ranges}): "
-                "`tartan rebuild --with-events --no-swap` folds them again, --skip-expired fills the topic with what is there"
+                "`tartan rebuild --with-events --no-swap` folds them again, --skip-expired fills the topic with "
+                "what is there"
             )
 
     async def _require_empty(self, partition: int) -> None:
