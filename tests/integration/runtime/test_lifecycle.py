@@ -18,8 +18,9 @@ import pytest
 from sandbox.infra.machine import LOOPBACK, free_port
 from sandbox.infra.processes import Child, Command, start
 from sandbox.infra.stages import STAGE_PORTS
+from tests.support.paths import ROOT
 
-PROGRAM = Path(__file__).parent / "runtime_tiny_stage.py"
+PROGRAM = ROOT / "tests" / "support" / "runtime_tiny_stage.py"
 START_S_MAX = 20.0
 END_S_MAX = 20.0
 
