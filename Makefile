@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SECONDS_OF_DEMO ?=
-# Test processes beside each other: more than cores, since most tests wait for servers and timers.
+# Test processes beside each other: more than cores, since most tests wait for servers and timers. Each acceptance test
+# runs all stages, so two of those fill two cores.
 WORKERS ?= 4
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
@@ -43,7 +44,8 @@ check: install-dev ## Lint, check types, direction of imports and schemas
 	$(BIN)/tartan schemas check
 
 test: check ## Run all checks and tests with a real Kafka and Postgres; EXAMPLES=20 draws more generated cases
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/acceptance; first=$$?; \
+	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/acceptance; exit $$((first | $$?))
 
 test-fast: install-dev ## Run the tests that need no server
 	EXAMPLES=$(or $(EXAMPLES),0.2) $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not servers" tests/unit tests/property tests/contract

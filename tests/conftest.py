@@ -22,7 +22,7 @@ settings.load_profile("tartan")
 
 T = TypeVar("T")
 
-SLOWEST_FIRST = ("acceptance", "simulation", "integration", "contract", "property", "unit")
+SLOWEST_FIRST = ("simulation", "integration", "contract", "property", "unit")
 """Order of the folders: what starts last ends last, and a long module at the end would leave the other workers idle."""
 SERVERS = frozenset({"kafka_address", "postgres"})
 """Fixtures that start a server."""
