@@ -22,19 +22,15 @@ settings.load_profile("tartan")
 
 T = TypeVar("T")
 
-SLOWEST_FIRST = ("simulation", "integration", "contract", "property", "unit")
-"""Order of the folders: what starts last ends last, and a long module at the end would leave the other workers idle."""
 SERVERS = frozenset({"kafka_address", "postgres"})
 """Fixtures that start a server."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, and run the slowest folders first."""
+    """Mark the tests that need a server."""
     for item in items:
         if SERVERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.servers)
-    folders = [f"/tests/{folder}/" for folder in SLOWEST_FIRST]
-    items.sort(key=lambda item: next((rank for rank, name in enumerate(folders) if name in item.path.as_posix()), -1))
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:
