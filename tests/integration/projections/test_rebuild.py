@@ -318,7 +318,7 @@ async def test_a_difference_is_told_by_account_table_row_and_column_and_ends_the
     swapped = "SELECT number FROM projection.version"
     number = await world.value(swapped)
 
-    code, result = await ended(await started(world, *REBUILD[:3], "--json"))
+    code, result = await ended(await started(world, *REBUILD[:4], "--json"))
 
     assert (code, result["digest_equal"], result["swapped"]) == (1, False, False)
     assert await world.value(swapped) == number

@@ -111,7 +111,7 @@ async def fill(world: World, *, empties: bool, appender: Appender | None = None)
         return sum([await republisher.fill(number, empties=empties) for number in partitions])
 
 
-async def tartan(world: World, *payload: str, first: str = "") -> asyncio.subprocess.Process:
+async def start_tartan(world: World, *payload: str, first: str = "") -> asyncio.subprocess.Process:
     """Start a command; `first` is what Python does before."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -209,7 +209,7 @@ async def test_a_killed_command_is_gone_on_with(
         await world.until_projected(life.count)
         await empty(world)
 
-        killed = await tartan(world, "republish", "transactions", "--json", first=DIES_AT_THIRD_SEND)
+        killed = await start_tartan(world, "republish", "transactions", "--json", first=DIES_AT_THIRD_SEND)
         processes.append(killed)
         assert await asyncio.wait_for(killed.wait(), 60) == -9
         await tell(world, life, 5)
@@ -298,7 +298,7 @@ async def test_events_that_are_not_kept_are_taken_from_the_version_that_a_rebuil
         await world.until_projected(life.count)
         expected = await wanted(pool)
         for options, code in (((), 0), (("--with-events",), 1), (("--with-events", "--restart"), 0)):
-            done = await tartan(world, "rebuild", "--no-swap", "--json", *options)
+            done = await start_tartan(world, "rebuild", "--no-swap", "--json", *options)
             assert await asyncio.wait_for(done.wait(), 60) == code, options
         await world.tables.execute("UPDATE projection.changesets SET events = NULL")
         await fill(world, empties=True)
