@@ -20,7 +20,7 @@ SEED = 7
 """Kills Kafka and Postgres, swallows the answer of a COMMIT, and resumes zombies of three stages."""
 START_S_MAX = 120.0
 STOP_S_MAX = 60.0
-COMMAND = "from cli.prove.sandbox import run_until_stopped; from sandbox.chaos.run_chaos import *; run_until_stopped(run_chaos(ChaosOptions(kills=8)))"
+COMMAND = "from cli.prove.sandbox import run_until_stopped; from sandbox.chaos.run_chaos import *; run_until_stopped(run_chaos(ChaosOptions(kills=8)))"  # noqa: E501
 
 
 def children() -> set[int]:

@@ -89,7 +89,7 @@ class Api:
             f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, own_id_inherited, version,
                 transfers, first_changeset, last_changeset, known_at, payload, payload_schema, account_id, amount_value,
                 amount_scale, currency, pending, date) VALUES ($1, $2, $3, $4, false, 1, 1, 0, 0, $5, $10, 1, $6, $7, 2,
-                'USD', $8, $9)""",
+                'USD', $8, $9)""",  # noqa: E501
             [
                 (
                     own,

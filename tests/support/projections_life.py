@@ -96,7 +96,7 @@ class Life:
 
 
 def _names(bank: list[Received]) -> tuple[list[_Known], list[_Known]]:
-    """Return the ids of rows: first ids, which are valid from the start, and present ids, from their first record on."""
+    """Return the ids of rows: first ids, which are valid from the start, and present ids, from their first record on."""  # noqa: E501
     memory, seen = MemoryProjections(owners), set()
     first: dict[bytes, _Known] = {}
     present: list[_Known] = []

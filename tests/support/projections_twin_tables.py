@@ -152,13 +152,13 @@ _QUERIES = {
     "transactions": """
         SELECT own_id, item_id, transaction_id, own_id_inherited, version, transfers, first_changeset, last_changeset, known_at,
                enriched_at, removed_at, missing_since_offset, user_fields, active_transfers, review, payload
-          FROM projection.transactions""",
+          FROM projection.transactions""",  # noqa: E501
     "transfers": """SELECT own_id, number, debit, credit, amount, layer, reverses, changeset
                       FROM projection.ledger_transfers""",
     "balances": "SELECT account, layer, debits, credits FROM projection.ledger_balances",
     "accounts": """
         SELECT item_id, account_id, cached_payload, realtime_payload, source, version, known_at, opened, opening_transfers,
-               continues_item, continues_account, continued_by_item, continued_by_account FROM projection.accounts""",
+               continues_item, continues_account, continued_by_item, continued_by_account FROM projection.accounts""",  # noqa: E501
     "items": """
         SELECT item_id, head, unlinked, transaction_rows, missing_rows, missing_changeset_id, has_linked_items,
                coalesce(waiting_edits, '{}') FROM projection.items""",

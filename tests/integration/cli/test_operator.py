@@ -1,4 +1,4 @@
-"""What an operator does reaches the log, the fold and the scheduler: quarantine, redrive, decide; and what is refused."""
+"""What an operator does reaches the log, the fold and the scheduler: quarantine, redrive, decide; and what is refused."""  # noqa: E501
 
 import asyncio
 import base64
@@ -153,7 +153,7 @@ async def test_what_was_withheld_is_applied_by_a_redrive_of_its_dead_letter(
 
 
 async def set_aside(made: World, item: Item) -> int:
-    """Quarantine an Item at its first sync, as projections that cannot fold it do; gives the number of the dead letter."""
+    """Quarantine an Item at its first sync, as projections that cannot fold it do; gives the number of the dead letter."""  # noqa: E501
     [first, *_] = [record for record in await made.records() if record.head.type == gate.SYNC]
     await made.pool.execute(
         """INSERT INTO tartan.quarantines (item_id, first_offset, partition, reason, reader)

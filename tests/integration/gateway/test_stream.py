@@ -76,7 +76,7 @@ class World:
                 f"""INSERT INTO {SCHEMA}.transactions (own_id, user_number, item_id, transaction_id, own_id_inherited, version,
                     transfers, first_changeset, last_changeset, known_at, payload, payload_schema, account_id,
                     amount_value, amount_scale, currency, pending, date)
-                    VALUES ($1, $2, 'item', $3, false, 1, 1, 0, 0, $4, $6, 1, 'account', 1, 0, 'USD', false, $5)""",
+                    VALUES ($1, $2, 'item', $3, false, 1, 1, 0, 0, $4, $6, 1, 'account', 1, 0, 'USD', false, $5)""",  # noqa: E501
                 own,
                 user,
                 f"transaction-{number}",

@@ -43,7 +43,7 @@ Contents = dict[tuple[str, int], list[Outgoing]]
 
 
 def story() -> tuple[Log, list[Any]]:
-    """Two partitions, a stale worker, an unlinked Item, one that was quarantined; and what only comes once it has a key."""
+    """Two partitions, a stale worker, an unlinked Item, one that was quarantined; and what only comes once it has a key."""  # noqa: E501
     log = Log(partitions=PARTITIONS)
     log.link("item", 1, *balance(account("checking", "100"), account("card", "20", type="credit")))
     log.sync("item", *added(transaction("a", "12"), transaction("b", "5", pending=True), transaction("c", "1")))

@@ -92,14 +92,14 @@ DAMAGES = {
     "transfers_join_accounts_of_one_user_and_currency": "UPDATE ledger_accounts SET user_number = 2"
     " WHERE kind = 'equity'",
     "transfers_are_numbered_without_gap": f"DELETE FROM ledger_transfers WHERE {LAST} AND number = 1",
-    "shown_transactions_are_in_the_ledger_with_their_amounts": f"UPDATE ledger_transfers SET amount = amount + 1 WHERE {LAST} AND reverses IS NULL AND number > 1",
-    "removed_and_held_transactions_are_not_in_the_ledger": "UPDATE transactions SET active_transfers = 1 WHERE transaction_id = 'gone'",
+    "shown_transactions_are_in_the_ledger_with_their_amounts": f"UPDATE ledger_transfers SET amount = amount + 1 WHERE {LAST} AND reverses IS NULL AND number > 1",  # noqa: E501
+    "removed_and_held_transactions_are_not_in_the_ledger": "UPDATE transactions SET active_transfers = 1 WHERE transaction_id = 'gone'",  # noqa: E501
     "reversals_equal_what_they_reverse": "UPDATE ledger_transfers SET amount = amount + 1 WHERE reverses IS NOT NULL",
     "versions_follow_each_other": "DELETE FROM transaction_versions",
     "account_versions_are_numbered_without_gap": "DELETE FROM account_versions WHERE version = 1",
-    "links_point_to_transactions": r"INSERT INTO transaction_matches VALUES ('item', 'old', '\x00', 1, 'rule', 90, '{}', 1, now())",
+    "links_point_to_transactions": r"INSERT INTO transaction_matches VALUES ('item', 'old', '\x00', 1, 'rule', 90, '{}', 1, now())",  # noqa: E501
     "held_transactions_wait_for_an_open_review": r"UPDATE transactions SET review = '\x01' WHERE transaction_id = 'a'",
-    "no_plaid_id_belongs_to_two_shown_transactions": "UPDATE transactions SET transaction_id = 'a' WHERE transaction_id = 'y'",
+    "no_plaid_id_belongs_to_two_shown_transactions": "UPDATE transactions SET transaction_id = 'a' WHERE transaction_id = 'y'",  # noqa: E501
     "changesets_lie_below_their_positions": "UPDATE positions SET position = 1",
     "rows_name_changesets_that_are_there": "DELETE FROM changesets WHERE source_offset = 1",
     verify_tables.COLUMNS: "UPDATE transactions SET amount_value = amount_value + 1 WHERE transaction_id = 'a'",
