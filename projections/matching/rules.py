@@ -107,13 +107,15 @@ class Matches(NamedTuple):
     questions: list[Question]
 
 
-def features(row: Row, payload: Transaction, *, scope: AccountKey, is_gone: bool = False) -> TransactionFeatures:
+def features(
+    row: Row, payload: Transaction, *, account: AccountKey, scope: AccountKey, is_gone: bool = False
+) -> TransactionFeatures:
     """Return the features of a row with this decoded payload."""
     return TransactionFeatures(
         row,
         payload,
         scope,
-        (row.item_id, payload.account_id),
+        account,
         date.fromisoformat(payload.date).toordinal(),
         Decimal(payload.amount),
         normalised(payload.original_description or payload.name),

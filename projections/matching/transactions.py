@@ -151,7 +151,8 @@ class _Resolver:
             return
         families = _AccountFamilies(self._work)
         gone = [
-            families.features(row, is_gone=True)
+            # Its account was in the Item that had it: this Item takes back what an unlinked one had, to remove it.
+            families.features(row, item_id=before.item_id, is_gone=True)
             for row, before in touched
             if before is not None and before.is_shown and row.removed_at is not None and row.item_id == item.item_id
         ]
@@ -365,10 +366,11 @@ class _AccountFamilies:
             self._shown[key[0]] = [self.features(row) for row in item.by_id.values() if row.is_shown]
         yield from self._shown.get(key[0], ())
 
-    def features(self, row: Row, *, is_gone: bool = False) -> TransactionFeatures:
-        """Return the features of a row, within its account at the bank."""
+    def features(self, row: Row, *, item_id: str | None = None, is_gone: bool = False) -> TransactionFeatures:
+        """Return the features of a row within its account. `item_id`: the Item whose account its payload names."""
         payload = payload_of(row)
-        return rules.features(row, payload, scope=self.of((row.item_id, payload.account_id))[0], is_gone=is_gone)
+        account = (item_id or row.item_id, payload.account_id)
+        return rules.features(row, payload, account=account, scope=self.of(account)[0], is_gone=is_gone)
 
 
 def _chosen(decision: Decision) -> str | None:
