@@ -1,6 +1,7 @@
 """The real neighbours: one Kafka and one Postgres a session, a database and a topic prefix a test."""
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ from sandbox.infra.postgres import Postgres, PostgresOptions
 from tests.support.examples import examples
 
 TEMPLATE = "template_of_tests"
+
+# The runner's workers inherit its width, which would wrap the tables that commands print.
+os.environ.pop("COLUMNS", None)
 
 settings.register_profile("tartan", max_examples=examples(100), deadline=None)
 settings.load_profile("tartan")

@@ -33,12 +33,12 @@ PARENTS_AT_ONCE = 10_000
 WHOLE = "the_log_is_read_from_its_beginning"
 POSITIONS = "positions_lie_within_the_log"
 CHECKSUMS = "positions_name_the_record_before_them"
-SETTLED = "positions_are_the_logs_ends"
-ROWS = "changesets_are_what_the_log_has_accepted"
+SETTLED = "positions_are_at_the_end_of_the_log"
+ROWS = "changesets_match_the_log"
 PARENTS = "parents_are_in_the_log"
-HEADS = "heads_are_where_the_chains_stand"
-ITEMS = "items_are_where_the_chains_stand"
-ARCHIVE = "archive_is_what_was_sealed_and_what_topics_have"
+HEADS = "heads_match_the_log"
+ITEMS = "items_match_the_log"
+ARCHIVE = "archive_matches_its_manifests_and_the_topics"
 
 
 class _Log(NamedTuple):

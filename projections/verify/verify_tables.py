@@ -31,8 +31,8 @@ EVENTS_AT_ONCE = 20
 LEDGER_ACCOUNTS_MAX = 10_000
 """Ledger accounts in memory, 200 bytes each."""
 
-COLUMNS = "columns_are_what_the_words_say"
-POSTINGS = "transfers_are_what_words_and_user_fields_say"
+COLUMNS = "columns_match_the_payload"
+POSTINGS = "transfers_match_payload_and_user_fields"
 OPENINGS = "accounts_are_opened_once_before_every_date"
 EVENTS = "net_events_equal_their_digest"
 

@@ -50,11 +50,11 @@ def test_the_last_line_is_one_object_and_the_exit_code_says_whether_all_holds(
     code, out = verified(monkeypatch, capsys, "--no-log", "--json")
     told = json.loads(out.splitlines()[-1])
     assert (code, told["violations"]) == (1, 1)
-    assert told["invariants"]["columns_are_what_the_words_say"]["violations"] == 1
+    assert told["invariants"]["columns_match_the_payload"]["violations"] == 1
 
     code, out = verified(monkeypatch, capsys, "--no-log")
     assert code == 1
-    assert "columns are what the words say" in out
+    assert "columns match the payload" in out
 
 
 def test_a_database_without_tables_is_an_error_and_no_violation(
