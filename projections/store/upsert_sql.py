@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from sqlalchemy import Table
+from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text
 from sqlalchemy.dialects import postgresql
 
 from projections.store import tables
 from projections.store.rows import TRANSACTION_COLUMNS
-from runtime.postgres import control_tables as control
+from runtime.postgres.pool import CONTROL_SCHEMA
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
@@ -109,16 +109,26 @@ FREED = Target(
     "DELETE FROM {table} w USING {source}"
     " WHERE w.item_id = u.item_id AND w.partition = u.partition AND w.source_offset = u.source_offset",
 )
+_CONTROL = MetaData(schema=CONTROL_SCHEMA)
+_quarantines = Table(
+    "quarantines",
+    _CONTROL,
+    *(Column(name, Text) for name in ("item_id", "reason", "reader")),
+    *(Column(name, BigInteger) for name in ("first_offset", "redrive_offset")),
+    Column("partition", Integer),
+)
+_checkpoints = Table("published_checkpoints", _CONTROL, Column("partition", Integer), Column("published", BigInteger))
+
 # By the scheduler's clock: the limit on the rate of quarantines counts in its time.
 QUARANTINES = Target(
     "quarantines",
-    control.quarantines,
+    _quarantines,
     ("item_id", "first_offset", "partition", "reason", "reader", "redrive_offset"),
     "INSERT INTO {table} ({columns}, quarantined_at) SELECT *, tartan.clock() FROM {source} ON CONFLICT DO NOTHING",
 )
 ENDED = Target(
     "ended",
-    control.quarantines,
+    _quarantines,
     ("item_id", "first_offset", "reader", "redrive_offset"),
     "UPDATE {table} k SET redrive_offset = u.redrive_offset FROM {source}"
     " WHERE k.item_id = u.item_id AND k.first_offset = u.first_offset AND k.reader = u.reader"
@@ -126,7 +136,7 @@ ENDED = Target(
 )
 CHECKPOINTS = Target(
     "checkpoints",
-    control.published_checkpoints,
+    _checkpoints,
     ("partition", "published"),
     "INSERT INTO {table} AS f ({columns}) SELECT * FROM {source} ON CONFLICT (partition) DO UPDATE"
     " SET published = greatest(f.published, excluded.published)",

@@ -11,7 +11,7 @@ from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 
 CONTROL_SCHEMA = "tartan"
-"""Schema of the primary and operational tables (runtime.postgres.control_tables)."""
+r"""Schema of the primary and operational tables: see `\d+ tartan.*`; the migrations create and describe them."""
 
 LIVE_SCHEMA = "projection"
 """Schema of the derived tables of the live version."""

@@ -12,7 +12,6 @@ import asyncpg
 import pytest
 
 from runtime.kafka.reader import Position, Received
-from runtime.postgres.control_tables import metadata
 from runtime.retry import retry_until_done
 from runtime.scheduler import enqueue
 from runtime.scheduler.types import Lane, Mark
@@ -230,7 +229,10 @@ async def test_an_erasure_leaves_a_user_in_no_table_but_the_keys_tombstone(desk:
     async with begin([0]) as transaction:
         await transaction.apply(HeadChanges(erased=[USER]))
 
-    tables = [table.fullname for table in metadata.sorted_tables if "user_number" in table.columns]
+    tables = await pool.fetchval(
+        "SELECT array_agg(DISTINCT table_schema || '.' || table_name) FROM information_schema.columns"
+        " WHERE table_schema = 'tartan' AND column_name = 'user_number'"
+    )
     left_rows = {
         table
         for table in tables
