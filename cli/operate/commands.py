@@ -1,7 +1,7 @@
 """Operators' commands: append one to the log and wait until the stages have read it."""
 
 import getpass
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -16,9 +16,11 @@ from runtime.operators.operator_commands import Operator, Outcome
 from runtime.scheduler import item_status
 from runtime.scheduler.item_status import ItemStatus
 from runtime.scheduler.stop_reasons import QUARANTINED
+from runtime.users import keys
 from runtime.users.commands import Command, CommandWriter
 from runtime.users.vault import Vault
 from schemas.errors import Quarantine
+from schemas.topics import Topic
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the effect of the command and change nothing.")]
 By = Annotated[
@@ -59,7 +61,7 @@ async def append_and_wait(
         return {"outcome": Outcome.FAILED_AGAIN, "reasons": reasons, **offset}
     is_same_removal = after.missing_rows and after.missing_changeset_id == item.missing_changeset_id
     if is_same_removal and item.missing_rows and command.events:
-        raise Quarantine(f"item {item.item_id}: the decision was read and changed nothing; look at its history")
+        raise Quarantine(f"item {item.item_id}: the decision was read and changed nothing; check its history")
     return {"outcome": Outcome.DONE, **offset}
 
 
@@ -72,6 +74,27 @@ async def find_item(connection: asyncpg.Connection, item_id: str) -> ItemStatus:
     if item is None:
         raise Quarantine(f"there is no item {item_id}, or its user was erased")
     return item
+
+
+def names(topics: Iterable[Topic]) -> str:
+    """Return the names of topics, separated by commas."""
+    return ", ".join(topic.name for topic in topics)
+
+
+def topic_of(name: str, topics: Sequence[Topic]) -> Topic:
+    """Return the topic of this name. Raises: typer.BadParameter, where it is none of `topics`."""
+    for topic in topics:
+        if topic.name == name:
+            return topic
+    raise typer.BadParameter(f"{name} is no topic of these: {names(topics)}")
+
+
+async def user_number(connection: asyncpg.Connection, tenant: str, user_id: str) -> int:
+    """Return the number of a user in the log. Raises: Quarantine, where the tenant has no such user."""
+    user = await keys.find(connection, tenant=tenant, user_id=user_id)
+    if user is None:
+        raise Quarantine(f"tenant {tenant} has no user {user_id}")
+    return user.number
 
 
 def decided_by(name: str) -> str:

@@ -8,15 +8,16 @@ from typing import Annotated, Any
 import asyncpg
 import typer
 
-from cli.operate import tables
 from cli.operate.commands import By, DryRun
 from cli.operate.items import redrive_items
-from cli.output import Json, print_json, print_result, wide_console, with_postgres
+from cli.output import Json, ago, count_of, print_result, table, with_postgres
 from runtime.incidents import dead_letters
+from runtime.incidents.dead_letters import StoredDeadLetter
 from schemas.errors import Quarantine
 
 LETTERS_A_REDRIVE_MAX = 500
 """Dead letters that one `--all` reads; run it again for more."""
+REASON_CHARACTERS_MAX = 120
 
 dead_letters_app = typer.Typer(
     help="Records that could not be processed: list, show, redrive and delete them.", no_args_is_help=True
@@ -45,7 +46,18 @@ def list_letters(
         )
     )
     document = {"dead_letters": [letter._asdict() for letter in letters]}
-    print_result(document, tables.letters(letters), as_json=as_json)
+    names = ("letter", "stage", "Item", "record", "attempts", "since", "state", "code", "reason")
+    rows = [
+        (
+            *(row.number, row.stage, row.item_id),
+            f"{row.topic}/{row.partition}@{'-' if row.source_offset is None else row.source_offset}",
+            *(row.attempts, ago(row.quarantined_at)),
+            "redriven" if row.redriven_at else "quarantined" if row.is_quarantined else "open",
+            *(row.code_version, row.reason[:REASON_CHARACTERS_MAX]),
+        )
+        for row in letters
+    ]
+    print_result(document, table(names, rows, ids=["Item"]) if rows else "No dead letters.", as_json=as_json)
 
 
 @dead_letters_app.command("show")
@@ -59,22 +71,13 @@ def show_letter(
     """Show a dead letter."""
 
     async def work(connection: asyncpg.Connection) -> None:
-        row = await dead_letters.find(connection, number)
-        if row is None:
-            raise Quarantine(f"there is no dead letter {number}")
-        letter, key, value = row
+        letter, key, value = await _find(connection, number)
         document: dict[str, Any] = letter._asdict()
         if original:
-            encoded = {"key": key, "value": value}
-            document |= {
-                name: None if part is None else base64.b64encode(part).decode() for name, part in encoded.items()
-            }
-        if as_json:
-            print_json(document)
-            return
-        console = wide_console()
-        for name, field in document.items():
-            console.print(f"{name:16} {'' if field is None else field}", markup=False, highlight=False)
+            parts = {"key": key, "value": value}
+            document |= {name: part and base64.b64encode(part).decode() for name, part in parts.items()}
+        lines = [f"{name:16} {'' if field is None else field}" for name, field in document.items()]
+        print_result(document, *lines, as_json=as_json)
 
     with_postgres(work)
 
@@ -120,7 +123,7 @@ def purge_letters(
         if number is not None and not purged:
             raise Quarantine(f"there is no dead letter {number}")
         verb = "would be deleted" if dry_run else "deleted"
-        text = f"{tables.count_of(len(purged), 'dead letter')} {verb}."
+        text = f"{count_of(len(purged), 'dead letter')} {verb}."
         print_result({"purged": purged, "dry_run": dry_run}, text, as_json=as_json)
 
     with_postgres(work)
@@ -134,10 +137,15 @@ async def _items_of(connection: asyncpg.Connection, numbers: Sequence[int]) -> l
         return list(dict.fromkeys(quarantined))
     items: dict[str, None] = {}
     for number in numbers:
-        row = await dead_letters.find(connection, number)
-        if row is None:
-            raise Quarantine(f"there is no dead letter {number}")
-        if row[0].item_id is None:
+        letter, _, _ = await _find(connection, number)
+        if letter.item_id is None:
             raise Quarantine(f"dead letter {number} is of no Item: there is nothing to redrive")
-        items[row[0].item_id] = None
+        items[letter.item_id] = None
     return list(items)
+
+
+async def _find(connection: asyncpg.Connection, number: int) -> tuple[StoredDeadLetter, bytes | None, bytes | None]:
+    row = await dead_letters.find(connection, number)
+    if row is None:
+        raise Quarantine(f"there is no dead letter {number}")
+    return row

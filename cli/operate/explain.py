@@ -21,6 +21,13 @@ VALUE_CHARACTERS_MAX = 60
 """Characters of a value in the tree; JSON has all of it."""
 _BREAKS = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
+_TITLES = {
+    "ledger_account": "{id}: {kind} {reference} in {currency}",
+    "account": "{account_id} of Item {item_id}: {name}, {currency}",
+    "item": "{item_id}: {institution_name}, {state}",
+}
+_BALANCE = "{account} {layer}: {balance} {currency} (debits {debits}, credits {credits})"
+
 Name = Annotated[
     str,
     typer.Argument(
@@ -38,7 +45,7 @@ def explain(name: Name, as_json: Json = False) -> None:
 
     explanation = with_postgres(work)
     if explanation is None:
-        error = f"nothing is named {name}; looked for: {resolve_id.LOOKED_FOR}"
+        error = f"nothing is named {name}; searched for: {resolve_id.LOOKED_FOR}"
         typer.secho(f"tartan: {error}", err=True, fg="red")
         if as_json:
             print_json({"error": error})
@@ -60,57 +67,49 @@ def tree(explanation: Row) -> Tree:
                 branch.add(Text(line))
     if explanation.get("about") is not None:
         root.add(tree(explanation["about"]))
-    causes = root.add(Text("behind it", style="bold"))
+    causes = root.add(Text("causes", style="bold"))
     for changeset in sorted(explanation["changesets"].values(), key=lambda row: (row["partition"], row["offset"])):
         _add_changeset(causes, changeset)
     return root
 
 
 def _title(explanation: Row) -> str:
-    row, kind = explanation["is"], explanation["kind"].replace("_", " ")
-    match explanation["kind"]:
+    row, kind = explanation["is"], explanation["kind"]
+    match kind:
         case "transaction":
-            return (
-                f"{kind} {row['id']}: {row['amount']} {row['currency']} on {row['date']}, {row['name']}, "
-                f"{row['category']}, {'pending' if row['pending'] else 'posted'}, {row['status']}"
+            text = "{id}: {amount} {currency} on {date}, {name}, {category}, {booking}, {status}".format(
+                booking="pending" if row["pending"] else "posted", **row
             )
         case "ledger_row":
-            return f"{kind} {row['own_id']}.{_transfer(row)}"
-        case "ledger_account":
-            return f"{kind} {row['id']}: {row['kind']} {row['reference']} in {row['currency']}"
-        case "account":
-            return f"{kind} {row['account_id']} of Item {row['item_id']}: {row['name']}, {row['currency']}"
+            text = f"{row['own_id']}.{_transfer(row)}"
         case "event":
-            return f"{kind} {explanation['changeset']}.{_event(row)}"
-        case "item":
-            return f"{kind} {row['item_id']}: {row['institution_name']}, {row['state']}"
+            text = f"{explanation['changeset']}.{_event(row)}"
         case "review":
-            return f"{kind} {_review(row)}"
-    return f"{kind} {row['id']}"
+            text = _review(row)
+        case _:
+            text = _TITLES.get(kind, "{id}").format_map(row)
+    return f"{kind.replace('_', ' ')} {text}"
 
 
 def _sections(explanation: Row) -> Iterable[tuple[str, list[str]]]:
     if explanation["kind"] == "account":
-        yield "one account", list(_continuations(explanation["is"]))
+        linked = (("continues", explanation["is"]["continues"]), ("continued by", explanation["is"]["continued_by"]))
+        yield (
+            "linked accounts",
+            [f"{link} {row['account_id']} of Item {row['item_id']}" for link, row in linked if row],
+        )
     yield "versions", [_version(row) for row in reversed(explanation.get("versions", []))]
     edits = explanation.get("user_fields", [])
     yield "user", [f"{row['field']}: {_value(row['value'])}, at {row['changeset']}" for row in edits]
     yield "links between ids", [_link(row) for row in explanation.get("links", [])]
     yield "reviews", [_review(row) for row in explanation.get("reviews", [])]
     yield "reports", [_report(row) for row in reversed(explanation.get("reports", []))]
-    yield "ledger balances", [_balance(row) for row in explanation.get("balances", [])]
+    yield "ledger balances", [_BALANCE.format_map(row) for row in explanation.get("balances", [])]
     # Numbers are a transaction's own: among those of several, a row is named by both.
     form = "{own_id}.{text}, at {changeset}" if explanation["kind"] == "ledger_account" else "{text}, at {changeset}"
     yield "ledger", [form.format(text=_transfer(row), **row) for row in explanation.get("transfers", [])]
     yield "events", [_event(row) for row in explanation.get("events", [])]
-    yield "events", ["they are expired"] if explanation.get("events_expired") else []
-
-
-def _continuations(account: Row) -> Iterable[str]:
-    if older := account["continues"]:
-        yield f"goes on from {older['account_id']} of Item {older['item_id']}"
-    if younger := account["continued_by"]:
-        yield f"goes on as {younger['account_id']} of Item {younger['item_id']}"
+    yield "events", ["expired"] if explanation.get("events_expired") else []
 
 
 def _version(row: Row) -> str:
@@ -118,12 +117,12 @@ def _version(row: Row) -> str:
         f"{change['field']}: {_value(change['before'])} → {_value(change['after'])}" for change in row["changed"] or ()
     )
     event = row["event"] or row["status"]
-    text = f"{row['version']} {event} at {row['changeset']}, known {row['known_at']}"
+    text = f"{row['version']} {event} at {row['changeset']}, known at {row['known_at']}"
     return f"{text}: {changes}" if changes else text
 
 
 def _transfer(row: Row) -> str:
-    reversal = f", takes back {row['reverses']}" if row["reverses"] is not None else ""
+    reversal = f", reverses {row['reverses']}" if row["reverses"] is not None else ""
     return (
         f"{row['number']}: {row['amount']} {row['currency']} {row['layer']} from {row['credit_kind']} "
         f"{row['credit_reference']} to {row['debit_kind']} {row['debit_reference']}, effective {row['effective']}"
@@ -134,7 +133,7 @@ def _transfer(row: Row) -> str:
 def _link(row: Row) -> str:
     evidence = ", ".join(f"{name} {_value(value)}" for name, value in dict(row["evidence"]).items())
     return (
-        f"{row['transaction_id']} of Item {row['item_id']} is this one: {row['rule']}, score {row['score']}, at "
+        f"{row['transaction_id']} of Item {row['item_id']} is the same: {row['rule']}, score {row['score']}, at "
         f"{row['changeset']} ({evidence})"
     )
 
@@ -152,11 +151,6 @@ def _report(row: Row) -> str:
     )
 
 
-def _balance(row: Row) -> str:
-    amounts = f"(debits {row['debits']}, credits {row['credits']})"
-    return f"{row['account']} {row['layer']}: {row['balance']} {row['currency']} {amounts}"
-
-
 def _event(row: Row) -> str:
     changed = f": {', '.join(row['changed'])}" if row["changed"] else ""
     return f"{row['number']} {row['type']} {row['about']}{changed}"
@@ -165,7 +159,7 @@ def _event(row: Row) -> str:
 def _add_changeset(branch: Tree, changeset: Row) -> None:
     origin, webhook = changeset["origin"], changeset["origin"].get("webhook")
     item = f" of Item {changeset['item_id']}" if changeset["item_id"] else ""
-    node = branch.add(Text(f"{changeset['place']} {changeset['type']}{item}, said {changeset['produced_at']}"))
+    node = branch.add(Text(f"{changeset['place']} {changeset['type']}{item}, produced at {changeset['produced_at']}"))
     cause = f" ({origin['cause']})" if origin["cause"] != origin["kind"] else ""
     person = f" by {origin['by']}" if origin["by"] else ""
     source = f" {webhook['partition']}:{webhook['offset']}, received {webhook['received_at']}" if webhook else ""

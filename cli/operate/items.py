@@ -1,20 +1,23 @@
 """The commands `tartan items`: print Items, and quarantine, redrive, approve or reject one."""
 
 from collections.abc import Sequence
+from operator import attrgetter, itemgetter
 from typing import Annotated, Any
 
 import asyncpg
 import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
 
-from cli.operate import tables
 from cli.operate.commands import By, DryRun, append_and_wait, command_writer, decided_by, find_item
-from cli.output import Json, print_json, print_result, print_text, with_postgres
+from cli.output import Json, ago, count_of, print_result, table, time_text, with_postgres
 from projections.read import queries
 from projections.store.tables import SCHEMA
 from runtime.operators import operator_commands
 from runtime.operators.operator_commands import Operator, Outcome
 from runtime.scheduler import item_status, runs
 from runtime.scheduler.item_status import ItemStatus
+from runtime.scheduler.runs import FinishedRun
 from runtime.scheduler.stop_reasons import QUARANTINED
 from schemas.errors import Quarantine
 
@@ -45,7 +48,15 @@ def list_items(
     items = with_postgres(
         lambda connection: item_status.list_items(connection, projection=SCHEMA, only=only, tenant=tenant, limit=limit)
     )
-    print_result({"items": items}, tables.items(items), as_json=as_json)
+    names = ("Item", "tenant", "bank", "state", "failures", "withheld", "removals waiting", "last synced")
+    rows = [
+        (
+            *(row.item_id, row.tenant, row.institution_name or row.institution_id, row.stopped or row.state),
+            *(row.attempts, row.withheld, row.missing_rows, ago(row.last_synced_at)),
+        )
+        for row in items
+    ]
+    print_result({"items": items}, table(names, rows, ids=["Item"]) if items else "No Items.", as_json=as_json)
 
 
 @items_app.command("show")
@@ -55,7 +66,7 @@ def show_item(item_id: ItemId, as_json: Json = False) -> None:
     async def work(connection: asyncpg.Connection) -> None:
         item = await find_item(connection, item_id)
         rows = await runs.latest(connection, item_id, limit=RUNS_SHOWN)
-        print_result({"item": item, "passes": rows}, tables.item(item, rows), as_json=as_json)
+        print_result({"item": item, "passes": rows}, _format_item(item, rows), as_json=as_json)
 
     with_postgres(work)
 
@@ -73,7 +84,7 @@ def quarantine_item(
     async def work(connection: asyncpg.Connection) -> None:
         item = await find_item(connection, item_id)
         if item.stopped in ("unlinked", "erased"):
-            raise Quarantine(f"item {item_id} is {item.stopped}: there is nothing to set aside")
+            raise Quarantine(f"item {item_id} is {item.stopped}: there is nothing to quarantine")
         if dry_run:
             text = "is quarantined already" if item.stopped == QUARANTINED else "would be quarantined"
         else:
@@ -136,16 +147,16 @@ def _redrive_document(item: ItemStatus) -> dict[str, Any]:
 
 def _redrive_text(document: dict[str, Any]) -> str:
     item, reasons = document["item_id"], "; ".join(document["reasons"])
-    records = tables.count_of(document["withheld"], "record")
+    records = count_of(document["withheld"], "record")
     match document["outcome"]:
         case "nothing_to_redrive":
             return f"Item {item} is not quarantined: nothing to redrive."
         case "would_be_redriven":
-            since = tables.time_text(document["since"])
+            since = time_text(document["since"])
             return f"Item {item} would be redriven: {records} withheld, quarantined {since}: {reasons}"
         case Outcome.DONE:
-            applied = f"what was withheld is applied ({records})" if document["withheld"] else "nothing was withheld"
-            return f"Item {item} is redriven: {applied}, and it is asked about again."
+            applied = f"{records} applied that were withheld" if document["withheld"] else "nothing was withheld"
+            return f"Item {item} is redriven: {applied}, and it is synced again."
         case Outcome.FAILED_AGAIN:
             return f"Item {item} is quarantined again, and nothing of it was changed: {reasons}"
     return _unread_text(document)
@@ -169,24 +180,25 @@ def _decide(item_id: str, *, approve: bool, by: str, dry_run: bool, as_json: boo
             return document | await append_and_wait(connection, operator, item, command)
 
     document = with_postgres(work)
-    if as_json:
-        print_json({**document, "dry_run": dry_run})
-    else:
-        print_text(_decision_text(document, "removed" if approve else "kept"))
-        if document.get("removals"):
-            print_text(tables.removals(document["removals"]))
+    texts: list[RenderableType] = [_decision_text(document, "removed" if approve else "kept")]
+    if removals := document.get("removals"):
+        names = ("date", "amount", "currency", "name", "account", "transaction")
+        fields = itemgetter("date", "amount", "currency", "name", "account_id", "transaction_id")
+        rows = [fields({**row, "name": row["merchant_name"] or row["name"]}) for row in removals]
+        texts.append(table(names, rows, ids=["transaction"]))
+    print_result({**document, "dry_run": dry_run}, *texts, as_json=as_json)
     _exit_for([document])
 
 
 def _decision_text(document: dict[str, Any], verb: str) -> str:
-    transactions = f"{tables.count_of(document['transactions'], 'transaction')} of item {document['item_id']}"
+    transactions = f"{count_of(document['transactions'], 'transaction')} of item {document['item_id']}"
     match document["outcome"]:
         case "nothing_to_decide":
             return f"Item {document['item_id']} has no removals that wait for a decision: nothing to do."
         case "would_be_decided":
             return f"{transactions} would be {verb}:"
         case Outcome.DONE:
-            exception = ", save those that the bank has named since" if verb == "removed" else ""
+            exception = ", except those that the bank has named since" if verb == "removed" else ""
             return f"{verb.capitalize()}: {transactions}{exception}."
     return _unread_text(document)
 
@@ -202,3 +214,53 @@ def _unread_text(document: dict[str, Any]) -> str:
 def _exit_for(outcomes: Sequence[dict[str, Any]]) -> None:
     if any(document["outcome"] in (Outcome.FAILED_AGAIN, Outcome.APPENDED) for document in outcomes):
         raise typer.Exit(1)
+
+
+def _format_item(item: ItemStatus, sync_runs: Sequence[FinishedRun]) -> RenderableType:
+    """Format all fields of an Item that have a value, its quarantines and its last sync runs."""
+    error = item.last_error or {}
+    removals = (
+        f"{item.missing_rows}, by changeset {item.missing_changeset_id}; "
+        f"list them with `tartan items approve {item.item_id} --dry-run`"
+    )
+    fields = {
+        "Item": item.item_id,
+        "tenant": item.tenant,
+        "bank": f"{item.institution_name or ''} ({item.institution_id})",
+        "state": " ".join(filter(None, (item.state, item.code))),
+        "history": item.history_status,
+        "stopped": item.stopped,
+        "remedy": item.remedy,
+        "failures in a row": str(item.attempts),
+        "last error": ": ".join(str(error[name]) for name in ("code", "detail") if error.get(name)),
+        "due at": time_text(item.due_at),
+        "not before": time_text(item.not_before),
+        "last webhook": time_text(item.last_webhook_at),
+        "last synced": time_text(item.last_synced_at),
+        "bank updated": time_text(item.bank_updated_at),
+        "partition": str(item.partition),
+        "records withheld": item.withheld,
+        "removals waiting": removals if item.missing_rows else None,
+    }
+    rows = [(name, value) for name, value in fields.items() if value]
+    overview = table(("", ""), rows)
+    overview.show_header = False
+    parts: list[RenderableType] = [overview]
+    for quarantine in item.quarantines:
+        source = f"from offset {quarantine.first_offset} on, by {quarantine.reader}"
+        if quarantine.first_offset < 0:
+            source = "without a record of the log"
+        text = f"quarantined {ago(quarantine.quarantined_at)} {source}: {quarantine.reason}"
+        parts.append(Text(text, style="red"))
+    if sync_runs:
+        names = ("sync run at", "duration", "cause", "outcome", "pages", "fetched", "error")
+        before, after = attrgetter("cause", "outcome", "pages"), attrgetter("added", "modified", "removed")
+        runs_rows = [
+            (
+                *(time_text(row.started_at), f"{row.duration_s:.1f} s", *before(row)),
+                *("+{} ~{} -{}".format(*after(row)), (row.error or {}).get("code")),
+            )
+            for row in sync_runs
+        ]
+        parts.append(table(names, runs_rows))
+    return Group(*parts)

@@ -1,21 +1,17 @@
 """The command `tartan ledger`: print a user's balances at a date, or the turnover month by month."""
 
 import datetime
-from collections.abc import Sequence
 from typing import Annotated
 
 import asyncpg
 import typer
-from rich.console import RenderableType
-from rich.table import Table
 
-from cli.output import Json, print_result, with_postgres
+from cli.operate.commands import user_number
+from cli.output import Json, print_result, table, with_postgres
 from projections.read import ledger_reports
 from projections.read.queries import Row
 from runtime.postgres.pool import snapshot
-from runtime.users import keys
 from schemas import money
-from schemas.errors import Quarantine
 
 BALANCES = ("class", "reference", "currency", "posted", "pending", "account")
 TURNOVER = ("month", "category", "class", "currency", "layer", "spent", "received", "net")
@@ -51,30 +47,20 @@ def ledger(
 
     async def work(connection: asyncpg.Connection) -> list[Row]:
         async with snapshot(connection):
-            owner = await keys.find(connection, tenant=tenant, user_id=user)
-            if owner is None:
-                raise Quarantine(f"tenant {tenant} has no user {user}")
+            number = await user_number(connection, tenant, user)
             if turnover:
-                return await ledger_reports.turnover(connection, owner.number, since=_day(since), until=_day(until))
+                return await ledger_reports.turnover(connection, number, since=_day(since), until=_day(until))
             time = None if known_at is None else known_at.replace(tzinfo=known_at.tzinfo or datetime.UTC)
-            day = _day(effective_at)
-            return await ledger_reports.balances(connection, owner.number, effective_at=day, known_at=time)
+            return await ledger_reports.balances(connection, number, effective_at=_day(effective_at), known_at=time)
 
     rows = with_postgres(work)
-    document = {"turnover" if turnover else "balances": rows}
-    print_result(document, _table(rows, TURNOVER if turnover else BALANCES), as_json=as_json)
-
-
-def _table(rows: Sequence[Row], columns: Sequence[str]) -> RenderableType:
-    if not rows:
-        return "Nothing is in the ledger for that."
-    table = Table(box=None)
-    for column in columns:
-        table.add_column(column, justify="right" if column in _AMOUNTS else "left")
-    for row in rows:
-        amounts = {name: money.display_text(row[name], row["currency"]) for name in columns if name in _AMOUNTS}
-        table.add_row(*(amounts.get(column, row[column]) for column in columns))
-    return table
+    columns = TURNOVER if turnover else BALANCES
+    cells = (
+        [money.display_text(row[name], row["currency"]) if name in _AMOUNTS else row[name] for name in columns]
+        for row in rows
+    )
+    text = table(columns, cells, right=_AMOUNTS) if rows else "The ledger has no rows for this."
+    print_result({"turnover" if turnover else "balances": rows}, text, as_json=as_json)
 
 
 def _day(time: datetime.datetime | None) -> datetime.date | None:

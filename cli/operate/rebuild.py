@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from cli.output import Json, print_json, print_result, print_text, run, with_postgres
+from cli.output import Json, print_json, print_result, run, table, with_postgres
 from projections.rebuild import rebuild as rebuilding
 from projections.rebuild import swap, versions
-from projections.rebuild.differences import Comparison
 from projections.rebuild.rebuild import Options, ProgressListener, Result
 from runtime import logs, settings
 
@@ -69,10 +67,7 @@ def rebuild(
     logs.configure(loaded, "rebuild")
     with _progress() as progress:
         result = run(rebuilding.rebuild(loaded, options, progress))
-    if as_json:
-        print_json(result.to_json())
-    else:
-        _print(result)
+    print_result(result.to_json(), *_texts(result), as_json=as_json)
     raise typer.Exit(0 if result.digest_equal or expect_changes else 1)
 
 
@@ -92,12 +87,16 @@ def _drop_old(*, as_json: bool) -> None:
 
 def _show_versions(*, as_json: bool) -> None:
     rows = [status.to_json() for status in with_postgres(versions.status)]
-    table = Table("version", "fold", "schema", "state", "since", "records", "behind", "", box=None)
-    for row in rows:
-        counts = (f"{row['records']:,}", f"{row['behind']:,}")
-        not_fed = f"not fed: {row['not_fed']}" if row["not_fed"] else ""
-        table.add_row(str(row["number"]), str(row["fold"]), row["schema"], row["state"], row["since"], *counts, not_fed)
-    print_result({"versions": rows}, table, as_json=as_json)
+    cells = (
+        (
+            *(row[name] for name in ("number", "fold", "schema", "state", "since")),
+            *(f"{row['records']:,}", f"{row['behind']:,}"),
+            f"not fed: {row['not_fed']}" if row["not_fed"] else None,
+        )
+        for row in rows
+    )
+    headings = ("version", "fold", "schema", "state", "since", "records", "behind", "")
+    print_result({"versions": rows}, table(headings, cells), as_json=as_json)
 
 
 def _demo(*, as_json: bool) -> None:
@@ -161,36 +160,36 @@ def _progress() -> Iterator[ProgressListener]:
         yield _Bar(progress)
 
 
-def _print(result: Result) -> None:
+def _texts(result: Result) -> Iterator[RenderableType]:
+    """Format a result: what was replayed, the comparison with the live version, and which version is live."""
     seconds = ", ".join(f"{name} {spent:,.1f} s" for name, spent in result.seconds_by_phase.items())
     comparison = result.comparison
-    print_text(
+    yield (
         f"Version {result.version}: {result.transactions_replayed:,} transactions in {result.events_replayed:,} events "
         f"replayed, {result.transactions_per_s:,} transactions/s ({seconds})."
     )
     if comparison.new_columns:
-        print_text(f"New columns: {', '.join(comparison.new_columns)}.")
+        yield f"New columns: {', '.join(comparison.new_columns)}."
     if comparison.gone_columns:
-        print_text(f"Columns that are gone: {', '.join(comparison.gone_columns)}.")
+        yield f"Columns that are gone: {', '.join(comparison.gone_columns)}."
     if result.digest_equal:
-        rows = f"{comparison.accounts_compared:,} accounts, {comparison.rows_compared:,} rows"
-        print_text(f"It equals the live version: {rows}.")
+        counts = f"{comparison.accounts_compared:,} accounts, {comparison.rows_compared:,} rows"
+        yield f"It equals the live version: {counts}."
     else:
-        print_text(f"It differs from the live version in {comparison.subjects_different:,} accounts, Items and users:")
-        print_text(_differences(comparison))
-        for note in comparison.notes:
-            print_text(note)
-    print_text("It is live now." if result.swapped else "The live version stays live.")
-
-
-def _differences(comparison: Comparison) -> Table:
-    names = ("user", "Item", "account", "table", "only live", "only next", "different", "in", "for example")
-    table = Table(*names, box=None)
-    rows = [(subject, name, row) for subject in comparison.differences for name, row in subject.tables.items()]
-    for subject, name, row in rows[:DIFFERENCES_SHOWN]:
-        counts = (f"{count:,}" for count in (row.only_live, row.only_next, row.different))
-        details = (", ".join(row.columns), "; ".join(row.examples))
-        table.add_row(str(subject.user), subject.item_id, subject.account_id, name, *counts, *details)
-    if len(rows) > DIFFERENCES_SHOWN:
-        table.add_row("…", "", "", f"{len(rows) - DIFFERENCES_SHOWN:,} more with --json")
-    return table
+        yield f"It differs from the live version in {comparison.subjects_different:,} accounts, Items and users:"
+        rows = [
+            (
+                *(subject.user, subject.item_id, subject.account_id, name),
+                *(f"{count:,}" for count in (row.only_live, row.only_next, row.different)),
+                *(", ".join(row.columns), "; ".join(row.examples)),
+            )
+            for subject in comparison.differences
+            for name, row in subject.tables.items()
+        ]
+        if (more := len(rows) - DIFFERENCES_SHOWN) > 0:
+            rows[DIFFERENCES_SHOWN:] = [("…", "", "", f"{more:,} more with --json")]
+        yield table(
+            ("user", "Item", "account", "table", "only live", "only next", "different", "in", "for example"), rows
+        )
+        yield from comparison.notes
+    yield "It is live now." if result.swapped else "The live version stays live."

@@ -3,9 +3,8 @@
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from cli.output import connected, print_json, print_text, run
+from cli.output import connected, count_of, print_json, print_text, run, table
 from projections.reconcile import job
 from projections.reconcile.repairs import PERSISTS
 from projections.reconcile.tie_out import GAP, MISSING_ROWS, NOT_COMPARABLE, TIED_OUT, UNKNOWN
@@ -18,8 +17,13 @@ BATCH_MAX = 200
 """Accounts of one snapshot: 100,000 are 500 of them, each about 0.2 s where accounts have 1,000 rows."""
 UNEXPLAINED = frozenset({MISSING_ROWS, UNKNOWN})
 """Causes of gaps without an explanation."""
-COLUMNS = ("item_id", "account_id", "cause", "gap", "ledger", "bank", "currency", "repair", "outcome")
-_AMOUNTS = frozenset({"gap", "ledger", "bank"})
+COLUMNS = {
+    "Item": "item_id",
+    "account": "account_id",
+    "cause or reason": "cause",
+    **{name: name for name in ("gap", "ledger", "bank", "currency", "repair", "outcome")},
+}
+"""Field of an account by the heading of its column."""
 
 
 def reconcile(
@@ -54,7 +58,7 @@ async def _reconcile(which: AccountFilter, *, as_json: bool) -> bool:
                 if as_json:
                     print_json(account)
                 elif account["state"] != TIED_OUT:
-                    shown.append(account)
+                    shown.append(account | {"cause": account["cause"] or account["reason"]})
     if not sums["accounts"] and any(which):
         raise Quarantine("there is no such account")
     if as_json:
@@ -62,7 +66,8 @@ async def _reconcile(which: AccountFilter, *, as_json: bool) -> bool:
     else:
         print_text(_summary(sums))
         if shown:
-            print_text(_table(shown))
+            rows = ([account[name] for name in COLUMNS.values()] for account in shown)
+            print_text(table(COLUMNS, rows, right=("gap", "ledger", "bank"), ids=("Item", "account")))
     return failed
 
 
@@ -80,22 +85,9 @@ def _add(sums: dict[str, Any], account: dict[str, Any]) -> bool:
 
 
 def _summary(sums: dict[str, Any]) -> str:
-    accounts = "1 account" if sums["accounts"] == 1 else f"{sums['accounts']} accounts"
-    parts = [f"{accounts}: {sums[TIED_OUT]} tie out"]
+    parts = [f"{count_of(sums['accounts'], 'account')}: {sums[TIED_OUT]} tie out"]
     parts += [f"{count} {cause}" for cause, count in sorted(sums["gaps"].items())]
     if sums[NOT_COMPARABLE]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(sums[NOT_COMPARABLE].items()))
         parts.append(f"{sum(sums[NOT_COMPARABLE].values())} cannot be compared ({reasons})")
     return ", ".join(parts) + "."
-
-
-def _table(accounts: list[dict[str, Any]]) -> Table:
-    headings = {"item_id": "Item", "account_id": "account", "cause": "cause or reason"}
-    table = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
-        justify: Any = "right" if name in _AMOUNTS else "left"
-        table.add_column(headings.get(name, name), justify=justify, no_wrap=name in ("item_id", "account_id"))
-    for account in accounts:
-        row = account | {"cause": account["cause"] or account["reason"]}
-        table.add_row(*("" if row[name] is None else row[name] for name in COLUMNS))
-    return table

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cli.operate.commands import names, topic_of
 from cli.output import Json, connected, print_result, run
 from projections.publish.republish import Progress, Republisher
 from runtime import settings
@@ -17,9 +18,7 @@ PROGRESS_EVERY_S = 2.0
 
 
 def republish(
-    name: Annotated[
-        str, typer.Argument(metavar="TOPIC", help=f"Public topic to fill: {', '.join(topic.name for topic in PUBLIC)}.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="TOPIC", help=f"Public topic to fill: {names(PUBLIC)}.")],
     partitions: Annotated[
         str | None, typer.Option(help="Partitions to fill, numbers separated by commas.", show_default="all")
     ] = None,
@@ -36,10 +35,7 @@ def republish(
     as_json: Json = False,
 ) -> None:
     """Fill a public topic from the log; new events follow. The same command continues an interrupted run."""
-    topic = next((topic for topic in PUBLIC if topic.name == name), None)
-    if topic is None:
-        names = ", ".join(topic.name for topic in PUBLIC)
-        raise typer.BadParameter(f"{name} is no public topic; they are {names}")
+    topic = topic_of(name, PUBLIC)
     skip_expired = skip_expired or old_skip_expired
     if abandon and (empty or skip_expired):
         raise typer.BadParameter("--abandon goes without --empty and --skip-expired")
@@ -55,9 +51,25 @@ async def _republish(
     appender, log = Appender(loaded, client="republish"), LogEnds(loaded)
     async with connected(loaded) as database:
         prefixes = subjects.wire_prefixes(await SchemaIds(loaded, database).ids())
-        progress = _ProgressLines(topic)
+        next_at = time.monotonic() + PROGRESS_EVERY_S
+
+        def print_progress(progress: Progress) -> None:
+            nonlocal next_at
+            if time.monotonic() < next_at:
+                return
+            next_at = time.monotonic() + PROGRESS_EVERY_S
+            position = f"changeset {progress.position:,} of {progress.end:,}"
+            typer.echo(f"{topic.name} {progress.partition}: {progress.events:,} events, {position}", err=True)
+
         republisher = Republisher(
-            database, appender, log, loaded, topic, prefixes=prefixes, on_progress=progress, skips_expired=skip_expired
+            database,
+            appender,
+            log,
+            loaded,
+            topic,
+            prefixes=prefixes,
+            on_progress=print_progress,
+            skips_expired=skip_expired,
         )
         await republisher.lock_topic()
         try:
@@ -84,18 +96,3 @@ def _numbers(chosen: str | None, count: int) -> list[int]:
     if not all(number.isdigit() and int(number) < count for number in numbers):
         raise typer.BadParameter(f"--partitions {chosen}: are numbers from 0 to {count - 1}, by commas")
     return sorted({int(number) for number in numbers})
-
-
-class _ProgressLines:
-    """Prints the position in a partition on standard error, every PROGRESS_EVERY_S."""
-
-    def __init__(self, topic: Topic) -> None:
-        self._topic = topic.name
-        self._next_at = time.monotonic() + PROGRESS_EVERY_S
-
-    def __call__(self, progress: Progress) -> None:
-        if time.monotonic() < self._next_at:
-            return
-        self._next_at = time.monotonic() + PROGRESS_EVERY_S
-        position = f"changeset {progress.position:,} of {progress.end:,}"
-        typer.echo(f"{self._topic} {progress.partition}: {progress.events:,} events, {position}", err=True)

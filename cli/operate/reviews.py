@@ -4,17 +4,14 @@ from typing import Annotated, Any
 
 import asyncpg
 import typer
-from rich.console import RenderableType
-from rich.table import Table
 
-from cli.operate.commands import By, command_writer, decided_by
-from cli.output import Json, print_result, with_postgres
+from cli.operate.commands import By, command_writer, decided_by, user_number
+from cli.output import Json, print_result, table, with_postgres
 from projections.read import reviews
 from projections.read.reviews import OPEN, ReviewTarget
 from runtime.operators import operator_commands
 from runtime.operators.operator_commands import Outcome
 from runtime.postgres.pool import snapshot
-from runtime.users import keys
 from schemas.errors import Quarantine
 from schemas.ids import ID_BYTES
 from schemas.log.records import Cause
@@ -40,17 +37,21 @@ def list_reviews(
         raise typer.BadParameter("--user and --tenant go together")
 
     async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
-        number = None
-        if user:
-            owner = await keys.find(connection, tenant=tenant, user_id=user)
-            if owner is None:
-                raise Quarantine(f"tenant {tenant} has no user {user}")
-            number = owner.number
+        number = await user_number(connection, tenant, user) if user else None
         async with snapshot(connection):
             return (await reviews.list_open(connection, number, limit=limit)).rows
 
     rows = with_postgres(work)
-    print_result({"reviews": rows}, _table(rows), as_json=as_json)
+    cells: list[tuple[object, ...]] = []
+    for review in rows:
+        row = review["transaction"]
+        cells.append((review["id"], row["id"], None, None, row["date"], row["amount"], row["name"]))
+        for candidate in review["candidates"]:
+            row = candidate["transaction"]
+            cells.append((None, None, row["id"], candidate["score"], row["date"], row["amount"], row["name"]))
+    names = ("review", "withheld", "perhaps the same as", "score", "date", "amount", "name")
+    text = table(names, cells, ids=names[:3]) if rows else "No review waits for a decision."
+    print_result({"reviews": rows}, text, as_json=as_json)
 
 
 @reviews_app.command("approve")
@@ -78,10 +79,20 @@ def reject(review: ReviewId, by: By = "", as_json: Json = False) -> None:
 
 
 def _decide(review: str, *, approve: bool, own_id: str | None, by: str, as_json: bool) -> None:
-    review_id, operator = _id(review), decided_by(by)
+    try:
+        review_id = bytes.fromhex(review)
+    except ValueError:
+        review_id = b""
+    if len(review_id) != ID_BYTES:
+        raise typer.BadParameter("a review's id is 32 hex digits")
+    operator = decided_by(by)
 
     async def work(connection: asyncpg.Connection) -> dict[str, Any]:
-        target = await _open_review(connection, review_id)
+        target = await reviews.find(connection, review_id)
+        if target is None:
+            raise Quarantine(f"there is no review {review_id.hex()}")
+        if target.state != OPEN:
+            raise Quarantine(f"review {review_id.hex()} was {target.state} already")
         chosen = _candidate(target, own_id) if approve else None
         command = reviews.build_decision(review_id, approve=approve, own_id=chosen, by=operator)
         async with command_writer() as writer:
@@ -103,15 +114,6 @@ def _decide(review: str, *, approve: bool, own_id: str | None, by: str, as_json:
     raise typer.Exit(0 if is_read else 1)
 
 
-async def _open_review(connection: asyncpg.Connection, review_id: bytes) -> ReviewTarget:
-    target = await reviews.find(connection, review_id)
-    if target is None:
-        raise Quarantine(f"there is no review {review_id.hex()}")
-    if target.state != OPEN:
-        raise Quarantine(f"review {review_id.hex()} was {target.state} already")
-    return target
-
-
 def _candidate(target: ReviewTarget, own_id: str | None) -> str:
     """Return the candidate of an approval.
 
@@ -123,26 +125,3 @@ def _candidate(target: ReviewTarget, own_id: str | None) -> str:
     if own_id is not None and own_id not in target.available:
         raise Quarantine(f"{own_id} is no candidate of review {review} now: {names}")
     return own_id or names
-
-
-def _id(text: str) -> bytes:
-    try:
-        review_id = bytes.fromhex(text)
-    except ValueError:
-        review_id = b""
-    if len(review_id) != ID_BYTES:
-        raise typer.BadParameter("a review's id is 32 hex digits")
-    return review_id
-
-
-def _table(rows: list[dict[str, Any]]) -> RenderableType:
-    if not rows:
-        return "Nothing waits for a decision."
-    table = Table("review", "held", "is perhaps", "score", "date", "amount", "name", box=None, pad_edge=False)
-    for review in rows:
-        row = review["transaction"]
-        table.add_row(review["id"], row["id"], "", "", row["date"], row["amount"], row["name"])
-        for candidate in review["candidates"]:
-            row = candidate["transaction"]
-            table.add_row("", "", row["id"], str(candidate["score"]), row["date"], row["amount"], row["name"])
-    return table

@@ -7,16 +7,16 @@ import datetime
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import asyncpg
 import msgspec
 import typer
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from cli.operate.commands import By, decided_by
-from cli.operate.tail_format import Line, RawRecord, RecordFilter, format_line, read_line, unseal_line
+from cli.operate.commands import By, decided_by, names, topic_of
+from cli.operate.tail_format import Line, RecordFilter, format_line, read_line, unseal_line
 from cli.output import connected, print_json, run
 from runtime import settings
 from runtime.kafka.clients import connection, partition_of
@@ -50,9 +50,7 @@ class _Options(NamedTuple):
 
 
 def tail(
-    name: Annotated[
-        str, typer.Argument(metavar="TOPIC", help=f"Topic to read: {', '.join(topic.name for topic in TOPICS)}.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="TOPIC", help=f"Topic to read: {names(TOPICS)}.")],
     user: Annotated[
         str | None,
         typer.Option(
@@ -83,23 +81,17 @@ def tail(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each record.")] = False,
 ) -> None:
     """Print a topic's records for people: time, type, amount, name, account, user and offset."""
-    topic = next((topic for topic in TOPICS if topic.name == name), None)
-    if topic is None:
-        raise typer.BadParameter(f"{name} is no topic; they are {', '.join(topic.name for topic in TOPICS)}")
+    topic = topic_of(name, TOPICS)
     if unseal and topic is not CHANGESETS:
         raise typer.BadParameter(f"--unseal is for {CHANGESETS.name}: nothing in {name} is sealed for reading")
     if item is not None and topic is PUSH:
         raise typer.BadParameter("--item: a message about a transaction names no Item; use --user")
-    begin = start_of(start or (END if follow else BEGINNING))
+    begin = _start_of(start or (END if follow else BEGINNING))
     options = _Options(topic, partition, begin, limit, follow, as_json)
     run(_tail(options, user, item, decided_by(by) if unseal else None))
 
 
-def start_of(text: str) -> Start:
-    """Parse a start.
-
-    Raises: typer.BadParameter, where it is none of an offset, a time, BEGINNING and END.
-    """
+def _start_of(text: str) -> Start:
     if text in (BEGINNING, END):
         return text
     if text.isdigit():
@@ -115,33 +107,34 @@ async def _tail(options: _Options, user: str | None, item: str | None, unsealed_
     """Print records; with `unsealed_by`, decrypt changesets in the name of this person."""
     loaded = settings.load()
     async with AsyncExitStack() as stack:
-        database = None
+        keyring = Keyring(Vault(loaded.master_key()))
+        record_filter = RecordFilter(item=item)
         if user is not None or unsealed_by is not None:
             database = await stack.enter_async_context(connected(loaded))
-        keyring = Keyring(Vault(loaded.master_key())) if unsealed_by is not None else None
-        record_filter = RecordFilter(item=item)
-        if user is not None and database is not None:
-            record_filter = await filter_of(database, user, item=item)
-        left = options.limit
+        if user is not None:
+            record_filter = await _filter_of(database, user, item=item)
         partitions = _partitions(loaded, options, record_filter)
         records = await stack.enter_async_context(aclosing(_records(loaded, options, partitions)))
+        printed = 0
         async for record in records:
-            line = read_line(record)
+            line = read_line(options.topic, record)
             if not record_filter.shows(line):
                 continue
-            if keyring is not None and database is not None and unsealed_by is not None and line.broken is None:
+            if unsealed_by is not None and line.broken is None:
                 line = await _unseal(line, record, keyring, database, unsealed_by)
-            _print(line, as_json=options.as_json)
-            left = None if left is None else left - 1
-            if left == 0:
+            if options.as_json:
+                print_json(line)
+            else:
+                colour = COLOURS.get(line.type.rpartition(".")[2], "cyan")
+                typer.echo(format_line(line).replace(line.type, typer.style(line.type, fg=colour), 1))
+            sys.stdout.flush()
+            printed += 1
+            if printed == options.limit:
                 return
 
 
-async def filter_of(database: asyncpg.Connection, user: str, *, item: str | None) -> RecordFilter:
-    """Build the filter of a user with all Items.
-
-    Raises: Quarantine, where the user is unknown or erased.
-    """
+async def _filter_of(database: asyncpg.Connection, user: str, *, item: str | None) -> RecordFilter:
+    """Build the filter of a user with all Items. Raises: Quarantine, where the user is unknown or erased."""
     if user.isdigit():
         row = await database.fetchrow("SELECT tenant, user_id FROM tartan.users WHERE user_number = $1", int(user))
         owner = None if row is None else users.User(int(user), row["tenant"], row["user_id"])  # type: ignore[arg-type]
@@ -167,7 +160,9 @@ def _partitions(loaded: Settings, options: _Options, record_filter: RecordFilter
     return range(loaded.partitions)
 
 
-async def _records(loaded: Settings, options: _Options, numbers: Collection[int]) -> AsyncGenerator[RawRecord, None]:
+async def _records(
+    loaded: Settings, options: _Options, numbers: Collection[int]
+) -> AsyncGenerator[ConsumerRecord, None]:
     """Yield records in the order of their partitions; those of one fetch in the order of their times."""
     name = full_name(options.topic, loaded.topic_prefix)
     try:
@@ -181,14 +176,9 @@ async def _records(loaded: Settings, options: _Options, numbers: Collection[int]
                 batches = (await consumer.getmany(timeout_ms=WAIT_MS)).values()
                 fetched = [record for batch in batches for record in batch]
                 for record in sorted(fetched, key=lambda record: (record.timestamp, record.offset)):
-                    yield _raw(options.topic, record)
+                    yield record
     except KafkaError as error:
         raise Retry(f"topic {name}: {type(error).__name__}") from error
-
-
-def _raw(topic: Topic, record: Any) -> RawRecord:
-    headers = dict(record.headers)
-    return RawRecord(topic, record.partition, record.offset, record.key, record.value, headers, record.timestamp)
 
 
 @asynccontextmanager
@@ -223,7 +213,9 @@ async def _starts(
     return firsts if start == BEGINNING else ends  # type: ignore[no-any-return]
 
 
-async def _unseal(line: Line, record: RawRecord, keyring: Keyring, database: asyncpg.Connection, person: str) -> Line:
+async def _unseal(
+    line: Line, record: ConsumerRecord, keyring: Keyring, database: asyncpg.Connection, person: str
+) -> Line:
     """Add a changeset's events to its line, after a line on standard error that names the person."""
     user = changesets.read(record.value or b"").head.user
     keys = (await keyring.of(database, [user])).get(user)
@@ -236,12 +228,3 @@ async def _unseal(line: Line, record: RawRecord, keyring: Keyring, database: asy
         return unseal_line(line, record.value or b"", keys)
     except Quarantine as error:
         return msgspec.structs.replace(line, broken=str(error))
-
-
-def _print(line: Line, *, as_json: bool) -> None:
-    if as_json:
-        print_json(line)
-    else:
-        colour = COLOURS.get(line.type.rpartition(".")[2], "cyan")
-        typer.echo(format_line(line).replace(line.type, typer.style(line.type, fg=colour), 1))
-    sys.stdout.flush()

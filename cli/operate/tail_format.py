@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from aiokafka import ConsumerRecord
 
 from ingest.refusals import WebhookRefused
 from ingest.verification import verify_record
@@ -17,6 +18,21 @@ from schemas.log.records import DeadLetter, Webhook
 from schemas.times import from_micros, to_micros
 from schemas.topics import HEADER_POSITION, Topic
 
+_DETAILS = {
+    topics.TRANSACTIONS.name: (
+        "transaction",
+        {name: name for name in ("name", "date", "pending", "changed", "id", "version")} | {"account": "account_id"},
+    ),
+    topics.BALANCES.name: (
+        "account",
+        {"name": "name", "account": "account_id", "available": "available", "source": "source"},
+    ),
+    topics.ITEMS.name: (
+        "item",
+        {"name": "institution_name", "state": "state", "code": "code", "previous_state": "previous_state"},
+    ),
+}
+"""Row of an event of each public topic, and the fields of event and row that a line shows, by their names there."""
 WIRE_BYTES = 5
 """Confluent's wire format: magic 0 and the schema's id in the registry. The id is not used: the topic names schemas."""
 MONEY = "money"
@@ -28,18 +44,6 @@ _EVENT_FIELDS = ("name", "date", "transaction_id", "account_id", "item_id", "sta
 """Fields of an unsealed event that its line shows."""
 _UNREADABLE = (Quarantine, Halt, msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, ValueError)
 """Errors of reading bytes that are not in the format of their topic."""
-
-
-class RawRecord(NamedTuple):
-    """A record as read. Units: `timestamp_ms` since 1970, Kafka's."""
-
-    topic: Topic
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Mapping[str, bytes]
-    timestamp_ms: int
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -76,14 +80,19 @@ class RecordFilter(NamedTuple):
         return self.user_number == line.user_number or self.user == line.user or line.item in self.items_of_user
 
 
-def read_line(record: RawRecord) -> Line:
+def read_line(topic: Topic, record: ConsumerRecord) -> Line:
     """Read a record; one that is not in the format of its topic becomes a line of type `broken`."""
+    value = record.value or b""
+    line = Line(topic.name, record.partition, record.offset, _time_text(record.timestamp * 1000), "broken")
     try:
-        return _READERS[record.topic.name](record, record.value or b"")
+        fields = _event(topic, record, value) if topic in topics.PUBLIC else _READERS[topic.name](record, value)
     except _UNREADABLE as error:
-        has_user = record.key and record.key.isdigit() and record.topic.key == topics.CHANGESETS.key
-        broken = f"{len(record.value or b'')} bytes: {str(error) or type(error).__name__}"
-        return _line(record, "broken", broken=broken, user_number=int(record.key or b"") if has_user else None)
+        has_user = record.key and record.key.isdigit() and topic.key == topics.CHANGESETS.key
+        fields = {
+            "broken": f"{len(value)} bytes: {str(error) or type(error).__name__}",
+            "user_number": int(record.key) if has_user else None,
+        }
+    return msgspec.structs.replace(line, **fields)
 
 
 def unseal_line(line: Line, value: bytes, keys: UserKeys) -> Line:
@@ -119,63 +128,24 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def _line(record: RawRecord, kind: str, *, time_us: int | None = None, **more: Any) -> Line:
-    moment = from_micros(record.timestamp_ms * 1000 if time_us is None else time_us)
-    time = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Line(record.topic.name, record.partition, record.offset, time, kind, **more)
+def _time_text(time_us: int) -> str:
+    return from_micros(time_us).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _public(record: RawRecord, value: bytes) -> Line:
-    event = _decode(record.topic, value)
-    item, detail = _EVENTS[record.topic.name](event)
+def _event(topic: Topic, record: ConsumerRecord, value: bytes) -> dict[str, Any]:
+    event = _decode(topic, value)
+    row, details = _DETAILS[topic.name]
+    fields = {**event[row], **event}
     known_at = event["known_at"]
-    return _line(
-        record,
-        record.headers["ce_type"].decode(),
-        item=item,
-        detail=_without_empty(detail),
-        user=(event["tenant"], event["user_id"]),
-        time_us=to_micros(known_at) if isinstance(known_at, datetime.datetime) else known_at,
-        position=record.headers[HEADER_POSITION].decode(),
-    )
-
-
-def _transaction(event: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    row = event["transaction"]
-    return event["item_id"], {
-        MONEY: _money(row["amount"], _currency(row)),
-        "name": row["name"],
-        "date": row["date"],
-        "account": row["account_id"],
-        "pending": row["pending"],
-        "changed": event["changed"],
-        "id": event["id"],
-        "version": event["version"],
+    headers = dict(record.headers)
+    return {
+        "type": headers["ce_type"].decode(),
+        "item": fields["item_id"],
+        "detail": _without_empty({MONEY: _money(fields), **{name: fields[field] for name, field in details.items()}}),
+        "user": (event["tenant"], event["user_id"]),
+        "time": _time_text(to_micros(known_at) if isinstance(known_at, datetime.datetime) else known_at),
+        "position": headers[HEADER_POSITION].decode(),
     }
-
-
-def _balance(event: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    row = event["account"]
-    return event["item_id"], {
-        MONEY: _money(row["current"], _currency(row)),
-        "name": row["name"],
-        "account": row["account_id"],
-        "available": row["available"],
-        "source": event["source"],
-    }
-
-
-def _item(event: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    row = event["item"]
-    return row["item_id"], {
-        "name": row["institution_name"],
-        "state": row["state"],
-        "code": row["code"],
-        "previous_state": event["previous_state"],
-    }
-
-
-_EVENTS = {topics.TRANSACTIONS.name: _transaction, topics.BALANCES.name: _balance, topics.ITEMS.name: _item}
 
 
 def _decode(topic: Topic, value: bytes) -> dict[str, Any]:
@@ -189,10 +159,10 @@ def _decode(topic: Topic, value: bytes) -> dict[str, Any]:
             continue
         if end == len(value):
             return dict(event)
-    raise Quarantine(f"no event of {topic.name} that this code knows")
+    raise Quarantine(f"no event of {topic.name} with a schema of this version")
 
 
-def _changeset(record: RawRecord, value: bytes) -> Line:
+def _changeset(_: ConsumerRecord, value: bytes) -> dict[str, Any]:
     envelope = changesets.read(value)
     head = envelope.head
     detail = {
@@ -204,11 +174,16 @@ def _changeset(record: RawRecord, value: bytes) -> Line:
         "id": head.id.hex(),
         "sealed_bytes": len(envelope.sealed),
     }
-    item, user = head.item_id, head.user
-    return _line(record, head.type, time_us=head.at, item=item, user_number=user, detail=_without_empty(detail))
+    return {
+        "type": head.type,
+        "time": _time_text(head.at),
+        "item": head.item_id,
+        "user_number": head.user,
+        "detail": _without_empty(detail),
+    }
 
 
-def _webhook(record: RawRecord, value: bytes) -> Line:
+def _webhook(record: ConsumerRecord, value: bytes) -> dict[str, Any]:
     webhook = codec.decode(Webhook, value)
     try:
         body = {} if webhook.body is None else msgspec.json.decode(webhook.body, type=dict[str, Any])
@@ -221,53 +196,56 @@ def _webhook(record: RawRecord, value: bytes) -> Line:
         verified = f"no: {error}"
     kind = ".".join(str(body[name]) for name in ("webhook_type", "webhook_code") if name in body)
     missing = "not kept" if webhook.body is None else None
-    detail = _without_empty({"verified": verified, "stale": webhook.stale or None, "body": missing})
-    item = body.get("item_id") or (record.key.decode() if record.key else None)
-    return _line(record, kind or "webhook", time_us=webhook.received_at, item=item, detail=detail)
+    return {
+        "type": kind or "webhook",
+        "time": _time_text(webhook.received_at),
+        "item": body.get("item_id") or (record.key.decode() if record.key else None),
+        "detail": _without_empty({"verified": verified, "stale": webhook.stale or None, "body": missing}),
+    }
 
 
-def _push(record: RawRecord, value: bytes) -> Line:
+def _push(record: ConsumerRecord, value: bytes) -> dict[str, Any]:
     message = msgspec.json.decode(value, type=dict[str, Any])
-    data = dict(message["data"])
-    item, amount = data.pop("item_id", None), data.pop("amount", data.pop("current", None))
-    account = data.pop("account_id", None)
-    detail = {MONEY: _money(amount, data.pop("currency", None)), "name": data.pop("name", None), "account": account}
-    return _line(
-        record,
-        message["event"],
-        item=item,
-        user_number=int(record.key or b""),
-        detail=_without_empty({**detail, **data}),
-        position=record.headers[HEADER_POSITION].decode(),
-    )
+    data = message["data"]
+    shown = ("item_id", "amount", "current", "currency", "name", "account_id")
+    detail = {MONEY: _money(data), "name": data.get("name"), "account": data.get("account_id")}
+    detail |= {name: field for name, field in data.items() if name not in shown}
+    return {
+        "type": message["event"],
+        "item": data.get("item_id"),
+        "user_number": int(record.key or b""),
+        "detail": _without_empty(detail),
+        "position": dict(record.headers)[HEADER_POSITION].decode(),
+    }
 
 
-def _dead_letter(record: RawRecord, value: bytes) -> Line:
+def _dead_letter(_: ConsumerRecord, value: bytes) -> dict[str, Any]:
     letter = codec.decode(DeadLetter, value)
     source = None if letter.source_offset is None else f"{letter.topic} {letter.partition}@{letter.source_offset}"
-    detail = {"reason": letter.reason, "source": source or letter.topic, "attempts": letter.attempts}
-    user = int(letter.key) if letter.key and letter.key.isdigit() else None
-    return _line(record, letter.stage, time_us=letter.at, item=letter.item_id, user_number=user, detail=detail)
+    return {
+        "type": letter.stage,
+        "time": _time_text(letter.at),
+        "item": letter.item_id,
+        "user_number": int(letter.key) if letter.key and letter.key.isdigit() else None,
+        "detail": {"reason": letter.reason, "source": source or letter.topic, "attempts": letter.attempts},
+    }
 
 
-_READERS: dict[str, Callable[[RawRecord, bytes], Line]] = {
-    **{topic.name: _public for topic in topics.PUBLIC},
+_READERS: dict[str, Callable[[ConsumerRecord, bytes], dict[str, Any]]] = {
     topics.CHANGESETS.name: _changeset,
     topics.WEBHOOKS.name: _webhook,
     topics.PUSH.name: _push,
     topics.DEAD_LETTERS.name: _dead_letter,
 }
+"""Function that reads the value of a record into fields of a line, by topic."""
 
 
-def _money(amount: str | None, currency: str | None) -> str | None:
-    if amount is None:
-        return None
-    return f"{money.display_text(amount, currency or 'XXX')} {currency or 'XXX'}"
-
-
-def _currency(row: Mapping[str, Any]) -> str | None:
-    official: str | None = row.get("iso_currency_code")
-    return official or row.get("unofficial_currency_code")
+def _money(fields: Mapping[str, Any]) -> str | None:
+    """Format the amount of a transaction or the balance of an account."""
+    amount = fields.get("amount", fields.get("current"))
+    names = ("iso_currency_code", "unofficial_currency_code", "currency")
+    currency = next((fields[name] for name in names if fields.get(name)), "XXX")
+    return None if amount is None else f"{money.display_text(amount, currency)} {currency}"
 
 
 def _without_empty(detail: dict[str, Any]) -> dict[str, Any]:
@@ -275,9 +253,8 @@ def _without_empty(detail: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fields(event: Any) -> dict[str, Any]:
-    return _without_empty(msgspec.to_builtins(event)) if isinstance(event, msgspec.Struct) else {"said": event}
+    return _without_empty(msgspec.to_builtins(event)) if isinstance(event, msgspec.Struct) else {"decision": event}
 
 
 def _event_text(data: Mapping[str, Any]) -> str:
-    amount = _money(data.get("amount", data.get("current")), _currency(data))
-    return " ".join(filter(None, [amount, *(str(data[name]) for name in _EVENT_FIELDS if name in data)]))
+    return " ".join(filter(None, [_money(data), *(str(data[name]) for name in _EVENT_FIELDS if name in data)]))

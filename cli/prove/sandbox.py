@@ -1,7 +1,8 @@
 """Commands of the sandbox: simulated Plaid, demo, link, benchmarks, simulation and chaos.
 
-Each imports its package of the sandbox itself: `tartan --help` stays fast, and a production image runs the stages
-without the sandbox's packages.
+The fields of a command's options in the sandbox have the names of its parameters, so it passes them on by name.
+Each command imports its package of the sandbox itself: `tartan --help` stays fast, and a production image runs the
+stages without the sandbox's packages.
 """
 
 import asyncio
@@ -41,22 +42,13 @@ def plaid_simulator(
     latency_s: Annotated[float, typer.Option(min=0, max=60, help="Delay of each answer, in seconds.")] = 0.0,
 ) -> None:
     """Run a simulated Plaid: a seeded bank behind Plaid's API, signed webhooks included."""
+    options = {name: option for name, option in locals().items() if name != "ready"}
     from sandbox.simulator.api.server import serve
     from sandbox.simulator.options import Options
 
-    delays: dict[str, Any] = {"latency_s": latency_s}
     if ready:
-        delays |= {"initial_update_delay_s": 0.0, "historical_update_delay_s": 0.0}
-    options = Options(
-        port=port,
-        seed=seed,
-        webhook_url=webhook_url,
-        validate_requests=validate_requests,
-        rate_limits=rate_limits,  # type: ignore[arg-type]
-        time_scale=time_scale,
-        **delays,
-    )
-    run_until_stopped(serve(options))
+        options |= {"initial_update_delay_s": 0.0, "historical_update_delay_s": 0.0}
+    run_until_stopped(serve(Options(**options)))
 
 
 def demo(
@@ -67,9 +59,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run everything on this machine, live: a simulated bank, every stage, a page in the browser."""
+    options = locals()
     from sandbox.demo.demo import DemoOptions, run_demo
 
-    raise typer.Exit(run_until_stopped(run_demo(DemoOptions(seconds=seconds, seed=seed, as_json=as_json))))
+    raise typer.Exit(run_until_stopped(run_demo(DemoOptions(**options))))
 
 
 def up(
@@ -114,19 +107,10 @@ def bench_end_to_end(
     as_json: Json = False,
 ) -> None:
     """Measure backfill and latency: link Items with history, then send webhooks at a steady rate."""
+    options = locals()
     from sandbox.bench.end_to_end import BenchOptions, run_end_to_end
 
-    options = BenchOptions(
-        items=items,
-        transactions=transactions,
-        rate=rate,
-        seconds=seconds,
-        projectors=projectors,
-        as_json=as_json,
-        peer=peer,
-        rounds=rounds,
-    )
-    raise typer.Exit(run_until_stopped(run_end_to_end(options)))
+    raise typer.Exit(run_until_stopped(run_end_to_end(BenchOptions(**options))))
 
 
 @bench_app.command("project")
@@ -139,10 +123,10 @@ def bench_project(
     as_json: Json = False,
 ) -> None:
     """Measure the projection of changesets: fold, rows, ledger, balances, position; with Postgres alone."""
+    options = locals()
     from sandbox.bench.project import ProjectOptions, run_project
 
-    options = ProjectOptions(items=items, transactions=transactions, updates=updates, as_json=as_json)
-    raise typer.Exit(run_until_stopped(run_project(options)))
+    raise typer.Exit(run_until_stopped(run_project(ProjectOptions(**options))))
 
 
 @bench_app.command("replay")
@@ -166,18 +150,10 @@ def bench_replay(
     as_json: Json = False,
 ) -> None:
     """Measure a rebuild: a log replayed into the next version, compared with a backfill and a full resync."""
+    options = locals()
     from sandbox.bench.replay import ReplayOptions, run_replay
 
-    options = ReplayOptions(
-        items=items,
-        transactions=transactions,
-        updates=updates,
-        processes=processes,
-        rounds=rounds,
-        compares=compares,
-        as_json=as_json,
-    )
-    raise typer.Exit(run_until_stopped(run_replay(options)))
+    raise typer.Exit(run_until_stopped(run_replay(ReplayOptions(**options))))
 
 
 def simulate(

@@ -1,20 +1,24 @@
-"""The command `tartan verify`: check that tables, log, topics and archive agree with each other."""
+"""The commands `tartan verify` and `tartan verify webhooks`: check stored data against each other, and signatures."""
 
-from collections.abc import Mapping
+import datetime
 from typing import Annotated
 
 import asyncpg
+import msgspec
 import typer
-from rich.table import Table
+from rich.text import Text
 
-from cli.output import Json, print_result, run, with_postgres
-from cli.prove.webhooks import verify_webhooks
+from cli.output import Json, print_result, run, table, with_postgres
+from ingest.evidence import Evidence, EvidenceChecker
 from projections.verify import verify_tables as invariants
 from projections.verify.verify_log import verify_log
 from projections.verify.verify_tables import Finding
 from runtime import settings
+from runtime.archive.log_reader import LogReader
+from runtime.archive.log_scan import looking, records
 from runtime.settings import Settings
 from schemas.errors import Retry
+from schemas.topics import WEBHOOKS
 
 SECONDS_MAX = 3600
 """Limit of one read of all rows, at 50 µs a transaction: 70 million of them."""
@@ -22,7 +26,6 @@ DEMO_S = 8.0
 """Duration of changes at the simulated bank: about thirty updates, with corrections, removals and postings."""
 
 verify_app = typer.Typer()
-verify_app.command("webhooks")(verify_webhooks)
 
 
 @verify_app.callback(invoke_without_command=True)
@@ -41,9 +44,18 @@ def verify(
     if context.invoked_subcommand is not None:
         return
     loaded = None if no_log else settings.load()
-    findings = _verify_demo() if demo else with_postgres(lambda connection: _verify(connection, loaded, settled))
+    if demo:
+        from sandbox.demo.verify_demo import run_verify_demo
+
+        findings = run(run_verify_demo(seconds=DEMO_S))
+    else:
+        findings = with_postgres(lambda connection: _verify(connection, loaded, settled))
     totals = invariants.totals(findings)
-    print_result(totals, _table(findings), as_json=as_json)
+    text = table(("invariant", "checked", "violations", "for example"))
+    for name, finding in findings.items():
+        cells = (name.replace("_", " "), f"{finding.checked:,}", f"{finding.violations:,}", "; ".join(finding.examples))
+        text.add_row(*map(Text, cells), style="red" if finding.violations else None)
+    print_result(totals, text, as_json=as_json)
     raise typer.Exit(1 if totals["violations"] else 0)
 
 
@@ -61,16 +73,57 @@ async def _verify(connection: asyncpg.Connection, loaded: Settings | None, is_se
     return {**await invariants.verify(connection), **log}
 
 
-def _verify_demo() -> dict[str, Finding]:
-    from sandbox.demo.verify_demo import run_verify_demo
+@verify_app.command("webhooks")
+def verify_webhooks(
+    since: Annotated[
+        datetime.datetime | None, typer.Option(help="Verify only webhooks received at this time or later, in UTC.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=0, max=1_000, help="Largest number of failures to name; all are counted.")
+    ] = 20,
+    as_json: Json = False,
+) -> None:
+    """Check signature, hash, time and key of each stored webhook again, offline. Exit code 1 where one fails."""
+    time = None if since is None else since.replace(tzinfo=since.tzinfo or datetime.UTC)
+    evidence, gaps = run(_examine(settings.load(), 0 if time is None else int(time.timestamp() * 1000)))
+    document = {
+        **msgspec.to_builtins(evidence),
+        "violations": evidence.violations,
+        "failures": evidence.failures[:limit],
+        "missing": [{"partition": partition, "first": first, "last": last} for partition, first, last in gaps],
+    }
+    by_hash = f"{evidence.without_body:,} by their hash alone: bodies with tokens"
+    rows: list[tuple[str, int, str, str | None]] = [
+        ("checked", evidence.checked, "", None),
+        ("valid", evidence.valid, by_hash, None),
+    ]
+    for key in evidence.keys:
+        begin, end = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in (key.first_at, key.last_at))
+        rows.append((f"key {key.key_id}", key.webhooks, f"{begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}", None))
+    for reason, count in sorted(evidence.reasons.items()):
+        failures = [failure for failure in evidence.failures[:limit] if failure.reason == reason]
+        offsets = ", ".join(f"{failure.partition}.{failure.offset}" for failure in failures)
+        rows.append((reason.replace("_", " "), count, offsets, "red"))
+    rows += [
+        ("missing", last - first + 1, f"{number}.{first} to {number}.{last}", "yellow") for number, first, last in gaps
+    ]
+    text = table(("webhooks", "number", "offsets or times"))
+    for name, number, detail, style in rows:
+        text.add_row(name, f"{number:,}", detail, style=style)
+    print_result(document, text, as_json=as_json)
+    raise typer.Exit(1 if evidence.violations else 0)
 
-    return run(run_verify_demo(seconds=DEMO_S))
 
-
-def _table(findings: Mapping[str, Finding]) -> Table:
-    table = Table("invariant", "checked", "violations", "for example", box=None)
-    for name, finding in findings.items():
-        counts = (f"{finding.checked:,}", f"{finding.violations:,}")
-        style = "red" if finding.violations else None
-        table.add_row(name.replace("_", " "), *counts, "; ".join(finding.examples), style=style)
-    return table
+async def _examine(loaded: Settings, since_ms: int) -> tuple[Evidence, list[tuple[int, int, int]]]:
+    """Return the evidence of the stored webhooks, and partition, first and last offset of what is stored no more."""
+    checker, gaps = EvidenceChecker(), []
+    async with looking(LogReader(loaded, WEBHOOKS)) as reader:
+        for number, extent in (await reader.completeness(range(loaded.partitions))).items():
+            missing = extent.missing()
+            gaps += [] if missing is None else [(number, *missing)]
+            ranges = [(0, extent.end)] if missing is None else [(0, missing[0]), (missing[1] + 1, extent.end)]
+            for start, end in ranges:
+                async for record in records(reader, number, start, end):
+                    if record.timestamp_ms >= since_ms:
+                        checker.check(record)
+    return checker.evidence, gaps

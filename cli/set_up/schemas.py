@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from cli.output import Json, print_result, run
+from cli.output import Json, print_result, run, table
 from runtime import settings
 from runtime.kafka import registration
 from schemas.contract import asyncapi, reference, subjects
@@ -23,13 +22,10 @@ schemas_app = typer.Typer(
 @schemas_app.command("list")
 def list_schemas(as_json: Json = False) -> None:
     """List every version of every schema, with its number and the topics that use it."""
-    rows = []
-    table = Table("number", "schema", "in topics", box=None)
-    for number, name in catalogue.FILES.items():
-        topics = [topic.name for topic in TOPICS if number in topic.schemas]
-        rows.append({"number": number, "name": name, "topics": topics})
-        table.add_row(str(number), name, ", ".join(topics))
-    print_result({"schemas": rows}, table, as_json=as_json)
+    topics = {number: [topic.name for topic in TOPICS if number in topic.schemas] for number in catalogue.FILES}
+    rows = [{"number": number, "name": name, "topics": topics[number]} for number, name in catalogue.FILES.items()]
+    cells = ((number, name, ", ".join(topics[number])) for number, name in catalogue.FILES.items())
+    print_result({"schemas": rows}, table(("number", "schema", "in topics"), cells), as_json=as_json)
 
 
 @schemas_app.command("show")
@@ -80,10 +76,8 @@ def register_schemas(as_json: Json = False) -> None:
         "registered": sum(outcome.is_new for outcome in outcomes),
         "schemas": [outcome._asdict() for outcome in outcomes],
     }
-    table = Table("subject", "schema", "id", "", box=None)
-    for outcome in outcomes:
-        table.add_row(outcome.subject, outcome.schema, str(outcome.id), "new" if outcome.is_new else "was there")
-    print_result(document, table, as_json=as_json)
+    rows = ((row.subject, row.schema, row.id, "new" if row.is_new else "was there") for row in outcomes)
+    print_result(document, table(("subject", "schema", "id", ""), rows), as_json=as_json)
 
 
 @schemas_app.command("docs")

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from msgspec.structs import replace
 
-from cli.output import Json, connected, print_json, run
+from cli.output import Json, connected, print_json, print_result, run
 from runtime import settings
 from runtime.kafka import topics
-from runtime.kafka.topics_plan import Plan, Step
+from runtime.kafka.topics_plan import Plan
 from runtime.settings import Settings
 from schemas.errors import Halt, Retry
 from schemas.topics import TOPICS, full_name
@@ -57,14 +57,22 @@ def apply(
         raise Halt("nothing was done. " + "; ".join(f"{step.topic}: {step.why}" for step in unsafe))
     not_allowed = [step for step in planned.of("change") if step.deletes and step.topic not in allowed]
     changes = [step for step in planned.of("change") if step not in not_allowed]
-    is_confirmed = yes or (bool(changes) and _is_confirmed(as_json=as_json))
+    can_ask = bool(changes) and not as_json and sys.stdin.isatty()
+    is_confirmed = yes or (can_ask and typer.confirm("Change these settings?"))
     created = [step.topic for step in planned.of("create")]
-    asyncio.run(_apply(loaded, created, changes if is_confirmed else []))
+    asyncio.run(topics.create(loaded, created))
+    asyncio.run(topics.change(loaded, changes if is_confirmed else []))
     changed, left = (changes, not_allowed) if is_confirmed else ([], [*changes, *not_allowed])
-    if as_json:
-        print_json({"created": created, "changed": changed, "left": left, "refused": refused})
+    lines = []
+    for step in left:
+        options = f"--yes --allow-deletion {step.topic}" if step.deletes else "--yes"
+        lines.append(f"unchanged: {step.topic} {step.setting} {step.old}; `tartan topics apply {options}` changes it")
+    if created or changed:
+        lines.append(f"Created {len(created)} topics, changed {len(changed)} settings.")
     else:
-        _print_done(created, changed, left)
+        lines.append("Nothing was done." if left else "Nothing to do.")
+    document = {"created": created, "changed": changed, "left": left, "refused": refused}
+    print_result(document, *lines, as_json=as_json)
     raise typer.Exit(1 if refused or (is_confirmed and not_allowed) else 0)
 
 
@@ -74,11 +82,6 @@ def verify(as_json: Json = False) -> None:
     planned = _plan(settings.load())
     _print(planned, as_json=as_json)
     raise typer.Exit(1 if planned.steps else 0)
-
-
-async def _apply(loaded: Settings, created: Sequence[str], changes: Sequence[Step]) -> None:
-    await topics.create(loaded, created)
-    await topics.change(loaded, changes)
 
 
 def _plan(loaded: Settings) -> Plan:
@@ -124,26 +127,10 @@ def _print_steps(planned: Plan) -> None:
 
 def _full_names(loaded: Settings, names: Sequence[str]) -> set[str]:
     """Return the full names of topics that are named in full or as in the table."""
-    full_names: dict[str, str] = {}
-    for topic in TOPICS:
-        full = full_name(topic, loaded.topic_prefix)
-        full_names |= {topic.name: full, full: full}
+    full_names = {topic.name: full_name(topic, loaded.topic_prefix) for topic in TOPICS}
+    full_names |= {full: full for full in full_names.values()}
     for name in names:
         if name not in full_names:
             known = ", ".join(topic.name for topic in TOPICS)
             raise typer.BadParameter(f"{name} is no topic; the topics are {known}", param_hint="--allow-deletion")
     return {full_names[name] for name in names}
-
-
-def _is_confirmed(*, as_json: bool) -> bool:
-    return not as_json and sys.stdin.isatty() and typer.confirm("Change these settings?")
-
-
-def _print_done(created: Sequence[str], changed: Sequence[Step], left: Sequence[Step]) -> None:
-    for step in left:
-        options = f"--yes --allow-deletion {step.topic}" if step.deletes else "--yes"
-        typer.echo(f"left as it is: {step.topic} {step.setting} {step.old}; `tartan topics apply {options}` changes it")
-    if created or changed:
-        typer.echo(f"Created {len(created)} topics, changed {len(changed)} settings.")
-    else:
-        typer.echo("Nothing was done." if left else "Nothing to do.")

@@ -62,7 +62,7 @@ def test_a_transaction_is_explained_for_people(projected: Database) -> None:
         "user ada of tenant shop",
         "amount: 40 → 48",
         "3: 48 USD posted from bank checking to category FOOD_AND_DRINK",
-        "takes back 1",
+        "reverses 1",
         "webhook 3:17, received 2025-10-09T08:53:20.000000Z",
         "Plaid's requests request-1, request-2",
         "tick (schedule)",
@@ -95,14 +95,14 @@ def test_everything_has_a_form_for_people(projected: Database, name: str) -> Non
     result = run(projected, name)
 
     assert result.exit_code == 0
-    assert "behind it" in result.output
+    assert "causes" in result.output
     assert "0:2 sync of Item A" in result.output or name.endswith(".1")
 
 
 def test_an_account_names_those_it_is_one_with_and_its_ledger_names_each_row_in_full(linked_again: Database) -> None:
-    assert "goes on as new of Item NEW" in run(linked_again, "old").output
+    assert "continued by new of Item NEW" in run(linked_again, "old").output
     told = run(linked_again, "new").output
-    assert "goes on from old of Item OLD" in told
+    assert "continues old of Item OLD" in told
     [ledger] = set(re.findall(r"([0-9a-f]{32}) posted: -10 USD", told))
 
     row = re.search(r"([0-9a-f]{32}\.\d+): 10 USD posted from bank new", run(linked_again, ledger).output)

@@ -130,7 +130,7 @@ def test_a_plan_shows_what_apply_then_does_and_afterwards_nothing_is_left(tartan
     # Without --yes what is missing is made, and what is there is left.
     code, out, _ = tartan("apply")
     assert code == 0
-    assert f"left as it is: {name} retention.ms {7 * DAY_MS}; `tartan topics apply --yes` changes it" in out
+    assert f"unchanged: {name} retention.ms {7 * DAY_MS}; `tartan topics apply --yes` changes it" in out
     assert tartan("verify", "--json")[0] == 1
 
     code, out, _ = tartan("apply", "--yes")
