@@ -8,7 +8,7 @@ The way of one webhook through this stage:
 4. `follow_heads` reads `changesets`, applies the gate and writes the head from which the Item's next sync run begins.
 
 Beside them `schedule` and `sweep` make Items due by time and for missed webhooks, `probes` retries banks after an
-outage, `notify` wakes the dispatcher for other processes' marks, and `alerts` sends incidents to the operators.
+outage, `listen` wakes the dispatcher for other processes' marks, and `alerts` sends incidents to the operators.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from streams.follow_heads import FollowHeads
 from streams.limits.postgres_limits import PostgresLimits, run_probes
 from streams.mark_due import MarkDue
 from streams.ports import MARKER, SyncContext
-from streams.schedule import notify, scheduler
+from streams.schedule import scheduler
 from streams.schedule.fair_queue import FairQueue
 from streams.storage import consumer_transactions
 from streams.storage.store import PostgresStore
@@ -219,12 +219,12 @@ async def _start(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[Non
     works: dict[str, Coroutine[Any, Any, None]] = {
         "mark_due": parts.mark_due.run(),
         "follow_heads": parts.follow_heads.run(),
-        "claimer": parts.dispatcher.run(),
+        "dispatcher": parts.dispatcher.run(),
         "schedule": scheduler.run(pool, settings, on_marked=wake),
         "probes": run_probes(pool, settings, wake),
         "sweep": sweep.run(pool, parts.plaid, parts.vault.open_token, parts.limits, settings, wake, is_read=is_read),
         "alerts": sender.run(pool, settings),
-        "due_channel": notify.listen(settings, on_due=wake),
+        "notifications": scheduler.listen(settings, on_due=wake),
     }
     for topic, continuity in parts.continuity.items():
         works[f"continuity of {topic}"] = continuity.watch(

@@ -22,10 +22,10 @@ from streams.limits.rate_limited import RateLimitedBank
 from streams.ports import Bank, LeaseLost, SyncContext
 from streams.sync import outcomes, plaid_errors
 from streams.sync.changeset_writer import Unrecordable
+from streams.sync.item_client import TooManyGone
 from streams.sync.outcomes import error_fields
 from streams.sync.plaid_errors import ErrorClass
 from streams.sync.sync_run import SyncRun
-from streams.sync.unlink import TooManyGone
 
 RENEWALS_A_LEASE = 3
 """A lease is renewed when a third of it is over: two renewals may fail before it is lost."""

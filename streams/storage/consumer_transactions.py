@@ -4,8 +4,10 @@ Each is four round trips: begin and lock, read, write, commit. Positions are loc
 last write moves them.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
 import asyncpg
 import msgspec
@@ -26,24 +28,6 @@ async def load_positions(pool: asyncpg.Pool, reader: str, partitions: Collection
     async with session(pool) as connection:
         rows = await connection.fetch(_POSITIONS, reader, list(partitions))
     return {row["partition"]: Position(row["position"], row["last_checksum"]) for row in rows}
-
-
-@asynccontextmanager
-async def marking(pool: asyncpg.Pool, partitions: Collection[int]) -> AsyncIterator["MarkingTransaction"]:
-    """Begin a transaction of mark_due. Raises: Retry."""
-    async with session(pool) as connection, _locked(connection, MARKER, partitions):
-        begun = MarkingTransaction(connection, MARKER, partitions)
-        yield begun
-        await begun.finish()
-
-
-@asynccontextmanager
-async def following(pool: asyncpg.Pool, partitions: Collection[int]) -> AsyncIterator["FollowingTransaction"]:
-    """Begin a transaction of follow_heads. Raises: Retry."""
-    async with session(pool) as connection, _locked(connection, FOLLOWER, partitions):
-        begun = FollowingTransaction(connection, FOLLOWER, partitions)
-        yield begun
-        await begun.finish()
 
 
 class _ReaderTransaction:
@@ -76,6 +60,9 @@ class _ReaderTransaction:
             partition: Position(position, checksum)
             for partition, position, checksum in zip(row["partitions"], row["positions"], row["checksums"], strict=True)
         }
+
+
+Begun = TypeVar("Begun", bound=_ReaderTransaction)
 
 
 class MarkingTransaction(_ReaderTransaction):
@@ -142,37 +129,39 @@ class FollowingTransaction(_ReaderTransaction):
 
 
 @asynccontextmanager
-async def _locked(connection: asyncpg.Connection, reader: str, partitions: Collection[int]) -> AsyncIterator[None]:
+async def _begin(
+    kind: Callable[[asyncpg.Connection, str, Collection[int]], Begun],
+    reader: str,
+    pool: asyncpg.Pool,
+    partitions: Collection[int],
+) -> AsyncIterator[Begun]:
     """Begin a transaction that locks a reader's positions, in order, so that of two processes one waits for the other.
 
-    Each statement after the lock reads by a snapshot of its own.
+    Each statement after the lock reads by a snapshot of its own. Raises: Retry.
     """
     numbers = ", ".join(str(int(number)) for number in sorted(partitions))
     lock = _LOCK.format(reader=reader, numbers=numbers)
-    async with transaction(connection, f"{_UNFLUSHED}; {lock}") as answer:
+    async with session(pool) as connection, transaction(connection, f"{_UNFLUSHED}; {lock}") as answer:
         if answer != f"SELECT {len(partitions)}":  # some positions have no row yet
             await connection.execute(_FIRST_POSITIONS, reader, list(partitions))
             await connection.execute(lock)
-        yield
+        begun = kind(connection, reader, partitions)
+        yield begun
+        await begun.finish()
+
+
+marking = partial(_begin, MarkingTransaction, MARKER)
+"""Begin a transaction of mark_due: `marking(pool, partitions)`."""
+following = partial(_begin, FollowingTransaction, FOLLOWER)
+"""Begin a transaction of follow_heads: `following(pool, partitions)`."""
 
 
 def _head_row(item_id: str, item: ItemHead) -> tuple[object, ...]:
     head = item.head
     fingerprints = {account: value.hex() for account, value in head.fingerprints.items()}
     return (
-        item_id,
-        item.user,
-        item.partition,
-        head.id,
-        head.offset,
-        head.at,
-        head.unlinked,
-        head.cursor,
-        head.state,
-        head.code,
-        head.history_status,
-        msgspec.json.encode(fingerprints).decode(),
-        item.hints_until,
+        *(item_id, item.user, item.partition, head.id, head.offset, head.at, head.unlinked, head.cursor, head.state),
+        *(head.code, head.history_status, msgspec.json.encode(fingerprints).decode(), item.hints_until),
     )
 
 
@@ -235,10 +224,9 @@ _PUT_HEADS = f"""
             history_status, fingerprints::jsonb, hints_until
         FROM batch
         ON CONFLICT (item_id) DO UPDATE
-        SET head = excluded.head, head_offset = excluded.head_offset, head_at = excluded.head_at,
-            unlinked = excluded.unlinked, cursor = excluded.cursor, state = excluded.state, code = excluded.code,
-            history_status = excluded.history_status, fingerprints = excluded.fingerprints,
-            hints_until = excluded.hints_until
+        SET (head, head_offset, head_at, unlinked, cursor, state, code, history_status, fingerprints, hints_until)
+            = (excluded.head, excluded.head_offset, excluded.head_at, excluded.unlinked, excluded.cursor,
+               excluded.state, excluded.code, excluded.history_status, excluded.fingerprints, excluded.hints_until)
     ){_ADVANCE}"""
 
 # A history that lacked an account concludes no removals, so the next one has to.

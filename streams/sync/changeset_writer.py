@@ -18,9 +18,8 @@ from schemas.log.changesets import UserKeys
 from schemas.log.records import Account
 from streams import metrics
 from streams.ports import SyncContext
-from streams.sync import changeset, chunks
-from streams.sync.changeset import Draft, RecordParameters, Subject
-from streams.sync.chunks import ChunkedChangeset
+from streams.sync import changeset
+from streams.sync.changeset import ChunkedChangeset, Draft, RecordParameters, Subject
 
 CHANGES_ON_LOOP_MAX = 500
 """Changes encoded on the event loop, about 5 ms; more are encoded in a thread, so that webhooks do not wait."""
@@ -111,7 +110,7 @@ class ChangesetWriter:
 
 def _compose(draft: Draft, parameters: RecordParameters) -> ChunkedChangeset:
     try:
-        return chunks.compose(draft, parameters)
+        return changeset.compose_in_chunks(draft, parameters)
     except Quarantine as error:
         raise Unrecordable(str(error)) from error
 

@@ -1,4 +1,8 @@
-"""Ask Plaid about an Item beside the sync: its state, its accounts, and a refresh by the bank. Shell."""
+"""Send the requests about an Item beside the sync: state, accounts, refresh by the bank, and removal. Shell.
+
+Wrong API keys, or those of another environment, are answered as if every Item were gone. So no Item counts as gone
+while too many others are called gone with it.
+"""
 
 import asyncio
 from collections.abc import Awaitable
@@ -10,23 +14,30 @@ from runtime.plaid.client import PlaidRefused
 from runtime.plaid.models import parse_time
 from runtime.scheduler.types import Claimed
 from schemas.errors import Retry
-from schemas.events import SYNCABLE_STATES
+from schemas.events import GONE, SYNCABLE_STATES
 from schemas.log.records import Account
 from streams import metrics
-from streams.ports import LeaseLost, SyncContext
-from streams.sync import plaid_errors
+from streams.ports import LeaseLost, Store, SyncContext
+from streams.sync import backoff, plaid_errors
 from streams.sync.changeset_writer import ChangesetWriter
 from streams.sync.outcomes import error_fields
-from streams.sync.plaid_errors import ItemState
+from streams.sync.plaid_errors import REMOVED_CODES, TOKEN_UNKNOWN, ItemState
 
 MANUAL = "manual"
 """`kind` of the cause of a sync run that a person requested: its answer includes the age of the bank's data."""
 OPTIONAL_S_MAX = 10.0
 """Longest wait for an answer that the sync does not need. A second refresh within a minute has no token for a minute,
 so a longer wait would fill the slots in which all others sync; a shorter one would give up on a slow answer."""
+GONE_MIN, GONE_SHARE = 10, 0.2
+"""This many Items, and this share of all, gone within an hour are no coincidence: sandbox keys on a production database
+are answered so for every Item."""
 
 Answer = TypeVar("Answer")
 _log = logs.logger(__name__)
+
+
+class TooManyGone(Retry):
+    """Plaid calls an Item gone, and too many others with it; hours later the two cases differ."""
 
 
 class ItemClient:
@@ -60,12 +71,12 @@ class ItemClient:
         except PlaidRefused as refusal:
             if is_due or plaid_errors.classify(refusal.error_type, refusal.error_code) in plaid_errors.STOPPING:
                 return state_after(refusal)
-            _log.warning("freshness not read", item_id=self._claimed.item_id, reason=str(refusal))
+            _log.warning("state not read", item_id=self._claimed.item_id, reason=str(refusal))
             return None
         except Retry as error:
             if is_due or isinstance(error, LeaseLost):
                 raise
-            _log.warning("freshness not read", item_id=self._claimed.item_id, reason=str(error))
+            _log.warning("state not read", item_id=self._claimed.item_id, reason=str(error))
             return None
         self.bank_asked, self.bank_updated_at = True, parse_time(answer.last_successful_update)
         if answer.request_id:
@@ -116,6 +127,45 @@ class ItemClient:
         except (PlaidRefused, Retry) as error:
             _log.warning("accounts not read", item_id=claimed.item_id, reason=str(error))
             return {}
+
+    async def remove(self) -> str | None:
+        """Remove an Item at Plaid. Return None, or the code of a refusal that counts as removed.
+
+        A code that names the Item counts at once. An unknown token counts
+
+        - at once, for an Item that the log holds and that was not gone: its token was good, and a sync run that died
+          before its append has removed it;
+        - for any other after ATTEMPTS_MAX attempts, which are hours apart: the token may be lost while its Item lives,
+          and no further attempt with it could end that;
+
+        and both only while Plaid does not answer so for many Items.
+        Raises: PlaidRefused, Retry, TooManyGone.
+        """
+        try:
+            await self._bank.remove(self._token)
+        except PlaidRefused as refusal:
+            code, attempts, tip = refusal.error_code, self._claimed.attempts + 1, self._writer.tip
+            if code in REMOVED_CODES:
+                return code
+            was_good = tip.head is not None and tip.state != GONE
+            if code != TOKEN_UNKNOWN or not (was_good or attempts >= backoff.ATTEMPTS_MAX):
+                raise
+            await check_gone_share(self._context.store)
+            _log.warning("refusal counts as removal", item_id=self._claimed.item_id, code=code, attempts=attempts)
+            return code
+        return None
+
+
+async def check_gone_share(store: Store) -> None:
+    """Check that few Items are called gone, so that wrong keys end no living Items.
+
+    The process goes on: ten Items that really are gone would otherwise stop the syncs of all others for the hour,
+    restart after restart.
+    Raises: TooManyGone.
+    """
+    gone, items = await store.count_gone()
+    if gone + 1 >= max(GONE_MIN, items * GONE_SHARE):
+        raise TooManyGone(f"Plaid calls {gone + 1} of {items} Items gone within an hour: are its keys the right ones?")
 
 
 async def _bounded(request: Awaitable[Answer]) -> Answer:

@@ -32,39 +32,22 @@ class ErrorClass(Enum):
     NOT_READY = "not_ready"
 
 
-_CODES: dict[ErrorClass, frozenset[str]] = {
-    ErrorClass.MUTATION: frozenset({"TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"}),
-    ErrorClass.TRANSIENT: frozenset({"INTERNAL_SERVER_ERROR", "PLANNED_MAINTENANCE"}),
+_CODES = {
+    ErrorClass.MUTATION: ("TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION",),
+    ErrorClass.TRANSIENT: ("INTERNAL_SERVER_ERROR", "PLANNED_MAINTENANCE"),
     # Wrong keys concern every Item alike: no Item is stopped for them.
-    ErrorClass.OUTAGE: frozenset(
-        {*OUTAGE_CODES, "INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ACCESS"}
+    ErrorClass.OUTAGE: (*OUTAGE_CODES, "INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ACCESS"),
+    ErrorClass.USER_ACTION: (
+        *("ITEM_LOGIN_REQUIRED", "ITEM_LOCKED", "PASSWORD_RESET_REQUIRED", "USER_SETUP_REQUIRED", "NO_ACCOUNTS"),
+        *("ACCESS_NOT_GRANTED", "INVALID_CREDENTIALS", "INVALID_MFA", "INVALID_UPDATED_USERNAME"),
     ),
-    ErrorClass.USER_ACTION: frozenset(
-        {
-            "ITEM_LOGIN_REQUIRED",
-            "ITEM_LOCKED",
-            "PASSWORD_RESET_REQUIRED",
-            "USER_SETUP_REQUIRED",
-            "ACCESS_NOT_GRANTED",
-            "INVALID_CREDENTIALS",
-            "INVALID_MFA",
-            "INVALID_UPDATED_USERNAME",
-            "NO_ACCOUNTS",
-        }
+    ErrorClass.GONE: ("ITEM_NOT_FOUND", "USER_PERMISSION_REVOKED", "INVALID_ACCESS_TOKEN", "ITEM_CONCURRENTLY_DELETED"),
+    ErrorClass.REJECTED: (
+        *("INSTITUTION_NO_LONGER_SUPPORTED", "UNSUPPORTED_RESPONSE", "ITEM_NOT_SUPPORTED", "PRODUCTS_NOT_SUPPORTED"),
+        "PRODUCT_NOT_ENABLED",
     ),
-    ErrorClass.GONE: frozenset(
-        {"ITEM_NOT_FOUND", "USER_PERMISSION_REVOKED", "INVALID_ACCESS_TOKEN", "ITEM_CONCURRENTLY_DELETED"}
-    ),
-    ErrorClass.REJECTED: frozenset(
-        {
-            "INSTITUTION_NO_LONGER_SUPPORTED",
-            "UNSUPPORTED_RESPONSE",
-            "ITEM_NOT_SUPPORTED",
-            "PRODUCTS_NOT_SUPPORTED",
-            "PRODUCT_NOT_ENABLED",
-        }
-    ),
-    ErrorClass.NOT_READY: frozenset({"PRODUCT_NOT_READY"}),
+    ErrorClass.NOT_READY: ("PRODUCT_NOT_READY",),
+    ErrorClass.RATE_LIMIT: ("RATE_LIMIT", "INSTITUTION_RATE_LIMIT"),
 }
 _CLASSES = {code: error_class for error_class, codes in _CODES.items() for code in codes}
 _STATES = {ErrorClass.USER_ACTION: LOGIN_REQUIRED, ErrorClass.GONE: GONE, ErrorClass.REJECTED: REFUSED}
@@ -77,7 +60,6 @@ REMOVED_CODES = frozenset({"ITEM_NOT_FOUND", "ITEM_CONCURRENTLY_DELETED"})
 TOKEN_UNKNOWN = "INVALID_ACCESS_TOKEN"  # noqa: S105 - an error code
 """Code for a removed Item's token, and also for each token of a living Item where the API keys are wrong or those of
 another environment."""
-_RATE_LIMIT_CODES = frozenset({"RATE_LIMIT", "INSTITUTION_RATE_LIMIT"})
 
 HINTED_STATES = {"PENDING_DISCONNECT": PENDING_DISCONNECT, "PENDING_EXPIRATION": PENDING_EXPIRATION}
 """States that only a webhook reports, by its code: /item/get cannot confirm them."""
@@ -100,7 +82,7 @@ def classify(error_type: str, error_code: str, *, with_cursor: bool = False) -> 
 
     `with_cursor`: the request carried a cursor, so a field that Plaid refuses is that cursor.
     """
-    if error_type == "RATE_LIMIT_EXCEEDED" or error_code in _RATE_LIMIT_CODES:
+    if error_type == "RATE_LIMIT_EXCEEDED":
         return ErrorClass.RATE_LIMIT
     if error_code in _CLASSES:
         return _CLASSES[error_code]

@@ -30,12 +30,11 @@ from streams.ports import SyncContext
 from streams.sync import backoff, full_resync, outcomes, plaid_errors
 from streams.sync.changeset import Draft, Events, encode_balances, encode_item, encode_transactions
 from streams.sync.changeset_writer import ChangesetWriter, off_loop
-from streams.sync.item_client import ItemClient, state_after
+from streams.sync.item_client import ItemClient, check_gone_share, state_after
 from streams.sync.outcomes import error_fields
 from streams.sync.page_reader import read_pages
 from streams.sync.pages import Update, fold
 from streams.sync.plaid_errors import ErrorClass, ItemState
-from streams.sync.unlink import check_gone_share, remove_item
 
 CURSOR, MUTATION, INCOMPLETE = "cursor", "mutation", "incomplete"
 """Reason of a full resync: Plaid refuses the cursor, no update after it ever ends, or the last full resync lacked an
@@ -102,7 +101,7 @@ class SyncRun:
     async def _unlink(self) -> Released | None:
         """Remove the Item at Plaid, then end its chain; its token is deleted once the log's readers have accepted."""
         store, writer = self._context.store, self.writer
-        code = await remove_item(self._context.bank, store, self._claimed, self._token, writer.tip)
+        code = await self.client.remove()
         if writer.tip.head is None:  # the log has nothing of it
             await retry_until_done(lambda: store.finish_unlink(self._claimed), action="finish_unlink")
             return None

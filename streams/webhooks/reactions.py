@@ -23,28 +23,16 @@ is sent again sooner costs a sync run without news."""
 REACTIONS = ("marked", "hinted", "legacy", "nothing", "unknown", "unreadable")
 
 _LEGACY = frozenset({"INITIAL_UPDATE", "HISTORICAL_UPDATE", "DEFAULT_UPDATE", "TRANSACTIONS_REMOVED"})
-_HINTS = frozenset(
-    {
-        "ERROR",
-        "LOGIN_REPAIRED",
-        "PENDING_EXPIRATION",
-        "PENDING_DISCONNECT",
-        "USER_PERMISSION_REVOKED",
-        "USER_ACCOUNT_REVOKED",
-        "NEW_ACCOUNTS_AVAILABLE",
-    }
-)
 _OF_ACCOUNTS = frozenset({"USER_ACCOUNT_REVOKED", "NEW_ACCOUNTS_AVAILABLE", "LOGIN_REPAIRED"})
-_KNOWN_WITHOUT_EFFECT = frozenset(
-    {
-        ("TRANSACTIONS", "RECURRING_TRANSACTIONS_UPDATE"),
-        ("ITEM", "WEBHOOK_UPDATE_ACKNOWLEDGED"),
-        ("HOLDINGS", "DEFAULT_UPDATE"),
-        ("INVESTMENTS_TRANSACTIONS", "DEFAULT_UPDATE"),
-        ("INVESTMENTS_TRANSACTIONS", "HISTORICAL_UPDATE"),
-        ("LIABILITIES", "DEFAULT_UPDATE"),
-    }
-)
+_HINTS = _OF_ACCOUNTS | {"ERROR", "PENDING_EXPIRATION", "PENDING_DISCONNECT", "USER_PERMISSION_REVOKED"}
+_WITHOUT_EFFECT = {
+    "TRANSACTIONS": ("RECURRING_TRANSACTIONS_UPDATE",),
+    "ITEM": ("WEBHOOK_UPDATE_ACKNOWLEDGED",),
+    "HOLDINGS": ("DEFAULT_UPDATE",),
+    "INVESTMENTS_TRANSACTIONS": ("DEFAULT_UPDATE", "HISTORICAL_UPDATE"),
+    "LIABILITIES": ("DEFAULT_UPDATE",),
+}
+"""Codes of webhooks that change nothing, by type."""
 _HINT_FIELDS = ("reason", "disconnect_time", "consent_expiration_time", "account_id")
 
 
@@ -140,7 +128,7 @@ def react(webhook: Webhook, *, partition: int, offset: int) -> Reaction:
         # A stale webhook only marks: the state that it reports would be taken for a new one.
         hint = None if webhook.stale else Hint(item_id, partition, offset, code, _hint_fields(body), received_at)
         return Reaction("hinted", mark._replace(accounts=code in _OF_ACCOUNTS), hint)
-    return Reaction("nothing" if (kind, code) in _KNOWN_WITHOUT_EFFECT else "unknown")
+    return Reaction("nothing" if code in _WITHOUT_EFFECT.get(kind, ()) else "unknown")
 
 
 def _merge(before: Mark, after: Mark) -> Mark:

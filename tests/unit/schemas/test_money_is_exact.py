@@ -22,9 +22,7 @@ from tests.support.projections_log import Log, added, balance, owners
 
 PACKAGES = ("schemas", "runtime", "streams", "projections", "gateway", "sandbox/simulation/memory")
 
-EDGES = frozenset(
-    {"runtime/plaid/models.py", "streams/sync/pages.py", "streams/sync/changeset.py", "streams/sync/chunks.py"}
-)
+EDGES = frozenset({"runtime/plaid/models.py", "streams/sync/pages.py", "streams/sync/changeset.py"})
 """Where amounts come in, beside the modules that import schemas.money."""
 CARRIERS = frozenset(
     {

@@ -14,9 +14,8 @@ from schemas.events import ACTIVE, TRANSACTION_ADDED
 from schemas.log import changesets, gate
 from schemas.log.gate import ItemGate, Verdict
 from schemas.log.records import Cause, Head, Transaction
-from streams.sync import changeset, chunks
-from streams.sync.changeset import Draft, Events, RecordParameters, Subject, Tip
-from streams.sync.chunks import ChunkedChangeset
+from streams.sync import changeset
+from streams.sync.changeset import ChunkedChangeset, Draft, Events, RecordParameters, Subject, Tip
 from streams.sync.pages import Change
 from tests.support.streams_memory import KEYS, PAGE, Memory, fetched
 
@@ -42,7 +41,7 @@ def composed(
 ) -> ChunkedChangeset:
     nonces = count(time.day)
     parameters = RecordParameters(SUBJECT, TIP, KEYS, time, lambda: next(nonces).to_bytes(12, "big"), bytes_max)
-    return chunks.compose(Draft(gate.SYNC, content, cursor=cursor), parameters)
+    return changeset.compose_in_chunks(Draft(gate.SYNC, content, cursor=cursor), parameters)
 
 
 def values(changes: ChunkedChangeset) -> list[bytes]:
