@@ -1,11 +1,12 @@
-"""Migrate a database to the schema of this code: Alembic writes the SQL of missing revisions, asyncpg runs it."""
+"""Migrate a database to the schema of this code: run the frozen SQL of each missing revision, in one transaction.
+
+A file of `migrations` is never changed: a later change of the tables' definitions must not change an earlier revision.
+"""
 
 import asyncio
-import io
+from pathlib import Path
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
 
 from projections.store import grants, tables, views
 from projections.store.grants import Roles
@@ -15,7 +16,8 @@ from schemas.errors import Halt
 
 POSTGRES_MIN = 17
 """`transaction_timeout`, which makes a stopped process lose its locks, came with 17."""
-SCRIPTS = "projections.store:migrations"
+REVISIONS = {path.name[:4]: path for path in sorted(Path(__file__).with_name("migrations").glob("*.sql"))}
+"""Revision to its SQL, in order."""
 MIGRATION_S_MAX = 3600.0
 """A revision may build an index over years of rows."""
 
@@ -35,7 +37,13 @@ _EPOCH = f"""INSERT INTO {CONTROL_SCHEMA}.facts (name, value) VALUES ('{EPOCH}',
      ON CONFLICT (name) DO NOTHING"""
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tartan migrations', 0))"
-_HAS_REVISIONS = f"SELECT to_regclass('{CONTROL_SCHEMA}.alembic_version') IS NOT NULL"
+# Alembic's table: it ran the revisions of earlier releases.
+_VERSION_TABLE = f"""
+CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};
+CREATE TABLE IF NOT EXISTS {CONTROL_SCHEMA}.alembic_version (
+    version_num VARCHAR(32) NOT NULL,
+    CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+)"""
 _REVISION = f"SELECT version_num FROM {CONTROL_SCHEMA}.alembic_version"
 
 
@@ -44,21 +52,22 @@ def migrate(dsn: str, roles: Roles = grants.DEFAULT) -> None:
 
     It runs an event loop of its own: from a coroutine call it through asyncio.to_thread.
     Idempotence: a database at the newest revision stays as it is.
-    Raises: Halt, where Postgres is older than POSTGRES_MIN, or the user lacks a right that an administrator can grant.
+    Raises: Halt, where Postgres is older than POSTGRES_MIN, the database has a revision of a newer release, or the user
+    lacks a right that an administrator can grant.
     """
     asyncio.run(_migrate(dsn, roles))
 
 
 def script(revision: str | None, roles: Roles = grants.DEFAULT) -> str:
-    """Return the SQL that leads from a revision (None: an empty database) to the newest one."""
-    written = io.StringIO()
-    config = Config(output_buffer=written)
-    config.set_main_option("script_location", SCRIPTS)
-    config.set_main_option("path_separator", "os")
-    command.upgrade(config, f"{revision}:head" if revision else "head", sql=True)
-    # Alembic creates its own table first, and needs the schema of it. Views and rights follow the last revision.
-    shown = ";\n".join([_UNUSED, _EPOCH, _views(), *grants.statements(tables.SCHEMA, roles)])
-    return f"CREATE SCHEMA IF NOT EXISTS {CONTROL_SCHEMA};\n{_RENAMED};\n{written.getvalue()}\n{shown};\n"
+    """Return the SQL that leads from a revision (None: an empty database) to the newest one, then views and rights."""
+    versions = f"{CONTROL_SCHEMA}.alembic_version"
+    statements = [_RENAMED]
+    for number, path in REVISIONS.items():
+        if revision is None or number > revision:
+            record = f"DELETE FROM {versions};\nINSERT INTO {versions} (version_num) VALUES ('{number}')"
+            statements += [path.read_text("utf-8").rstrip().rstrip(";"), record]
+    statements += [_UNUSED, _EPOCH, _views(), *grants.statements(tables.SCHEMA, roles)]
+    return ";\n".join(statements)
 
 
 def _views() -> str:
@@ -88,8 +97,10 @@ async def _migrate(dsn: str, roles: Roles) -> None:
         async with connection.transaction():
             # The second of two processes that start at once waits here, and then has nothing to do.
             await connection.execute(_LOCK)
-            has_revisions = await connection.fetchval(_HAS_REVISIONS)
-            revision = await connection.fetchval(_REVISION) if has_revisions else None
+            await connection.execute(_VERSION_TABLE)
+            revision = await connection.fetchval(_REVISION)
+            if revision not in (None, *REVISIONS):
+                raise Halt(f"the database has revision {revision}, which this release does not know")
             await connection.execute(script(revision, roles), timeout=MIGRATION_S_MAX)
     except asyncpg.InsufficientPrivilegeError as error:
         raise Halt(f"the tables cannot be made or changed: {error}") from error

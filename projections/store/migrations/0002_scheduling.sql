@@ -1,3 +1,4 @@
+-- Add quotas, breakers, incidents, dead letters, unconfirmed removals and a clock that tests can set.
 CREATE OR REPLACE FUNCTION tartan.clock() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE
 RETURN coalesce(nullif(current_setting('tartan.now', true), '')::timestamptz, now());
 

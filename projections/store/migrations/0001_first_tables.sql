@@ -1,3 +1,4 @@
+-- Create the control tables, the first projection version and the views that readers use.
 CREATE SCHEMA projection;
 
 CREATE SCHEMA reads;

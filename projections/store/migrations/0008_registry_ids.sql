@@ -1,3 +1,4 @@
+-- Add the schema ids that a schema registry assigned.
 CREATE TABLE IF NOT EXISTS tartan.registry_ids (
     registry TEXT NOT NULL, 
     subject TEXT NOT NULL, 

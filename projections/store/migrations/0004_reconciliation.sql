@@ -1,3 +1,4 @@
+-- Add reconciliations, discrepancies and the look-up of accounts by Plaid's id.
 CREATE TABLE IF NOT EXISTS tartan.reconciliations (
     item_id TEXT NOT NULL, 
     account_id TEXT NOT NULL, 

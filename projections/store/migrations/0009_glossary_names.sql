@@ -1,3 +1,4 @@
+-- Rename tables and columns to the words of the glossary; no row changes but for the stop reason `quarantined`.
 ALTER TABLE tartan.sync_attempts RENAME TO sync_runs;
 ALTER TABLE tartan.sync_runs RENAME COLUMN attempt TO run;
 ALTER SEQUENCE tartan.sync_attempts_attempt_seq RENAME TO sync_runs_run_seq;

@@ -1,3 +1,4 @@
+-- Describe the control tables in the database; no row changes.
 -- Notes on the control tables, shown by \d+ and by any client of Postgres.
 COMMENT ON SCHEMA tartan IS 'Primary: users, user_keys, credentials, quarantines; all others are operational. Locks are taken in the order positions, users, user_keys, credentials, sync_state, hints, heads.';
 COMMENT ON TABLE tartan.user_keys IS 'A destroyed key stays as a tombstone and is never created again.';

@@ -1,3 +1,4 @@
+-- Add versions of the projections, rebuilds and the check of the version before each batch.
 CREATE TABLE IF NOT EXISTS projection.version (
     number INTEGER NOT NULL, 
     fold INTEGER NOT NULL, 

@@ -1,3 +1,4 @@
+-- Add user overrides, versions of transactions and accounts, transaction matches, reviews and opening balances.
 CREATE TABLE IF NOT EXISTS projection.transaction_versions (
     own_id BYTEA NOT NULL, 
     version INTEGER NOT NULL, 
