@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from projections.decode.changeset import TransactionEdit
 from projections.ledger import user_field_values
 from projections.ledger.postings import posted
-from projections.model.change_tracker import Touched, track
 from projections.model.record_context import RecordContext
-from projections.model.unit_of_work import ItemRow, Row, UnitOfWork
+from projections.model.unit_of_work import ItemRow, Row, Touched, UnitOfWork, track
 
 
 def apply_edits(

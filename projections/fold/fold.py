@@ -19,10 +19,18 @@ from projections.ledger import user_field_values
 from projections.ledger.postings import posted
 from projections.matching import transactions
 from projections.model.book import NOTHING
-from projections.model.change_tracker import RowBefore, Touched, track
 from projections.model.record_context import RecordContext
 from projections.model.transaction_payload import TransactionPayload
-from projections.model.unit_of_work import FoldedRecord, ItemRow, NetEvent, Row, TransactionVersion, UnitOfWork
+from projections.model.unit_of_work import (
+    FoldedRecord,
+    ItemRow,
+    NetEvent,
+    Row,
+    Touched,
+    TransactionVersion,
+    UnitOfWork,
+    track,
+)
 from schemas import events
 from schemas.encoding import codec
 from schemas.ids import own_id
@@ -305,7 +313,7 @@ def _settle(
 
 
 def _settle_known(
-    work: UnitOfWork, row: Row, before: RowBefore, context: RecordContext, common: CommonFields, net: list[NetEvent]
+    work: UnitOfWork, row: Row, before: Row, context: RecordContext, common: CommonFields, net: list[NetEvent]
 ) -> None:
     was_there, is_there = before.is_shown, row.is_shown
     if not was_there and not is_there:  # restored and removed again by the same record
@@ -333,7 +341,7 @@ def _settle_known(
                 before.user_fields,
                 before.removed_at,
                 before.review,
-                before.changeset,
+                before.last_changeset,
                 before.known_at,
                 context.offset,
                 context.known_at,
@@ -349,7 +357,7 @@ def _settle_known(
     net.append(_event_of(row, before, changed, common))
 
 
-def _event_of(row: Row, before: RowBefore, changed: list[str], common: CommonFields) -> NetEvent:
+def _event_of(row: Row, before: Row, changed: list[str], common: CommonFields) -> NetEvent:
     """Return the one net event of a known transaction. One that returns after a removal was added, to its readers."""
     previous: bytes | None
     kind, previous, previous_user_fields = events.TRANSACTION_MODIFIED, before.payload, before.user_fields

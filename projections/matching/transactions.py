@@ -16,10 +16,19 @@ from projections.matching import rules
 from projections.matching.accounts import link_new_accounts, walk
 from projections.matching.rules import Question, TransactionFeatures, payload_of
 from projections.model.book import NOTHING
-from projections.model.change_tracker import Touched, track
 from projections.model.record_context import RecordContext
 from projections.model.transaction_payload import TransactionPayload
-from projections.model.unit_of_work import MERGED_PREFIX, AccountKey, ItemRow, Review, Row, TransactionMatch, UnitOfWork
+from projections.model.unit_of_work import (
+    MERGED_PREFIX,
+    AccountKey,
+    ItemRow,
+    Review,
+    Row,
+    Touched,
+    TransactionMatch,
+    UnitOfWork,
+    track,
+)
 from schemas import events
 from schemas.ids import review_id
 from schemas.log.records import Decision, Removal
@@ -246,16 +255,8 @@ class _Resolver:
             }
             for pair in question.pairs
         ]
-        review = Review(
-            review_id(context.changeset_id, row.own_id),
-            context.user,
-            row.item_id,
-            row.own_id,
-            _dumped(candidates),
-            question.reason,
-            context.offset,
-            context.known_at,
-        )
+        subject = (review_id(context.changeset_id, row.own_id), context.user, row.item_id, row.own_id)
+        review = Review(*subject, _dumped(candidates), question.reason, context.offset, context.known_at)
         row.review, row.postings = review.id, NOTHING
         self._work.reviews[review.id] = self._work.changed_reviews[review.id] = review
 

@@ -4,6 +4,7 @@ store.loader fills it from the database and store.writer writes it back; in betw
 order of the log, so the cut of a log into batches makes no difference.
 """
 
+from copy import copy
 from typing import NamedTuple
 
 from msgspec import Struct, field
@@ -52,9 +53,24 @@ class Row(Struct, gc=False):
         return self.removed_at is None and self.review is None
 
     @property
+    def active_transfers(self) -> int:
+        """Number of the last transfers, which count."""
+        return len(self.postings)
+
+    @property
     def is_merged(self) -> bool:
         """True where another row goes on in its place."""
         return self.transaction_id.startswith(MERGED_PREFIX)
+
+
+Touched = dict[bytes, tuple[Row, Row | None]]
+"""Own id to row and its state before the record; None for a row that the record inserted."""
+
+
+def track(row: Row, touched: Touched) -> None:
+    """Copy a row into `touched` ahead of its first change by the record."""
+    if row.own_id not in touched:
+        touched[row.own_id] = (row, copy(row))
 
 
 class TransactionVersion(NamedTuple):

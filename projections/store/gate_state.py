@@ -11,6 +11,8 @@ from projections.decode.log_record import LogRecord, decode_record
 from projections.gate.quarantine import QuarantineSpan
 from projections.matching import transactions
 from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, Review
+from projections.store import tables
+from projections.store.rows import decoder
 from projections.store.tables import FOLD
 from runtime.kafka.reader import Position, Received
 from runtime.postgres.pool import transaction
@@ -92,7 +94,7 @@ async def read_gate_state(
         if row["first"]
     }
     known_items = {
-        row["asked_item"]: _item(row) for row in rows if row["has_row"] or row["chunk_ids"] or row["accounts"]
+        row["asked_item"]: _item(row) for row in rows if row["item_id"] or row["chunk_ids"] or row["accounts"]
     }
     reviews = {review["id"]: _review(review) for row in rows for review in row["reviews"] or ()}
     return GateState(positions, known_items, quarantined, known_ids, reviews)
@@ -108,58 +110,36 @@ async def read_withheld(connection: asyncpg.Connection, items: Collection[str]) 
     return withheld
 
 
+_decode_account = decoder(tables.accounts, AccountRow)
+_decode_review = decoder(tables.reviews, Review)
+_decode_item = decoder(tables.items, ItemRow)
+
+
 def _item(row: asyncpg.Record) -> ItemRow:
-    item = ItemRow(row["asked_item"], row["user_number"] or 0, row["partition"] or 0)
+    if row["item_id"] is None:
+        item = ItemRow(row["asked_item"], 0, 0)
+    else:
+        waiting_edits = json.loads(row["waiting_edits"] or "{}")
+        item = _decode_item(row, schema=row["payload_schema"] or 0, waiting_edits=waiting_edits)
     chunks = (row[name] or () for name in ("chunk_ids", "chunk_offsets", "chunk_values"))
     item.chunks = {chunk_id: (offset, value) for chunk_id, offset, value in zip(*chunks, strict=True)}
     item.stored_chunks = frozenset(item.chunks)
     item.gate = ItemGate(row["head"], row["user_number"], bool(row["unlinked"]), tuple(item.chunks))
     item.is_complete = not row["transaction_rows"]
     item.accounts = {account["account_id"]: _account(account) for account in row["accounts"] or ()}
-    if row["has_row"]:
-        item.head_offset, item.payload, item.schema = row["head_offset"], row["payload"], row["payload_schema"] or 0
-        item.history_status, item.transaction_rows = row["history_status"], row["transaction_rows"]
-        item.linked_at, item.unlinked_at = to_micros(row["linked_at"]), to_micros(row["unlinked_at"])
-        item.last_sync_at, item.known_at = to_micros(row["last_sync_at"]), to_micros(row["known_at"]) or 0
-        item.missing_rows, item.missing_changeset_id = row["missing_rows"], row["missing_changeset_id"]
-        item.has_linked_items, item.waiting_edits = row["has_linked_items"], json.loads(row["waiting_edits"] or "{}")
     return item
 
 
 def _account(row: asyncpg.Record) -> AccountRow:
-    return AccountRow(
-        row["account_id"],
-        row["item_id"],
-        row["user_number"],
-        row["cached_payload"],
-        row["cached_payload_schema"],
-        to_micros(row["cached_at"]),
-        row["realtime_payload"],
-        row["realtime_payload_schema"],
-        to_micros(row["realtime_at"]),
-        row["source"],
-        row["version"],
-        row["last_changeset"],
-        to_micros(row["known_at"]) or 0,
-        row["opened"],
-        row["opening_transfers"],
-        _key(row["continues_item"], row["continues_account"]),
-        _key(row["continued_by_item"], row["continued_by_account"]),
+    return _decode_account(
+        row,
+        continues=_key(row["continues_item"], row["continues_account"]),
+        continued_by=_key(row["continued_by_item"], row["continued_by_account"]),
     )
 
 
 def _review(row: asyncpg.Record) -> Review:
-    return Review(
-        row["id"],
-        row["user_number"],
-        row["item_id"],
-        row["own_id"],
-        transactions.canonical_candidates(row["candidates"]),
-        row["reason"],
-        row["changeset"],
-        to_micros(row["known_at"]) or 0,
-        row["state"],
-    )
+    return _decode_review(row, candidates=transactions.canonical_candidates(row["candidates"]))
 
 
 def _key(item_id: str | None, account_id: str | None) -> AccountKey | None:
@@ -173,7 +153,7 @@ _POSITIONS = "SELECT partition, position, last_checksum FROM positions WHERE par
 # Always at least one row, and the positions in the first one. Columns by name: with i.* a migration that adds one
 # makes the prepared statement fail.
 _GATE_STATE = f"""
-SELECT w.asked_item, w.number, l.partitions, l.positions, l.times, i.item_id IS NOT NULL AS has_row,
+SELECT w.asked_item, w.number, l.partitions, l.positions, l.times, i.item_id,
        i.user_number, i.partition, i.head, i.head_offset, i.unlinked, i.payload, i.payload_schema, i.history_status,
        i.transaction_rows, i.linked_at, i.unlinked_at, i.last_sync_at, i.missing_rows, i.missing_changeset_id,
        i.has_linked_items, i.waiting_edits, i.known_at,

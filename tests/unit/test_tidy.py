@@ -28,14 +28,7 @@ HUMAN_VERBS = re.compile(r"\b(says|said|tells|told|hears|knows|wants|wanted|look
 """Verbs of people: programs read, write, return, append, claim, release, skip and retry."""
 
 ENTRY_POINTS = frozenset(
-    {
-        "cli.__main__",
-        "projections.rebuild.worker",
-        "ingest.app",
-        "streams.app",
-        "projections.app",
-        "gateway.app",
-    }
+    {"cli.__main__", "projections.rebuild.worker", "ingest.app", "streams.app", "projections.app", "gateway.app"}
 )
 """Modules that are run, or imported by name: cli.main starts the stages."""
 
