@@ -212,7 +212,13 @@ async def _start(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[Non
     At a stop the engine ends first: it waits until the agents have processed the records that it has read.
     """
     tasks: list[asyncio.Task[None]] = []
-    stack.push_async_callback(_cancel, tasks)
+
+    async def cancel() -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    stack.push_async_callback(cancel)
     engine = await stack.enter_async_context(faust_app.running(parts.app))
     pool, settings, wake = parts.pool, parts.settings, parts.dispatcher.wake
     is_read = on_webhooks(pool, parts.ends, parts.webhooks, settings.partitions)
@@ -232,12 +238,6 @@ async def _start(parts: _Parts, stack: AsyncExitStack) -> list["asyncio.Task[Non
         )
     tasks += [asyncio.create_task(work, name=name) for name, work in works.items()]
     return [engine, *tasks]
-
-
-async def _cancel(tasks: list["asyncio.Task[None]"]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _first_end(tasks: list["asyncio.Task[None]"]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from runtime import logs
@@ -105,7 +106,7 @@ class Dispatcher:
         while (self._in_use or self._claiming) and _now() < ends_at:
             await asyncio.sleep(0.02)
         for slot in list(self._in_use.values()):
-            _log.warning("given up at stop", item_id=slot.claimed.item_id)
+            _log.warning("sync run abandoned at stop", item_id=slot.claimed.item_id)
             try:
                 await self._store.expire(slot.claimed)
             except Retry:
@@ -139,11 +140,8 @@ class Dispatcher:
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for an event, or until the time is over."""
-    try:
+    with suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return
 
 
 def _now() -> float:

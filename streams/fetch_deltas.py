@@ -71,7 +71,12 @@ class FetchDeltas:
             await retry_until_done(lambda: self._store.finish_unlink(claimed), action="finish_unlink")
             return
         try:
-            run = await self._open(claimed, self._bank(claimed, lease))
+            bank = self._context.bank
+            if self._context.limits is not None:
+                bank = RateLimitedBank(
+                    bank, self._context.limits, claimed, is_live=lease.is_live, claimed_s_ago=lease.age_s()
+                )
+            run = await self._open(claimed, bank)
             result = run if isinstance(run, Released) else await self._outcome(claimed, run)
         except InDoubt as error:
             # Only the log can show whether it has the record: the lease ends, and the next claimer reads the log.
@@ -81,12 +86,10 @@ class FetchDeltas:
         except LeaseLost:
             _count_lost_lease(claimed)  # another worker has the Item: there is nothing to release
             return
-        if result is None:
-            return
-        if isinstance(run, SyncRun):
-            result = run.counted(result)
-        result = msgspec.structs.replace(result, duration_s=self._context.monotonic() - started_at)
-        await self._release(claimed, result)
+        if result is not None:
+            figures = run.figures() if isinstance(run, SyncRun) else {}
+            duration_s = self._context.monotonic() - started_at
+            await self._release(claimed, msgspec.structs.replace(result, duration_s=duration_s, **figures))
 
     async def _release(self, claimed: Claimed, result: Released) -> None:
         metrics.SYNC_RUNS.labels(claimed.cause.kind, result.outcome).inc()
@@ -119,13 +122,6 @@ class FetchDeltas:
                 lease.renew(since=started_at)
             except Retry as error:
                 _log.warning("lease not renewed", item_id=claimed.item_id, reason=str(error))
-
-    def _bank(self, claimed: Claimed, lease: "Lease") -> Bank:
-        """Return Plaid within its quotas, where there are any, for as long as the lease is live."""
-        bank, limits = self._context.bank, self._context.limits
-        if limits is None:
-            return bank
-        return RateLimitedBank(bank, limits, claimed, is_live=lease.is_live, claimed_s_ago=lease.age_s())
 
     async def _open(self, claimed: Claimed, bank: Bank) -> SyncRun | Released:
         """Return the sync run, or why there can be none. Raises: Halt, where a key or token does not open."""

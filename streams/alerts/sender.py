@@ -91,7 +91,7 @@ class WebhookChannel:
         if status is not None and 200 <= status <= 299:
             return Outcome.SENT
         if status is not None:
-            _log.warning("alert not taken", status=status)
+            _log.warning("alert refused", status=status)
         return Outcome.REFUSED if status in _CONTENT_REFUSED else Outcome.FAILED
 
     async def _post(self, body: dict[str, object]) -> int | None:
@@ -149,11 +149,10 @@ class AlertSender:
     async def _send(self, message: Message) -> bool:
         outcome = await self._channel.send(message)
         ALERTS.labels(outcome.value).inc()
-        if outcome is Outcome.REFUSED:
-            self._refusals += 1
-            if self._refusals >= REFUSALS_MAX:
-                outcome = await LogChannel().send(message)
-                ALERTS.labels(outcome.value).inc()
+        self._refusals += outcome is Outcome.REFUSED
+        if outcome is Outcome.REFUSED and self._refusals >= REFUSALS_MAX:
+            outcome = await LogChannel().send(message)
+            ALERTS.labels(outcome.value).inc()
         return outcome in (Outcome.SENT, Outcome.LOGGED)
 
 

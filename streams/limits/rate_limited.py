@@ -5,6 +5,7 @@ Each request first takes its tokens and checks the lease; each answer updates th
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import TypeVar
 
 from runtime import logs, plaid_limits
@@ -24,32 +25,25 @@ _log = logs.logger(__name__)
 class RateLimitedBank:
     """Plaid, for one sync run over one claimed Item.
 
-    `prepaid`: the claim took the tokens of the first page, `claimed_s_ago` seconds ago. They count as long as a request
-    may be on its way; older ones belong to another minute and are taken again.
+    The claim took the tokens of the first page, `claimed_s_ago` seconds ago. They count as long as a request may be on
+    its way; older ones belong to another minute and are taken again.
     `is_live`: whether the lease still holds. A process that stood still sends no further request.
     """
 
     def __init__(
-        self,
-        bank: Bank,
-        limits: Limits,
-        claimed: Claimed,
-        *,
-        is_live: Callable[[], bool],
-        prepaid: bool = True,
-        claimed_s_ago: float = 0.0,
+        self, bank: Bank, limits: Limits, claimed: Claimed, *, is_live: Callable[[], bool], claimed_s_ago: float = 0.0
     ) -> None:
         self._bank = bank
         self._limits = limits
         self._claimed = claimed
         self._is_live = is_live
-        self._prepaid_until = _now() + quotas.DELAY_S_MAX - claimed_s_ago if prepaid else None
+        self._prepaid_until = _now() + quotas.DELAY_S_MAX - claimed_s_ago
         self._reports_answer = claimed.bank_failing and claimed.institution_id is not None
 
     async def sync_page(self, token: str, cursor: str | None) -> SyncPage:
         """Return one page of the changes after a cursor."""
-        prepaid_until, self._prepaid_until = self._prepaid_until, None
-        is_paid = prepaid_until is not None and _now() <= prepaid_until
+        prepaid_until, self._prepaid_until = self._prepaid_until, -inf
+        is_paid = _now() <= prepaid_until
         page = await self._request(plaid_limits.SYNC, lambda: self._bank.sync_page(token, cursor), is_paid=is_paid)
         if page.status != NOT_READY:  # without a history Plaid answers whether or not the bank is reached
             await self._report_answer()
@@ -109,7 +103,7 @@ class RateLimitedBank:
         try:
             await report
         except Retry as error:
-            _log.warning("limits not told", item_id=self._claimed.item_id, reason=str(error))
+            _log.warning("answer not reported", item_id=self._claimed.item_id, reason=str(error))
 
 
 def _now() -> float:

@@ -37,12 +37,14 @@ async def read_pages(bank: Bank, token: str, cursor: str | None, *, sleep: Sleep
             if not _restarts(error, in_the_middle=bool(pages)):
                 raise
             if restarts > backoff.RESTARTS_MAX:
-                if cursor is None and isinstance(error, PlaidRefused) and _is_cursor_refused(error):
-                    # A history read without a cursor has none that could be lost.
-                    raise Retry(f"an update's own cursors are refused: {error.error_code}") from error
+                if cursor is None and isinstance(error, PlaidRefused):
+                    code = error.error_code
+                    if plaid_errors.classify(error.error_type, code, with_cursor=True) is ErrorClass.CURSOR:
+                        # A history read without a cursor has none that could be lost.
+                        raise Retry(f"an update's own cursors are refused: {code}") from error
                 raise
             metrics.RESTARTS.inc()
-            _log.info("update begun again", pages=len(pages), reason=str(error))
+            _log.info("update restarted", pages=len(pages), reason=str(error))
             await sleep(backoff.before_restart(restarts, random()))
         else:
             return pages
@@ -70,7 +72,3 @@ def _restarts(error: PlaidRefused | Retry, *, in_the_middle: bool) -> bool:
         return in_the_middle and error.wait_s is None  # a rate limit for the next page is one for the first, too
     error_class = plaid_errors.classify(error.error_type, error.error_code, with_cursor=in_the_middle)
     return error_class is ErrorClass.MUTATION or (in_the_middle and error_class in _RESTARTED)
-
-
-def _is_cursor_refused(error: PlaidRefused) -> bool:
-    return plaid_errors.classify(error.error_type, error.error_code, with_cursor=True) is ErrorClass.CURSOR

@@ -1,6 +1,7 @@
 """Run one sync of a claimed Item: unlink it, or link it, read its state, refresh it and append what is new. Shell."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import msgspec
 
@@ -44,7 +45,7 @@ _log = logs.logger(__name__)
 
 
 class SyncRun:
-    """One sync run over one Item. `counted` adds its figures to a result, also after it failed."""
+    """One sync run over one Item. `figures` are those of its result, also after it failed."""
 
     def __init__(self, context: SyncContext, claimed: Claimed, keys: UserKeys, token: str) -> None:
         self._context = context
@@ -82,21 +83,16 @@ class SyncRun:
             hints_until=None if appended else self.writer.hints_until,
         )
 
-    def counted(self, result: Released) -> Released:
-        """Return a result with the figures of this sync run."""
-        counts, client = self.writer.counts, self.client
-        return msgspec.structs.replace(
-            result,
-            wait_offset=self.writer.offset,
-            accounts_read=client.accounts_read,
-            bank_asked=client.bank_asked,
-            bank_updated_at=client.bank_updated_at,
-            refreshed=client.refreshed,
-            pages=self.pages,
-            added=counts[TRANSACTION_ADDED],
-            modified=counts[TRANSACTION_MODIFIED],
-            removed=counts[TRANSACTION_REMOVED],
-        )
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of this sync run, as fields of its result."""
+        client_fields = ("accounts_read", "bank_asked", "bank_updated_at", "refreshed")
+        types = {"added": TRANSACTION_ADDED, "modified": TRANSACTION_MODIFIED, "removed": TRANSACTION_REMOVED}
+        return {
+            **{name: getattr(self.client, name) for name in client_fields},
+            **{name: self.writer.counts[event_type] for name, event_type in types.items()},
+            "pages": self.pages,
+            "wait_offset": self.writer.offset,
+        }
 
     async def _unlink(self) -> Released | None:
         """Remove the Item at Plaid, then end its chain; its token is deleted once the log's readers have accepted."""
@@ -173,7 +169,7 @@ class SyncRun:
         Raises: PlaidRefused, Retry: without accounts or history there is no record.
         """
         claimed, context, writer = self._claimed, self._context, self.writer
-        _log.warning("whole history is read", item_id=claimed.item_id, because=because)
+        _log.warning("full resync started", item_id=claimed.item_id, because=because)
         pages = await self._read_pages(None)
         accepts_incomplete = claimed.not_ready >= backoff.NOT_READY_ANSWERS_MAX
         if not pages or (pages[-1].status != HISTORY_COMPLETE and not accepts_incomplete):

@@ -8,7 +8,7 @@ up for, only not counted.
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -59,12 +59,8 @@ LOSS = prometheus_client.Gauge("tartan_sweep_loss_ratio", "Share of the webhooks
 _log = logs.logger(__name__)
 
 
-class OpenToken(Protocol):
-    """Function that opens an access token; runtime.users.vault.Vault.open_token is one."""
-
-    def __call__(self, sealed: bytes, *, item_id: str) -> str:
-        """Return the token. Raises: Halt, where it does not open."""
-
+OpenToken = Callable[..., str]
+"""Open a sealed access token of `item_id`; runtime.users.vault.Vault.open_token is one. Raises: Halt."""
 
 IsRead = Callable[[], Awaitable[bool]]
 """Check that webhooks in the log are read; streams.webhooks.consumer_lag.CaughtUp is one. Raises: Retry."""
@@ -118,7 +114,7 @@ async def run(
 
     No Item is checked while webhooks wait to be read: each of them would count as missed.
     """
-    sweep = Sweep(pool, bank, open_token, limits, settings, timing=timing)
+    sweep = Sweep(pool, bank, open_token, limits, settings, timing)
     await asyncio.sleep(timing.first_s)
     while True:
         if not settings.sweep_share:
@@ -139,19 +135,9 @@ class Sweep:
     """Sweep over Items, in rounds."""
 
     def __init__(
-        self,
-        pool: asyncpg.Pool,
-        bank: Bank,
-        open_token: OpenToken,
-        limits: Limits,
-        settings: Settings,
-        *,
-        timing: Timing,
+        self, pool: asyncpg.Pool, bank: Bank, open_token: OpenToken, limits: Limits, settings: Settings, timing: Timing
     ) -> None:
-        self._pool = pool
-        self._bank = bank
-        self._open_token = open_token
-        self._limits = limits
+        self._pool, self._bank, self._open_token, self._limits = pool, bank, open_token, limits
         self._timing = timing
         # Where no quota is set, Plaid's own for production: the sweep must not send requests without bounds.
         limit = settings.limits().get(plaid_limits.ITEM, plaid_limits.PLANS["production"][plaid_limits.ITEM])
@@ -164,11 +150,8 @@ class Sweep:
 
         Raises: Retry, where Postgres is away; Halt.
         """
-        items = await self._claim()
-        if not items:
-            return Round()
         self._limited = False
-        checks = [check for check in await asyncio.gather(*map(self._check, items)) if check is not None]
+        checks = [check for check in await asyncio.gather(*map(self._check, await self._claim())) if check is not None]
         counts = await self._write(checks) if checks else Round()
         return counts._replace(limited=self._limited)
 
@@ -194,7 +177,7 @@ class Sweep:
                 return await self._check_refused(item, refusal)
             except (Retry, Quarantine) as error:
                 CHECKS.labels("none").inc()
-                _log.warning("not looked at", item_id=item.item_id, reason=str(error))
+                _log.warning("Item not checked", item_id=item.item_id, reason=str(error))
                 return None
         CHECKS.labels("given").inc()
         return _Check(item, answer, missed.check(item, answer, grace_s=self._timing.grace_s))
@@ -207,9 +190,9 @@ class Sweep:
             try:
                 await self._limits.exceeded(plaid_limits.ITEM, item.item_id, error_code=refusal.error_code)
             except Retry as error:
-                _log.warning("limits not told", item_id=item.item_id, reason=str(error))
+                _log.warning("rate limit not recorded", item_id=item.item_id, reason=str(error))
         if error_class not in plaid_errors.BROKEN or item.stopped is not None:
-            _log.warning("not looked at", item_id=item.item_id, code=refusal.error_code)
+            _log.warning("Item not checked", item_id=item.item_id, code=refusal.error_code)
             return None
         return _Check(item, None, Finding(reason=missed.ERROR))  # a sync run finds the state
 
@@ -238,13 +221,16 @@ class Sweep:
 
 async def _add_to_loss(connection: asyncpg.Connection, *, sent: int, lost: int) -> Loss:
     """Add to the counts of all processes, and open or close the incident."""
-    await connection.execute(_FIRST_LOSS, FACT)
-    row = await connection.fetchrow(_LOSS, FACT)
+    await connection.execute("INSERT INTO tartan.facts (name, value) VALUES ($1, 'null') ON CONFLICT DO NOTHING", FACT)
+    row = await connection.fetchrow(
+        "SELECT value, tartan.clock() AS at FROM tartan.facts WHERE name = $1 FOR UPDATE", FACT
+    )
     assert row is not None
     before = msgspec.json.decode(row["value"], type=Loss | None)
     loss = missed.add_counts(before, row["at"], sent=sent, missed=lost)
     if loss != before:
-        await connection.execute(_PUT_LOSS, FACT, msgspec.json.encode(loss).decode())
+        value = msgspec.json.encode(loss).decode()
+        await connection.execute("UPDATE tartan.facts SET value = $2::text::jsonb WHERE name = $1", FACT, value)
     if not missed.is_alarming(loss):
         await incidents.close(connection, incidents.WEBHOOKS_MISSED, SUBJECT)
     elif lost:
@@ -288,9 +274,3 @@ _ANSWERED = """
     UPDATE tartan.sync_state s
     SET bank_observed_at = tartan.clock(), bank_updated_at = greatest(s.bank_updated_at, a.updated_at)
     FROM answered a JOIN locked USING (item_id) WHERE s.item_id = a.item_id"""
-
-_FIRST_LOSS = "INSERT INTO tartan.facts (name, value) VALUES ($1, 'null') ON CONFLICT DO NOTHING"
-
-_LOSS = "SELECT value, tartan.clock() AS at FROM tartan.facts WHERE name = $1 FOR UPDATE"
-
-_PUT_LOSS = "UPDATE tartan.facts SET value = $2::text::jsonb WHERE name = $1"

@@ -160,7 +160,9 @@ async def test_what_was_claimed_long_before_the_pass_began_is_paid_again() -> No
 async def test_a_pass_that_nobody_paid_for_pays_for_its_first_page() -> None:
     limits = Limits()
 
-    await RateLimitedBank(Plaid(), limits, claimed(), is_live=lambda: True, prepaid=False).sync_page("token", None)
+    await RateLimitedBank(Plaid(), limits, claimed(), is_live=lambda: True, claimed_s_ago=3600.0).sync_page(
+        "token", None
+    )
 
     assert limits.taken == [(plaid_limits.SYNC, "item")]
 
