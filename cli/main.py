@@ -144,14 +144,11 @@ def _serve(*names: str) -> NoReturn:
         if name not in STAGES:
             raise typer.BadParameter(f"{name} is no stage; the stages are {', '.join(STAGES)}")
     loaded = settings.load()
-    code = lifecycle.run({name: _stage(name, shared="gateway" in names) for name in names}, loaded)
+    stages: dict[str, lifecycle.Stage] = {name: import_module(f"{name}.app").stage for name in names}
+    if {"ingest", "gateway"} <= stages.keys():
+        ingest = stages["ingest"]
+        stages["ingest"] = lambda given: ingest(given.model_copy(update={"port": given.port + 1 if given.port else 0}))
+    code = lifecycle.run(stages, loaded)
     # A hard end: background threads of libraries must not delay a restart.
     sys.stderr.flush()
     os._exit(code)
-
-
-def _stage(name: str, *, shared: bool) -> lifecycle.Stage:
-    stage: lifecycle.Stage = import_module(f"{name}.app").stage
-    if name == "ingest" and shared:
-        return lambda given: stage(given.model_copy(update={"port": given.port + 1 if given.port else 0}))
-    return stage

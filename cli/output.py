@@ -124,10 +124,7 @@ def with_postgres(work: Callable[[asyncpg.Connection], Awaitable[Result]]) -> Re
 
 @asynccontextmanager
 async def connected(loaded: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """Connect to Postgres.
-
-    Raises: Retry, where it does not answer or has other tables than this code.
-    """
+    """Connect to Postgres. Raises: Retry, where it does not answer or has other tables than this code."""
     dsn = loaded.postgres_dsn.get_secret_value()
     options = server_settings(loaded, "operator")
     try:

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from cli.output import Json, print_result, run, table
 from runtime import logs, settings
 from runtime.archive import store as archive_store
-from runtime.archive.seal import Sealed, archive
+from runtime.archive.seal import archive
 from runtime.archive.verify import verify, verify_chains
 from runtime.settings import Settings
 from schemas.errors import Retry
@@ -61,11 +61,12 @@ async def _once(loaded: Settings, age_h: float | None, *, as_json: bool) -> int:
     store = archive_store.connect(loaded)
     before_ms = None if age_h is None else int(time.time() * 1000 - age_h * HOUR_MS)
     with Console(stderr=True).status("sealing") as status:
-
-        def show_progress(sealed: Sealed) -> None:
-            status.update(f"sealed {sealed.topic} {sealed.partition}, offsets {sealed.first}..{sealed.last}")
-
-        archived = await archive(loaded, store, sealed_before_ms=before_ms, on_sealed=show_progress)
+        archived = await archive(
+            loaded,
+            store,
+            sealed_before_ms=before_ms,
+            on_sealed=lambda row: status.update(f"sealed {row.topic} {row.partition}, offsets {row.first}..{row.last}"),
+        )
     document = {
         "segments": len(archived.sealed),
         "records": sum(sealed.last - sealed.first + 1 for sealed in archived.sealed),

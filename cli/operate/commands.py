@@ -66,10 +66,7 @@ async def append_and_wait(
 
 
 async def find_item(connection: asyncpg.Connection, item_id: str) -> ItemStatus:
-    """Return the status of an Item.
-
-    Raises: Quarantine, where it is unknown or its user was erased.
-    """
+    """Return the status of an Item. Raises: Quarantine, where it is unknown or its user was erased."""
     item = await item_status.find(connection, item_id, projection=SCHEMA)
     if item is None:
         raise Quarantine(f"there is no item {item_id}, or its user was erased")

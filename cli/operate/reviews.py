@@ -115,10 +115,7 @@ def _decide(review: str, *, approve: bool, own_id: str | None, by: str, as_json:
 
 
 def _candidate(target: ReviewTarget, own_id: str | None) -> str:
-    """Return the candidate of an approval.
-
-    Raises: Quarantine, where the choice is missing or not available.
-    """
+    """Return the candidate of an approval. Raises: Quarantine, where the choice is missing or not available."""
     review, names = target.id.hex(), ", ".join(sorted(target.available))
     if own_id is None and len(target.available) != 1:
         raise Quarantine(f"review {review} has {len(target.available)} candidates: name one with --match: {names}")

@@ -5,8 +5,8 @@ Steps: resolve topic, start, user and Item; read records; format each; filter; u
 
 import datetime
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import AsyncExitStack, aclosing
 from typing import Annotated, NamedTuple
 
 import asyncpg
@@ -165,24 +165,6 @@ async def _records(
 ) -> AsyncGenerator[ConsumerRecord, None]:
     """Yield records in the order of their partitions; those of one fetch in the order of their times."""
     name = full_name(options.topic, loaded.topic_prefix)
-    try:
-        async with _consumer(loaded, name) as consumer:
-            partitions = [TopicPartition(name, number) for number in numbers]
-            consumer.assign(partitions)
-            ends = await consumer.end_offsets(partitions)
-            for partition, offset in (await _starts(consumer, partitions, options.start)).items():
-                consumer.seek(partition, offset)
-            while options.follow or any([await consumer.position(each) < ends[each] for each in partitions]):
-                batches = (await consumer.getmany(timeout_ms=WAIT_MS)).values()
-                fetched = [record for batch in batches for record in batch]
-                for record in sorted(fetched, key=lambda record: (record.timestamp, record.offset)):
-                    yield record
-    except KafkaError as error:
-        raise Retry(f"topic {name}: {type(error).__name__}") from error
-
-
-@asynccontextmanager
-async def _consumer(loaded: Settings, name: str) -> AsyncIterator[AIOKafkaConsumer]:
     consumer = AIOKafkaConsumer(
         group_id=None,
         enable_auto_commit=False,
@@ -194,7 +176,18 @@ async def _consumer(loaded: Settings, name: str) -> AsyncIterator[AIOKafkaConsum
         await consumer.start()
         if name not in await consumer.topics():
             raise Quarantine(f"the cluster has no topic {name}: run `tartan topics apply`")
-        yield consumer
+        partitions = [TopicPartition(name, number) for number in numbers]
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        for partition, offset in (await _starts(consumer, partitions, options.start)).items():
+            consumer.seek(partition, offset)
+        while options.follow or any([await consumer.position(each) < ends[each] for each in partitions]):
+            batches = (await consumer.getmany(timeout_ms=WAIT_MS)).values()
+            fetched = [record for batch in batches for record in batch]
+            for record in sorted(fetched, key=lambda record: (record.timestamp, record.offset)):
+                yield record
+    except KafkaError as error:
+        raise Retry(f"topic {name}: {type(error).__name__}") from error
     finally:
         await consumer.stop()
 

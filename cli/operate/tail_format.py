@@ -119,7 +119,11 @@ def format_line(line: Line) -> str:
         f"{line.partition}@{line.offset}",
         f"position={line.position}" if line.position else None,
     ]
-    events = [f"    {event['type']:<24} {_event_text(event['data'])}" for event in line.events]
+    events = []
+    for event in line.events:
+        data = event["data"]
+        fields = [_money(data), *(str(data[name]) for name in _EVENT_FIELDS if name in data)]
+        events.append(f"    {event['type']:<24} {' '.join(filter(None, fields))}")
     return "\n".join(printable(text) for text in [" ".join(filter(None, parts)), *events])
 
 
@@ -254,7 +258,3 @@ def _without_empty(detail: dict[str, Any]) -> dict[str, Any]:
 
 def _fields(event: Any) -> dict[str, Any]:
     return _without_empty(msgspec.to_builtins(event)) if isinstance(event, msgspec.Struct) else {"decision": event}
-
-
-def _event_text(data: Mapping[str, Any]) -> str:
-    return " ".join(filter(None, [_money(data), *(str(data[name]) for name in _EVENT_FIELDS if name in data)]))

@@ -123,16 +123,13 @@ def _operation(name: str, operation: dict[str, Any]) -> list[str]:
             f"| `{field}` | {place} | {'yes' if required else 'no'} | {meaning} |"
             for field, place, required, meaning in fields
         ]
-    lines += ["", "Answers: " + ", ".join(_answer(*pair) for pair in operation["responses"].items()) + "."]
+    answers = []
+    for status, response in operation["responses"].items():
+        references = [content.get("schema", {}).get("$ref", "") for content in response.get("content", {}).values()]
+        schemas = [reference.rpartition("/")[2] for reference in references if reference]
+        answers.append(f"{status} `{schemas[0]}`" if schemas else status)
+    lines += ["", f"Answers: {', '.join(answers)}."]
     return lines
-
-
-def _answer(status: str, response: dict[str, Any]) -> str:
-    for content in response.get("content", {}).values():
-        schema = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
-        if schema:
-            return f"{status} `{schema}`"
-    return status
 
 
 def _page(title: str, *lines: str) -> str:

@@ -99,14 +99,13 @@ class PostgresStore:
         async with session(self._pool) as connection:
             try:
                 async with connection.transaction():
-                    await self._quarantine(connection, claimed, reason)
+                    if await leases.quarantine(connection, claimed, reason=reason):
+                        await self._write_dead_letter(connection, claimed, reason)
             except TooManyQuarantined as error:
                 await incidents.report(connection, incidents.DEAD_LETTERS, QUARANTINED_BY, str(error))
                 raise
 
-    async def _quarantine(self, connection: asyncpg.Connection, claimed: Claimed, reason: str) -> None:
-        if not await leases.quarantine(connection, claimed, reason=reason):
-            return
+    async def _write_dead_letter(self, connection: asyncpg.Connection, claimed: Claimed, reason: str) -> None:
         letter = NewDeadLetter(QUARANTINED_BY, CHANGESETS.name, claimed.partition, None, claimed.item_id, reason)
         await dead_letters.write(connection, [letter])
         await incidents.report(connection, incidents.ITEM_QUARANTINED, claimed.item_id, reason)

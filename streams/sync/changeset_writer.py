@@ -19,7 +19,7 @@ from schemas.log.records import Account
 from streams import metrics
 from streams.ports import SyncContext
 from streams.sync import changeset
-from streams.sync.changeset import ChunkedChangeset, Draft, RecordParameters, Subject
+from streams.sync.changeset import Draft, RecordParameters, Subject
 
 CHANGES_ON_LOOP_MAX = 500
 """Changes encoded on the event loop, about 5 ms; more are encoded in a thread, so that webhooks do not wait."""
@@ -67,8 +67,18 @@ class ChangesetWriter:
         Chunks that no record names have no effect, so a crash between two of them costs only their room.
         Raises: Unrecordable, Retry; InDoubt, where no answer came.
         """
-        parameters = self._parameters(draft)
-        changes = await off_loop(len(draft.events), lambda: _compose(draft, parameters))
+        context = self._context
+        cause = msgspec.structs.replace(self._claimed.cause, request_ids=self.request_ids[-REQUEST_IDS_MAX:])
+        # A root is appended before /item/get answers, so no hint is dealt with by it.
+        hints_until = None if draft.type == gate.LINK else self.hints_until
+        subject = self.subject._replace(cause=cause, hints_until=hints_until)
+        parameters = RecordParameters(
+            subject, self.tip, self._keys, context.clock(), context.nonce, bytes_max=context.record_bytes_max
+        )
+        try:
+            changes = await off_loop(len(draft.events), lambda: changeset.compose_in_chunks(draft, parameters))
+        except Quarantine as error:
+            raise Unrecordable(str(error)) from error
         record, log, partition = changes.record, self._context.log, self._claimed.partition
         for chunk in changes.chunks:
             await log.append(partition, record.key, chunk.value)
@@ -88,16 +98,6 @@ class ChangesetWriter:
         """Return the name of an account in clear heads."""
         return changeset.pseudonym(account_id, self._keys)
 
-    def _parameters(self, draft: Draft) -> RecordParameters:
-        cause = msgspec.structs.replace(self._claimed.cause, request_ids=self.request_ids[-REQUEST_IDS_MAX:])
-        # A root is appended before /item/get answers, so no hint is dealt with by it.
-        hints_until = None if draft.type == gate.LINK else self.hints_until
-        subject = self.subject._replace(cause=cause, hints_until=hints_until)
-        context = self._context
-        return RecordParameters(
-            subject, self.tip, self._keys, context.clock(), context.nonce, bytes_max=context.record_bytes_max
-        )
-
     def _count(self, counts: Mapping[str, int]) -> None:
         self.counts.update(counts)
         for event_type, count in counts.items():
@@ -106,13 +106,6 @@ class ChangesetWriter:
         if received_at is not None:
             late_s = self._context.clock().timestamp() - received_at / 1e6
             metrics.WEBHOOK_TO_CHANGESET.observe(max(late_s, 0.0))
-
-
-def _compose(draft: Draft, parameters: RecordParameters) -> ChunkedChangeset:
-    try:
-        return changeset.compose_in_chunks(draft, parameters)
-    except Quarantine as error:
-        raise Unrecordable(str(error)) from error
 
 
 async def off_loop(changes: int, work: Callable[[], Result]) -> Result:
