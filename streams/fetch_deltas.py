@@ -132,7 +132,7 @@ class FetchDeltas:
         except Retry as error:
             return self._after_failure(claimed, "postgres", str(error))
         if keys is None:
-            return outcomes.erased()
+            return Released(outcome="stopped", done=True, stopped=outcomes.ERASED)
         token = self._store.token(claimed)
         if token is None:
             error_row = error_fields("no_token", "the Item has no token")

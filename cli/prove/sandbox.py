@@ -59,7 +59,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run everything on this machine, live: a simulated bank, every stage, a page in the browser."""
-    options = locals()
+    options = {**locals()}
     from sandbox.demo.demo import DemoOptions, run_demo
 
     raise typer.Exit(run_until_stopped(run_demo(DemoOptions(**options))))
@@ -107,7 +107,7 @@ def bench_end_to_end(
     as_json: Json = False,
 ) -> None:
     """Measure backfill and latency: link Items with history, then send webhooks at a steady rate."""
-    options = locals()
+    options = {**locals()}
     from sandbox.bench.end_to_end import BenchOptions, run_end_to_end
 
     raise typer.Exit(run_until_stopped(run_end_to_end(BenchOptions(**options))))
@@ -123,7 +123,7 @@ def bench_project(
     as_json: Json = False,
 ) -> None:
     """Measure the projection of changesets: fold, rows, ledger, balances, position; with Postgres alone."""
-    options = locals()
+    options = {**locals()}
     from sandbox.bench.project import ProjectOptions, run_project
 
     raise typer.Exit(run_until_stopped(run_project(ProjectOptions(**options))))
@@ -150,7 +150,7 @@ def bench_replay(
     as_json: Json = False,
 ) -> None:
     """Measure a rebuild: a log replayed into the next version, compared with a backfill and a full resync."""
-    options = locals()
+    options = {**locals()}
     from sandbox.bench.replay import ReplayOptions, run_replay
 
     raise typer.Exit(run_until_stopped(run_replay(ReplayOptions(**options))))

@@ -100,11 +100,6 @@ def full_resync_attempts(claimed: Claimed) -> int:
     return min(claimed.attempts, backoff.ATTEMPTS_MAX - 1)
 
 
-def erased() -> Released:
-    """Return the outcome where the user's key is destroyed: nothing of this user is read any more."""
-    return Released(outcome="stopped", done=True, stopped=ERASED)
-
-
 def _failed(attempts: int, error: dict[str, Any], due_in_s: float | None, *, stopped: str | None = None) -> Released:
     # A stopped Item is done, so that whoever waits for this sync run gets an answer.
     return Released(

@@ -1,4 +1,4 @@
-"""Fold all pages of one Plaid update into the final change of each transaction. Core."""
+"""Merge all pages of one Plaid update into the final change of each transaction. Core."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,8 +33,8 @@ def is_ready(page: SyncPage) -> bool:
     return page.status != NOT_READY and page.next_cursor != ""
 
 
-def fold(pages: Sequence[SyncPage], *, fresh: bool) -> Update:
-    """Fold all pages of one update into the final change of each transaction.
+def merge_pages(pages: Sequence[SyncPage], *, fresh: bool) -> Update:
+    """Merge all pages of one update into the final change of each transaction.
 
     Shape: pages in the order received; within a page added, modified, removed; the last record of an id counts. A
     transaction that was added and removed leaves a removal, because it may have been known before; only where `fresh`,

@@ -34,7 +34,7 @@ from streams.sync.changeset_writer import ChangesetWriter, off_loop
 from streams.sync.item_client import ItemClient, check_gone_share, state_after
 from streams.sync.outcomes import error_fields
 from streams.sync.page_reader import read_pages
-from streams.sync.pages import Update, fold
+from streams.sync.pages import Update, merge_pages
 from streams.sync.plaid_errors import ErrorClass, ItemState
 
 CURSOR, MUTATION, INCOMPLETE = "cursor", "mutation", "incomplete"
@@ -135,7 +135,7 @@ class SyncRun:
             return await self._resync(state, accounts or await self.client.read_accounts(), because=because)
         if not pages:
             return await self._wait_for_history(state, attempts=0)
-        update = fold(pages, fresh=writer.tip.cursor is None)
+        update = merge_pages(pages, fresh=writer.tip.cursor is None)
         writer.request_ids += update.request_ids
         accounts = {**update.accounts, **accounts, **await self.client.read_accounts_if_due()}
         events = await off_loop(len(update.changes), lambda: encode_transactions(update.changes))
@@ -174,7 +174,7 @@ class SyncRun:
         accepts_incomplete = claimed.not_ready >= backoff.NOT_READY_ANSWERS_MAX
         if not pages or (pages[-1].status != HISTORY_COMPLETE and not accepts_incomplete):
             return await self._wait_for_history(state, attempts=outcomes.full_resync_attempts(claimed))
-        update = fold(pages, fresh=True)
+        update = merge_pages(pages, fresh=True)
         writer.request_ids += update.request_ids
         after = await self.client.read_accounts()
         named = {name: account for name, account in after.items() if name in before}

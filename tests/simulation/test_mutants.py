@@ -73,12 +73,12 @@ def publisher_raises_its_checkpoint_before_it_sends(patch: pytest.MonkeyPatch) -
 
 
 def removals_are_forgotten(patch: pytest.MonkeyPatch) -> None:
-    real = pages.fold
+    real = pages.merge_pages
 
     def folded(found: Any, *, fresh: bool) -> Any:
         return real([page._replace(removed=[]) for page in found], fresh=fresh)
 
-    patch.setattr(sync_run, "fold", folded)
+    patch.setattr(sync_run, "merge_pages", folded)
 
 
 def cursor_is_kept_although_the_append_is_not(patch: pytest.MonkeyPatch) -> None:

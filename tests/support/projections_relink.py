@@ -122,7 +122,7 @@ class Login:
                 break
         fresh = self.cursors.get(item.item_id) is None
         self.cursors[item.item_id] = cursor
-        return pages.fold(found, fresh=fresh)
+        return pages.merge_pages(found, fresh=fresh)
 
 
 def shown(memory: MemoryProjections) -> list[Row]:

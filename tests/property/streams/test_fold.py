@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from runtime.plaid.models import SyncPage
 from schemas.events import TRANSACTION_ADDED, TRANSACTION_MODIFIED, TRANSACTION_REMOVED
 from schemas.log.records import Removal, Transaction
-from streams.sync.pages import Update, fold
+from streams.sync.pages import Update, merge_pages
 
 IDS = st.sampled_from([f"t{number}" for number in range(6)])
 WORDS = st.tuples(st.sampled_from([TRANSACTION_ADDED, TRANSACTION_MODIFIED, TRANSACTION_REMOVED]), IDS)
@@ -71,26 +71,26 @@ def test_a_reader_of_the_fold_ends_where_a_reader_of_every_word_does(
 ) -> None:
     before = dict.fromkeys(known, "before")
 
-    update = fold(singly(updates), fresh=False)
+    update = merge_pages(singly(updates), fresh=False)
 
     assert applied(update, before) == naive(updates, before)
 
 
 @given(st.lists(WORDS, min_size=1, max_size=30))
 def test_a_fresh_update_ends_the_same_for_a_reader_that_knows_nothing(updates: list[tuple[str, str]]) -> None:
-    assert applied(fold(singly(updates), fresh=True), {}) == naive(updates, {})
+    assert applied(merge_pages(singly(updates), fresh=True), {}) == naive(updates, {})
 
 
 @given(st.lists(WORDS, min_size=1, max_size=30), st.booleans())
 def test_each_id_has_one_outcome_and_the_same_pages_the_same_update(
     updates: list[tuple[str, str]], fresh: bool
 ) -> None:
-    update = fold(singly(updates), fresh=fresh)
+    update = merge_pages(singly(updates), fresh=fresh)
 
     names = [change.record.transaction_id for change in update.changes]
     assert len(names) == len(set(names))
     assert set(names) <= {name for _, name in updates}
-    assert fold(singly(updates), fresh=fresh) == update
+    assert merge_pages(singly(updates), fresh=fresh) == update
 
 
 @given(st.lists(IDS, unique=True, min_size=1), st.data())
@@ -99,8 +99,8 @@ def test_where_pages_are_cut_does_not_matter(names: list[str], data: st.DataObje
     updates = list(enumerate(zip(kinds, names, strict=True)))
     cut = data.draw(st.integers(0, len(updates)))
 
-    whole = fold([page(updates)], fresh=False)
-    parts = fold([page(updates[:cut]), page(updates[cut:])], fresh=False)
+    whole = merge_pages([page(updates)], fresh=False)
+    parts = merge_pages([page(updates[:cut]), page(updates[cut:])], fresh=False)
 
     assert sorted(map(repr, whole.changes)) == sorted(map(repr, parts.changes))
 
@@ -110,7 +110,7 @@ def test_what_was_known_before_never_outlives_its_removal(
     updates: list[tuple[str, str]], more: list[tuple[str, str]]
 ) -> None:
     all_changes = updates + more
-    update = fold(singly(all_changes), fresh=False)
+    update = merge_pages(singly(all_changes), fresh=False)
 
     last = {name: kind for kind, name in all_changes}
     outcomes = {change.record.transaction_id: change.type for change in update.changes}

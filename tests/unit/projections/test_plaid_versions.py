@@ -143,7 +143,7 @@ def brought(answer: Json) -> Story:
 def said_by(story: Story, answer: Json) -> list[str]:
     """Bring one answer the whole way of the pure code: read, folded, sealed, gated, folded into rows and events."""
     page = models.sync_page(json.dumps(answer).encode())
-    update = pages.fold([page], fresh=False)
+    update = pages.merge_pages([page], fresh=False)
     return story.sync(*changeset.encode_transactions(update.changes), *changeset.encode_balances(update.accounts))
 
 

@@ -171,7 +171,7 @@ def test_an_amount_is_the_same_number_from_plaids_bytes_to_ledger_row_and_event(
     )
     exact = money.decimal_text(money.Decimal(amount))
 
-    update = pages.fold([models.sync_page(body)], fresh=True)
+    update = pages.merge_pages([models.sync_page(body)], fresh=True)
     [change] = update.changes
     assert isinstance(change.record, Transaction)
     log = Log()

@@ -14,7 +14,7 @@ from schemas.log import gate
 from schemas.log.records import History, Removal, Transaction
 from streams.heads import HeadRecord, ItemHead, apply_records
 from streams.sync import backoff, changeset, full_resync
-from streams.sync.pages import fold
+from streams.sync.pages import merge_pages
 from tests.support.streams_memory import CLAIMED, HEAD, KEYS, PAGE, Memory, account, fetched, refusal
 
 LOST = refusal("INVALID_FIELD", "INVALID_REQUEST")
@@ -233,7 +233,7 @@ async def test_a_field_that_is_wrong_without_a_cursor_is_a_state_that_an_operato
 
 
 def covered(*days: str, share: float = 0.2) -> History:
-    update = fold([PAGE._replace(added=[transaction(day, day) for day in days])], fresh=True)
+    update = merge_pages([PAGE._replace(added=[transaction(day, day) for day in days])], fresh=True)
     return full_resync.history(
         update,
         ["b", "a"],
@@ -259,7 +259,7 @@ def test_the_share_that_needs_no_person_is_said_in_permille(share: float, permil
 def test_of_a_whole_history_everything_is_added_and_what_is_told_removed_stays_removed() -> None:
     pages = [PAGE._replace(added=[], modified=[transaction("t2")], removed=[Removal("t0", "a")])]
 
-    encoded = full_resync.encode(covered(), fold(pages, fresh=True))
+    encoded = full_resync.encode(covered(), merge_pages(pages, fresh=True))
 
     assert [kind for kind, _, _ in encoded] == [HISTORY_RESTATED, TRANSACTION_ADDED, TRANSACTION_REMOVED]
 

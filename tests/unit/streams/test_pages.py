@@ -3,7 +3,7 @@
 from runtime.plaid.models import SyncPage
 from schemas.events import TRANSACTION_ADDED, TRANSACTION_MODIFIED, TRANSACTION_REMOVED
 from schemas.log.records import Account, Removal, Transaction
-from streams.sync.pages import Change, fold, is_ready
+from streams.sync.pages import Change, is_ready, merge_pages
 
 
 def transaction(name: str, amount: str = "1") -> Transaction:
@@ -25,7 +25,7 @@ def page(**fields: object) -> SyncPage:
 
 
 def test_a_pending_removed_on_one_page_and_its_posted_successor_on_the_next_are_one_update() -> None:
-    update = fold(
+    update = merge_pages(
         [page(removed=[Removal("pending", "a")], has_more=True), page(added=[transaction("posted")])], fresh=False
     )
 
@@ -36,7 +36,7 @@ def test_a_pending_removed_on_one_page_and_its_posted_successor_on_the_next_are_
 
 
 def test_added_then_modified_is_added_with_the_last_words() -> None:
-    update = fold([page(added=[transaction("t", "1")]), page(modified=[transaction("t", "2")])], fresh=False)
+    update = merge_pages([page(added=[transaction("t", "1")]), page(modified=[transaction("t", "2")])], fresh=False)
 
     assert update.changes == [Change(TRANSACTION_ADDED, transaction("t", "2"))]
 
@@ -44,22 +44,22 @@ def test_added_then_modified_is_added_with_the_last_words() -> None:
 def test_added_then_removed_vanishes_only_where_nothing_was_known_before() -> None:
     pages = [page(added=[transaction("t")]), page(removed=[Removal("t", "a")])]
 
-    assert fold(pages, fresh=True).changes == []
-    assert fold(pages, fresh=False).changes == [Change(TRANSACTION_REMOVED, Removal("t", "a"))]
+    assert merge_pages(pages, fresh=True).changes == []
+    assert merge_pages(pages, fresh=False).changes == [Change(TRANSACTION_REMOVED, Removal("t", "a"))]
 
 
 def test_removed_then_back_again_is_there() -> None:
     back = [page(removed=[Removal("t")]), page(added=[transaction("t")])]
     changed = [page(removed=[Removal("t")]), page(modified=[transaction("t")])]
 
-    assert fold(back, fresh=False).changes == [Change(TRANSACTION_ADDED, transaction("t"))]
-    assert fold(changed, fresh=False).changes == [Change(TRANSACTION_MODIFIED, transaction("t"))]
+    assert merge_pages(back, fresh=False).changes == [Change(TRANSACTION_ADDED, transaction("t"))]
+    assert merge_pages(changed, fresh=False).changes == [Change(TRANSACTION_MODIFIED, transaction("t"))]
 
 
 def test_the_last_page_names_cursor_and_status_and_the_last_word_on_an_account_counts() -> None:
     old, new = (Account("a", None, None, None, None, "depository", None, current=amount) for amount in ("1", "2"))
 
-    update = fold(
+    update = merge_pages(
         [page(accounts=[old], next_cursor="mid", has_more=True), page(accounts=[new], next_cursor="end")], fresh=False
     )
 
