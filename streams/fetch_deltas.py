@@ -18,8 +18,8 @@ from runtime.retry import retry_until_done
 from runtime.scheduler.types import Claimed, Released
 from schemas.errors import Halt, Quarantine, Retry
 from streams import metrics
-from streams.limits.rate_limited import RateLimitedBank
-from streams.ports import Bank, LeaseLost, SyncContext
+from streams.limits.rate_limited import RateLimitedPlaid
+from streams.ports import LeaseLost, PlaidApi, SyncContext
 from streams.sync import outcomes, plaid_errors
 from streams.sync.changeset_writer import Unrecordable
 from streams.sync.item_client import TooManyGone
@@ -73,7 +73,7 @@ class FetchDeltas:
         try:
             bank = self._context.bank
             if self._context.limits is not None:
-                bank = RateLimitedBank(
+                bank = RateLimitedPlaid(
                     bank, self._context.limits, claimed, is_live=lease.is_live, claimed_s_ago=lease.age_s()
                 )
             run = await self._open(claimed, bank)
@@ -123,7 +123,7 @@ class FetchDeltas:
             except Retry as error:
                 _log.warning("lease not renewed", item_id=claimed.item_id, reason=str(error))
 
-    async def _open(self, claimed: Claimed, bank: Bank) -> SyncRun | Released:
+    async def _open(self, claimed: Claimed, bank: PlaidApi) -> SyncRun | Released:
         """Return the sync run, or why there can be none. Raises: Halt, where a key or token does not open."""
         try:
             keys = await self._store.keys(claimed.user)
@@ -139,7 +139,7 @@ class FetchDeltas:
             return outcomes.after_plaid_error(claimed, ErrorClass.REJECTED, error_row, jitter=0.0)
         return SyncRun(self._context._replace(bank=bank), claimed, keys, token)
 
-    async def _quarantine_without_key(self, claimed: Claimed, bank: Bank, error: Quarantine) -> Released:
+    async def _quarantine_without_key(self, claimed: Claimed, bank: PlaidApi, error: Quarantine) -> Released:
         """Quarantine an Item for which no record can be sealed; where an unlink is requested, first remove it."""
         token = self._store.token(claimed) if claimed.unlink_requested else None
         if token is not None:

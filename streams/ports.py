@@ -27,7 +27,7 @@ class LeaseLost(Retry):
     """The lease ended, so another worker may sync the Item: this one sends no further request for it."""
 
 
-class Bank(Protocol):
+class PlaidApi(Protocol):
     """Plaid. Each method raises PlaidRefused, Retry or Quarantine; runtime.plaid.client.Plaid is one."""
 
     async def sync_page(self, token: str, cursor: str | None) -> SyncPage:
@@ -126,7 +126,7 @@ class SyncContext(NamedTuple):
     `days_requested`: of history at an Item's first sync; `removals_share_max`: share of the known transactions.
     """
 
-    bank: Bank
+    bank: PlaidApi
     log: Log
     store: Store
     clock: Clock

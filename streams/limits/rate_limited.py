@@ -1,4 +1,4 @@
-"""Limit the requests of one sync run by Plaid's quotas, the bank's breaker and the lease: a port Bank. Shell.
+"""Limit the requests of one sync run by Plaid's quotas, the bank's breaker and the lease: the port PlaidApi. Shell.
 
 Each request first takes its tokens and checks the lease; each answer updates the quota's bucket or the bank's breaker.
 """
@@ -14,7 +14,7 @@ from runtime.plaid.models import NOT_READY, OUTAGE_CODES, AccountsAnswer, ItemAn
 from runtime.scheduler import quotas
 from runtime.scheduler.types import Claimed
 from schemas.errors import Retry
-from streams.ports import Bank, LeaseLost, Limits
+from streams.ports import LeaseLost, Limits, PlaidApi
 from streams.sync import plaid_errors
 from streams.sync.plaid_errors import ErrorClass
 
@@ -22,7 +22,7 @@ Answer = TypeVar("Answer")
 _log = logs.logger(__name__)
 
 
-class RateLimitedBank:
+class RateLimitedPlaid:
     """Plaid, for one sync run over one claimed Item.
 
     The claim took the tokens of the first page, `claimed_s_ago` seconds ago. They count as long as a request may be on
@@ -31,7 +31,13 @@ class RateLimitedBank:
     """
 
     def __init__(
-        self, bank: Bank, limits: Limits, claimed: Claimed, *, is_live: Callable[[], bool], claimed_s_ago: float = 0.0
+        self,
+        bank: PlaidApi,
+        limits: Limits,
+        claimed: Claimed,
+        *,
+        is_live: Callable[[], bool],
+        claimed_s_ago: float = 0.0,
     ) -> None:
         self._bank = bank
         self._limits = limits

@@ -10,7 +10,7 @@ from runtime.plaid.client import PlaidRefused
 from runtime.plaid.models import SyncPage
 from schemas.errors import Retry
 from streams import metrics
-from streams.ports import Bank, Random, Sleep
+from streams.ports import PlaidApi, Random, Sleep
 from streams.sync import backoff, plaid_errors
 from streams.sync.pages import is_ready
 from streams.sync.plaid_errors import ErrorClass
@@ -24,7 +24,7 @@ promises to accept only the last one of an update."""
 _log = logs.logger(__name__)
 
 
-async def read_pages(bank: Bank, token: str, cursor: str | None, *, sleep: Sleep, random: Random) -> list[SyncPage]:
+async def read_pages(bank: PlaidApi, token: str, cursor: str | None, *, sleep: Sleep, random: Random) -> list[SyncPage]:
     """Read all pages of the update after a cursor; none, where Plaid has not read the history yet.
 
     Raises: PlaidRefused, Retry, Quarantine: of the first page, or of any page of the last restart.
@@ -51,7 +51,7 @@ async def read_pages(bank: Bank, token: str, cursor: str | None, *, sleep: Sleep
     raise AssertionError("unreachable")
 
 
-async def _read_into(pages: list[SyncPage], bank: Bank, token: str, cursor: str | None) -> None:
+async def _read_into(pages: list[SyncPage], bank: PlaidApi, token: str, cursor: str | None) -> None:
     next_cursor = cursor
     while True:
         page = await bank.sync_page(token, next_cursor)

@@ -21,7 +21,7 @@ from runtime.plaid.models import ItemAnswer, parse_time
 from runtime.scheduler import enqueue, quotas
 from runtime.settings import Settings
 from schemas.errors import Quarantine, Retry
-from streams.ports import Bank, Limits
+from streams.ports import Limits, PlaidApi
 from streams.storage.session import session
 from streams.sync import plaid_errors
 from streams.sync.plaid_errors import ErrorClass
@@ -101,7 +101,7 @@ async def always() -> bool:
 
 async def run(
     pool: asyncpg.Pool,
-    bank: Bank,
+    bank: PlaidApi,
     open_token: OpenToken,
     limits: Limits,
     settings: Settings,
@@ -135,7 +135,13 @@ class Sweep:
     """Sweep over Items, in rounds."""
 
     def __init__(
-        self, pool: asyncpg.Pool, bank: Bank, open_token: OpenToken, limits: Limits, settings: Settings, timing: Timing
+        self,
+        pool: asyncpg.Pool,
+        bank: PlaidApi,
+        open_token: OpenToken,
+        limits: Limits,
+        settings: Settings,
+        timing: Timing,
     ) -> None:
         self._pool, self._bank, self._open_token, self._limits = pool, bank, open_token, limits
         self._timing = timing

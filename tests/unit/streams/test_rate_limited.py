@@ -13,7 +13,7 @@ from runtime.scheduler import quotas
 from runtime.scheduler.types import Claimed
 from schemas.errors import Retry
 from schemas.log.records import Cause
-from streams.limits.rate_limited import RateLimitedBank
+from streams.limits.rate_limited import RateLimitedPlaid
 from streams.ports import LeaseLost
 
 PAGE = SyncPage([], [], [], [], "cursor", False, "HISTORICAL_UPDATE_COMPLETE", "request")
@@ -108,9 +108,9 @@ def claimed(**fields: Any) -> Claimed:
 
 def limited(
     plaid: Plaid, limits: Limits, *, is_live: Callable[[], bool] = lambda: True, **fields: Any
-) -> RateLimitedBank:
+) -> RateLimitedPlaid:
     """Plaid for a pass."""
-    return RateLimitedBank(plaid, limits, claimed(**fields), is_live=is_live)
+    return RateLimitedPlaid(plaid, limits, claimed(**fields), is_live=is_live)
 
 
 def refused(error_type: str, error_code: str) -> PlaidRefused:
@@ -151,7 +151,7 @@ async def test_what_was_claimed_long_before_the_pass_began_is_paid_again() -> No
     limits = Limits()
 
     for seconds in (quotas.DELAY_S_MAX - 1, quotas.DELAY_S_MAX + 1):
-        bank = RateLimitedBank(Plaid(), limits, claimed(), is_live=lambda: True, claimed_s_ago=seconds)
+        bank = RateLimitedPlaid(Plaid(), limits, claimed(), is_live=lambda: True, claimed_s_ago=seconds)
         await bank.sync_page("token", None)
 
     assert limits.taken == [(plaid_limits.SYNC, "item")]
@@ -160,7 +160,7 @@ async def test_what_was_claimed_long_before_the_pass_began_is_paid_again() -> No
 async def test_a_pass_that_nobody_paid_for_pays_for_its_first_page() -> None:
     limits = Limits()
 
-    await RateLimitedBank(Plaid(), limits, claimed(), is_live=lambda: True, claimed_s_ago=3600.0).sync_page(
+    await RateLimitedPlaid(Plaid(), limits, claimed(), is_live=lambda: True, claimed_s_ago=3600.0).sync_page(
         "token", None
     )
 
