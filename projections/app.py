@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg
 
@@ -75,7 +75,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         def troubles() -> list[str]:
             return [*consumer.troubles(), *publisher.troubles(), *schema_ids.troubles()]
 
-        consuming = _consuming(settings, _Parts(pool, appender, log, publisher, consumer))
+        consuming = _consuming(settings, pool, appender, log, publisher, consumer)
         if await consumer.refresh_versions():
             yield Running(READER, troubles, await stack.enter_async_context(consuming))
         else:
@@ -84,18 +84,11 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
             yield Running(READER, troubles, waiting)
 
 
-class _Parts(NamedTuple):
-    pool: asyncpg.Pool
-    appender: Appender
-    log: LogEnds
-    publisher: Publisher
-    consumer: Consumer
-
-
 @asynccontextmanager
-async def _consuming(settings: Settings, parts: _Parts) -> AsyncIterator["asyncio.Task[None]"]:
+async def _consuming(
+    settings: Settings, pool: asyncpg.Pool, appender: Appender, log: LogEnds, publisher: Publisher, consumer: Consumer
+) -> AsyncIterator["asyncio.Task[None]"]:
     """Read, project and publish; the yielded task ends, with its error, when one of these does."""
-    pool, appender, log, publisher, consumer = parts
     topic = full_name(CHANGESETS, settings.topic_prefix)
     async with AsyncExitStack() as stack:
         lock = await stack.enter_async_context(alone(settings, GROUP))

@@ -54,8 +54,8 @@ class Consumer:
 
     def troubles(self) -> list[str]:
         """Return why nothing is committed now; empty where batches are."""
-        troubles = [trouble for projector in self._projectors.values() for trouble in projector.troubles()]
-        return troubles if self._trouble is None else [self._trouble, *troubles]
+        troubles = [self._trouble, *(projector.trouble for projector in self._projectors.values())]
+        return [trouble for trouble in troubles if trouble is not None]
 
     async def run(self, reader: Reader) -> None:
         """Feed for ever: read records, decode their heads, cut batches, project each and acknowledge it.

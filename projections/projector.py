@@ -35,8 +35,8 @@ EVENTS_MAX = 20_000
 """Events that one transaction folds, by the counts in the heads: at about 2 kB of working memory each 40 MB. A single
 record may hold more, and is then a batch of its own."""
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
-ENDING_S, ENDING_LOOKS = 0.5, 25
-"""Longest time until a connection whose session Postgres ended is closed on this side."""
+CLOSE_S_MAX, CLOSE_CHECKS = 0.5, 25
+"""Longest time until a connection whose session Postgres ended is closed on this side, and checks in it."""
 
 Poisoned = Mapping[tuple[int, int], str]
 """Partition and offset of records that fail by themselves, with the reason."""
@@ -99,11 +99,8 @@ class Projector:
         self._owners = owners
         self._quarantines_max = settings.dead_letters_max
         self._quarantines_window_s = settings.dead_letters_window_s
-        self._trouble: str | None = None
-
-    def troubles(self) -> list[str]:
-        """Return why nothing is committed now; empty where batches are."""
-        return [] if self._trouble is None else [self._trouble]
+        self.trouble: str | None = None
+        """Reason why nothing is committed now; None where batches are."""
 
     def drop(self) -> None:
         """Close the connection, which another version makes stale; the next batch opens one."""
@@ -181,11 +178,11 @@ class Projector:
             except (Retry, *LATE) as error:
                 metrics.RETRIES.labels(READER, "batch").inc()
                 _log.warning("batch waits", reason=reason(error), records=len(records))
-                self._trouble = f"batch waits: {reason(error)}"
+                self.trouble = f"batch waits: {reason(error)}"
                 self._session.drop()
                 await backoff.wait()
             else:
-                self._trouble = None
+                self.trouble = None
                 return
 
     @asynccontextmanager
@@ -202,10 +199,10 @@ class Projector:
             raise
         except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             # A statement may fall between the end of the session in Postgres and the close of the connection here.
-            for _ in range(ENDING_LOOKS):
+            for _ in range(CLOSE_CHECKS):
                 if connection.is_closed():
                     raise _ConnectionLost("the connection to Postgres was lost") from error
-                await asyncio.sleep(ENDING_S / ENDING_LOOKS)
+                await asyncio.sleep(CLOSE_S_MAX / CLOSE_CHECKS)
             raise
 
     async def _read_batch(

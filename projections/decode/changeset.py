@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from projections.decode import transaction
 from projections.model.transaction_payload import TransactionPayload
+from projections.model.unit_of_work import CACHED, REALTIME
 from schemas import events, money
 from schemas.encoding import codec
 from schemas.errors import Quarantine
 from schemas.ids import ID_BYTES
 from schemas.log.records import Account, Decision, Edit, History, Item, Removal
-
-CACHED, REALTIME = "cached", "realtime"
 
 PAYLOAD_BYTES_MAX = 128 * 1024
 """Longest payload, 300 times the usual. An event carries two and a push JSON of up to six bytes a character; a record

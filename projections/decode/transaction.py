@@ -14,23 +14,13 @@ from schemas import money
 from schemas.encoding import catalogue, flat
 from schemas.errors import Quarantine
 
+# fmt: off
 COLUMNS = (
-    "account_id",
-    "amount_value",
-    "amount_scale",
-    "currency",
-    "pending",
-    "date",
-    "datetime",
-    "authorized_date",
-    "name",
-    "merchant_name",
-    "merchant_entity_id",
-    "logo_url",
-    "category_primary",
-    "category_detailed",
-    "category_confidence",
+    "account_id", "amount_value", "amount_scale", "currency", "pending", "date", "datetime", "authorized_date",
+    "name", "merchant_name", "merchant_entity_id", "logo_url",
+    "category_primary", "category_detailed", "category_confidence",
 )
+# fmt: on
 """Columns of `transactions` with the bank's payload, in the order of the schema's fields."""
 
 ENRICHMENT = frozenset(
@@ -108,17 +98,12 @@ _ENDING = (
     "    data[start:end], schema)",
 )
 
-_VALUES = frozenset(
-    [
-        "transaction_id",
-        "account_id",
-        "amount",
-        "iso_currency_code",
-        "unofficial_currency_code",
-        "pending_transaction_id",
-        "category_primary",
-    ]
-)
+# fmt: off
+_VALUES = frozenset({
+    "transaction_id", "account_id", "amount", "iso_currency_code", "unofficial_currency_code",
+    "pending_transaction_id", "category_primary",
+})
+# fmt: on
 """Fields whose bytes the decoder needs by themselves."""
 
 _TEXTS = frozenset(COLUMNS) - {"amount_value", "amount_scale", "currency", "pending", "date", "authorized_date"}
@@ -179,10 +164,9 @@ def _text(name: str, steps: str, before: int) -> list[str]:
 def _take(name: str, prefix: str, before: int) -> list[str]:
     """Return the lines that take values and columns from a text between `before` bytes behind `i` and `j`."""
     text = f"data[i + {before}:j]" if before else "data[i:j]"
+    lines = []
     if name in _VALUES:
         lines, text = [f"{name} = {text}"], name
-    else:
-        lines = []
     if name in _TEXTS:
         lines.append(f"c_{name} = {prefix} + {text}")
     if name in _DATES:

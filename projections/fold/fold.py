@@ -94,12 +94,12 @@ def _fold_item(
         skipped = len(changeset.transactions) - len(reports)
     _apply_transactions(work, item, context, reports, touched)
     if resync is not None:
-        _conclude(work, item, touched, context, changeset, resync, known)
-    idle = _decide(work, item, touched, context, changeset.decisions) if changeset.decisions else 0
+        _remove_missing(work, item, touched, context, changeset, resync, known)
+    idle = _decide_removals(work, item, touched, context, changeset.decisions) if changeset.decisions else 0
     idle += transactions.resolve(work, item, touched, context, changeset)
     if changeset.edits:
         apply_edits.apply_edits(work, item, touched, context, changeset.edits)
-    _settle(work, item, touched, context, common, net)
+    _emit_changes(work, item, touched, context, common, net)
     fold_balances(work, item, context, changeset.balances, common, net)
     opening_balances.post(work, item, context)
     counts = changeset.not_effective
@@ -247,7 +247,7 @@ def _remove(work: UnitOfWork, item: ItemRow, touched: Touched, transaction_id: s
             work.clear_missing(item, row)
 
 
-def _conclude(
+def _remove_missing(
     work: UnitOfWork,
     item: ItemRow,
     touched: Touched,
@@ -258,15 +258,15 @@ def _conclude(
 ) -> None:
     """Remove the rows that a full resync does not name, or mark them for a person where they are too many."""
     named = {payload.transaction_id for payload in changeset.transactions if type(payload) is TransactionPayload}
-    conclusion = full_resync.conclude(known, named, resync)
-    if conclusion.needs_a_person:
-        full_resync.mark(work, item, conclusion.missing, context, known=len(known))
+    missing, needs_a_person = full_resync.missing_rows(known, named, resync)
+    if needs_a_person:
+        full_resync.mark(work, item, missing, context, known=len(known))
         return
-    for row in conclusion.missing:
+    for row in missing:
         _remove(work, item, touched, row.transaction_id, context)
 
 
-def _decide(
+def _decide_removals(
     work: UnitOfWork, item: ItemRow, touched: Touched, context: RecordContext, decisions: Sequence[Decision]
 ) -> int:
     """Remove or keep marked rows, and return the number of decisions about rows that do not wait any more."""
@@ -286,14 +286,14 @@ def _decide(
     return idle
 
 
-def _settle(
+def _emit_changes(
     work: UnitOfWork, item: ItemRow, touched: Touched, context: RecordContext, common: CommonFields, net: list[NetEvent]
 ) -> None:
     post, new = work.book.post, work.new
     for own, (row, before) in touched.items():
         if before is not None:
             about = common if row.item_id == item.item_id else common.about(row.item_id)
-            _settle_known(work, row, before, context, about, net)
+            _emit_change(work, row, before, context, about, net)
         elif row.removed_at is not None:  # added and removed by the same record
             del item.by_id[row.transaction_id]
             item.own_ids.discard(own)
@@ -312,7 +312,7 @@ def _settle(
         work.changed_items[item.item_id] = item
 
 
-def _settle_known(
+def _emit_change(
     work: UnitOfWork, row: Row, before: Row, context: RecordContext, common: CommonFields, net: list[NetEvent]
 ) -> None:
     was_there, is_there = before.is_shown, row.is_shown
@@ -329,24 +329,7 @@ def _settle_known(
             work.mark_changed(row)
         return
     if row.version:
-        work.versions.append(
-            TransactionVersion(
-                row.own_id,
-                row.version,
-                row.user,
-                before.item_id,
-                before.transaction_id,
-                before.payload,
-                before.schema,
-                before.user_fields,
-                before.removed_at,
-                before.review,
-                before.last_changeset,
-                before.known_at,
-                context.offset,
-                context.known_at,
-            )
-        )
+        work.versions.append(TransactionVersion(before, context.offset, context.known_at))
     row.version += 1
     row.last_changeset, row.known_at = context.offset, context.known_at
     if not ENRICHMENT.isdisjoint(changed):

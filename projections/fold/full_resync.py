@@ -5,7 +5,6 @@ Invariant: the marked rows of an Item (`missing_since_offset`) wait for one deci
 """
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
 
 from projections.decode import transaction
 from projections.decode.changeset import FullResync
@@ -15,13 +14,6 @@ from projections.model.unit_of_work import ItemRow, Row, UnitOfWork
 
 REMOVALS_ALWAYS_MAX = 10
 """So many removals need no person, whatever their share: of a young Item's five transactions one is a fifth."""
-
-
-class Conclusion(NamedTuple):
-    """Known rows in the window that a full resync does not name, in the order of their own ids."""
-
-    missing: list[Row]
-    needs_a_person: bool
 
 
 def known_in(item: ItemRow, full_resync: FullResync) -> list[Row]:
@@ -35,15 +27,16 @@ def known_in(item: ItemRow, full_resync: FullResync) -> list[Row]:
     return known
 
 
-def conclude(known: Collection[Row], named: Collection[str], full_resync: FullResync) -> Conclusion:
-    """Return the missing rows once the record's own transactions are applied.
+def missing_rows(known: Collection[Row], named: Collection[str], full_resync: FullResync) -> tuple[list[Row], bool]:
+    """Return the known rows that the record does not name, by own id, and whether a person must decide about them.
 
-    `named` are the bank's ids in the record: a pending transaction that a posted one inherited has its id now.
+    Call it once the record's own transactions are applied. `named` are the bank's ids in the record: a pending
+    transaction that a posted one inherited has its id now.
     """
     missing = [row for row in known if row.removed_at is None and row.transaction_id not in named]
     missing.sort(key=lambda row: row.own_id)
     too_many = len(missing) * 1000 > full_resync.removals_permille_max * len(known)
-    return Conclusion(missing, len(missing) > REMOVALS_ALWAYS_MAX and too_many)
+    return missing, len(missing) > REMOVALS_ALWAYS_MAX and too_many
 
 
 def marked(item: ItemRow) -> list[Row]:

@@ -6,14 +6,14 @@ account that continues an older one takes over the ledger balance of that one, s
 
 from collections.abc import Iterable
 
-from projections.decode.changeset import CACHED, Changeset
+from projections.decode.changeset import Changeset
 from projections.gate.check import AcceptedRecord
 from projections.matching import linked_items
 from projections.matching.accounts import walk
 from projections.model import book, pg_copy
 from projections.model.book import LedgerAccount, Posting
 from projections.model.record_context import RecordContext
-from projections.model.unit_of_work import AccountRow, ItemRow, UnitOfWork
+from projections.model.unit_of_work import CACHED, AccountRow, ItemRow, UnitOfWork
 from schemas import money
 from schemas.encoding import codec
 from schemas.ids import ledger_account_id, opening_id

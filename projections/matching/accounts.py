@@ -6,7 +6,7 @@ Source: Plaid, Duplicate Items: match by institution, name and mask, or by persi
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from projections.decode.changeset import CACHED, BalanceReport
+from projections.decode.changeset import BalanceReport
 from projections.model.unit_of_work import AccountKey, AccountRow, ItemRow, UnitOfWork
 from schemas.encoding import codec
 from schemas.log.records import Account
@@ -49,11 +49,7 @@ def known_features(item: ItemRow) -> list[tuple[AccountRow, AccountFeatures]]:
     """Return the known accounts of an Item with their features, by the source that was last reported."""
     known = []
     for row in item.accounts.values():
-        payload, schema = (
-            (row.cached_payload, row.cached_payload_schema)
-            if row.source == CACHED
-            else (row.realtime_payload, row.realtime_payload_schema)
-        )
+        payload, schema = row.reported(row.source)
         if payload is not None:
             known.append((row, features(item, codec.decoder(schema)(payload, 0)[0])))
     return known

@@ -13,6 +13,9 @@ from projections.model.book import Book, Posting
 from projections.model.record_context import RecordContext
 from schemas.log.gate import ItemGate
 
+CACHED, REALTIME = "cached", "realtime"
+"""Sources of a balance."""
+
 MERGED_PREFIX = "merged:"
 """Before the own id, in place of Plaid's id, of a row that was merged into another one: an id that no bank gives."""
 
@@ -74,20 +77,9 @@ def track(row: Row, touched: Touched) -> None:
 
 
 class TransactionVersion(NamedTuple):
-    """A former state of a transaction. Units: times in microseconds since 1970, UTC."""
+    """A former state of a transaction, and what ended it: offset, and time in microseconds since 1970, UTC."""
 
-    own_id: bytes
-    version: int
-    user: int
-    item_id: str
-    transaction_id: str
-    payload: bytes
-    schema: int
-    user_fields: str | None
-    removed_at: int | None
-    review: bytes | None
-    changeset: int
-    known_at: int
+    row: Row
     until_changeset: int
     until: int
 
@@ -160,7 +152,7 @@ class AccountRow(Struct, gc=False):
     realtime_payload: bytes | None = None
     realtime_payload_schema: int = 0
     realtime_at: int | None = None
-    source: str = "cached"
+    source: str = CACHED
     version: int = 0
     last_changeset: int = 0
     known_at: int = 0
@@ -168,6 +160,12 @@ class AccountRow(Struct, gc=False):
     opening_transfers: int = 0
     continues: AccountKey | None = None
     continued_by: AccountKey | None = None
+
+    def reported(self, source: str) -> tuple[bytes | None, int]:
+        """Return the last payload of a source, and its schema."""
+        if source == CACHED:
+            return self.cached_payload, self.cached_payload_schema
+        return self.realtime_payload, self.realtime_payload_schema
 
 
 class ItemRow(Struct):

@@ -112,23 +112,23 @@ def copy_transfers(transfers: Iterable[Transfer]) -> Iterator[bytes]:
 def copy_versions(versions: Iterable[TransactionVersion]) -> Iterator[bytes]:
     """Yield rows of `transaction_versions`."""
     raw, text, int8, moment = pg_copy.raw, pg_copy.text, pg_copy.int8, pg_copy.moment
-    for version in versions:
+    for row, until_changeset, until in versions:
         yield b"".join(
             (
                 _VERSION_START,
-                version.own_id,
-                pg_copy.int4(version.version),
-                int8(version.user),
-                text(version.item_id),
-                text(version.transaction_id),
-                raw(version.payload),
-                pg_copy.int2(version.schema),
-                pg_copy.jsonb(version.user_fields),
-                moment(version.removed_at),
-                raw(version.review),
-                int8(version.changeset),
-                moment(version.known_at),
-                int8(version.until_changeset),
-                moment(version.until),
+                row.own_id,
+                pg_copy.int4(row.version),
+                int8(row.user),
+                text(row.item_id),
+                text(row.transaction_id),
+                raw(row.payload),
+                pg_copy.int2(row.schema),
+                pg_copy.jsonb(row.user_fields),
+                moment(row.removed_at),
+                raw(row.review),
+                int8(row.last_changeset),
+                moment(row.known_at),
+                int8(until_changeset),
+                moment(until),
             )
         )

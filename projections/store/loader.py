@@ -228,20 +228,13 @@ SELECT {_COLUMNS}
 # Item may have renamed the id before, or have taken the transaction back.
 _COUNTS = f"""l.rule <> '{transactions.LEFT}' AND l.changeset = (
        SELECT max(o.changeset) FROM transaction_matches o WHERE o.own_id = l.own_id AND o.item_id = l.item_id)"""
-_MATCHES_BY_ID = f"""
+_MATCHES = """
 SELECT l.item_id, l.transaction_id, l.own_id
-  FROM unnest($1::text[], $2::text[]) AS w(item_id, transaction_id)
-  JOIN transaction_matches l USING (item_id, transaction_id)
-  JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
+  FROM transaction_matches l JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id"""
+_MATCHES_BY_ID = f"""{_MATCHES}
+  JOIN unnest($1::text[], $2::text[]) AS w(item_id, transaction_id)
+    ON w.item_id = l.item_id AND w.transaction_id = l.transaction_id
  WHERE {_COUNTS}"""
-_MATCHES_BY_OWN_ID = f"""
-SELECT l.item_id, l.transaction_id, l.own_id
-  FROM unnest($1::bytea[]) AS w(own_id)
-  JOIN transaction_matches l USING (own_id)
-  JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
- WHERE {_COUNTS}"""
+_MATCHES_BY_OWN_ID = f"{_MATCHES} WHERE l.own_id = ANY($1::bytea[]) AND {_COUNTS}"
 # A full resync may leave out any of them.
-_MATCHES_OF_ITEM = f"""
-SELECT l.item_id, l.transaction_id, l.own_id
-  FROM transaction_matches l JOIN transactions t ON t.own_id = l.own_id AND t.item_id <> l.item_id
- WHERE l.item_id = ANY($1::text[]) AND {_COUNTS}"""
+_MATCHES_OF_ITEM = f"{_MATCHES} WHERE l.item_id = ANY($1::text[]) AND {_COUNTS}"

@@ -14,7 +14,7 @@ from sqlalchemy import DateTime, Table
 from projections.decode import transaction
 from projections.model import pg_copy
 from projections.model.book import PENDING, POSTED, LedgerAccount, Transfer
-from projections.model.unit_of_work import AccountRow, FoldedRecord, ItemRow, Row, UnitOfWork
+from projections.model.unit_of_work import AccountRow, FoldedRecord, ItemRow, Row, TransactionVersion, UnitOfWork
 from projections.store import tables
 from schemas import money
 from schemas.encoding import codec
@@ -77,6 +77,11 @@ def _between(table: Table, first: str, last: str) -> tuple[str, ...]:
 
 
 _fold_values = encoder(tables.transactions, TRANSACTION_COLUMNS[: -len(transaction.COLUMNS)])
+# A version has the columns of its transaction; its changeset is the last one then.
+_former_values = encoder(
+    tables.transactions,
+    [name.replace("changeset", "last_changeset") for name in tables.column_names(tables.transaction_versions)[:-2]],
+)
 _text_values = attrgetter(*transaction.COLUMNS[transaction.COLUMNS.index("name") :])
 _bank_account_values = attrgetter(*_between(tables.accounts, "persistent_account_id", "currency"))
 _source_values = encoder(tables.accounts, _between(tables.accounts, "source", "opening_transfers"))
@@ -100,6 +105,11 @@ def transaction_values(row: Row) -> Values:
         _date(payload.authorized_date),
         *_text_values(payload),
     )
+
+
+def version_values(version: TransactionVersion) -> Values:
+    """Encode a row of `transaction_versions`."""
+    return (*_former_values(version.row), version.until_changeset, from_micros(version.until))
 
 
 def transfer_values(transfer: Transfer) -> Values:
@@ -143,10 +153,7 @@ def ledger_balance_values(working: UnitOfWork) -> list[Values]:
 
 def account_values(row: AccountRow) -> Values:
     """Encode a row of `accounts`: its bank columns are those of the source that reported last."""
-    if row.source == "cached":
-        payload, schema = row.cached_payload, row.cached_payload_schema
-    else:
-        payload, schema = row.realtime_payload, row.realtime_payload_schema
+    payload, schema = row.reported(row.source)
     assert payload is not None
     account: Account = codec.decoder(schema)(payload, 0)[0]
     return (
@@ -204,7 +211,6 @@ def changeset_values(folded: FoldedRecord, *, keeps_events: bool = True) -> Valu
     )
 
 
-version_values = encoder(tables.transaction_versions)
 account_version_values = encoder(tables.account_versions)
 match_values = encoder(tables.transaction_matches)
 review_values = encoder(tables.reviews)

@@ -202,7 +202,7 @@ class Story(LinkedItemsLog):
     def _edit_stale(self, which: int, variant: int) -> None:
         """Edit a row under an earlier id, in an earlier Item, or one that never existed."""
         memory = self.folded()
-        names = sorted((row.own_id, row.item_id, row.transaction_id) for row in memory.versions)
+        names = sorted((row.own_id, row.item_id, row.transaction_id) for row, *_ in memory.versions)
         names += sorted((link.own_id, link.item_id, link.transaction_id) for link in memory.links.values())
         own, item_id, name = names[which % len(names)] if names else (b"\1" * 16, self.items[0].item_id, "never")
         own = own if variant % 3 else b"\2" * 16

@@ -73,18 +73,18 @@ def of_memory(memory: MemoryProjections) -> Tables:
             ],
             "versions": [
                 (
-                    one.own_id,
-                    one.version,
-                    one.item_id,
-                    one.transaction_id,
-                    one.payload,
-                    _plain(one.user_fields),
-                    one.removed_at,
-                    one.review,
-                    one.changeset,
-                    one.until_changeset,
+                    row.own_id,
+                    row.version,
+                    row.item_id,
+                    row.transaction_id,
+                    row.payload,
+                    _plain(row.user_fields),
+                    row.removed_at,
+                    row.review,
+                    row.last_changeset,
+                    until_changeset,
                 )
-                for one in memory.versions
+                for row, until_changeset, _ in memory.versions
             ],
             "account_versions": [
                 (one.item_id, one.account_id, one.version, one.source, one.payload, one.changeset)

@@ -30,7 +30,7 @@ from projections.model.unit_of_work import (
     TransactionVersion,
     UnitOfWork,
 )
-from projections.store.rows import ledger_balance_values
+from projections.store.rows import ledger_balance_values, version_values
 from runtime.kafka.reader import Received
 from runtime.postgres.errors import reason
 from schemas.errors import Halt
@@ -282,7 +282,7 @@ class MemoryProjections:
                 (*_values("items", row), tuple(row.chunks), tuple(sorted(row.waiting_edits.items())))
                 for row in self.items.values()
             ),
-            "versions": sorted(self.versions),
+            "versions": sorted(map(version_values, self.versions)),
             "account_versions": sorted(self.account_versions),
             "links": sorted(self.links.values()),
             "reviews": sorted(structs.astuple(row) for row in self.reviews.values()),

@@ -90,7 +90,8 @@ async def _assert_same(database: Database, memory: MemoryProjections) -> None:
         "SELECT own_id, version, user_fields FROM reads.transaction_versions ORDER BY own_id, version"
     )
     assert [(row["own_id"], row["version"], _text(row["user_fields"])) for row in versions] == [
-        (one.own_id, one.version, one.user_fields) for one in sorted(memory.versions)
+        (row.own_id, row.version, row.user_fields)
+        for row in sorted((version.row for version in memory.versions), key=lambda row: (row.own_id, row.version))
     ]
     waiting = await connection.fetch("SELECT item_id, waiting_edits FROM reads.items ORDER BY item_id")
     assert [(row["item_id"], json.loads(row["waiting_edits"] or "{}")) for row in waiting] == [

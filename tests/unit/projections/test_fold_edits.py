@@ -33,7 +33,7 @@ def test_an_edit_is_one_event_with_the_fields_that_changed_a_version_and_two_tra
     assert story.last_event().changed == ["user_fields.category", "user_fields.hidden"]
     assert story.last_event().user_fields == {"category": "RENT", "hidden": True}
     assert story.row.user_fields == '{"category":{"at":2,"value":"RENT"},"hidden":{"at":2,"value":true}}'
-    assert (story.row.version, [one.user_fields for one in story.memory.versions]) == (2, [None])
+    assert (story.row.version, [version.row.user_fields for version in story.memory.versions]) == (2, [None])
     assert [one.reverses for one in story.memory.transfers] == [None, 1, None]
     assert story.by_category() == {"RENT": 48}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from projections.decode import transaction
-from projections.model.unit_of_work import AccountVersion, Review, TransactionMatch, TransactionVersion
+from projections.model.unit_of_work import AccountVersion, Review, Row, TransactionMatch, TransactionVersion
 from projections.store import rows, tables
 
 TIME_US = 1_790_000_000_000_000
@@ -15,7 +15,7 @@ TIME_US = 1_790_000_000_000_000
         (
             tables.transaction_versions,
             rows.version_values,
-            TransactionVersion(b"o", 1, 7, "A", "T", b"p", 3, None, None, None, 10, TIME_US, 11, TIME_US + 1),
+            TransactionVersion(Row(b"o", "A", 7, "T", False, b"p", 3, None, (), 10, 10, TIME_US), 11, TIME_US + 1),
         ),
         (
             tables.account_versions,
