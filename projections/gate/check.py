@@ -113,8 +113,13 @@ class GateCheck:
 
     def _verdict(self, record: LogRecord) -> str:
         head, item_id = record.head, record.head.item_id
-        if item_id is None:
-            return self._without_item(record)
+        if item_id is None:  # nothing can be quarantined, so an error of the record ends the process
+            if head.kind != gate.FREE:
+                return Verdict.UNKNOWN_KIND.value
+            verdict = self._decide(record, gate.ItemGate())
+            if verdict is Verdict.ACCEPTED:
+                self._result.accepted.append(self._accept(record, None, record))
+            return verdict.value
         if head.type not in _CONTROL and self._quarantined.withholds(item_id, record.received.offset):
             self._quarantined.withhold(item_id, record)
             return WITHHELD
@@ -127,20 +132,11 @@ class GateCheck:
         try:
             accepted = self._advance(record, item, verdict, record)
         except Quarantine as error:
-            self._quarantined.quarantine(item_id, record.received, _reason(error))
+            self._quarantined.quarantine(item_id, record.received, str(error)[:REASON_CHARACTERS_MAX])
             self._quarantined.withhold(item_id, record)
             return QUARANTINED
         if accepted is not None:
             self._result.accepted.append(accepted)
-        return verdict.value
-
-    def _without_item(self, record: LogRecord) -> str:
-        """Decide on a record without an Item: nothing can be quarantined, so its error ends the process."""
-        if record.head.kind != gate.FREE:
-            return Verdict.UNKNOWN_KIND.value
-        verdict = self._decide(record, gate.ItemGate())
-        if verdict is Verdict.ACCEPTED:
-            self._result.accepted.append(self._accept(record, None, record))
         return verdict.value
 
     def _decide(self, record: LogRecord, item_gate: gate.ItemGate) -> Verdict:
@@ -165,7 +161,7 @@ class GateCheck:
         except Quarantine as error:
             item.gate, item.chunks, item.head_offset, item.user, item.partition = before
             self._known_ids = known_ids
-            quarantined.quarantine(item.item_id, received, _reason(error))
+            quarantined.quarantine(item.item_id, received, str(error)[:REASON_CHARACTERS_MAX])
             result.accepted.append(accepted)
             return QUARANTINED_AGAIN
         quarantined.release(item.item_id)
@@ -247,7 +243,3 @@ class GateCheck:
                 raise Quarantine(f"part {chunk_id.hex()} is named and was not kept aside")
             blocks.insert(number, changesets.unseal(changesets.read(item.chunks[chunk_id][1]), keys))
         return decoding.decode(blocks)
-
-
-def _reason(error: Quarantine) -> str:
-    return str(error)[:REASON_CHARACTERS_MAX]

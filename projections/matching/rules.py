@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Decimal
+from operator import attrgetter
 from typing import NamedTuple
 
 from rapidfuzz import fuzz
@@ -52,6 +53,8 @@ MERCHANT_LIKENESS = 90
 """At least so alike are a pending and a posted transaction of one merchant: their texts are often quite different."""
 STRANGER_LIKENESS = 60
 """At most so alike are transactions of two known merchants."""
+
+_details = attrgetter("datetime", "authorized_datetime", "authorized_date", "check_number", "name")
 
 _COMPARED = ("date", "amount", "authorized_date", "datetime", "merchant_entity_id", "name", "pending")
 """Fields that the evidence names where they are equal."""
@@ -304,15 +307,7 @@ def _evidence(new: TransactionFeatures, old: TransactionFeatures, likeness: int)
 
 def _order(item: TransactionFeatures) -> tuple[str, ...]:
     """Sort duplicates that differ in fields that `exact` does not compare beside each other."""
-    payload = item.payload
-    details = (
-        payload.datetime,
-        payload.authorized_datetime,
-        payload.authorized_date,
-        payload.check_number,
-        payload.name,
-    )
-    return (*(detail or "" for detail in details), item.row.own_id.hex())
+    return (*(detail or "" for detail in _details(item.payload)), item.row.own_id.hex())
 
 
 def _unlinked(old: Iterable[TransactionFeatures], links: Iterable[Pair]) -> list[TransactionFeatures]:

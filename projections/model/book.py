@@ -114,7 +114,13 @@ class Book:
     def posting(self, user: int, payload: TransactionPayload) -> Posting:
         """Return the posting of a payload: money out is a debit of the category, money in a credit."""
         key = (user, payload.account, payload.category, payload.currency)
-        bank, category, currency = self._sides.get(key) or self._open_sides(key)
+        sides = self._sides.get(key)
+        if sides is None:
+            currency = payload.currency.decode()
+            bank = self.account(user, BANK, payload.account.decode(), currency)
+            category = self.account(user, CATEGORY, payload.category.decode(), currency)
+            sides = self._sides[key] = (bank, category, currency)
+        bank, category, currency = sides
         amount = payload.amount
         debit, credit = (category, bank) if amount.is_outflow else (bank, category)
         layer = PENDING if payload.is_pending else POSTED
@@ -157,9 +163,3 @@ class Book:
         self.transfers.append(
             Transfer(own_id, number, debit.id, credit.id, amount, field, currency, layer, reverses, effective, context)
         )
-
-    def _open_sides(self, key: tuple[int, bytes, bytes, bytes]) -> tuple[LedgerAccount, LedgerAccount, str]:
-        user, account, category, currency = key[0], key[1].decode(), key[2].decode(), key[3].decode()
-        bank = self.account(user, BANK, account, currency)
-        sides = self._sides[key] = (bank, self.account(user, CATEGORY, category, currency), currency)
-        return sides
