@@ -56,11 +56,6 @@ class Row(Struct, gc=False):
         return self.removed_at is None and self.review is None
 
     @property
-    def active_transfers(self) -> int:
-        """Number of the last transfers, which count."""
-        return len(self.postings)
-
-    @property
     def is_merged(self) -> bool:
         """True where another row goes on in its place."""
         return self.transaction_id.startswith(MERGED_PREFIX)

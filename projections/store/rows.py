@@ -47,7 +47,8 @@ def encoder(table: Table, columns: Sequence[str] | None = None) -> Callable[[Any
     def encode(row: Any) -> Values:
         values = list(attributes(row))
         for index in times:
-            values[index] = from_micros(values[index])
+            if values[index] is not None:
+                values[index] = from_micros(values[index])
         return tuple(values)
 
     return encode
@@ -76,7 +77,6 @@ def _between(table: Table, first: str, last: str) -> tuple[str, ...]:
     return names[names.index(first) : names.index(last) + 1]
 
 
-_fold_values = encoder(tables.transactions, TRANSACTION_COLUMNS[: -len(transaction.COLUMNS)])
 # A version has the columns of its transaction; its changeset is the last one then.
 _former_values = encoder(
     tables.transactions,
@@ -91,10 +91,28 @@ _item_state_values = encoder(tables.items, _between(tables.items, "history_statu
 
 def transaction_values(row: Row) -> Values:
     """Encode a row of `transactions`, in the order of TRANSACTION_COLUMNS."""
+    # By hand, since each live update comes by here: the generic encoder costs 1 µs more.
     payload: Transaction = codec.decoder(row.schema)(row.payload, 0)[0]
     amount = money.parse_decimal(payload.amount)
     return (
-        *_fold_values(row),
+        row.own_id,
+        row.user,
+        row.item_id,
+        row.transaction_id,
+        row.own_id_inherited,
+        row.version,
+        row.transfers,
+        row.first_changeset,
+        row.last_changeset,
+        from_micros(row.known_at),
+        from_micros(row.enriched_at),
+        from_micros(row.removed_at),
+        row.payload,
+        row.schema,
+        row.user_fields,
+        len(row.postings),
+        row.review,
+        row.missing_since_offset,
         payload.account_id,
         amount.value,
         amount.scale,
