@@ -13,6 +13,7 @@ import pytest
 
 from projections.store.migrate import migrate
 from sandbox.infra.postgres import Postgres
+from schemas.errors import Halt
 from tests.support.paths import GOLDEN
 
 FIRST = GOLDEN / "revision_0001.sql"
@@ -43,6 +44,16 @@ async def test_a_database_of_the_first_release_is_upgraded_to_what_a_fresh_one_i
     connection = await asyncpg.connect(empty)
     assert await connection.fetchval("SELECT ready_at = due_at FROM tartan.sync_state")
     await connection.close()
+
+
+async def test_a_database_of_a_newer_release_is_left_alone(empty: str) -> None:
+    await asyncio.to_thread(migrate, empty)
+    connection = await asyncpg.connect(empty)
+    await connection.execute("UPDATE tartan.alembic_version SET version_num = '9999'")
+    await connection.close()
+
+    with pytest.raises(Halt, match="revision 9999"):
+        await asyncio.to_thread(migrate, empty)
 
 
 async def test_rows_of_the_release_before_the_glossary_are_kept_under_the_new_names(empty: str, database: str) -> None:
