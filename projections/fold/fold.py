@@ -7,6 +7,7 @@ posted transaction and the removal of its pending one are one change.
 
 from collections.abc import Sequence
 
+from projections.decode import transaction
 from projections.decode.changeset import Changeset, FullResync
 from projections.decode.transaction import ENRICHMENT
 from projections.events import public_events
@@ -165,19 +166,26 @@ def _apply_transactions(
         elif payload.pending_transaction_id is None:
             _insert(work, item, payload, touched, context)
         else:
-            row = by_id.get(payload.pending_transaction_id)
-            if row is not None:
-                _inherit(work, item, row, payload, touched)
-            else:
-                waiting.append(payload)
+            waiting.append(payload)
     for payload in waiting:
-        row = by_id.get(payload.transaction_id) or by_id.get(payload.pending_transaction_id or "")
-        if row is None:
-            _insert(work, item, payload, touched, context)
-        elif row.transaction_id == payload.transaction_id:
+        row = by_id.get(payload.transaction_id)
+        if row is not None:
             _change(work, item, row, payload, touched)
-        else:
+        elif (row := by_id.get(payload.pending_transaction_id or "")) and _is_continued(row, payload, touched):
             _inherit(work, item, row, payload, touched)
+        else:
+            _insert(work, item, payload, touched, context)
+
+
+def _is_continued(row: Row, payload: TransactionPayload, touched: Touched) -> bool:
+    """Return whether a row is what its report's pending_transaction_id promises; otherwise both are transactions.
+
+    It is in the same account, and it is pending or this record removes it. A posted row that a stranger names would
+    be lost.
+    """
+    known = transaction.decode(row.schema, row.payload)
+    is_removed_now = row.removed_at is not None and row.own_id in touched
+    return known.account == payload.account and (known.is_pending or is_removed_now)
 
 
 def _insert(

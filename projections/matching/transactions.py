@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import Any, NamedTuple
 
+from projections.decode import transaction
 from projections.decode.changeset import Changeset, FullResync
 from projections.ledger import user_field_values
 from projections.ledger.postings import posted
@@ -71,6 +72,7 @@ def filter_moved(
             type(payload) is TransactionPayload
             and payload.transaction_id not in item.moved
             and payload.pending_transaction_id in item.moved
+            and _is_continued(rows.get(item.moved[payload.pending_transaction_id]), payload)
         ):
             pending = payload.pending_transaction_id
             own_id = item.moved[payload.transaction_id] = item.moved.pop(pending)
@@ -90,6 +92,14 @@ def filter_moved(
             del item.moved[payload.transaction_id]
             resolver.add_match(item, payload.transaction_id, row.own_id, _Match(LEFT))
     return remaining
+
+
+def _is_continued(row: Row | None, payload: TransactionPayload) -> bool:
+    """Return whether another Item's row is what this report posts. Where that Item posted it before, amounts agree."""
+    if row is None:
+        return True
+    known = transaction.decode(row.schema, row.payload)
+    return known.is_pending or (known.amount, known.currency) == (payload.amount, payload.currency)
 
 
 def resolve(work: UnitOfWork, item: ItemRow, touched: Touched, context: RecordContext, changeset: Changeset) -> int:

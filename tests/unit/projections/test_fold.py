@@ -8,7 +8,7 @@ from projections.events.public_events import BalanceEvent, ItemEvent
 from schemas import events
 from schemas.events import ITEM_STATE_CHANGED, ITEM_UNLINKED
 from schemas.log import gate
-from schemas.log.records import Item
+from schemas.log.records import Item, Transaction
 from tests.support.projections_log import (
     START_US,
     Event,
@@ -98,6 +98,33 @@ def test_a_posted_transaction_finds_its_pending_one_although_it_was_removed_befo
     # Readers have seen the removal, so to them it is added again.
     assert story.sync(*added(transaction("T", pending_transaction_id="P"))) == [events.TRANSACTION_ADDED]
     assert (story.row.transaction_id, story.row.version, story.row.removed_at) == ("T", 3, None)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [transaction("rent", "1200"), transaction("rent", "1200", pending=True, account_id="savings")],
+    ids=["posted", "in another account"],
+)
+def test_a_transaction_that_a_stranger_names_as_its_pending_one_stays(story: Story, known: Transaction) -> None:
+    story.sync(*added(known))
+    story.edit(story.row.own_id, "rent", notes="flat")
+
+    assert story.sync(*added(transaction("coffee", "3", pending_transaction_id="rent"))) == [events.TRANSACTION_ADDED]
+
+    rows = {row.transaction_id: row for row in story.memory.rows.values()}
+    assert {name for name, row in rows.items() if row.is_shown} == {"rent", "coffee"}
+    assert rows["rent"].user_fields is not None
+    assert rows["coffee"].user_fields is None
+    assert sum(story.by_category().values()) == 1203
+
+
+def test_a_posted_transaction_that_its_record_replaces_goes_on(story: Story) -> None:
+    story.sync(*added(transaction("T")))
+
+    assert story.sync(*added(transaction("U", pending_transaction_id="T")), *removed("T")) == [
+        events.TRANSACTION_MODIFIED
+    ]
+    assert story.row.transaction_id == "U"
 
 
 def test_a_chains_first_id_that_comes_back_begins_a_second_chain(story: Story) -> None:
