@@ -27,7 +27,7 @@ SUMMARIES: Mapping[str, str] = {
     "list_user_reviews": "List a user's transactions that wait for a decision",
     "list_reviews": "List a user's transactions that wait for a decision",
     "approve_review": "Decide that the two are one transaction",
-    "reject_review": "Decide that the withheld transaction is a separate one",
+    "reject_review": "Decide that the transaction is a separate one",
     "create_stream_token": "Create a token with which the user's browser opens the live stream",
     "queue_status": "Return the Items that are ready, running, delayed, quarantined, stopped or failed",
     "tick_schedule": "Mark due every Item whose schedule interval has passed, as the stage streams does",
@@ -49,12 +49,14 @@ in_review, syncing). A discrepancy is open until `resolved_at`; `repair` is the 
 compare, ask) and `outcome` its result (persists, repaired, resolved, withdrawn)."""
 _REVIEWS = """\
 Each is a transaction that probably duplicates a known one under another id, but with too little certainty: after a new
-link of the same bank, on a second Item of it, or posted without a link to its pending one. `transaction` is withheld:
-it is in no list, balance or event until somebody decides, or until the bank's data decides it. `candidates` are the
-known transactions that it may duplicate, best first, each with its score (0 to 100) and the evidence."""
+link of the same bank, on a second Item of it, or posted without a link to its pending one. One of them counts
+until somebody decides, or until the bank's data decides it: while a candidate counts, `transaction` is withheld from
+every list, balance and event (status `in_review`); where the bank removed all candidates, it counts (status `shown`)
+and the review asks which of them it continues. `candidates` are the known transactions that it may duplicate, best
+first, each with its score (0 to 100) and the evidence."""
 _DECISION = """\
-Approved, the candidate continues with its own id, its user fields and the bank's fields of the withheld transaction,
-which ends. Rejected, the withheld one is added as a separate transaction; the two are never proposed again.
+Approved, the candidate continues with its own id, its user fields and the bank's fields of the review's transaction,
+which ends. Rejected, that one is a separate transaction; the two are never proposed again.
 
 200 as soon as readers see it, 202 where they do not within `wait` (5 s by default). The same decision again is 200;
 409 where the review ended otherwise, or the candidate is not possible any more."""

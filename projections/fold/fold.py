@@ -28,6 +28,7 @@ from projections.model.unit_of_work import (
     NetEvent,
     Row,
     Touched,
+    TransactionMatch,
     TransactionVersion,
     UnitOfWork,
     track,
@@ -171,21 +172,8 @@ def _apply_transactions(
         row = by_id.get(payload.transaction_id)
         if row is not None:
             _change(work, item, row, payload, touched)
-        elif (row := by_id.get(payload.pending_transaction_id or "")) and _is_continued(row, payload, touched):
-            _inherit(work, item, row, payload, touched)
-        else:
+        elif not _continue_pending(work, item, payload, touched, context):
             _insert(work, item, payload, touched, context)
-
-
-def _is_continued(row: Row, payload: TransactionPayload, touched: Touched) -> bool:
-    """Return whether a row is what its report's pending_transaction_id promises; otherwise both are transactions.
-
-    It is in the same account, and it is pending or this record removes it. A posted row that a stranger names would
-    be lost.
-    """
-    known = transaction.decode(row.schema, row.payload)
-    is_removed_now = row.removed_at is not None and row.own_id in touched
-    return known.account == payload.account and (known.is_pending or is_removed_now)
 
 
 def _insert(
@@ -234,15 +222,32 @@ def _change(work: UnitOfWork, item: ItemRow, row: Row, payload: TransactionPaylo
         row.enriched_at = row.known_at if payload.is_enriched else None
 
 
-def _inherit(work: UnitOfWork, item: ItemRow, row: Row, payload: TransactionPayload, touched: Touched) -> None:
-    """Continue the row of a pending transaction, removed or not, as its posted one."""
+def _continue_pending(
+    work: UnitOfWork, item: ItemRow, payload: TransactionPayload, touched: Touched, context: RecordContext
+) -> bool:
+    """Continue the row that a report names as its pending one, removed or not; False where it names none.
+
+    That row is in the same account, and it is pending or this record removes it. Anything else that a bank names stays
+    a transaction of its own, or it would be lost.
+    """
+    row = item.by_id.get(payload.pending_transaction_id or "")
+    if row is None:
+        return False
+    known = transaction.decode(row.schema, row.payload)
+    is_removed_now = row.removed_at is not None and row.own_id in touched
+    if known.account != payload.account or not (known.is_pending or is_removed_now):
+        return False
     track(row, touched)
     del item.by_id[row.transaction_id]
     row.transaction_id, row.own_id_inherited = payload.transaction_id, True
     item.by_id[payload.transaction_id] = row
+    if not known.is_pending:  # recorded, since nothing in the rows shows it later
+        match = (item.item_id, payload.transaction_id, row.own_id, context.user, "plaid", 100, "{}")
+        work.matches.append(TransactionMatch(*match, context.offset, context.known_at))
     if item.waiting_edits:
         apply_edits.take_waiting(item, row, (payload.transaction_id,))
     _change(work, item, row, payload, touched)
+    return True
 
 
 def _remove(work: UnitOfWork, item: ItemRow, touched: Touched, transaction_id: str, context: RecordContext) -> None:

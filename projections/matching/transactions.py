@@ -1,7 +1,8 @@
 """Transaction matching: apply the rules to the unit of work, and the decisions of people about reviews.
 
 Where a purchase is reported under several ids, one row has it: that of the youngest linked Item. The other ids lead to
-it (`ItemRow.moved`), and their reports are skipped. Where no rule is sure, a review withholds the younger row.
+it (`ItemRow.moved`), and their reports are skipped. Where no rule is sure, a review asks a person. Until then one row
+counts: the review withholds the younger one as long as another candidate counts.
 """
 
 import json
@@ -267,7 +268,8 @@ class _Resolver:
         ]
         subject = (review_id(context.changeset_id, row.own_id), context.user, row.item_id, row.own_id)
         review = Review(*subject, _dumped(candidates), question.reason, context.offset, context.known_at)
-        row.review, row.postings = review.id, NOTHING
+        if not all(pair.old.is_gone for pair in question.pairs):
+            row.review, row.postings = review.id, NOTHING
         self._work.reviews[review.id] = self._work.changed_reviews[review.id] = review
 
     def decide(self, decision: Decision) -> bool:
@@ -293,27 +295,32 @@ class _Resolver:
         return True
 
     def settle_reviews(self) -> None:
-        """Close the reviews that became void: the withheld row is gone, or no candidate is left.
+        """Close the reviews that became void: their row is gone, or no candidate is left. Release what counts nowhere.
 
         A released row may match one that is known by now; that in turn may be the candidate of another review.
         """
-        while void := self._void():
-            review, row = void
-            self._close(review, SETTLED)
-            self._release(row)
-            if row.is_shown:
-                self._match(self._work.items[row.item_id], [row], [])
+        while self._settle_one():
+            pass
 
-    def _void(self) -> tuple[Review, Row] | None:
+    def _settle_one(self) -> bool:
         reviews = self._open_reviews()
         rows = self._work.rows_by_own_id(self._context.user) if reviews else {}
         for review in reviews:
             row = rows.get(review.own_id)
-            if row is None or row.review != review.id:
+            if row is None:
                 continue
-            if row.removed_at is not None or not self._available(review, rows):
-                return review, row
-        return None
+            candidates = [] if row.removed_at is not None else self._available(review, rows).values()
+            is_withheld = row.review == review.id
+            if not candidates:
+                self._close(review, SETTLED)
+            elif not is_withheld or any(candidate.removed_at is None for candidate, _ in candidates):
+                continue
+            if is_withheld:
+                self._release(row)
+                if not candidates and row.is_shown:
+                    self._match(self._work.items[row.item_id], [row], [])
+            return True
+        return False
 
     def _release(self, row: Row) -> None:
         track(row, self._touched)

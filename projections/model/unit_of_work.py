@@ -110,7 +110,7 @@ class TransactionMatch(NamedTuple):
 class Review(Struct):
     """A question to a person: is this transaction one of those that are known?
 
-    `own_id` stays out of the ledger while it is open. `candidates` is JSON: a list of own id, score and evidence.
+    `own_id` stays out of the ledger while a candidate counts. `candidates` is JSON: own ids with score and evidence.
     """
 
     id: bytes

@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from runtime.postgres.pool import LIVE_SCHEMA
 from runtime.postgres.pool import READS_SCHEMA as READS_SCHEMA
 
-FOLD = 1
+FOLD = 2
 """Number of the fold: it rises when the same log gives other rows or net events."""
 SCHEMA, NEXT, OLD = LIVE_SCHEMA, "projection_next", "projection_old"
 """Schemas of the live version, of the one that a rebuild fills, and of the one that was live before: a swap of
@@ -235,7 +235,7 @@ reviews = Table(
     Column("id", LargeBinary, primary_key=True),
     Column("user_number", BigInteger, nullable=False),
     Column("item_id", Text, nullable=False),
-    Column("own_id", LargeBinary, nullable=False, comment="the younger transaction, withheld from the ledger"),
+    Column("own_id", LargeBinary, nullable=False, comment="the younger transaction, withheld while a candidate counts"),
     Column("candidates", JSONB, nullable=False, comment="own ids that it may be, with score and evidence"),
     Column("reason", Text, nullable=False),
     Column("state", Text, nullable=False, comment="open, approved, rejected, settled"),

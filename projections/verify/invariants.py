@@ -167,6 +167,14 @@ SELECT format('account %s of item %s', account_id, item_id)
         scope="t.review IS NOT NULL",
         wrong="r.state IS DISTINCT FROM 'open' OR r.own_id <> t.own_id",
     ),
+    _of_rows(
+        "open_reviews_leave_a_transaction_counted",
+        "format('review %s', encode(r.id, 'hex'))",
+        "reviews r",
+        scope="r.state = 'open'",
+        wrong=f"""NOT EXISTS (SELECT FROM transactions t WHERE {_SHOWN} AND (t.own_id = r.own_id OR t.own_id IN (
+           SELECT decode(candidate->>'own_id', 'hex') FROM jsonb_array_elements(r.candidates) AS candidate)))""",
+    ),
     Invariant(
         "no_plaid_id_belongs_to_two_shown_transactions",
         f"SELECT count(*) FROM transactions WHERE {_SHOWN}",

@@ -35,6 +35,7 @@ COLUMNS = "columns_match_the_payload"
 POSTINGS = "transfers_match_payload_and_user_fields"
 OPENINGS = "accounts_are_opened_once_before_every_date"
 EVENTS = "net_events_equal_their_digest"
+CHAINS = "posted_transactions_keep_their_rows"
 
 
 class Finding(Struct):
@@ -61,7 +62,7 @@ async def verify(connection: asyncpg.Connection) -> dict[str, Finding]:
             row = await connection.fetchrow(invariant.query)
             assert row is not None
             findings[invariant.name] = Finding(row["checked"], row["violations"], list(row["examples"]))
-        for check in (_rows, _openings, _events):
+        for check in (_rows, _openings, _events, _chains):
             findings.update(await check(connection))
     return findings
 
@@ -145,6 +146,20 @@ async def _events(connection: asyncpg.Connection) -> dict[str, Finding]:
     return {EVENTS: finding}
 
 
+async def _chains(connection: asyncpg.Connection) -> dict[str, Finding]:
+    """Check that a row which continues under another id of its Item was pending, or is matched, in one account."""
+    finding = Finding()
+    async for row in connection.cursor(_CHAINS, prefetch=ROWS_AT_ONCE):
+        try:
+            known = transaction.decode(row["payload_schema"], row["payload"])
+            following = transaction.decode(row["next_schema"], row["next_payload"])
+            holds = row["is_matched"] or (known.is_pending and known.account == following.account)
+        except (Quarantine, IndexError, ValueError, TypeError):
+            holds = False
+        finding.count(f"own id {row['own_id'].hex()}", holds=holds)
+    return {CHAINS: finding}
+
+
 _ROWS = f"""
 SELECT t.own_id, t.item_id, t.user_number, t.transaction_id, t.own_id_inherited, t.payload, t.payload_schema,
        t.removed_at, t.user_fields, t.review,
@@ -162,6 +177,19 @@ SELECT l.own_id, count(*) AS transfers, min(l.changeset) AS changeset,
  WHERE NOT EXISTS (SELECT FROM transactions t WHERE t.own_id = l.own_id) GROUP BY l.own_id"""
 
 _ACCOUNTS = "SELECT item_id, account_id, user_number, opened, opening_transfers FROM accounts"
+
+_CHAINS = """
+SELECT c.*, EXISTS (SELECT FROM transaction_matches m WHERE (m.item_id, m.transaction_id, m.own_id)
+       = (c.item_id, c.next_id, c.own_id)) AS is_matched
+  FROM (SELECT own_id, item_id, transaction_id, payload, payload_schema, lead(item_id) OVER following AS next_item,
+               lead(transaction_id) OVER following AS next_id, lead(payload) OVER following AS next_payload,
+               lead(payload_schema) OVER following AS next_schema
+          FROM (SELECT own_id, version, item_id, transaction_id, payload, payload_schema FROM transaction_versions
+                 UNION ALL
+                SELECT own_id, version, item_id, transaction_id, payload, payload_schema FROM transactions
+                 WHERE transaction_id NOT LIKE 'merged:%') AS versions
+        WINDOW following AS (PARTITION BY own_id ORDER BY version)) AS c
+ WHERE c.next_item = c.item_id AND c.next_id <> c.transaction_id"""
 
 _EVENTS = """
 SELECT partition, source_offset, digest, net_events, events FROM changesets WHERE events IS NOT NULL"""

@@ -13,7 +13,10 @@ from projections.read.lineage import LogOffset
 from projections.store.rows import decompress
 from sandbox.infra.postgres import Postgres
 from schemas import events
+from schemas.encoding import catalogue, codec
 from schemas.ids import own_id
+from schemas.log import gate
+from schemas.log.records import Item
 from tests.integration.projections.test_store import Database, fresh, template  # noqa: F401
 from tests.support.projections_log import Log, account, added, balance, modified, removed, transaction
 from tests.support.projections_ties import cause_of, tied_history
@@ -215,15 +218,17 @@ async def test_a_rule_that_linked_two_ids_is_told_with_score_and_evidence(databa
 
 async def test_a_review_is_told_with_what_it_holds_and_what_ended_it(database: Database) -> None:
     log = Log()
-    log.link("A")
-    log.sync("A", *added(transaction("T"), transaction("twin")))
-    log.edit("A", T, "T", notes="mine")
-    log.sync("A", *removed("T", "twin"), *added(transaction("U"), transaction("V")))
+    for item_id, description in (("A", "BUS LINE 4"), ("B", "COFFEE 77")):
+        linked = codec.encode(Item(item_id, "active", institution_id="ins_1", institution_name="Bank"))
+        accounts = balance(account(f"of-{item_id}"))
+        log.append(item_id, [(events.ITEM_LINKED, catalogue.ITEM, linked), *accounts], type=gate.LINK)
+        row = transaction("T", account_id=f"of-{item_id}", original_description=description)
+        log.sync(item_id, *added(row))
     await database.project(log.records)
     connection = await database.connection()
     number = await connection.fetchval("SELECT id FROM reads.reviews ORDER BY id LIMIT 1")
     opened = await explained(database, number.hex())
-    log.decide("A", events.REJECT_REVIEW, number)
+    log.decide("B", events.REJECT_REVIEW, number)
     await database.project(log.records[-1:])
 
     ended = await explained(database, number.hex())

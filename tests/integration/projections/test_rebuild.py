@@ -15,7 +15,7 @@ import pytest
 
 from projections.fold.opening_balances import COMPLETE
 from projections.rebuild import schema
-from projections.store.tables import NEXT, OLD
+from projections.store.tables import FOLD, NEXT, OLD
 from runtime.archive import store
 from runtime.archive.seal import archive
 from sandbox.infra.generated_log import transactions
@@ -200,7 +200,11 @@ async def test_a_rebuild_that_could_not_end_well_is_refused_with_its_reason(worl
             f"UPDATE {NEXT}.positions SET position = position - 5 WHERE partition = 1",
             "the database went back",
         ),
-        (f"UPDATE {NEXT}.version SET fold = 7", f"UPDATE {NEXT}.version SET fold = 1", "a version of fold 7 is begun"),
+        (
+            f"UPDATE {NEXT}.version SET fold = 7",
+            f"UPDATE {NEXT}.version SET fold = {FOLD}",
+            "a version of fold 7 is begun",
+        ),
     ):
         await world.execute(wrong)
         await refused(reason)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from projections.matching.transactions import candidate_ids
 from projections.model.unit_of_work import Row
 from sandbox.simulation.memory.projection_tables import MemoryProjections
 from schemas.encoding import codec
@@ -75,6 +76,19 @@ def test_no_purchase_counts_twice_and_none_is_lost(steps: list[Step]) -> None:
     for number in bought | counted:
         assert bought[number] <= counted[number] + held[number]
         assert counted[number] <= bought[number] + forgotten[number]
+
+
+@given(stories)
+@settings(deadline=None)
+def test_an_open_review_leaves_one_of_its_transactions_counted(steps: list[Step]) -> None:
+    memory = folded(Bank(steps))
+
+    for review in memory.reviews.values():
+        if review.state == "open":
+            candidates = [memory.rows[own] for own in candidate_ids(review)]
+            row = memory.rows[review.own_id]
+            assert row.is_shown != (row.review is not None)
+            assert row.is_shown or any(candidate.is_shown for candidate in candidates)
 
 
 @given(stories, st.lists(st.integers(0, 100), max_size=3))

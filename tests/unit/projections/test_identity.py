@@ -158,11 +158,15 @@ def test_of_two_pendings_that_may_have_posted_a_person_says_which(story: Story) 
 
     told = story.say("A", *removed("p1", "p2"), *added(at("A", "q", "44", date="2026-03-11")))
 
-    assert (told, story.shown) == ([events.TRANSACTION_REMOVED] * 2, {})
+    # No candidate counts any more, so it counts while a person is asked.
+    assert (sorted(told), story.counted()) == ([events.TRANSACTION_ADDED, *[events.TRANSACTION_REMOVED] * 2], 44)
     [review] = story.open
     assert len(json.loads(review.candidates)) == 2
     assert story.decide(events.APPROVE_REVIEW, review) == []  # it has to say which
-    assert story.decide(events.APPROVE_REVIEW, review, first) == [events.TRANSACTION_ADDED]
+    assert sorted(story.decide(events.APPROVE_REVIEW, review, first)) == [
+        events.TRANSACTION_ADDED,
+        events.TRANSACTION_REMOVED,
+    ]
     assert (story.row("q").own_id, story.shown, story.counted()) == (first, {"q": "44"}, 44)
     assert story.say("A", *modified(at("A", "q", "45", date="2026-03-11"))) == [events.TRANSACTION_MODIFIED]
     assert story.counted() == 45
@@ -341,4 +345,30 @@ def test_a_person_says_which_of_two_pendings_posted_where_the_user_spoke_of_one(
 
     story.say("A", *removed("p1", "p2"), *added(at("A", "q1", date="2026-03-11")))
 
-    assert (len(story.open), story.shown) == (1, {})
+    assert (len(story.open), story.shown) == (1, {"q1": "5"})
+
+
+def test_a_purchase_counts_while_a_person_is_asked_whether_its_note_goes_on(story: Story) -> None:
+    story.say("A", *added(at("A", "t1", "52", original_description="ACME MARKET 0012")))
+    story.edit(story.row("t1"), notes="for Bob")
+    first = story.row("t1").own_id
+
+    story.say("A", *removed("t1"), *added(at("A", "t2", "52", original_description="Acme Market")))
+
+    [review] = story.open
+    assert (story.shown, story.counted()) == ({"t2": "52"}, 52)
+    story.decide(events.APPROVE_REVIEW, review)
+    assert (story.open, story.shown, story.counted()) == ([], {"t2": "52"}, 52)
+    assert (story.row("t2").own_id, story.row("t2").user_fields is None) == (first, False)
+
+
+def test_what_is_held_counts_once_its_last_counted_candidate_is_gone(story: Story) -> None:
+    story.say("A", *added(at("A", "a1", original_description="BUS LINE 4")))
+    story.edit(story.row("a1"), notes="to work")
+    story.link("B")
+    story.say("B", *added(at("B", "b1", original_description="COFFEE 77")))
+    assert (len(story.open), story.shown) == (1, {"a1": "5"})
+
+    story.say("A", *removed("a1"))
+
+    assert (story.shown, story.counted()) == ({"b1": "5"}, 5)
