@@ -249,23 +249,13 @@ class _Resolver:
     def add_match(self, item: ItemRow, transaction_id: str, own_id: bytes, match: _Match) -> None:
         """Record that an id of an Item is a known transaction."""
         context = self._context
-        self._work.matches.append(
-            TransactionMatch(
-                item.item_id, transaction_id, own_id, context.user, *match, context.offset, context.known_at
-            )
-        )
+        match_values = (item.item_id, transaction_id, own_id, context.user, *match)
+        self._work.matches.append(TransactionMatch(*match_values, context.offset, context.known_at))
 
     def _ask(self, question: Question) -> None:
         row, context = question.new.row, self._context
-        candidates = [
-            {
-                "own_id": pair.old.row.own_id.hex(),
-                "rule": pair.rule,
-                "score": pair.score,
-                "evidence": json.loads(pair.evidence),
-            }
-            for pair in question.pairs
-        ]
+        pairs = [(pair.old.row.own_id.hex(), pair.rule, pair.score, json.loads(pair.evidence)) for pair in question.pairs]
+        candidates = [dict(zip(("own_id", "rule", "score", "evidence"), pair, strict=True)) for pair in pairs]
         subject = (review_id(context.changeset_id, row.own_id), context.user, row.item_id, row.own_id)
         review = Review(*subject, _dumped(candidates), question.reason, context.offset, context.known_at)
         if not all(pair.old.is_gone for pair in question.pairs):
@@ -373,9 +363,8 @@ class _AccountFamilies:
     def is_ahead(self, account: AccountKey, other: AccountKey) -> bool:
         """Return whether an account is the same one in a younger, linked Item."""
         family = self.of(other)
-        if account not in family or account[0] == other[0] or self._work.items[account[0]].unlinked_at is not None:
-            return False
-        return family.index(account) > family.index(other)
+        is_linked = account[0] != other[0] and self._work.items[account[0]].unlinked_at is None
+        return account in family and is_linked and family.index(account) > family.index(other)
 
     def shown(self, key: AccountKey) -> Iterator[TransactionFeatures]:
         """Yield the shown transactions of the Item that has an account."""

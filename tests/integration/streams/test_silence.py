@@ -6,7 +6,7 @@ import pytest
 from runtime.incidents import incidents
 from runtime.postgres.clock import set_clock
 from runtime.scheduler import breakers, enqueue, leases, queue, run_incidents
-from runtime.scheduler.types import CURSOR_LOST, Claimed
+from runtime.scheduler.types import CURSOR_LOST, Claimed, Released
 from runtime.settings import Settings
 from runtime.users.keys import Keyring
 from schemas.errors import Halt
@@ -95,8 +95,8 @@ async def test_cursors_that_are_refused_again_and_again_are_an_incident_and_a_re
     assert await incidents.close_ended(desk.connection) == 0
 
 
-def _released(given: dict[str, object], attempts: int) -> leases.Released:
-    return leases.Released(**given, attempts=attempts)  # type: ignore[arg-type]
+def _released(given: dict[str, object], attempts: int) -> Released:
+    return Released(**given, attempts=attempts)  # type: ignore[arg-type]
 
 
 async def test_a_quarantine_its_letter_and_its_incident_are_there_before_the_item_is_given_back(
@@ -110,7 +110,7 @@ async def test_a_quarantine_its_letter_and_its_incident_are_there_before_the_ite
     await stage.quarantine(claimed_item, "unrecordable")
     died_here = await open_kinds(desk.connection)
     await stage.release(
-        claimed_item, leases.Released(outcome="failed", done=True, stopped="quarantined", attempts=1, error=LOST)
+        claimed_item, Released(outcome="failed", done=True, stopped="quarantined", attempts=1, error=LOST)
     )
 
     assert died_here == await open_kinds(desk.connection) == [("item_quarantined", "item", 1)]
