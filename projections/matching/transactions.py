@@ -254,8 +254,10 @@ class _Resolver:
 
     def _ask(self, question: Question) -> None:
         row, context = question.new.row, self._context
-        pairs = [(pair.old.row.own_id.hex(), pair.rule, pair.score, json.loads(pair.evidence)) for pair in question.pairs]
-        candidates = [dict(zip(("own_id", "rule", "score", "evidence"), pair, strict=True)) for pair in pairs]
+        candidates = [
+            {"own_id": known.row.own_id.hex(), "rule": rule, "score": score, "evidence": json.loads(evidence)}
+            for _, known, rule, score, evidence in question.pairs
+        ]
         subject = (review_id(context.changeset_id, row.own_id), context.user, row.item_id, row.own_id)
         review = Review(*subject, _dumped(candidates), question.reason, context.offset, context.known_at)
         if not all(pair.old.is_gone for pair in question.pairs):
@@ -285,7 +287,7 @@ class _Resolver:
         return True
 
     def settle_reviews(self) -> None:
-        """Close the reviews that became void: their row is gone, or no candidate is left. Release what counts nowhere.
+        """Close the reviews that became void: their row is gone, or no candidate is left; release what counts nowhere.
 
         A released row may match one that is known by now; that in turn may be the candidate of another review.
         """
@@ -301,14 +303,14 @@ class _Resolver:
                 continue
             candidates = [] if row.removed_at is not None else self._available(review, rows).values()
             is_withheld = row.review == review.id
+            if candidates and (not is_withheld or any(known.removed_at is None for known, _ in candidates)):
+                continue
             if not candidates:
                 self._close(review, SETTLED)
-            elif not is_withheld or any(candidate.removed_at is None for candidate, _ in candidates):
-                continue
             if is_withheld:
                 self._release(row)
-                if not candidates and row.is_shown:
-                    self._match(self._work.items[row.item_id], [row], [])
+            if is_withheld and not candidates and row.is_shown:
+                self._match(self._work.items[row.item_id], [row], [])
             return True
         return False
 
@@ -382,10 +384,8 @@ class _AccountFamilies:
 
 def _chosen(decision: Decision) -> str | None:
     """Return the candidate that a decision names, "" where that is invalid; None where it names none."""
-    if decision.detail_json is None:
-        return None
     try:
-        detail = json.loads(decision.detail_json)
+        detail = json.loads(decision.detail_json or '{"own_id": null}')
     except (ValueError, RecursionError):
         return ""
     own_id = detail.get("own_id") if isinstance(detail, dict) else ""
