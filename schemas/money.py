@@ -20,6 +20,9 @@ would fill a record."""
 BIGINT_MAX = 2**63 - 1
 """Largest value of a row's `amount_value` (Postgres bigint)."""
 
+SURELY_STORABLE_CHARS = 17
+"""Decimal text of so many characters has at most 17 digits and 16 decimals."""
+
 ISO_LEDGER_SCALE = 8
 """Decimals of ledger amounts in ISO 4217 currencies: Plaid sends up to seven, and eight leaves one in hand."""
 
@@ -66,20 +69,33 @@ def parse_decimal(text: str) -> ScaledAmount:
     return ScaledAmount(value, scale)
 
 
+def is_storable(text: str) -> bool:
+    """Return whether decimal text can be a row's amount."""
+    if len(text) <= SURELY_STORABLE_CHARS:
+        return True
+    try:
+        parse_decimal(text)
+    except Quarantine:
+        return False
+    return True
+
+
 def ledger_scale(currency: str) -> int:
     """Return the number of decimals of ledger amounts in a currency."""
     return ISO_LEDGER_SCALE if is_iso(currency) else UNOFFICIAL_LEDGER_SCALE
 
 
 def ledger_amount(amount: ScaledAmount, currency: str) -> int:
-    """Convert an amount to an integer at its currency's ledger scale; exact, never rounded.
+    """Convert an amount to an integer at its currency's ledger scale.
 
-    Raises: Quarantine, where the amount has more decimals than the ledger keeps.
+    Decimals beyond that scale, such as the noise of a bank's binary fractions, are rounded half to even; the row keeps
+    them, so the difference is that of `transactions` and `ledger_transfers`.
     """
     missing = ledger_scale(currency) - amount.scale
-    if missing < 0:
-        raise Quarantine(f"an amount has more decimals than the {ledger_scale(currency)} that its ledger keeps")
-    return amount.value * _POWERS_OF_TEN[missing]
+    if missing >= 0:
+        return amount.value * _POWERS_OF_TEN[missing]
+    whole, rest = divmod(amount.value, power := _POWERS_OF_TEN[-missing])
+    return whole + (2 * rest > power or (2 * rest == power and whole % 2 == 1))
 
 
 def is_iso(currency: str) -> bool:

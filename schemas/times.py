@@ -1,6 +1,7 @@
 """Times in the log: microseconds since 1970, UTC, exact in both directions. Pure."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import overload
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,3 +37,12 @@ def from_micros(micros: int | None) -> datetime | None:
 def rfc3339(micros: int) -> str:
     """Return a time in RFC 3339 with microseconds and `Z`, from microseconds since 1970."""
     return from_micros(micros).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+@lru_cache(maxsize=10_000)
+def is_date(text: str) -> bool:
+    """Return whether a text is a calendar date as YYYY-MM-DD, from year 1 to 9999."""
+    try:
+        return len(text) == len("2026-01-31") and text[4] == text[7] == "-" and bool(date.fromisoformat(text))
+    except ValueError:
+        return False

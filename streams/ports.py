@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from runtime.kafka.reader import Position
-from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
+from runtime.plaid.item_models import ItemAnswer
+from runtime.plaid.models import AccountsAnswer, SyncPage
 from runtime.scheduler.types import Claimed, Claims, FairQueueState, Hint, Mark, Released
 from schemas.errors import Retry
 from schemas.log.changesets import RECORD_BYTES_MAX, UserKeys

@@ -99,6 +99,7 @@ def _sections(explanation: Row) -> Iterable[tuple[str, list[str]]]:
             [f"{link} {row['account_id']} of Item {row['item_id']}" for link, row in linked if row],
         )
     yield "versions", [_version(row) for row in reversed(explanation.get("versions", []))]
+    yield "repaired fields", [f"{name}: {reason}" for name, reason in explanation.get("repairs", {}).items()]
     edits = explanation.get("user_fields", [])
     yield "user", [f"{row['field']}: {_value(row['value'])}, at {row['changeset']}" for row in edits]
     yield "links between ids", [_link(row) for row in explanation.get("links", [])]

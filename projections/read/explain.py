@@ -15,6 +15,8 @@ from projections.read import history, lineage, queries
 from projections.read.lineage import LogOffset
 from projections.read.queries import Row, to_json
 from projections.store.rows import decompress
+from runtime.plaid.repair import REPAIRS
+from schemas.encoding import codec
 
 VERSIONS_MAX = 100
 """Newest versions and reports that are listed; `history` has the others."""
@@ -39,7 +41,9 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
     assert item is not None, "a transaction belongs to an Item"
     partition = item["partition"]
     names = ("version", "event", "changed", "status", "item_id", "transaction_id", "known_at")
-    user_fields = json.loads(await connection.fetchval(_USER_FIELDS, own_id) or "{}")
+    stored = await connection.fetchrow(_STORED, own_id)
+    user_fields = json.loads(stored["user_fields"] or "{}")
+    extra = codec.decoder(stored["payload_schema"])(stored["payload"], 0)[0].extra_json
     return await _document(
         connection,
         user,
@@ -51,6 +55,7 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
                 {name: version[name] for name in names} | {"changeset": version["changeset"]["place"]}
                 for version in versions.rows
             ],
+            "repairs": json.loads(extra or "{}").get(REPAIRS, {}),
             "transfers": await _transfers_of(connection, user, own_id),
             "user_fields": [
                 {"field": name, "value": entry["value"], "changeset": str(LogOffset(partition, entry["at"]))}
@@ -253,7 +258,7 @@ SELECT item_id, institution_id, institution_name, state, user_number, partition
 
 _OWNER = "SELECT tenant, user_id FROM tartan.users WHERE user_number = $1"
 
-_USER_FIELDS = "SELECT user_fields FROM reads.transactions WHERE own_id = $1"
+_STORED = "SELECT user_fields, payload, payload_schema FROM reads.transactions WHERE own_id = $1"
 
 _TRANSFER = """
 SELECT t.own_id, t.number, t.amount, t.currency, t.layer, t.reverses, t.effective, t.known_at, t.partition,

@@ -92,8 +92,8 @@ SELECT format('own id %s', encode(t.own_id, 'hex'))
 HAVING t.active_transfers < 1 OR count(l.number) <> t.active_transfers
     OR bool_or(l.reverses IS NOT NULL OR l.effective IS DISTINCT FROM t.date
                OR l.layer IS DISTINCT FROM CASE WHEN t.pending THEN 'pending' ELSE 'posted' END)
-    OR sum(CASE bank.id WHEN l.credit THEN l.amount WHEN l.debit THEN -l.amount END)
-       IS DISTINCT FROM t.amount_value * power(10::numeric, max(bank.scale) - t.amount_scale)""",
+    OR coalesce(abs(sum(CASE bank.id WHEN l.credit THEN l.amount WHEN l.debit THEN -l.amount END)
+       - t.amount_value * power(10::numeric, max(bank.scale) - t.amount_scale)) > 0.5, true)  -- rounded""",
     ),
     _of_rows(
         "removed_and_held_transactions_are_not_in_the_ledger",

@@ -18,8 +18,10 @@ from msgspec import Raw, Struct
 from plaid import models, rest
 from plaid.api.plaid_api import PlaidApi
 
+from runtime.plaid import item_models, repair
 from runtime.plaid import models as plaid_answers
-from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
+from runtime.plaid.item_models import ItemAnswer
+from runtime.plaid.models import AccountsAnswer, SyncPage
 from runtime.settings import Settings
 from schemas.errors import Halt, Quarantine, Retry, TartanError
 
@@ -184,7 +186,7 @@ class Plaid:
 
     async def item(self, token: str) -> ItemAnswer:
         """Get the Item's state and the time of Plaid's last contact with its bank."""
-        return await self._call(self._api.item_get, models.ItemGetRequest(access_token=token), plaid_answers.item)
+        return await self._call(self._api.item_get, models.ItemGetRequest(access_token=token), item_models.item)
 
     async def remove(self, token: str) -> None:
         """Remove the Item at Plaid: its token becomes void, and billing stops."""
@@ -334,7 +336,7 @@ class _RawTransport(rest.RESTClientObject):  # type: ignore[misc]
 
 def _refused(status: int, body: bytes) -> TartanError:
     try:
-        refusal = plaid_answers.decode(_Refusal, body)
+        refusal = plaid_answers.decode(_Refusal, repair.text(body))
     except (Retry, Quarantine):
         return Retry(f"status {status} and no error of Plaid's")
     if not (_CODE.fullmatch(refusal.error_type) and _CODE.fullmatch(refusal.error_code)):

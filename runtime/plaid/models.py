@@ -5,8 +5,7 @@ is first decoded by structs that refuse unknown fields, which is fast; where tha
 one by one, and refused ones again by a tolerant struct, with the raw fields beside it.
 """
 
-from collections.abc import Hashable
-from datetime import UTC, datetime
+from collections.abc import Hashable, Mapping
 from decimal import Decimal
 from functools import cache
 from typing import Any, NamedTuple, TypeVar, cast
@@ -14,9 +13,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 import msgspec
 from msgspec import Raw, Struct
 
+from runtime.plaid import repair
+from runtime.plaid.repair import Repair
 from schemas.errors import Quarantine, Retry
 from schemas.log.records import Account, Removal, Transaction
-from schemas.money import decimal_text
+from schemas.money import SURELY_STORABLE_CHARS, decimal_text, is_storable
+from schemas.times import is_date
 
 Answer = TypeVar("Answer")
 
@@ -32,6 +34,8 @@ CLEAR_TEXT_MAX = 4096
 """Longest cursor or status, in characters. Plaid promises 256 at most for a cursor (PLAID.md 1.1)."""
 
 _ABSENT = Raw()
+_ODD_ESCAPES = (b"\\u0000", b"\\ud", b"\\uD")
+"""Escapes that may be NUL or half of a surrogate pair; the decoder passes over them in fields that stay raw."""
 
 
 class SyncPage(NamedTuple):
@@ -51,24 +55,6 @@ class AccountsAnswer(NamedTuple):
     """The answer of /accounts/get or /accounts/balance/get."""
 
     accounts: list[Account]
-    request_id: str | None
-
-
-class ItemAnswer(NamedTuple):
-    """The answer of /item/get. Times are as Plaid wrote them."""
-
-    item_id: str
-    institution_id: str | None
-    institution_name: str | None
-    webhook: str | None
-    error_type: str | None
-    error_code: str | None
-    error_reason: str | None
-    consent_expiration_time: str | None
-    last_webhook_at: str | None
-    last_webhook_code: str | None
-    last_successful_update: str | None
-    last_failed_update: str | None
     request_id: str | None
 
 
@@ -131,20 +117,20 @@ class _StrictTransaction(_Transaction, forbid_unknown_fields=True, gc=False):
 class _Page(Struct):
     next_cursor: str | None
     has_more: bool
-    accounts: list[Raw]
-    removed: list[Removal]
+    accounts: list[Raw] | None
+    removed: list[Removal] | None
     transactions_update_status: str | None = None
     request_id: str | None = None
 
 
 class _StrictPage(_Page, kw_only=True):
-    added: list[_StrictTransaction]
-    modified: list[_StrictTransaction]
+    added: list[_StrictTransaction] | None
+    modified: list[_StrictTransaction] | None
 
 
 class _TolerantPage(_Page, kw_only=True):
-    added: list[Raw]
-    modified: list[Raw]
+    added: list[Raw] | None
+    modified: list[Raw] | None
 
 
 class _Balances(Struct, gc=False):
@@ -170,43 +156,7 @@ class _Account(Struct, gc=False):
 
 
 class _Accounts(Struct):
-    accounts: list[Raw]
-    request_id: str | None = None
-
-
-class _ItemError(Struct):
-    error_type: str | None = None
-    error_code: str | None = None
-    error_code_reason: str | None = None
-
-
-class _Item(Struct):
-    item_id: str
-    institution_id: str | None = None
-    institution_name: str | None = None
-    webhook: str | None = None
-    error: _ItemError | None = None
-    consent_expiration_time: str | None = None
-
-
-class _TransactionsStatus(Struct):
-    last_successful_update: str | None = None
-    last_failed_update: str | None = None
-
-
-class _LastWebhook(Struct):
-    sent_at: str | None = None
-    code_sent: str | None = None
-
-
-class _Status(Struct):
-    transactions: _TransactionsStatus | None = None
-    last_webhook: _LastWebhook | None = None
-
-
-class _ItemGet(Struct):
-    item: _Item
-    status: _Status | None = None
+    accounts: list[Raw] | None
     request_id: str | None = None
 
 
@@ -215,8 +165,14 @@ def decode(shape: type[Answer], body: bytes) -> Answer:
 
     Raises: Retry, where it is no JSON (a proxy's page); Quarantine, where it lacks a field that the struct needs.
     """
+    decoder = _decoder(cast(Hashable, shape))
     try:
-        return cast(Answer, _decoder(cast(Hashable, shape)).decode(body))
+        try:
+            return cast(Answer, decoder.decode(body))
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return cast(Answer, decoder.decode(repair.text(body)))
     except msgspec.ValidationError as error:
         # msgspec names the field and the types, never a value.
         raise Quarantine(f"Plaid's answer is no {shape.__name__.strip('_')}: {error}") from None
@@ -224,64 +180,34 @@ def decode(shape: type[Answer], body: bytes) -> Answer:
         raise Retry("Plaid's answer is no JSON") from error
 
 
-def parse_time(text: str | None) -> datetime | None:
-    """Parse a time of Plaid's as an aware one, UTC where it has no offset; None where it is no time."""
-    try:
-        time = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
 def sync_page(body: bytes) -> SyncPage:
     """Decode an answer of /transactions/sync. Raises: Retry, Quarantine, as `decode`."""
+    if b"\\" in body and any(escape in body for escape in _ODD_ESCAPES):
+        body = repair.text(body)
     try:
-        strict: _StrictPage = _decoder(_StrictPage).decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        page = decode(_TolerantPage, body)
-        return _page(page, [_either(raw) for raw in page.added], [_either(raw) for raw in page.modified])
-    return _page(strict, [_strict(wire) for wire in strict.added], [_strict(wire) for wire in strict.modified])
+        strict: _StrictPage = decode(_StrictPage, body)
+        return _page(strict, *([_strict(wire) for wire in wires or ()] for wires in (strict.added, strict.modified)))
+    except (Quarantine, UnicodeDecodeError):
+        page = decode(_TolerantPage, repair.text(body))
+        return _page(page, *([_either(raw) for raw in raws or ()] for raws in (page.added, page.modified)))
 
 
 def accounts(body: bytes) -> AccountsAnswer:
     """Decode an answer of /accounts/get. Raises: Retry, Quarantine, as `decode`."""
-    answer = decode(_Accounts, body)
-    return AccountsAnswer([_account(raw) for raw in answer.accounts], answer.request_id)
-
-
-def item(body: bytes) -> ItemAnswer:
-    """Decode an answer of /item/get. Raises: Retry, Quarantine, as `decode`."""
-    answer = decode(_ItemGet, body)
-    item, error = answer.item, answer.item.error or _ItemError()
-    status = answer.status or _Status()
-    updates, webhook = status.transactions or _TransactionsStatus(), status.last_webhook or _LastWebhook()
-    return ItemAnswer(
-        item.item_id,
-        item.institution_id,
-        item.institution_name,
-        item.webhook,
-        error.error_type,
-        error.error_code,
-        error.error_code_reason,
-        item.consent_expiration_time,
-        webhook.sent_at,
-        webhook.code_sent,
-        updates.last_successful_update,
-        updates.last_failed_update,
-        answer.request_id,
-    )
+    answer = decode(_Accounts, repair.text(body))
+    return AccountsAnswer([_account(raw) for raw in answer.accounts or ()], answer.request_id)
 
 
 def _page(page: _Page, added: list[Transaction], modified: list[Transaction]) -> SyncPage:
     for name, text in (("cursor", page.next_cursor), ("status", page.transactions_update_status)):
         # Heads contain them in clear and Postgres stores them as text: a text that it refuses would stop the readers.
-        if text is not None and ("\0" in text or len(text) > CLEAR_TEXT_MAX):
+        if text is not None and ("\0" in text or "\ufffd" in text or len(text) > CLEAR_TEXT_MAX):
             raise Quarantine(f"Plaid's answer has a {name} that cannot be kept")
     return SyncPage(
         added,
         modified,
-        page.removed,
-        [_account(raw) for raw in page.accounts],
+        page.removed or [],
+        [_account(raw) for raw in page.accounts or ()],
         page.next_cursor or "",
         page.has_more,
         page.transactions_update_status,
@@ -296,13 +222,24 @@ def _strict(wire: _StrictTransaction) -> Transaction:
 
 
 def _transaction(wire: _Transaction, extra: str | None) -> Transaction:
-    """Build a transaction of the log. Positional, because keywords cost a third more, 500 times a page."""
+    """Build a transaction of the log. Positional, because keywords cost a third more, 500 times a page.
+
+    Raises: Quarantine, where the fold could not read it.
+    """
     category = wire.personal_finance_category or _NO_CATEGORY
+    amount, currency = decimal_text(wire.amount), wire.iso_currency_code
+    day = wire.authorized_date
+    if not (wire.transaction_id and is_date(wire.date) and (day is None or is_date(day))) or (
+        len(amount) > SURELY_STORABLE_CHARS and not is_storable(amount)
+    ):
+        raise Quarantine("Plaid's answer has a transaction whose id, dates or amount cannot be kept")
+    if currency is not None and not currency.isupper():
+        currency = currency.upper()  # `usd` is no other currency than `USD`
     return Transaction(
         wire.transaction_id,
         wire.account_id,
-        decimal_text(wire.amount),
-        wire.iso_currency_code,
+        amount,
+        currency,
         wire.unofficial_currency_code,
         wire.pending,
         wire.pending_transaction_id,
@@ -338,17 +275,49 @@ _NO_CATEGORY = _Category()
 
 
 def _either(raw: Raw) -> Transaction:
-    try:
-        return _strict(_decoder(_StrictTransaction).decode(raw))
-    except msgspec.ValidationError:
-        return _tolerant(raw)
+    body = bytes(raw)
+    for read in (_strict_body, _tolerant):
+        try:
+            return read(body)
+        except Quarantine:
+            continue
+    return _tolerant(_repaired(body, _TRANSACTION_REPAIRS, _TRANSACTION_REQUIRED))
 
 
-def _tolerant(raw: Raw) -> Transaction:
-    fields = decode(dict[str, Raw], bytes(raw))
-    wire = decode(_Transaction, bytes(raw))
+def _strict_body(body: bytes) -> Transaction:
+    return _strict(decode(_StrictTransaction, body))
+
+
+def _tolerant(body: bytes) -> Transaction:
+    fields, wire = decode(dict[str, Raw], body), decode(_Transaction, body)
     nested = None if wire.personal_finance_category is None else ("personal_finance_category", _Category)
     return _transaction(wire, _unknown(fields, _Transaction, nested))
+
+
+def _repaired(body: bytes, repairs: Mapping[str, Repair], required: frozenset[str]) -> bytes:
+    """Return an object's JSON with its fields in the form of Plaid's specification, and the repairs among them."""
+    return _EXACT_ENCODER.encode(repair.fields(_EXACT_DECODER.decode(body), repairs, required))
+
+
+_EXACT_DECODER = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
+_EXACT_ENCODER = msgspec.json.Encoder(decimal_format="number")
+
+
+def _texts(shape: type[Struct]) -> dict[str, Repair]:
+    """Return the repair of each field of a struct that is a text or absent."""
+    return {field.name: repair.as_text for field in msgspec.structs.fields(shape) if field.type == str | None}
+
+
+_TRANSACTION_REPAIRS: Mapping[str, Repair] = {
+    **_texts(_Transaction),
+    **dict.fromkeys(("transaction_id", "account_id"), repair.as_required_text),
+    "amount": repair.as_required_amount,
+    "date": repair.as_required_date,
+    "authorized_date": repair.as_date,
+    "pending": repair.as_flag,
+    "personal_finance_category": repair.nested(_texts(_Category)),
+}
+_TRANSACTION_REQUIRED = frozenset({"transaction_id", "account_id", "amount", "date", "pending"})
 
 
 def _unknown(fields: dict[str, Raw], shape: type[Struct], nested: tuple[str, type[Struct]] | None) -> str | None:
@@ -364,8 +333,17 @@ def _unknown(fields: dict[str, Raw], shape: type[Struct], nested: tuple[str, typ
 
 
 def _account(raw: Raw) -> Account:
-    fields = decode(dict[str, Raw], bytes(raw))
-    wire = decode(_Account, bytes(raw))
+    try:
+        return _tolerant_account(bytes(raw))
+    except Quarantine:
+        return _tolerant_account(_repaired(bytes(raw), _ACCOUNT_REPAIRS, _ACCOUNT_REQUIRED))
+
+
+def _tolerant_account(body: bytes) -> Account:
+    fields, wire = decode(dict[str, Raw], body), decode(_Account, body)
+    current, available, limit = map(_decimal, (wire.balances.current, wire.balances.available, wire.balances.limit))
+    if not wire.account_id or not all(amount is None or is_storable(amount) for amount in (current, available, limit)):
+        raise Quarantine("Plaid's answer has an account whose id or balances cannot be kept")
     return Account(
         wire.account_id,
         wire.persistent_account_id,
@@ -376,14 +354,30 @@ def _account(raw: Raw) -> Account:
         wire.subtype,
         wire.holder_category,
         wire.verification_status,
-        _decimal(wire.balances.current),
-        _decimal(wire.balances.available),
-        _decimal(wire.balances.limit),
-        wire.balances.iso_currency_code,
+        current,
+        available,
+        limit,
+        _currency(wire.balances.iso_currency_code),
         wire.balances.unofficial_currency_code,
         wire.balances.last_updated_datetime,
         _unknown(fields, _Account, ("balances", _Balances)),
     )
+
+
+_ACCOUNT_REPAIRS: Mapping[str, Repair] = {
+    **_texts(_Account),
+    "account_id": repair.as_required_text,
+    "type": repair.or_else(repair.as_text, "other"),
+    "balances": repair.or_else(
+        repair.nested({**_texts(_Balances), **dict.fromkeys(("current", "available", "limit"), repair.as_amount)}), {}
+    ),
+}
+_ACCOUNT_REQUIRED = frozenset({"account_id", "type", "balances"})
+
+
+def _currency(code: str | None) -> str | None:
+    """Return an ISO 4217 code in capitals: `usd` is no other currency than `USD`."""
+    return code if code is None or code.isupper() else code.upper()
 
 
 def _text(raw: Raw) -> str | None:

@@ -25,7 +25,6 @@ REPEATS_KEPT = "24 hours"
 RUNS_KEPT = "90 days"
 PURGED_MAX = 10_000
 """Rows that one purge deletes: about 50 ms; the next one goes on."""
-HINT_FIELDS_BYTES_MAX = 2_000
 
 
 async def register_item(
@@ -125,7 +124,7 @@ async def mark_webhooks(
         [hint.offset for hint in hints],
         [hint.partition for hint in hints],
         [hint.code for hint in hints],
-        [_fields(hint) for hint in hints],
+        [msgspec.json.encode(hint.fields).decode() for hint in hints],
         [hint.received_at for hint in hints],
         reader,
         list(positions),
@@ -168,11 +167,6 @@ async def purge(connection: asyncpg.Connection) -> None:
 
 def _json(cause: Cause) -> str:
     return msgspec.json.encode(cause).decode()
-
-
-def _fields(hint: Hint) -> str:
-    text = msgspec.json.encode(hint.fields).decode()
-    return text if len(text) <= HINT_FIELDS_BYTES_MAX else "{}"
 
 
 _NOTIFY = f"NOTIFY {CHANNEL}"

@@ -21,9 +21,10 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from runtime.plaid import models
+from runtime.plaid import item_models, models
 from runtime.plaid.client import CATEGORY_VERSION, PAGE_TRANSACTIONS_MAX, PlaidRefused
-from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
+from runtime.plaid.item_models import ItemAnswer
+from runtime.plaid.models import AccountsAnswer, SyncPage
 from sandbox.simulator.api.dispatcher import Answer, answer
 from sandbox.simulator.api.signing import key_id
 from sandbox.simulator.clock import ManualClock
@@ -114,7 +115,7 @@ class InProcessPlaid:
 
     async def item(self, token: str) -> ItemAnswer:
         """Request the Item's state and the time of its last update."""
-        return await self._request("/item/get", {"access_token": token}, models.item)
+        return await self._request("/item/get", {"access_token": token}, item_models.item)
 
     async def remove(self, token: str) -> None:
         """Remove the Item at Plaid."""

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from runtime import logs, plaid_limits
 from runtime.plaid.client import PlaidRefused
-from runtime.plaid.models import NOT_READY, OUTAGE_CODES, AccountsAnswer, ItemAnswer, SyncPage
+from runtime.plaid.item_models import ItemAnswer
+from runtime.plaid.models import NOT_READY, OUTAGE_CODES, AccountsAnswer, SyncPage
 from runtime.scheduler import quotas
 from runtime.scheduler.types import Claimed
 from schemas.errors import Retry

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from runtime import logs
 from runtime.plaid.client import PlaidRefused
-from runtime.plaid.models import parse_time
+from runtime.plaid.item_models import parse_time
 from runtime.scheduler.types import Claimed
 from schemas.errors import Retry
 from schemas.events import GONE, SYNCABLE_STATES

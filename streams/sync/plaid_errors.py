@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from runtime.plaid.models import OUTAGE_CODES, ItemAnswer
+from runtime.plaid.item_models import ItemAnswer
+from runtime.plaid.models import OUTAGE_CODES
 from runtime.scheduler.types import KnownHint
 from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REFUSED, REVOKED
 
@@ -111,6 +112,8 @@ def item_state(
     state = ItemState(known_state or ACTIVE, known_code) if lasts else ItemState(ACTIVE)
     for hint in hints:
         if hint.code in HINTED_STATES:
+            if (state.state, state.code) == (HINTED_STATES[hint.code], hint.code) and not hint.fields:
+                continue  # a repeat without fields keeps the reason and date of the first one
             ends_at = hint.fields.get("disconnect_time") or hint.fields.get("consent_expiration_time")
             state = ItemState(
                 HINTED_STATES[hint.code],

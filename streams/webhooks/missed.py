@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from runtime.plaid.models import ItemAnswer, parse_time
+from runtime.plaid.item_models import ItemAnswer, parse_time
 from schemas.log.records import Webhook
 from streams.sync import plaid_errors
 from streams.webhooks import reactions

@@ -33,6 +33,8 @@ _WITHOUT_EFFECT = {
     "LIABILITIES": ("DEFAULT_UPDATE",),
 }
 """Codes of webhooks that change nothing, by type."""
+HINT_CHARS_MAX = 300
+"""Longest field of a hint: a longer reason is cut, and the others stay."""
 _HINT_FIELDS = ("reason", "disconnect_time", "consent_expiration_time", "account_id")
 
 
@@ -147,7 +149,7 @@ def _hint_fields(body: dict[str, Any]) -> dict[str, Any]:
     error = body.get("error")
     if isinstance(error, dict):
         fields |= {name: error.get(name) for name in ("error_code", "error_code_reason")}
-    return {name: value for name, value in fields.items() if _is_storable(value)}
+    return {name: value[:HINT_CHARS_MAX] for name, value in fields.items() if _is_storable(value)}
 
 
 def _is_storable(value: Any) -> TypeGuard[str]:

@@ -17,7 +17,7 @@ import prometheus_client
 from runtime import logs, plaid_limits
 from runtime.incidents import incidents
 from runtime.plaid.client import PlaidRefused
-from runtime.plaid.models import ItemAnswer, parse_time
+from runtime.plaid.item_models import ItemAnswer, parse_time
 from runtime.scheduler import enqueue, quotas
 from runtime.settings import Settings
 from schemas.errors import Quarantine, Retry

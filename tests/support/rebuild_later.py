@@ -37,15 +37,6 @@ def _with_a_column() -> None:
     assert ending != transaction._ENDING
     transaction._ENDING = ending  # type: ignore[misc,assignment]
 
-    from projections.store import rows
-    from schemas.encoding import codec
-
-    of_this_release = rows.transaction_values
-    rows.transaction_values = lambda row: (  # type: ignore[misc]
-        *of_this_release(row),
-        codec.decoder(row.schema)(row.payload, 0)[0].website,
-    )
-
 
 def _with_another_category() -> None:
     transaction.UNCATEGORISED = b"UNKNOWN"  # type: ignore[misc]

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from runtime.plaid.client import PlaidRefused
-from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
+from runtime.plaid.item_models import ItemAnswer
+from runtime.plaid.models import AccountsAnswer, SyncPage
 from runtime.scheduler.types import Claimed, Claims, KnownHead, Released
 from schemas.encoding import codec
 from schemas.log import changesets

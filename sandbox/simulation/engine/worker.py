@@ -9,7 +9,8 @@ from projections.publish.outbox import Outbox
 from projections.publish.publisher import Publisher
 from runtime.kafka.clients import Appended, Appender, Outgoing
 from runtime.kafka.reader import GatheringReader
-from runtime.plaid.models import AccountsAnswer, ItemAnswer, SyncPage
+from runtime.plaid.item_models import ItemAnswer
+from runtime.plaid.models import AccountsAnswer, SyncPage
 from runtime.retry import retry_until_done
 from runtime.scheduler.leases import FOLLOWER
 from runtime.scheduler.types import Claimed

@@ -13,7 +13,7 @@ from gateway import app
 from gateway.handlers import linking, ownership
 from gateway.http.database import connected
 from runtime.plaid.client import Exchanged, Plaid
-from runtime.plaid.models import ItemAnswer
+from runtime.plaid.item_models import ItemAnswer
 from runtime.users.vault import Vault
 from tests.support.gateway_world import TODAY, Api, assert_shape, generation_is, serving_api
 

@@ -1,16 +1,20 @@
 """Every row of the ledger, every version and every balance explains itself back to a webhook, a tick or a person."""
 
+import io
 import random
 from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
+from rich.console import Console
 
+from cli.operate.explain import tree
 from projections.events import public_events
 from projections.read import explain, history, lineage, queries, resolve_id
 from projections.read.lineage import LogOffset
 from projections.store.rows import decompress
+from runtime.plaid import models
 from sandbox.infra.postgres import Postgres
 from schemas import events
 from schemas.encoding import catalogue, codec
@@ -22,6 +26,8 @@ from tests.support.projections_log import Log, account, added, balance, modified
 from tests.support.projections_ties import cause_of, tied_history
 
 T = own_id("T", salt=b"A")
+ODD_PAGE = b"""{"added": [{"transaction_id": "T", "account_id": "checking", "amount": 5, "date": "2026-03-01", "pending": null,
+ "check_number": 17}], "modified": null, "removed": null, "accounts": null, "next_cursor": "c", "has_more": false}"""
 
 
 @pytest.fixture
@@ -214,6 +220,21 @@ async def test_a_rule_that_linked_two_ids_is_told_with_score_and_evidence(databa
     assert (told["is"]["id"], link["changeset"], link["transaction_id"]) == (T.hex(), "0:2", "U")
     assert (link["score"], bool(link["rule"]), bool(link["evidence"])) == (100, True, True)
     assert [one["event"] for one in told["versions"]] == [events.TRANSACTION_MODIFIED, events.TRANSACTION_ADDED]
+
+
+async def test_repairs_of_the_banks_values_are_named(database: Database) -> None:
+    log = Log()
+    log.link("A")
+    [row] = models.sync_page(ODD_PAGE).added
+    log.sync("A", *added(row))
+    await database.project(log.records)
+
+    found = await explained(database, "T")
+
+    assert found["repairs"] == {"pending": "null for false", "check_number": "number for text"}
+    console = Console(width=200, file=io.StringIO())
+    console.print(tree(found))
+    assert "check_number: number for text" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 async def test_a_review_is_told_with_what_it_holds_and_what_ended_it(database: Database) -> None:

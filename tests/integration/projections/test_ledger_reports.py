@@ -170,6 +170,6 @@ def test_the_command_says_the_same(
     assert [row["category"] for row in json.loads(out)["turnover"]] == ["FOOD_AND_DRINK", "TRAVEL"]
     _, out = run("ada", "--tenant", "a", "--at", "2026-03-03", "--known-at", "2100-01-01")
     assert "958.51" not in out
-    assert run("eve", "--tenant", "a") == (0, "Nothing is in the ledger for that.\n")
+    assert run("eve", "--tenant", "a") == (0, "The ledger has no rows for this.\n")
     assert run("ada", "--tenant", "b", "--json")[0] == 1
     assert run("ada", "--tenant", "a", "--turnover", "--at", "2026-03-03")[0] == 2

@@ -14,7 +14,7 @@ from aiohttp import web
 from runtime.incidents import incidents
 from runtime.kafka.clients import LogEnds
 from runtime.plaid.client import Plaid, PlaidRefused
-from runtime.plaid.models import ItemAnswer
+from runtime.plaid.item_models import ItemAnswer
 from runtime.settings import Settings
 from sandbox.simulator.bank.bank import Item
 from sandbox.simulator.options import Options, WebhookRates

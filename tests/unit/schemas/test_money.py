@@ -57,10 +57,23 @@ def test_an_amount_beyond_bigint_or_eighteen_decimals_is_refused_not_rounded(tex
     assert text not in str(refused.value)
 
 
-def test_more_decimals_than_the_ledger_keeps_are_refused_not_rounded() -> None:
-    with pytest.raises(Quarantine, match=r"^an amount has more decimals than the 8 that its ledger keeps$"):
-        money.ledger_amount(money.parse_decimal("0.123456789"), "USD")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.123456789", 12345679),
+        ("-0.123456789", -12345679),
+        ("89.4500000000003", 8945000000),
+        ("0.000000005", 0),
+        ("0.000000015", 2),
+        ("-0.000000005", 0),
+        ("-0.000000015", -2),
+    ],
+)
+def test_more_decimals_than_the_ledger_keeps_are_rounded_half_to_even(text: str, expected: int) -> None:
+    assert money.ledger_amount(money.parse_decimal(text), "USD") == expected
 
+
+def test_an_unofficial_currency_keeps_eighteen_decimals() -> None:
     assert money.ledger_amount(money.parse_decimal("0.123456789"), "DOGE") == 123456789 * 10**9
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runtime.plaid.models import ItemAnswer
+from runtime.plaid.item_models import ItemAnswer
 from streams.webhooks import missed
 from streams.webhooks.missed import ERROR, GRACE_S, REPAIR, UPDATE, WEBHOOK, WINDOW_S, WINDOWS, Finding, Loss, SweptItem
 

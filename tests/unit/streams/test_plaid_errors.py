@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from runtime.plaid.models import ItemAnswer, parse_time
+from runtime.plaid.item_models import ItemAnswer, parse_time
 from runtime.scheduler.types import KnownHint
 from schemas.events import ACTIVE, GONE, LOGIN_REQUIRED, PENDING_DISCONNECT, PENDING_EXPIRATION, REFUSED, REVOKED
 from streams.sync.plaid_errors import (
@@ -98,6 +98,9 @@ def test_a_request_that_plaid_calls_wrong_is_a_state_too_whatever_its_code() -> 
         ("2026-01-02T03:04:05.678+01:00", datetime(2026, 1, 2, 2, 4, 5, 678_000, tzinfo=UTC)),
         ("2026-01-02T03:04:05", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
         ("yesterday", None),
+        ("0001-01-01T00:00:00Z", None),
+        ("9999-12-31T23:59:59-05:00", None),
+        ("2101-01-01T00:00:00Z", None),
         (None, None),
     ],
 )
@@ -141,6 +144,16 @@ def test_an_announced_end_stays_announced_until_a_repair() -> None:
     assert state(None, hint("LOGIN_REPAIRED"), **announced) == ItemState(ACTIVE)
     both = (hint("LOGIN_REPAIRED", 1), hint("PENDING_EXPIRATION", 2))
     assert state(None, *both, **announced).state == PENDING_EXPIRATION
+
+
+def test_a_repeat_without_fields_keeps_the_reason_and_date() -> None:
+    announced = {"known": PENDING_DISCONNECT, "known_code": "PENDING_DISCONNECT"}
+    first = hint("PENDING_DISCONNECT", 1, reason="INSTITUTION_MIGRATION", disconnect_time="2030")
+    repeat = hint("PENDING_DISCONNECT", 2)
+
+    assert not state(None, repeat, **announced).from_webhook
+    assert state(None, first, repeat, **announced).effective_at == "2030"
+    assert state(None, hint("LOGIN_REPAIRED", 1), repeat, **announced).state == PENDING_DISCONNECT
 
 
 def test_a_question_that_no_webhook_led_to_takes_no_word_of_a_webhook_back() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from runtime import plaid_limits
 from runtime.plaid.client import PlaidRefused
-from runtime.plaid.models import NOT_READY, AccountsAnswer, ItemAnswer, SyncPage
+from runtime.plaid.item_models import ItemAnswer
+from runtime.plaid.models import NOT_READY, AccountsAnswer, SyncPage
 from runtime.scheduler import quotas
 from runtime.scheduler.types import Claimed
 from schemas.errors import Retry
