@@ -78,6 +78,7 @@ SELECT format('own id %s', encode(own_id, 'hex'))
          FROM ledger_transfers GROUP BY own_id) AS l USING (own_id)
  WHERE coalesce(l.total, 0) <> coalesce(t.transfers, l.total, 0) OR l.first <> 1 OR l.last <> l.total""",
     ),
+    # The ledger rounds decimals beyond its scale: by half a unit at most.
     Invariant(
         "shown_transactions_are_in_the_ledger_with_their_amounts",
         f"SELECT count(*) FROM transactions WHERE {_SHOWN}",
@@ -93,7 +94,7 @@ HAVING t.active_transfers < 1 OR count(l.number) <> t.active_transfers
     OR bool_or(l.reverses IS NOT NULL OR l.effective IS DISTINCT FROM t.date
                OR l.layer IS DISTINCT FROM CASE WHEN t.pending THEN 'pending' ELSE 'posted' END)
     OR coalesce(abs(sum(CASE bank.id WHEN l.credit THEN l.amount WHEN l.debit THEN -l.amount END)
-       - t.amount_value * power(10::numeric, max(bank.scale) - t.amount_scale)) > 0.5, true)  -- rounded""",
+       - t.amount_value * power(10::numeric, max(bank.scale) - t.amount_scale)) > 0.5, true)""",
     ),
     _of_rows(
         "removed_and_held_transactions_are_not_in_the_ledger",

@@ -27,7 +27,8 @@ from tests.support.projections_ties import cause_of, tied_history
 
 T = own_id("T", salt=b"A")
 ODD_PAGE = b"""{"added": [{"transaction_id": "T", "account_id": "checking", "amount": 5, "date": "2026-03-01",
- "pending": null, "check_number": 17}], "modified": null, "removed": null, "accounts": null, "next_cursor": "c", "has_more": false}"""
+ "pending": null, "check_number": 17}],
+ "modified": null, "removed": null, "accounts": null, "next_cursor": "c", "has_more": false}"""
 
 
 @pytest.fixture
