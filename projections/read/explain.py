@@ -38,10 +38,10 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
     if shown is None or versions is None:
         return None
     item = await connection.fetchrow(_ITEM, shown["item_id"])
-    assert item is not None, "a transaction belongs to an Item"
+    stored = await connection.fetchrow(_STORED, own_id)
+    assert item is not None and stored is not None, "a transaction is stored, and belongs to an Item"
     partition = item["partition"]
     names = ("version", "event", "changed", "status", "item_id", "transaction_id", "known_at")
-    stored = await connection.fetchrow(_STORED, own_id)
     user_fields = json.loads(stored["user_fields"] or "{}")
     extra = codec.decoder(stored["payload_schema"])(stored["payload"], 0)[0].extra_json
     return await _document(
