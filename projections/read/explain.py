@@ -39,7 +39,8 @@ async def transaction(connection: asyncpg.Connection, user: int, own_id: bytes) 
         return None
     item = await connection.fetchrow(_ITEM, shown["item_id"])
     stored = await connection.fetchrow(_STORED, own_id)
-    assert item is not None and stored is not None, "a transaction is stored, and belongs to an Item"
+    assert item is not None, "a transaction belongs to an Item"
+    assert stored is not None, "a shown transaction is stored"
     partition = item["partition"]
     names = ("version", "event", "changed", "status", "item_id", "transaction_id", "known_at")
     user_fields = json.loads(stored["user_fields"] or "{}")
