@@ -106,7 +106,7 @@ def category(overrides: Mapping[str, Any]) -> str | None:
 
 
 def splits(overrides: Mapping[str, Any], amount: str, currency: str) -> tuple[Split, ...] | None:
-    """Return the user's splits; None where there are none, or they do not add up to the bank's amount exactly."""
+    """Return the user's splits; None where there are none, or they do not add up to the bank's amount in the ledger."""
     entries = overrides.get(SPLITS)
     if not isinstance(entries, list) or not entries:
         return None
@@ -116,7 +116,9 @@ def splits(overrides: Mapping[str, Any], amount: str, currency: str) -> tuple[Sp
         whole = money.ledger_amount(money.parse_decimal(amount), currency)
     except (Quarantine, ValueError, TypeError, LookupError, AttributeError):
         return None
-    return parts if total == whole and all(isinstance(part.category, str) for part in parts) else None
+    scale = money.ledger_scale(currency)
+    is_valid = all(isinstance(part.category, str) and part.amount.scale <= scale for part in parts)
+    return parts if total == whole and is_valid else None
 
 
 def effective(bank: Transaction, overrides: Mapping[str, Any]) -> dict[str, Any]:
