@@ -62,7 +62,7 @@ from schemas.errors import Retry
 BODY_BYTES_MAX = 128 * 1024
 """The largest body is an edit of all fields, about 75 KB where each character takes four bytes."""
 APPEND_S_MAX = 10.0
-"""How long an answer waits for Kafka: a broker's restart takes 4 to 12 s, and the client's key makes a retry safe."""
+"""Longest wait of an answer for Kafka: a broker's restart takes 4 to 12 s, and the client's key makes a retry safe."""
 DRAIN_S = 10.0
 PROBE_S = 5.0
 

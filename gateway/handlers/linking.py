@@ -23,12 +23,12 @@ from runtime.users.vault import Vault
 from schemas.errors import Halt, Quarantine, Retry, TartanError
 
 NAME_S_MAX = 5.0
-"""How long a link waits for the bank's name; without it the first sync brings it."""
+"""Longest wait of a link for the bank's name; without it the first sync brings it."""
 REGISTER_TRIES = 5
 REGISTER_EVERY_S = 1.0
 """Between exchange and registration only this process has the token: it is worth some seconds of a failover."""
 CLOSE_S_MAX = 10.0
-"""How long a stop waits for links under way, and once more for Items that are given back. With the server's own 10 s
+"""Longest wait of a stop for links under way, and once more for Items that are given back. With the server's own 10 s
 it is half of the 60 s that a stop may take; a shorter wait leaves unregistered Items at Plaid."""
 
 _log = logs.logger(__name__)

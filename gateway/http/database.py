@@ -9,7 +9,7 @@ import asyncpg
 from runtime.postgres import pool as postgres
 
 ACQUIRE_S_MAX = 5.0
-"""How long a request waits for a connection; then the answer is 503, which is better than a queue that only grows."""
+"""Longest wait of a request for a connection; then the answer is 503, which is better than a queue that only grows."""
 
 
 @asynccontextmanager

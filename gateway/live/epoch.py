@@ -11,7 +11,7 @@ from projections.read import queries
 from runtime.postgres.errors import AWAY
 
 POLL_S = 2.0
-"""How long a browser may continue with rows of a version that was replaced."""
+"""Longest time for which a browser may continue with rows of a version that was replaced."""
 
 
 class EpochWatch:

@@ -22,11 +22,11 @@ from runtime import logs
 from runtime.postgres.errors import AWAY
 
 TOKEN_S_MAX = 10.0
-"""How long a browser without a token in the address may take to send it."""
+"""Longest time that a browser without a token in the address may take to send it."""
 HEARTBEAT_S = 30.0
 """Interval of pings; no pong within half of it ends the connection."""
 CLOSE_S_MAX = 5.0
-"""How long a browser may take to answer a close before the connection is cut."""
+"""Longest time that a browser may take to answer a close before the connection is cut."""
 MESSAGE_BYTES_MAX = 4096
 """Browsers send a token and requests for a new one, nothing else."""
 RENEW_S_MIN = 10.0

@@ -125,6 +125,12 @@ def test_a_docstring_of_a_function_starts_with_a_verb() -> None:
     assert wrong == []
 
 
+def test_the_text_of_a_constant_is_no_fragment() -> None:
+    texts = [(name, line, text) for name, tree in trees() for line, text in attribute_docstrings(tree)]
+
+    assert [f"{name}:{line} {text}" for name, line, text in texts if VAGUE_OPENERS.match(text)] == []
+
+
 def test_programs_and_rows_are_not_people() -> None:
     texts = [
         (f"{name}:{line}", text)

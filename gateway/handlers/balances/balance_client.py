@@ -31,7 +31,7 @@ CALLS_MAX = 32
 """Simultaneous calls of one process. At 5 s a call that is 400 a minute, a third of the client's quota; each holds a
 thread and a connection to Plaid."""
 SLOT_S_MAX = 10.0
-"""How long a request waits for a free call: a later retry is better than a bill for an answer that comes too late."""
+"""Longest wait of a request for a free call: a later retry is better than a bill for an answer that comes too late."""
 LIMITED_S = 60.0
 DOWN_S = 60.0
 """`Retry-After` of a bank's first failures, before its breaker opens."""

@@ -38,10 +38,10 @@ CAUSE = "manual"
 WAIT_S = 30.0
 """Default wait of an answer: a bank takes up to 30 s or so (PLAID.md 1.4)."""
 APPEND_S_MAX = 60.0
-"""How long a paid answer is held for a log that accepts nothing."""
+"""Longest time that a paid answer is held for a log that accepts nothing."""
 APPEND_EVERY_S = 1.0
 CLOSE_S_MAX = 10.0
-"""How long a stop waits for calls to banks; later answers are lost."""
+"""Longest wait of a stop for calls to banks; later answers are lost."""
 TTL_S, ANSWERS_MAX = 600.0, 1_000
 """Answers by idempotency key, about 15 kB each; older ones are read from the tables."""
 
