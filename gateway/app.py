@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -43,7 +44,7 @@ from gateway.http.rate_limit import RequestBuckets
 from gateway.http.requests import guard
 from gateway.http.route import Route
 from gateway.live import page
-from gateway.live.epoch import EpochWatch
+from gateway.live.epoch import POLL_S, EpochWatch
 from gateway.live.hub import GOING_AWAY, Hub, StreamEnd
 from gateway.live.kafka_feed import KafkaFeed
 from gateway.live.websocket import WebSocketStreams
@@ -54,6 +55,7 @@ from runtime.lifecycle import Running
 from runtime.plaid.client import THREADS_SPARE, Plaid
 from runtime.postgres.errors import AWAY
 from runtime.postgres.pool import open_pool
+from runtime.retry import RepeatedCheck
 from runtime.settings import Settings
 from runtime.users.commands import CommandWriter
 from runtime.users.vault import Vault
@@ -143,13 +145,17 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
         appender = Appender(settings, client="gateway", timeout_s=APPEND_S_MAX)
         stack.push_async_callback(appender.stop)
         hub = Hub()
-        feed, probe = KafkaFeed(settings, hub), _DatabaseProbe(pool)
+        feed, epoch = KafkaFeed(settings, hub), EpochWatch(pool, hub)
+        checks = (
+            RepeatedCheck("Postgres", partial(pool.fetchval, "SELECT 1", timeout=PROBE_S), every_s=PROBE_S),
+            RepeatedCheck("epoch", epoch.check, every_s=POLL_S),
+        )
         gateway = Gateway(settings, pool=pool, plaid=plaid, hub=hub, appender=appender)
         feeding = await stack.enter_async_context(_background(feed.run()))
-        await stack.enter_async_context(_background(probe.run()))
-        await stack.enter_async_context(_background(EpochWatch(pool, hub).run()))
+        for check in checks:
+            await stack.enter_async_context(_background(check.run()))
         await stack.enter_async_context(serving(gateway, settings))
-        yield Running("gateway", lambda: probe.not_ready() + feed.not_ready(), feeding)
+        yield Running("gateway", lambda: [*checks[0].reasons, *checks[1].reasons, *feed.not_ready()], feeding)
 
 
 @asynccontextmanager
@@ -177,26 +183,6 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator["asyncio
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-class _DatabaseProbe:
-    """Readiness of Postgres for /readyz."""
-
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = pool
-        self._problem: str | None = "not asked yet"
-
-    def not_ready(self) -> list[str]:
-        return [f"Postgres: {self._problem}"] if self._problem else []
-
-    async def run(self) -> None:
-        while True:
-            try:
-                await self._pool.fetchval("SELECT 1", timeout=PROBE_S)
-                self._problem = None
-            except AWAY as error:
-                self._problem = type(error).__name__
-            await asyncio.sleep(PROBE_S)
 
 
 async def _openapi(_: web.Request) -> web.StreamResponse:

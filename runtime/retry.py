@@ -54,3 +54,27 @@ async def retry_until_done(work: Callable[[], Awaitable[Result]], *, action: str
             wait_s = backoff.next_s()
             _log.warning("again", what=action, reason=str(error), wait_s=wait_s)
             await asyncio.sleep(wait_s)
+
+
+class RepeatedCheck:
+    """A check that runs every `every_s` until it is cancelled.
+
+    No error ends it: each one is logged once, and is a reason for /readyz until a check succeeds.
+    """
+
+    def __init__(self, name: str, check: Callable[[], Awaitable[object]], *, every_s: float) -> None:
+        self._name, self._check, self._every_s = name, check, every_s
+        self.reasons = [f"{name}: not checked yet"]
+
+    async def run(self) -> None:
+        """Repeat the check for ever."""
+        while True:
+            try:
+                await self._check()
+                self.reasons = []
+            except Exception as error:  # noqa: BLE001 - nobody awaits this task: its end would go unnoticed
+                reasons = [f"{self._name}: {str(error) or type(error).__name__}"]
+                if reasons != self.reasons:
+                    _log.warning("check failed", check=self._name, error_type=type(error).__name__)
+                self.reasons = reasons
+            await asyncio.sleep(self._every_s)

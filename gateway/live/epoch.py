@@ -1,14 +1,10 @@
 """Epoch watch: end all streams after a swap to a version of the tables with other content."""
 
-import asyncio
-import contextlib
-
 import asyncpg
 
 from gateway.http.database import connected
 from gateway.live.hub import RESTARTED, Hub
 from projections.read import queries
-from runtime.postgres.errors import AWAY
 
 POLL_S = 2.0
 """Longest time for which a browser may continue with rows of a version that was replaced."""
@@ -22,18 +18,8 @@ class EpochWatch:
         self._hub = hub
         self._epoch: str | None = None
 
-    async def run(self) -> None:
-        """Check the epoch every POLL_S, until cancelled."""
-        while True:
-            with contextlib.suppress(*AWAY):  # /readyz reports a missing Postgres; the epoch stays
-                await self.check()
-            await asyncio.sleep(POLL_S)
-
     async def check(self) -> None:
-        """Compare the epoch with the one before.
-
-        Raises: one of AWAY.
-        """
+        """Compare the epoch with the one before; where Postgres does not answer it stays."""
         async with connected(self._pool) as connection:
             epoch = await queries.epoch(connection)
         if self._epoch not in (None, epoch):
