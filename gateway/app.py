@@ -40,6 +40,7 @@ from gateway.http.auth import CronSecret, StreamTokens, Tenants
 from gateway.http.openapi import document
 from gateway.http.poll import Poller
 from gateway.http.problems import problems
+from gateway.http.protocol import Runner
 from gateway.http.rate_limit import RequestBuckets
 from gateway.http.requests import guard
 from gateway.http.route import Route
@@ -161,7 +162,7 @@ async def stage(settings: Settings) -> AsyncIterator[Running]:
 @asynccontextmanager
 async def serving(gateway: Gateway, settings: Settings) -> AsyncIterator[int]:
     """Listen on the public port and yield it; on exit end the streams and finish the answers under way."""
-    runner = web.AppRunner(
+    runner = Runner(
         gateway.app(), access_log=None, handle_signals=False, auto_decompress=False, shutdown_timeout=DRAIN_S
     )
     await runner.setup()

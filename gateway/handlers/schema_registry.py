@@ -6,6 +6,7 @@ Source: Confluent Schema Registry, Schema Registry API reference.
 """
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -66,7 +67,7 @@ class RegistryCatalogue:
         versions = self.of_subject(subject)
         if number in LATEST:
             return versions[-1]
-        if not (number.isascii() and number.isdigit() and 0 < int(number) < 2**31):
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", number, re.ASCII):
             message = (
                 f"The specified version '{number}' is not a valid version id. Allowed values are between"
                 ' [1, 2^31-1] and the string "latest"'

@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.http.problems import Fault, Problem, invalid
 from projections.read.queries import TransactionFilter
+from schemas.money import BIGINT_MAX
 
 CURSOR_CHARS_MAX = 200
 _VERSION = 1
@@ -50,6 +51,8 @@ def read_number(cursor: str, scope: str) -> int:
     Raises: Problem 400, where it belongs to another scope.
     """
     [number] = _decode(cursor, scope, tuple[int, int, bytes])
+    if not 0 <= number <= BIGINT_MAX:
+        raise _unknown(cursor)
     return int(number)
 
 

@@ -173,9 +173,14 @@ def _value(parameter: Parameter, given: Any, faults: list[Fault]) -> Any:
     try:
         return parameter.read(given)
     except ValueError as error:
-        shown = None if parameter.secret or not isinstance(given, str) else given[:SHOWN_CHARS_MAX]
+        shown = None if parameter.secret or not isinstance(given, str) else _printable(given[:SHOWN_CHARS_MAX])
         faults.append(Fault(parameter.name, str(error), shown))
         return None
+
+
+def _printable(text: str) -> str:
+    """Return text that can be encoded: a header's bytes that are no UTF-8 were read as lone surrogates."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _once(pairs: Sequence[tuple[str, str]], faults: list[Fault]) -> dict[str, str]:
@@ -190,7 +195,7 @@ def _once(pairs: Sequence[tuple[str, str]], faults: list[Fault]) -> dict[str, st
 def _object(body: bytes, faults: list[Fault]) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         value = None
     if isinstance(value, dict):
         return value
