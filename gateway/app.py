@@ -39,8 +39,7 @@ from gateway.handlers.syncs.syncs import Syncs
 from gateway.http.auth import CronSecret, StreamTokens, Tenants
 from gateway.http.openapi import document
 from gateway.http.poll import Poller
-from gateway.http.problems import problems
-from gateway.http.protocol import Runner
+from gateway.http.problems import Runner, problems
 from gateway.http.rate_limit import RequestBuckets
 from gateway.http.requests import guard
 from gateway.http.route import Route
