@@ -205,6 +205,7 @@ EXPLANATION = record(
             changeset=_POSITION,
         )
     ),
+    repairs=described(OBJECT, "reasons of repaired fields of the bank's last values, by field"),
     transfers=array(
         record(
             {"own_id": TEXT, "number": COUNT, "amount": AMOUNT, "currency": TEXT, "layer": TEXT},

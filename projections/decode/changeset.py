@@ -13,11 +13,8 @@ from schemas import events, money
 from schemas.encoding import codec
 from schemas.errors import Quarantine
 from schemas.ids import ID_BYTES
+from schemas.log import changesets
 from schemas.log.records import Account, Decision, Edit, History, Item, Removal
-
-PAYLOAD_BYTES_MAX = 128 * 1024
-"""Longest payload, 300 times the usual. An event carries two and a push JSON of up to six bytes a character; a record
-that no batch of the producer holds would stop its partition's events for good."""
 
 _TRANSACTIONS = frozenset({events.TRANSACTION_ADDED, events.TRANSACTION_MODIFIED})
 _SOURCES = {events.BALANCE_REPORTED: CACHED, events.BALANCE_REPORTED_REALTIME: REALTIME}
@@ -99,8 +96,10 @@ def decode(blocks: Iterable[bytes]) -> Changeset:
     for block in blocks:
         for kind, schema, start, end in codec.event_spans(block):
             counts[kind] = counts.get(kind, 0) + 1
-            if end - start > PAYLOAD_BYTES_MAX:
-                raise Quarantine(f"{kind} takes {end - start} bytes, at most {PAYLOAD_BYTES_MAX} can be published")
+            if end - start > changesets.PAYLOAD_BYTES_MAX:
+                raise Quarantine(
+                    f"{kind} takes {end - start} bytes, at most {changesets.PAYLOAD_BYTES_MAX} can be published"
+                )
             if kind in _TRANSACTIONS:
                 decoder = decoders.get(schema) or decoders.setdefault(schema, transaction.decoder(schema))
                 transactions.append(decoder(block, start, end))

@@ -20,6 +20,7 @@ from plaid.api.plaid_api import PlaidApi
 
 from runtime.plaid import item_models, repair
 from runtime.plaid import models as plaid_answers
+from runtime.plaid.decoding import decode
 from runtime.plaid.item_models import ItemAnswer
 from runtime.plaid.models import AccountsAnswer, SyncPage
 from runtime.settings import Settings
@@ -336,7 +337,7 @@ class _RawTransport(rest.RESTClientObject):  # type: ignore[misc]
 
 def _refused(status: int, body: bytes) -> TartanError:
     try:
-        refusal = plaid_answers.decode(_Refusal, repair.text(body))
+        refusal = decode(_Refusal, repair.text(body))
     except (Retry, Quarantine):
         return Retry(f"status {status} and no error of Plaid's")
     if not (_CODE.fullmatch(refusal.error_type) and _CODE.fullmatch(refusal.error_code)):
@@ -352,4 +353,4 @@ def _refused(status: int, body: bytes) -> TartanError:
 
 
 def _reads(shape: type[Answer]) -> Callable[[bytes], Answer]:
-    return partial(plaid_answers.decode, shape)
+    return partial(decode, shape)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from runtime.plaid import repair
-from runtime.plaid.models import decode
+from runtime.plaid.decoding import decode
 
 YEAR_MIN, YEAR_MAX = 1970, 2100
 """Years of the times that a bank or Plaid can mean."""

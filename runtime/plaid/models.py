@@ -5,22 +5,20 @@ is first decoded by structs that refuse unknown fields, which is fast; where tha
 one by one, and refused ones again by a tolerant struct, with the raw fields beside it.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
-from functools import cache
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
 
 from runtime.plaid import repair
+from runtime.plaid.decoding import decode, raw_text, repaired, unknown_fields
 from runtime.plaid.repair import Repair
-from schemas.errors import Quarantine, Retry
+from schemas.errors import Quarantine
 from schemas.log.records import Account, Removal, Transaction
 from schemas.money import SURELY_STORABLE_CHARS, decimal_text, is_storable
 from schemas.times import is_date
-
-Answer = TypeVar("Answer")
 
 NOT_READY = "NOT_READY"
 """`transactions_update_status` of an Item whose history Plaid has not read yet."""
@@ -32,6 +30,9 @@ OUTAGE_CODES = ("INSTITUTION_DOWN", "INSTITUTION_NOT_RESPONDING", "INSTITUTION_N
 
 CLEAR_TEXT_MAX = 4096
 """Longest cursor or status, in characters. Plaid promises 256 at most for a cursor (PLAID.md 1.1)."""
+
+ID_CHARS_MAX = 1_000
+"""Longest id; Plaid's have 37 characters."""
 
 _ABSENT = Raw()
 _ODD_ESCAPES = (b"\\u0000", b"\\ud", b"\\uD")
@@ -160,26 +161,6 @@ class _Accounts(Struct):
     request_id: str | None = None
 
 
-def decode(shape: type[Answer], body: bytes) -> Answer:
-    """Decode an answer's JSON as a struct.
-
-    Raises: Retry, where it is no JSON (a proxy's page); Quarantine, where it lacks a field that the struct needs.
-    """
-    decoder = _decoder(cast(Hashable, shape))
-    try:
-        try:
-            return cast(Answer, decoder.decode(body))
-        except msgspec.ValidationError:
-            raise
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return cast(Answer, decoder.decode(repair.text(body)))
-    except msgspec.ValidationError as error:
-        # msgspec names the field and the types, never a value.
-        raise Quarantine(f"Plaid's answer is no {shape.__name__.strip('_')}: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Retry("Plaid's answer is no JSON") from error
-
-
 def sync_page(body: bytes) -> SyncPage:
     """Decode an answer of /transactions/sync. Raises: Retry, Quarantine, as `decode`."""
     if b"\\" in body and any(escape in body for escape in _ODD_ESCAPES):
@@ -203,10 +184,13 @@ def _page(page: _Page, added: list[Transaction], modified: list[Transaction]) ->
         # Heads contain them in clear and Postgres stores them as text: a text that it refuses would stop the readers.
         if text is not None and ("\0" in text or "\ufffd" in text or len(text) > CLEAR_TEXT_MAX):
             raise Quarantine(f"Plaid's answer has a {name} that cannot be kept")
+    removed = page.removed or []
+    if not all(_is_id(removal.transaction_id) for removal in removed):
+        raise Quarantine("Plaid's answer has a removal whose id cannot be kept")
     return SyncPage(
         added,
         modified,
-        page.removed or [],
+        removed,
         [_account(raw) for raw in page.accounts or ()],
         page.next_cursor or "",
         page.has_more,
@@ -229,8 +213,10 @@ def _transaction(wire: _Transaction, extra: str | None) -> Transaction:
     category = wire.personal_finance_category or _NO_CATEGORY
     amount, currency = decimal_text(wire.amount), wire.iso_currency_code
     day = wire.authorized_date
-    if not (wire.transaction_id and is_date(wire.date) and (day is None or is_date(day))) or (
-        len(amount) > SURELY_STORABLE_CHARS and not is_storable(amount)
+    if (
+        not (_is_id(wire.transaction_id) and _is_id(wire.account_id))
+        or not (is_date(wire.date) and (day is None or is_date(day)))
+        or (len(amount) > SURELY_STORABLE_CHARS and not is_storable(amount))
     ):
         raise Quarantine("Plaid's answer has a transaction whose id, dates or amount cannot be kept")
     if currency is not None and not currency.isupper():
@@ -264,9 +250,9 @@ def _transaction(wire: _Transaction, extra: str | None) -> Transaction:
         wire.merchant_category_code,
         wire.check_number,
         wire.account_owner,
-        _text(wire.location),
-        _text(wire.counterparties),
-        _text(wire.payment_meta),
+        raw_text(wire.location),
+        raw_text(wire.counterparties),
+        raw_text(wire.payment_meta),
         extra,
     )
 
@@ -281,7 +267,7 @@ def _either(raw: Raw) -> Transaction:
             return read(body)
         except Quarantine:
             continue
-    return _tolerant(_repaired(body, _TRANSACTION_REPAIRS, _TRANSACTION_REQUIRED))
+    return _tolerant(repaired(body, _TRANSACTION_REPAIRS, _TRANSACTION_REQUIRED))
 
 
 def _strict_body(body: bytes) -> Transaction:
@@ -291,16 +277,7 @@ def _strict_body(body: bytes) -> Transaction:
 def _tolerant(body: bytes) -> Transaction:
     fields, wire = decode(dict[str, Raw], body), decode(_Transaction, body)
     nested = None if wire.personal_finance_category is None else ("personal_finance_category", _Category)
-    return _transaction(wire, _unknown(fields, _Transaction, nested))
-
-
-def _repaired(body: bytes, repairs: Mapping[str, Repair], required: frozenset[str]) -> bytes:
-    """Return an object's JSON with its fields in the form of Plaid's specification, and the repairs among them."""
-    return _EXACT_ENCODER.encode(repair.fields(_EXACT_DECODER.decode(body), repairs, required))
-
-
-_EXACT_DECODER = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
-_EXACT_ENCODER = msgspec.json.Encoder(decimal_format="number")
+    return _transaction(wire, unknown_fields(fields, _Transaction, nested))
 
 
 def _texts(shape: type[Struct]) -> dict[str, Repair]:
@@ -320,29 +297,17 @@ _TRANSACTION_REPAIRS: Mapping[str, Repair] = {
 _TRANSACTION_REQUIRED = frozenset({"transaction_id", "account_id", "amount", "date", "pending"})
 
 
-def _unknown(fields: dict[str, Raw], shape: type[Struct], nested: tuple[str, type[Struct]] | None) -> str | None:
-    """Return the fields that a struct lacks, those of one nested object included, as JSON."""
-    unknown = {name: raw for name, raw in fields.items() if name not in shape.__struct_fields__}
-    if nested is not None:
-        name, inner = nested
-        extra = _unknown(decode(dict[str, Raw], bytes(fields[name])), inner, None)
-        if extra is not None:
-            unknown[name] = Raw(extra.encode())
-    present = {name: unknown[name] for name in sorted(unknown) if _text(unknown[name]) is not None}
-    return msgspec.json.encode(present).decode() if present else None
-
-
 def _account(raw: Raw) -> Account:
     try:
         return _tolerant_account(bytes(raw))
     except Quarantine:
-        return _tolerant_account(_repaired(bytes(raw), _ACCOUNT_REPAIRS, _ACCOUNT_REQUIRED))
+        return _tolerant_account(repaired(bytes(raw), _ACCOUNT_REPAIRS, _ACCOUNT_REQUIRED))
 
 
 def _tolerant_account(body: bytes) -> Account:
     fields, wire = decode(dict[str, Raw], body), decode(_Account, body)
     current, available, limit = map(_decimal, (wire.balances.current, wire.balances.available, wire.balances.limit))
-    if not wire.account_id or not all(amount is None or is_storable(amount) for amount in (current, available, limit)):
+    if not _is_id(wire.account_id) or not all(is_storable(amount or "") for amount in (current, available, limit)):
         raise Quarantine("Plaid's answer has an account whose id or balances cannot be kept")
     return Account(
         wire.account_id,
@@ -360,7 +325,7 @@ def _tolerant_account(body: bytes) -> Account:
         _currency(wire.balances.iso_currency_code),
         wire.balances.unofficial_currency_code,
         wire.balances.last_updated_datetime,
-        _unknown(fields, _Account, ("balances", _Balances)),
+        unknown_fields(fields, _Account, ("balances", _Balances)),
     )
 
 
@@ -380,15 +345,9 @@ def _currency(code: str | None) -> str | None:
     return code if code is None or code.isupper() else code.upper()
 
 
-def _text(raw: Raw) -> str | None:
-    text = str(raw, "utf-8")
-    return None if text in ("null", "") else text
-
-
 def _decimal(amount: Decimal | None) -> str | None:
     return None if amount is None else decimal_text(amount)
 
 
-@cache
-def _decoder(shape: Hashable) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(shape)
+def _is_id(text: str) -> bool:
+    return 0 < len(text) <= ID_CHARS_MAX

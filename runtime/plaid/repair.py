@@ -8,9 +8,12 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Context, Decimal, InvalidOperation
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from schemas.errors import Quarantine
+from schemas.log.records import Account, Transaction
 from schemas.money import DIGITS_MAX, ISO_LEDGER_SCALE, decimal_text, is_storable
 from schemas.times import is_date
 
@@ -29,6 +32,11 @@ _WIDE = Context(prec=2 * DIGITS_MAX)
 class Unrepairable(Exception):
     """A value that no repair can read; the message names its kind, never the value."""
 
+
+TEXT_CHARS_MAX = 1_000
+"""Longest text of a shortened record: all texts of one together are below changesets.PAYLOAD_BYTES_MAX."""
+
+Record = TypeVar("Record", Transaction, Account)
 
 Repair = Callable[[Any], tuple[Any, str]]
 """Function from a wrong value to the right one and the reason. Raises: Unrepairable, where it cannot be repaired."""
@@ -174,3 +182,22 @@ _KINDS = MappingProxyType({str: "text", dict: "object", list: "list", bool: "boo
 
 def _kind(value: Any) -> str:
     return _KINDS.get(type(value), "number")
+
+
+def shortened(record: Record) -> Record:
+    """Return a record that is too large to be published with its long texts cut, and without long JSON and references.
+
+    A cut id would name another thing.
+    """
+    repairs: dict[str, str] = {}
+    values: dict[str, str | None] = {}
+    for name in record.__struct_fields__:
+        value = getattr(record, name)
+        if isinstance(value, str) and len(value) > TEXT_CHARS_MAX and name not in ("transaction_id", "account_id"):
+            values[name] = None if name.endswith(("_json", "_id")) else value[:TEXT_CHARS_MAX]
+            repairs[name] = f"{len(value)} characters are too long"
+    extra = values.get("extra_json", record.extra_json)
+    known = msgspec.json.decode(extra) if extra else {}
+    repairs = {**known.get(REPAIRS, {}), **repairs}
+    values["extra_json"] = msgspec.json.encode({**known, REPAIRS: repairs}).decode()
+    return msgspec.structs.replace(record, **values)

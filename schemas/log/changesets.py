@@ -24,6 +24,9 @@ _PREFIX_BYTES = 6
 HEADS_READABLE = frozenset({catalogue.HEAD})
 """Head schemas that this code reads. A new one is added here one release before any code writes it."""
 
+PAYLOAD_BYTES_MAX = 128 * 1024
+"""Longest payload, 300 times the usual. An event carries two and a push JSON of up to six bytes a character; a record
+that no batch of the producer holds would stop its partition's events for good."""
 RECORD_BYTES_MAX = 4 * 1024 * 1024
 """Largest record; a larger changeset is cut into chunks. At 90 sealed bytes a transaction that is 45,000."""
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from runtime.plaid import repair
 from runtime.scheduler.types import KnownHead
 from schemas.encoding import catalogue, codec
 from schemas.errors import Quarantine
@@ -21,7 +22,7 @@ from schemas.events import BALANCE_REPORTED, TRANSACTION_ADDED, TRANSACTION_MODI
 from schemas.ids import chained_id
 from schemas.log import changesets, gate
 from schemas.log.changesets import UserKeys
-from schemas.log.records import Account, Cause, Head, Item
+from schemas.log.records import Account, Cause, Head, Item, Removal, Transaction
 from schemas.times import to_micros
 from schemas.topics import user_key
 from streams.sync.pages import Change
@@ -156,16 +157,21 @@ def is_news(tip: Tip, draft: Draft, *, now: datetime) -> bool:
 
 def encode_transactions(changes: Sequence[Change]) -> Events:
     """Encode the changes of transactions."""
-    encode_transaction, encode_removal = codec.encoder(catalogue.TRANSACTION), codec.encoder(catalogue.REMOVAL)
-    return [
-        (kind, _SCHEMAS[kind], encode_removal(record) if kind == TRANSACTION_REMOVED else encode_transaction(record))
-        for kind, record in changes
-    ]
+    return [(kind, _SCHEMAS[kind], _encode(_SCHEMAS[kind], record)) for kind, record in changes]
 
 
 def encode_balances(accounts: Mapping[str, Account]) -> Events:
     """Encode accounts with their balances, in the order of their ids."""
-    return [(BALANCE_REPORTED, catalogue.ACCOUNT, codec.encode(accounts[name])) for name in sorted(accounts)]
+    return [
+        (BALANCE_REPORTED, catalogue.ACCOUNT, _encode(catalogue.ACCOUNT, accounts[name])) for name in sorted(accounts)
+    ]
+
+
+def _encode(schema: int, record: Transaction | Account | Removal) -> bytes:
+    data = codec.encoder(schema)(record)
+    if len(data) > changesets.PAYLOAD_BYTES_MAX and not isinstance(record, Removal):
+        data = codec.encoder(schema)(repair.shortened(record))
+    return data
 
 
 def encode_item(event_type: str, subject: Subject, state: ItemState, history_status: str | None = None) -> Events:
