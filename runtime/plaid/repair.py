@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Context, Decimal, InvalidOperation
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -35,8 +35,6 @@ class Unrepairable(Exception):
 
 TEXT_CHARS_MAX = 1_000
 """Longest text of a shortened record: all texts of one together are below changesets.PAYLOAD_BYTES_MAX."""
-
-Record = TypeVar("Record", Transaction, Account)
 
 Repair = Callable[[Any], tuple[Any, str]]
 """Function from a wrong value to the right one and the reason. Raises: Unrepairable, where it cannot be repaired."""
@@ -184,7 +182,7 @@ def _kind(value: Any) -> str:
     return _KINDS.get(type(value), "number")
 
 
-def shortened(record: Record) -> Record:
+def shortened(record: Transaction | Account) -> Transaction | Account:
     """Return a record that is too large to be published with its long texts cut, and without long JSON and references.
 
     A cut id would name another thing.

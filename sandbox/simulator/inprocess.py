@@ -23,6 +23,7 @@ from msgspec import Raw, Struct
 
 from runtime.plaid import item_models, models
 from runtime.plaid.client import CATEGORY_VERSION, PAGE_TRANSACTIONS_MAX, PlaidRefused
+from runtime.plaid.decoding import decode
 from runtime.plaid.item_models import ItemAnswer
 from runtime.plaid.models import AccountsAnswer, SyncPage
 from sandbox.simulator.api.dispatcher import Answer, answer
@@ -119,16 +120,16 @@ class InProcessPlaid:
 
     async def remove(self, token: str) -> None:
         """Remove the Item at Plaid."""
-        await self._request("/item/remove", {"access_token": token}, partial(models.decode, _Done))
+        await self._request("/item/remove", {"access_token": token}, partial(decode, _Done))
 
     async def refresh(self, token: str) -> None:
         """Request a refresh of the bank's data."""
-        await self._request("/transactions/refresh", {"access_token": token}, partial(models.decode, _Done))
+        await self._request("/transactions/refresh", {"access_token": token}, partial(decode, _Done))
 
     async def verification_key(self, key_id: str) -> bytes:
         """Request the JWK that verifies webhooks, as JSON."""
         answered = await self._request(
-            "/webhook_verification_key/get", {"key_id": key_id}, partial(models.decode, _Key)
+            "/webhook_verification_key/get", {"key_id": key_id}, partial(decode, _Key)
         )
         return bytes(answered.key)
 
@@ -197,7 +198,7 @@ class InProcessPlaid:
 
 def _refused(status: int, body: bytes) -> PlaidRefused | Retry:
     try:
-        refusal = models.decode(_Refusal, body)
+        refusal = decode(_Refusal, body)
     except (Retry, Quarantine):
         return Retry(f"status {status} and no error of Plaid's")
     return PlaidRefused(
