@@ -128,9 +128,7 @@ class InProcessPlaid:
 
     async def verification_key(self, key_id: str) -> bytes:
         """Request the JWK that verifies webhooks, as JSON."""
-        answered = await self._request(
-            "/webhook_verification_key/get", {"key_id": key_id}, partial(decode, _Key)
-        )
+        answered = await self._request("/webhook_verification_key/get", {"key_id": key_id}, partial(decode, _Key))
         return bytes(answered.key)
 
     def answer(self, path: str, body: dict[str, Any]) -> Answer:
