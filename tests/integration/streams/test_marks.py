@@ -110,6 +110,19 @@ async def test_a_refresh_is_wanted_until_a_pass_has_asked_for_it(desk: Desk) -> 
     assert not (await desk.row())["refresh_wanted"]
 
 
+async def test_accounts_asked_for_during_a_run_are_read_by_the_next_one(desk: Desk) -> None:
+    await desk.register("item")
+    [first] = await desk.claim()
+
+    await desk.mark(accounts=True)
+    await desk.release(first, accounts_read=True)
+    [second] = await desk.claim()
+    await desk.release(second, accounts_read=True)
+
+    assert (first.accounts_wanted, second.accounts_wanted) == (True, True)
+    assert not (await desk.row())["accounts_wanted"]
+
+
 async def test_an_unlink_waits_for_no_limit_and_no_bank(desk: Desk) -> None:
     await desk.register("item")
     [claimed] = await desk.claim()

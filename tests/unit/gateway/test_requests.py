@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joserfc import jwt
+from joserfc.jwk import OctKey
 
 from gateway.http import auth, cursors, idempotency, rate_limit
 from gateway.http.auth import SESSION_S_MAX, StreamTokens, Tenants, Viewer
@@ -186,6 +188,19 @@ def test_a_token_is_renewed_for_some_hours_and_no_longer() -> None:
     assert young is not None
     assert tokens.read(young[0]) == Viewer("tenant", 1, now - SESSION_S_MAX + 10)
     assert old is None
+
+
+@pytest.mark.parametrize("audience", ["another service", None])
+def test_a_token_for_another_service_opens_nothing(audience: str | None) -> None:
+    """Applications may sign tokens for other services with the same secret."""
+    claims: dict[str, Any] = {"tenant": "tenant", "user": "1", "since": int(time.time()), "exp": int(time.time()) + 60}
+    claims |= {} if audience is None else {"aud": audience}
+    header, key = {"alg": auth.ALGORITHM}, OctKey.import_key(SECRET)
+    tokens = StreamTokens(Settings(stream_secret=SECRET))
+
+    assert tokens.read(jwt.encode(header, claims, key, algorithms=[auth.ALGORITHM])) is None
+    ours = jwt.encode(header, {**claims, "aud": auth.AUDIENCE}, key, algorithms=[auth.ALGORITHM])
+    assert tokens.read(ours) is not None
 
 
 def test_a_token_that_is_not_ours_or_was_changed_opens_nothing() -> None:
