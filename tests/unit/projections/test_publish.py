@@ -66,6 +66,7 @@ class Table:
         self.rows: list[ChangesetEvents] = []
         self.held_topics: dict[tuple[str, int], int] = {}
         self.away = 0
+        self.refuses_checkpoints = False
 
     async def read_checkpoint(self, partition: int) -> int:
         self._fail()
@@ -81,6 +82,8 @@ class Table:
         return dict(self.held_topics)
 
     async def store_checkpoints(self, checkpoints: Mapping[int, int]) -> None:
+        if self.refuses_checkpoints:
+            raise Retry("away")
         self.checkpoints.update(
             {number: max(at, self.checkpoints.get(number, 0)) for number, at in checkpoints.items()}
         )
@@ -166,6 +169,19 @@ async def test_a_checkpoint_is_raised_only_after_the_answer(world: World) -> Non
     async with asyncio.timeout(WAIT_S_MAX):
         while world.table.checkpoints != {0: 1}:  # stored by itself when nothing more comes
             await asyncio.sleep(0.001)
+
+
+async def test_a_checkpoint_that_was_not_stored_is_stored_later(world: World) -> None:
+    world.table.refuses_checkpoints = True
+    world.commit(0, changeset(0))
+    await world.publisher.drain()
+    unstored = world.publisher.unstored_checkpoints()
+
+    world.table.refuses_checkpoints = False
+    await world.publisher.drain()
+
+    assert unstored == {0: 1}
+    assert world.table.checkpoints == {0: 1}
 
 
 async def test_a_start_goes_on_above_the_checkpoint_from_the_table(world: World) -> None:
