@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from projections.events import public_events
+from projections.store.rows import decompress
 from runtime.crash_points import CrashPoint
 from schemas.encoding import codec
 from schemas.ids import own_id
@@ -72,9 +74,10 @@ class Reading:
         self._thread.join()
         self._program["registry"].__exit__(None, None, None)
 
-    def positions(self) -> dict[int, int]:
-        """Partition to the changeset of the last event that was taken."""
-        return dict(self._rows("SELECT partition, source_offset FROM positions"))
+    def positions(self) -> dict[int, tuple[int, int]]:
+        """Partition to the changeset and number of the last event that was taken."""
+        rows = self._rows("SELECT partition, source_offset, place FROM positions")
+        return {partition: (offset, place) for partition, offset, place in rows}
 
     def table(self) -> dict[str, tuple[Any, ...]]:
         """Id to row."""
@@ -116,7 +119,11 @@ async def test_a_consumer_written_from_the_document_has_our_table_whatever_becom
     processes.append(await run(world, None))
     await world.until_projected(life.count + 1)
 
-    last = dict(await world.tables.fetch(LAST))
+    last = {}
+    for partition, offset, compressed in await world.tables.fetch(LAST):
+        kinds = [event.type for event in public_events.decode_block(decompress(compressed))]
+        # A changeset may have several events: the reader is done with the last one.
+        last[partition] = (offset, max(place for place, kind in enumerate(kinds) if kind.startswith("transaction.")))
     await world.until(lambda: reached(reading, last))
 
     ours = {row["id"]: row for row in await world.tables.fetch(OURS)}
@@ -135,9 +142,9 @@ def shown(row: Any) -> tuple[Any, ...]:
     return (*(row[name] for name in FIELDS[:-1]), users)
 
 
-async def reached(reading: Reading, last: dict[int, int]) -> bool:
+async def reached(reading: Reading, last: dict[int, tuple[int, int]]) -> bool:
     positions = await asyncio.to_thread(reading.positions)
-    return all(positions.get(partition, -1) >= offset for partition, offset in last.items())
+    return all(positions.get(partition, (-1, 0)) >= position for partition, position in last.items())
 
 
 OURS = """
@@ -146,6 +153,8 @@ SELECT encode(own_id, 'hex') AS id, version, u.user_id, account_id, amount::text
   FROM reads.transactions t JOIN tartan.users u USING (user_number)
  WHERE removed_at IS NULL"""
 
-LAST = (
-    "SELECT i.partition, max(t.last_changeset) FROM reads.transactions t JOIN reads.items i USING (item_id) GROUP BY 1"
-)
+LAST = """
+SELECT c.partition, c.source_offset, c.events FROM projection.changesets c JOIN (
+       SELECT i.partition, max(t.last_changeset) AS last
+         FROM reads.transactions t JOIN reads.items i USING (item_id) GROUP BY 1) AS newest
+    ON c.partition = newest.partition AND c.source_offset = newest.last"""
