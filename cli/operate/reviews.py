@@ -49,7 +49,7 @@ def list_reviews(
         for candidate in review["candidates"]:
             row = candidate["transaction"]
             cells.append((None, None, row["id"], candidate["score"], row["date"], row["amount"], row["name"]))
-    names = ("review", "withheld", "perhaps the same as", "score", "date", "amount", "name")
+    names = ("review", "transaction", "perhaps the same as", "score", "date", "amount", "name")
     text = table(names, cells, ids=names[:3]) if rows else "No review waits for a decision."
     print_result({"reviews": rows}, text, as_json=as_json)
 
@@ -68,13 +68,13 @@ def approve(
     by: By = "",
     as_json: Json = False,
 ) -> None:
-    """Decide that the withheld transaction duplicates a known one, which continues and counts once."""
+    """Decide that the transaction duplicates a known one, which continues and counts once."""
     _decide(review, approve=True, own_id=match or old_match or None, by=by, as_json=as_json)
 
 
 @reviews_app.command("reject")
 def reject(review: ReviewId, by: By = "", as_json: Json = False) -> None:
-    """Decide that the withheld transaction is a separate purchase."""
+    """Decide that the transaction is a separate purchase."""
     _decide(review, approve=False, own_id=None, by=by, as_json=as_json)
 
 

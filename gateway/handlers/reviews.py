@@ -41,7 +41,7 @@ class Reviews:
     list_user_reviews = list_reviews
 
     async def approve_review(self, call: Call) -> Answer:
-        """Decide that the withheld transaction duplicates a candidate, which continues with the bank's new values."""
+        """Decide that the transaction duplicates a candidate, which continues with the bank's new values."""
         review = await self._review(call)
         own_id: bytes | None = call.values["own_id"]
         chosen = None if own_id is None else own_id.hex()
@@ -56,7 +56,7 @@ class Reviews:
         return await self._decide(call, review, APPROVED, chosen)
 
     async def reject_review(self, call: Call) -> Answer:
-        """Decide that the withheld transaction is a separate purchase."""
+        """Decide that the transaction is a separate purchase."""
         return await self._decide(call, await self._review(call), REJECTED, None)
 
     async def _decide(self, call: Call, review: ReviewTarget, decision: str, chosen: str | None) -> Answer:

@@ -16,7 +16,7 @@ from projections.decode import transaction
 from projections.events import public_events
 from projections.ledger.postings import posted
 from projections.model.book import NOTHING, POSTED, Book
-from projections.model.unit_of_work import Row
+from projections.model.unit_of_work import MERGED_PREFIX, Row
 from projections.store import rows
 from projections.verify.invariants import EXAMPLES_MAX, INVARIANTS
 from runtime.postgres.pool import snapshot
@@ -178,7 +178,7 @@ SELECT l.own_id, count(*) AS transfers, min(l.changeset) AS changeset,
 
 _ACCOUNTS = "SELECT item_id, account_id, user_number, opened, opening_transfers FROM accounts"
 
-_CHAINS = """
+_CHAINS = f"""
 SELECT c.*, EXISTS (SELECT FROM transaction_matches m WHERE (m.item_id, m.transaction_id, m.own_id)
        = (c.item_id, c.next_id, c.own_id)) AS is_matched
   FROM (SELECT own_id, item_id, transaction_id, payload, payload_schema, lead(item_id) OVER following AS next_item,
@@ -187,7 +187,7 @@ SELECT c.*, EXISTS (SELECT FROM transaction_matches m WHERE (m.item_id, m.transa
           FROM (SELECT own_id, version, item_id, transaction_id, payload, payload_schema FROM transaction_versions
                  UNION ALL
                 SELECT own_id, version, item_id, transaction_id, payload, payload_schema FROM transactions
-                 WHERE transaction_id NOT LIKE 'merged:%') AS versions
+                 WHERE transaction_id NOT LIKE '{MERGED_PREFIX}%') AS versions
         WINDOW following AS (PARTITION BY own_id ORDER BY version)) AS c
  WHERE c.next_item = c.item_id AND c.next_id <> c.transaction_id"""
 

@@ -1,4 +1,4 @@
-"""What is appended folds: pages with values that no specification allows are repaired or refused, never in the way."""
+"""Pages with values that no specification allows are repaired or refused: whatever is appended can be folded."""
 
 from typing import Any
 
