@@ -260,8 +260,8 @@ class _Resolver:
         ]
         subject = (review_id(context.changeset_id, row.own_id), context.user, row.item_id, row.own_id)
         review = Review(*subject, _dumped(candidates), question.reason, context.offset, context.known_at)
-        if not all(pair.old.is_gone for pair in question.pairs):
-            row.review, row.postings = review.id, NOTHING
+        # Where no candidate counts, settle_reviews releases the row again.
+        row.review, row.postings = review.id, NOTHING
         self._work.reviews[review.id] = self._work.changed_reviews[review.id] = review
 
     def decide(self, decision: Decision) -> bool:

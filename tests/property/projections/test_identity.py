@@ -78,7 +78,15 @@ def test_no_purchase_counts_twice_and_none_is_lost(steps: list[Step]) -> None:
         assert counted[number] <= bought[number] + forgotten[number]
 
 
+TWINS_WITH_A_NOTE: list[Step] = [
+    *(("buy_twin", 0, 0), ("buy_twin", 0, 0), ("sync", 0, 0), ("edit", 0, 0)),
+    *(("churn", 0, 0), ("churn", 1, 0), ("sync", 0, 0)),
+]
+"""The bank removes two equal purchases, one with a note, and reports both under new ids."""
+
+
 @given(stories)
+@example(TWINS_WITH_A_NOTE)
 @settings(deadline=None)
 def test_an_open_review_leaves_one_of_its_transactions_counted(steps: list[Step]) -> None:
     memory = folded(Bank(steps))
